@@ -1,0 +1,19 @@
+# What every private training shares (DP-SGD in the paper's setting, arXiv 2504.10190). Nothing here has a name that MMPose's
+# configs use, so that a leaf can inherit from both; the leaf puts each part in its place (see configs/dp/).
+custom_imports = dict(imports=['mmpose_dp'], allow_failed_imports=False)
+
+dp_dataset = dict(_delete_=True, type='PublicPrivateDataset', privacy_unit='instance')
+dp_batch_sampler = dict(type='PoissonBatchSampler', expected_batch_size=32)
+dp_optim_wrapper = dict(
+    _delete_=True,
+    type='DPOptimWrapper',
+    constructor='DPOptimWrapperConstructor',
+    optimizer=dict(type='AdamW', lr=1e-3),
+    max_grad_norm=0.1,
+)
+dp_train_cfg = dict(_delete_=True, type='PrivateTrainLoop', max_epochs=25, val_interval=5)
+dp_param_scheduler = [dict(type='MultiStepLR', milestones=[20], gamma=0.1, by_epoch=True)]
+dp_hooks = dict(
+    privacy_budget=dict(type='PrivacyBudgetHook', target_epsilon=0.8, target_delta=1 / 22000),
+    checkpoint=dict(interval=5, max_keep_ckpts=3),
+)

@@ -1,0 +1,14 @@
+# Projected DP-SGD: the subspace comes from a data set that is really public. Default: the synthetic public domain
+#   python tools/make_synthetic_mpii.py --out data/synthetic_public --domain public --train 2000 --val 200
+# A leaf gives it the private set's own pipeline: dataset=dict(public=dict(_base_.dp_public, pipeline=...)).
+_base_ = './private.py'
+
+dp_public = dict(
+    type='MpiiDataset',
+    data_root='data/synthetic_public/',
+    data_mode='topdown',
+    ann_file='annotations/mpii_train.json',
+    data_prefix=dict(img='images/'),
+)
+dp_optim_wrapper = dict(projector=dict(rank=100, refresh_interval=50, dtype='bfloat16'))
+dp_hooks = dict(public_data=dict(type='PublicDataHook'))

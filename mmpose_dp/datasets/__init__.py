@@ -1,0 +1,7 @@
+"""Data sets, samplers and transforms of private training. Must not import the engine."""
+
+from .public_private_dataset import PublicPrivateDataset, collate_rows
+from .samplers import MicroBatch, PoissonBatchSampler
+from .transforms import PublicView
+
+__all__ = ['MicroBatch', 'PoissonBatchSampler', 'PublicPrivateDataset', 'PublicView', 'collate_rows']

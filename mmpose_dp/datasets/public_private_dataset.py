@@ -1,0 +1,183 @@
+"""One data set of two halves: private records first, public ones after them.
+
+One data loader and one forward then serve both, and each row carries its half in its metainfo. Must not let a private
+record reach a row that is not its own, nor call public what is not.
+"""
+
+import copy
+import hashlib
+import os.path as osp
+from typing import Any, Sequence
+
+from mmengine.dataset import BaseDataset
+from mmengine.registry import FUNCTIONS
+from mmpose.datasets.transforms.mix_img_transforms import MixImageTransform
+from mmpose.registry import DATASETS, TRANSFORMS
+from torch.utils.data import Dataset
+
+from mmpose_dp.privacy import PrivacyError
+
+UNITS = ('instance', 'image')
+# they put several records into one row; MMPose's own are found by their base class
+_MIXING = ('Mosaic', 'MixUp', 'CutMix', 'CopyPaste', 'YOLOXMixUp')
+
+
+@DATASETS.register_module()
+class PublicPrivateDataset(Dataset):
+    """Private records 0..N-1 and public records N..N+M-1 of one training set.
+
+    Args:
+        private: config of the private data set, any MMPose top-down data set.
+        public_view: config of a PublicView transform: the public half is then the private set seen through it (Feature DP
+            and hybrid). It is put right after GetBBoxCenterScale, before anything random.
+        public: config of a data set that is really public (Projected DP-SGD).
+        privacy_unit: 'instance' (each annotated person is a record) or 'image' (all people of an image are one).
+
+    Raises PrivacyError, naming the key, for missing files, mixing transforms, data sets that repeat records, and public
+    data that is not public.
+    """
+
+    def __init__(
+        self,
+        private: dict,
+        public_view: dict | None = None,
+        public: dict | None = None,
+        privacy_unit: str = 'instance',
+    ) -> None:
+        if privacy_unit not in UNITS:
+            raise PrivacyError(f'train_dataloader.dataset.privacy_unit={privacy_unit!r} is unknown; write one of {UNITS}')
+        if public_view is not None and public is not None:
+            raise PrivacyError('train_dataloader.dataset: give public_view or public, not both')
+        self.private = _build(private, 'private')
+        self.public_view: Any = None
+        self.public: BaseDataset | None = None
+        if public_view is not None:
+            self.public = _build(_with_view(private, public_view), 'private')
+            self.public_view = TRANSFORMS.build(public_view)
+        elif public is not None:
+            self.public = _build(public, 'public')
+            _refuse_shared_data(self.private, self.public)
+        self.privacy_unit = privacy_unit
+        self.metainfo = self.private.metainfo
+        self._records = self._group(privacy_unit)
+        self._record_of = {row: r for r, rows in enumerate(self._records) for row in rows}
+
+    def _group(self, unit: str) -> list[list[int]]:
+        if unit == 'instance':
+            return [[i] for i in range(len(self.private))]
+        images: dict[str, list[int]] = {}
+        for i in range(len(self.private)):
+            images.setdefault(osp.realpath(self.private.get_data_info(i)['img_path']), []).append(i)
+        return list(images.values())
+
+    @property
+    def num_records(self) -> int:
+        """N, in privacy units."""
+        return len(self._records)
+
+    @property
+    def num_public(self) -> int:
+        """M, rows of the public half."""
+        return 0 if self.public is None else len(self.public)
+
+    @property
+    def public_rows(self) -> range:
+        """Indices of the public half."""
+        return range(len(self.private), len(self))
+
+    def rows_of(self, record: int) -> list[int]:
+        """Indices of the rows that make up a private record."""
+        return self._records[record]
+
+    def __len__(self) -> int:
+        return len(self.private) + self.num_public
+
+    def __getitem__(self, index: int) -> dict | None:
+        """The packed row, or None where the pipeline rejects it: it then contributes nothing, and no other takes its place."""
+        private = len(self.private)
+        is_public = index >= private
+        source = self.public if is_public else self.private
+        packed = source.prepare_data(index - private if is_public else index)  # type: ignore[union-attr]
+        if packed is not None:
+            packed['data_samples'].set_metainfo({'dp_record': None if is_public else self._record_of[index]})
+        return packed
+
+    @property
+    def public_description(self) -> str | None:
+        """What is treated as public, for the statement."""
+        if self.public_view is not None:
+            return self.public_view.description
+        return None if self.public is None else f'{type(self.public).__name__} {osp.basename(self.public.ann_file)}'
+
+
+def _build(cfg: dict, half: str) -> BaseDataset:
+    key = f'train_dataloader.dataset.{half}'
+    for step in cfg.get('pipeline', []):
+        name = str(step['type'])
+        cls = TRANSFORMS.get(name)
+        if name in _MIXING or (cls is not None and issubclass(cls, MixImageTransform)):
+            raise PrivacyError(f'{key}.pipeline: {name} mixes several records into one row; take it out')
+    _refuse_missing_files(cfg, key)
+    dataset = DATASETS.build(dict(cfg, lazy_init=False))
+    if not isinstance(dataset, BaseDataset):
+        raise PrivacyError(
+            f'{key}.type={cfg["type"]}: a wrapper that joins or repeats data sets can use a record twice; give the '
+            'data set itself'
+        )
+    if len(dataset) == 0:
+        raise PrivacyError(f'{key}: {dataset.ann_file} holds no annotated person')
+    return dataset
+
+
+def _refuse_missing_files(cfg: dict, key: str) -> None:
+    root, ann = cfg.get('data_root') or '', cfg.get('ann_file') or ''
+    path = ann if osp.isabs(ann) else osp.join(root, ann)
+    images = osp.join(root, (cfg.get('data_prefix') or {}).get('img') or '')
+    for found, wanted in ((osp.isfile(path), path), (osp.isdir(images), images)):
+        if not found:
+            raise PrivacyError(
+                f'{key}: {wanted} does not exist. MMPose expects\n'
+                '  data/mpii/annotations/mpii_train.json, mpii_val.json, mpii_gt_val.mat\n'
+                '  data/mpii/images/*.jpg\n'
+                'Put MPII there (MMPose docs, "2D Body Keypoint Datasets"), point data_root at it, or draw the synthetic '
+                'set in its place:\n'
+                '  python tools/make_synthetic_mpii.py --out data/mpii --domain private --train 6000 --val 1000'
+            )
+
+
+def _with_view(cfg: dict, view: dict) -> dict:
+    cfg = copy.deepcopy(cfg)
+    names = [step['type'] for step in cfg['pipeline']]
+    if 'GetBBoxCenterScale' not in names:
+        raise PrivacyError('train_dataloader.dataset.public_view needs a top-down pipeline with GetBBoxCenterScale')
+    cfg['pipeline'] = list(cfg['pipeline'])
+    cfg['pipeline'].insert(names.index('GetBBoxCenterScale') + 1, view)
+    return cfg
+
+
+def _refuse_shared_data(private: BaseDataset, public: BaseDataset) -> None:
+    advice = 'it is then not public. Use other data, or public_view for Feature DP'
+    if _digest(private.ann_file) == _digest(public.ann_file):
+        raise PrivacyError(f'train_dataloader.dataset.public has the private annotation file {private.ann_file}: {advice}')
+    shared = _images(private) & _images(public)
+    if shared:
+        raise PrivacyError(
+            f'train_dataloader.dataset.public shares {len(shared)} image files with the private set '
+            f'({osp.basename(min(shared))}, ...): {advice}'
+        )
+
+
+def _digest(path: str) -> str:
+    with open(path, 'rb') as file:
+        return hashlib.sha256(file.read()).hexdigest()
+
+
+def _images(dataset: BaseDataset) -> set[str]:
+    return {osp.realpath(dataset.get_data_info(i)['img_path']) for i in range(len(dataset))}
+
+
+@FUNCTIONS.register_module()
+def collate_rows(rows: Sequence[dict | None]) -> dict[str, list]:
+    """Packed rows to the batch that MMPose's preprocessor takes; rejected rows are left out, an empty draw is empty."""
+    kept = [row for row in rows if row is not None]
+    return {key: [row[key] for row in kept] for key in ('inputs', 'data_samples')}

@@ -1,0 +1,5 @@
+"""Samplers whose draw an accountant can rely on. Must not hold logic."""
+
+from .poisson_batch_sampler import MicroBatch, PoissonBatchSampler
+
+__all__ = ['MicroBatch', 'PoissonBatchSampler']

@@ -1,0 +1,132 @@
+"""Poisson sampling of private records, and independent sampling of public ones.
+
+The draw decides the amplification that the accountant claims, so it comes from the system's entropy and from nothing else:
+not from mmengine's seed, not from a shuffle. Must not drop, repeat or round the draw.
+"""
+
+from collections import deque
+from fractions import Fraction
+from typing import Iterator, NamedTuple
+
+from mmengine.dist import get_dist_info
+from mmpose.registry import DATA_SAMPLERS
+from torch.utils.data import Sampler
+
+from mmpose_dp.privacy import PrivacyError, RandomSource
+
+from ..public_private_dataset import PublicPrivateDataset
+
+
+class MicroBatch(NamedTuple):
+    """What the train loop must know of a list of indices: whether it is empty, and whether it ends its logical batch."""
+
+    rows: int
+    is_last: bool
+
+
+@DATA_SAMPLERS.register_module()
+class PoissonBatchSampler:
+    """Draws logical batches and hands them out in micro-batches.
+
+    Every private record joins a logical batch independently with probability ``expected_batch_size / num_records``. Public
+    records are drawn uniformly without replacement, independently of the private draw. Each rank samples its own shard of
+    the private records.
+
+    Args:
+        sampler: mmengine builds it from ``train_dataloader.sampler``; only its ``dataset`` is used.
+        batch_size: the most rows of one forward (mmengine's ``train_dataloader.batch_size``): memory, not privacy.
+        expected_batch_size: B, over all ranks.
+        public_batch_size: public rows of each step, over all ranks.
+        debug_seed: for tests only; the run is then NOT PRIVATE.
+
+    Attributes:
+        pending: one MicroBatch for each list of indices handed out and not yet trained on, oldest first. Data loaders
+            keep the order, also with workers that read ahead.
+        public_only: draw public rows only; an epoch is then one pass over the public half.
+    """
+
+    def __init__(
+        self,
+        sampler: Sampler,
+        batch_size: int,
+        expected_batch_size: int,
+        public_batch_size: int = 0,
+        debug_seed: int | None = None,
+    ) -> None:
+        dataset = getattr(sampler, 'dataset', None)
+        if not isinstance(dataset, PublicPrivateDataset):
+            raise PrivacyError(
+                f"train_dataloader.dataset is {type(dataset).__name__}: PoissonBatchSampler needs "
+                "dataset=dict(type='PublicPrivateDataset', private=<your dataset>)"
+            )
+        rank, world = get_dist_info()
+        self.sampler = sampler
+        self.micro_batch_size = batch_size
+        self.expected_batch_size = expected_batch_size
+        self.public_batch_size = public_batch_size
+        self.num_records = dataset.num_records
+        if not 1 <= expected_batch_size <= self.num_records:
+            raise PrivacyError(
+                f'train_dataloader.batch_sampler.expected_batch_size={expected_batch_size} must lie between 1 and the '
+                f'number of private records, {self.num_records}'
+            )
+        if public_batch_size > dataset.num_public:
+            raise PrivacyError(
+                f'train_dataloader.batch_sampler.public_batch_size={public_batch_size} is more than the '
+                f'{dataset.num_public} public records of train_dataloader.dataset'
+            )
+        self.random = RandomSource(debug_seed)
+        self.sample_rate = Fraction(expected_batch_size, self.num_records)
+        self._records = [dataset.rows_of(r) for r in range(rank, self.num_records, world)]
+        self._public = dataset.public_rows
+        self._rank, self._world = rank, world
+        self.pending: deque[MicroBatch] = deque()
+        self.public_only = False
+        self.steps_done = 0  # of the current epoch, set on resume
+
+    def steps_per_epoch(self, public_only: bool) -> int:
+        """Logical steps of one epoch; exact integers, since the accountant counts them."""
+        if public_only:
+            return max(len(self._public) // max(self.public_batch_size, 1), 1)
+        return self.num_records // self.expected_batch_size
+
+    def __len__(self) -> int:
+        """Logical steps of the current epoch (not micro-batches)."""
+        return self.steps_per_epoch(self.public_only)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Nothing to do: no draw depends on a seed or an epoch number. mmengine calls it."""
+
+    def draw(self) -> list[list[int]]:
+        """One logical batch of this rank: a list of records, each the list of its rows."""
+        private = [] if self.public_only else self.random.bernoulli(len(self._records), self.sample_rate)
+        records = [self._records[i] for i in private]
+        if self.public_batch_size:
+            # every rank takes every world-th of an own draw: together about public_batch_size rows
+            size = len(range(self._rank, self.public_batch_size, self._world))
+            records += [[int(self._public[i])] for i in self.random.choice(len(self._public), size)]
+        return records
+
+    def __iter__(self) -> Iterator[list[int]]:
+        self.pending.clear()
+        for _ in range(self.steps_done, len(self)):
+            batches = _pack(self.draw(), self.micro_batch_size)
+            for i, rows in enumerate(batches):
+                self.pending.append(MicroBatch(len(rows), i + 1 == len(batches)))
+                yield rows
+        self.steps_done = 0
+
+
+def _pack(records: list[list[int]], limit: int) -> list[list[int]]:
+    """Fills micro-batches of about equal size with whole records, at most ``limit`` rows each unless one record has more.
+
+    An empty draw gives one empty micro-batch: the step still happens.
+    """
+    count = max(-(-sum(map(len, records)) // limit), 1)
+    target = -(-sum(map(len, records)) // count)
+    batches: list[list[int]] = [[]]
+    for rows in records:
+        if batches[-1] and len(batches[-1]) + len(rows) > target:
+            batches.append([])
+        batches[-1].extend(rows)
+    return batches

@@ -1,0 +1,7 @@
+"""Connects the privacy core to mmengine's runner. Must not hold a line of the guarantee itself."""
+
+from .hooks import PrivacyBudgetHook, PublicDataHook
+from .loops import PrivateTrainLoop
+from .optim_wrappers import DPOptimWrapper, DPOptimWrapperConstructor
+
+__all__ = ['DPOptimWrapper', 'DPOptimWrapperConstructor', 'PrivacyBudgetHook', 'PrivateTrainLoop', 'PublicDataHook']

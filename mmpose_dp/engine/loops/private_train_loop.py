@@ -1,0 +1,102 @@
+"""The train loop of private training: one iteration is one logical step, whatever micro-batches it takes.
+
+It handles empty draws, the public-only epochs and resuming inside an epoch. Must not show a private batch, or a loss computed
+from one, to any hook.
+"""
+
+from mmengine.runner import EpochBasedTrainLoop, Runner
+from mmpose.registry import LOOPS
+from torch.utils.data import DataLoader
+
+from mmpose_dp.datasets import PoissonBatchSampler, collate_rows
+from mmpose_dp.privacy import PrivacyError
+
+from ..optim_wrappers import DPOptimWrapper
+
+
+@LOOPS.register_module()
+class PrivateTrainLoop(EpochBasedTrainLoop):
+    """mmengine's epoch loop over Poisson-sampled logical batches.
+
+    ``iter`` counts logical steps, so schedules, logging and checkpoint intervals mean what they mean in plain training.
+    An epoch is ``num_records // expected_batch_size`` steps.
+
+    Args:
+        runner: the runner.
+        dataloader: ``train_dataloader`` with ``batch_sampler.type='PoissonBatchSampler'``.
+        max_epochs: all epochs, public-only ones included.
+        public_epochs: the first so many epochs train on the public half alone: no noise, and no privacy is spent beyond
+            what calling it public already gave away. "Public views first, private images second."
+        val_begin, val_interval: as in mmengine.
+    """
+
+    def __init__(
+        self,
+        runner: Runner,
+        dataloader: DataLoader | dict,
+        max_epochs: int,
+        public_epochs: int = 0,
+        val_begin: int = 1,
+        val_interval: int = 1,
+    ) -> None:
+        if isinstance(dataloader, dict):
+            dataloader = {**dataloader, 'collate_fn': dict(type='collate_rows')}
+        super().__init__(runner, dataloader, max_epochs, val_begin, val_interval)
+        sampler = self.dataloader.batch_sampler
+        if not isinstance(sampler, PoissonBatchSampler) or self.dataloader.collate_fn.func is not collate_rows:
+            raise PrivacyError(
+                'train_dataloader.batch_sampler must be dict(type="PoissonBatchSampler", expected_batch_size=...): the '
+                'accountant relies on its draw'
+            )
+        if not 0 <= public_epochs <= max_epochs:
+            raise PrivacyError(f'train_cfg.public_epochs={public_epochs} must lie between 0 and max_epochs={max_epochs}')
+        if public_epochs and not sampler.public_batch_size:
+            raise PrivacyError(
+                'train_cfg.public_epochs needs a public half: set train_dataloader.batch_sampler.public_batch_size and '
+                'train_dataloader.dataset.public_view (or public)'
+            )
+        self.sampler = sampler
+        self.public_epochs = public_epochs
+        self._max_iters = self._first_iter(max_epochs)
+
+    def _first_iter(self, epoch: int) -> int:
+        """Logical steps before ``epoch``."""
+        public = min(epoch, self.public_epochs)
+        return public * self.sampler.steps_per_epoch(True) + (epoch - public) * self.sampler.steps_per_epoch(False)
+
+    @property
+    def private_steps(self) -> int:
+        """T, the private logical steps planned."""
+        return (self._max_epochs - self.public_epochs) * self.sampler.steps_per_epoch(False)
+
+    def run_epoch(self) -> None:
+        """One epoch, or what is left of it after a resume."""
+        wrapper = self.runner.optim_wrapper
+        assert isinstance(wrapper, DPOptimWrapper)
+        wrapper.public_only = self.sampler.public_only = self._epoch < self.public_epochs
+        self.sampler.steps_done = self._iter - self._first_iter(self._epoch)
+        self.runner.call_hook('before_train_epoch')
+        self.runner.model.train()
+        for batch in self.dataloader:
+            self._run_micro_batch(wrapper, batch)
+            if self.stop_training:
+                break
+        self.runner.call_hook('after_train_epoch')
+        self._epoch += 1
+
+    def _run_micro_batch(self, wrapper: DPOptimWrapper, batch: dict) -> None:
+        index = self._iter - self._first_iter(self._epoch)
+        micro = self.sampler.pending.popleft()
+        if not wrapper.accumulating:  # the first micro-batch of its logical batch
+            self.runner.call_hook('before_train_iter', batch_idx=index, data_batch=None)
+            if self.stop_training:
+                return
+        wrapper.accumulating = not micro.is_last
+        if batch['inputs']:
+            self.runner.model.train_step(batch, optim_wrapper=wrapper)
+        elif micro.is_last:
+            wrapper.finish_step()
+        if micro.is_last:
+            released = {} if wrapper.released_loss is None else {'loss_public': wrapper.released_loss}
+            self.runner.call_hook('after_train_iter', batch_idx=index, data_batch=None, outputs=released)
+            self._iter += 1

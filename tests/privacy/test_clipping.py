@@ -1,0 +1,89 @@
+"""The sensitivity: whatever one record holds, it moves the clipped sum by at most C."""
+
+import pytest
+import torch
+from torch import nn
+
+from mmpose_dp.privacy import LoopEngine, Projector, Rows, RuleEngine, clip_factors, clipped_coordinates, clipped_sum
+
+C = 0.1
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(64, 5))
+
+
+def gradients(model, x, kind=RuleEngine):
+    engine = kind(model, list(model.parameters()))
+    with engine.capture():
+        out = model(x)
+    return engine.backward(out.square().sum(1))
+
+
+def rows_of(count):
+    return Rows.from_keys(range(count))
+
+
+def reference(model, x):
+    """Per-record gradients, flat: the loop over single records."""
+    flat = []
+    for one in x:
+        grads = torch.autograd.grad(model(one[None]).square().sum(), list(model.parameters()))
+        flat.append(torch.cat([g.flatten() for g in grads]))
+    return torch.stack(flat)
+
+
+def clip(g, c=C):
+    return g * (c / g.norm(dim=1, keepdim=True)).clamp_max(1)
+
+
+def flat(tensors):
+    return torch.cat([t.flatten() for t in tensors])
+
+
+@pytest.mark.parametrize('kind', [RuleEngine, LoopEngine])
+def test_clipped_sum_is_the_reference(model, kind):
+    x = torch.randn(6, 3, 6, 6) * torch.tensor([1e-4, 0.01, 0.1, 1, 10, 100]).view(6, 1, 1, 1)
+    got = flat(clipped_sum(gradients(model, x, kind), rows_of(6), C))
+    torch.testing.assert_close(got, clip(reference(model, x)).sum(0), rtol=1e-4, atol=1e-6)
+
+
+def test_rows_of_one_record_are_added_before_the_norm(model):
+    x = torch.randn(5, 3, 6, 6)
+    rows = Rows.from_keys([7, None, 7, 3, None])
+    g = reference(model, x)
+    want = clip(torch.stack([g[0] + g[2], g[3]])).sum(0)
+    torch.testing.assert_close(flat(clipped_sum(gradients(model, x), rows, C)), want, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize('scale', [1e-3, 1.0, 1e3, 1e25, float('inf'), float('nan')])
+@pytest.mark.parametrize('projected', [False, True])
+def test_one_record_moves_the_sum_by_at_most_c(model, scale, projected):
+    x = torch.randn(4, 3, 6, 6)
+    x[2] *= scale
+    projector = Projector(rank=3)
+    projector.basis = [5 * torch.randn(3, *p.shape) for p in model.parameters()]  # far from orthonormal
+
+    def total(batch):
+        grads, rows = gradients(model, batch), rows_of(len(batch))
+        return clipped_coordinates(grads, rows, C, projector) if projected else flat(clipped_sum(grads, rows, C))
+
+    moved = total(x) - total(x[[0, 1, 3]])
+    assert moved.isfinite().all()
+    assert moved.norm() <= C * (1 + 1e-4)
+
+
+def test_coordinates_are_projected_then_clipped(model):
+    x = torch.randn(4, 3, 6, 6)
+    projector = Projector(rank=3)
+    projector.basis = [torch.randn(3, *p.shape) for p in model.parameters()]
+    V = torch.cat([b.flatten(1) for b in projector.basis], 1)
+    want = clip(reference(model, x) @ V.T).sum(0)
+    torch.testing.assert_close(clipped_coordinates(gradients(model, x), rows_of(4), C, projector), want, rtol=1e-4, atol=1e-6)
+
+
+def test_clip_factors():
+    norms = torch.tensor([0.0, 0.05, 0.1, 0.2, float('inf'), float('nan')])
+    assert torch.allclose(clip_factors(norms, C), torch.tensor([1.0, 1.0, 1.0, 0.5, 0.0, 0.0]))

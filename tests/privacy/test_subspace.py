@@ -1,0 +1,83 @@
+"""The projector: orthonormal, the top eigenspace of the public gradients, robust to degenerate ones."""
+
+import pytest
+import torch
+
+from mmpose_dp.privacy import PrivacyError, Projector
+
+SHAPES = [(4, 3, 3), (7,), (2, 5)]
+
+
+def split(flat):
+    sizes = [int(torch.tensor(s).prod()) for s in SHAPES]
+    return [part.view(-1, *s) for part, s in zip(flat.split(sizes, dim=1), SHAPES)]
+
+
+def join(basis):
+    return torch.cat([b.flatten(1) for b in basis], 1)
+
+
+def test_basis_is_the_top_eigenspace_of_the_second_moment():
+    torch.manual_seed(0)
+    g = torch.randn(20, 53) * torch.logspace(0, -3, 53)
+    projector = Projector(rank=5)
+    projector.fit([split(g[:8]), split(g[8:])])
+    V = join(projector.basis)
+    torch.testing.assert_close(V @ V.T, torch.eye(5), rtol=0, atol=1e-5)
+    top = torch.linalg.eigh(g.T.double() @ g.double())[1][:, -5:].float()
+    torch.testing.assert_close(V.T @ V, top @ top.T, rtol=0, atol=1e-4)
+
+
+def test_expand_and_project_are_v_and_v_vt():
+    torch.manual_seed(1)
+    projector = Projector(rank=4)
+    projector.fit([split(torch.randn(10, 53))])
+    V = join(projector.basis)
+    c, g = torch.randn(4), torch.randn(1, 53)
+    torch.testing.assert_close(join([x[None] for x in projector.expand(c)])[0], c @ V)
+    torch.testing.assert_close(join([x[None] for x in projector.project([p[0] for p in split(g)])])[0], g[0] @ V.T @ V, rtol=1e-4, atol=1e-5)
+
+
+def test_half_precision_keeps_the_subspace():
+    torch.manual_seed(2)
+    g = torch.randn(12, 53)
+    one, two = Projector(rank=6), Projector(rank=6, dtype='bfloat16')
+    one.fit([split(g)]), two.fit([split(g)])
+    assert two.basis[0].dtype == torch.bfloat16
+    A, B = join(one.basis), join(two.basis).float()
+    assert torch.linalg.svdvals(A @ B.T).min() > 0.98
+
+
+def test_fewer_directions_than_asked_for():
+    projector = Projector(rank=10)
+    g = torch.randn(3, 53)
+    projector.fit([split(torch.cat([g, g]))])
+    assert projector.rank == 3
+
+
+def test_rows_that_are_not_finite_are_left_out():
+    g = torch.randn(6, 53)
+    dirty = torch.cat([g, torch.full((1, 53), float('nan'))])
+    one, two = Projector(rank=4), Projector(rank=4)
+    one.fit([split(g)]), two.fit([split(dirty)])
+    torch.testing.assert_close(join(one.basis).abs(), join(two.basis).abs(), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize('batches', [[], [split(torch.zeros(3, 53))], [split(torch.full((2, 53), float('inf')))]])
+def test_nothing_usable_is_an_error(batches):
+    with pytest.raises(PrivacyError, match='no usable gradient'):
+        Projector(rank=2).fit(batches)
+
+
+@pytest.mark.parametrize(
+    ('settings', 'message'),
+    [(dict(order='clip-then-project'), 'order'), (dict(rank=0), 'rank'), (dict(dtype='int8'), 'dtype')],
+)
+def test_bad_settings(settings, message):
+    with pytest.raises(PrivacyError, match=message):
+        Projector(**settings)
+
+
+def test_no_basis_is_an_error():
+    with pytest.raises(PrivacyError, match='PublicDataHook'):
+        Projector().rank  # noqa: B018
