@@ -1,0 +1,209 @@
+"""One private step of DPOptimWrapper on real models, against plain MMPose looped over single records."""
+
+import pytest
+import torch
+from helpers import HRNET, RTMPOSE, SIMCC, batch, build, clip, flat, load, norms, reference_rows
+from scipy import stats
+from torch.optim import SGD, AdamW
+
+from mmpose_dp.engine import DPOptimWrapper
+from mmpose_dp.privacy import PrivacyError, Projector
+
+B = 4
+PRIVATE, MIXED = [0, 1, 2], [0, None, 1, 2, None]
+
+
+@pytest.fixture(scope='module')
+def hrnet():
+    return load(HRNET, size=64)
+
+
+@pytest.fixture(scope='module')
+def truth(hrnet):
+    """Reference gradients of the rows of MIXED, a clipping norm that clips some of them, and a basis."""
+    model = build(hrnet, private=False, loss_weight=1e3)
+    rows = reference_rows(model, batch(hrnet, MIXED))
+    private, public = rows[[0, 2, 3]], rows[[1, 4]]
+    params = [p for p in model.parameters() if p.requires_grad]
+    projector = Projector(rank=2)
+    projector.fit([[c.view(-1, *p.shape) for c, p in zip(public.split([p.numel() for p in params], 1), params)]])
+    return private, public, float(norms(private).mean()), projector.basis
+
+
+def moved(model, data, **settings):
+    """What one train_step with SGD, lr 1 takes off the parameters, flat, and the wrapper."""
+    params = [p for p in model.parameters() if p.requires_grad]
+    before = flat(params).clone()
+    basis = settings.pop('basis', None)
+    wrapper = DPOptimWrapper(SGD(params, lr=1.0), expected_batch_size=B, **{'noise_multiplier': 0.0, **settings})
+    if basis is not None:
+        wrapper.projector.basis = basis
+    model.train_step(data, wrapper)
+    return before - flat(params), wrapper
+
+
+def assert_close(got, want, tolerance=1e-5):
+    assert (got - want).double().norm() <= tolerance * want.double().norm()
+
+
+@pytest.mark.parametrize('engine', ['rules', 'loop'])
+@pytest.mark.parametrize('method', ['dpsgd', 'noise-then-project', 'project-then-clip', 'feature', 'hybrid'])
+def test_a_step_without_noise_is_the_reference(hrnet, truth, method, engine):
+    private, public, C, basis = truth
+    V = torch.cat([b.flatten(1) for b in basis], 1).double()
+    full, coordinates = clip(private, C).double().sum(0) / B, clip(private.double() @ V.T, C / 2).double()
+    inside = V.T @ coordinates.sum(0) / B
+    want, settings = {
+        'dpsgd': (full, {}),
+        'noise-then-project': (V.T @ (V @ full), dict(projector=dict(order=method), basis=basis)),
+        'project-then-clip': (inside, dict(projector=dict(), basis=basis, max_grad_norm=C / 2)),
+        'feature': (full + 0.7 * public.mean(0), dict(public_weight=0.7)),
+        'hybrid': (inside + 0.7 * public.mean(0), dict(projector={}, basis=basis, public_weight=0.7, max_grad_norm=C / 2)),
+    }[method]
+    model = build(hrnet, private=True, loss_weight=1e3)
+    got, _ = moved(model, batch(hrnet, MIXED), engine=engine, **{'max_grad_norm': C, **settings})
+    assert (norms(private) > C).any() and (norms(private) < C).any()
+    assert_close(got, want)
+
+
+@pytest.mark.parametrize('base', [SIMCC, RTMPOSE])
+def test_other_heads(base):
+    """A loss that sums over the batch (SimCC, RTMPose) needs no flag."""
+    cfg = load(base)
+    rows = reference_rows(build(cfg, private=False).train(), batch(cfg, [0, 1]))
+    C = float(norms(rows).mean())
+    model = build(cfg, private=True)
+    params = [p for p in model.parameters() if p.requires_grad]
+    seen = []
+    wrapper = DPOptimWrapper(SGD(params, lr=1.0), max_grad_norm=C, noise_multiplier=0.0, expected_batch_size=B)
+    wrapper.optimizer.register_step_pre_hook(lambda *_: seen.append(flat([p.grad for p in params])))
+    model.train_step(batch(cfg, [0, 1]), wrapper)
+    assert_close(seen[0], clip(rows, C).sum(0) / B)
+
+
+def test_micro_batches_make_one_step(hrnet, truth):
+    private, public, C, _ = truth
+    model, data = build(hrnet, private=True, loss_weight=1e3), batch(hrnet, MIXED)
+    params = [p for p in model.parameters() if p.requires_grad]
+    before = flat(params).clone()
+    wrapper = DPOptimWrapper(SGD(params, 1.0), C, noise_multiplier=0.0, expected_batch_size=B, public_weight=1.0)
+    for start, stop, more in ((0, 2, True), (2, 3, True), (3, 5, False)):
+        wrapper.accumulating = more
+        model.train_step({k: v[start:stop] for k, v in data.items()}, wrapper)
+        assert torch.equal(before, flat(params)) == more
+    assert_close(before - flat(params), clip(private, C).sum(0) / B + public.mean(0))
+
+
+def test_no_buffer_changes_and_adamw_works(hrnet):
+    model = build(hrnet, private=True)
+    buffers = {n: b.clone() for n, b in model.named_buffers()}
+    wrapper = DPOptimWrapper(AdamW(model.parameters()), 1.0, noise_multiplier=1.0, expected_batch_size=B)
+    model.train_step(batch(hrnet, PRIVATE), wrapper)
+    assert buffers and all(torch.equal(b, buffers[n]) for n, b in model.named_buffers())
+    assert all(p.isfinite().all() for p in model.parameters())
+
+
+def test_images_of_one_record_are_clipped_together(hrnet, truth):
+    private, _, C, _ = truth
+    got, _ = moved(build(hrnet, True, 1e3), batch(hrnet, [5, None, 5, 6, None]), max_grad_norm=C)
+    want = clip(torch.stack([private[0] + private[1], private[2]]), C).sum(0) / B
+    assert_close(got, want)
+
+
+def test_bfloat16_forward_is_close(hrnet, truth):
+    private, _, C, _ = truth
+    got, _ = moved(build(hrnet, True, 1e3), batch(hrnet, MIXED), max_grad_norm=C, amp_dtype='bfloat16')
+    assert torch.cosine_similarity(got, clip(private, C).sum(0), dim=0) > 0.95
+    assert got.norm() <= 3 * C / B
+
+
+class TestNoise:
+    """Over many empty steps, the update has the right mean, variance and dimension."""
+
+    def run(self, steps=400, **settings):
+        cfg = load(HRNET, size=64)
+        model = build(cfg, private=True)
+        params = list(model.head.parameters())
+        wrapper = DPOptimWrapper(
+            SGD(params, lr=1.0), max_grad_norm=0.5, noise_multiplier=2.0, expected_batch_size=8, debug_seed=1, **settings
+        )
+        if wrapper.projector is not None:
+            torch.manual_seed(0)
+            wrapper.projector.fit([[torch.randn(5, *p.shape) for p in params]])
+        updates = []
+        for _ in range(steps):
+            before = flat(params).clone()
+            wrapper.finish_step()
+            updates.append(before - flat(params))
+        return torch.stack(updates), wrapper
+
+    def test_full_dimension(self):
+        updates, _ = self.run()
+        scaled = (updates / (2.0 * 0.5 / 8)).flatten().numpy()
+        assert stats.kstest(scaled, 'norm').pvalue > 1e-3
+        assert stats.kstest(scaled * 1.02, 'norm').pvalue < 1e-3
+        assert torch.linalg.matrix_rank(updates) == 400
+
+    @pytest.mark.parametrize('order', ['noise-then-project', 'project-then-clip'])
+    def test_inside_the_subspace_only(self, order):
+        updates, wrapper = self.run(projector=dict(order=order))
+        V = torch.cat([b.flatten(1) for b in wrapper.projector.basis], 1)
+        coordinates = updates @ V.T
+        assert (updates - coordinates @ V).norm() < 1e-4 * updates.norm()
+        assert V.shape[0] == 5
+        assert stats.kstest((coordinates / (2.0 * 0.5 / 8)).flatten().numpy(), 'norm').pvalue > 1e-3
+
+
+class TestRefusals:
+    def wrapper(self, model, **settings):
+        return DPOptimWrapper(SGD(model.parameters(), 1.0), **{'max_grad_norm': 1.0, **settings})
+
+    def test_a_head_without_per_record_losses(self, hrnet):
+        model = build(hrnet, private=False)
+        with pytest.raises(PrivacyError, match="HeatmapHead.*model.head.type='PrivateHeatmapHead'"):
+            model.train_step(batch(hrnet, PRIVATE), self.wrapper(model))
+
+    def test_batch_norm_in_train_mode(self, hrnet):
+        from mmpose.registry import MODELS
+
+        cfg = hrnet.model.copy()
+        cfg['head'] = dict(cfg['head'], type='PrivateHeatmapHead')
+        model = MODELS.build(cfg).train()
+        with pytest.raises(PrivacyError, match='bn1.*train mode.*DPOptimWrapperConstructor'):
+            model.train_step(batch(hrnet, PRIVATE), self.wrapper(model))
+
+    def test_a_buffer_that_a_batch_changes(self, hrnet):
+        model = build(hrnet, private=True)
+        model.register_buffer('seen', torch.zeros(1))
+        model.backbone.register_forward_pre_hook(lambda *_: model.seen.add_(1) and None)
+        with pytest.raises(PrivacyError, match='changed the buffer seen'):
+            model.train_step(batch(hrnet, PRIVATE), self.wrapper(model, noise_multiplier=0.0, expected_batch_size=B))
+
+    def test_a_loss_beside_the_head(self, hrnet):
+        model = build(hrnet, private=True)
+        inner = model.loss
+        model.loss = lambda *a: dict(inner(*a), loss_extra=torch.ones(()))
+        with pytest.raises(PrivacyError, match='private head'):
+            model.train_step(batch(hrnet, PRIVATE), self.wrapper(model, noise_multiplier=0.0, expected_batch_size=B))
+
+    def test_no_sigma(self, hrnet):
+        model = build(hrnet, private=True)
+        with pytest.raises(PrivacyError, match='PrivacyBudgetHook'):
+            model.train_step(batch(hrnet, PRIVATE), self.wrapper(model))
+
+    @pytest.mark.parametrize(
+        ('settings', 'message'),
+        [
+            (dict(clip_grad=dict(max_norm=1.0)), 'clip_grad'),
+            (dict(accumulative_counts=4), 'accumulative_counts'),
+            (dict(max_grad_norm=0), 'max_grad_norm'),
+            (dict(noise_multiplier=-1.0), 'noise_multiplier'),
+            (dict(public_weight=-1.0), 'public_weight'),
+            (dict(amp_dtype='int8'), 'amp_dtype'),
+        ],
+    )
+    def test_settings(self, settings, message):
+        with pytest.raises(PrivacyError, match=message):
+            self.wrapper(torch.nn.Linear(1, 1), **settings)
+        with pytest.raises(TypeError, match='colour'):
+            self.wrapper(torch.nn.Linear(1, 1), colour='red')
