@@ -1,0 +1,121 @@
+"""The public view phi(x): what Feature DP gives away of a record, and nothing more.
+
+Feature DP protects what this transform removes, so a view must be a fixed function of one record's image and annotation, and
+must really remove what it says. Must not be random, must not look at other records, and must not leave a region visible because
+an annotation is missing.
+"""
+
+import cv2
+import numpy as np
+from mmcv.transforms import BaseTransform
+from mmpose.registry import TRANSFORMS
+
+from mmpose_dp.privacy import PrivacyError
+
+MODES = ('blur', 'pixelate', 'face', 'person')
+GREY = 127  # a constant: a mean colour would tell of what it hides
+REFERENCE = 256  # sizes are in pixels of a crop of this height, as in the paper
+_REACH = 1.6  # RandomBBoxTransform at its widest shows less than this many box sizes around the centre
+
+
+@TRANSFORMS.register_module()
+class PublicView(BaseTransform):
+    """Replaces the image by the record's public view.
+
+    It belongs right after GetBBoxCenterScale and before every random transform: each record then has one public view, and what
+    augmentation makes of it gives nothing more away (many blurred crops of one image would: together they hold more detail than
+    one). Sizes are given for a crop of 256 pixels and scaled to the record's box in the image; ``PublicDataset`` configs insert it
+    by themselves. The view keeps 8-bit values. A Gaussian blur attenuates detail rather than erasing it: what is protected is what
+    the quantised view does not hold.
+
+    Modes:
+        'blur': Gaussian blur (arXiv 2504.10190: kernel 25, sigma 10).
+        'pixelate': means over squares of ``block`` pixels.
+        'face': head hidden by a grey disc around the neck and head-top joints; if one is missing, everything is hidden.
+        'person': the person's padded box hidden. Other people in the picture stay visible.
+
+    Outside the square that augmentation can reach around the person, every mode is grey.
+
+    Args:
+        mode: one of the above.
+        kernel_size, sigma: of the blur, in pixels of a 256-pixel crop.
+        block: of the pixelation, likewise.
+        head_keypoints: indices of upper neck and head top; MPII's by default.
+    """
+
+    def __init__(
+        self,
+        mode: str = 'blur',
+        kernel_size: int = 25,
+        sigma: float = 10.0,
+        block: int = 16,
+        head_keypoints: tuple[int, int] = (8, 9),
+    ) -> None:
+        if mode not in MODES:
+            raise PrivacyError(f'public_view.mode={mode!r} is unknown; write one of {MODES}')
+        if kernel_size < 3 or sigma <= 0 or block < 2:
+            raise PrivacyError('public_view: kernel_size must be at least 3, sigma above 0, block at least 2')
+        self.mode = mode
+        self.kernel_size = kernel_size
+        self.sigma = sigma
+        self.block = block
+        self.head_keypoints = tuple(head_keypoints)
+
+    @property
+    def description(self) -> str:
+        """What the view is, for the privacy statement."""
+        size = f'in pixels of a {REFERENCE}-pixel crop'
+        return {
+            'blur': f'Gaussian blur, kernel {self.kernel_size}, sigma {self.sigma:g} {size}',
+            'pixelate': f'pixelation, blocks of {self.block} {size}',
+            'face': 'everything but the head of the person',
+            'person': 'everything but the box of the person',
+        }[self.mode]
+
+    def transform(self, results: dict) -> dict:
+        """Reads img (H, W, 3) uint8, bbox_center and bbox_scale (1, 2), keypoints (1, K, 2) and keypoints_visible (1, K);
+        replaces img. Raises PrivacyError after a random transform."""
+        if 'flip' in results or 'bbox_rotation' in results or 'transformed_keypoints' in results:
+            raise PrivacyError('PublicView must stand right after GetBBoxCenterScale, before every random transform')
+        if 'bbox_scale' not in results:
+            raise PrivacyError('PublicView needs bbox_center and bbox_scale: put it after GetBBoxCenterScale')
+        image, center = results['img'], results['bbox_center'][0]
+        box = float(max(results['bbox_scale'][0]))
+        left, top = np.maximum(np.floor(center - _REACH / 2 * 1.5 * box), 0).astype(int)
+        right, bottom = np.minimum(np.ceil(center + _REACH / 2 * 1.5 * box), image.shape[1::-1]).astype(int)
+        view = np.full_like(image, GREY)
+        if right > left and bottom > top:
+            window = image[top:bottom, left:right]
+            view[top:bottom, left:right] = self._hide(window, box / REFERENCE, center - (left, top), box, results, (left, top))
+        results['img'] = view
+        return results
+
+    def _hide(
+        self, window: np.ndarray, factor: float, center: np.ndarray, box: float, results: dict, offset: tuple[int, int]
+    ) -> np.ndarray:
+        if self.mode == 'blur':
+            size = 2 * max(round(self.kernel_size * factor) // 2, 1) + 1
+            return cv2.GaussianBlur(window, (size, size), max(self.sigma * factor, 0.5))
+        if self.mode == 'pixelate':
+            height, width = window.shape[:2]
+            block = max(self.block * factor, 2)
+            small = (max(int(width / block), 1), max(int(height / block), 1))
+            return cv2.resize(cv2.resize(window, small, interpolation=cv2.INTER_AREA), (width, height), interpolation=cv2.INTER_NEAREST)
+        if self.mode == 'person':
+            hidden = window.copy()
+            x0, y0 = np.maximum(np.floor(center - box / 2), 0).astype(int)
+            x1, y1 = np.maximum(np.ceil(center + box / 2), 0).astype(int)
+            hidden[y0:y1, x0:x1] = GREY
+            return hidden
+        joints = results['keypoints'][0][list(self.head_keypoints)]
+        known = (results['keypoints_visible'][0][list(self.head_keypoints)] > 0) & (joints > 0).all(1)
+        if not known.all():
+            return np.full_like(window, GREY)
+        neck, head = joints - np.asarray(offset)
+        radius = max(float(np.linalg.norm(head - neck)), 0.08 * box)
+        hidden = window.copy()
+        cv2.circle(hidden, tuple(int(v) for v in (neck + head) / 2), int(np.ceil(radius)), (GREY,) * 3, thickness=-1)
+        return hidden
+
+    def __repr__(self) -> str:
+        return f'{type(self).__name__}({self.description})'

@@ -1,0 +1,188 @@
+"""The privacy statement: what a finished run guarantees, to whom, and what it does not, in words and numbers.
+
+Must not say more than the plan and the ledger support, and must hold nothing computed from private records.
+"""
+
+import json
+import math
+import os
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from .accounting import ACCOUNTANTS, Ledger, epsilon, group_epsilon
+from .errors import PrivacyError
+from .plan import METHODS, UNITS, PrivacyPlan
+
+_PACKAGES = {
+    'mmpose_dp': ('mmpose_dp',),
+    'torch': ('torch',),
+    'numpy': ('numpy',),
+    'opacus': ('opacus',),
+    'dp-accounting': ('dp-accounting',),
+    'mmpose': ('mmpose',),
+    'mmengine': ('mmengine', 'mmengine-lite', 'onedl-mmengine'),
+}
+_GROUP_LIMIT = 25.0
+_NOT_COVERED = [
+    'hyper-parameter search and earlier runs on the same data: add their ledgers, or tune on public data',
+    'choosing a checkpoint by its score on private data',
+    'anything else computed from private records and released: logs, losses, statistics, pictures',
+    'the machine that trains: whoever can read its memory or disk sees the private data',
+]
+
+
+def build_statement(plan: PrivacyPlan, ledger: Ledger, *, pretraining: str) -> dict[str, Any]:
+    """Everything a privacy reviewer asks for, as plain JSON values.
+
+    Args:
+        plan: the plan that was trained by.
+        ledger: the steps that were taken; epsilon is that of the ledger, not of the plan.
+        pretraining: where the initial weights came from, in words.
+    """
+    delta = plan.target_delta
+    spent = ledger.epsilon(delta, plan.accountant)
+    kind = 'feature DP' if plan.is_feature_dp else 'DP'
+    return {
+        'private': plan.is_private and math.isfinite(spent),
+        'guarantee': f'({_number(spent)}, {delta:.4g})-{kind}',
+        'method': METHODS[plan.method],
+        'adjacency': plan.adjacency,
+        'protected': _protected(plan),
+        'not_protected': _not_protected(plan),
+        'released': 'the final weights and every checkpoint on the way',
+        'epsilon': _json(spent),
+        'delta': delta,
+        'target_epsilon': plan.target_epsilon,
+        'accountant': plan.accountant,
+        'epsilon_by_accountant': {name: _json(_try_epsilon(ledger, delta, name)) for name in ACCOUNTANTS},
+        'epsilon_for_a_person_with_k_records': {str(k): _json(_try_group(ledger, delta, k, spent)) for k in (2, 5, 10)},
+        'privacy_unit': f'{plan.privacy_unit}: {UNITS[plan.privacy_unit]}',
+        'num_records': plan.num_records,
+        'expected_batch_size': plan.expected_batch_size,
+        'sample_rate': str(plan.sample_rate),
+        'sampling_assumed': 'Poisson: each record independently with probability sample_rate, at every step',
+        'sampling_used': 'Poisson, from the operating system\'s entropy'
+        if plan.secret_randomness
+        else 'Poisson, from a debug seed',
+        'steps': ledger.steps,
+        'epochs': round(ledger.steps * plan.expected_batch_size / plan.num_records, 2),
+        'max_grad_norm': plan.max_grad_norm,
+        'noise_multiplier': plan.noise_multiplier,
+        'public_data': plan.public_view or plan.public_data or 'none',
+        'pretraining': f'{pretraining}. Its training data is treated as public',
+        'cost_of_tuning': 'not included',
+        'not_covered': _NOT_COVERED,
+        'versions': _versions(),
+    }
+
+
+def _protected(plan: PrivacyPlan) -> str:
+    if plan.is_feature_dp:
+        return f'what the public view removes from {UNITS[plan.privacy_unit]}. The view: {plan.public_view}'
+    return f'everything about {UNITS[plan.privacy_unit]}, and whether it was in the training set at all'
+
+
+def _not_protected(plan: PrivacyPlan) -> list[str]:
+    told = []
+    if plan.is_feature_dp:
+        told += [
+            'the public view of every training record: treat it as published',
+            'keypoint labels, boxes and scales of every training record',
+            'whether a record is in the training set (membership)',
+        ]
+    if plan.method == 'projected':
+        told.append(f'the public data set: {plan.public_data}')
+    told += [
+        f'a person with many records beyond the group figures: the unit is {UNITS[plan.privacy_unit]}',
+        'what anybody could conclude about a person from the population at large',
+    ]
+    return told
+
+
+def _try_epsilon(ledger: Ledger, delta: float, accountant: str) -> float | None:
+    try:
+        return epsilon(ledger.history, delta, accountant)
+    except PrivacyError:
+        return None
+
+
+def _try_group(ledger: Ledger, delta: float, records: int, single: float) -> float | None:
+    if single * records > _GROUP_LIMIT:
+        return None  # no protection worth the name, and slow to compute
+    return group_epsilon(ledger.history, delta, records)
+
+
+def _json(value: float | None) -> float | str:
+    """JSON knows neither infinity nor what could not be computed."""
+    return value if value is not None and math.isfinite(value) else 'not bounded'
+
+
+def _number(value: float) -> str:
+    return f'{value:.4g}' if math.isfinite(value) else 'not bounded'
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name, distributions in _PACKAGES.items():
+        for distribution in distributions:
+            try:
+                found[name] = version(distribution)
+            except PackageNotFoundError:
+                continue
+    return found
+
+
+def statement_markdown(statement: dict[str, Any]) -> str:
+    """The statement as a page to read."""
+    s = statement
+    lines = ['# Privacy statement', '']
+    if not s['private']:
+        lines += ['> **NOT PRIVATE.** A debug seed was set or no noise was added: no figure below is a guarantee.', '']
+    lines += [
+        f'**Guarantee:** {s["guarantee"]}, by {s["method"]}, for {s["released"]}.',
+        '',
+        f'**Protected:** {s["protected"]}.',
+        '',
+        f'**Made indistinguishable:** {s["adjacency"]}.',
+        '',
+        '**Not protected:**',
+        *(f'- {item}' for item in s['not_protected']),
+        '',
+        '**Not covered by this statement:**',
+        *(f'- {item}' for item in s['not_covered']),
+        '',
+        '| | |',
+        '| --- | --- |',
+    ]
+    told = {'private', 'guarantee', 'method', 'released', 'protected', 'adjacency', 'not_protected', 'not_covered'}
+    for key, value in s.items():
+        if key in told:
+            continue
+        if isinstance(value, dict):
+            value = ', '.join(f'{k}: {_cell(v)}' for k, v in value.items())
+        lines.append(f'| {key.replace("_", " ")} | {_cell(value)} |')
+    return '\n'.join(lines) + '\n'
+
+
+def _cell(value: Any) -> str:
+    return f'{value:.4g}' if isinstance(value, float) else str(value)
+
+
+def write_statement(statement: dict[str, Any], out_dir: str | os.PathLike[str]) -> None:
+    """Writes privacy_statement.json and privacy_statement.md, each whole or not at all."""
+    for name, text in (
+        ('privacy_statement.json', json.dumps(statement, indent=2) + '\n'),
+        ('privacy_statement.md', statement_markdown(statement)),
+    ):
+        path = Path(out_dir) / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(path.suffix + '.partial')
+        partial.write_text(text)
+        partial.replace(path)
+
+
+def epsilon_curve(plan: PrivacyPlan, points: int = 20) -> list[tuple[int, float]]:
+    """(step, epsilon spent by then) over the planned steps, for a plot."""
+    steps = sorted({max(plan.steps * i // points, 1) for i in range(1, points + 1)})
+    return [(n, epsilon([(plan.event, n)], plan.target_delta, plan.accountant)) for n in steps]

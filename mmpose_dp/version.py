@@ -1,0 +1,3 @@
+"""The version. Must not import anything."""
+
+__version__ = '0.1.0'
