@@ -1,0 +1,127 @@
+"""What people and places look like: identities, clothes, and the two domains.
+
+``public`` and ``private`` differ the way COCO and MPII do: other places, light, clothes, poses and cameras, the same bodies. Must
+not draw.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from .body import Build
+
+Colour = tuple[int, int, int]
+SKIN = [(190, 214, 245), (160, 190, 232), (125, 160, 208), (90, 125, 180), (60, 90, 140), (42, 62, 100)]
+HAIR = [(25, 25, 28), (40, 60, 95), (60, 110, 170), (110, 175, 215), (150, 150, 155), (45, 65, 150)]
+
+
+@dataclass(frozen=True)
+class Domain:
+    """How one data set is drawn.
+
+    Attributes:
+        energy: 0..1, how far from standing still people are.
+        saturation, value: (least, most) of clothes and places, 0..255.
+        camouflage: chance that clothes take a colour of the background.
+        pattern: chance of patterned clothes.
+        short: chance of short sleeves, and of shorts.
+        light: (least, most) gain of the whole picture; cast: most gain of one colour channel over another.
+        noise: standard deviation of the camera's noise; blur: most sigma of its blur, in pixels.
+        thickness: (least, most) factor of limb widths.
+        clutter: (least, most) things in the background.
+        occluder: chance of a thing in front of a person.
+        facing: standard deviation of the yaw, degrees.
+    """
+
+    energy: float
+    saturation: tuple[int, int]
+    value: tuple[int, int]
+    camouflage: float
+    pattern: float
+    short: float
+    light: tuple[float, float]
+    cast: float
+    noise: float
+    blur: float
+    thickness: tuple[float, float]
+    clutter: tuple[int, int]
+    occluder: float
+    facing: float
+
+
+DOMAINS = {
+    'public': Domain(0.35, (90, 220), (110, 250), 0.05, 0.25, 0.5, (0.85, 1.2), 0.05, 3, 0.4, (0.9, 1.15), (2, 8), 0.15, 55),
+    'private': Domain(0.8, (10, 130), (30, 200), 0.35, 0.6, 0.35, (0.45, 1.0), 0.25, 9, 0.9, (0.7, 1.0), (8, 20), 0.35, 110),
+}
+
+
+@dataclass(frozen=True)
+class Subject:
+    """An identity: it looks the same in every picture it is in."""
+
+    build: Build
+    skin: Colour
+    hair: Colour
+    hair_length: float
+    eye_gap: float
+    mouth: float
+    beard: bool
+
+    @classmethod
+    def random(cls, rng: np.random.Generator) -> 'Subject':
+        """A new person."""
+        return cls(
+            Build.random(rng),
+            _jitter(SKIN[rng.integers(len(SKIN))], rng),
+            _jitter(HAIR[rng.integers(len(HAIR))], rng),
+            float(rng.uniform(0, 1)),
+            float(rng.uniform(0.3, 0.5)),
+            float(rng.uniform(0.2, 0.5)),
+            bool(rng.random() < 0.25),
+        )
+
+
+@dataclass(frozen=True)
+class Clothes:
+    """What a person wears in one picture; ``pattern`` is None, 'stripes' or 'dots'."""
+
+    shirt: Colour
+    trousers: Colour
+    shoes: Colour
+    accent: Colour
+    pattern: str | None
+    short_sleeves: bool
+    shorts: bool
+    thickness: float
+
+    @classmethod
+    def random(cls, rng: np.random.Generator, domain: Domain, places: list[Colour]) -> 'Clothes':
+        """Clothes of the domain; ``places`` are colours of the background, for camouflage."""
+
+        def cloth() -> Colour:
+            if rng.random() < domain.camouflage:
+                return _jitter(places[rng.integers(len(places))], rng)
+            return random_colour(rng, domain)
+
+        return cls(
+            cloth(),
+            cloth(),
+            random_colour(rng, domain),
+            random_colour(rng, domain),
+            ['stripes', 'dots'][rng.integers(2)] if rng.random() < domain.pattern else None,
+            bool(rng.random() < domain.short),
+            bool(rng.random() < domain.short),
+            float(rng.uniform(*domain.thickness)),
+        )
+
+
+def random_colour(rng: np.random.Generator, domain: Domain) -> Colour:
+    """A BGR colour of the domain's palette."""
+    import cv2
+
+    hsv = np.uint8([[[rng.integers(180), rng.integers(*domain.saturation), rng.integers(*domain.value)]]])
+    return tuple(int(v) for v in cv2.cvtColor(hsv, cv2.COLOR_HSV2BGR)[0, 0])
+
+
+def _jitter(colour: Colour, rng: np.random.Generator) -> Colour:
+    return tuple(int(np.clip(v + rng.normal(0, 8), 0, 255)) for v in colour)

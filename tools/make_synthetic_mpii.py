@@ -1,0 +1,34 @@
+"""Draw a synthetic data set in the MPII format. See mmpose_dp.datasets.synthetic; must not hold logic of its own."""
+
+import argparse
+import sys
+import time
+
+from mmpose_dp.datasets.synthetic import make_synthetic_mpii
+from mmpose_dp.privacy import PrivacyError
+
+
+def main() -> None:
+    """Reads the arguments and draws."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('--out', default='data/synthetic_private', help='folder, laid out as data/mpii')
+    parser.add_argument('--domain', default='private', choices=['public', 'private'])
+    parser.add_argument('--train', type=int, default=6000, help='people in the training set')
+    parser.add_argument('--val', type=int, default=1000, help='people in the validation set')
+    parser.add_argument('--seed', type=int, default=0)
+    parser.add_argument('--image-size', type=int, default=192, help='height in pixels')
+    parser.add_argument('--workers', type=int, default=2)
+    parser.add_argument('--force', action='store_true', help='overwrite another data set in --out')
+    args = parser.parse_args()
+    start = time.time()
+    try:
+        out = make_synthetic_mpii(
+            args.out, args.domain, args.train, args.val, args.seed, args.image_size, args.workers, args.force
+        )
+    except PrivacyError as error:
+        sys.exit(f'mmpose_dp: {error}')
+    print(f'{args.train} + {args.val} people ({args.domain}) in {out}, {time.time() - start:.0f} s')
+
+
+if __name__ == '__main__':
+    main()
