@@ -1,132 +1,212 @@
-"""The only place that works around broken installs. Each function does nothing where the install is sound.
+"""The only place that checks the install and works around broken ones. Each function does nothing where it is sound.
 
-Must run before mmpose is imported, and must not change what sound packages do.
+Must run before mmpose is imported, must be safe to run twice, and must not change what sound packages do.
 """
 
+import importlib
 import importlib.metadata
 import importlib.util
+import inspect
+import re
 import sys
 import types
-from importlib.machinery import ModuleSpec
+import warnings
+from collections.abc import Callable
+from importlib.machinery import EXTENSION_SUFFIXES, ExtensionFileLoader, FileFinder, ModuleSpec
+from pathlib import Path
 from typing import Any
 
-# import name -> least version, and the distributions that provide it
+# import name -> least version, the distributions that provide it, what to type where it is missing. `--no-deps` wherever pip
+# would otherwise replace or build another package: torch under opacus, mmcv and mmengine, chumpy under mmpose.
 REQUIRED = {
-    'torch': ('2.1', ('torch',)),
-    'mmengine': ('0.10.0', ('mmengine', 'onedl-mmengine', 'mmengine-lite')),
-    'mmcv': ('2.0.0', ('mmcv', 'onedl-mmcv', 'mmcv-lite')),
-    'mmdet': ('3.0.0', ('mmdet', 'onedl-mmdetection')),
-    'mmpose': ('1.3.0', ('mmpose',)),
-    'opacus': ('1.5.0', ('opacus',)),
-    'dp_accounting': ('0.4.3', ('dp-accounting',)),
+    'torch': ('2.1', ('torch',), 'pip install torch'),
+    'mmengine': (
+        '0.10.0',
+        ('mmengine', 'onedl-mmengine', 'mmengine-lite'),
+        'pip install onedl-mmengine',
+    ),
+    'mmcv': (
+        '2.0.0',
+        ('mmcv', 'onedl-mmcv', 'mmcv-lite'),
+        'pip install --no-deps onedl-mmcv',
+    ),
+    'mmdet': (
+        '3.0.0',
+        ('mmdet', 'onedl-mmdetection'),
+        'pip install --no-deps onedl-mmdetection',
+    ),
+    'mmpose': ('1.3.0', ('mmpose',), 'pip install --no-deps "mmpose>=1.3.2"'),
+    'opacus': ('1.5.0', ('opacus',), 'pip install --no-deps "opacus>=1.5.0" opt-einsum'),
+    'dp_accounting': ('0.4.4', ('dp-accounting',), 'pip install "dp-accounting>=0.4.4"'),
 }
 
 
+def apply() -> None:
+    """Everything, in order. Raises ImportError where a package is missing or too old."""
+    check_versions()
+    declare_torchvision_ops()
+    provide_mmcv_ops()
+    allow_mmengine_checkpoints()
+    warn_without_pkg_resources()
+
+
+# ---- versions --------------------------------------------------------------------------------------------------------
 def check_versions() -> None:
-    """Raises ImportError that names the package that is missing or too old, and what to install."""
-    for module, (least, distributions) in REQUIRED.items():
-        found = _installed(distributions)
-        if found is None and importlib.util.find_spec(module) is None:
-            problem = f'{module} is not installed'
-        elif found is not None and _numbers(found) < _numbers(least):
-            problem = f'{module} {found} is too old'
-        else:
-            continue
+    """Raises one ImportError that names every package missing or too old, what was found, what is needed, what to type."""
+    problems = []
+    for module, (least, distributions, remedy) in REQUIRED.items():
+        found = _version(module, distributions)
+        if found is None:
+            problems.append(f'{module} >= {least} is needed, but it is not installed: {remedy}')
+        elif _numbers(found) < _numbers(least):
+            upgrade = remedy.replace('install', 'install -U', 1)
+            problems.append(f'{module} >= {least} is needed, but {found} is installed: {upgrade}')
+    if problems:
+        lines = '\n  '.join(problems)
         raise ImportError(
-            f'mmpose_dp needs {module} >= {least}, but {problem}. Run `make install` in a clone of mmpose_dp for a complete '
-            f'environment, or `pip install "{distributions[0]}>={least}"` in your own'
+            f'mmpose_dp cannot run in this environment ({sys.prefix}):\n  {lines}\n'
+            'Or run `make install` in a clone of mmpose_dp: it makes a complete environment in .venv'
         )
 
 
-def _installed(distributions: tuple[str, ...]) -> str | None:
+def _version(module: str, distributions: tuple[str, ...]) -> str | None:
+    """The version of an installed package without importing it where possible; None where it is missing."""
+    if importlib.util.find_spec(module) is None:
+        return None
     for name in distributions:
         try:
             return importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return None
+    # a source tree on PYTHONPATH, or a fork under a name we do not know
+    return str(getattr(importlib.import_module(module), '__version__', '0'))
 
 
 def _numbers(version: str) -> tuple[int, ...]:
-    parts = version.split('+')[0].split('.')
-    return tuple(int(''.join(c for c in part if c.isdigit()) or 0) for part in parts[:3])
+    """'2.0.0rc4+cpu' -> (2, 0, 0); '1.5' -> (1, 5, 0)."""
+    release = re.match(r'\d+(\.\d+)*', version)
+    parts = [int(part) for part in release[0].split('.')] if release else []
+    return tuple((parts + [0, 0, 0])[:3])
+
+
+# ---- torchvision -----------------------------------------------------------------------------------------------------
+_declared: list[
+    Any
+] = []  # the schemas live as long as the torch.library.Library objects that hold them
 
 
 def declare_torchvision_ops() -> None:
-    """torchvision beside a CPU-only torch fails at import for want of two operator schemas: declare them."""
+    """torchvision built for CUDA beside a CPU-only torch fails at import for want of two schemas: declares them.
+
+    Nothing here runs nms; torchvision only has to import.
+    """
     import torch
 
-    if importlib.util.find_spec('torchvision') is None or _imports('torchvision'):
+    spec = importlib.util.find_spec('torchvision')
+    if 'torchvision' in sys.modules or spec is None or spec.origin is None:
         return
-    library = torch.library.Library('torchvision', 'FRAGMENT')
-    library.define('nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor')
-    library.define('qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor')
-    declare_torchvision_ops.library = library  # type: ignore[attr-defined]  # the schemas live as long as this object
-    _forget('torchvision')
-
-
-def _imports(name: str) -> bool:
+    finder = FileFinder(str(Path(spec.origin).parent), (ExtensionFileLoader, EXTENSION_SUFFIXES))
+    compiled = finder.find_spec('_C')
     try:
-        importlib.import_module(name)
-    except (ImportError, RuntimeError):
-        _forget(name)
-        return False
-    return True
+        if compiled is not None and compiled.origin is not None:
+            torch.ops.load_library(
+                compiled.origin
+            )  # what torchvision does at import; again is harmless
+    except OSError:
+        pass  # libraries of another build of torch are missing
+    missing = [name for name in ('nms', 'qnms') if not hasattr(torch.ops.torchvision, name)]
+    if missing:
+        library = torch.library.Library('torchvision', 'FRAGMENT')
+        for name in missing:
+            library.define(f'{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor')
+        _declared.append(library)
 
 
-def _forget(name: str) -> None:
-    for loaded in [m for m in sys.modules if m == name or m.startswith(f'{name}.')]:
-        del sys.modules[loaded]
-
-
+# ---- mmcv ------------------------------------------------------------------------------------------------------------
 def provide_mmcv_ops() -> None:
-    """mmpose imports mmcv's compiled operators, which no top-down model runs: stand in for them where they are missing."""
-    if 'mmcv._ext' in sys.modules or importlib.util.find_spec('mmcv._ext') is not None:
-        return
+    """mmpose imports mmcv's compiled operators, which no top-down model runs: stands in for them where they do not load.
 
-    def missing(name: str) -> Any:
+    A stand-in operator raises NotImplementedError when it is called, with the reason.
+    """
+    try:
+        importlib.import_module('mmcv._ext')
+        return
+    except (
+        ImportError
+    ) as error:  # not compiled (mmcv-lite, onedl-mmcv), or compiled for another torch
+        reason = str(error)
+
+    def operator(name: str) -> Callable[..., Any]:
         if name.startswith('__'):
             raise AttributeError(name)
 
         def call(*args: Any, **kwargs: Any) -> Any:
-            raise NotImplementedError(f'mmcv was installed without compiled operators, so mmcv.ops cannot run {name}')
+            raise NotImplementedError(
+                f'mmcv.ops needs the compiled operator {name}, which this mmcv does not have ({reason}). Top-down '
+                'models do not need it; for others install an mmcv built for this torch'
+            )
 
         return call
 
     module = types.ModuleType('mmcv._ext')
-    module.__spec__ = ModuleSpec('mmcv._ext', loader=None)
-    module.__getattr__ = missing  # type: ignore[method-assign]
+    # some libraries look for the spec before they import, and None raises there
+    module.__spec__ = ModuleSpec('mmcv._ext', loader=None, origin=__name__)
+    module.__getattr__ = operator  # type: ignore[method-assign]
     sys.modules['mmcv._ext'] = module
 
 
-def allow_full_checkpoints() -> None:
-    """mmengine 0.10.7 and older load checkpoints without saying weights_only=False, which torch >= 2.6 then refuses.
+# ---- mmengine --------------------------------------------------------------------------------------------------------
+def allow_mmengine_checkpoints() -> None:
+    """mmengine up to 0.10.7 cannot resume under torch >= 2.6, which loads plain tensors only: allows mmengine's types.
 
-    Resuming needs the optimizer, the schedules and the message hub. The file is one that the user named; this keeps what
-    mmengine did with older torch.
+    onedl-mmengine does so itself. Anything else in a checkpoint stays refused.
     """
     import torch
     from mmengine.runner import checkpoint
 
-    if _numbers(torch.__version__) < (2, 6) or _installed(('onedl-mmengine',)):
+    if _numbers(torch.__version__) < (2, 6, 0) or 'weights_only' in inspect.getsource(checkpoint):
         return
-    plain = checkpoint.torch.load
-    if getattr(plain, 'mmpose_dp', False):
+    torch.serialization.add_safe_globals(checkpoint_types())
+
+
+def checkpoint_types() -> list[Any]:
+    """What a checkpoint of mmengine holds beside tensors: the message hub's histories and numpy numbers."""
+    import numpy as np
+    from mmengine.logging import HistoryBuffer
+
+    core = np._core if hasattr(np, '_core') and _numbers(np.__version__) >= (2, 0, 0) else np.core
+    return [
+        HistoryBuffer,
+        # a history pickles its own methods by getattr: this one reads nothing else
+        (_history_method, 'builtins.getattr'),
+        np.ndarray,
+        np.dtype,
+        core.multiarray._reconstruct,
+        core.multiarray.scalar,
+        *{type(np.dtype(kind)) for kind in ('bool', 'int32', 'int64', 'float32', 'float64')},
+    ]
+
+
+def _history_method(owner: Any, name: str) -> Any:
+    from mmengine.logging import HistoryBuffer
+
+    if owner is not HistoryBuffer or name.startswith('_'):
+        raise ValueError(
+            f'a checkpoint asks for {name!r} of {owner!r}, which no mmengine checkpoint needs'
+        )
+    return getattr(owner, name)
+
+
+def warn_without_pkg_resources() -> None:
+    """mmengine up to 0.10.7 finds `mmpose::` base configs through pkg_resources, which setuptools 81 took out."""
+    from mmengine.utils import package_utils
+
+    if 'pkg_resources' not in inspect.getsource(package_utils) or importlib.util.find_spec(
+        'pkg_resources'
+    ):
         return
-
-    def load(*args: Any, **kwargs: Any) -> Any:
-        kwargs.setdefault('weights_only', False)
-        return plain(*args, **kwargs)
-
-    load.mmpose_dp = True  # type: ignore[attr-defined]
-    proxy = types.ModuleType('torch')
-    proxy.__dict__.update(checkpoint.torch.__dict__, load=load)
-    checkpoint.torch = proxy  # only mmengine's checkpoint module sees it
-
-
-def apply() -> None:
-    """Everything, in order."""
-    check_versions()
-    declare_torchvision_ops()
-    provide_mmcv_ops()
-    allow_full_checkpoints()
+    warnings.warn(
+        "configs with `_base_ = 'mmpose::...'` will not load: this mmengine needs pkg_resources. Type "
+        "`pip install 'setuptools<81'`, or install onedl-mmengine in mmengine's place",
+        stacklevel=2,
+    )

@@ -18,7 +18,7 @@ from mmpose_dp.privacy.per_sample import LoopEngine
 from ..loops import PrivateTrainLoop
 from ..optim_wrappers import DPOptimWrapper
 
-LEDGER_KEY = 'privacy_ledger'
+CHECKPOINT_KEY = 'privacy'  # of what a checkpoint says about its own privacy: the ledger and where the weights came from
 
 
 @HOOKS.register_module()
@@ -50,6 +50,7 @@ class PrivacyBudgetHook(Hook):
         self.accountant = accountant
         self.interval = interval
         self.plan: PrivacyPlan | None = None
+        self.pretraining = 'none: random weights'
         self._steps_left = 0
 
     # ---- before training -------------------------------------------------------------------------------------------
@@ -73,7 +74,9 @@ class PrivacyBudgetHook(Hook):
             self.plan = self._plan(loop, wrapper)
             wrapper.attach(self.plan)
             self._announce(runner, wrapper)
-        if not (runner._load_from or runner._resume):
+        if runner._load_from and not runner._resume:
+            self.pretraining = f'weights loaded from {runner._load_from}'
+        elif not runner._resume:
             runner.logger.warning(
                 'Private training starts without load_from. It rarely works from random weights: start from a checkpoint '
                 'that was trained on public data.'
@@ -151,8 +154,7 @@ class PrivacyBudgetHook(Hook):
         """Writes the statement beside the checkpoints."""
         if self.plan is None or not is_main_process():
             return
-        pretraining = f'weights loaded from {runner._load_from}' if runner._load_from else 'none: random weights'
-        statement = build_statement(self.plan, runner.optim_wrapper.ledger, pretraining=pretraining)
+        statement = build_statement(self.plan, runner.optim_wrapper.ledger, pretraining=self.pretraining)
         write_statement(statement, runner.work_dir)
         runner.logger.info(f'Privacy statement: {runner.work_dir}/privacy_statement.md')
 
@@ -160,18 +162,20 @@ class PrivacyBudgetHook(Hook):
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """The ledger goes with every checkpoint, whether or not the optimizer is saved."""
         if isinstance(runner.optim_wrapper, DPOptimWrapper):
-            checkpoint[LEDGER_KEY] = runner.optim_wrapper.ledger.state_dict()
+            ledger = runner.optim_wrapper.ledger.state_dict()
+            checkpoint[CHECKPOINT_KEY] = dict(ledger=ledger, pretraining=self.pretraining)
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Takes the ledger over on resume; a checkpoint without one may be loaded, not resumed."""
         if not runner._resume or not isinstance(runner.optim_wrapper, DPOptimWrapper):
             return
-        if LEDGER_KEY not in checkpoint:
+        if CHECKPOINT_KEY not in checkpoint:
             raise PrivacyError(
                 'the checkpoint to resume from has no privacy ledger, so what it has spent is unknown. To start a new '
                 'private training from its weights, use load_from without resume'
             )
-        runner.optim_wrapper.ledger.load_state_dict(checkpoint[LEDGER_KEY])
+        runner.optim_wrapper.ledger.load_state_dict(checkpoint[CHECKPOINT_KEY].get('ledger'))
+        self.pretraining = checkpoint[CHECKPOINT_KEY].get('pretraining', 'not known')
 
 
 def _method(dataset: PublicPrivateDataset, wrapper: DPOptimWrapper, loop: PrivateTrainLoop) -> str:

@@ -1,0 +1,27 @@
+"""Packaging. Installing mmpose_dp must not replace a torch, mmcv, mmengine, mmdet or mmpose that is already there.
+
+So those, and opacus (which would pull a newer torch), are no install requirement: mmpose_dp/compat.py checks them at import
+and says what to type. `make install` makes a complete, pinned environment from requirements/.
+"""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+VERSION: dict = {}
+exec((ROOT / 'mmpose_dp/version.py').read_text(), VERSION)
+README = ROOT / 'README.md'
+
+setup(
+    name='mmpose_dp',
+    version=VERSION['__version__'],
+    description="Differentially private training for MMPose's top-down models",
+    long_description=README.read_text() if README.exists() else '',
+    long_description_content_type='text/markdown',
+    license='Apache-2.0',
+    python_requires='>=3.10',
+    packages=find_packages(include=['mmpose_dp', 'mmpose_dp.*']),
+    install_requires=['dp-accounting>=0.4.4', 'opt-einsum>=3.3', 'numpy', 'scipy'],
+    extras_require={'opacus': ['opacus>=1.5.0']},  # its torch requirement may replace yours
+)

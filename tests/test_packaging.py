@@ -1,0 +1,181 @@
+"""The shape of the repository: which part may import which, what is pinned, what installing may touch."""
+
+import ast
+import contextlib
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from shared_data import shared
+
+from mmpose_dp import compat
+
+REPO = Path(__file__).parents[1]
+PACKAGE = REPO / 'mmpose_dp'
+MODULES = sorted(PACKAGE.rglob('*.py'))
+OWN_FILES = [
+    *MODULES,
+    *sorted((REPO / 'tools').glob('*.py')),
+    *sorted((REPO / 'tests').rglob('*.py')),
+]
+# part -> the parts it may import; the package itself (compat, version) is imported by none of them
+ALLOWED = {
+    'privacy': {'privacy'},
+    'models': {'privacy', 'models'},
+    'datasets': {'privacy', 'datasets'},
+    'engine': {'privacy', 'models', 'datasets', 'engine'},
+}
+PRIVACY_STANDS_ON = {'torch', 'opacus', 'numpy', 'scipy', 'dp_accounting', 'mmpose_dp'}
+
+
+def name(path: Path) -> str:
+    return str(path.relative_to(REPO))
+
+
+def imports(path: Path) -> set[str]:
+    """Absolute dotted names of everything a file imports, in functions too."""
+    found = set()
+    package = path.relative_to(REPO).with_suffix('').parts[:-1]
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            above = package[: len(package) - node.level + 1] if node.level else ()
+            module = '.'.join([*above, *([node.module] if node.module else [])])
+            found |= {f'{module}.{alias.name}' for alias in node.names}
+    return found
+
+
+# ---- who imports whom ------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize('path', sorted((PACKAGE / 'privacy').rglob('*.py')), ids=name)
+def test_the_privacy_core_imports_nothing_of_openmmlab(path):
+    roots = {module.split('.')[0] for module in imports(path)}
+    assert roots <= PRIVACY_STANDS_ON | set(sys.stdlib_module_names)
+
+
+def test_the_privacy_core_runs_without_openmmlab():
+    code = """
+import sys
+hidden = ('mmengine', 'mmcv', 'mmdet', 'mmpose', 'mmpose_dp')
+sys.modules.update(dict.fromkeys(hidden))  # importing one of them raises
+import privacy
+from fractions import Fraction
+sigma = privacy.calibrate_noise_multiplier(8.0, 1e-4, Fraction(1, 100), 100, 'rdp')
+assert 0 < sigma < 10
+"""
+    env = dict(os.environ, PYTHONPATH=str(PACKAGE))
+    done = subprocess.run(
+        [sys.executable, '-W', 'ignore', '-c', code],
+        env=env,
+        cwd='/',
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize('path', [p for p in MODULES if p.parent != PACKAGE], ids=name)
+def test_dependencies_point_one_way(path):
+    part = path.relative_to(PACKAGE).parts[0]
+    own = [module.split('.') for module in imports(path) if module.split('.')[0] == 'mmpose_dp']
+    assert {module[1] for module in own} <= ALLOWED[part]
+
+
+@pytest.mark.parametrize('path', MODULES, ids=name)
+def test_the_package_imports_no_tool_and_no_test(path):
+    assert not {module.split('.')[0] for module in imports(path)} & {
+        'tools',
+        'tests',
+        'cli',
+        'helpers',
+    }
+
+
+# ---- files -----------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize('path', OWN_FILES, ids=name)
+def test_a_module_says_what_it_is_for_and_fits_on_a_few_pages(path):
+    text = path.read_text()
+    assert ast.get_docstring(ast.parse(text)), 'the module has no docstring'
+    assert text.count('\n') <= 330, 'the module should be split'
+
+
+def test_no_file_names_a_registry_or_a_download_host():
+    # the user's pip, conda or mim knows where packages come from; weights are the user's choice
+    hosts = (
+        r'pypi\.org|pythonhosted|anaconda\.org|(download|files|cdn)[\w-]*\.[\w-]+\.(com|org|io|net)'
+    )
+    listed = subprocess.run(
+        ['git', 'ls-files', '-co', '--exclude-standard', '-z'],
+        cwd=REPO,
+        capture_output=True,
+        text=True,
+    )
+    if listed.returncode:
+        pytest.skip('not a git checkout')
+    found = []
+    for file in listed.stdout.split('\0'):
+        # a picture is no text; a deleted file may still be listed
+        with contextlib.suppress(UnicodeDecodeError, FileNotFoundError, IsADirectoryError):
+            if file != name(Path(__file__)) and re.search(hosts, (REPO / file).read_text()):
+                found.append(file)
+    assert not found
+
+
+# ---- pins and installing ---------------------------------------------------------------------------------------------
+def pins() -> list[tuple[str, str]]:
+    """Every line of requirements/ that is not a comment, as (distribution, version)."""
+    found = []
+    for path in sorted((REPO / 'requirements').glob('*.txt')):
+        for line in path.read_text().splitlines():
+            if requirement := line.split('#')[0].strip():
+                match = re.fullmatch(r'([\w.-]+)==([\w.+]+)', requirement)
+                assert match, f'{name(path)}: {requirement!r} is not pinned as name==version'
+                found.append((normal(match[1]), match[2]))
+    return found
+
+
+def normal(distribution: str) -> str:
+    return re.sub('[-_.]+', '-', distribution).lower()
+
+
+def test_every_requirement_is_pinned_once():
+    names = [distribution for distribution, _ in pins()]
+    assert len(names) == len(set(names)) > 60
+
+
+def test_the_pins_contain_the_set_that_was_tried():
+    tried = (shared('mpii').parents[1] / 'versions.txt').read_text().split()
+    assert {(normal(n), v) for n, v in (line.split('==') for line in tried)} <= set(pins())
+
+
+def test_the_pins_satisfy_what_is_checked_at_import():
+    pinned = dict(pins())
+    for module, (least, distributions, _) in compat.REQUIRED.items():
+        version = next((pinned[d] for d in map(normal, distributions) if d in pinned), None)
+        assert version and compat._numbers(version) >= compat._numbers(least), module
+
+
+def test_installing_the_package_requires_nothing_that_could_replace_mmpose_or_torch():
+    code = """
+from setuptools.dist import Distribution
+from distutils.core import run_setup
+dist = run_setup('setup.py', stop_after='init')
+print(*dist.install_requires)
+print(*dist.packages)
+"""
+    done = subprocess.run([sys.executable, '-c', code], cwd=REPO, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    required, packages = (line.split() for line in done.stdout.splitlines()[-2:])
+    for part in ('torch', 'mm', 'opacus', 'chumpy', 'opencv'):
+        assert not [r for r in required if part in re.split('[<>=]', r)[0]], part
+    folders = {'.'.join(path.parent.relative_to(REPO).parts) for path in MODULES}
+    assert set(packages) == folders, 'a folder has no __init__.py'
+
+
+def test_make_lists_its_targets_by_default():
+    shown = subprocess.run(['make'], cwd=REPO, capture_output=True, text=True).stdout
+    for target in ('install', 'test', 'lint', 'demo', 'bench'):
+        assert f'make {target} ' in shown
