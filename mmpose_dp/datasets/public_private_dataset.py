@@ -11,6 +11,7 @@ from typing import Any, Sequence
 
 from mmengine.dataset import BaseDataset
 from mmengine.registry import FUNCTIONS
+from mmpose.datasets.dataset_wrappers import CombinedDataset
 from mmpose.datasets.transforms.mix_img_transforms import MixImageTransform
 from mmpose.registry import DATASETS, TRANSFORMS
 from torch.utils.data import Dataset
@@ -117,13 +118,14 @@ def _build(cfg: dict, half: str) -> BaseDataset:
         cls = TRANSFORMS.get(name)
         if name in _MIXING or (cls is not None and issubclass(cls, MixImageTransform)):
             raise PrivacyError(f'{key}.pipeline: {name} mixes several records into one row; take it out')
+    cls = DATASETS.get(str(cfg['type']))
+    if cls is None or not issubclass(cls, BaseDataset) or issubclass(cls, CombinedDataset):
+        raise PrivacyError(
+            f'{key}.type={cfg["type"]}: a wrapper that joins or repeats data sets can use a record twice; give one of '
+            "MMPose's data sets itself"
+        )
     _refuse_missing_files(cfg, key)
     dataset = DATASETS.build(dict(cfg, lazy_init=False))
-    if not isinstance(dataset, BaseDataset):
-        raise PrivacyError(
-            f'{key}.type={cfg["type"]}: a wrapper that joins or repeats data sets can use a record twice; give the '
-            'data set itself'
-        )
     if len(dataset) == 0:
         raise PrivacyError(f'{key}: {dataset.ann_file} holds no annotated person')
     return dataset

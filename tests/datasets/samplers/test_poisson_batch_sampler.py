@@ -1,0 +1,131 @@
+"""Poisson sampling as the data loader sees it."""
+
+import numpy as np
+import pytest
+from mmengine.dataset import DefaultSampler
+from scipy import stats
+from torch.utils.data import DataLoader
+
+from mmpose_dp.datasets import PoissonBatchSampler, PublicPrivateDataset
+from mmpose_dp.privacy import PrivacyError
+
+
+class Halves(PublicPrivateDataset):
+    """60 private and 30 public rows without images; ``groups`` makes several rows one record."""
+
+    def __init__(self, groups=None):
+        self._records = groups or [[i] for i in range(60)]
+        self.private, self.public = range(60), range(30)
+
+    def __getitem__(self, index):
+        return index
+
+
+def sampler(dataset=None, batch_size=8, **settings):
+    settings = {'expected_batch_size': 12, 'debug_seed': 0, **settings}
+    return PoissonBatchSampler(DefaultSampler(dataset or Halves()), batch_size, **settings)
+
+
+def logical_batches(s):
+    """Joins micro-batches as the train loop does, checking what is announced of them."""
+    batches, current = [], []
+    for rows in s:
+        micro = s.pending.popleft()
+        assert micro.rows == len(rows)
+        current += rows
+        if micro.is_last:
+            batches.append(current)
+            current = []
+    assert not current and not s.pending
+    return batches
+
+
+def test_inclusion_rate_and_sizes():
+    s, sizes, hits = sampler(), [], np.zeros(60)
+    for _ in range(400):
+        for rows in logical_batches(s):
+            sizes.append(len(rows))
+            hits[rows] += 1
+    steps = len(sizes)
+    assert steps == 400 * (60 // 12)
+    assert stats.binomtest(int(hits.sum()), steps * 60, 0.2).pvalue > 1e-4
+    assert stats.chisquare(hits).pvalue > 1e-4
+    # binomial variance: a sampler that shuffles and cuts would have none
+    assert abs(np.var(sizes) / (60 * 0.2 * 0.8) - 1) < 0.15
+
+
+def test_micro_batches_are_bounded_and_empty_draws_are_steps():
+    s = sampler(batch_size=3, expected_batch_size=1)
+    sizes = [len(rows) for rows in s]
+    assert max(sizes) <= 3 and 0 in sizes
+    assert sum(micro.is_last for micro in s.pending) == len(s) == 60
+
+
+def test_records_are_never_split():
+    groups = [[3 * i, 3 * i + 1, 3 * i + 2] for i in range(20)]
+    s = sampler(Halves(groups), batch_size=4, expected_batch_size=10)
+    assert s.num_records == 20
+    for rows in s:
+        assert sorted(rows) == sorted(r for g in groups if g[0] in rows for r in g)
+
+
+def test_public_rows_are_independent_of_the_private_draw():
+    s = sampler(public_batch_size=6)
+    private, public = [], []
+    for _ in range(200):
+        for rows in logical_batches(s):
+            drawn = np.zeros(90)
+            drawn[rows] = 1
+            assert drawn[60:].sum() == 6
+            private.append(drawn[:60]), public.append(drawn[60:])
+    # the view of record i is public row i: their draws must not be correlated
+    for shift in (0, 1):
+        rows, views = np.array(private)[:, shift : shift + 29].ravel(), np.array(public)[:, :29].ravel()
+        assert abs(np.corrcoef(rows, views)[0, 1]) < 0.03
+
+
+def test_public_only_epochs():
+    s = sampler(public_batch_size=6)
+    s.public_only = True
+    batches = logical_batches(s)
+    assert len(batches) == len(s) == 5
+    assert all(len(rows) == 6 and min(rows) >= 60 for rows in batches)
+
+
+def test_draws_come_from_the_systems_entropy():
+    one, two = (logical_batches(sampler(debug_seed=None)) for _ in range(2))
+    assert one != two
+    assert logical_batches(sampler()) == logical_batches(sampler())
+
+
+def test_workers_that_read_ahead_keep_the_order():
+    s = sampler()
+    loader = DataLoader(Halves(), batch_sampler=s, num_workers=2, collate_fn=list)
+    for _ in range(3):
+        for rows in loader:
+            assert s.pending.popleft().rows == len(rows)
+
+
+def test_a_resumed_epoch_has_only_its_remaining_steps():
+    s = sampler()
+    s.steps_done = 3
+    assert len(logical_batches(s)) == 2
+    assert len(logical_batches(s)) == 5
+
+
+@pytest.mark.parametrize(
+    ('settings', 'message'),
+    [
+        (dict(expected_batch_size=61), 'expected_batch_size=61.*60'),
+        (dict(expected_batch_size=0), 'expected_batch_size=0'),
+        (dict(public_batch_size=31), 'public_batch_size=31.*30 public'),
+    ],
+)
+def test_bad_settings(settings, message):
+    with pytest.raises(PrivacyError, match=message):
+        sampler(**settings)
+
+
+def test_another_data_set_is_refused():
+    with pytest.raises(PrivacyError, match="type='PublicPrivateDataset'"):
+        PoissonBatchSampler(DefaultSampler(range(10)), 4, expected_batch_size=2)

@@ -1,0 +1,116 @@
+"""The data set of two halves: rows are what they say, and public data is public."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from mmpose.registry import DATASETS
+
+from mmpose_dp.datasets import PublicPrivateDataset, collate_rows
+from mmpose_dp.privacy import PrivacyError
+
+CODEC = dict(type='MSRAHeatmap', input_size=(64, 64), heatmap_size=(16, 16), sigma=2)
+PIPELINE = [
+    dict(type='LoadImage'),
+    dict(type='GetBBoxCenterScale'),
+    dict(type='RandomFlip', direction='horizontal'),
+    dict(type='RandomBBoxTransform', shift_prob=0),
+    dict(type='TopdownAffine', input_size=(64, 64)),
+    dict(type='GenerateTarget', encoder=CODEC),
+    dict(type='PackPoseInputs'),
+]
+VIEW = dict(type='PublicView', mode='blur')
+
+
+def mpii(root, **settings):
+    return dict(
+        type='MpiiDataset',
+        data_root=str(root),
+        data_mode='topdown',
+        ann_file='annotations/mpii_train.json',
+        data_prefix=dict(img='images/'),
+        pipeline=PIPELINE,
+        **settings,
+    )
+
+
+def test_halves_and_metainfo(synthetic):
+    dataset = PublicPrivateDataset(mpii(synthetic), public_view=VIEW)
+    assert (dataset.num_records, dataset.num_public, len(dataset)) == (40, 40, 80)
+    private, public = dataset[3], dataset[43]
+    assert private['data_samples'].metainfo['dp_record'] == 3
+    assert public['data_samples'].metainfo['dp_record'] is None
+    assert private['data_samples'].metainfo['img_path'] == public['data_samples'].metainfo['img_path']
+    sharp, soft = (np.abs(np.diff(x['inputs'].numpy().astype(float))).mean() for x in (private, public))
+    assert soft < 0.6 * sharp
+    assert dataset.public_description.startswith('Gaussian blur')
+
+
+def test_without_public_half_and_with_another_set(synthetic, synthetic_public):
+    plain = PublicPrivateDataset(mpii(synthetic))
+    assert (plain.num_public, plain.public_description) == (0, None)
+    other = PublicPrivateDataset(mpii(synthetic), public=mpii(synthetic_public))
+    assert other.num_public == 40 and 'mpii_train.json' in other.public_description
+
+
+def test_image_unit_groups_the_people_of_an_image(synthetic):
+    people = json.loads((synthetic / 'annotations/mpii_train.json').read_text())
+    dataset = PublicPrivateDataset(mpii(synthetic), privacy_unit='image')
+    assert dataset.num_records == len({p['image'] for p in people}) < 40
+    rows = sorted(row for r in range(dataset.num_records) for row in dataset.rows_of(r))
+    assert rows == list(range(40))
+    for r in range(dataset.num_records):
+        assert len({people[row]['image'] for row in dataset.rows_of(r)}) == 1
+        assert {dataset[row]['data_samples'].metainfo['dp_record'] for row in dataset.rows_of(r)} == {r}
+
+
+def test_a_rejected_row_is_left_out_not_replaced(synthetic):
+    dataset = PublicPrivateDataset(mpii(synthetic))
+    dataset.private.pipeline = lambda info: None
+    assert dataset[0] is None
+    assert collate_rows([None, None]) == dict(inputs=[], data_samples=[])
+    assert len(collate_rows([None, dict(inputs=1, data_samples=2)])['inputs']) == 1
+
+
+def test_missing_data_shows_the_layout_and_the_command(tmp_path):
+    with pytest.raises(PrivacyError, match=r'(?s)mpii_train.json does not exist.*images/.*make_synthetic_mpii.py'):
+        PublicPrivateDataset(mpii(tmp_path))
+
+
+def test_shared_public_data_is_refused(synthetic, synthetic_public, tmp_path):
+    with pytest.raises(PrivacyError, match='has the private annotation file'):
+        PublicPrivateDataset(mpii(synthetic), public=mpii(synthetic))
+    copy = tmp_path / 'copy'
+    shutil.copytree(synthetic / 'annotations', copy / 'annotations')
+    (copy / 'images').symlink_to(synthetic / 'images')
+    people = json.loads((copy / 'annotations/mpii_train.json').read_text())
+    (copy / 'annotations/mpii_train.json').write_text(json.dumps(people[:1]))
+    with pytest.raises(PrivacyError, match='shares 1 image files'):
+        PublicPrivateDataset(mpii(synthetic), public=mpii(copy))
+
+
+@pytest.mark.parametrize(
+    ('settings', 'message'),
+    [
+        (dict(privacy_unit='family'), 'privacy_unit'),
+        (dict(public_view=VIEW, public={}), 'not both'),
+    ],
+)
+def test_bad_settings(synthetic, settings, message):
+    with pytest.raises(PrivacyError, match=message):
+        PublicPrivateDataset(mpii(synthetic), **settings)
+
+
+def test_mixing_and_repeating_are_refused(synthetic):
+    mixed = mpii(synthetic)
+    mixed['pipeline'] = [dict(type='Mosaic', img_scale=(64, 64)), *PIPELINE]
+    with pytest.raises(PrivacyError, match='private.pipeline: Mosaic mixes several records'):
+        PublicPrivateDataset(mixed)
+    repeated = dict(type='RepeatDataset', times=2, dataset=mpii(synthetic))
+    with pytest.raises(PrivacyError, match='RepeatDataset'):
+        PublicPrivateDataset(repeated)
+
+
+def test_it_is_registered():
+    assert DATASETS.get('PublicPrivateDataset') is PublicPrivateDataset
