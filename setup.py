@@ -1,7 +1,8 @@
-"""Packaging. Installing mmpose_dp must not replace a torch, mmcv, mmengine, mmdet or mmpose that is already there.
+"""Packaging. Must not replace a torch, mmcv, mmengine, mmdet or mmpose that is already installed.
 
-So those, and opacus (which would pull a newer torch), are no install requirement: mmpose_dp/compat.py checks them at import
-and says what to type. `make install` makes a complete, pinned environment from requirements/.
+So those, and opacus (which would pull a newer torch), are no install requirement:
+mmpose_dp/compat.py checks them at import and says what to type. `make install` makes a complete,
+pinned environment from requirements/.
 """
 
 from pathlib import Path

@@ -1,7 +1,8 @@
-"""Differentially private training for MMPose's top-down models: importing it fills MMPose's registries.
+"""Differentially private training for MMPose's top-down models: importing it fills the registries.
 
-Must not hold logic. Configs name it in ``custom_imports``. The privacy core needs none of MMPose: with the folder
-``mmpose_dp`` on the path, ``import privacy`` works on torch, opacus and dp-accounting alone.
+Must not hold logic. Configs name it in ``custom_imports``. The privacy core needs none of MMPose:
+with the folder ``mmpose_dp`` on the path, ``import privacy`` works on torch, opacus and
+dp-accounting alone.
 """
 
 from . import compat

@@ -1,6 +1,7 @@
-"""The only place that checks the install and works around broken ones. Each function does nothing where it is sound.
+"""The only place that checks the install and works around broken ones.
 
-Must run before mmpose is imported, must be safe to run twice, and must not change what sound packages do.
+Each function does nothing where the install is sound. Must run before mmpose is imported, must be
+safe to run twice, and must not change what sound packages do.
 """
 
 import importlib
@@ -16,8 +17,9 @@ from importlib.machinery import EXTENSION_SUFFIXES, ExtensionFileLoader, FileFin
 from pathlib import Path
 from typing import Any
 
-# import name -> least version, the distributions that provide it, what to type where it is missing. `--no-deps` wherever pip
-# would otherwise replace or build another package: torch under opacus, mmcv and mmengine, chumpy under mmpose.
+# import name -> least version, the distributions that provide it, what to type where it is missing.
+# `--no-deps` wherever pip would otherwise replace or build another package: torch under opacus,
+# mmengine under mmcv, chumpy under mmpose.
 REQUIRED = {
     'torch': ('2.1', ('torch',), 'pip install torch'),
     'mmengine': (
@@ -50,9 +52,9 @@ def apply() -> None:
     warn_without_pkg_resources()
 
 
-# ---- versions --------------------------------------------------------------------------------------------------------
+# ---- versions ------------------------------------------------------------------------------------
 def check_versions() -> None:
-    """Raises one ImportError that names every package missing or too old, what was found, what is needed, what to type."""
+    """Raises one ImportError: every package missing or too old, both versions, what to type."""
     problems = []
     for module, (least, distributions, remedy) in REQUIRED.items():
         found = _version(module, distributions)
@@ -65,12 +67,12 @@ def check_versions() -> None:
         lines = '\n  '.join(problems)
         raise ImportError(
             f'mmpose_dp cannot run in this environment ({sys.prefix}):\n  {lines}\n'
-            'Or run `make install` in a clone of mmpose_dp: it makes a complete environment in .venv'
+            'Or run `make install` in a clone of mmpose_dp: a complete environment in .venv'
         )
 
 
 def _version(module: str, distributions: tuple[str, ...]) -> str | None:
-    """The version of an installed package without importing it where possible; None where it is missing."""
+    """The installed version, without importing where possible; None where it is missing."""
     if importlib.util.find_spec(module) is None:
         return None
     for name in distributions:
@@ -89,16 +91,15 @@ def _numbers(version: str) -> tuple[int, ...]:
     return tuple((parts + [0, 0, 0])[:3])
 
 
-# ---- torchvision -----------------------------------------------------------------------------------------------------
-_declared: list[
-    Any
-] = []  # the schemas live as long as the torch.library.Library objects that hold them
+# ---- torchvision ---------------------------------------------------------------------------------
+# the schemas live as long as the torch.library.Library objects that hold them
+_declared: list[Any] = []
 
 
 def declare_torchvision_ops() -> None:
-    """torchvision built for CUDA beside a CPU-only torch fails at import for want of two schemas: declares them.
+    """Declares the two schemas for want of which torchvision fails at import.
 
-    Nothing here runs nms; torchvision only has to import.
+    That is torchvision built for CUDA beside a CPU-only torch. Nothing here runs nms.
     """
     import torch
 
@@ -109,9 +110,8 @@ def declare_torchvision_ops() -> None:
     compiled = finder.find_spec('_C')
     try:
         if compiled is not None and compiled.origin is not None:
-            torch.ops.load_library(
-                compiled.origin
-            )  # what torchvision does at import; again is harmless
+            # what torchvision does at import; twice is harmless
+            torch.ops.load_library(compiled.origin)
     except OSError:
         pass  # libraries of another build of torch are missing
     missing = [name for name in ('nms', 'qnms') if not hasattr(torch.ops.torchvision, name)]
@@ -122,18 +122,18 @@ def declare_torchvision_ops() -> None:
         _declared.append(library)
 
 
-# ---- mmcv ------------------------------------------------------------------------------------------------------------
+# ---- mmcv ----------------------------------------------------------------------------------------
 def provide_mmcv_ops() -> None:
-    """mmpose imports mmcv's compiled operators, which no top-down model runs: stands in for them where they do not load.
+    """Stands in for mmcv's compiled operators where they do not load.
 
-    A stand-in operator raises NotImplementedError when it is called, with the reason.
+    mmpose imports them, and no top-down model runs them. A stand-in operator raises
+    NotImplementedError when it is called, with the reason.
     """
     try:
         importlib.import_module('mmcv._ext')
         return
-    except (
-        ImportError
-    ) as error:  # not compiled (mmcv-lite, onedl-mmcv), or compiled for another torch
+    except ImportError as error:
+        # not compiled (mmcv-lite, onedl-mmcv), or compiled for another torch
         reason = str(error)
 
     def operator(name: str) -> Callable[..., Any]:
@@ -142,8 +142,9 @@ def provide_mmcv_ops() -> None:
 
         def call(*args: Any, **kwargs: Any) -> Any:
             raise NotImplementedError(
-                f'mmcv.ops needs the compiled operator {name}, which this mmcv does not have ({reason}). Top-down '
-                'models do not need it; for others install an mmcv built for this torch'
+                f'mmcv.ops needs the compiled operator {name}, which this mmcv does not have '
+                f'({reason}). Top-down models do not need it; for others install an mmcv built '
+                'for this torch'
             )
 
         return call
@@ -155,11 +156,12 @@ def provide_mmcv_ops() -> None:
     sys.modules['mmcv._ext'] = module
 
 
-# ---- mmengine --------------------------------------------------------------------------------------------------------
+# ---- mmengine ------------------------------------------------------------------------------------
 def allow_mmengine_checkpoints() -> None:
-    """mmengine up to 0.10.7 cannot resume under torch >= 2.6, which loads plain tensors only: allows mmengine's types.
+    """Allows mmengine's own types in checkpoints, so that resuming works.
 
-    onedl-mmengine does so itself. Anything else in a checkpoint stays refused.
+    mmengine up to 0.10.7 cannot resume under torch >= 2.6, which loads plain tensors only;
+    onedl-mmengine can. Anything else in a checkpoint stays refused.
     """
     import torch
     from mmengine.runner import checkpoint
@@ -170,7 +172,7 @@ def allow_mmengine_checkpoints() -> None:
 
 
 def checkpoint_types() -> list[Any]:
-    """What a checkpoint of mmengine holds beside tensors: the message hub's histories and numpy numbers."""
+    """What mmengine's checkpoints hold beside tensors: the hub's histories, numpy's numbers."""
     import numpy as np
     from mmengine.logging import HistoryBuffer
 
@@ -191,22 +193,21 @@ def _history_method(owner: Any, name: str) -> Any:
     from mmengine.logging import HistoryBuffer
 
     if owner is not HistoryBuffer or name.startswith('_'):
-        raise ValueError(
-            f'a checkpoint asks for {name!r} of {owner!r}, which no mmengine checkpoint needs'
-        )
+        raise ValueError(f'a checkpoint asks for {name!r} of {owner!r}, which no mmengine checkpoint needs')
     return getattr(owner, name)
 
 
 def warn_without_pkg_resources() -> None:
-    """mmengine up to 0.10.7 finds `mmpose::` base configs through pkg_resources, which setuptools 81 took out."""
+    """Warns where `mmpose::` base configs will not load.
+
+    mmengine up to 0.10.7 finds them through pkg_resources, which setuptools 81 took out.
+    """
     from mmengine.utils import package_utils
 
-    if 'pkg_resources' not in inspect.getsource(package_utils) or importlib.util.find_spec(
-        'pkg_resources'
-    ):
+    if 'pkg_resources' not in inspect.getsource(package_utils) or importlib.util.find_spec('pkg_resources'):
         return
     warnings.warn(
-        "configs with `_base_ = 'mmpose::...'` will not load: this mmengine needs pkg_resources. Type "
-        "`pip install 'setuptools<81'`, or install onedl-mmengine in mmengine's place",
+        "configs with `_base_ = 'mmpose::...'` will not load: this mmengine needs pkg_resources. "
+        "Type `pip install 'setuptools<81'`, or install onedl-mmengine in mmengine's place",
         stacklevel=2,
     )

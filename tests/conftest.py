@@ -1,16 +1,10 @@
 """Set-up that every test shares: the package first, and one small synthetic data set a session."""
 
-import sys
-from pathlib import Path
-
 import pytest
+from mmpose.utils import register_all_modules
 
-sys.path.insert(0, str(Path(__file__).parent))  # tests share helpers.py and shared_data.py
-
-import mmpose_dp  # noqa: E402, F401  (first: its compat mends the install before a test imports mmpose)
-from mmpose.utils import register_all_modules  # noqa: E402
-
-from mmpose_dp.datasets.synthetic import make_synthetic_mpii  # noqa: E402
+import mmpose_dp  # noqa: F401  (its compat mends the install before a test imports mmpose.models)
+from mmpose_dp.datasets.synthetic import make_synthetic_mpii
 
 register_all_modules()
 

@@ -24,7 +24,7 @@ def fresh(code: str) -> subprocess.CompletedProcess:
     return subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
 
 
-# ---- versions --------------------------------------------------------------------------------------------------------
+# ---- versions ------------------------------------------------------------------------------------
 def test_one_message_names_every_package_its_version_and_the_remedy(monkeypatch):
     required = {
         'torch': ('99.0', ('torch',), 'pip install torch'),
@@ -68,7 +68,7 @@ def test_versions_compare_by_three_numbers(version, numbers):
     assert compat._numbers(version) == numbers
 
 
-# ---- the whole -------------------------------------------------------------------------------------------------------
+# ---- the whole -----------------------------------------------------------------------------------
 def test_importing_the_package_makes_mmpose_importable():
     done = fresh("""
 import importlib.util
@@ -87,7 +87,7 @@ def test_applying_it_again_changes_nothing():
     assert before == (dict(sys.modules), len(compat._declared))
 
 
-# ---- mmcv ------------------------------------------------------------------------------------------------------------
+# ---- mmcv ----------------------------------------------------------------------------------------
 def test_compiled_operators_that_load_are_left_alone(monkeypatch):
     compiled = types.ModuleType('mmcv._ext')
     monkeypatch.setitem(sys.modules, 'mmcv._ext', compiled)
@@ -111,7 +111,7 @@ except NotImplementedError as error:
     assert 'needs the compiled operator nms' in done.stdout and '_ext' in done.stdout
 
 
-# ---- mmengine --------------------------------------------------------------------------------------------------------
+# ---- mmengine ------------------------------------------------------------------------------------
 @pytest.fixture
 def checkpoint(tmp_path):
     """What mmengine saves beside the weights, written by mmengine's own message hub."""

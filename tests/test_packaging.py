@@ -1,4 +1,4 @@
-"""The shape of the repository: which part may import which, what is pinned, what installing may touch."""
+"""The shape of the repository: who may import whom, what is pinned, what installing touches."""
 
 import ast
 import contextlib
@@ -49,7 +49,7 @@ def imports(path: Path) -> set[str]:
     return found
 
 
-# ---- who imports whom ------------------------------------------------------------------------------------------------
+# ---- who imports whom ----------------------------------------------------------------------------
 @pytest.mark.parametrize('path', sorted((PACKAGE / 'privacy').rglob('*.py')), ids=name)
 def test_the_privacy_core_imports_nothing_of_openmmlab(path):
     roots = {module.split('.')[0] for module in imports(path)}
@@ -94,7 +94,7 @@ def test_the_package_imports_no_tool_and_no_test(path):
     }
 
 
-# ---- files -----------------------------------------------------------------------------------------------------------
+# ---- files ---------------------------------------------------------------------------------------
 @pytest.mark.parametrize('path', OWN_FILES, ids=name)
 def test_a_module_says_what_it_is_for_and_fits_on_a_few_pages(path):
     text = path.read_text()
@@ -104,9 +104,7 @@ def test_a_module_says_what_it_is_for_and_fits_on_a_few_pages(path):
 
 def test_no_file_names_a_registry_or_a_download_host():
     # the user's pip, conda or mim knows where packages come from; weights are the user's choice
-    hosts = (
-        r'pypi\.org|pythonhosted|anaconda\.org|(download|files|cdn)[\w-]*\.[\w-]+\.(com|org|io|net)'
-    )
+    hosts = r'pypi\.org|pythonhosted|anaconda\.org|(download|files|cdn)[\w-]*\.[\w-]+\.(com|org|io|net)'
     listed = subprocess.run(
         ['git', 'ls-files', '-co', '--exclude-standard', '-z'],
         cwd=REPO,
@@ -124,7 +122,7 @@ def test_no_file_names_a_registry_or_a_download_host():
     assert not found
 
 
-# ---- pins and installing ---------------------------------------------------------------------------------------------
+# ---- pins and installing -------------------------------------------------------------------------
 def pins() -> list[tuple[str, str]]:
     """Every line of requirements/ that is not a comment, as (distribution, version)."""
     found = []

@@ -23,7 +23,14 @@ def main() -> None:
     start = time.time()
     try:
         out = make_synthetic_mpii(
-            args.out, args.domain, args.train, args.val, args.seed, args.image_size, args.workers, args.force
+            args.out,
+            args.domain,
+            args.train,
+            args.val,
+            args.seed,
+            args.image_size,
+            args.workers,
+            args.force,
         )
     except PrivacyError as error:
         sys.exit(f'mmpose_dp: {error}')

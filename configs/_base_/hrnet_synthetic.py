@@ -48,7 +48,9 @@ train_dataloader = dict(batch_size=128, dataset=dict(data_root=data_root, pipeli
 val_dataloader = dict(
     batch_size=128,
     dataset=dict(
-        data_root=data_root, headbox_file=f'{data_root}annotations/mpii_gt_val.mat', pipeline=val_pipeline
+        data_root=data_root,
+        headbox_file=f'{data_root}annotations/mpii_gt_val.mat',
+        pipeline=val_pipeline,
     ),
 )
 test_dataloader = val_dataloader

@@ -3,7 +3,9 @@ _base_ = [
     '../_base_/feature.py',
 ]
 
-model = dict(backbone=dict(init_cfg=None), head=dict(type='PrivateHeatmapHead'))  # start from load_from, not from a download
+model = dict(
+    backbone=dict(init_cfg=None), head=dict(type='PrivateHeatmapHead')
+)  # start from load_from, not from a download
 train_dataloader = dict(
     batch_sampler=_base_.dp_batch_sampler,
     dataset=dict(_base_.dp_dataset, private=_base_.train_dataloader.dataset),

@@ -4,7 +4,5 @@ _base_ = '../_base_/hrnet_synthetic.py'
 
 data_root = 'data/synthetic_public/'
 train_dataloader = dict(dataset=dict(data_root=data_root))
-val_dataloader = dict(
-    dataset=dict(data_root=data_root, headbox_file=f'{data_root}annotations/mpii_gt_val.mat')
-)
+val_dataloader = dict(dataset=dict(data_root=data_root, headbox_file=f'{data_root}annotations/mpii_gt_val.mat'))
 test_dataloader = val_dataloader

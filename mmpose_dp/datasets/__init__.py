@@ -4,4 +4,10 @@ from .public_private_dataset import PublicPrivateDataset, collate_rows
 from .samplers import MicroBatch, PoissonBatchSampler
 from .transforms import PublicView
 
-__all__ = ['MicroBatch', 'PoissonBatchSampler', 'PublicPrivateDataset', 'PublicView', 'collate_rows']
+__all__ = [
+    'MicroBatch',
+    'PoissonBatchSampler',
+    'PublicPrivateDataset',
+    'PublicView',
+    'collate_rows',
+]

@@ -7,7 +7,8 @@ record reach a row that is not its own, nor call public what is not.
 import copy
 import hashlib
 import os.path as osp
-from typing import Any, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 from mmengine.dataset import BaseDataset
 from mmengine.registry import FUNCTIONS
@@ -46,7 +47,9 @@ class PublicPrivateDataset(Dataset):
         privacy_unit: str = 'instance',
     ) -> None:
         if privacy_unit not in UNITS:
-            raise PrivacyError(f'train_dataloader.dataset.privacy_unit={privacy_unit!r} is unknown; write one of {UNITS}')
+            raise PrivacyError(
+                f'train_dataloader.dataset.privacy_unit={privacy_unit!r} is unknown; write one of {UNITS}'
+            )
         if public_view is not None and public is not None:
             raise PrivacyError('train_dataloader.dataset: give public_view or public, not both')
         self.private = _build(private, 'private')
@@ -160,7 +163,9 @@ def _with_view(cfg: dict, view: dict) -> dict:
 def _refuse_shared_data(private: BaseDataset, public: BaseDataset) -> None:
     advice = 'it is then not public. Use other data, or public_view for Feature DP'
     if _digest(private.ann_file) == _digest(public.ann_file):
-        raise PrivacyError(f'train_dataloader.dataset.public has the private annotation file {private.ann_file}: {advice}')
+        raise PrivacyError(
+            f'train_dataloader.dataset.public has the private annotation file {private.ann_file}: {advice}'
+        )
     shared = _images(private) & _images(public)
     if shared:
         raise PrivacyError(

@@ -4,4 +4,10 @@ from .hooks import PrivacyBudgetHook, PublicDataHook
 from .loops import PrivateTrainLoop
 from .optim_wrappers import DPOptimWrapper, DPOptimWrapperConstructor
 
-__all__ = ['DPOptimWrapper', 'DPOptimWrapperConstructor', 'PrivacyBudgetHook', 'PrivateTrainLoop', 'PublicDataHook']
+__all__ = [
+    'DPOptimWrapper',
+    'DPOptimWrapperConstructor',
+    'PrivacyBudgetHook',
+    'PrivateTrainLoop',
+    'PublicDataHook',
+]

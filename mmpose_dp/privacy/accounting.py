@@ -1,16 +1,21 @@
 """What training has spent: the ledger of noisy steps, and epsilon from it.
 
-The mechanism is the Poisson-subsampled Gaussian under add/remove adjacency. The curves come from well-kept libraries: RDP and
-PRV from Opacus, PLD from dp-accounting. Must not round a rate or a step count, and must not return less than an upper bound.
+The mechanism is the Poisson-subsampled Gaussian under add/remove adjacency. The curves come from
+well-kept libraries: RDP and PRV from Opacus, PLD from dp-accounting. Must not round a rate or a
+step count, and must not return less than an upper bound.
 """
 
 import hashlib
 import json
+import math
 import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any, Sequence
+from functools import lru_cache
+from typing import Any
 
+import numpy as np
 from dp_accounting.pld import privacy_loss_distribution as pld_library
 from opacus.accountants import PRVAccountant, RDPAccountant
 from scipy.stats import binom
@@ -19,22 +24,31 @@ from .errors import PrivacyError
 
 ACCOUNTANTS = ('pld', 'prv', 'rdp')
 _FORMAT = 1
-_MAX_SIGMA = 1e4
+_SIGMAS = (1e-2, 1e4)  # where calibration looks
+_PRECISION = 1e-4  # relative, of a calibrated noise multiplier
+_PRV_ERRORS = (0.01, 1e-3)  # of epsilon, and of delta relative to it: what Opacus takes too
+_PRV_POINTS = 1 << 23  # a longer grid takes gigabytes
 
 
 @dataclass(frozen=True)
 class StepEvent:
-    """One noisy step: a Gaussian of ``noise_multiplier`` times the sensitivity on a Poisson sample of rate ``sample_rate``.
+    """One noisy step: a Gaussian on a Poisson sample.
 
-    ``sample_rate`` is an exact fraction, expected_batch_size / num_records.
+    Attributes:
+        noise_multiplier: sigma, the noise's standard deviation in units of the sensitivity.
+        sample_rate: q = expected_batch_size / num_records, an exact fraction.
     """
 
     noise_multiplier: float
     sample_rate: Fraction
 
     def __post_init__(self) -> None:
-        if not self.noise_multiplier >= 0:
+        if not 0 <= self.noise_multiplier < math.inf:
             raise PrivacyError(f'noise_multiplier={self.noise_multiplier!r} must be 0 or above')
+        if not isinstance(self.sample_rate, Fraction):
+            raise PrivacyError(
+                f'sample_rate={self.sample_rate!r} must be exact: write Fraction(expected_batch_size, num_records)'
+            )
         if not 0 < self.sample_rate <= 1:
             raise PrivacyError(f'sample_rate={self.sample_rate} must lie in (0, 1]')
 
@@ -45,46 +59,101 @@ History = Sequence[tuple[StepEvent, int]]
 def epsilon(history: History, delta: float, accountant: str = 'pld') -> float:
     """Upper bound of epsilon at ``delta`` for the composition of ``history``, (event, steps) pairs.
 
-    0 for no step, infinity where a step had no noise. Raises PrivacyError for an unknown accountant, and where PRV's
-    discretisation fails (use 'pld' there).
+    0 for no step, infinity where a step had no noise. Raises PrivacyError for an unknown
+    accountant, and where PRV's or RDP's numerics fail (use 'pld' there).
+
+    Sources: 'pld' Doroshenko et al. 2022 (connect the dots, pessimistic), 'prv' Gopi et al. 2021
+    (its upper bound, not its estimate), 'rdp' Mironov et al. 2019 with Balle et al. 2020.
     """
     if accountant not in ACCOUNTANTS:
-        more = ': GDP is a central-limit approximation and can under-estimate' if accountant == 'gdp' else ''
-        raise PrivacyError(f'accountant={accountant!r} is not offered{more}; write one of {ACCOUNTANTS}')
+        why = ' (GDP is a limit that under-estimates epsilon)' if accountant == 'gdp' else ''
+        raise PrivacyError(f'accountant={accountant!r} is not offered{why}; write one of {ACCOUNTANTS}')
+    merged = _merge(history, delta)
+    if not merged:
+        return 0.0
+    if any(event.noise_multiplier == 0 for event, _ in merged):
+        return math.inf
+    return _pld_epsilon(merged, delta) if accountant == 'pld' else _opacus(merged, delta, accountant)
+
+
+def group_epsilon(history: History, delta: float, records: int) -> float:
+    """Epsilon at ``delta`` for one person with ``records`` records, all of them added or removed.
+
+    Exact up to the grid (PLD): each record joins a step on its own, so the clipped sum shifts by
+    at most j * C with probability Binomial(records, q), a mixture of Gaussians (Choquette-Choo et
+    al. 2024, corollary 4.7). Infinity where a step had no noise.
+    """
+    if records < 1:
+        raise PrivacyError(f'records={records} must be 1 or above')
+    merged = _merge(history, delta)
+    if not merged:
+        return 0.0
+    if any(event.noise_multiplier == 0 for event, _ in merged):
+        return math.inf
+    return _pld_epsilon(merged, delta, records)
+
+
+def _merge(history: History, delta: float) -> History:
+    """Equal events added up, so that a resumed training spends to the last digit what one does."""
     if not 0 < delta < 1:
         raise PrivacyError(f'target_delta={delta!r} must lie strictly between 0 and 1')
-    history = [(event, steps) for event, steps in history if steps]
-    if not history:
-        return 0.0
-    if any(event.noise_multiplier == 0 for event, _ in history):
-        return float('inf')
-    if accountant == 'pld':
-        return float(_compose([(_pld(event), steps) for event, steps in history]).get_epsilon_for_delta(delta))
+    total: dict[StepEvent, int] = {}
+    for event, steps in history:
+        if type(steps) is not int or steps < 0:
+            raise PrivacyError(f'steps={steps!r} must be a whole number, 0 or above')
+        if steps:
+            total[event] = total.get(event, 0) + steps
+    return tuple(total.items())
+
+
+def _opacus(history: History, delta: float, accountant: str) -> float:
     library = PRVAccountant() if accountant == 'prv' else RDPAccountant()
-    library.history = [(event.noise_multiplier, float(event.sample_rate), steps) for event, steps in history]
+    library.history = [(e.noise_multiplier, float(e.sample_rate), n) for e, n in history]
+    settings: dict[str, float] = {}
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter('ignore')  # Opacus warns where the best RDP order is its largest; the bound still holds
-            return float(library.get_epsilon(delta))
-    except (RuntimeError, ValueError, MemoryError) as error:
-        raise PrivacyError(f"accountant={accountant!r} cannot evaluate this history ({error}); write accountant='pld'")
+        with warnings.catch_warnings(), np.errstate(all='ignore'):
+            # Opacus warns where the best RDP order is its first or last; the bound still holds
+            warnings.simplefilter('ignore')
+            if accountant == 'prv':
+                eps_error, delta_error = _PRV_ERRORS[0], delta * _PRV_ERRORS[1]
+                settings = dict(eps_error=eps_error, delta_error=delta_error)
+                reach = 2 * (_opacus(history, delta_error / 4, 'rdp') + 3)
+                steps = sum(n for _, n in history)
+                mesh = eps_error / math.sqrt(steps * math.log(12 / delta_error) / 2)
+                if reach / mesh > _PRV_POINTS:
+                    raise ValueError('epsilon is too large for its grid')
+            spent = float(library.get_epsilon(delta, **settings))
+        if not math.isfinite(spent) or (accountant == 'prv' and spent < 0):
+            raise ValueError(f'the result was {spent}')
+    except (ArithmeticError, RuntimeError, ValueError) as error:
+        instead = "'pld' or 'rdp'" if accountant == 'prv' else "'pld'"
+        raise PrivacyError(
+            f'accountant={accountant!r} cannot evaluate this history: {error}. Write accountant={instead}'
+        ) from error
+    return max(spent, 0.0)
 
 
-def _interval(event: StepEvent) -> float:
-    """Width of the grid of privacy losses: fine enough to be tight over tens of thousands of steps, coarse where the loss
-    is so large that a fine grid would be slow. Any width gives an upper bound (pessimistic estimate)."""
-    return 1e-4 if event.noise_multiplier >= 0.5 else 1e-3
+def _pld_epsilon(history: History, delta: float, records: int = 1) -> float:
+    total = None
+    try:
+        interval = _interval(history, records)
+        with np.errstate(all='ignore'):
+            for event, steps in history:
+                part = _pld(event, records, interval).self_compose(steps)
+                total = part if total is None else total.compose(part)
+            assert total is not None
+            return max(float(total.get_epsilon_for_delta(delta)), 0.0)
+    except OverflowError:  # a noise multiplier near 0: losses beyond what a float holds
+        return math.inf
 
 
-def _pld(event: StepEvent, records: int = 1) -> Any:
-    """Privacy loss distribution of one step for a person with ``records`` records.
-
-    Each record joins on its own, so the sum shifts by j * C with probability Binomial(records, q).
-    """
-    q, interval = float(event.sample_rate), _interval(event)
+@lru_cache(maxsize=8)  # bisections and curves ask for the same step again and again
+def _pld(event: StepEvent, records: int, interval: float) -> Any:
+    """Privacy loss distribution of one step, both directions, rounded so that delta only grows."""
+    q = float(event.sample_rate)
     if records == 1:
         return pld_library.from_gaussian_mechanism(
-            event.noise_multiplier, sampling_prob=q, value_discretization_interval=interval, use_connect_dots=True
+            event.noise_multiplier, sampling_prob=q, value_discretization_interval=interval
         )
     shifts = range(records + 1)
     return pld_library.from_mixture_gaussian_mechanism(
@@ -92,31 +161,32 @@ def _pld(event: StepEvent, records: int = 1) -> Any:
         list(shifts),
         [float(p) for p in binom.pmf(shifts, records, q)],
         value_discretization_interval=interval,
-        use_connect_dots=True,
     )
 
 
-def _compose(parts: Sequence[tuple[Any, int]]) -> Any:
-    # one grid for all: composition needs equal widths
-    total = None
-    for part, steps in parts:
-        composed = part.self_compose(steps)
-        total = composed if total is None else total.compose(composed)
-    return total
-
-
-def group_epsilon(history: History, delta: float, records: int) -> float:
-    """Epsilon at ``delta`` for one person with ``records`` records, all of them added or removed (PLD).
-
-    Infinity where a step had no noise, or where ``records`` is so large that the loss cannot be bounded numerically.
+def _interval(history: History, records: int) -> float:
+    """Width of the grid of privacy losses, a power of two. One for the whole history: parts on
+    different grids cannot be composed. Any width gives an upper bound; this one is well below the
+    standard deviation of one step's loss, which makes it tight, unless the losses reach so far
+    that the grid would not fit (50 000 points a step, 2 million in all; half when rounded).
     """
-    history = [(event, steps) for event, steps in history if steps]
-    if any(event.noise_multiplier == 0 for event, _ in history):
-        return float('inf')
-    if not history:
-        return 0.0
-    composed = _compose([(_pld(event, records), steps) for event, steps in history])
-    return float(composed.get_epsilon_for_delta(delta))
+    spreads, reaches, total = [], [], 0.0
+    for event, steps in history:
+        q, sigma = float(event.sample_rate), event.noise_multiplier
+        # sqrt of the chi-square divergence, about the loss's deviation; Gaussian tails end at 10
+        spreads.append(records * q * math.sqrt(math.expm1(min(sigma**-2, 500.0))))
+        exponent = (10 * sigma * records + records**2 / 2) / sigma**2
+        joins = -math.expm1(records * math.log1p(-q)) if q < 1 else 1.0
+        reach = exponent if joins == 1 else np.logaddexp(np.log1p(-joins), np.log(joins) + exponent)
+        reaches.append(float(reach))
+        total += steps * float(reach)
+    try:
+        total = min(total, records**2 * _opacus(history, 1e-15, 'rdp'))
+    except PrivacyError:
+        pass  # the sum of the reaches then
+    ideal = min(spreads) / (10 if records == 1 else 4)  # a mixture takes seconds on a fine grid
+    width = max(min(ideal, 1e-3), max(reaches) / 5e4, total / 2e6)
+    return 2.0 ** math.floor(math.log2(width))
 
 
 def calibrate_noise_multiplier(
@@ -127,42 +197,66 @@ def calibrate_noise_multiplier(
     accountant: str = 'pld',
     history: History = (),
 ) -> float:
-    """The smallest noise multiplier, to a relative 1e-4 and rounded up, that keeps ``history`` and ``steps`` further steps
-    within (target_epsilon, target_delta).
+    """The smallest noise multiplier that keeps ``history`` and ``steps`` more within the budget.
 
+    Rounded up, by a relative 1e-4 at most: epsilon of the result is at most ``target_epsilon``.
     Raises PrivacyError where no noise is enough.
     """
-    if not target_epsilon > 0:
-        raise PrivacyError(f'target_epsilon={target_epsilon!r} must be above 0')
-    if epsilon(history, target_delta, accountant) >= target_epsilon:
-        raise PrivacyError(f'target_epsilon={target_epsilon} is already spent by the steps in the ledger')
+    if not 0 < target_epsilon < math.inf:
+        raise PrivacyError(f'target_epsilon={target_epsilon!r} must be a number above 0')
+    if type(steps) is not int or steps < 1:
+        raise PrivacyError(f'steps={steps!r} must be a whole number above 0')
+    spent = epsilon(history, target_delta, accountant)
+    if spent >= target_epsilon:
+        raise PrivacyError(
+            f'target_epsilon={target_epsilon} is already spent: the steps in the ledger cost '
+            f'{spent:.4g}. Raise target_epsilon'
+        )
 
-    def spent(sigma: float, kind: str = accountant) -> float:
-        return epsilon([*history, (StepEvent(sigma, sample_rate), steps)], target_delta, kind)
+    def fits(kind: str) -> Callable[[float], bool]:
+        def within(sigma: float) -> bool:
+            taken = [*history, (StepEvent(sigma, sample_rate), steps)]
+            return epsilon(taken, target_delta, kind) <= target_epsilon
 
-    high = 1.0
-    while spent(high, 'rdp') > target_epsilon:  # cheap; the chosen accountant is tried only near the answer
-        high *= 2
-        if high > _MAX_SIGMA:
-            break
-    while spent(high) > target_epsilon:
-        high *= 2
-        if high > _MAX_SIGMA:
-            raise PrivacyError(
-                f'target_epsilon={target_epsilon} at delta {target_delta:.3g} cannot be met in {steps} steps of sample_rate '
-                f'{sample_rate}: raise target_epsilon, or lower max_epochs or expected_batch_size'
-            )
-    low = high / 2
-    while low > 1e-2 and spent(low) <= target_epsilon:
-        high, low = low, low / 2
-    while high - low > 1e-4 * high:
-        middle = (low + high) / 2
-        low, high = (low, middle) if spent(middle) <= target_epsilon else (middle, high)
+        return within
+
+    sigma = _smallest(fits('rdp'), 1.0, 2.0)  # cheap; the others lie a little below
+    if accountant != 'rdp':
+        near = (1.0, 2.0) if sigma is None else (sigma, 1.1)
+        sigma = _smallest(fits(accountant), *near)
+    if sigma is None:
+        tighter = '' if accountant == 'pld' else ", or write accountant='pld'"
+        raise PrivacyError(
+            f'target_epsilon={target_epsilon} at delta {target_delta:.3g} cannot be met in {steps} '
+            f'steps of sample_rate {sample_rate}: raise target_epsilon, or lower max_epochs or '
+            f'expected_batch_size{tighter}'
+        )
+    return sigma
+
+
+def _smallest(fits: Callable[[float], bool], start: float, factor: float) -> float | None:
+    """The least sigma that fits, rounded up; None where none does. Steps of ``factor`` first."""
+    high = start
+    while not fits(high):
+        high *= factor
+        if high > _SIGMAS[1]:
+            return None
+    low = high / factor
+    while low > _SIGMAS[0] and fits(low):
+        high, low = low, low / factor
+    while high > low * (1 + _PRECISION):
+        middle = math.sqrt(low * high)
+        low, high = (low, middle) if fits(middle) else (middle, high)
     return high
 
 
 def steps_within(
-    target_epsilon: float, target_delta: float, event: StepEvent, accountant: str, history: History, at_most: int
+    target_epsilon: float,
+    target_delta: float,
+    event: StepEvent,
+    accountant: str,
+    history: History,
+    at_most: int,
 ) -> int:
     """How many further steps of ``event``, up to ``at_most``, keep the total within the budget."""
 
@@ -196,8 +290,8 @@ class Ledger:
 
     def count(self, event: StepEvent, steps: int = 1) -> None:
         """Adds steps. There is no way to take one back."""
-        if steps < 1:
-            raise PrivacyError(f'a ledger can only grow, got {steps} steps')
+        if type(steps) is not int or steps < 1:
+            raise PrivacyError(f'a ledger only grows by whole steps, got {steps!r}')
         if self._entries and self._entries[-1][0] == event:
             steps += self._entries.pop()[1]
         self._entries.append((event, steps))
@@ -209,28 +303,37 @@ class Ledger:
     def state_dict(self) -> dict[str, Any]:
         """Plain numbers and strings, fit for torch.save, weights_only loading and JSON.
 
-        The checksum notices accidental damage. It is no protection against somebody who edits the file on purpose.
+        The checksum notices accidental damage. It is no protection against somebody who edits the
+        file on purpose.
         """
         entries = [
-            [event.noise_multiplier, event.sample_rate.numerator, event.sample_rate.denominator, steps]
-            for event, steps in self._entries
+            [float(e.noise_multiplier), e.sample_rate.numerator, e.sample_rate.denominator, steps]
+            for e, steps in self._entries
         ]
         return {'format': _FORMAT, 'entries': entries, 'checksum': _checksum(entries)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes a ledger back. Raises PrivacyError where it is damaged or of a format not known here."""
+        """Takes a ledger back. Raises PrivacyError where it is damaged or of an unknown format;
+        this ledger then stays as it was."""
+        where = "the checkpoint's privacy ledger"
+        missing = {'format', 'entries', 'checksum'} - set(state if isinstance(state, dict) else ())
+        if missing:
+            raise PrivacyError(f'{where} lacks {", ".join(sorted(missing))}: resume from an intact checkpoint')
+        if state['format'] != _FORMAT:
+            raise PrivacyError(
+                f'{where} has format {state["format"]!r} and this version reads {_FORMAT}: '
+                'resume with the mmpose_dp version that wrote it'
+            )
+        loaded = Ledger()
         try:
-            if state['format'] != _FORMAT:
-                raise PrivacyError(f'the privacy ledger has format {state["format"]}, this version reads {_FORMAT}')
             if state['checksum'] != _checksum(state['entries']):
-                raise PrivacyError('the privacy ledger does not match its checksum')
-            loaded = Ledger()
+                raise ValueError('its checksum does not match')
             for sigma, numerator, denominator, steps in state['entries']:
-                if not all(isinstance(x, int) for x in (numerator, denominator, steps)):
-                    raise TypeError('counts must be integers')
-                loaded.count(StepEvent(float(sigma), Fraction(numerator, denominator)), steps)
-        except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
-            raise PrivacyError(f'the privacy ledger is damaged ({error}): restore an intact checkpoint') from error
+                if type(sigma) is not float or {type(numerator), type(denominator)} != {int}:
+                    raise TypeError('an entry is not [float, int, int, int]')
+                loaded.count(StepEvent(sigma, Fraction(numerator, denominator)), steps)
+        except (ArithmeticError, TypeError, ValueError) as error:
+            raise PrivacyError(f'{where} is damaged: {error}. Resume from an intact checkpoint') from error
         self._entries = loaded._entries
 
 

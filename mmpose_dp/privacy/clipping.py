@@ -4,8 +4,9 @@ Every number that leaves this module is a sum over records of vectors whose norm
 or look at how many records were drawn.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -74,9 +75,7 @@ def clipped_sum(gradients: 'RowGradients', rows: Rows, max_grad_norm: float) -> 
     return gradients.weighted_sum(weights)
 
 
-def clipped_coordinates(
-    gradients: 'RowGradients', rows: Rows, max_grad_norm: float, projector: 'Projector'
-) -> Tensor:
+def clipped_coordinates(gradients: 'RowGradients', rows: Rows, max_grad_norm: float, projector: 'Projector') -> Tensor:
     """sum_i clip(V^T g_i, C) over the private records, (rank,) float32: ``project-then-clip``.
 
     The k coordinates themselves are clipped, so the sensitivity is C whatever V is; V need not even be orthonormal.

@@ -5,7 +5,7 @@ guess: a layer whose forward is not exactly the one written here has no rule and
 Source of the outer-product form: Goodfellow 2015 (arXiv 1510.01799); for convolutions Rochette et al. 2019.
 """
 
-from typing import Callable
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F

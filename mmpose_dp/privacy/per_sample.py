@@ -6,9 +6,10 @@ Must not clip, weigh or release anything, and must not return a gradient it coul
 checked against autograd, and rows that depend on one another are refused.
 """
 
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Iterator, NamedTuple, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -155,7 +156,9 @@ class RuleEngine:
                 self._blocks[module] = Block(module, rule, list(own), list(own.values()))
         owned = [i for block in self._blocks.values() for i in block.indices]
         if sorted(owned) != list(range(len(self.params))):
-            raise PrivacyError('a trainable parameter is shared by two layers, or is not the model\'s: use engine="loop"')
+            raise PrivacyError(
+                'a trainable parameter is shared by two layers, or is not the model\'s: use engine="loop"'
+            )
         self._calls: list[tuple[nn.Module, _Call]] = []
         self._checked = False
 
@@ -189,7 +192,11 @@ class RuleEngine:
         edges = [call.edge for _, call in calls]
         check = not self._checked and bool(losses.isfinite().all())
         if check and len(losses) > 1:
-            self._refuse_mixed_rows(losses, calls, torch.autograd.grad(losses[0], edges, retain_graph=True, allow_unused=True))
+            self._refuse_mixed_rows(
+                losses,
+                calls,
+                torch.autograd.grad(losses[0], edges, retain_graph=True, allow_unused=True),
+            )
         reference = (
             torch.autograd.grad(losses.sum(), self.params, retain_graph=True, allow_unused=True) if check else None
         )
@@ -216,7 +223,10 @@ class RuleEngine:
         return list(filled.values())
 
     def _refuse_mixed_rows(
-        self, losses: Tensor, calls: Sequence[tuple[nn.Module, _Call]], grads: Sequence[Tensor | None]
+        self,
+        losses: Tensor,
+        calls: Sequence[tuple[nn.Module, _Call]],
+        grads: Sequence[Tensor | None],
     ) -> None:
         for (module, _), grad in zip(calls, grads):
             if grad is not None and bool((_by_row(grad, len(losses))[1:] != 0).any()):

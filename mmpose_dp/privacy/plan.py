@@ -8,7 +8,15 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any
 
-from .accounting import ACCOUNTANTS, History, Ledger, StepEvent, calibrate_noise_multiplier, epsilon, steps_within
+from .accounting import (
+    ACCOUNTANTS,
+    History,
+    Ledger,
+    StepEvent,
+    calibrate_noise_multiplier,
+    epsilon,
+    steps_within,
+)
 from .errors import PrivacyError
 
 METHODS = {
@@ -60,20 +68,33 @@ class PrivacyPlan:
     secret_randomness: bool = True
 
     def __post_init__(self) -> None:
-        _require(self.method in METHODS, f'method={self.method!r} is unknown; write one of {tuple(METHODS)}')
-        _require(self.privacy_unit in UNITS, f'privacy_unit={self.privacy_unit!r} is unknown; write one of {tuple(UNITS)}')
         _require(
-            self.accountant in ACCOUNTANTS, f'accountant={self.accountant!r} is not offered; write one of {ACCOUNTANTS}'
+            self.method in METHODS,
+            f'method={self.method!r} is unknown; write one of {tuple(METHODS)}',
+        )
+        _require(
+            self.privacy_unit in UNITS,
+            f'privacy_unit={self.privacy_unit!r} is unknown; write one of {tuple(UNITS)}',
+        )
+        _require(
+            self.accountant in ACCOUNTANTS,
+            f'accountant={self.accountant!r} is not offered; write one of {ACCOUNTANTS}',
         )
         for name in ('num_records', 'expected_batch_size', 'steps'):
             value = getattr(self, name)
-            _require(isinstance(value, int) and value >= 1, f'{name}={value!r} must be a whole number above 0')
+            _require(
+                isinstance(value, int) and value >= 1,
+                f'{name}={value!r} must be a whole number above 0',
+            )
         _require(
             self.expected_batch_size <= self.num_records,
             f'expected_batch_size={self.expected_batch_size} is more than the {self.num_records} private records',
         )
         _require(self.max_grad_norm > 0, f'max_grad_norm={self.max_grad_norm!r} must be above 0')
-        _require(self.noise_multiplier >= 0, f'noise_multiplier={self.noise_multiplier!r} must be 0 or above')
+        _require(
+            self.noise_multiplier >= 0,
+            f'noise_multiplier={self.noise_multiplier!r} must be 0 or above',
+        )
         # A mechanism that publishes whole records at random has delta about 1/N: far above it the promise is empty. The
         # paper's 1/22000 for N = 22246 lies on the line; it is let through with a warning.
         _require(
@@ -165,7 +186,9 @@ class PrivacyPlan:
         if self.target_delta > 1 / self.num_records:
             found.append(f'target_delta={self.target_delta:.3g} is above 1/N = {1 / self.num_records:.3g}')
         if not self.is_private:
-            found.append('NOT PRIVATE: ' + ('a debug seed is set' if self.noise_multiplier else 'noise_multiplier is 0'))
+            found.append(
+                'NOT PRIVATE: ' + ('a debug seed is set' if self.noise_multiplier else 'noise_multiplier is 0')
+            )
         return tuple(found)
 
     def allowed_steps(self, ledger: Ledger) -> int:
@@ -173,7 +196,12 @@ class PrivacyPlan:
         if self.target_epsilon is None:
             return self.steps
         return steps_within(
-            self.target_epsilon, self.target_delta, self.event, self.accountant, ledger.history, self.steps
+            self.target_epsilon,
+            self.target_delta,
+            self.event,
+            self.accountant,
+            ledger.history,
+            self.steps,
         )
 
 

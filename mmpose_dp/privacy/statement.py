@@ -62,7 +62,7 @@ def build_statement(plan: PrivacyPlan, ledger: Ledger, *, pretraining: str) -> d
         'expected_batch_size': plan.expected_batch_size,
         'sample_rate': str(plan.sample_rate),
         'sampling_assumed': 'Poisson: each record independently with probability sample_rate, at every step',
-        'sampling_used': 'Poisson, from the operating system\'s entropy'
+        'sampling_used': "Poisson, from the operating system's entropy"
         if plan.secret_randomness
         else 'Poisson, from a debug seed',
         'steps': ledger.steps,
@@ -138,7 +138,10 @@ def statement_markdown(statement: dict[str, Any]) -> str:
     s = statement
     lines = ['# Privacy statement', '']
     if not s['private']:
-        lines += ['> **NOT PRIVATE.** A debug seed was set or no noise was added: no figure below is a guarantee.', '']
+        lines += [
+            '> **NOT PRIVATE.** A debug seed was set or no noise was added: no figure below is a guarantee.',
+            '',
+        ]
     lines += [
         f'**Guarantee:** {s["guarantee"]}, by {s["method"]}, for {s["released"]}.',
         '',
@@ -155,7 +158,16 @@ def statement_markdown(statement: dict[str, Any]) -> str:
         '| | |',
         '| --- | --- |',
     ]
-    told = {'private', 'guarantee', 'method', 'released', 'protected', 'adjacency', 'not_protected', 'not_covered'}
+    told = {
+        'private',
+        'guarantee',
+        'method',
+        'released',
+        'protected',
+        'adjacency',
+        'not_protected',
+        'not_covered',
+    }
     for key, value in s.items():
         if key in told:
             continue

@@ -3,7 +3,7 @@
 Must not see a private row: a basis made from private gradients is a leak that no noise pays for.
 """
 
-from typing import Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -77,7 +77,10 @@ class Projector:
             values, vectors = torch.linalg.eigh(gram)
             if first:
                 keep = values > values[-1] * 1e-6
-                values, vectors = values[keep][-self.max_rank :], vectors[:, keep][:, -self.max_rank :]
+                values, vectors = (
+                    values[keep][-self.max_rank :],
+                    vectors[:, keep][:, -self.max_rank :],
+                )
             mix = (vectors / values.clamp_min(1e-30).sqrt()).T.float()
             for i, stack in enumerate(stacks):
                 stacks[i] = _mix_rows(mix, stack)

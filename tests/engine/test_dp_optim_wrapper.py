@@ -51,14 +51,20 @@ def assert_close(got, want, tolerance=1e-5):
 def test_a_step_without_noise_is_the_reference(hrnet, truth, method, engine):
     private, public, C, basis = truth
     V = torch.cat([b.flatten(1) for b in basis], 1).double()
-    full, coordinates = clip(private, C).double().sum(0) / B, clip(private.double() @ V.T, C / 2).double()
+    full, coordinates = (
+        clip(private, C).double().sum(0) / B,
+        clip(private.double() @ V.T, C / 2).double(),
+    )
     inside = V.T @ coordinates.sum(0) / B
     want, settings = {
         'dpsgd': (full, {}),
         'noise-then-project': (V.T @ (V @ full), dict(projector=dict(order=method), basis=basis)),
         'project-then-clip': (inside, dict(projector=dict(), basis=basis, max_grad_norm=C / 2)),
         'feature': (full + 0.7 * public.mean(0), dict(public_weight=0.7)),
-        'hybrid': (inside + 0.7 * public.mean(0), dict(projector={}, basis=basis, public_weight=0.7, max_grad_norm=C / 2)),
+        'hybrid': (
+            inside + 0.7 * public.mean(0),
+            dict(projector={}, basis=basis, public_weight=0.7, max_grad_norm=C / 2),
+        ),
     }[method]
     model = build(hrnet, private=True, loss_weight=1e3)
     got, _ = moved(model, batch(hrnet, MIXED), engine=engine, **{'max_grad_norm': C, **settings})
@@ -125,7 +131,12 @@ class TestNoise:
         model = build(cfg, private=True)
         params = list(model.head.parameters())
         wrapper = DPOptimWrapper(
-            SGD(params, lr=1.0), max_grad_norm=0.5, noise_multiplier=2.0, expected_batch_size=8, debug_seed=1, **settings
+            SGD(params, lr=1.0),
+            max_grad_norm=0.5,
+            noise_multiplier=2.0,
+            expected_batch_size=8,
+            debug_seed=1,
+            **settings,
         )
         if wrapper.projector is not None:
             torch.manual_seed(0)
@@ -177,14 +188,20 @@ class TestRefusals:
         model.register_buffer('seen', torch.zeros(1))
         model.backbone.register_forward_pre_hook(lambda *_: model.seen.add_(1) and None)
         with pytest.raises(PrivacyError, match='changed the buffer seen'):
-            model.train_step(batch(hrnet, PRIVATE), self.wrapper(model, noise_multiplier=0.0, expected_batch_size=B))
+            model.train_step(
+                batch(hrnet, PRIVATE),
+                self.wrapper(model, noise_multiplier=0.0, expected_batch_size=B),
+            )
 
     def test_a_loss_beside_the_head(self, hrnet):
         model = build(hrnet, private=True)
         inner = model.loss
         model.loss = lambda *a: dict(inner(*a), loss_extra=torch.ones(()))
         with pytest.raises(PrivacyError, match='private head'):
-            model.train_step(batch(hrnet, PRIVATE), self.wrapper(model, noise_multiplier=0.0, expected_batch_size=B))
+            model.train_step(
+                batch(hrnet, PRIVATE),
+                self.wrapper(model, noise_multiplier=0.0, expected_batch_size=B),
+            )
 
     def test_no_sigma(self, hrnet):
         model = build(hrnet, private=True)

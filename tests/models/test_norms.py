@@ -12,13 +12,13 @@ def test_statistics_never_move_again():
     model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.SyncBatchNorm(4), nn.GroupNorm(2, 4))
     keys = list(model.state_dict())
     assert freeze_batch_norm(model) == 2 and list(model.state_dict()) == keys
-    for model in (model, copy.deepcopy(model)):
-        model.train()
-        before = {k: v.clone() for k, v in model.named_buffers()}
-        model[1](torch.randn(5, 4, 6, 6))
-        assert model.training and not model[1].training and not model[2].training
-        assert all(torch.equal(v, before[k]) for k, v in model.named_buffers())
-        assert isinstance(model[1], nn.BatchNorm2d) and model[1].weight.requires_grad
+    for twin in (model, copy.deepcopy(model)):
+        twin.train()
+        before = {k: v.clone() for k, v in twin.named_buffers()}
+        twin[1](torch.randn(5, 4, 6, 6))
+        assert twin.training and not twin[1].training and not twin[2].training
+        assert all(torch.equal(v, before[k]) for k, v in twin.named_buffers())
+        assert isinstance(twin[1], nn.BatchNorm2d) and twin[1].weight.requires_grad
 
 
 def test_freezing_twice_is_freezing_once():

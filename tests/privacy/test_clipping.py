@@ -4,7 +4,15 @@ import pytest
 import torch
 from torch import nn
 
-from mmpose_dp.privacy import LoopEngine, Projector, Rows, RuleEngine, clip_factors, clipped_coordinates, clipped_sum
+from mmpose_dp.privacy import (
+    LoopEngine,
+    Projector,
+    Rows,
+    RuleEngine,
+    clip_factors,
+    clipped_coordinates,
+    clipped_sum,
+)
 
 C = 0.1
 
@@ -81,7 +89,12 @@ def test_coordinates_are_projected_then_clipped(model):
     projector.basis = [torch.randn(3, *p.shape) for p in model.parameters()]
     V = torch.cat([b.flatten(1) for b in projector.basis], 1)
     want = clip(reference(model, x) @ V.T).sum(0)
-    torch.testing.assert_close(clipped_coordinates(gradients(model, x), rows_of(4), C, projector), want, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(
+        clipped_coordinates(gradients(model, x), rows_of(4), C, projector),
+        want,
+        rtol=1e-4,
+        atol=1e-6,
+    )
 
 
 def test_clip_factors():

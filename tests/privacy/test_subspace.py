@@ -35,7 +35,12 @@ def test_expand_and_project_are_v_and_v_vt():
     V = join(projector.basis)
     c, g = torch.randn(4), torch.randn(1, 53)
     torch.testing.assert_close(join([x[None] for x in projector.expand(c)])[0], c @ V)
-    torch.testing.assert_close(join([x[None] for x in projector.project([p[0] for p in split(g)])])[0], g[0] @ V.T @ V, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        join([x[None] for x in projector.project([p[0] for p in split(g)])])[0],
+        g[0] @ V.T @ V,
+        rtol=1e-4,
+        atol=1e-5,
+    )
 
 
 def test_half_precision_keeps_the_subspace():
@@ -71,7 +76,11 @@ def test_nothing_usable_is_an_error(batches):
 
 @pytest.mark.parametrize(
     ('settings', 'message'),
-    [(dict(order='clip-then-project'), 'order'), (dict(rank=0), 'rank'), (dict(dtype='int8'), 'dtype')],
+    [
+        (dict(order='clip-then-project'), 'order'),
+        (dict(rank=0), 'rank'),
+        (dict(dtype='int8'), 'dtype'),
+    ],
 )
 def test_bad_settings(settings, message):
     with pytest.raises(PrivacyError, match=message):

@@ -5,8 +5,9 @@ not from mmengine's seed, not from a shuffle. Must not drop, repeat or round the
 """
 
 from collections import deque
+from collections.abc import Iterator
 from fractions import Fraction
-from typing import Iterator, NamedTuple
+from typing import NamedTuple
 
 from mmengine.dist import get_dist_info
 from mmpose.registry import DATA_SAMPLERS
@@ -56,7 +57,7 @@ class PoissonBatchSampler:
         dataset = getattr(sampler, 'dataset', None)
         if not isinstance(dataset, PublicPrivateDataset):
             raise PrivacyError(
-                f"train_dataloader.dataset is {type(dataset).__name__}: PoissonBatchSampler needs "
+                f'train_dataloader.dataset is {type(dataset).__name__}: PoissonBatchSampler needs '
                 "dataset=dict(type='PublicPrivateDataset', private=<your dataset>)"
             )
         rank, world = get_dist_info()

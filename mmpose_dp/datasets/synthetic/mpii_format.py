@@ -54,7 +54,12 @@ def make_synthetic_mpii(
         raise PrivacyError('--train, --val and --workers must be at least 1, --image-size at least 64')
     out = Path(out)
     settings = dict(
-        version=VERSION, domain=domain, num_train=num_train, num_val=num_val, seed=seed, image_size=image_size
+        version=VERSION,
+        domain=domain,
+        num_train=num_train,
+        num_val=num_val,
+        seed=seed,
+        image_size=image_size,
     )
     record = out / 'synthetic.json'
     if record.exists() and json.loads(record.read_text()) == settings:
@@ -91,7 +96,9 @@ def _subject(number: int, domain: str, seed: int) -> Subject:
     return Subject.random(np.random.default_rng([seed, list(DOMAINS).index(domain), 2, number]))
 
 
-def _draw_image(job: tuple[int, int], out: Path, domain: str, split: str, seed: int, height: int) -> list[dict[str, Any]]:
+def _draw_image(
+    job: tuple[int, int], out: Path, domain: str, split: str, seed: int, height: int
+) -> list[dict[str, Any]]:
     number, count = job
     cv2.setNumThreads(0)
     rng = np.random.default_rng([seed, list(DOMAINS).index(domain), _SPLITS[split], 1000 + number])
@@ -127,7 +134,10 @@ def _place(joints: np.ndarray, size: float, center: np.ndarray, rng: np.random.G
 def _annotation(name: str, identity: int, joints: np.ndarray, head: float, shape: tuple[int, int]) -> dict[str, Any]:
     inside = ((joints >= 0) & (joints <= np.array(shape[::-1]) - 1)).all(1)
     low, high = joints.min(0), joints.max(0)
-    center, extent = (low + high) / 2, float((high - low).max()) + head  # hands, feet and hair stand out of the joints
+    center, extent = (
+        (low + high) / 2,
+        float((high - low).max()) + head,
+    )  # hands, feet and hair stand out of the joints
     scale = extent / 200.0
     center[1] -= 15 * scale  # MpiiDataset moves every centre down by as much
     middle = joints[INDEX['neck']] * 0.45 + joints[INDEX['head']] * 0.55
@@ -136,7 +146,9 @@ def _annotation(name: str, identity: int, joints: np.ndarray, head: float, shape
         image=name,
         center=[round(float(v) + 1, 3) for v in center],
         scale=round(scale, 6),
-        joints=[[round(float(v) + 1, 3) for v in joint] if seen else [-1.0, -1.0] for joint, seen in zip(joints, inside)],
+        joints=[
+            [round(float(v) + 1, 3) for v in joint] if seen else [-1.0, -1.0] for joint, seen in zip(joints, inside)
+        ],
         joints_vis=[int(seen) for seen in inside],
         subject=identity,
         headbox=box,

@@ -24,8 +24,8 @@ class PublicView(BaseTransform):
 
     It belongs right after GetBBoxCenterScale and before every random transform: each record then has one public view, and what
     augmentation makes of it gives nothing more away (many blurred crops of one image would: together they hold more detail than
-    one). Sizes are given for a crop of 256 pixels and scaled to the record's box in the image; ``PublicDataset`` configs insert it
-    by themselves. The view keeps 8-bit values. A Gaussian blur attenuates detail rather than erasing it: what is protected is what
+    one). Sizes are given for a crop of 256 pixels and scaled to the record's box in the image. PublicPrivateDataset inserts it
+    by itself. The view keeps 8-bit values. A Gaussian blur attenuates detail rather than erasing it: what is protected is what
     the quantised view does not hold.
 
     Modes:
@@ -86,12 +86,20 @@ class PublicView(BaseTransform):
         view = np.full_like(image, GREY)
         if right > left and bottom > top:
             window = image[top:bottom, left:right]
-            view[top:bottom, left:right] = self._hide(window, box / REFERENCE, center - (left, top), box, results, (left, top))
+            view[top:bottom, left:right] = self._hide(
+                window, box / REFERENCE, center - (left, top), box, results, (left, top)
+            )
         results['img'] = view
         return results
 
     def _hide(
-        self, window: np.ndarray, factor: float, center: np.ndarray, box: float, results: dict, offset: tuple[int, int]
+        self,
+        window: np.ndarray,
+        factor: float,
+        center: np.ndarray,
+        box: float,
+        results: dict,
+        offset: tuple[int, int],
     ) -> np.ndarray:
         if self.mode == 'blur':
             size = 2 * max(round(self.kernel_size * factor) // 2, 1) + 1
@@ -100,7 +108,11 @@ class PublicView(BaseTransform):
             height, width = window.shape[:2]
             block = max(self.block * factor, 2)
             small = (max(int(width / block), 1), max(int(height / block), 1))
-            return cv2.resize(cv2.resize(window, small, interpolation=cv2.INTER_AREA), (width, height), interpolation=cv2.INTER_NEAREST)
+            return cv2.resize(
+                cv2.resize(window, small, interpolation=cv2.INTER_AREA),
+                (width, height),
+                interpolation=cv2.INTER_NEAREST,
+            )
         if self.mode == 'person':
             hidden = window.copy()
             x0, y0 = np.maximum(np.floor(center - box / 2), 0).astype(int)
@@ -114,7 +126,13 @@ class PublicView(BaseTransform):
         neck, head = joints - np.asarray(offset)
         radius = max(float(np.linalg.norm(head - neck)), 0.08 * box)
         hidden = window.copy()
-        cv2.circle(hidden, tuple(int(v) for v in (neck + head) / 2), int(np.ceil(radius)), (GREY,) * 3, thickness=-1)
+        cv2.circle(
+            hidden,
+            tuple(int(v) for v in (neck + head) / 2),
+            int(np.ceil(radius)),
+            (GREY,) * 3,
+            thickness=-1,
+        )
         return hidden
 
     def __repr__(self) -> str:

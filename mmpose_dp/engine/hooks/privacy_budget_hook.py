@@ -18,7 +18,9 @@ from mmpose_dp.privacy.per_sample import LoopEngine
 from ..loops import PrivateTrainLoop
 from ..optim_wrappers import DPOptimWrapper
 
-CHECKPOINT_KEY = 'privacy'  # of what a checkpoint says about its own privacy: the ledger and where the weights came from
+CHECKPOINT_KEY = (
+    'privacy'  # of what a checkpoint says about its own privacy: the ledger and where the weights came from
+)
 
 
 @HOOKS.register_module()
@@ -65,7 +67,9 @@ class PrivacyBudgetHook(Hook):
         if not isinstance(wrapper, DPOptimWrapper):
             raise PrivacyError("optim_wrapper.type must be 'DPOptimWrapper' with PrivacyBudgetHook")
         if runner.auto_scale_lr and runner.auto_scale_lr.get('enable'):
-            raise PrivacyError('auto_scale_lr scales by a batch size that private training does not have: set lr itself')
+            raise PrivacyError(
+                'auto_scale_lr scales by a batch size that private training does not have: set lr itself'
+            )
         runner_model = getattr(runner.model, 'module', runner.model)
         wrapper.prepare(runner_model)
         if isinstance(wrapper.engine, LoopEngine):
@@ -100,7 +104,9 @@ class PrivacyBudgetHook(Hook):
         )
         if wrapper.noise_multiplier is not None:
             plan = PrivacyPlan(
-                noise_multiplier=wrapper.noise_multiplier, target_epsilon=self.target_epsilon, **settings
+                noise_multiplier=wrapper.noise_multiplier,
+                target_epsilon=self.target_epsilon,
+                **settings,
             )
         elif self.target_epsilon is None:
             raise PrivacyError('give PrivacyBudgetHook a target_epsilon, or DPOptimWrapper a noise_multiplier')
@@ -143,10 +149,18 @@ class PrivacyBudgetHook(Hook):
         self._steps_left -= 1
 
     def after_train_iter(
-        self, runner: Runner, batch_idx: int, data_batch: dict | None = None, outputs: dict | None = None
+        self,
+        runner: Runner,
+        batch_idx: int,
+        data_batch: dict | None = None,
+        outputs: dict | None = None,
     ) -> None:
         """Puts the epsilon spent into the log."""
-        if self.plan is not None and not runner.optim_wrapper.public_only and self.every_n_train_iters(runner, self.interval):
+        if (
+            self.plan is not None
+            and not runner.optim_wrapper.public_only
+            and self.every_n_train_iters(runner, self.interval)
+        ):
             epsilon = runner.optim_wrapper.ledger.epsilon(self.target_delta, self.accountant)
             runner.message_hub.update_scalar('train/epsilon', epsilon)
 
@@ -195,5 +209,7 @@ def _method(dataset: PublicPrivateDataset, wrapper: DPOptimWrapper, loop: Privat
     if dataset.public_view is not None:
         return 'feature' if wrapper.projector is None else 'hybrid'
     if wrapper.projector is None:
-        raise PrivacyError('train_dataloader.dataset.public without optim_wrapper.projector is not a method offered here')
+        raise PrivacyError(
+            'train_dataloader.dataset.public without optim_wrapper.projector is not a method offered here'
+        )
     return 'projected'

@@ -3,7 +3,7 @@
 Must not touch the private half of the data set.
 """
 
-from typing import Iterator
+from collections.abc import Iterator
 
 import torch
 from mmengine.dist import broadcast, get_rank

@@ -49,7 +49,9 @@ class PrivateTrainLoop(EpochBasedTrainLoop):
                 'accountant relies on its draw'
             )
         if not 0 <= public_epochs <= max_epochs:
-            raise PrivacyError(f'train_cfg.public_epochs={public_epochs} must lie between 0 and max_epochs={max_epochs}')
+            raise PrivacyError(
+                f'train_cfg.public_epochs={public_epochs} must lie between 0 and max_epochs={max_epochs}'
+            )
         if public_epochs and not sampler.public_batch_size:
             raise PrivacyError(
                 'train_cfg.public_epochs needs a public half: set train_dataloader.batch_sampler.public_batch_size and '

@@ -5,8 +5,9 @@ logical batch count, noise, project, public gradient, optimizer step. Must not d
 must not hand out anything computed from private rows other than the noised update.
 """
 
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from typing import Any, Iterator
+from typing import Any
 
 import torch
 from mmengine.dist import all_reduce, get_rank
@@ -113,7 +114,9 @@ class DPOptimWrapper(OptimWrapper):
         for name in ('noise_multiplier', 'expected_batch_size', 'max_grad_norm'):
             own, planned = getattr(self, name), getattr(plan, name)
             if own is not None and own != planned:
-                raise PrivacyError(f'optim_wrapper.{name}={own} contradicts the plan ({planned}): leave one of them out')
+                raise PrivacyError(
+                    f'optim_wrapper.{name}={own} contradicts the plan ({planned}): leave one of them out'
+                )
             setattr(self, name, planned)
         self.plan = plan
 

@@ -70,13 +70,13 @@ class FeatureMaskingHead:
         self.rows: Rows | None = None
         self.record_losses: Tensor | None = None
 
-    def loss(self, feats: Any, batch_data_samples: list, train_cfg: dict = {}) -> dict:
+    def loss(self, feats: Any, batch_data_samples: list, train_cfg: dict | None = None) -> dict:
         """The parent's losses, each of shape (rows,); accuracies of the batch are left out.
 
         A data sample whose metainfo holds ``dp_record=None`` is a public row; rows of equal ``dp_record`` are one
         record; without the field every row is a record of its own.
         """
-        losses = super().loss(feats, batch_data_samples, dict(train_cfg, compute_acc=False))  # type: ignore[misc]
+        losses = super().loss(feats, batch_data_samples, dict(train_cfg or {}, compute_acc=False))  # type: ignore[misc]
         losses = {name: value for name, value in losses.items() if 'loss' in name}
         keys = [sample.metainfo.get('dp_record', -1 - i) for i, sample in enumerate(batch_data_samples)]
         self.rows = Rows.from_keys(keys)

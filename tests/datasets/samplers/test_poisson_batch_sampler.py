@@ -80,7 +80,10 @@ def test_public_rows_are_independent_of_the_private_draw():
             private.append(drawn[:60]), public.append(drawn[60:])
     # the view of record i is public row i: their draws must not be correlated
     for shift in (0, 1):
-        rows, views = np.array(private)[:, shift : shift + 29].ravel(), np.array(public)[:, :29].ravel()
+        rows, views = (
+            np.array(private)[:, shift : shift + 29].ravel(),
+            np.array(public)[:, :29].ravel(),
+        )
         assert abs(np.corrcoef(rows, views)[0, 1]) < 0.03
 
 

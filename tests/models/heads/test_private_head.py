@@ -72,7 +72,11 @@ def test_losses_that_normalise_over_the_batch_become_per_record():
                  loss=dict(type=loss, use_target_weight=True, **settings))
         )  # fmt: skip
         parent = type(head.loss_module).__mro__[2]
-        out, target, weight = torch.rand(3, 6, 8, 8), torch.rand(3, 6, 8, 8), torch.ones(3, 2 if 'Comb' in loss else 6)
+        out, target, weight = (
+            torch.rand(3, 6, 8, 8),
+            torch.rand(3, 6, 8, 8),
+            torch.ones(3, 2 if 'Comb' in loss else 6),
+        )
         each = head.loss_module(out, target, weight)
         for i in range(3):
             one = slice(i, i + 1)

@@ -1,0 +1,3 @@
+_base_ = './hrnet_synthetic_hybrid_eps08.py'
+
+default_hooks = dict(privacy_budget=dict(target_epsilon=0.2))

@@ -1,0 +1,169 @@
+"""train.py, test.py and the dist scripts: MMPose's arguments do what they do in MMPose."""
+
+import importlib.util
+import json
+import os
+import pickle
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import mmpose
+import pytest
+import torch
+from mmengine.config import Config
+
+from mmpose_dp.privacy import PrivacyError
+
+REPO = Path(__file__).parents[2]
+MMPOSE_TOOLS = Path(mmpose.__file__).parent / '.mim/tools'
+PLAIN = REPO / 'configs/dp/hrnet_synthetic_nonprivate.py'
+PRIVATE = REPO / 'configs/dp/hrnet_mpii_dpsgd_eps08.py'
+
+
+@pytest.fixture
+def merged(monkeypatch):
+    """What a tool makes of a config and its arguments: merged(tool, config, *arguments)."""
+
+    def merge(tool, *arguments):
+        monkeypatch.syspath_prepend(tool.parent)
+        monkeypatch.setattr(sys, 'argv', [str(tool), *map(str, arguments)])
+        monkeypatch.setenv('LOCAL_RANK', '0')
+        spec = importlib.util.spec_from_file_location(f'{tool.parent.name}_{tool.stem}', tool)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        args = module.parse_args()
+        return module.merge_args(Config.fromfile(args.config), args)
+
+    return merge
+
+
+def run(*command, **env):
+    env = dict(os.environ, PYTHONPATH=str(REPO), OMP_NUM_THREADS='1', **env)
+    command = [str(part) for part in command]
+    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
+
+
+def small(data):
+    """Options that point the synthetic config at the small data set."""
+    options = [f'train_dataloader.dataset.data_root={data}', 'env_cfg.dist_cfg.backend=gloo']
+    for loader in ('val_dataloader', 'test_dataloader'):
+        options.append(f'{loader}.dataset.data_root={data}')
+        options.append(f'{loader}.dataset.headbox_file={data}/annotations/mpii_gt_val.mat')
+    for loader in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
+        options += [f'{loader}.num_workers=0', f'{loader}.persistent_workers=False']
+    return [*options, 'train_dataloader.batch_size=10', 'train_cfg.max_epochs=1']
+
+
+# ---- arguments -----------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    'arguments',
+    [
+        [],
+        ['--work-dir', 'elsewhere', '--resume', '--no-validate'],
+        ['--resume', 'some.pth', '--auto-scale-lr', '--launcher', 'pytorch'],
+        ['--amp'],
+        ['--show', '--show-dir', 'pictures', '--interval', '3', '--wait-time', '0.5'],
+        [
+            '--show-dir',
+            'pictures',
+            '--cfg-options',
+            'train_cfg.max_epochs=3',
+            'codec.sigma="[1,2]"',
+        ],
+    ],
+    ids=' '.join,
+)
+def test_train_makes_of_a_plain_config_what_mmpose_makes_of_it(merged, arguments):
+    ours = merged(REPO / 'tools/train.py', PLAIN, *arguments)
+    theirs = merged(MMPOSE_TOOLS / 'train.py', PLAIN, *arguments)
+    ours.work_dir, theirs.work_dir = map(os.path.normpath, (ours.work_dir, theirs.work_dir))
+    assert ours.to_dict() == theirs.to_dict()
+
+
+@pytest.mark.parametrize(
+    'arguments',
+    [
+        [],
+        ['--work-dir', 'elsewhere', '--dump', 'all.pkl', '--launcher', 'pytorch'],
+        ['--badcase', '--show', '--wait-time', '2', '--interval', '4'],
+        ['--show', '--interval', '3', '--cfg-options', 'test_dataloader.batch_size=3'],
+    ],
+    ids=' '.join,
+)
+def test_test_makes_of_a_config_what_mmpose_makes_of_it(merged, arguments):
+    ours = merged(REPO / 'tools/test.py', PLAIN, 'some.pth', *arguments)
+    theirs = merged(MMPOSE_TOOLS / 'test.py', PLAIN, 'some.pth', *arguments)
+    ours.work_dir, theirs.work_dir = map(os.path.normpath, (ours.work_dir, theirs.work_dir))
+    assert ours.to_dict() == theirs.to_dict()
+
+
+def test_amp_of_a_private_config_keeps_the_private_wrapper(merged):
+    wrapper = merged(REPO / 'tools/train.py', PRIVATE, '--amp').optim_wrapper
+    assert wrapper.type == 'DPOptimWrapper' and wrapper.amp_dtype == 'bfloat16'
+    assert 'loss_scale' not in wrapper
+
+
+def test_amp_of_an_unknown_wrapper_is_refused(merged, tmp_path):
+    config = tmp_path / 'other.py'
+    config.write_text("optim_wrapper = dict(type='ApexOptimWrapper')\n")
+    with pytest.raises(SystemExit, match='ApexOptimWrapper'):
+        merged(REPO / 'tools/train.py', config, '--amp')
+
+
+def test_auto_scale_lr_of_a_private_config_is_refused(merged):
+    with pytest.raises(PrivacyError, match='expected_batch_size'):
+        merged(REPO / 'tools/train.py', PRIVATE, '--auto-scale-lr')
+
+
+# ---- runs ----------------------------------------------------------------------------------------
+def test_a_privacy_error_is_one_message_and_exit_status_2(tmp_path):
+    done = run(sys.executable, '-W', 'ignore', REPO / 'tools/train.py', PRIVATE, '--auto-scale-lr')
+    assert done.returncode == 2
+    assert done.stderr.startswith('mmpose_dp: --auto-scale-lr') and done.stderr.count('\n') == 1
+
+
+def test_the_dist_scripts_need_their_arguments_and_explain_them():
+    for script, usage in (('dist_train.sh', 'CONFIG GPUS'), ('dist_test.sh', 'CHECKPOINT GPUS')):
+        done = run(REPO / 'tools' / script)
+        assert done.returncode == 1 and usage in done.stderr
+
+
+def free_port():
+    with socket.socket() as server:
+        server.bind(('127.0.0.1', 0))
+        return str(server.getsockname()[1])
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="on a GPU the scripts take mmengine's way")
+def test_the_dist_scripts_train_and_test_on_two_cpu_processes(synthetic, tmp_path):
+    trained = run(
+        *(REPO / 'tools/dist_train.sh', PLAIN, 2, '--work-dir', tmp_path),
+        *('--cfg-options', *small(synthetic)),
+        PYTHON=sys.executable,
+        PORT=free_port(),
+    )
+    assert trained.returncode == 0, trained.stderr[-2000:]
+    checkpoint = tmp_path / 'epoch_1.pth'
+    assert 'Epoch(train) [1][2/2]' in trained.stderr + trained.stdout  # 40 records, 2 x 10 a step
+
+    scores, predictions = tmp_path / 'scores.json', tmp_path / 'predictions.pkl'
+    tested = run(
+        *(REPO / 'tools/dist_test.sh', PLAIN, checkpoint, 2, '--work-dir', tmp_path / 'test'),
+        *('--out', scores, '--dump', predictions, '--cfg-options', *small(synthetic)),
+        PYTHON=sys.executable,
+        PORT=free_port(),
+    )
+    assert tested.returncode == 0, tested.stderr[-2000:]
+    assert 0 <= json.loads(scores.read_text())['PCK'] <= 100
+    assert len(pickle.loads(predictions.read_bytes())) == 12
+
+
+def test_without_a_gpu_another_backend_is_refused(merged, monkeypatch):
+    cfg = merged(REPO / 'tools/train.py', PLAIN, '--launcher', 'pytorch')
+    import cli
+
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
+    with pytest.raises(SystemExit, match='backend=gloo'):
+        cli.start_ranks_on_cpu(cfg)

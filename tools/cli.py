@@ -1,0 +1,79 @@
+"""What train.py and test.py share: MMPose's common arguments, and how they enter a config.
+
+Must not decide anything about privacy.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from mmengine.config import Config, DictAction
+
+from mmpose_dp.privacy import PrivacyError
+
+
+def add_common_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments that MMPose's train.py and test.py both have."""
+    parser.add_argument('--work-dir', help='where logs, checkpoints and the privacy statement go')
+    parser.add_argument('--show-dir', help='where to save pictures of the predictions')
+    parser.add_argument('--show', action='store_true', help='show the predictions in a window')
+    parser.add_argument('--interval', type=int, default=1, help='picture every so many samples')
+    parser.add_argument('--wait-time', type=float, default=1, help='seconds that a window stays')
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        default={},
+        metavar='KEY=VALUE',
+        help='override config keys: a.b=1 c="[1,2]" d="[(1,2),(3,4)]", without blanks inside',
+    )
+    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
+    # torchrun sets LOCAL_RANK; torch.distributed.launch passes it as an argument
+    parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
+
+
+def merge_common(cfg: Config, args: argparse.Namespace) -> None:
+    """Puts launcher, work dir and pictures into the config."""
+    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    cfg.launcher = args.launcher
+    default = Path('work_dirs') / Path(args.config).stem
+    cfg.work_dir = args.work_dir or cfg.get('work_dir') or str(default)
+    if args.show or args.show_dir:
+        hook = default_hook(cfg, 'visualization', 'PoseVisualizationHook')
+        hook.update(enable=True, show=args.show, out_dir=args.show_dir, interval=args.interval)
+        if args.show:
+            hook.update(wait_time=args.wait_time)
+
+
+def start_ranks_on_cpu(cfg: Config) -> None:
+    """Starts this process of several on the CPU. mmengine cannot: it sets a CUDA device.
+
+    Does nothing with a GPU, or without --launcher pytorch. Exits where the backend needs a GPU.
+    """
+    if cfg.launcher != 'pytorch' or torch.cuda.is_available():
+        return
+    if cfg.env_cfg.dist_cfg.backend != 'gloo':
+        sys.exit('no GPU found. To use the CPU: --cfg-options env_cfg.dist_cfg.backend=gloo')
+    torch.distributed.init_process_group('gloo')
+    unused = cfg.get('find_unused_parameters', False)
+    wrapper = dict(broadcast_buffers=False, find_unused_parameters=unused, device_ids=None)
+    cfg.setdefault('model_wrapper_cfg', dict(type='MMDistributedDataParallel', **wrapper))
+
+
+def default_hook(cfg: Config, key: str, kind: str) -> dict:
+    """The config of a default hook. Exits where the config has none."""
+    if key not in cfg.default_hooks:
+        sys.exit(f"the config has no default_hooks.{key}: write {key}=dict(type='{kind}')")
+    return cfg.default_hooks[key]
+
+
+def run(main: Callable[[], None]) -> None:
+    """Runs a tool; a privacy setting that cannot be kept is one message and exit status 2."""
+    try:
+        main()
+    except PrivacyError as error:
+        print(f'mmpose_dp: {error}', file=sys.stderr)
+        sys.exit(2)

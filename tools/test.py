@@ -1,0 +1,80 @@
+"""Test a checkpoint: MMPose's tools/test.py, with its arguments, for private and plain configs.
+
+Testing on private data gives something about them away: no guarantee covers a score. Must not
+train, and must not change the checkpoint.
+"""
+
+import argparse
+
+import mmpose_dp  # noqa: F401  (first: checks and mends the install)
+
+# isort: split
+import mmengine
+from cli import add_common_arguments, default_hook, merge_common, run, start_ranks_on_cpu
+from mmengine.config import Config
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
+
+
+class SaveMetrics(Hook):
+    """Writes the scores to a file (json, yaml or pickle, by its name)."""
+
+    def __init__(self, file: str) -> None:
+        self.file = file
+
+    def after_test_epoch(self, runner: Runner, metrics: dict | None = None) -> None:
+        """Called by mmengine with all scores."""
+        if metrics is not None:
+            mmengine.dump(metrics, self.file)
+
+
+def parse_args() -> argparse.Namespace:
+    """MMPose's arguments."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('config', help='config file')
+    parser.add_argument('checkpoint', help='checkpoint file')
+    parser.add_argument('--out', help='file to write the scores to')
+    parser.add_argument('--dump', help='pickle file to write all predictions to')
+    parser.add_argument('--badcase', action='store_true', help='collect the worst predictions')
+    add_common_arguments(parser)
+    args = parser.parse_args()
+    if args.dump and not args.dump.endswith(('.pkl', '.pickle')):
+        parser.error(f'--dump {args.dump}: the name must end in .pkl or .pickle')
+    return args
+
+
+def merge_args(cfg: Config, args: argparse.Namespace) -> Config:
+    """Puts the arguments into the config."""
+    show = args.show
+    args.show = show and not args.badcase  # one window: the worst predictions instead of all
+    merge_common(cfg, args)
+    cfg.load_from = args.checkpoint
+    if args.badcase:
+        hook = default_hook(cfg, 'badcase', 'BadCaseAnalysisHook')
+        hook.update(enable=True, show=show, interval=args.interval)
+        if show:
+            hook.update(wait_time=args.wait_time)
+        if not hook.get('metric'):
+            by_loss = hook.get('metric_type', 'loss') == 'loss'
+            hook.update(metric=cfg.model.head.loss if by_loss else cfg.test_evaluator)
+    if args.dump:
+        scores = cfg.test_evaluator
+        scores = list(scores) if isinstance(scores, (list, tuple)) else [scores]
+        cfg.test_evaluator = [*scores, dict(type='DumpResults', out_file_path=args.dump)]
+    cfg.merge_from_dict(args.cfg_options)
+    return cfg
+
+
+def main() -> None:
+    """Builds the runner and tests."""
+    args = parse_args()
+    cfg = merge_args(Config.fromfile(args.config), args)
+    start_ranks_on_cpu(cfg)
+    runner = Runner.from_cfg(cfg)
+    if args.out:
+        runner.register_hook(SaveMetrics(args.out), 'LOWEST')
+    runner.test()
+
+
+if __name__ == '__main__':
+    run(main)
