@@ -63,16 +63,12 @@ class PublicPrivateDataset(Dataset):
             _refuse_shared_data(self.private, self.public)
         self.privacy_unit = privacy_unit
         self.metainfo = self.private.metainfo
-        self._records = self._group(privacy_unit)
-        self._record_of = {row: r for r, rows in enumerate(self._records) for row in rows}
-
-    def _group(self, unit: str) -> list[list[int]]:
-        if unit == 'instance':
-            return [[i] for i in range(len(self.private))]
-        images: dict[str, list[int]] = {}
+        self._same_image: dict[str, list[int]] = {}
         for i in range(len(self.private)):
-            images.setdefault(osp.realpath(self.private.get_data_info(i)['img_path']), []).append(i)
-        return list(images.values())
+            self._same_image.setdefault(osp.realpath(self.private.get_data_info(i)['img_path']), []).append(i)
+        by_instance = [[i] for i in range(len(self.private))]
+        self._records = by_instance if privacy_unit == 'instance' else list(self._same_image.values())
+        self._record_of = {row: r for r, rows in enumerate(self._records) for row in rows}
 
     @property
     def num_records(self) -> int:
@@ -100,11 +96,21 @@ class PublicPrivateDataset(Dataset):
         """The packed row, or None where the pipeline rejects it: it then contributes nothing, and no other takes its place."""
         private = len(self.private)
         is_public = index >= private
-        source = self.public if is_public else self.private
-        packed = source.prepare_data(index - private if is_public else index)  # type: ignore[union-attr]
+        if is_public and self.public_view is not None:
+            packed = self.public.pipeline(self._view_info(index - private))  # type: ignore[union-attr]
+        else:
+            source = self.public if is_public else self.private
+            packed = source.prepare_data(index - private if is_public else index)  # type: ignore[union-attr]
         if packed is not None:
             packed['data_samples'].set_metainfo({'dp_record': None if is_public else self._record_of[index]})
         return packed
+
+    def _view_info(self, index: int) -> dict:
+        """What the pipeline starts from, with the other people of the image, whom a region view hides too."""
+        info = self.private.get_data_info(index)
+        others = [self.private.get_data_info(i) for i in self._same_image[osp.realpath(info['img_path'])] if i != index]
+        keys = ('bbox', 'keypoints', 'keypoints_visible')
+        return dict(info, people=[{key: other[key] for key in keys} for other in others])
 
     @property
     def public_description(self) -> str | None:

@@ -23,7 +23,7 @@ _PACKAGES = {
     'mmpose': ('mmpose',),
     'mmengine': ('mmengine', 'mmengine-lite', 'onedl-mmengine'),
 }
-_GROUP_LIMIT = 25.0
+_GROUP_LIMIT = 15.0
 _NOT_COVERED = [
     'hyper-parameter search and earlier runs on the same data: add their ledgers, or tune on public data',
     'choosing a checkpoint by its score on private data',

@@ -31,8 +31,11 @@ class PublicView(BaseTransform):
     Modes:
         'blur': Gaussian blur (arXiv 2504.10190: kernel 25, sigma 10).
         'pixelate': means over squares of ``block`` pixels.
-        'face': head hidden by a grey disc around the neck and head-top joints; if one is missing, everything is hidden.
-        'person': the person's padded box hidden. Other people in the picture stay visible.
+        'face': heads hidden by a grey disc around the neck and head-top joints; where one is missing, the person's box.
+        'person': the people's padded boxes hidden.
+
+    The region modes hide every annotated person of the picture, since one record's view must not show what another
+    record's view hides; PublicPrivateDataset passes them on as ``people``. Nobody knows of people without annotation.
 
     Outside the square that augmentation can reach around the person, every mode is grey.
 
@@ -68,8 +71,8 @@ class PublicView(BaseTransform):
         return {
             'blur': f'Gaussian blur, kernel {self.kernel_size}, sigma {self.sigma:g} {size}',
             'pixelate': f'pixelation, blocks of {self.block} {size}',
-            'face': 'everything but the head of the person',
-            'person': 'everything but the box of the person',
+            'face': 'everything but the heads of annotated people',
+            'person': 'everything but the boxes of annotated people',
         }[self.mode]
 
     def transform(self, results: dict) -> dict:
@@ -113,27 +116,33 @@ class PublicView(BaseTransform):
                 (width, height),
                 interpolation=cv2.INTER_NEAREST,
             )
-        if self.mode == 'person':
-            hidden = window.copy()
-            x0, y0 = np.maximum(np.floor(center - box / 2), 0).astype(int)
-            x1, y1 = np.maximum(np.ceil(center + box / 2), 0).astype(int)
-            hidden[y0:y1, x0:x1] = GREY
-            return hidden
-        joints = results['keypoints'][0][list(self.head_keypoints)]
-        known = (results['keypoints_visible'][0][list(self.head_keypoints)] > 0) & (joints > 0).all(1)
-        if not known.all():
-            return np.full_like(window, GREY)
-        neck, head = joints - np.asarray(offset)
-        radius = max(float(np.linalg.norm(head - neck)), 0.08 * box)
         hidden = window.copy()
-        cv2.circle(
-            hidden,
-            tuple(int(v) for v in (neck + head) / 2),
-            int(np.ceil(radius)),
-            (GREY,) * 3,
-            thickness=-1,
-        )
+        own = dict(results, box=np.concatenate([center - box / 2, center + box / 2]))
+        others = [dict(p, box=_padded(p['bbox']) - np.tile(offset, 2)) for p in results.get('people', [])]
+        for person in (own, *others):
+            self._hide_person(hidden, person, np.asarray(offset), box)
         return hidden
+
+    def _hide_person(self, window: np.ndarray, person: dict, offset: np.ndarray, box: float) -> None:
+        """Paints one person's region grey; the whole box where the head is not annotated."""
+        joints = person['keypoints'][0][list(self.head_keypoints)]
+        known = (person['keypoints_visible'][0][list(self.head_keypoints)] > 0) & (joints > 0).all(1)
+        if self.mode == 'person' or not known.all():
+            x0, y0 = np.maximum(np.floor(person['box'][:2]), 0).astype(int)
+            x1, y1 = np.maximum(np.ceil(person['box'][2:]), 0).astype(int)
+            window[y0:y1, x0:x1] = GREY
+            return
+        neck, head = joints - offset
+        radius = max(float(np.linalg.norm(head - neck)), 0.08 * box)
+        middle = tuple(int(v) for v in (neck + head) / 2)
+        cv2.circle(window, middle, int(np.ceil(radius)), (GREY,) * 3, thickness=-1)
 
     def __repr__(self) -> str:
         return f'{type(self).__name__}({self.description})'
+
+
+def _padded(bbox: np.ndarray) -> np.ndarray:
+    """(1, 4) x0, y0, x1, y1 -> (4,), a quarter larger, as GetBBoxCenterScale pads."""
+    low, high = bbox[0, :2], bbox[0, 2:]
+    grown = (high - low) * 1.25 / 2
+    return np.concatenate([(low + high) / 2 - grown, (low + high) / 2 + grown])
