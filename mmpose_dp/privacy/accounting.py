@@ -148,7 +148,7 @@ def _pld_epsilon(history: History, delta: float, records: int = 1) -> float:
         return math.inf
 
 
-@lru_cache(maxsize=8)  # bisections and curves ask for the same step again and again
+@lru_cache(maxsize=64)  # bisections and curves ask for the same step again and again
 def _pld(event: StepEvent, records: int, interval: float) -> Any:
     """Privacy loss distribution of one step, both directions, rounded so that delta only grows."""
     q = float(event.sample_rate)

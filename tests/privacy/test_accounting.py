@@ -1,0 +1,145 @@
+"""Epsilon: the literature's values, the accountants against each other, and a ledger that only grows."""
+
+import itertools
+import json
+import math
+from fractions import Fraction
+
+import pytest
+from opacus.accountants.utils import get_noise_multiplier
+
+from mmpose_dp.privacy import PrivacyError
+from mmpose_dp.privacy.accounting import (
+    Ledger,
+    StepEvent,
+    calibrate_noise_multiplier,
+    epsilon,
+    group_epsilon,
+    steps_within,
+)
+
+RATE, STEPS, DELTA = Fraction(32, 22246), 17379, 1 / 22000  # the paper's: 25 epochs of MPII in batches of 32
+# design.md section 2
+DESIGN = {'rdp': {0.2: 3.20, 0.4: 1.80, 0.6: 1.33, 0.8: 1.12}, 'prv': {0.2: 2.97, 0.4: 1.68, 0.6: 1.25, 0.8: 1.04}}
+
+
+def test_the_papers_setting_under_each_accountant():
+    history = [(StepEvent(1.118, RATE), STEPS)]
+    spent = {name: epsilon(history, DELTA, name) for name in ('pld', 'prv', 'rdp')}
+    assert spent == pytest.approx({'pld': 0.696, 'prv': 0.705, 'rdp': 0.795}, abs=1e-3)
+    assert group_epsilon(history, DELTA, 1) == pytest.approx(spent['pld'], rel=1e-6)
+    assert group_epsilon(history, DELTA, 2) == pytest.approx(1.51, abs=0.01)
+    assert group_epsilon(history, DELTA, 5) == pytest.approx(4.34, abs=0.03)
+
+
+@pytest.mark.parametrize(('accountant', 'target'), [(a, e) for a in DESIGN for e in DESIGN[a]])
+def test_calibration_reproduces_the_expected_noise(accountant, target):
+    """The expected values are Opacus' search, which may stop 0.01 of epsilon short of the target; ours goes on to it."""
+    sigma = calibrate_noise_multiplier(target, DELTA, RATE, STEPS, accountant)
+    by_opacus = get_noise_multiplier(
+        target_epsilon=target, target_delta=DELTA, sample_rate=float(RATE), steps=STEPS, accountant=accountant
+    )
+    assert by_opacus == pytest.approx(DESIGN[accountant][target], rel=0.01)
+    assert 0.97 * by_opacus < sigma <= by_opacus
+    spent = epsilon([(StepEvent(sigma, RATE), STEPS)], DELTA, accountant)
+    assert target * (1 - 1e-3) < spent <= target
+
+
+def test_the_default_accountant_is_the_tightest_and_keeps_the_target():
+    sigma = {a: calibrate_noise_multiplier(0.8, DELTA, RATE, STEPS, a) for a in ('pld', 'prv', 'rdp')}
+    assert sigma['pld'] < sigma['prv'] < sigma['rdp']
+    assert 0.799 < epsilon([(StepEvent(sigma['pld'], RATE), STEPS)], DELTA) <= 0.8
+
+
+@pytest.mark.parametrize(
+    ('sigma', 'rate', 'steps'), itertools.product([0.7, 1.5, 6.0], [Fraction(1, 500), Fraction(1, 9)], [20, 2000])
+)
+def test_accountants_agree_within_their_gaps(sigma, rate, steps):
+    history = [(StepEvent(sigma, rate), steps)]
+    pld, prv, rdp = (epsilon(history, 1e-5, name) for name in ('pld', 'prv', 'rdp'))
+    assert pld <= prv + 1e-3 and prv <= rdp + 0.03
+    assert rdp < 2 * pld + 1
+
+
+def test_a_grown_history_spends_more_and_order_does_not_matter():
+    a, b = StepEvent(1.0, Fraction(1, 50)), StepEvent(2.0, Fraction(1, 20))
+    one = epsilon([(a, 50)], 1e-5)
+    both = epsilon([(a, 50), (b, 30)], 1e-5)
+    assert one < both == pytest.approx(epsilon([(b, 30), (a, 20), (a, 30)], 1e-5), rel=1e-9)
+    assert epsilon([], 1e-5) == 0 and epsilon([(StepEvent(0.0, Fraction(1, 2)), 1)], 1e-5) == math.inf
+
+
+def test_steps_within_is_the_last_that_fits():
+    event = StepEvent(1.0, Fraction(1, 50))
+    steps = steps_within(1.0, 1e-5, event, 'pld', [(event, 10)], 10_000)
+    assert epsilon([(event, 10 + steps)], 1e-5) <= 1.0 < epsilon([(event, 11 + steps)], 1e-5)
+    assert steps_within(1.0, 1e-5, event, 'pld', [], 5) == 5
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        (dict(target_epsilon=0.0), 'target_epsilon=0.0'),
+        (dict(target_epsilon=math.inf), 'target_epsilon=inf'),
+        (dict(target_delta=0.0), 'target_delta=0.0'),
+        (dict(target_delta=1), 'target_delta=1'),
+        (dict(steps=0), 'steps=0'),
+        (dict(steps=1.5), 'steps=1.5'),
+        (dict(accountant='gdp'), 'under-estimates'),
+        (dict(target_epsilon=1e-7, target_delta=1e-14, steps=10**4), 'cannot be met'),
+    ],
+)
+def test_impossible_budgets_name_the_key(arguments, message):
+    wanted = dict(target_epsilon=1.0, target_delta=1e-5, sample_rate=RATE, steps=10)
+    with pytest.raises(PrivacyError, match=message):
+        calibrate_noise_multiplier(**{**wanted, **arguments})
+
+
+def test_rates_are_exact():
+    with pytest.raises(PrivacyError, match='must be exact'):
+        StepEvent(1.0, 0.1)
+    for rate in (Fraction(0), Fraction(3, 2)):
+        with pytest.raises(PrivacyError, match='sample_rate'):
+            StepEvent(1.0, rate)
+
+
+# ---- the ledger --------------------------------------------------------------------------------------------------------
+def ledger_of(*entries):
+    ledger = Ledger()
+    for event, steps in entries:
+        ledger.count(event, steps)
+    return ledger
+
+
+def test_ledger_goes_through_json_and_continues_with_other_settings():
+    a, b = StepEvent(1.1, RATE), StepEvent(0.9, Fraction(1, 100))
+    ledger = ledger_of((a, 3), (a, 2), (b, 7))
+    assert ledger.history == ((a, 5), (b, 7)) and ledger.steps == 12
+    taken_over = Ledger()
+    taken_over.load_state_dict(json.loads(json.dumps(ledger.state_dict())))
+    assert taken_over.history == ledger.history
+    taken_over.count(a)
+    assert taken_over.epsilon(1e-5) > ledger.epsilon(1e-5) > 0
+    for steps in (0, -1, 1.5, True):
+        with pytest.raises(PrivacyError, match='only grows'):
+            ledger.count(a, steps)
+
+
+@pytest.mark.parametrize(
+    'damage',
+    [
+        lambda s: None,
+        lambda s: {},
+        lambda s: {**s, 'format': 2},
+        lambda s: {**s, 'checksum': 'x'},
+        lambda s: {**s, 'entries': []},
+        lambda s: {**s, 'entries': [[1.1, 32, 22246, 1]]},
+        lambda s: {**s, 'entries': 'none'},
+    ],
+)
+def test_a_damaged_ledger_is_refused_and_changes_nothing(damage):
+    state = ledger_of((StepEvent(1.1, RATE), 5)).state_dict()
+    ledger = ledger_of((StepEvent(2.0, RATE), 1))
+    with pytest.raises(PrivacyError, match='ledger'):
+        ledger.load_state_dict(damage(state))
+    assert ledger.steps == 1

@@ -1,0 +1,73 @@
+"""A plan that contradicts itself cannot be built; one that was built keeps its budget."""
+
+from dataclasses import FrozenInstanceError
+from fractions import Fraction
+
+import pytest
+
+from mmpose_dp.privacy import Ledger, PrivacyError, PrivacyPlan
+
+SETTINGS = dict(
+    method='dpsgd',
+    privacy_unit='instance',
+    num_records=1000,
+    expected_batch_size=50,
+    steps=40,
+    max_grad_norm=0.1,
+    target_delta=5e-4,
+)
+
+
+def plan(**changes):
+    return PrivacyPlan.calibrate(**{'target_epsilon': 2.0, **SETTINGS, **changes})
+
+
+def test_a_plan_couples_its_parts():
+    made = plan()
+    assert made.sample_rate == made.event.sample_rate == Fraction(1, 20)
+    assert made.sensitivity == 0.1 and made.noise_stddev == made.noise_multiplier * 0.1
+    assert 1.99 < made.epsilon <= 2.0 and made.history == ((made.event, 40),)
+    assert made.is_private and not made.is_feature_dp
+    with pytest.raises(FrozenInstanceError):
+        made.noise_multiplier = 0.1
+
+
+@pytest.mark.parametrize(
+    ('changes', 'message'),
+    [
+        (dict(method='magic'), 'method'),
+        (dict(privacy_unit='person'), 'privacy_unit'),
+        (dict(accountant='gdp'), 'accountant'),
+        (dict(num_records=0), 'num_records'),
+        (dict(expected_batch_size=1001), 'more than the 1000'),
+        (dict(expected_batch_size=2.5), 'expected_batch_size'),
+        (dict(steps=0), 'steps'),
+        (dict(max_grad_norm=0), 'max_grad_norm'),
+        (dict(target_delta=0.01), 'target_delta=0.01 is too large for 1000'),
+        (dict(target_delta=0), 'target_delta'),
+        (dict(target_epsilon=-1), 'target_epsilon'),
+        (dict(method='hybrid'), 'needs a public_view'),
+        (dict(public_view='blur'), 'must not have a public_view'),
+        (dict(method='projected'), 'needs public_data'),
+        (dict(public_data='COCO'), 'must not have public_data'),
+    ],
+)
+def test_contradictions_name_the_field(changes, message):
+    with pytest.raises(PrivacyError, match=message):
+        plan(**changes)
+
+
+def test_own_noise_beyond_the_budget_is_refused():
+    with pytest.raises(PrivacyError, match='noise_multiplier=0.5 spends epsilon'):
+        PrivacyPlan(noise_multiplier=0.5, target_epsilon=2.0, **SETTINGS)
+    assert not PrivacyPlan(noise_multiplier=0.0, **SETTINGS).is_private
+    assert not plan(secret_randomness=False).is_private
+
+
+def test_what_a_ledger_has_spent_is_no_longer_there():
+    made, ledger = plan(), Ledger()
+    assert made.allowed_steps(ledger) == 40
+    ledger.count(made.event, 15)
+    assert made.allowed_steps(ledger) == 25
+    ledger.count(made.event, 25)
+    assert made.allowed_steps(ledger) == 0

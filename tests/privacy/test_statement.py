@@ -1,0 +1,84 @@
+"""The statement says what was done, to whom it applies, and what it does not protect."""
+
+import json
+
+import pytest
+
+from mmpose_dp.privacy import Ledger, PrivacyPlan, build_statement, statement_markdown, write_statement
+from mmpose_dp.privacy.statement import epsilon_curve
+
+SETTINGS = dict(
+    privacy_unit='instance',
+    num_records=1000,
+    expected_batch_size=50,
+    steps=40,
+    max_grad_norm=0.1,
+    target_delta=5e-4,
+    target_epsilon=1.0,
+)
+BY_METHOD = {
+    'dpsgd': dict(),
+    'projected': dict(public_data='COCO'),
+    'feature': dict(public_view='Gaussian blur'),
+    'hybrid': dict(public_view='Gaussian blur'),
+}
+
+
+def statement_of(method, steps=40, **changes):
+    plan = PrivacyPlan.calibrate(method=method, **{**SETTINGS, **BY_METHOD[method], **changes})
+    ledger = Ledger()
+    if steps:
+        ledger.count(plan.event, steps)
+    return build_statement(plan, ledger, pretraining='coco.pth'), plan
+
+
+@pytest.mark.parametrize('method', BY_METHOD)
+def test_everything_a_reviewer_asks_for_is_there(method):
+    statement, plan = statement_of(method)
+    assert json.loads(json.dumps(statement)) == statement and statement['private']
+    page = statement_markdown(statement)
+    wanted = ['epsilon', 'delta', 'noise multiplier', 'max grad norm', 'sample rate', 'num records', 'steps']
+    wanted += ['accountant', 'public data', 'pretraining', 'privacy unit', 'torch', 'cost of tuning', 'k records']
+    wanted += [
+        'choosing a checkpoint',
+        'every checkpoint on the way',
+        'Poisson',
+        '1/20',
+        f'{plan.noise_multiplier:.4g}',
+    ]
+    wanted += (
+        ['feature DP', 'membership', 'keypoint labels'] if plan.is_feature_dp else ['whether it was in the training']
+    )
+    missing = [words for words in wanted if words not in page and words.capitalize() not in page]
+    assert not missing
+    assert 0.99 < statement['epsilon'] <= 1.0
+    groups = statement['epsilon_for_a_person_with_k_records']
+    assert 1.0 < groups['2'] < groups['5']
+
+
+def test_epsilon_is_the_ledgers_not_the_plans():
+    half, _ = statement_of('dpsgd', steps=20)
+    assert half['epsilon'] < 0.9 and half['steps'] == 20 and half['epochs'] == 1.0
+
+
+@pytest.mark.parametrize('changes', [dict(secret_randomness=False)])
+def test_not_private_says_so_first(changes):
+    statement, _ = statement_of('dpsgd', **changes)
+    assert not statement['private'] and 'NOT PRIVATE' in statement_markdown(statement)[:60]
+
+
+def test_no_noise_is_not_private_and_not_bounded():
+    settings = {k: v for k, v in SETTINGS.items() if k != 'target_epsilon'}
+    plan, ledger = PrivacyPlan(method='dpsgd', noise_multiplier=0.0, **settings), Ledger()
+    ledger.count(plan.event, 3)
+    statement = build_statement(plan, ledger, pretraining='none')
+    assert statement['epsilon'] == 'not bounded' and not statement['private']
+
+
+def test_files_are_written_whole(tmp_path):
+    statement, plan = statement_of('hybrid')
+    write_statement(statement, tmp_path)
+    assert {p.name for p in tmp_path.iterdir()} == {'privacy_statement.json', 'privacy_statement.md'}
+    assert json.loads((tmp_path / 'privacy_statement.json').read_text()) == statement
+    steps, spent = zip(*epsilon_curve(plan))
+    assert steps[-1] == 40 and list(spent) == sorted(spent) and spent[-1] <= 1.0
