@@ -20,7 +20,7 @@ from .appearance import DOMAINS, Clothes, Subject
 from .body import INDEX, JOINTS, pose_joints, random_angles
 from .draw import draw_person, draw_place, draw_thing, photograph
 
-VERSION = 1  # of the drawings: raise it when they change
+VERSION = 2  # of the drawings: raise it when they change
 _CROWD = 0.25  # share of images with several people
 _SPLITS = {'train': 0, 'val': 1}
 

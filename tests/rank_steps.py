@@ -1,0 +1,82 @@
+"""A program, not a test: each rank takes one step of each method on its share of the rows and saves how it moved.
+
+torchrun --nproc_per_node 2 tests/rank_steps.py OUT
+"""
+
+import sys
+from pathlib import Path
+
+import torch
+from helpers import REPO, batch, build, flat
+from mmengine.config import Config
+from mmengine.dist import get_dist_info
+from mmengine.model import MMDistributedDataParallel
+from torch.optim import SGD
+
+from mmpose_dp.engine import DPOptimWrapper
+from mmpose_dp.privacy import Projector
+
+ROWS = [0, 1, 2, 3, 4, None, None, None, None]
+METHODS = {
+    'dpsgd': dict(),
+    'projected': dict(projector=True),
+    'feature': dict(public_weight=0.7),
+    'hybrid': dict(projector=True, public_weight=0.7),
+}
+B = 4
+
+
+def config():
+    """The small HRNet of the synthetic configs."""
+    cfg = Config.fromfile(REPO / 'configs/_base_/hrnet_synthetic.py')
+    cfg.codec, cfg.custom_imports = cfg.model.head.decoder, None
+    return cfg
+
+
+def movement(settings, keys, noise_multiplier=0.0, steps=1):
+    """(p,) what SGD with lr 1 takes off the parameters; ``keys`` are this rank's row numbers of ROWS."""
+    cfg = config()
+    model = build(cfg, private=True)
+    params = [p for p in model.parameters() if p.requires_grad]
+    settings = dict(settings)
+    if settings.pop('projector', False):
+        generator = torch.Generator().manual_seed(0)
+        rows = torch.randn(5, sum(p.numel() for p in params), generator=generator)
+        settings['projector'] = Projector(rank=4)
+        parts = rows.split([p.numel() for p in params], 1)
+        settings['projector'].fit([[r.view(-1, *p.shape) for r, p in zip(parts, params)]])
+    wrapper = DPOptimWrapper(
+        SGD(params, lr=1.0),
+        max_grad_norm=0.05,
+        expected_batch_size=B,
+        noise_multiplier=noise_multiplier,
+        **settings,
+    )
+    runner_model = model
+    if get_dist_info()[1] > 1:
+        runner_model = MMDistributedDataParallel(model, broadcast_buffers=False)
+    data = batch(cfg, ROWS)
+    mine = {key: [values[i] for i in keys] for key, values in data.items()}
+    before = flat(params).clone()
+    for _ in range(steps):
+        if keys:
+            runner_model.train_step(mine, wrapper)
+        else:  # an empty draw on this rank
+            wrapper.prepare(model)
+            wrapper.finish_step()
+    return before - flat(params)
+
+
+def main():
+    """Saves {method: movement} of this rank."""
+    torch.distributed.init_process_group('gloo')
+    rank, world = get_dist_info()
+    mine = range(rank, len(ROWS), world)
+    moved = {name: movement(settings, mine) for name, settings in METHODS.items()}
+    moved['one rank drew nothing'] = movement({}, range(5) if rank == 0 else [])
+    moved['noise'] = movement({}, [], noise_multiplier=3.0)
+    torch.save(moved, Path(sys.argv[1]) / f'rank{rank}.pt')
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,56 @@
+"""The shipped configs: each one loads, is short, and asks for what its name says."""
+
+import re
+
+import pytest
+from helpers import REPO
+from mmengine.config import Config
+from mmpose.registry import MODELS
+
+CONFIGS = sorted((REPO / 'configs/dp').glob('*.py'))
+PRIVATE = [c for c in CONFIGS if re.search(r'_eps\d\d$', c.stem)]
+
+
+def test_the_promised_configs_are_there():
+    names = {c.stem for c in CONFIGS}
+    for data in ('mpii', 'synthetic'):
+        for method in ('dpsgd', 'projected', 'feature', 'hybrid'):
+            assert {f'hrnet_{data}_{method}_eps{e}' for e in ('02', '04', '06', '08')} <= names
+        assert f'hrnet_{data}_nonprivate' in names
+    assert 'tinyvit_simcc_mpii_hybrid_eps08' in names
+
+
+@pytest.mark.parametrize('path', PRIVATE, ids=lambda p: p.stem)
+def test_a_private_config_is_what_its_name_says(path):
+    cfg = Config.fromfile(path)
+    method = re.search('dpsgd|projected|feature|hybrid', path.stem)[0]
+    budget = cfg.default_hooks.privacy_budget
+    assert budget.target_epsilon == int(path.stem[-2:]) / 10 and budget.target_delta == 1 / 22000
+    assert cfg.optim_wrapper.type == 'DPOptimWrapper' and cfg.train_cfg.type == 'PrivateTrainLoop'
+    assert 'noise_multiplier' not in cfg.optim_wrapper  # calibrated, never written down
+    assert ('projector' in cfg.optim_wrapper) == (method in ('projected', 'hybrid'))
+    assert ('public_data' in cfg.default_hooks) == ('projector' in cfg.optim_wrapper)
+    dataset = cfg.train_dataloader.dataset
+    assert ('public_view' in dataset) == (method in ('feature', 'hybrid'))
+    assert ('public' in dataset) == (method == 'projected')
+    assert dataset.private.type == 'MpiiDataset' and cfg.val_evaluator.type == 'MpiiPCKAccuracy'
+    assert cfg.model.head.type.startswith('Private')
+    assert 'debug_seed' not in cfg.pretty_text
+
+
+@pytest.mark.parametrize('path', CONFIGS, ids=lambda p: p.stem)
+def test_a_leaf_states_only_what_is_its_own(path):
+    lines = [line for line in path.read_text().splitlines() if line.strip() and not line.startswith('#')]
+    assert len(lines) <= 26
+    assert '_base_' in lines[0]
+
+
+@pytest.mark.parametrize(
+    'name', ['hrnet_mpii_hybrid_eps08', 'tinyvit_simcc_mpii_hybrid_eps08', 'hrnet_synthetic_dpsgd_eps02']
+)
+def test_the_model_has_the_state_dict_of_its_plain_twin(name):
+    cfg = Config.fromfile(REPO / f'configs/dp/{name}.py')
+    private = MODELS.build(cfg.model).state_dict()
+    cfg.model.head.type = cfg.model.head.type.removeprefix('Private')
+    plain = MODELS.build(cfg.model).state_dict()
+    assert {k: v.shape for k, v in private.items()} == {k: v.shape for k, v in plain.items()}

@@ -1,0 +1,127 @@
+"""HRNet-w32 under the hybrid from the command line: trains, is killed, resumes, and its checkpoint runs in plain MMPose."""
+
+import json
+import os
+import subprocess
+import sys
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from helpers import REPO
+from shared_data import shared
+
+CONFIG = REPO / 'configs/dp/hrnet_mpii_hybrid_eps08.py'
+SMALL = [
+    'train_dataloader.batch_sampler.expected_batch_size=2',
+    'train_dataloader.batch_sampler.public_batch_size=2',
+    'train_dataloader.num_workers=0',
+    'train_dataloader.persistent_workers=False',
+    'train_cfg.public_epochs=1',
+    'optim_wrapper.projector.rank=4',
+    'default_hooks.privacy_budget.target_epsilon=60',
+    'default_hooks.privacy_budget.target_delta=0.01',
+    'default_hooks.checkpoint.interval=1',
+]
+# MMPose as its users have it. On an install without mmcv's compiled operators it needs the stand-ins of compat.py, which is
+# run here as a file of its own: mmpose_dp itself cannot be imported.
+PLAIN = """
+import runpy, sys
+sys.modules['mmpose_dp'] = None
+runpy.run_path(sys.argv[1])['apply']()
+import json
+from mmpose.apis import inference_topdown, init_model
+from mmengine.config import Config
+config = Config.fromfile(sys.argv[2])
+config.model.backbone.init_cfg = None
+model = init_model(config, sys.argv[3], device='cpu')
+result = inference_topdown(model, sys.argv[4], [[20, 20, 200, 240]])[0]
+json.dump(result.pred_instances.keypoints.tolist(), sys.stdout)
+"""
+PLAIN_CONFIG = 'body_2d_keypoint/topdown_heatmap/mpii/td-hm_hrnet-w32_8xb64-210e_mpii-256x256.py'
+
+
+def run(*command, cwd=REPO):
+    env = dict(os.environ, PYTHONPATH=str(REPO), OMP_NUM_THREADS='2')
+    done = subprocess.run(list(map(str, command)), cwd=cwd, env=env, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done
+
+
+def train(folder, *arguments, options=()):
+    return run(
+        *(sys.executable, REPO / 'tools/train.py', CONFIG, '--work-dir', folder / 'run', '--no-validate', *arguments),
+        *('--cfg-options', *SMALL, *options),
+        cwd=folder,
+    )
+
+
+def ledger_steps(path):
+    return sum(entry[3] for entry in torch.load(path, weights_only=False)['privacy']['ledger']['entries'])
+
+
+def predict_in_plain_mmpose(checkpoint, image):
+    import mmpose
+
+    config = os.path.join(os.path.dirname(mmpose.__file__), '.mim/configs', PLAIN_CONFIG)
+    done = run(sys.executable, '-W', 'ignore', '-c', PLAIN, REPO / 'mmpose_dp/compat.py', config, checkpoint, image)
+    return np.array(json.loads(done.stdout.splitlines()[-1]))
+
+
+def test_with_a_data_set_linked_as_data_mpii(tmp_path):
+    run(
+        *(sys.executable, '-W', 'ignore', REPO / 'tools/make_synthetic_mpii.py', '--out', tmp_path / 'set'),
+        *('--train', 4, '--val', 2, '--image-size', 128),
+    )
+    (tmp_path / 'data').mkdir()
+    (tmp_path / 'data/mpii').symlink_to(tmp_path / 'set')
+    train(tmp_path, options=['train_cfg.max_epochs=2'])
+    assert ledger_steps(tmp_path / 'run/epoch_2.pth') == 2
+    picture = tmp_path / 'picture.jpg'
+    cv2.imwrite(str(picture), np.random.default_rng(0).integers(0, 255, (256, 256, 3), np.uint8))
+    joints = predict_in_plain_mmpose(tmp_path / 'run/epoch_2.pth', picture)
+    assert joints.shape == (1, 16, 2) and np.isfinite(joints).all()
+
+
+def test_on_the_real_pictures(tmp_path):
+    """Five people, several steps; the ledger goes on where it was."""
+    data = shared('mpii')
+    half = 'train_dataloader.dataset.private'
+    options = [f'{half}.data_root={data}/', f'{half}.ann_file=test_mpii.json', f'{half}.data_prefix.img=']
+    options.append('train_cfg.max_epochs=3')
+    train(tmp_path, options=options)
+    first = ledger_steps(tmp_path / 'run/epoch_2.pth'), ledger_steps(tmp_path / 'run/epoch_3.pth')
+    (tmp_path / 'run/epoch_3.pth').unlink()
+    train(tmp_path, '--resume', tmp_path / 'run/epoch_2.pth', options=options)
+    assert first == (2, 4) and ledger_steps(tmp_path / 'run/epoch_3.pth') == 4
+    statement = json.loads((tmp_path / 'run/privacy_statement.json').read_text())
+    assert statement['private'] and statement['steps'] == 4 and statement['epsilon'] <= 60
+    joints = predict_in_plain_mmpose(tmp_path / 'run/epoch_3.pth', next(data.glob('*.jpg')))
+    assert joints.shape == (1, 16, 2) and np.isfinite(joints).all()
+
+
+@pytest.mark.parametrize('missing', ['annotations/mpii_train.json', 'images'])
+def test_missing_data_is_one_message_with_the_layout_and_the_way_out(tmp_path, missing):
+    (tmp_path / 'data/mpii/annotations').mkdir(parents=True)
+    if missing == 'images':
+        (tmp_path / 'data/mpii/annotations/mpii_train.json').write_text('[]')
+    done = subprocess.run(
+        [
+            sys.executable,
+            '-W',
+            'ignore',
+            str(REPO / 'tools/train.py'),
+            str(CONFIG),
+            '--work-dir',
+            str(tmp_path / 'run'),
+        ],
+        cwd=tmp_path,
+        env=dict(os.environ, PYTHONPATH=str(REPO)),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2
+    message = done.stderr[done.stderr.index('mmpose_dp:') :]
+    assert f'data/mpii/{missing}' in message and 'make_synthetic_mpii.py --out data/mpii' in message
+    assert 'Traceback' not in done.stderr
