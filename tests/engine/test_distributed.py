@@ -9,7 +9,7 @@ import sys
 import pytest
 import torch
 from helpers import REPO
-from rank_steps import B, METHODS, ROWS, movement
+from rank_steps import METHODS, ROWS, B, movement
 
 
 def free_port():
