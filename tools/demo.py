@@ -1,0 +1,168 @@
+"""The demo: draws people, pretrains on public ones, trains a private model, and shows what that cost and brought.
+
+    python tools/demo.py [--out work_dirs/demo] [--seeds 3]
+
+Every stage is one of the project's own commands, printed as it starts, so that each can be repeated by hand. A stage whose
+result is there already is not run again. Must not hold anything of the guarantee.
+"""
+
+import argparse
+import json
+import os
+import shlex
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from statistics import mean, stdev
+
+import mmpose_dp  # noqa: F401  (first: checks and mends the install)
+
+# isort: split
+from demo_page import draw_page
+
+HERE = Path(__file__).parent
+CONFIGS = HERE.parent / 'configs/dp'
+PEOPLE = {'public': 6000, 'private': 4000}
+START = time.time()
+
+
+def say(text: str) -> None:
+    """Prints with the time since the start."""
+    print(f'[{time.time() - START:5.0f} s] {text}', flush=True)
+
+
+def call(log: Path, script: str, *arguments: object, threads: int = 1) -> None:
+    """Runs a tool of this project; its output goes to ``log``. Exits with the end of it where the tool fails."""
+    command = [f'tools/{script}', *map(str, arguments)]
+    say(f'python {shlex.join(command)}')
+    log.parent.mkdir(parents=True, exist_ok=True)
+    env = dict(os.environ, OMP_NUM_THREADS=str(threads), PYTHONWARNINGS='ignore')
+    with open(log, 'w') as file:
+        done = subprocess.run(
+            [sys.executable, HERE / script, *command[1:]], cwd=HERE.parent, env=env, stdout=file, stderr=file
+        )
+    if done.returncode:
+        raise RuntimeError(f'{shlex.join(command)} failed; the end of {log}:\n{log.read_text()[-2000:]}')
+
+
+def train(out: Path, name: str, folder: str, *options: str, threads: int = 1) -> Path:
+    """Trains configs/dp/hrnet_synthetic_{name}.py; returns its last checkpoint."""
+    last = out / folder / 'last_checkpoint'
+    finished = out / folder / 'finished'
+    if not finished.exists():
+        resume = ['--resume'] if last.exists() else []
+        config = CONFIGS / f'hrnet_synthetic_{name}.py'
+        arguments = [config.relative_to(HERE.parent), '--work-dir', out / folder, *resume]
+        call(out / f'{folder}.log', 'train.py', *arguments, '--cfg-options', *options, threads=threads)
+        finished.touch()
+    return Path(last.read_text())
+
+
+def test(out: Path, name: str, checkpoint: Path, folder: str) -> float:
+    """Mean PCKh@0.5 of a checkpoint on the private domain's validation people; keeps the predictions."""
+    scores = out / folder / 'scores.json'
+    if not scores.exists():
+        config = CONFIGS / f'hrnet_synthetic_{name}.py'
+        arguments = [config.relative_to(HERE.parent), checkpoint, '--work-dir', out / folder]
+        arguments += ['--out', scores, '--dump', out / folder / 'predictions.pkl']
+        call(out / f'{folder}_test.log', 'test.py', *arguments)
+    return float(json.loads(scores.read_text())['PCK'])
+
+
+def at_once(*lanes) -> None:
+    """Runs functions side by side, one core each; raises what one of them raised."""
+    failed = []
+
+    def guarded(lane) -> None:
+        try:
+            lane()
+        except Exception as error:  # shown below, in the main thread
+            failed.append(error)
+
+    threads = [threading.Thread(target=guarded, args=(lane,), daemon=True) for lane in lanes]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if failed:
+        raise failed[0]
+
+
+def one_seed(out: Path, seed: int) -> dict[str, float]:
+    """Pretraining, then hybrid beside public-only and non-private. Private noise and draws have no seed."""
+    seeded = f'randomness.seed={seed}'
+    found = {}
+    start = train(out, 'pretrain', 'pretrain', seeded, threads=2)
+    load = f'load_from={start}'
+
+    def private_lane() -> None:
+        trained = train(out, 'hybrid_eps08', 'hybrid', load, seeded)
+        found['hybrid'] = test(out, 'nonprivate', trained, 'hybrid_test')
+
+    def plain_lane() -> None:
+        found['start'] = test(out, 'nonprivate', start, 'start_test')
+        trained = train(out, 'publiconly', 'publiconly', load, seeded)
+        found['public-only'] = test(out, 'nonprivate', trained, 'publiconly_test')
+        found['public-only, tested on views'] = test(out, 'publiconly', trained, 'publiconly_views_test')
+        trained = train(out, 'nonprivate', 'nonprivate', load, seeded)
+        found['non-private'] = test(out, 'nonprivate', trained, 'nonprivate_test')
+
+    at_once(private_lane, plain_lane)
+    return found
+
+
+ROWS = {
+    'start': 'public-pretrained start, no private data',
+    'public-only': 'public-only: trained on the public views',
+    'public-only, tested on views': '   the same model, given views of the test images',
+    'hybrid': 'hybrid, epsilon {epsilon:.2f}',
+    'non-private': 'non-private training',
+}
+
+
+def table(results: list[dict[str, float]], epsilon: float) -> str:
+    """The scores, mean and spread over seeds."""
+    lines = [f'{"mean PCKh@0.5 on new people of the private domain":<52}{"PCKh":>7}']
+    for key, text in ROWS.items():
+        values = [r[key] for r in results]
+        spread = f'  +- {stdev(values):.1f} ({len(values)} seeds)' if len(values) > 1 else ''
+        lines.append(f'{text.format(epsilon=epsilon):<52}{mean(values):>7.1f}{spread}')
+    return '\n'.join(lines)
+
+
+def main() -> None:
+    """Runs all stages, prints the table and draws the page."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--out', type=Path, default=Path('work_dirs/demo'))
+    parser.add_argument('--seeds', type=int, default=1, help='repeat everything so many times, for the spread')
+    args = parser.parse_args()
+    out = args.out.resolve()
+    for domain, count in PEOPLE.items():
+        data = ['--domain', domain, '--out', f'data/synthetic_{domain}', '--train', count, '--val', 1000]
+        call(out / f'data_{domain}.log', 'make_synthetic_mpii.py', *data, '--image-size', 128)
+    results = []
+    try:
+        for seed in range(args.seeds):
+            results.append(one_seed(out / f'seed{seed}', seed))
+    except RuntimeError as error:
+        sys.exit(str(error))
+    run = out / 'seed0'
+    statement = json.loads((run / 'hybrid/privacy_statement.json').read_text())
+    (out / 'results.json').write_text(json.dumps(results, indent=2) + '\n')
+    draw_page(run, out)
+    print(f'\n{table(results, statement["epsilon"])}\n')
+    print(f'{statement["guarantee"]}: {statement["protected"]}')
+    for text, path in (
+        ('private model', (run / 'hybrid/last_checkpoint').read_text()),
+        ('privacy statement', run / 'hybrid/privacy_statement.md'),
+        ('training curve', out / 'curve.png'),
+        ('page of pictures', out / 'pictures.png'),
+    ):
+        print(f'{text + ":":<20}{path}')
+    say('done')
+
+
+if __name__ == '__main__':
+    main()
