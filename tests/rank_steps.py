@@ -29,7 +29,7 @@ B = 4
 def config():
     """The small HRNet of the synthetic configs."""
     cfg = Config.fromfile(REPO / 'configs/_base_/hrnet_synthetic.py')
-    cfg.codec, cfg.custom_imports = cfg.model.head.decoder, None
+    cfg.custom_imports = None
     return cfg
 
 

@@ -2,7 +2,8 @@
 #   python tools/make_synthetic_mpii.py --out data/synthetic_private --domain private --train 6000 --val 1000
 _base_ = 'mmpose::body_2d_keypoint/topdown_heatmap/mpii/td-hm_hrnet-w32_8xb64-210e_mpii-256x256.py'
 
-codec = dict(type='SimCCLabel', input_size=(64, 64), sigma=3.0, simcc_split_ratio=2.0)
+simcc = dict(type='SimCCLabel', input_size=(64, 64), sigma=3.0, simcc_split_ratio=2.0)
+codec = dict(_delete_=True, **simcc)
 model = dict(
     backbone=dict(
         init_cfg=None,
@@ -18,12 +19,12 @@ model = dict(
         type='SimCCHead',
         in_channels=16,
         out_channels=16,
-        input_size=codec['input_size'],
+        input_size=simcc['input_size'],
         in_featuremap_size=(16, 16),
-        simcc_split_ratio=codec['simcc_split_ratio'],
+        simcc_split_ratio=simcc['simcc_split_ratio'],
         deconv_out_channels=None,
         loss=dict(type='KLDiscretLoss', use_target_weight=True),
-        decoder=codec,
+        decoder=simcc,
     ),
     test_cfg=dict(_delete_=True, flip_test=False),
 )
@@ -34,14 +35,14 @@ train_pipeline = [
     dict(type='GetBBoxCenterScale'),
     dict(type='RandomFlip', direction='horizontal'),
     dict(type='RandomBBoxTransform', shift_prob=0),
-    dict(type='TopdownAffine', input_size=codec['input_size']),
-    dict(type='GenerateTarget', encoder=codec),
+    dict(type='TopdownAffine', input_size=simcc['input_size']),
+    dict(type='GenerateTarget', encoder=simcc),
     dict(type='PackPoseInputs'),
 ]
 val_pipeline = [
     dict(type='LoadImage'),
     dict(type='GetBBoxCenterScale'),
-    dict(type='TopdownAffine', input_size=codec['input_size']),
+    dict(type='TopdownAffine', input_size=simcc['input_size']),
     dict(type='PackPoseInputs'),
 ]
 train_dataloader = dict(batch_size=128, dataset=dict(data_root=data_root, pipeline=train_pipeline))

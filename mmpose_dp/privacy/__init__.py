@@ -1,11 +1,10 @@
 """The lines on which the guarantee rests. Pure torch, numpy, opacus and dp-accounting: nothing of OpenMMLab.
 
-Read in this order: plan, noise, per_sample (with layer_rules), clipping, subspace, accounting, statement.
+Read in this order: plan, noise, per_sample (with layer_rules), clipping, subspace, accounting, ledger, statement.
 """
 
 from .accounting import (
     ACCOUNTANTS,
-    Ledger,
     StepEvent,
     calibrate_noise_multiplier,
     epsilon,
@@ -14,6 +13,7 @@ from .accounting import (
 )
 from .clipping import Rows, clip_factors, clipped_coordinates, clipped_sum
 from .errors import PrivacyError
+from .ledger import Ledger
 from .noise import RandomSource
 from .per_sample import LoopEngine, RowGradients, RuleEngine, build_engine
 from .plan import PrivacyPlan

@@ -1,12 +1,10 @@
-"""What training has spent: the ledger of noisy steps, and epsilon from it.
+"""Epsilon from a history of noisy steps, and the noise for a budget.
 
 The mechanism is the Poisson-subsampled Gaussian under add/remove adjacency. The curves come from
 well-kept libraries: RDP and PRV from Opacus, PLD from dp-accounting. Must not round a rate or a
 step count, and must not return less than an upper bound.
 """
 
-import hashlib
-import json
 import math
 import warnings
 from collections.abc import Callable, Sequence
@@ -23,7 +21,6 @@ from scipy.stats import binom
 from .errors import PrivacyError
 
 ACCOUNTANTS = ('pld', 'prv', 'rdp')
-_FORMAT = 1
 _SIGMAS = (1e-2, 1e4)  # where calibration looks
 _PRECISION = 1e-4  # relative, of a calibrated noise multiplier
 _PRV_ERRORS = (0.01, 1e-3)  # of epsilon, and of delta relative to it: what Opacus takes too
@@ -273,72 +270,3 @@ def steps_within(
         middle = (low + high) // 2
         low, high = (middle, high) if fits(middle) else (low, middle)
     return low
-
-
-class Ledger:
-    """Append-only list of the noisy steps taken, run-length encoded."""
-
-    def __init__(self) -> None:
-        self._entries: list[tuple[StepEvent, int]] = []
-
-    @property
-    def history(self) -> History:
-        """(event, steps) pairs, oldest first."""
-        return tuple(self._entries)
-
-    @property
-    def steps(self) -> int:
-        """All steps counted."""
-        return sum(steps for _, steps in self._entries)
-
-    def count(self, event: StepEvent, steps: int = 1) -> None:
-        """Adds steps. There is no way to take one back."""
-        if type(steps) is not int or steps < 1:
-            raise PrivacyError(f'a ledger only grows by whole steps, got {steps!r}')
-        if self._entries and self._entries[-1][0] == event:
-            steps += self._entries.pop()[1]
-        self._entries.append((event, steps))
-
-    def epsilon(self, delta: float, accountant: str = 'pld') -> float:
-        """Epsilon spent so far."""
-        return epsilon(self.history, delta, accountant)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Plain numbers and strings, fit for torch.save, weights_only loading and JSON.
-
-        The checksum notices accidental damage. It is no protection against somebody who edits the
-        file on purpose.
-        """
-        entries = [
-            [float(e.noise_multiplier), e.sample_rate.numerator, e.sample_rate.denominator, steps]
-            for e, steps in self._entries
-        ]
-        return {'format': _FORMAT, 'entries': entries, 'checksum': _checksum(entries)}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes a ledger back. Raises PrivacyError where it is damaged or of an unknown format;
-        this ledger then stays as it was."""
-        where = "the checkpoint's privacy ledger"
-        missing = {'format', 'entries', 'checksum'} - set(state if isinstance(state, dict) else ())
-        if missing:
-            raise PrivacyError(f'{where} lacks {", ".join(sorted(missing))}: resume from an intact checkpoint')
-        if state['format'] != _FORMAT:
-            raise PrivacyError(
-                f'{where} has format {state["format"]!r} and this version reads {_FORMAT}: '
-                'resume with the mmpose_dp version that wrote it'
-            )
-        loaded = Ledger()
-        try:
-            if state['checksum'] != _checksum(state['entries']):
-                raise ValueError('its checksum does not match')
-            for sigma, numerator, denominator, steps in state['entries']:
-                if type(sigma) is not float or {type(numerator), type(denominator)} != {int}:
-                    raise TypeError('an entry is not [float, int, int, int]')
-                loaded.count(StepEvent(sigma, Fraction(numerator, denominator)), steps)
-        except (ArithmeticError, TypeError, ValueError) as error:
-            raise PrivacyError(f'{where} is damaged: {error}. Resume from an intact checkpoint') from error
-        self._entries = loaded._entries
-
-
-def _checksum(entries: Any) -> str:
-    return hashlib.sha256(json.dumps(entries).encode()).hexdigest()

@@ -11,13 +11,13 @@ from typing import Any
 from .accounting import (
     ACCOUNTANTS,
     History,
-    Ledger,
     StepEvent,
     calibrate_noise_multiplier,
     epsilon,
     steps_within,
 )
 from .errors import PrivacyError
+from .ledger import Ledger
 
 METHODS = {
     'dpsgd': 'DP-SGD',

@@ -10,8 +10,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from .accounting import ACCOUNTANTS, Ledger, epsilon, group_epsilon
+from .accounting import ACCOUNTANTS, epsilon, group_epsilon
 from .errors import PrivacyError
+from .ledger import Ledger
 from .plan import METHODS, UNITS, PrivacyPlan
 
 _PACKAGES = {
