@@ -24,7 +24,7 @@ from demo_page import draw_page
 
 HERE = Path(__file__).parent
 CONFIGS = HERE.parent / 'configs/dp'
-PEOPLE = {'public': 6000, 'private': 4000}
+PEOPLE = {'public': 4000, 'private': 4000}
 START = time.time()
 
 
