@@ -54,3 +54,15 @@ def test_the_model_has_the_state_dict_of_its_plain_twin(name):
     cfg.model.head.type = cfg.model.head.type.removeprefix('Private')
     plain = MODELS.build(cfg.model).state_dict()
     assert {k: v.shape for k, v in private.items()} == {k: v.shape for k, v in plain.items()}
+
+
+def test_the_readmes_example_works_and_is_short(tmp_path):
+    code = re.search(r'```python\n(.*?)```', (REPO / 'README.md').read_text(), re.S)[1]
+    assert len([line for line in code.splitlines() if line.strip() and not line.startswith('#')]) < 10
+    (tmp_path / '_base_').symlink_to(REPO / 'configs/_base_')
+    (tmp_path / 'dp').mkdir()
+    (tmp_path / 'dp/own.py').write_text(code)
+    cfg = Config.fromfile(tmp_path / 'dp/own.py')
+    assert cfg.optim_wrapper.type == 'DPOptimWrapper' and cfg.optim_wrapper.projector.rank == 100
+    assert cfg.train_dataloader.dataset.private.type == 'MpiiDataset'
+    assert type(MODELS.build(cfg.model).head).__name__ == 'PrivateHeatmapHead'
