@@ -22,7 +22,7 @@ import mmpose_dp  # noqa: F401  (first: checks and mends the install)
 # isort: split
 from demo_page import draw_page
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).resolve().parent
 CONFIGS = HERE.parent / 'configs/dp'
 PEOPLE = {'public': 4000, 'private': 4000}
 START = time.time()
@@ -30,12 +30,14 @@ START = time.time()
 
 def say(text: str) -> None:
     """Prints with the time since the start."""
-    print(f'[{time.time() - START:5.0f} s] {text}', flush=True)
+    sys.stdout.write(f'[{time.time() - START:5.0f} s] {text}\n')  # one call: two lanes write
+    sys.stdout.flush()
 
 
 def call(log: Path, script: str, *arguments: object, threads: int = 1) -> None:
     """Runs a tool of this project; its output goes to ``log``. Exits with the end of it where the tool fails."""
-    command = [f'tools/{script}', *map(str, arguments)]
+    root = f'{HERE.parent}/'
+    command = [f'tools/{script}', *(str(a).replace(root, '') for a in arguments)]
     say(f'python {shlex.join(command)}')
     log.parent.mkdir(parents=True, exist_ok=True)
     env = dict(os.environ, OMP_NUM_THREADS=str(threads), PYTHONWARNINGS='ignore')
@@ -52,9 +54,11 @@ def train(out: Path, name: str, folder: str, *options: str, threads: int = 1) ->
     last = out / folder / 'last_checkpoint'
     finished = out / folder / 'finished'
     if not finished.exists():
-        resume = ['--resume'] if last.exists() else []
+        resume = []
+        if last.exists():  # it was interrupted
+            resume, options = ['--resume'], tuple(o for o in options if not o.startswith('load_from='))
         config = CONFIGS / f'hrnet_synthetic_{name}.py'
-        arguments = [config.relative_to(HERE.parent), '--work-dir', out / folder, *resume]
+        arguments = [config, '--work-dir', out / folder, *resume]
         call(out / f'{folder}.log', 'train.py', *arguments, '--cfg-options', *options, threads=threads)
         finished.touch()
     return Path(last.read_text())
@@ -65,7 +69,7 @@ def test(out: Path, name: str, checkpoint: Path, folder: str) -> float:
     scores = out / folder / 'scores.json'
     if not scores.exists():
         config = CONFIGS / f'hrnet_synthetic_{name}.py'
-        arguments = [config.relative_to(HERE.parent), checkpoint, '--work-dir', out / folder]
+        arguments = [config, checkpoint, '--work-dir', out / folder]
         arguments += ['--out', scores, '--dump', out / folder / 'predictions.pkl']
         call(out / f'{folder}_test.log', 'test.py', *arguments)
     return float(json.loads(scores.read_text())['PCK'])
