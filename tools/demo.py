@@ -24,7 +24,8 @@ from demo_page import draw_page
 
 HERE = Path(__file__).resolve().parent
 CONFIGS = HERE.parent / 'configs/dp'
-PEOPLE = {'public': 4000, 'private': 4000}
+PEOPLE = {'public': 6000, 'private': 4000}
+TWO_PROCESSES = ['env_cfg.dist_cfg.backend=gloo', 'train_dataloader.batch_size=64', 'train_dataloader.num_workers=1']
 START = time.time()
 
 
@@ -34,22 +35,21 @@ def say(text: str) -> None:
     sys.stdout.flush()
 
 
-def call(log: Path, script: str, *arguments: object, threads: int = 1) -> None:
+def call(log: Path, script: str, *arguments: object) -> None:
     """Runs a tool of this project; its output goes to ``log``. Exits with the end of it where the tool fails."""
     root = f'{HERE.parent}/'
     command = [f'tools/{script}', *(str(a).replace(root, '') for a in arguments)]
-    say(f'python {shlex.join(command)}')
+    interpreter = [] if script.endswith('.sh') else [sys.executable]
+    say(shlex.join(['python', *command] if interpreter else command))
     log.parent.mkdir(parents=True, exist_ok=True)
-    env = dict(os.environ, OMP_NUM_THREADS=str(threads), PYTHONWARNINGS='ignore')
+    env = dict(os.environ, OMP_NUM_THREADS='1', PYTHONWARNINGS='ignore', PYTHON=sys.executable)
     with open(log, 'w') as file:
-        done = subprocess.run(
-            [sys.executable, HERE / script, *command[1:]], cwd=HERE.parent, env=env, stdout=file, stderr=file
-        )
+        done = subprocess.run([*interpreter, *command], cwd=HERE.parent, env=env, stdout=file, stderr=file)
     if done.returncode:
         raise RuntimeError(f'{shlex.join(command)} failed; the end of {log}:\n{log.read_text()[-2000:]}')
 
 
-def train(out: Path, name: str, folder: str, *options: str, threads: int = 1) -> Path:
+def train(out: Path, name: str, folder: str, *options: str, processes: int = 1) -> Path:
     """Trains configs/dp/hrnet_synthetic_{name}.py; returns its last checkpoint."""
     last = out / folder / 'last_checkpoint'
     finished = out / folder / 'finished'
@@ -58,8 +58,8 @@ def train(out: Path, name: str, folder: str, *options: str, threads: int = 1) ->
         if last.exists():  # it was interrupted
             resume, options = ['--resume'], tuple(o for o in options if not o.startswith('load_from='))
         config = CONFIGS / f'hrnet_synthetic_{name}.py'
-        arguments = [config, '--work-dir', out / folder, *resume]
-        call(out / f'{folder}.log', 'train.py', *arguments, '--cfg-options', *options, threads=threads)
+        start = ['train.py', config] if processes == 1 else ['dist_train.sh', config, processes]
+        call(out / f'{folder}.log', *start, '--work-dir', out / folder, *resume, '--cfg-options', *options)
         finished.touch()
     return Path(last.read_text())
 
@@ -98,15 +98,15 @@ def one_seed(out: Path, seed: int) -> dict[str, float]:
     """Pretraining, then hybrid beside public-only and non-private. Private noise and draws have no seed."""
     seeded = f'randomness.seed={seed}'
     found = {}
-    start = train(out, 'pretrain', 'pretrain', seeded, threads=2)
+    start = train(out, 'pretrain', 'pretrain', seeded, *TWO_PROCESSES, processes=2)
     load = f'load_from={start}'
 
     def private_lane() -> None:
+        found['start'] = test(out, 'nonprivate', start, 'start_test')
         trained = train(out, 'hybrid_eps08', 'hybrid', load, seeded)
         found['hybrid'] = test(out, 'nonprivate', trained, 'hybrid_test')
 
     def plain_lane() -> None:
-        found['start'] = test(out, 'nonprivate', start, 'start_test')
         trained = train(out, 'publiconly', 'publiconly', load, seeded)
         found['public-only'] = test(out, 'nonprivate', trained, 'publiconly_test')
         found['public-only, tested on views'] = test(out, 'publiconly', trained, 'publiconly_views_test')

@@ -1,5 +1,5 @@
 # Public pretraining for the synthetic set: plain training on the public domain. Offers NO privacy and needs none.
-#   python tools/make_synthetic_mpii.py --out data/synthetic_public --domain public --train 4000 --val 1000 --image-size 128
+#   python tools/make_synthetic_mpii.py --out data/synthetic_public --domain public --train 6000 --val 1000 --image-size 128
 _base_ = '../_base_/hrnet_synthetic.py'
 
 data_root = 'data/synthetic_public/'
