@@ -7,7 +7,7 @@ from scipy import stats
 from torch.optim import SGD, AdamW
 
 from mmpose_dp.engine import DPOptimWrapper
-from mmpose_dp.privacy import PrivacyError, Projector
+from mmpose_dp.privacy import PrivacyError, PrivacyPlan, Projector
 
 B = 4
 PRIVATE, MIXED = [0, 1, 2], [0, None, 1, 2, None]
@@ -121,6 +121,32 @@ def test_bfloat16_forward_is_close(hrnet, truth):
     got, _ = moved(build(hrnet, True, 1e3), batch(hrnet, MIXED), max_grad_norm=C, amp_dtype='bfloat16')
     assert torch.cosine_similarity(got, clip(private, C).sum(0), dim=0) > 0.95
     assert got.norm() <= 3 * C / B
+
+
+def test_a_step_is_counted_before_its_noise_exists(hrnet, monkeypatch):
+    """Whatever fails later, and whenever the process is killed, the ledger does not say too little."""
+    plan = PrivacyPlan(
+        method='dpsgd',
+        privacy_unit='instance',
+        num_records=100,
+        expected_batch_size=B,
+        steps=5,
+        max_grad_norm=1.0,
+        noise_multiplier=1.0,
+        target_delta=1e-3,
+    )
+    model = build(hrnet, private=True)
+    wrapper = DPOptimWrapper(SGD(model.parameters(), 1.0), max_grad_norm=1.0)
+    wrapper.attach(plan)
+    before = flat(model.parameters()).clone()
+
+    def fail(count):
+        raise RuntimeError('killed')
+
+    monkeypatch.setattr(wrapper.random, 'gaussian', fail)
+    with pytest.raises(RuntimeError, match='killed'):
+        model.train_step(batch(hrnet, PRIVATE), wrapper)
+    assert wrapper.ledger.history == ((plan.event, 1),) and torch.equal(before, flat(model.parameters()))
 
 
 class TestNoise:

@@ -10,6 +10,7 @@ import torch
 from helpers import REPO
 from mmengine.config import Config
 from mmengine.runner import Runner
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from mmpose_dp.privacy import PrivacyError, StepEvent, epsilon
 
@@ -18,6 +19,9 @@ def config(data, work_dir, method='hybrid', **options):
     """The synthetic config of ``method``, cut down to a few steps on 40 records; ``options`` as --cfg-options (__ for .)."""
     cfg = Config.fromfile(REPO / f'configs/dp/hrnet_synthetic_{method}_eps08.py')
     cfg.work_dir, cfg.experiment_name = str(work_dir), f'test_{Path(work_dir).name}_{method}'
+    # of its own: mmengine hands out the first visualizer of a name again, with its old folder
+    cfg.visualizer.name = cfg.experiment_name
+    cfg.visualizer.vis_backends = [dict(type='LocalVisBackend'), dict(type='TensorboardVisBackend')]
     for half in ('private', 'public'):
         if half in cfg.train_dataloader.dataset:
             cfg.train_dataloader.dataset[half].data_root = str(
@@ -103,6 +107,10 @@ def test_no_private_loss_is_logged_or_kept(hybrid):
     assert {k for k in logged(work_dir) if 'PCK' not in k} <= allowed | {'coco/AP'}
     kept = torch.load(work_dir / 'epoch_3.pth', weights_only=False)['message_hub']
     assert {k.split('/')[1] for k in kept['log_scalars'] if k.startswith('train/')} <= allowed
+    events = EventAccumulator(str(next(work_dir.glob('*/vis_data'))))
+    events.Reload()
+    tags = {tag for tag in events.Tags()['scalars'] if 'PCK' not in tag}
+    assert 'loss_public' in tags and tags <= allowed | {'base_lr'}
     for log in work_dir.glob('*/*.log'):
         assert not re.search(r'loss_kpt|acc_pose|[^_]loss: ', log.read_text().split('Private training')[1])
 
