@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 from pathlib import Path
 from statistics import mean, stdev
 
@@ -155,7 +156,9 @@ def main() -> None:
     run = out / 'seed0'
     statement = json.loads((run / 'hybrid/privacy_statement.json').read_text())
     (out / 'results.json').write_text(json.dumps(results, indent=2) + '\n')
-    draw_page(run, out)
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        draw_page(run, out)
     print(f'\n{table(results, statement["epsilon"])}\n')
     print(f'{statement["guarantee"]}: {statement["protected"]}')
     for text, path in (

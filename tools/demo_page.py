@@ -44,10 +44,12 @@ def draw_curve(run: Path, path: Path) -> None:
     left.set_xlabel('epoch')
     left.set_ylabel('mean PCKh@0.5 on the images')
     left.legend(loc='lower right')
-    lines = [line for line in scalars(run / 'hybrid') if 'iter' in line]
-    spent = [(line['epoch'], line.get('epsilon', 0.0)) for line in lines]
+    lines = [line for line in scalars(run / 'hybrid') if 'epsilon' in line]
+    last = lines[-1]  # of the last epoch
+    spent = [(line['step'] * last['epoch'] / last['step'], line['epsilon']) for line in lines]
     right = left.twinx()
-    right.fill_between(*zip(*spent), step='post', color='tab:red', alpha=0.15)
+    right.fill_between(*zip((0, 0), *spent), color='tab:red', alpha=0.15)
+    right.set_ylim(0)
     right.set_ylabel('epsilon spent by the hybrid', color='tab:red')
     figure.savefig(path, dpi=120)
     plt.close(figure)
@@ -62,7 +64,7 @@ def draw_people(run: Path, path: Path) -> None:
     predictions = {name: load(run / f'{name}_test/predictions.pkl') for name in ('start', 'hybrid')}
     figure, axes = plt.subplots(PEOPLE, 5, figsize=(12, 2.5 * PEOPLE), layout='constrained')
     chosen = np.linspace(0, len(dataset) - 1, PEOPLE).astype(int)
-    for row, index in zip(axes, chosen):
+    for number, (row, index) in enumerate(zip(axes, chosen)):
         info = dataset.get_data_info(int(index))
         image = cv2.imread(info['img_path'])
         seen = view.transform(dict(info, img=image.copy(), bbox_scale=info['bbox_scale'] * 1.25))['img']
@@ -80,7 +82,7 @@ def draw_people(run: Path, path: Path) -> None:
                 if (joints[[a, b]] > 0).all():
                     axis.plot(*joints[[a, b]].T, '-', linewidth=2)
             axis.set(xlim=(x - half, x + half), ylim=(y + half, y - half), xticks=[], yticks=[])
-            if row is axes[0]:
+            if number == 0:
                 axis.set_title(title)
     figure.savefig(path, dpi=80)
     plt.close(figure)

@@ -17,4 +17,8 @@ optim_wrapper = dict(
     projector=dict(_base_.dp_optim_wrapper.projector, refresh_interval=5),
 )
 param_scheduler = [dict(type='CosineAnnealingLR', eta_min=0.03, T_max=5, by_epoch=True)]
-default_hooks = _base_.dp_hooks
+default_hooks = dict(
+    _base_.dp_hooks,
+    privacy_budget=dict(_base_.dp_hooks.privacy_budget, interval=5),
+    logger=dict(interval=5),
+)
