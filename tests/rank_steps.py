@@ -24,6 +24,7 @@ METHODS = {
     'hybrid': dict(projector=True, public_weight=0.7),
 }
 B = 4
+LR = 1e6  # moves so far that rounding of the parameters is not seen
 
 
 def config():
@@ -34,7 +35,7 @@ def config():
 
 
 def movement(settings, keys, noise_multiplier=0.0, steps=1):
-    """(p,) what SGD with lr 1 takes off the parameters; ``keys`` are this rank's row numbers of ROWS."""
+    """(p,) what SGD takes off the parameters, in units of its lr; ``keys`` are this rank's row numbers of ROWS."""
     cfg = config()
     model = build(cfg, private=True)
     params = [p for p in model.parameters() if p.requires_grad]
@@ -46,7 +47,7 @@ def movement(settings, keys, noise_multiplier=0.0, steps=1):
         parts = rows.split([p.numel() for p in params], 1)
         settings['projector'].fit([[r.view(-1, *p.shape) for r, p in zip(parts, params)]])
     wrapper = DPOptimWrapper(
-        SGD(params, lr=1.0),
+        SGD(params, lr=LR),
         max_grad_norm=0.05,
         expected_batch_size=B,
         noise_multiplier=noise_multiplier,
@@ -64,7 +65,7 @@ def movement(settings, keys, noise_multiplier=0.0, steps=1):
         else:  # an empty draw on this rank
             wrapper.prepare(model)
             wrapper.finish_step()
-    return before - flat(params)
+    return (before - flat(params)) / LR
 
 
 def main():

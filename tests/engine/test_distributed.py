@@ -43,7 +43,7 @@ def test_two_processes_move_as_one(ranks, method):
 def test_a_rank_without_records_takes_part(ranks):
     alone = movement({}, range(5))
     got = [rank['one rank drew nothing'] for rank in ranks]
-    assert torch.equal(*got) and (got[0] - alone).norm() <= 1e-6 * alone.norm() + 1e-9
+    assert torch.equal(*got) and (got[0] - alone).norm() <= 1e-5 * alone.norm()
 
 
 def test_noise_enters_once_in_total(ranks):
