@@ -77,6 +77,8 @@ def main():
     moved['one rank drew nothing'] = movement({}, range(5) if rank == 0 else [])
     moved['noise'] = movement({}, [], noise_multiplier=3.0)
     torch.save(moved, Path(sys.argv[1]) / f'rank{rank}.pt')
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
 
 
 if __name__ == '__main__':

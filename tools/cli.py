@@ -77,3 +77,6 @@ def run(main: Callable[[], None]) -> None:
     except PrivacyError as error:
         print(f'mmpose_dp: {error}', file=sys.stderr)
         sys.exit(2)
+    if torch.distributed.is_initialized():  # a rank that left first would abort the others
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
