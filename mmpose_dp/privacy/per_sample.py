@@ -6,6 +6,7 @@ Must not clip, weigh or release anything, and must not return a gradient it coul
 checked against autograd, and rows that depend on one another are refused.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -129,38 +130,64 @@ def _sum_merged(grads: Tensor, rows: int) -> Tensor:
     return grads if len(grads) == rows else grads.view(rows, -1, *grads.shape[1:]).sum(1)
 
 
-def layers_without_rule(model: nn.Module) -> list[str]:
-    """Names of the modules whose trainable parameters no rule covers."""
-    return [
-        f'{name} ({type(module).__name__})'
-        for name, module in model.named_modules()
-        if any(p.requires_grad for p in module.parameters(recurse=False)) and rule_for(module) is None
-    ]
+def _row_by_row(losses: Tensor, params: Sequence[nn.Parameter], keep_graph: bool) -> list[Tensor]:
+    """One backward a row: (rows, *shape) float32 a parameter."""
+    stacks = [p.new_zeros((len(losses), *p.shape), dtype=torch.float32) for p in params]
+    for row, loss in enumerate(losses):
+        keep = keep_graph or row + 1 < len(losses)
+        grads = torch.autograd.grad(loss, params, retain_graph=keep, allow_unused=True)
+        for stack, grad in zip(stacks, grads):
+            if grad is not None:
+                stack[row] = grad
+    return stacks
 
 
 class RuleEngine:
-    """Per-row gradients by layer rules. Raises PrivacyError if a trainable parameter has no rule or two owners."""
+    """Per-row gradients by layer rules; parameters that no rule serves get one backward a row on the same graph.
 
-    def __init__(self, model: nn.Module, params: Sequence[nn.Parameter]) -> None:
-        missing = layers_without_rule(model)
-        if missing:
-            raise PrivacyError(f'no per-sample rule for {missing[:5]}: use engine="loop" or freeze them')
+    Args:
+        called_once_a_row: modules that see one row at a time (losses): the rules do not hold for them.
+
+    Attributes:
+        looped: names of the parameters that no rule serves, those of two layers among them.
+
+    Raises PrivacyError for a parameter that is not the model's.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        params: Sequence[nn.Parameter],
+        called_once_a_row: Sequence[nn.Module] = (),
+    ) -> None:
         self.params = list(params)
         position = {id(p): i for i, p in enumerate(self.params)}
+        owners = Counter(id(p) for module in model.modules() for p in module.parameters(recurse=False))
+        if not position.keys() <= owners.keys():
+            raise PrivacyError("the optimizer holds a parameter that is not the model's")
+        self._param_names = {position[id(p)]: name for name, p in model.named_parameters() if id(p) in position}
+        no_rule = {id(p) for module in called_once_a_row for p in module.parameters()}
+        no_rule |= {key for key, count in owners.items() if count > 1}
         self._names = {module: name for name, module in model.named_modules()}
         self._blocks: dict[nn.Module, Block] = {}
         for module in self._names:
-            own = {n: position[id(p)] for n, p in module.named_parameters(recurse=False) if id(p) in position}
             rule = rule_for(module)
+            own = {n: id(p) for n, p in module.named_parameters(recurse=False)} if rule is not None else {}
+            own = {n: position[key] for n, key in own.items() if key in position and key not in no_rule}
             if own and rule is not None:
                 self._blocks[module] = Block(module, rule, list(own), list(own.values()))
-        owned = [i for block in self._blocks.values() for i in block.indices]
-        if sorted(owned) != list(range(len(self.params))):
-            raise PrivacyError(
-                'a trainable parameter is shared by two layers, or is not the model\'s: use engine="loop"'
-            )
+        owned = {i for block in self._blocks.values() for i in block.indices}
+        self._looped = [i for i in range(len(self.params)) if i not in owned]
+        self.looped = [self._param_names[i] for i in self._looped]
         self._calls: list[tuple[nn.Module, _Call]] = []
         self._checked = False
+
+    def __str__(self) -> str:
+        text = f'{len(self._blocks)} layers by rule'
+        if self.looped:
+            more = ', ...' if len(self.looped) > 5 else ''
+            text += f', {len(self.looped)} parameters by a backward a record ({", ".join(self.looped[:5])}{more})'
+        return text
 
     @contextmanager
     def capture(self) -> Iterator[None]:
@@ -189,6 +216,8 @@ class RuleEngine:
         autograd's (all found on the first batch, before anything is released).
         """
         calls, self._calls = self._calls, []
+        if not calls:
+            raise PrivacyError('no layer with a rule took part in the forward: use engine="loop"')
         edges = [call.edge for _, call in calls]
         check = not self._checked and bool(losses.isfinite().all())
         if check and len(losses) > 1:
@@ -200,8 +229,12 @@ class RuleEngine:
         reference = (
             torch.autograd.grad(losses.sum(), self.params, retain_graph=True, allow_unused=True) if check else None
         )
+        looped = [self.params[i] for i in self._looped]
+        stacks = _row_by_row(losses, looped, keep_graph=True) if looped else []
+        loops = [LoopBlock([i], stack) for i, stack in zip(self._looped, stacks)]
         grads = torch.autograd.grad(losses.sum(), edges, allow_unused=True)
-        gradients = RowGradients(self.params, self._fill(calls, grads, len(losses)), len(losses))
+        filled = self._fill(calls, grads, len(losses))
+        gradients = RowGradients(self.params, [*filled, *loops], len(losses))
         if reference is not None:
             self._refuse_wrong_sum(gradients, reference)
             self._checked = len(losses) > 1
@@ -239,13 +272,12 @@ class RuleEngine:
         ours = gradients.weighted_sum(torch.ones(gradients.num_rows, device=gradients.device))
         scale = max((float(r.norm()) for r in reference if r is not None), default=0.0)
         half = any(a.dtype != torch.float32 for b in gradients.blocks() if isinstance(b, Block) for a, _ in b.calls)
-        names = {i: f'{self._names[b.module]}.{n}' for b in self._blocks.values() for n, i in zip(b.names, b.indices)}
         for i, (mine, theirs) in enumerate(zip(ours, reference)):
             gap = float((mine if theirs is None else mine - theirs.float()).norm())
             limit = 0.05 if half else 1e-3
             if gap > limit * float(mine.norm()) + 1e-5 * scale:
                 raise PrivacyError(
-                    f'the per-sample gradient of {names[i]} is not what autograd finds (it is used outside its '
+                    f'the per-sample gradient of {self._param_names[i]} is not what autograd finds (it is used outside its '
                     "layer's forward): use engine='loop'"
                 )
 
@@ -266,6 +298,9 @@ class LoopEngine:
     def __init__(self, model: nn.Module, params: Sequence[nn.Parameter]) -> None:
         self.params = list(params)
 
+    def __str__(self) -> str:
+        return 'every parameter by a backward a record (slow)'
+
     @contextmanager
     def capture(self) -> Iterator[None]:
         """Nothing to record."""
@@ -273,12 +308,7 @@ class LoopEngine:
 
     def backward(self, losses: Tensor) -> RowGradients:
         """Gradients of each row's loss, (rows,)."""
-        stacks = [p.new_zeros((len(losses), *p.shape), dtype=torch.float32) for p in self.params]
-        for row, loss in enumerate(losses):
-            grads = torch.autograd.grad(loss, self.params, retain_graph=row + 1 < len(losses), allow_unused=True)
-            for stack, grad in zip(stacks, grads):
-                if grad is not None:
-                    stack[row] = grad
+        stacks = _row_by_row(losses, self.params, keep_graph=False)
         blocks = [LoopBlock([i], stack) for i, stack in enumerate(stacks)]
         return RowGradients(self.params, blocks, len(losses))
 
@@ -286,10 +316,21 @@ class LoopEngine:
 Engine = RuleEngine | LoopEngine
 
 
-def build_engine(kind: str, model: nn.Module, params: Sequence[nn.Parameter]) -> Engine:
-    """'rules', 'loop', or 'auto': rules where every trainable layer has one, else the loop."""
+def build_engine(
+    kind: str,
+    model: nn.Module,
+    params: Sequence[nn.Parameter],
+    called_once_a_row: Sequence[nn.Module] = (),
+) -> Engine:
+    """'rules': a layer rule for every parameter; 'auto': rules, and a backward a row for the rest; 'loop': no rule.
+
+    Raises PrivacyError for another kind, and with 'rules' for a parameter that no rule serves.
+    """
     if kind not in ('auto', 'rules', 'loop'):
         raise PrivacyError(f"engine={kind!r} is unknown; write 'auto', 'rules' or 'loop'")
-    if kind == 'loop' or (kind == 'auto' and layers_without_rule(model)):
+    if kind == 'loop':
         return LoopEngine(model, params)
-    return RuleEngine(model, params)
+    engine = RuleEngine(model, params, called_once_a_row)
+    if kind == 'rules' and engine.looped:
+        raise PrivacyError(f'no per-sample rule for {engine.looped[:5]}: use engine="auto" or freeze them')
+    return engine if len(engine.looped) < len(engine.params) else LoopEngine(model, params)

@@ -183,12 +183,46 @@ def test_what_has_no_rule():
         assert rule_for(module) is None
     model = nn.Sequential(nn.Conv2d(4, 4, 1), Scale())
     params = list(model.parameters())
-    assert isinstance(build_engine('auto', model, params), LoopEngine)
-    assert isinstance(build_engine('auto', model[:1], params[:2]), RuleEngine)
-    with pytest.raises(PrivacyError, match=r'1 \(Scale\).*engine="loop"'):
+    assert str(build_engine('auto', model, params)) == '1 layers by rule, 1 parameters by a backward a record (1.scale)'
+    assert str(build_engine('auto', model[:1], params[:2])) == '1 layers by rule'
+    assert isinstance(build_engine('auto', model, params[2:]), LoopEngine)
+    with pytest.raises(PrivacyError, match=r'1.scale.*engine="auto"'):
         build_engine('rules', model, params)
     with pytest.raises(PrivacyError, match="'auto', 'rules' or 'loop'"):
         build_engine('fast', model, params)
+    with pytest.raises(PrivacyError, match='not the model'):
+        build_engine('auto', model[:1], params)
+
+
+def test_what_has_no_rule_gets_a_backward_a_row():
+    """A parameter of no layer, a weight tied between two layers, and a loss that learns and sees one row at a time."""
+
+    class Odd(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second, self.third = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 8)
+            self.second.weight = self.first.weight
+            self.table = nn.Parameter(torch.randn(4, 8, 8))
+            self.loss_module = nn.Linear(8, 8)
+
+        def forward(self, x):
+            return self.third(torch.tanh(self.second(torch.tanh(self.first(x))) + self.table))
+
+    torch.manual_seed(0)
+    model = Odd()
+    params, x, rows = list(model.parameters()), torch.randn(3, 4, 8, 8), torch.arange(3)
+
+    def losses(engine):
+        with engine.capture():
+            out = model(x)
+            return torch.stack([model.loss_module(row).square().mean() for row in out.split(1)])
+
+    rules, loop = RuleEngine(model, params, [model.loss_module]), LoopEngine(model, params)
+    assert rules.looped == ['table', 'first.weight', 'loss_module.weight', 'loss_module.bias']
+    ours, reference = (e.backward(losses(e)) for e in (rules, loop))
+    for mine, theirs in zip(ours.per_row(rows), reference.per_row(rows)):
+        assert mine.any()
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-6)
 
 
 def test_no_graph_is_refused():

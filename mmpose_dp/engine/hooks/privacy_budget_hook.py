@@ -121,7 +121,7 @@ class PrivacyBudgetHook(Hook):
             f'Private training ({plan.method}): epsilon {plan.target_epsilon}, delta {plan.target_delta:.3g}, '
             f'noise_multiplier {plan.noise_multiplier:.4f}, max_grad_norm {plan.max_grad_norm}, sample_rate '
             f'{plan.sample_rate}, {plan.steps} steps, accountant {plan.accountant}; per-sample gradients by '
-            f'{type(wrapper.engine).__name__}.'
+            f'{wrapper.engine}.'
         )
         if plan.is_feature_dp:
             runner.logger.warning(

@@ -129,7 +129,7 @@ class DPOptimWrapper(OptimWrapper):
         self._head = heads[0]
         self._norms = [(n, m) for n, m in model.named_modules() if has_batch_statistics(m)]
         self._refuse_batch_statistics()
-        self.engine = build_engine(self.engine_kind, model, self.params)
+        self.engine = build_engine(self.engine_kind, model, self.params, self._head.called_once_a_row())
         self._model, self._buffers_checked = model, False
 
     def _refuse_batch_statistics(self) -> None:

@@ -1,5 +1,5 @@
 """Feature-masking heads. Must not hold logic."""
 
-from .private_head import FeatureMaskingHead, PrivateHeatmapHead, PrivateRTMCCHead, PrivateSimCCHead
+from .private_head import FeatureMaskingHead, private_twin
 
-__all__ = ['FeatureMaskingHead', 'PrivateHeatmapHead', 'PrivateRTMCCHead', 'PrivateSimCCHead']
+__all__ = ['FeatureMaskingHead', 'private_twin']

@@ -1,63 +1,36 @@
-"""Feature-masking heads: the private twins of MMPose's heads.
+"""Feature-masking heads: the private twins of MMPose's top-down heads.
 
-A private head is its MMPose parent with two changes, both in ``loss``: every loss is one number a row, computed as on a
-batch of that row alone, and a mask says which rows of the features are private records and which are public views, so that
-one forward serves both. Parameters, state-dict keys and predictions are the parent's. Must not report anything computed
-from a private row except those losses.
+A private head is its MMPose parent with one change, in ``loss``: the parent's loss is taken row by row, so that every loss
+is one number a row, exactly as on a batch of that row alone, and a mask says which rows of the features are private
+records and which are public views; one forward serves them all. Parameters, state-dict keys and predictions are the
+parent's. Must not report anything computed from a private row except those losses.
 """
 
 from typing import Any
 
 import torch
-from mmpose.models.heads import HeatmapHead, RTMCCHead, SimCCHead
+from mmpose.models import heads
 from mmpose.registry import MODELS
 from torch import Tensor, nn
 
 from mmpose_dp.privacy import Rows
 
 
-class PerRecordLoss:
-    """Mixed into a loss module: the loss of row i is what the module gives on a batch holding only row i.
-
-    That is right for losses that sum over the batch, average over it, or normalise over it, and needs no flag that says
-    which. Returns (rows,) where the module returned one number.
-    """
-
-    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
-        """Splits every argument by row and calls the loss once a row."""
-        rows = _num_rows((args, tuple(kwargs.values())))
-        each = zip(_split(args, rows), _split(tuple(kwargs.values()), rows))
-        losses = [super(PerRecordLoss, self).forward(*a, **dict(zip(kwargs, k))) for a, k in each]  # type: ignore[misc]
-        return torch.stack([loss.reshape(()) for loss in losses])
-
-
-def _num_rows(value: Any) -> int:
-    """The leading size of the first tensor found in nested tuples."""
+def _row(value: Any, row: int) -> Any:
+    """Row ``row`` of every (rows, ...) tensor in nested tuples and lists, as a batch of one."""
     if isinstance(value, Tensor):
-        return len(value)
+        return value[row : row + 1]
     if isinstance(value, (tuple, list)):
-        return next((n for n in map(_num_rows, value) if n >= 0), -1)
-    return -1
-
-
-def _split(value: Any, rows: int) -> list[Any]:
-    """Nested tuples of (rows, ...) tensors -> a list of the same nesting, one row each."""
-    if isinstance(value, Tensor):
-        return list(value.split(1))
-    if isinstance(value, (tuple, list)):
-        columns = [_split(item, rows) for item in value]
-        return [type(value)(column[row] for column in columns) for row in range(rows)]
-    return [value] * rows
-
-
-def _per_record(module: nn.Module) -> None:
-    """Turns a loss module into its per-record form in place, keeping its parameters and names."""
-    cls = type(module)
-    module.__class__ = type(f'PerRecord{cls.__name__}', (PerRecordLoss, cls), {})
+        return type(value)(_row(item, row) for item in value)
+    return value
 
 
 class FeatureMaskingHead:
-    """Mixin for MMPose heads that keep their loss in ``self.loss_module``.
+    """Mixin for MMPose heads whose ``loss`` calls ``self.forward(feats)`` and compares the result with the data samples.
+
+    The forward runs once on all rows; the parent's loss then runs once a row and is given that row's outputs. That is right
+    for losses that sum over the batch, average over it or normalise over it, for intermediate supervision and for several
+    losses, and needs no flag that says which.
 
     Attributes:
         rows: what each row of the last batch was (``mmpose_dp.privacy.Rows``).
@@ -66,9 +39,17 @@ class FeatureMaskingHead:
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        _per_record(self.loss_module)
         self.rows: Rows | None = None
         self.record_losses: Tensor | None = None
+        self._outputs: Any = None
+
+    def forward(self, feats: Any) -> Any:
+        """The parent's forward; inside ``loss``, what it gave for the row at hand."""
+        return super().forward(feats) if self._outputs is None else self._outputs  # type: ignore[misc]
+
+    def called_once_a_row(self) -> list[nn.Module]:
+        """The loss modules: they see one row at a time, so what they learn (RLE's flow) needs a backward a row."""
+        return [module for name, module in self.named_children() if 'loss' in name]  # type: ignore[attr-defined]
 
     def loss(self, feats: Any, batch_data_samples: list, train_cfg: dict | None = None) -> dict:
         """The parent's losses, each of shape (rows,); accuracies of the batch are left out.
@@ -76,24 +57,41 @@ class FeatureMaskingHead:
         A data sample whose metainfo holds ``dp_record=None`` is a public row; rows of equal ``dp_record`` are one
         record; without the field every row is a record of its own.
         """
-        losses = super().loss(feats, batch_data_samples, dict(train_cfg or {}, compute_acc=False))  # type: ignore[misc]
-        losses = {name: value for name, value in losses.items() if 'loss' in name}
+        outputs, config = self.forward(feats), dict(train_cfg or {}, compute_acc=False)
+        each = []
+        try:
+            for row, sample in enumerate(batch_data_samples):
+                self._outputs = _row(outputs, row)
+                each.append(super().loss(feats, [sample], config))  # type: ignore[misc]
+        finally:
+            self._outputs = None
+        losses = {name: torch.stack([one[name].reshape(()) for one in each]) for name in each[0] if 'loss' in name}
         keys = [sample.metainfo.get('dp_record', -1 - i) for i, sample in enumerate(batch_data_samples)]
         self.rows = Rows.from_keys(keys)
         self.record_losses = torch.stack(list(losses.values())).sum(0)
         return losses
 
 
-@MODELS.register_module()
-class PrivateHeatmapHead(FeatureMaskingHead, HeatmapHead):
-    """Private twin of :class:`mmpose.models.heads.HeatmapHead`; takes the same arguments."""
+def private_twin(head: type[nn.Module]) -> type[nn.Module]:
+    """Makes and registers the private twin of a head class, under 'Private' and its name; it takes the same arguments.
+
+    For a head of your own::
+
+        >>> private_twin(MyHead)  # then: model=dict(head=dict(type='PrivateMyHead'))
+    """
+    doc = f'Private twin of :class:`{head.__module__}.{head.__name__}`; takes the same arguments.'
+    twin = type(f'Private{head.__name__}', (FeatureMaskingHead, head), dict(__doc__=doc, __module__=__name__))
+    return MODELS.register_module(module=twin)
 
 
-@MODELS.register_module()
-class PrivateSimCCHead(FeatureMaskingHead, SimCCHead):
-    """Private twin of :class:`mmpose.models.heads.SimCCHead`; takes the same arguments."""
-
-
-@MODELS.register_module()
-class PrivateRTMCCHead(FeatureMaskingHead, RTMCCHead):
-    """Private twin of :class:`mmpose.models.heads.RTMCCHead`; takes the same arguments."""
+PrivateHeatmapHead = private_twin(heads.HeatmapHead)
+PrivateCPMHead = private_twin(heads.CPMHead)
+PrivateMSPNHead = private_twin(heads.MSPNHead)
+PrivateViPNASHead = private_twin(heads.ViPNASHead)
+PrivateSimCCHead = private_twin(heads.SimCCHead)
+PrivateRTMCCHead = private_twin(heads.RTMCCHead)
+PrivateRTMWHead = private_twin(heads.RTMWHead)
+PrivateRegressionHead = private_twin(heads.RegressionHead)
+PrivateRLEHead = private_twin(heads.RLEHead)
+PrivateIntegralRegressionHead = private_twin(heads.IntegralRegressionHead)
+PrivateDSNTHead = private_twin(heads.DSNTHead)

@@ -1,5 +1,7 @@
 """Poisson sampling as the data loader sees it."""
 
+from fractions import Fraction
+
 import numpy as np
 import pytest
 from mmengine.dataset import DefaultSampler
@@ -40,18 +42,21 @@ def logical_batches(s):
     return batches
 
 
-def test_inclusion_rate_and_sizes():
-    s, sizes, hits = sampler(), [], np.zeros(60)
+@pytest.mark.parametrize('expected', [12, 23])  # 23 does not divide 60: the rate is not rounded
+def test_inclusion_rate_and_sizes(expected):
+    s, sizes, hits = sampler(expected_batch_size=expected), [], np.zeros(60)
+    assert s.sample_rate == Fraction(expected, 60)
     for _ in range(400):
         for rows in logical_batches(s):
             sizes.append(len(rows))
             hits[rows] += 1
     steps = len(sizes)
-    assert steps == 400 * (60 // 12)
-    assert stats.binomtest(int(hits.sum()), steps * 60, 0.2).pvalue > 1e-4
+    q = expected / 60
+    assert steps == 400 * (60 // expected)
+    assert stats.binomtest(int(hits.sum()), steps * 60, q).pvalue > 1e-4
     assert stats.chisquare(hits).pvalue > 1e-4
     # binomial variance: a sampler that shuffles and cuts would have none
-    assert abs(np.var(sizes) / (60 * 0.2 * 0.8) - 1) < 0.15
+    assert abs(np.var(sizes) / (60 * q * (1 - q)) - 1) < 0.15
 
 
 def test_micro_batches_are_bounded_and_empty_draws_are_steps():

@@ -3,8 +3,11 @@
 import pytest
 import torch
 from helpers import HRNET, RTMPOSE, SIMCC, batch, build, load
+from mmengine.structures import InstanceData, PixelData
+from mmpose.registry import MODELS
+from mmpose.structures import MultilevelPixelData, PoseDataSample
 
-from mmpose_dp.models import FeatureMaskingHead
+from mmpose_dp.models import FeatureMaskingHead, freeze_batch_norm, private_twin
 
 
 @pytest.fixture(scope='module', params=[HRNET, SIMCC, RTMPOSE], ids=['heatmap', 'simcc', 'rtmcc'])
@@ -61,28 +64,119 @@ def test_predictions_are_the_parents(pair):
     plain.train(), private.train()
 
 
-def test_losses_that_normalise_over_the_batch_become_per_record():
-    from mmpose.registry import MODELS
+K = 5
+HEATMAP = dict(in_channels=4, out_channels=K, deconv_out_channels=None)
+POINTS = dict(in_channels=4, num_joints=K)
+CLASSES = dict(in_channels=4, out_channels=K, input_size=(16, 16), in_featuremap_size=(8, 8), simcc_split_ratio=2.0)
+CLASSES.update(loss=dict(type='KLDiscretLoss', use_target_weight=True), final_layer_kernel_size=1)
+CLASSES.update(
+    gau_cfg=dict(
+        hidden_dims=8,
+        s=8,
+        expansion_factor=2,
+        dropout_rate=0.0,
+        drop_path=0.0,
+        act_fn='SiLU',
+        use_rel_bias=False,
+        pos_enc=False,
+    )
+)
+BOTH = dict(type='MultipleLossWrapper', losses=[dict(type='SmoothL1Loss', use_target_weight=True),
+                                                dict(type='JSDiscretLoss', use_target_weight=True)])  # fmt: skip
+HEADS = {
+    'mean': dict(type='HeatmapHead', **HEATMAP),
+    'hard keypoints': dict(type='HeatmapHead', **HEATMAP, loss=dict(type='KeypointOHKMMSELoss', topk=2)),
+    'adaptive wing': dict(type='HeatmapHead', **HEATMAP, loss=dict(type='AdaptiveWingLoss')),
+    'stages': dict(type='CPMHead', in_channels=4, out_channels=K, num_stages=2, deconv_out_channels=None),
+    'stages, a loss each': dict(
+        type='CPMHead', in_channels=4, out_channels=K, num_stages=2, deconv_out_channels=None,
+        loss=[dict(type='KeypointMSELoss'), dict(type='KeypointOHKMMSELoss', topk=2)]),
+    'levels': dict(
+        type='MSPNHead', num_stages=2, num_units=2, out_shape=(8, 8), unit_channels=4, out_channels=K,
+        level_indices=[0, 1, 1, 0], loss=dict(type='KeypointMSELoss')),
+    'searched': dict(type='ViPNASHead', in_channels=4, out_channels=K, deconv_out_channels=[8], deconv_kernel_sizes=[4],
+                     deconv_num_groups=[4]),
+    'classes': dict(type='RTMCCHead', **CLASSES),
+    'classes, whole body': dict(type='RTMWHead', **CLASSES),
+    'points': dict(type='RegressionHead', **POINTS),
+    'points, learned density': dict(type='RLEHead', **POINTS),
+    'integral': dict(type='IntegralRegressionHead', in_channels=4, in_featuremap_size=(8, 8), num_joints=K,
+                     deconv_out_channels=None),
+    'integral, two losses': dict(type='DSNTHead', in_channels=4, in_featuremap_size=(8, 8), num_joints=K, loss=BOTH,
+                                 deconv_out_channels=None),
+}  # fmt: skip
 
+
+def drawn(kind, n, seed=0):
+    """Features and data samples with every label a head may ask for."""
+    torch.manual_seed(seed)
+    side, samples = 16 if kind == 'ViPNASHead' else 8, []
+    for _ in range(n):
+        sample = PoseDataSample()
+        labels = InstanceData(keypoint_labels=torch.rand(1, K, 2), keypoint_weights=(torch.rand(1, K) < 0.8).float())
+        labels.keypoint_x_labels, labels.keypoint_y_labels = torch.rand(2, 1, K, 32).softmax(-1)
+        heatmaps = torch.rand(K, side, side)
+        if kind == 'MSPNHead':
+            labels = InstanceData(keypoint_weights=torch.ones(2, 1, K))  # levels first
+            sample.gt_fields = MultilevelPixelData(heatmaps=[heatmaps, 1 - heatmaps])
+        else:
+            sample.gt_fields = PixelData(heatmaps=heatmaps)
+        sample.gt_instance_labels = labels
+        samples.append(sample)
+    maps = torch.randn(n, 4, 8, 8)
+    if kind == 'MSPNHead':
+        return [[maps, maps / 2], [maps / 3, maps / 4]], samples
+    if kind == 'CPMHead':
+        return [maps, maps / 2], samples
+    if kind in ('RegressionHead', 'RLEHead'):
+        maps = maps[..., :1, :1]
+    return ((torch.randn(n, 2, 16, 16), maps) if kind == 'RTMWHead' else (maps,)), samples
+
+
+def sliced(feats, i):
+    return feats[i : i + 1] if torch.is_tensor(feats) else type(feats)(sliced(f, i) for f in feats)
+
+
+@pytest.mark.parametrize('name', HEADS)
+def test_every_head_is_its_parent_on_each_row_alone(name):
+    cfg = HEADS[name]
     torch.manual_seed(0)
-    for loss in ('KeypointOHKMMSELoss', 'CombinedTargetMSELoss', 'FocalHeatmapLoss'):
-        settings = dict(topk=4) if 'OHKM' in loss else {}
-        head = MODELS.build(
-            dict(type='PrivateHeatmapHead', in_channels=4, out_channels=6, deconv_out_channels=None,
-                 loss=dict(type=loss, use_target_weight=True, **settings))
-        )  # fmt: skip
-        parent = type(head.loss_module).__mro__[2]
-        out, target, weight = (
-            torch.rand(3, 6, 8, 8),
-            torch.rand(3, 6, 8, 8),
-            torch.ones(3, 2 if 'Comb' in loss else 6),
-        )
-        each = head.loss_module(out, target, weight)
-        for i in range(3):
-            one = slice(i, i + 1)
-            alone = parent.forward(head.loss_module, out[one], target[one], weight[one])
-            torch.testing.assert_close(each[i], alone.reshape(()))
+    plain = MODELS.build(cfg)
+    head = MODELS.build(dict(cfg, type=f'Private{cfg["type"]}'))
+    head.load_state_dict(plain.state_dict())
+    freeze_batch_norm(plain), freeze_batch_norm(head)
+    plain.train(), head.train()
+    feats, samples = drawn(cfg['type'], 3)
+    losses = head.loss(feats, samples)
+    assert all('loss' in key and value.shape == (3,) for key, value in losses.items())
+    for i in range(3):
+        alone = plain.loss(sliced(feats, i), samples[i : i + 1], dict(compute_acc=False))
+        for key, value in losses.items():
+            torch.testing.assert_close(value[i], alone[key].reshape(()), rtol=1e-4, atol=1e-7)
+    others, other_samples = drawn(cfg['type'], 3, seed=1)
+    swapped = merged(sliced(feats, 0), others)
+    again = head.loss(swapped, samples[:1] + other_samples[1:])
+    for key, value in losses.items():  # the first row does not notice
+        torch.testing.assert_close(again[key][0], value[0], rtol=1e-4, atol=1e-7)
 
 
-def test_three_twins():
-    assert len(FeatureMaskingHead.__subclasses__()) == 3
+def merged(first, others):
+    if torch.is_tensor(first):
+        return torch.cat([first, others[1:]])
+    return type(first)(merged(a, b) for a, b in zip(first, others))
+
+
+def test_every_top_down_head_has_a_twin():
+    twins = {cls.__mro__[2].__name__ for cls in FeatureMaskingHead.__subclasses__()}
+    assert twins == {cfg['type'] for cfg in HEADS.values()} | {'SimCCHead'}
+
+
+def test_a_head_of_ones_own():
+    from mmpose.models.heads import HeatmapHead
+
+    twin = private_twin(type('OwnHead', (HeatmapHead,), {}))
+    try:
+        head = MODELS.build(dict(type='PrivateOwnHead', **HEATMAP))
+        assert type(head) is twin and head.loss(*drawn('OwnHead', 2))['loss_kpt'].shape == (2,)
+    finally:
+        MODELS._module_dict.pop('PrivateOwnHead')
