@@ -21,11 +21,16 @@ RTMPOSE = PREFIX + 'rtmpose/mpii/rtmpose-m_8xb64-210e_mpii-256x256.py'
 
 
 def load(base: str, size: int | None = None) -> Config:
-    """One of MMPose's configs without pretrained weights, heatmap models optionally at another input size."""
+    """One of MMPose's configs without pretrained weights, optionally at another input size."""
     cfg = Config.fromfile(_inherit(base))
     cfg.model.backbone.init_cfg = None
     if size is not None:
-        cfg.codec.input_size, cfg.codec.heatmap_size = (size, size), (size // 4, size // 4)
+        old, cfg.codec.input_size = cfg.codec.input_size[0], (size, size)
+        if 'heatmap_size' in cfg.codec:
+            cfg.codec.heatmap_size = (cfg.codec.heatmap_size[0] * size // old,) * 2
+        head = cfg.model.head
+        for name in {'input_size', 'in_featuremap_size'} & head.keys():
+            head[name] = (head[name][0] * size // old,) * 2
     return cfg
 
 
@@ -62,7 +67,7 @@ def batch(cfg: Config, keys: list, seed: int = 0) -> dict:
         encoded = codec.encode(keypoints, (rng.random((1, 16)) < 0.9).astype('float32'))
         sample = PoseDataSample(metainfo=dict(dp_record=key))
         sample.gt_instance_labels, sample.gt_fields = InstanceData(), PixelData()
-        for name in ('keypoint_weights', 'keypoint_x_labels', 'keypoint_y_labels'):
+        for name in ('keypoint_weights', 'keypoint_labels', 'keypoint_x_labels', 'keypoint_y_labels'):
             if name in encoded:
                 sample.gt_instance_labels.set_field(torch.from_numpy(encoded[name]), name)
         if 'heatmaps' in encoded:

@@ -9,15 +9,10 @@ from torch.optim import SGD, AdamW
 from mmpose_dp.engine import DPOptimWrapper
 from mmpose_dp.privacy import PrivacyError, PrivacyPlan, Projector
 
+pytestmark = pytest.mark.usefixtures('same_kernels')
+
 B = 4
 PRIVATE, MIXED = [0, 1, 2], [0, None, 1, 2, None]
-
-
-@pytest.fixture(scope='module', autouse=True)
-def same_kernels():
-    """oneDNN may take another kernel (Winograd) for another batch size or thread count: that alone is 1e-5 apart."""
-    with torch.backends.mkldnn.flags(enabled=False):
-        yield
 
 
 @pytest.fixture(scope='module')
