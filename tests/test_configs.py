@@ -1,7 +1,9 @@
 """The shipped configs: each one loads, is short, and asks for what its name says."""
 
 import re
+from pathlib import Path
 
+import mmpose
 import pytest
 from helpers import REPO
 from mmengine.config import Config
@@ -36,6 +38,14 @@ def test_a_private_config_is_what_its_name_says(path):
     assert dataset.private.type == 'MpiiDataset' and cfg.val_evaluator.type == 'MpiiPCKAccuracy'
     assert cfg.model.head.type.startswith('Private')
     assert 'debug_seed' not in cfg.pretty_text
+
+
+def test_every_mpii_config_of_mmpose_has_its_hybrid():
+    folder = Path(mmpose.__file__).parent / '.mim/configs'
+    bases = {str(path.relative_to(folder)) for path in folder.glob('body_2d_keypoint/**/mpii/*.py')}
+    hybrids = (REPO / 'configs/dp').glob('*_mpii*_hybrid_eps08.py')
+    found = {re.search('mmpose::(.*py)', path.read_text())[1] for path in hybrids}
+    assert len(bases) == 31 and bases <= found
 
 
 @pytest.mark.parametrize('path', CONFIGS, ids=lambda p: p.stem)
