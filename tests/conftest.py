@@ -1,7 +1,6 @@
 """Set-up that every test shares: the package first, and one small synthetic data set a session."""
 
 import pytest
-import torch
 from mmpose.utils import register_all_modules
 
 import mmpose_dp  # noqa: F401  (its compat mends the install before a test imports mmpose.models)
@@ -20,10 +19,3 @@ def synthetic(tmp_path_factory):
 def synthetic_public(tmp_path_factory):
     """40 + 12 drawn people of the public domain."""
     return make_synthetic_mpii(tmp_path_factory.mktemp('public'), 'public', 40, 12, image_size=96, workers=1)
-
-
-@pytest.fixture(scope='module')
-def same_kernels():
-    """oneDNN may take another kernel (Winograd) for another batch size or thread count: that alone is 1e-5 apart."""
-    with torch.backends.mkldnn.flags(enabled=False):
-        yield

@@ -41,7 +41,11 @@ def _inherit(base: str) -> Path:
 
 
 def build(cfg: Config, private: bool, loss_weight: float | None = None) -> torch.nn.Module:
-    """The model in train mode with frozen BatchNorm, with MMPose's own head or with its private twin."""
+    """The model in train mode with frozen BatchNorm, with MMPose's own head or with its private twin.
+
+    In float64: in float32 one ReLU that another batch size tips over its kink is a difference of 1e-5 by itself, on some
+    machines. What is computed from the captured tensors is in float32 all the same.
+    """
     torch.manual_seed(0)
     model_cfg = copy.deepcopy(cfg.model)
     if private:
@@ -54,10 +58,10 @@ def build(cfg: Config, private: bool, loss_weight: float | None = None) -> torch
         if isinstance(module, torch.nn.BatchNorm2d):
             torch.nn.init.normal_(module.running_mean, std=0.1)
             torch.nn.init.uniform_(module.running_var, 0.8, 1.2)
-    return model.train()
+    return model.double().train()
 
 
-def batch(cfg: Config, keys: list, seed: int = 0) -> dict:
+def batch(cfg: Config, keys: list, seed: int = 0, dtype: torch.dtype = torch.float64) -> dict:
     """A collated batch as PackPoseInputs makes it; ``keys`` are the rows' dp_record (None: public)."""
     rng, codec = np.random.default_rng(seed), KEYPOINT_CODECS.build(cfg.codec)
     width, height = cfg.codec.input_size
@@ -69,9 +73,9 @@ def batch(cfg: Config, keys: list, seed: int = 0) -> dict:
         sample.gt_instance_labels, sample.gt_fields = InstanceData(), PixelData()
         for name in ('keypoint_weights', 'keypoint_labels', 'keypoint_x_labels', 'keypoint_y_labels'):
             if name in encoded:
-                sample.gt_instance_labels.set_field(torch.from_numpy(encoded[name]), name)
+                sample.gt_instance_labels.set_field(torch.from_numpy(encoded[name]).to(dtype), name)
         if 'heatmaps' in encoded:
-            sample.gt_fields.set_field(torch.from_numpy(encoded['heatmaps']), 'heatmaps')
+            sample.gt_fields.set_field(torch.from_numpy(encoded['heatmaps']).to(dtype), 'heatmaps')
         inputs.append(torch.from_numpy(rng.integers(0, 255, (3, height, width), dtype=np.uint8)))
         samples.append(sample)
     return dict(inputs=inputs, data_samples=samples)
@@ -85,7 +89,7 @@ def reference_rows(model: torch.nn.Module, data: dict) -> torch.Tensor:
         one = model.data_preprocessor(dict(inputs=[image], data_samples=[sample]), True)
         losses = model(**one, mode='loss')
         grads = torch.autograd.grad(sum(v.sum() for k, v in losses.items() if 'loss' in k), params, allow_unused=True)
-        rows.append(torch.cat([torch.zeros(p.numel()) if g is None else g.flatten() for p, g in zip(params, grads)]))
+        rows.append(torch.cat([torch.zeros(p.numel()) if g is None else g.flatten().float() for p, g in zip(params, grads)]))
     return torch.stack(rows)
 
 

@@ -48,7 +48,7 @@ def _channel_affine(normed: Tensor, b: Tensor) -> dict[str, Tensor]:
 
 def _batch_norm(module: nn.Module, a: Tensor, b: Tensor) -> dict[str, Tensor]:
     assert isinstance(module, nn.modules.batchnorm._BatchNorm)
-    return _channel_affine(F.batch_norm(a, module.running_mean, module.running_var, eps=module.eps), b)
+    return _channel_affine(F.batch_norm(a, module.running_mean.float(), module.running_var.float(), eps=module.eps), b)
 
 
 def _group_norm(module: nn.Module, a: Tensor, b: Tensor) -> dict[str, Tensor]:

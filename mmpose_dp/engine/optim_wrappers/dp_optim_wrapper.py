@@ -177,7 +177,7 @@ class DPOptimWrapper(OptimWrapper):
         self._head.record_losses = self._head.rows = None
         if losses is None or rows is None:
             raise PrivacyError('update_params was called without a training forward of the private head before it')
-        if not torch.isclose(loss.detach().float(), losses.detach().mean(), rtol=1e-2, equal_nan=True):
+        if not torch.isclose(loss.detach().float(), losses.detach().float().mean(), rtol=1e-2, equal_nan=True):
             raise PrivacyError('the model adds a loss that is not made by its private head, one number a record')
         if not self._buffers_checked:
             self._refuse_changed_buffers()

@@ -13,7 +13,7 @@ from mmpose_dp.models import FeatureMaskingHead, freeze_batch_norm, private_twin
 @pytest.fixture(scope='module', params=[HRNET, SIMCC, RTMPOSE], ids=['heatmap', 'simcc', 'rtmcc'])
 def pair(request):
     cfg = load(request.param)
-    return cfg, build(cfg, private=False), build(cfg, private=True)
+    return cfg, build(cfg, private=False).float(), build(cfg, private=True).float()
 
 
 def features(model, n):
@@ -32,7 +32,7 @@ def test_keys_and_weights_are_the_parents(pair):
 
 def test_each_loss_is_the_parents_on_a_batch_of_one(pair):
     cfg, plain, private = pair
-    data = batch(cfg, [0, None, 1])
+    data = batch(cfg, [0, None, 1], dtype=torch.float32)
     feats = features(plain, 3)
     losses = private.head.loss(feats, data['data_samples'])
     assert set(losses) == {'loss_kpt'} and losses['loss_kpt'].shape == (3,)
@@ -44,7 +44,7 @@ def test_each_loss_is_the_parents_on_a_batch_of_one(pair):
 
 def test_a_row_does_not_depend_on_the_others(pair):
     cfg, _, private = pair
-    data, other = batch(cfg, [0, 1, 2], seed=1), batch(cfg, [0, 1, 2], seed=2)
+    data, other = batch(cfg, [0, 1, 2], seed=1, dtype=torch.float32), batch(cfg, [0, 1, 2], seed=2, dtype=torch.float32)
     feats = features(private, 3)[0]
     first = private.head.loss((feats,), data['data_samples'])['loss_kpt'][0]
     swapped = torch.cat([feats[:1], 3 * feats[1:].flip(0)])

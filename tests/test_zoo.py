@@ -1,0 +1,91 @@
+"""MMPose's configs, made private: the clipped sum is that of plain MMPose looped over single records."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import build, clip, norms, reference_rows
+from torch.optim import SGD
+from zoo import FOLDER, records, small
+
+from mmpose_dp.engine import DPOptimWrapper
+
+MPII = sorted(str(path.relative_to(FOLDER)) for path in FOLDER.rglob('body_2d_keypoint/*/mpii/*.py'))
+HEATMAP, RTMPOSE = 'body_2d_keypoint/topdown_heatmap/coco/td-hm_', 'body_2d_keypoint/rtmpose/coco/rtmpose-'
+SIMCC, REGRESSION = 'body_2d_keypoint/simcc/coco/simcc_', 'body_2d_keypoint/topdown_regression/coco/td-reg_'
+INTEGRAL = 'body_2d_keypoint/integral_regression/coco/ipr_res50_'
+OTHERS = [
+    HEATMAP + 'ViTPose-small_8xb64-210e_coco-256x192.py',
+    HEATMAP + 'ViTPose-small-simple_8xb64-210e_coco-256x192.py',
+    HEATMAP + 'hrformer-small_8xb32-210e_coco-256x192.py',
+    HEATMAP + 'swin-t-p4-w7_8xb32-210e_coco-256x192.py',
+    HEATMAP + 'pvt-s_8xb64-210e_coco-256x192.py',
+    HEATMAP + 'pvtv2-b2_8xb64-210e_coco-256x192.py',
+    HEATMAP + 'resnest50_8xb64-210e_coco-256x192.py',
+    HEATMAP + 'vipnas-res50_8xb64-210e_coco-256x192.py',
+    HEATMAP + 'vipnas-mbv3_8xb64-210e_coco-256x192.py',
+    HEATMAP + 'mspn50_8xb32-210e_coco-256x192.py',
+    HEATMAP + '2xmspn50_8xb32-210e_coco-256x192.py',
+    HEATMAP + 'rsn18_8xb32-210e_coco-256x192.py',
+    HEATMAP + 'alexnet_8xb64-210e_coco-256x192.py',
+    HEATMAP + 'vgg16-bn_8xb64-210e_coco-256x192.py',
+    HEATMAP + 'litehrnet-18_8xb64-210e_coco-256x192.py',
+    HEATMAP + 'hrnet-w32_udp-8xb64-210e_coco-256x192.py',
+    HEATMAP + 'hrnet-w32_udp-regress-8xb64-210e_coco-256x192.py',
+    HEATMAP + 'res50_dark-8xb64-210e_coco-256x192.py',
+    RTMPOSE + 't_8xb256-420e_coco-256x192.py',
+    RTMPOSE + 's_8xb256-420e_coco-256x192.py',
+    RTMPOSE + 'm_8xb256-420e_coco-256x192.py',
+    RTMPOSE + 'l_8xb256-420e_coco-256x192.py',
+    SIMCC + 'mobilenetv2_wo-deconv-8xb64-210e_coco-256x192.py',
+    SIMCC + 'res50_8xb64-210e_coco-256x192.py',
+    SIMCC + 'vipnas-mbv3_8xb64-210e_coco-256x192.py',
+    REGRESSION + 'mobilenetv2_rle-pretrained-8xb64-210e_coco-256x192.py',
+    REGRESSION + 'res50_8xb64-210e_coco-256x192.py',
+    INTEGRAL + '8xb64-210e_coco-256x256.py',
+    INTEGRAL + 'debias-8xb64-210e_coco-256x256.py',
+    INTEGRAL + 'dsnt-8xb64-210e_coco-256x256.py',
+    'hand_2d_keypoint/topdown_heatmap/onehand10k/td-hm_mobilenetv2_8xb64-210e_onehand10k-256x256.py',
+    'face_2d_keypoint/topdown_heatmap/wflw/td-hm_hrnetv2-w18_awing-8xb64-60e_wflw-256x256.py',
+    'animal_2d_keypoint/topdown_heatmap/ap10k/cspnext-m_udp_8xb64-210e_ap10k-256x256.py',
+    'wholebody_2d_keypoint/topdown_heatmap/coco-wholebody/td-hm_vipnas-mbv3_8xb64-210e_coco-wholebody-256x192.py',
+]
+# one of each backbone family and head is left to the everyday run
+SLOW = (
+    *('101', '152', 'w48', 'litehrnet-30', '384x384', 'hrnet-w32_dark', '2xmspn50', 'ViTPose-small-simple', 'pvtv2'),
+    *('udp-', 'res50_dark', 'rtmpose-t', 'rtmpose-s', 'rtmpose-l', 'rtmpose-m_8xb256', 'simcc_mobilenet', 'simcc_vipnas'),
+    *('simcc_res50_8xb64', 'td-reg_res50_8xb64-210e_coco', 'debias', 'vgg', 'litehrnet-18_8xb64-210e_coco', 'wholebody'),
+)
+
+
+def case(name):
+    """Deeper, wider and larger siblings are marked slow."""
+    marks = [pytest.mark.slow] if any(key in name for key in SLOW) else []
+    return pytest.param(name, marks=marks, id=Path(name).stem)
+
+
+def test_there_are_31_for_mpii():
+    assert len(MPII) == 31
+
+
+@pytest.mark.parametrize('name', map(case, MPII + OTHERS))
+def test_the_clipped_sum_is_the_reference(name, synthetic):
+    small_enough = '256x256' in name and not any(key in name for key in ('hourglass', 'scnet'))
+    cfg = small(name, 64 if small_enough else 128)
+    data = records(cfg, synthetic, 2)
+    rows = reference_rows(build(cfg, private=False), data)
+    C = float(norms(rows).mean())
+    model = build(cfg, private=True)
+    params = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    buffers = {n: b.clone() for n, b in model.named_buffers()}
+    got = {}
+    wrapper = DPOptimWrapper(SGD(params.values(), lr=1.0), C, noise_multiplier=0.0, expected_batch_size=2)
+    wrapper.optimizer.register_step_pre_hook(lambda *_: got.update((n, p.grad.clone()) for n, p in params.items()))
+    model.train_step(data, wrapper)
+    print(wrapper.engine)
+    want = clip(rows, C).double().sum(0) / 2
+    parts = want.split([p.numel() for p in params.values()])
+    for (key, grad), part in zip(got.items(), parts):
+        gap = float((grad.flatten().double() - part).norm())
+        assert gap <= 1e-4 * float(part.norm()) + 1e-7 * float(want.norm()), key
+    assert all(torch.equal(b, buffers[n]) for n, b in model.named_buffers())
