@@ -58,7 +58,11 @@ def build(cfg: Config, private: bool, loss_weight: float | None = None) -> torch
         if isinstance(module, torch.nn.BatchNorm2d):
             torch.nn.init.normal_(module.running_mean, std=0.1)
             torch.nn.init.uniform_(module.running_var, 0.8, 1.2)
-    return model.double().train()
+    model.double().train()
+    for module in model.modules():
+        if 'Drop' in type(module).__name__:
+            module.eval()  # or no two forwards are the same
+    return model
 
 
 def batch(cfg: Config, keys: list, seed: int = 0, dtype: torch.dtype = torch.float64) -> dict:

@@ -50,6 +50,7 @@ OTHERS = [
     'animal_2d_keypoint/topdown_heatmap/ap10k/cspnext-m_udp_8xb64-210e_ap10k-256x256.py',
     'wholebody_2d_keypoint/topdown_heatmap/coco-wholebody/td-hm_vipnas-mbv3_8xb64-210e_coco-wholebody-256x192.py',
 ]
+HEIGHT = {'hourglass': 128, 'scnet': 128, 'alexnet': 256, 'ipr': 128}  # what these need at least
 # one of each backbone family and head is left to the everyday run
 SLOW = (
     *('101', '152', 'w48', 'litehrnet-30', '384x384', 'hrnet-w32_dark', '2xmspn50', 'ViTPose-small-simple', 'pvtv2'),
@@ -64,18 +65,25 @@ def case(name):
     return pytest.param(name, marks=marks, id=Path(name).stem)
 
 
+def calm(model):
+    """DSNT's loss is NaN, in MMPose too, where the softmax of random weights underflows to 0."""
+    if 'DSNT' in type(model.head).__name__:
+        for param in model.head.parameters():
+            param.data *= 0.5
+    return model
+
+
 def test_there_are_31_for_mpii():
     assert len(MPII) == 31
 
 
 @pytest.mark.parametrize('name', map(case, MPII + OTHERS))
 def test_the_clipped_sum_is_the_reference(name, synthetic):
-    small_enough = '256x256' in name and not any(key in name for key in ('hourglass', 'scnet'))
-    cfg = small(name, 64 if small_enough else 128)
+    cfg = small(name, next((height for key, height in HEIGHT.items() if key in name), 64 if '256x256' in name else 128))
     data = records(cfg, synthetic, 2)
-    rows = reference_rows(build(cfg, private=False), data)
+    rows = reference_rows(calm(build(cfg, private=False)), data)
     C = float(norms(rows).mean())
-    model = build(cfg, private=True)
+    model = calm(build(cfg, private=True))
     params = {n: p for n, p in model.named_parameters() if p.requires_grad}
     buffers = {n: b.clone() for n, b in model.named_buffers()}
     got = {}
@@ -87,5 +95,5 @@ def test_the_clipped_sum_is_the_reference(name, synthetic):
     parts = want.split([p.numel() for p in params.values()])
     for (key, grad), part in zip(got.items(), parts):
         gap = float((grad.flatten().double() - part).norm())
-        assert gap <= 1e-4 * float(part.norm()) + 1e-7 * float(want.norm()), key
+        assert gap <= 1e-4 * float(part.norm()) + 1e-6 * float(want.norm()), key
     assert all(torch.equal(b, buffers[n]) for n, b in model.named_buffers())

@@ -187,12 +187,13 @@ class OperationRecorder(TorchFunctionMode):
         if out is None:  # no gradient flows here; but a write that returns nothing, or no graph at all, hides one
             self.lost |= origins if result is None or not torch.is_grad_enabled() else frozenset()
             return result
-        for axis in (0, 1):
-            use = Use(func, held, spec, made, [], axis, versions, get_gradient_edge(out), origins)
-            if _slices(use, rows, out.detach()):
-                self.uses.append(use)
-                return result
-        self.lost |= origins
+        edge = get_gradient_edge(out)
+        found = [Use(func, held, spec, made, [], axis, versions, edge, origins) for axis in (0, 1)]
+        found = [use for use in found if _slices(use, rows, out.detach())]
+        if found:  # attention is sliced by queries too; the dimension of the rows slices keys and values as well
+            self.uses.append(max(found, key=lambda use: len({*use.sliced} & {*rows})))
+        else:
+            self.lost |= origins
         return result
 
 
