@@ -93,7 +93,9 @@ def reference_rows(model: torch.nn.Module, data: dict) -> torch.Tensor:
         one = model.data_preprocessor(dict(inputs=[image], data_samples=[sample]), True)
         losses = model(**one, mode='loss')
         grads = torch.autograd.grad(sum(v.sum() for k, v in losses.items() if 'loss' in k), params, allow_unused=True)
-        rows.append(torch.cat([torch.zeros(p.numel()) if g is None else g.flatten().float() for p, g in zip(params, grads)]))
+        rows.append(
+            torch.cat([torch.zeros(p.numel()) if g is None else g.flatten().float() for p, g in zip(params, grads)])
+        )
     return torch.stack(rows)
 
 

@@ -54,8 +54,24 @@ HEIGHT = {'hourglass': 128, 'scnet': 128, 'alexnet': 256, 'ipr': 128}  # what th
 # one of each backbone family and head is left to the everyday run
 SLOW = (
     *('101', '152', 'w48', 'litehrnet-30', '384x384', 'hrnet-w32_dark', '2xmspn50', 'ViTPose-small-simple', 'pvtv2'),
-    *('udp-', 'res50_dark', 'rtmpose-t', 'rtmpose-s', 'rtmpose-l', 'rtmpose-m_8xb256', 'simcc_mobilenet', 'simcc_vipnas'),
-    *('simcc_res50_8xb64', 'td-reg_res50_8xb64-210e_coco', 'debias', 'vgg', 'litehrnet-18_8xb64-210e_coco', 'wholebody'),
+    *(
+        'udp-',
+        'res50_dark',
+        'rtmpose-t',
+        'rtmpose-s',
+        'rtmpose-l',
+        'rtmpose-m_8xb256',
+        'simcc_mobilenet',
+        'simcc_vipnas',
+    ),
+    *(
+        'simcc_res50_8xb64',
+        'td-reg_res50_8xb64-210e_coco',
+        'debias',
+        'vgg',
+        'litehrnet-18_8xb64-210e_coco',
+        'wholebody',
+    ),
 )
 
 

@@ -74,7 +74,9 @@ def _coco_style(root: Path, name: str, joints: int) -> str:
             seen = rng.integers(1, 3, count)
             return np.column_stack([rng.uniform(12, 84, (count, 2)), seen]).ravel().tolist()
 
-        person = dict(id=i, image_id=i, category_id=1, bbox=box, area=6400.0, iscrowd=0, num_keypoints=joints, segmentation=[])
+        person = dict(
+            id=i, image_id=i, category_id=1, bbox=box, area=6400.0, iscrowd=0, num_keypoints=joints, segmentation=[]
+        )
         person.update(keypoints=points(17 if 'WholeBody' in name else joints), center=[48.0, 48.0], scale=0.4)
         for part, count in dict(foot=6, face=68, lefthand=21, righthand=21).items():
             person.update({f'{part}_kpts': points(count), f'{part}_valid': True, f'{part}_box': box})

@@ -1,6 +1,6 @@
 """Per-sample gradient rules: for each known layer, the gradient of every row from its input and output gradient.
 
-A rule is a pure function of (module, input, output gradient), both given in float32 with the rows outermost. Must not
+A rule is a pure function of (module, input, output gradient), both given in float32 or more with the rows outermost. Must not
 guess: a layer whose forward is not exactly the one written here has no rule and is left to the single-record loop.
 Source of the outer-product form: Goodfellow 2015 (arXiv 1510.01799); for convolutions Rochette et al. 2019.
 """
@@ -48,7 +48,9 @@ def _channel_affine(normed: Tensor, b: Tensor) -> dict[str, Tensor]:
 
 def _batch_norm(module: nn.Module, a: Tensor, b: Tensor) -> dict[str, Tensor]:
     assert isinstance(module, nn.modules.batchnorm._BatchNorm)
-    return _channel_affine(F.batch_norm(a, module.running_mean.float(), module.running_var.float(), eps=module.eps), b)
+    mean, var = module.running_mean, module.running_var
+    assert mean is not None and var is not None
+    return _channel_affine(F.batch_norm(a, mean.to(a.dtype), var.to(a.dtype), eps=module.eps), b)
 
 
 def _group_norm(module: nn.Module, a: Tensor, b: Tensor) -> dict[str, Tensor]:
@@ -122,7 +124,7 @@ def weighted_gradient(module: nn.Module, rule: Rule, a: Tensor, b: Tensor) -> di
         weight = torch.ops.aten.convolution_backward(
             b,
             a,
-            module.weight.float(),
+            module.weight.to(a.dtype),
             None,
             module.stride,
             module.padding,

@@ -50,14 +50,14 @@ class Use:
         """Whether every tensor still holds what it held when it was read."""
         return all(self.leaves[i]._version == version for i, version in self.versions.items())
 
-    def run(self, start: int, length: int, made: Sequence[Tensor], single: bool = False) -> Tensor:
+    def run(self, start: int, length: int, made: Sequence[Tensor], precise: bool = False) -> Tensor:
         """The output for entries start..start+length of the row axis, computed from ``made``."""
         leaves = list(self.leaves)
         for i, x in zip(self.made, made):
             leaves[i] = x
         for i in self.sliced:
             x = leaves[i].narrow(self.axis, start, length)
-            leaves[i] = x.float() if single and x.is_floating_point() else x
+            leaves[i] = _precise(x) if precise else x
         if _changes_in_place(self.func):
             leaves[0] = leaves[0].clone()
         args, kwargs = pytree.tree_unflatten(leaves, self.spec)
@@ -66,9 +66,9 @@ class Use:
     def vjp(self, grad: Tensor, start: int, length: int, params: Sequence[Tensor]) -> list[Tensor]:
         """Gradient of <grad, output entries start..start+length> for each of ``params``, float32."""
         with torch.enable_grad():
-            whole = [self.leaves[i].detach().float().requires_grad_() for i in self.made]
-            out = self.run(start, length, whole, single=True)
-            parts = torch.autograd.grad(out, whole, grad.float(), allow_unused=True)
+            whole = [_precise(self.leaves[i].detach()).requires_grad_() for i in self.made]
+            out = self.run(start, length, whole, precise=True)
+            parts = torch.autograd.grad(out, whole, grad.to(out.dtype), allow_unused=True)
         pairs = [(self.leaves[i], g) for i, g in zip(self.made, parts) if g is not None]
         if not pairs:
             return [torch.zeros_like(p, dtype=torch.float32) for p in params]
@@ -217,11 +217,19 @@ def _slices(use: Use, rows: list[int], out: Tensor) -> bool:
     return False
 
 
+def _precise(x: Tensor) -> Tensor:
+    """Half precision becomes float32; integers stay."""
+    return x.to(torch.promote_types(x.dtype, torch.float32)) if x.is_floating_point() else x
+
+
 def _first_with_graph(result: Any) -> Tensor | None:
     return next((x for x in pytree.tree_leaves(result) if isinstance(x, Tensor) and x.requires_grad), None)
 
 
 def _changes_in_place(func: Callable[..., Any]) -> bool:
     name = getattr(func, '__name__', '')
-    return name == '__setitem__' or (name.startswith('__i') and name.endswith('__') and name != '__index__' and
-        name != '__invert__') or (name.endswith('_') and not name.endswith('__'))
+    return (
+        name == '__setitem__'
+        or (name.startswith('__i') and name.endswith('__') and name != '__index__' and name != '__invert__')
+        or (name.endswith('_') and not name.endswith('__'))
+    )

@@ -91,7 +91,9 @@ class RuleEngine:
 
     def __str__(self) -> str:
         followed = len(self._recorder.params) - len(self._recorder.lost)
-        text = f'{len(self._layers)} layers by rule, {followed} parameters by their operations, {len(self.looped)} looped'
+        text = (
+            f'{len(self._layers)} layers by rule, {followed} parameters by their operations, {len(self.looped)} looped'
+        )
         if self.looped:
             more = ', ...' if len(self.looped) > 5 else ''
             text += f' over the records ({", ".join(self.looped[:5])}{more})'

@@ -43,7 +43,7 @@ class LayerBlock:
         for a, b in self.calls:
             grads = self.rule(self.module, _float(a, rows), _float(b, rows))
             total = _plus(total, [_sum_merged(grads[name], len(rows)) for name in self.names])
-        return total
+        return [x.float() for x in total]
 
     @torch.no_grad()
     def weighted_sum(self, rows: Tensor, weights: Tensor) -> list[Tensor]:
@@ -55,7 +55,7 @@ class LayerBlock:
             scaled = scaled * weights.repeat_interleave(repeats).view(-1, *[1] * (scaled.dim() - 1))
             grads = weighted_gradient(self.module, self.rule, _float(a, rows), scaled)
             total = _plus(total, [grads[name] for name in self.names])
-        return total
+        return [x.float() for x in total]
 
 
 @dataclass
@@ -119,10 +119,9 @@ def _plus(total: list[Tensor], part: list[Tensor]) -> list[Tensor]:
 
 
 def _float(x: Tensor, rows: Tensor) -> Tensor:
-    """The rows' part of a captured tensor, (rows * merged, ...) float32."""
-    if len(rows) == x.shape[0]:
-        return x.flatten(0, 1).float()
-    return x[rows].flatten(0, 1).float()
+    """The rows' part of a captured tensor, (rows * merged, ...), in float32 at least."""
+    x = x if len(rows) == x.shape[0] else x[rows]
+    return x.flatten(0, 1).to(torch.promote_types(x.dtype, torch.float32))
 
 
 def _sum_merged(grads: Tensor, rows: int) -> Tensor:
