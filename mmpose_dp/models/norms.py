@@ -1,7 +1,7 @@
-"""Batch normalisation that cannot mix records: statistics stay as loaded, scale and shift stay trainable.
+"""Batch normalisation that cannot mix records: frozen statistics, or group normalisation in its place.
 
-Must not rename anything: a frozen layer keeps its name, parameters and buffers, so model-zoo checkpoints load into it and
-what is trained loads in plain MMPose.
+Must not rename anything: a layer keeps its name and its scale and shift, so model-zoo checkpoints load into it. With frozen
+statistics what is trained loads in plain MMPose too.
 """
 
 from torch import nn
@@ -33,4 +33,24 @@ def freeze_batch_norm(model: nn.Module) -> int:
                 module.__class__ = type(f'Frozen{cls.__name__}', (FrozenStatistics, cls), {})
             module.eval()
             count += 1
+    return count
+
+
+def replace_batch_norm(model: nn.Module, max_groups: int = 32) -> int:
+    """Puts GroupNorm (Wu and He 2018) in the place of every BatchNorm, with its scale and shift; returns how many.
+
+    There are as many groups as ``max_groups`` and two channels a group allow.
+    The model is another one afterwards: it needs training, and the same call before its checkpoint is loaded.
+    """
+    count = 0
+    for parent in list(model.modules()):
+        for name, module in list(parent.named_children()):
+            if isinstance(module, _BatchNorm):
+                channels = module.num_features
+                fitting = [g for g in range(1, min(max_groups, channels // 2) + 1) if channels % g == 0]
+                norm = nn.GroupNorm(max(fitting, default=1), channels, module.eps, module.affine)
+                if module.affine:
+                    norm.weight, norm.bias = module.weight, module.bias
+                setattr(parent, name, norm)
+                count += 1
     return count

@@ -1,6 +1,6 @@
 """The lines on which the guarantee rests. Pure torch, numpy, opacus and dp-accounting: nothing of OpenMMLab.
 
-Read in this order: plan, noise, per_sample (with layer_rules), clipping, subspace, accounting, ledger, statement.
+Read in this order: plan, noise, per_sample (with layer_rules, operations and row_gradients), clipping, subspace, accounting, ledger, statement.
 """
 
 from .accounting import (
@@ -15,8 +15,9 @@ from .clipping import Rows, clip_factors, clipped_coordinates, clipped_sum
 from .errors import PrivacyError
 from .ledger import Ledger
 from .noise import RandomSource
-from .per_sample import LoopEngine, RowGradients, RuleEngine, build_engine
+from .per_sample import LoopEngine, RuleEngine, build_engine
 from .plan import PrivacyPlan
+from .row_gradients import RowGradients
 from .statement import build_statement, epsilon_curve, statement_markdown, write_statement
 from .subspace import Projector
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from .per_sample import RowGradients
+    from .row_gradients import RowGradients
     from .subspace import Projector
 
 

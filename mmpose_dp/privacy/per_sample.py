@@ -77,7 +77,7 @@ class RuleEngine:
             if own:
                 self._layers[module] = _Layer(name, rule, list(own), list(own.values()))
         served = {i for layer in self._layers.values() for i in layer.indices} | in_losses
-        followed = {i: p for i, p in enumerate(self.params) if i not in served}
+        followed: dict[int, Tensor] = {i: p for i, p in enumerate(self.params) if i not in served}
         constants = [x for x in (*model.parameters(), *model.buffers()) if position.get(id(x), -1) not in followed]
         self._recorder = OperationRecorder(followed, constants)
         self._in_losses = in_losses

@@ -3,73 +3,13 @@
 import json
 import re
 from fractions import Fraction
-from pathlib import Path
 
 import pytest
 import torch
-from helpers import REPO
-from mmengine.config import Config
-from mmengine.runner import Runner
+from runs import config, logged, train
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from mmpose_dp.privacy import PrivacyError, StepEvent, epsilon
-
-
-def config(data, work_dir, method='hybrid', **options):
-    """The synthetic config of ``method``, cut down to a few steps on 40 records; ``options`` as --cfg-options (__ for .)."""
-    cfg = Config.fromfile(REPO / f'configs/dp/hrnet_synthetic_{method}_eps08.py')
-    cfg.work_dir, cfg.experiment_name = str(work_dir), f'test_{Path(work_dir).name}_{method}'
-    # of its own: mmengine hands out the first visualizer of a name again, with its old folder
-    cfg.visualizer.name = cfg.experiment_name
-    cfg.visualizer.vis_backends = [dict(type='LocalVisBackend'), dict(type='TensorboardVisBackend')]
-    for half in ('private', 'public'):
-        if half in cfg.train_dataloader.dataset:
-            cfg.train_dataloader.dataset[half].data_root = str(
-                data if half == 'private' else options.pop('public_root')
-            )
-    for loader in ('val_dataloader', 'test_dataloader'):
-        cfg[loader].dataset.data_root = str(data)
-        cfg[loader].dataset.headbox_file = f'{data}/annotations/mpii_gt_val.mat'
-    small = {
-        'train_dataloader.num_workers': 0,
-        'train_dataloader.persistent_workers': False,
-        'val_dataloader.num_workers': 0,
-        'val_dataloader.persistent_workers': False,
-        'train_dataloader.batch_size': 8,
-        'train_dataloader.batch_sampler.expected_batch_size': 10,
-        'train_cfg.max_epochs': 3,
-        'default_hooks.privacy_budget.target_epsilon': 8.0,
-        'default_hooks.privacy_budget.target_delta': 1e-3,
-        'default_hooks.privacy_budget.interval': 1,
-        'default_hooks.checkpoint.interval': 1,
-        'default_hooks.logger.interval': 1,
-    }
-    if method in ('feature', 'hybrid'):
-        small['train_dataloader.batch_sampler.public_batch_size'] = 8
-    if method in ('projected', 'hybrid'):
-        small['optim_wrapper.projector.rank'] = 6
-    if method == 'hybrid':
-        small['train_cfg.public_epochs'] = 1
-    cfg.merge_from_dict({**small, **{k.replace('__', '.'): v for k, v in options.items()}})
-    return cfg
-
-
-def train(cfg):
-    runner = Runner.from_cfg(cfg)
-    runner.train()
-    return runner
-
-
-def logged(work_dir):
-    """Every scalar that mmengine wrote, by name."""
-    lines = [
-        json.loads(line) for f in Path(work_dir).glob('*/vis_data/scalars.json') for line in f.read_text().splitlines()
-    ]
-    found = {}
-    for line in lines:
-        for key, value in line.items():
-            found.setdefault(key, []).append(value)
-    return found
 
 
 @pytest.fixture(scope='module')

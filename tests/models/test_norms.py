@@ -2,10 +2,11 @@
 
 import copy
 
+import pytest
 import torch
 from torch import nn
 
-from mmpose_dp.models import freeze_batch_norm
+from mmpose_dp.models import freeze_batch_norm, replace_batch_norm
 
 
 def test_statistics_never_move_again():
@@ -26,3 +27,22 @@ def test_freezing_twice_is_freezing_once():
     freeze_batch_norm(model)
     cls = type(model[0])
     assert freeze_batch_norm(model) == 1 and type(model[0]) is cls
+
+
+@pytest.mark.parametrize(('channels', 'groups'), [(64, 32), (32, 16), (18, 9), (7, 1), (1, 1)])
+def test_group_norm_in_its_place(channels, groups):
+    class Own(nn.BatchNorm2d):
+        pass
+
+    for cls in (nn.BatchNorm2d, nn.SyncBatchNorm, Own):
+        model = nn.Sequential(nn.Conv2d(3, channels, 1), nn.Sequential(cls(channels, eps=1e-3)))
+        nn.init.normal_(model[1][0].weight)
+        saved = {name: p.clone() for name, p in model.named_parameters()}
+        assert replace_batch_norm(model) == 1
+        norm = model[1][0]
+        assert isinstance(norm, nn.GroupNorm) and (norm.num_groups, norm.eps) == (groups, 1e-3)
+        assert not list(model.buffers())
+        for name, param in model.named_parameters():  # a checkpoint with BatchNorm keeps its scale and shift
+            assert torch.equal(param, saved[name])
+        x = torch.randn(2, 3, 8, 8)
+        torch.testing.assert_close(model(x)[:1], model(x[:1]))

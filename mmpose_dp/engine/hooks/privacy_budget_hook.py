@@ -12,6 +12,7 @@ from mmengine.runner import Runner
 from mmpose.registry import HOOKS
 
 from mmpose_dp.datasets import PublicPrivateDataset
+from mmpose_dp.models import fit_joints, replace_batch_norm
 from mmpose_dp.privacy import PrivacyError, PrivacyPlan, build_statement, write_statement
 from mmpose_dp.privacy.per_sample import LoopEngine
 
@@ -54,13 +55,16 @@ class PrivacyBudgetHook(Hook):
         self.plan: PrivacyPlan | None = None
         self.pretraining = 'none: random weights'
         self._steps_left = 0
+        self._engine_reported = False
 
     # ---- before training -------------------------------------------------------------------------------------------
     def before_run(self, runner: Runner) -> None:
         """Makes the plan. Raises PrivacyError for a combination that cannot be private."""
         loop = getattr(runner, '_train_loop', None)
-        if loop is None or isinstance(loop, dict):
-            return  # testing
+        if loop is None or isinstance(loop, dict):  # testing: the checkpoint's model, as it was trained
+            if (runner.cfg.get('optim_wrapper') or {}).get('norm') == 'group':
+                replace_batch_norm(getattr(runner.model, 'module', runner.model))
+            return
         wrapper = runner.optim_wrapper
         if not isinstance(loop, PrivateTrainLoop):
             raise PrivacyError("train_cfg.type must be 'PrivateTrainLoop' with PrivacyBudgetHook")
@@ -117,11 +121,12 @@ class PrivacyBudgetHook(Hook):
     def _announce(self, runner: Runner, wrapper: DPOptimWrapper) -> None:
         plan = self.plan
         assert plan is not None
+        count = sum(p.numel() for p in getattr(runner.model, 'module', runner.model).parameters())
         runner.logger.info(
             f'Private training ({plan.method}): epsilon {plan.target_epsilon}, delta {plan.target_delta:.3g}, '
             f'noise_multiplier {plan.noise_multiplier:.4f}, max_grad_norm {plan.max_grad_norm}, sample_rate '
-            f'{plan.sample_rate}, {plan.steps} steps, accountant {plan.accountant}; per-sample gradients by '
-            f'{wrapper.engine}.'
+            f'{plan.sample_rate}, {plan.steps} steps, accountant {plan.accountant}; '
+            f'{sum(p.numel() for p in wrapper.params):,} of {count:,} parameters are trained.'
         )
         if plan.is_feature_dp:
             runner.logger.warning(
@@ -155,7 +160,10 @@ class PrivacyBudgetHook(Hook):
         data_batch: dict | None = None,
         outputs: dict | None = None,
     ) -> None:
-        """Puts the epsilon spent into the log."""
+        """Puts the epsilon spent into the log, and once how the gradients are found, which the first batch tells."""
+        if not self._engine_reported:
+            runner.logger.info(f'Per-sample gradients: {runner.optim_wrapper.engine}.')
+            self._engine_reported = True
         if (
             self.plan is not None
             and not runner.optim_wrapper.public_only
@@ -181,7 +189,10 @@ class PrivacyBudgetHook(Hook):
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Takes the ledger over on resume; a checkpoint without one may be loaded, not resumed."""
-        if not runner._resume or not isinstance(runner.optim_wrapper, DPOptimWrapper):
+        if not isinstance(runner.optim_wrapper, DPOptimWrapper):
+            return
+        if not runner._resume:
+            _fit(runner, checkpoint)
             return
         if CHECKPOINT_KEY not in checkpoint:
             raise PrivacyError(
@@ -190,6 +201,18 @@ class PrivacyBudgetHook(Hook):
             )
         runner.optim_wrapper.ledger.load_state_dict(checkpoint[CHECKPOINT_KEY].get('ledger'))
         self.pretraining = checkpoint[CHECKPOINT_KEY].get('pretraining', 'not known')
+
+
+def _fit(runner: Runner, checkpoint: dict) -> None:
+    """Tells what of a checkpoint of another data set is kept."""
+    known = checkpoint.get('meta', {}).get('dataset_meta') or {}
+    joints = [
+        [meta.get('keypoint_id2name', {}).get(i, '') for i in range(meta.get('num_keypoints', 0))]
+        for meta in (known, runner.train_dataloader.dataset.metainfo)
+    ]
+    model = getattr(runner.model, 'module', runner.model)
+    for line in fit_joints(checkpoint.get('state_dict', checkpoint), model.state_dict(), *joints):
+        runner.logger.warning(f'load_from: {line}')
 
 
 def _method(dataset: PublicPrivateDataset, wrapper: DPOptimWrapper, loop: PrivateTrainLoop) -> str:

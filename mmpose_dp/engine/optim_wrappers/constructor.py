@@ -1,27 +1,45 @@
-"""Builds DPOptimWrapper for a model: freezes batch statistics first, then checks the model. Must not train anything."""
+"""Builds DPOptimWrapper for a model: its norms first, then what is trained, then the checks. Must not train anything."""
 
 from mmengine.model import is_model_wrapper
 from mmengine.optim import DefaultOptimWrapperConstructor
 from mmpose.registry import OPTIM_WRAPPER_CONSTRUCTORS
 from torch import nn
 
-from mmpose_dp.models import freeze_batch_norm
+from mmpose_dp.models import choose_trainable, freeze_batch_norm, replace_batch_norm
+from mmpose_dp.privacy import PrivacyError
 
 from .dp_optim_wrapper import DPOptimWrapper
 
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()
 class DPOptimWrapperConstructor(DefaultOptimWrapperConstructor):
-    """mmengine's constructor for private training.
+    """mmengine's constructor for private training. A model that cannot be made private is refused before data is read.
 
-    Every BatchNorm keeps the statistics it was loaded with (scale and shift stay trainable), and a model that cannot be
-    made private is refused here, before any data is read.
+    Beside DPOptimWrapper's own arguments, ``optim_wrapper`` may hold
+
+    - ``norm``: 'frozen' (default; every BatchNorm keeps the statistics it was loaded with, scale and shift are trained) or
+      'group' (GroupNorm in its place: :func:`mmpose_dp.models.replace_batch_norm`).
+    - ``trainable`` and ``lora_rank``: what is trained, see :func:`mmpose_dp.models.choose_trainable`.
+
+    Examples:
+        >>> optim_wrapper = dict(_base_.dp_optim_wrapper, trainable='head+last_stage+norms')
     """
+
+    def __init__(self, optim_wrapper_cfg: dict, paramwise_cfg: dict | None = None) -> None:
+        settings = dict(optim_wrapper_cfg)
+        self.norm = settings.pop('norm', 'frozen')
+        self.subset = {key: settings.pop(key) for key in ('trainable', 'lora_rank') if key in settings}
+        if self.norm not in ('frozen', 'group'):
+            raise PrivacyError(f"optim_wrapper.norm={self.norm!r} is unknown; write 'frozen' or 'group'")
+        super().__init__(settings, paramwise_cfg)
 
     def __call__(self, model: nn.Module) -> DPOptimWrapper:
         """Returns the wrapper, prepared for the model. Raises PrivacyError."""
         core = model.module if is_model_wrapper(model) else model
+        if self.norm == 'group':
+            replace_batch_norm(core)
         freeze_batch_norm(core)
+        choose_trainable(core, **self.subset)
         wrapper = super().__call__(model)
         wrapper.prepare(core)
         return wrapper

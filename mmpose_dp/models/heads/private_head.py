@@ -49,7 +49,8 @@ class FeatureMaskingHead:
 
     def called_once_a_row(self) -> list[nn.Module]:
         """The loss modules: they see one row at a time, so what they learn (RLE's flow) needs a backward a row."""
-        return [module for name, module in self.named_children() if 'loss' in name]  # type: ignore[attr-defined]
+        named = self.named_modules()  # type: ignore[attr-defined]
+        return [module for name, module in named if 'loss' in name.rpartition('.')[2]]
 
     def loss(self, feats: Any, batch_data_samples: list, train_cfg: dict | None = None) -> dict:
         """The parent's losses, each of shape (rows,); accuracies of the batch are left out.
@@ -72,7 +73,7 @@ class FeatureMaskingHead:
         return losses
 
 
-def private_twin(head: type[nn.Module]) -> type[nn.Module]:
+def private_twin(head: type[nn.Module], name: str = '') -> type[nn.Module]:
     """Makes and registers the private twin of a head class, under 'Private' and its name; it takes the same arguments.
 
     For a head of your own::
@@ -80,8 +81,29 @@ def private_twin(head: type[nn.Module]) -> type[nn.Module]:
         >>> private_twin(MyHead)  # then: model=dict(head=dict(type='PrivateMyHead'))
     """
     doc = f'Private twin of :class:`{head.__module__}.{head.__name__}`; takes the same arguments.'
-    twin = type(f'Private{head.__name__}', (FeatureMaskingHead, head), dict(__doc__=doc, __module__=__name__))
+    twin = type(name or f'Private{head.__name__}', (FeatureMaskingHead, head), dict(__doc__=doc, __module__=__name__))
     return MODELS.register_module(module=twin)
+
+
+class _VisPredictHead(heads.VisPredictHead):
+    """VisPredictHead with its two forwards made one, as the mixin needs it."""
+
+    def forward(self, feats: Any) -> Any:
+        """Poses and visibility."""
+        return self.pose_head.forward(feats), super().vis_forward(feats)
+
+    def vis_forward(self, feats: Any) -> Tensor:
+        """The visibility half of ``forward``."""
+        return self.forward(feats)[1]
+
+    def loss(self, feats: Any, batch_data_samples: list, train_cfg: dict | None = None) -> dict:
+        """The parent's loss, with what ``forward`` gave in the place of the pose head's own forward."""
+        poses = self.forward(feats)[0]
+        self.pose_head.forward = lambda _: poses
+        try:
+            return super().loss(feats, batch_data_samples, train_cfg)
+        finally:
+            del self.pose_head.forward
 
 
 PrivateHeatmapHead = private_twin(heads.HeatmapHead)
@@ -95,3 +117,5 @@ PrivateRegressionHead = private_twin(heads.RegressionHead)
 PrivateRLEHead = private_twin(heads.RLEHead)
 PrivateIntegralRegressionHead = private_twin(heads.IntegralRegressionHead)
 PrivateDSNTHead = private_twin(heads.DSNTHead)
+PrivateInternetHead = private_twin(heads.InternetHead)
+PrivateVisPredictHead = private_twin(_VisPredictHead, 'PrivateVisPredictHead')
