@@ -112,7 +112,9 @@ class RuleEngine:
             for handle in handles:
                 handle.remove()
 
-    def _record(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+    def _record(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+        if output._is_view():  # (InstanceNorm's) its place in the graph would change with an in-place change
+            output = output.clone()
         if not output.requires_grad:
             raise PrivacyError(
                 f'{self._layers[module].name} ran without a gradient graph: switch off activation checkpointing '
@@ -120,6 +122,7 @@ class RuleEngine:
             )
         # the edge is taken now: a later in-place change (ReLU, residual add) of the output does not move it
         self._calls.append(_Call(module, args[0].detach(), args[0]._version, get_gradient_edge(output)))
+        return output
 
     def backward(self, losses: Tensor) -> RowGradients:
         """Gradients of each row's loss, (rows,); consumes what ``capture`` recorded.
