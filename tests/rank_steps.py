@@ -30,7 +30,6 @@ LR = 1e6  # moves so far that rounding of the parameters is not seen
 def config():
     """The small HRNet of the synthetic configs."""
     cfg = Config.fromfile(REPO / 'configs/_base_/hrnet_synthetic.py')
-    cfg.custom_imports = None
     return cfg
 
 

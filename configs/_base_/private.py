@@ -1,6 +1,6 @@
 # What every private training shares (DP-SGD in the paper's setting, arXiv 2504.10190). Nothing here has a name that MMPose's
 # configs use, so that a leaf can inherit from both; the leaf puts each part in its place (see configs/dp/).
-custom_imports = dict(imports=['mmpose_dp'], allow_failed_imports=False)
+dp_imports = dict(imports=['mmpose_dp'], allow_failed_imports=False)
 
 dp_dataset = dict(_delete_=True, type='PublicPrivateDataset', privacy_unit='instance')
 dp_batch_sampler = dict(type='PoissonBatchSampler', expected_batch_size=32)

@@ -14,6 +14,7 @@ train_dataloader = dict(
         public=dict(_base_.dp_public, pipeline=_base_.train_pipeline),
     ),
 )
+custom_imports = _base_.dp_imports
 train_cfg = _base_.dp_train_cfg
 optim_wrapper = _base_.dp_optim_wrapper
 param_scheduler = _base_.dp_param_scheduler

@@ -8,6 +8,7 @@ train_dataloader = dict(
     batch_sampler=dict(_base_.dp_batch_sampler, expected_batch_size=400),
     dataset=dict(_base_.dp_dataset, private=_base_.train_dataloader.dataset, public_view=public_view),
 )
+custom_imports = _base_.dp_imports
 train_cfg = dict(_base_.dp_train_cfg, max_epochs=5, public_epochs=0, val_interval=1)
 optim_wrapper = dict(
     _base_.dp_optim_wrapper,

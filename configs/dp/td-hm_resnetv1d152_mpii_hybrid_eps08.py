@@ -8,6 +8,7 @@ train_dataloader = dict(
     batch_sampler=_base_.dp_batch_sampler,
     dataset=dict(_base_.dp_dataset, private=_base_.train_dataloader.dataset),
 )
+custom_imports = _base_.dp_imports
 train_cfg = _base_.dp_train_cfg
 optim_wrapper = _base_.dp_optim_wrapper
 param_scheduler = _base_.dp_param_scheduler

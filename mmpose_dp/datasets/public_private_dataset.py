@@ -22,6 +22,11 @@ from mmpose_dp.privacy import PrivacyError
 UNITS = ('instance', 'image')
 # they put several records into one row; MMPose's own are found by their base class
 _MIXING = ('Mosaic', 'MixUp', 'CutMix', 'CopyPaste', 'YOLOXMixUp')
+_MPII_LAYOUT = """MMPose expects
+  data/mpii/annotations/mpii_train.json, mpii_val.json, mpii_gt_val.mat
+  data/mpii/images/*.jpg
+Put MPII there (MMPose docs, "2D Body Keypoint Datasets"), point data_root at it, or draw the synthetic set in its place:
+  python tools/make_synthetic_mpii.py --out data/mpii --domain private --train 6000 --val 1000"""
 
 
 @DATASETS.register_module()
@@ -146,14 +151,8 @@ def _refuse_missing_files(cfg: dict, key: str) -> None:
     images = osp.join(root, (cfg.get('data_prefix') or {}).get('img') or '')
     for found, wanted in ((osp.isfile(path), path), (osp.isdir(images), images)):
         if not found:
-            raise PrivacyError(
-                f'{key}: {wanted} does not exist. MMPose expects\n'
-                '  data/mpii/annotations/mpii_train.json, mpii_val.json, mpii_gt_val.mat\n'
-                '  data/mpii/images/*.jpg\n'
-                'Put MPII there (MMPose docs, "2D Body Keypoint Datasets"), point data_root at it, or draw the synthetic '
-                'set in its place:\n'
-                '  python tools/make_synthetic_mpii.py --out data/mpii --domain private --train 6000 --val 1000'
-            )
+            hint = _MPII_LAYOUT if 'Mpii' in str(cfg['type']) else "Lay it out as MMPose's docs say, or set data_root."
+            raise PrivacyError(f'{key}: {wanted} does not exist. {hint}')
 
 
 def _with_view(cfg: dict, view: dict) -> dict:

@@ -61,7 +61,9 @@ def test_a_checkpoint_with_other_joints(synthetic, tmp_path, named):
     log = log_of(tmp_path)
     if named:  # MPII's right ankle is COCO's joint 16, its thorax none
         assert torch.equal(kept['head.final_layer.weight'][0], weights['head.final_layer.weight'][16])
-        assert 'head.final_layer.weight is (17, 16, 1, 1) in the checkpoint and (16, 16, 1, 1) in the model: kept' in log
+        assert (
+            'head.final_layer.weight is (17, 16, 1, 1) in the checkpoint and (16, 16, 1, 1) in the model: kept' in log
+        )
         assert 'kept for 12 joints, new for pelvis, thorax, upper_neck, head_top' in log
     else:
         assert 'head.final_layer.bias is (17,) in the checkpoint and (16,) in the model: not kept' in log

@@ -132,7 +132,9 @@ class DPOptimWrapper(OptimWrapper):
         if getattr(getattr(model, 'data_preprocessor', None), 'batch_augments', None):
             raise PrivacyError('model.data_preprocessor.batch_augments can mix records: write batch_augments=None')
         for module in model.modules():
-            if getattr(module, 'with_cp', False):  # checkpointing would save nothing: the layers' inputs are kept anyway
+            if getattr(
+                module, 'with_cp', False
+            ):  # checkpointing would save nothing: the layers' inputs are kept anyway
                 module.with_cp = False
         self.engine = build_engine(self.engine_kind, model, self.params, self._head.called_once_a_row())
         self._model, self._buffers_checked = model, False

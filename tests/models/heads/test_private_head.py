@@ -124,7 +124,9 @@ def drawn(kind, n, seed=0):
         heatmaps = torch.rand(K, side, side)
         if kind == 'InternetHead':
             heatmaps = torch.rand(2 * K * 2, 16, 16)
-            labels = InstanceData(keypoint_weights=torch.ones(1, 2 * K), root_depth=torch.rand(1), type=torch.ones(1, 2))
+            labels = InstanceData(
+                keypoint_weights=torch.ones(1, 2 * K), root_depth=torch.rand(1), type=torch.ones(1, 2)
+            )
             labels.root_depth_weight, labels.type_weight = torch.ones(1), torch.ones(1)
         if kind == 'MSPNHead':
             labels = InstanceData(keypoint_weights=torch.ones(2, 1, K))  # levels first

@@ -1,0 +1,23 @@
+# Projected DP-SGD with COCO as the public data set, its joints put in MPII's order. COCO annotates neither pelvis, thorax, upper
+# neck nor head top: they have weight 0 in public rows.
+# A leaf gives it the private set's pipeline with dp_joints second:
+#   public=dict(_base_.dp_public, pipeline=[_base_.train_pipeline[0], _base_.dp_joints, *_base_.train_pipeline[1:]])
+_base_ = './projected.py'
+
+dp_public = dict(
+    _delete_=True,
+    type='CocoDataset',
+    data_root='data/coco/',
+    data_mode='topdown',
+    ann_file='annotations/person_keypoints_train2017.json',
+    data_prefix=dict(img='train2017/'),
+    metainfo=dict(from_file='configs/_base_/datasets/mpii.py'),  # flips and half bodies are those of the mapped joints
+)
+dp_joints = dict(
+    type='KeypointConverter',
+    num_keypoints=16,
+    mapping=[
+        *[(16, 0), (14, 1), (12, 2), (11, 3), (13, 4), (15, 5)],
+        *[(10, 10), (8, 11), (6, 12), (5, 13), (7, 14), (9, 15)],
+    ],
+)
