@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from mmengine import Config
 from mmengine.dataset import pseudo_collate
+from mmengine.runner import set_random_seed
 from mmpose.datasets.datasets.utils import parse_pose_metainfo
 from mmpose.registry import DATASETS
 
@@ -52,7 +53,8 @@ def records(cfg: Config, mpii_root: Path, count: int) -> dict:
         cls = DATASETS.get(dataset.type)
         ann_file = _coco_style(mpii_root, cls.__name__, parse_pose_metainfo(cls.METAINFO)['num_keypoints'])
         dataset.update(ann_file=ann_file, data_prefix=dict(img='images/'))
-    data = pseudo_collate([item for item in map(DATASETS.build(dataset).__getitem__, range(count))])
+    set_random_seed(0)  # of the augmentations
+    data = pseudo_collate([DATASETS.build(dataset)[i] for i in range(count)])
     for sample in data['data_samples']:
         for element in (sample.gt_instance_labels, sample.get('gt_fields')):
             for key, value in element.items() if element is not None else ():

@@ -1,6 +1,7 @@
 """The lines on which the guarantee rests. Pure torch, numpy, opacus and dp-accounting: nothing of OpenMMLab.
 
-Read in this order: plan, noise, per_sample (with layer_rules, operations and row_gradients), clipping, subspace, accounting, ledger, statement.
+Read in this order: plan, noise, per_sample (with layer_rules, operations, row_gradients), clipping, subspace, accounting,
+ledger, statement.
 """
 
 from .accounting import (

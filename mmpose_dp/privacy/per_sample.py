@@ -84,6 +84,14 @@ class RuleEngine:
         self._calls: list[_Call] = []
         self._checked = False
 
+    def ways(self) -> dict[str, str]:
+        """How each parameter's gradients are found, by name: 'rule', 'operations' or 'loop'."""
+        looped = self._in_losses | self._recorder.lost
+        return {
+            name: 'loop' if i in looped else 'operations' if i in self._recorder.params else 'rule'
+            for i, name in self._param_names.items()
+        }
+
     @property
     def looped(self) -> list[str]:
         """Names of the parameters that get a backward a row; known after the first batch."""
@@ -209,12 +217,17 @@ class LoopEngine:
 
     def __init__(self, model: nn.Module, params: Sequence[nn.Parameter]) -> None:
         self.params = list(params)
+        self._param_names = [name for name, p in model.named_parameters() if any(p is q for q in self.params)]
         self._names = {module: name for name, module in model.named_modules() if not [*module.children()]}
         self._edges: list[tuple[str, GradientEdge]] = []
         self._checked = False
 
     def __str__(self) -> str:
         return 'a backward a record for every parameter (slow)'
+
+    def ways(self) -> dict[str, str]:
+        """See RuleEngine.ways."""
+        return dict.fromkeys(self._param_names, 'loop')
 
     @contextmanager
     def capture(self) -> Iterator[None]:
@@ -266,16 +279,19 @@ def _refuse_mixed_rows(
 
     ``exactly``: look only where there is one entry a row.
     """
-    rows = len(losses)
+    rows, mixed = len(losses), ''
     for grad, axis, name in zip(_gradients(losses[0], edges), axes, names):
         if grad is None or (grad.shape[axis] % rows if not exactly else grad.shape[:1] != (rows,)):
             continue
         length = grad.shape[axis] // rows
         if bool((grad.narrow(axis, length, grad.shape[axis] - length) != 0).any()):
-            raise PrivacyError(
-                f'{name}: the loss of one record depends on the rows of another (BatchNorm in train mode, a loss that '
-                'normalises over the batch, or a layer that does not keep rows outermost)'
-            )
+            mixed = name  # the last one is the nearest to where it happens
+    if mixed:
+        raise PrivacyError(
+            f'from {mixed} on, the loss of one record depends on the rows of another (BatchNorm in train mode, a loss that '
+            'normalises over the batch, or a layer that does not keep rows outermost). No engine can make that private: '
+            "change or freeze the layer; if its rows are only not outermost, write optim_wrapper.engine='loop'"
+        )
 
 
 def _by_row(x: Tensor, rows: int) -> Tensor:

@@ -1,0 +1,110 @@
+"""check_config.py on configs of a user's own, outside the repository: right ones, unfinished ones and hopeless ones."""
+
+import os
+import re
+import subprocess
+import sys
+from fractions import Fraction
+
+import pytest
+from helpers import REPO
+
+from mmpose_dp.privacy import calibrate_noise_multiplier
+
+OWN_BACKBONE = """
+import torch
+from mmengine.model import BaseModule
+from mmpose.registry import MODELS
+from torch import nn
+
+
+@MODELS.register_module()
+class OwnBackbone(BaseModule):
+    def __init__(self, centred=False):
+        super().__init__()
+        self.stem, self.body = nn.Conv2d(3, 8, 7, 4, 3), nn.Conv2d(8, 16, 3, padding=1)
+        self.scale = nn.Parameter(torch.ones(16, 1, 1))
+        self.centred = centred
+
+    def forward(self, x):
+        x = torch.relu(self.stem(x))
+        if self.centred:
+            x = x - x.mean(0, keepdim=True)
+        return (self.body(x) * self.scale,)
+"""
+PRIVATE = """
+model = dict(backbone=dict(_delete_=True, type='OwnBackbone'), head=dict(type='PrivateSimCCHead'))
+train_dataloader = dict(
+    batch_sampler=dict(_base_.dp_batch_sampler, expected_batch_size=10),
+    dataset=dict(_base_.dp_dataset, private=dict(_base_.train_dataloader.dataset, data_root=r'{data}')),
+)
+custom_imports = dict(imports=['mmpose_dp', 'own_backbone'])
+train_cfg, optim_wrapper = dict(_base_.dp_train_cfg, max_epochs=5), _base_.dp_optim_wrapper
+default_hooks = dict(_base_.dp_hooks, privacy_budget=dict(type='PrivacyBudgetHook', target_epsilon=4.0, target_delta=1e-3))
+"""
+
+
+@pytest.fixture
+def check(tmp_path):
+    """check(base, text, *options): (exit status, what was printed) for a config of that base and text, in a folder apart."""
+    (tmp_path / 'own_backbone.py').write_text(OWN_BACKBONE)
+
+    def run(bases, text, *options):
+        (tmp_path / 'own.py').write_text(f'_base_ = {bases!r}\n{text}')
+        command = [sys.executable, '-W', 'ignore', str(REPO / 'tools/check_config.py'), 'own.py', *options]
+        env = dict(os.environ, PYTHONPATH=f'{REPO}{os.pathsep}{tmp_path}')
+        done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300)
+        return done.returncode, done.stdout + done.stderr
+
+    return run
+
+
+def bases(*names):
+    return [f'{REPO}/configs/_base_/{name}.py' for name in names]
+
+
+def test_a_private_config_of_ones_own(check, synthetic):
+    status, page = check(bases('hrnet_synthetic', 'dpsgd'), PRIVATE.format(data=synthetic))
+    assert status == 0 and 'This config can be made private' in page and 'To be made private' not in page
+    assert 'Records: 40 of MpiiDataset' in page
+    assert re.search(r'by the layer: \d+ parameters of Conv2d, ', page)
+    assert 'by the operations that use it: 1 parameters of OwnBackbone' in page
+    assert float(re.search(r'largest deviation (\S+) ', page)[1]) < 1e-5
+    sigma = calibrate_noise_multiplier(4.0, 1e-3, Fraction(1, 4), 20, 'pld')
+    assert f'noise_multiplier {sigma:.4f}, 20 private steps' in page
+    curve = [float(value) for value in re.findall(r'^ +[\d.]+ +(\d\.\d{3})$', page, re.M)]
+    assert curve == sorted(curve) and len(curve) == 5 and 3.99 < curve[-1] <= 4.0
+    assert re.search(r'activations of \d+ rows', page)
+
+
+def test_a_plain_config_is_told_what_to_write(check):
+    status, page = check(bases('hrnet_synthetic'), 'custom_imports = dict(imports=["mmpose_dp"])')
+    assert status == 0 and "model.head.type='PrivateSimCCHead'" in page and 'configs/_base_/hybrid.py' in page
+    assert 'Records: random' in page and 'No budget yet' in page
+
+
+def test_without_the_data_set_the_budget_needs_its_size(check):
+    status, page = check(bases('hrnet_synthetic', 'dpsgd'), PRIVATE.format(data='nowhere'))
+    assert status == 0 and '--num-records' in page
+    status, page = check(bases('hrnet_synthetic', 'dpsgd'), PRIVATE.format(data='nowhere'), '--num-records', '800')
+    assert status == 0 and 'N 800' in page and '400 private steps' in page
+
+
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        (
+            "model['backbone']['centred'] = True",
+            'from backbone.stem on, the loss of one record depends on the rows of another',
+        ),
+        ("model['head'] = dict(_delete_=True, type='EDPoseHead')", "model.head.type='EDPoseHead' has no private twin"),
+        ("optim_wrapper = dict(optim_wrapper, trainable='tail')", "'tail' matches no trainable parameter"),
+        ('optim_wrapper = dict(optim_wrapper, accumulative_counts=4)', 'optim_wrapper.accumulative_counts=4'),
+        ("default_hooks['privacy_budget']['target_delta'] = 0.5", 'target_delta=0.5 is too large for 40 records'),
+    ],
+)
+def test_what_cannot_be_made_private(check, synthetic, change, message):
+    status, page = check(bases('hrnet_synthetic', 'dpsgd'), PRIVATE.format(data=synthetic) + change)
+    assert status == 2 and 'can be made private' not in page
+    assert 'mmpose_dp: ' in page and message in page, page[-2000:]
+    assert 'Traceback' not in page
