@@ -40,7 +40,7 @@ $(STAMP): $(PINS) setup.py
 	@touch $@
 
 test: install
-	$(BIN)/python -m pytest $(TESTS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile $(TESTS)
 
 lint: install
 	$(BIN)/ruff format --check .

@@ -1,5 +1,7 @@
 """One private step of DPOptimWrapper on real models, against plain MMPose looped over single records."""
 
+import copy
+
 import pytest
 import torch
 from helpers import HRNET, RTMPOSE, SIMCC, batch, build, clip, flat, load, norms, reference_rows
@@ -107,6 +109,18 @@ def test_no_buffer_changes_and_adamw_works(hrnet):
     model.train_step(batch(hrnet, PRIVATE), wrapper)
     assert buffers and all(torch.equal(b, buffers[n]) for n, b in model.named_buffers())
     assert all(p.isfinite().all() for p in model.parameters())
+
+
+def test_checkpointed_segments(hrnet, truth):
+    """with_cp would hide the layers inside from the capture: it is switched off, and the step is the same."""
+    private, _, C, _ = truth
+    cfg = copy.deepcopy(hrnet)
+    cfg.model.backbone.with_cp = True
+    model = build(cfg, True, 1e3)
+    assert any(getattr(m, 'with_cp', False) for m in model.modules())
+    got, _ = moved(model, batch(cfg, PRIVATE[:2]), max_grad_norm=C)
+    two = reference_rows(build(hrnet, False, 1e3), batch(hrnet, PRIVATE[:2]))
+    assert_close(got, clip(two, C).sum(0) / B)
 
 
 def test_images_of_one_record_are_clipped_together(hrnet, truth):
