@@ -19,3 +19,12 @@ def synthetic(tmp_path_factory):
 def synthetic_public(tmp_path_factory):
     """40 + 12 drawn people of the public domain."""
     return make_synthetic_mpii(tmp_path_factory.mktemp('public'), 'public', 40, 12, image_size=96, workers=1)
+
+
+# several processes take a file each: those that take minutes come first
+LONG = ('test_zoo.py', 'test_mpii_end_to_end.py', 'test_dp_optim_wrapper.py', 'test_training.py')
+
+
+def pytest_collection_modifyitems(items):
+    """Long files first."""
+    items.sort(key=lambda item: item.path.name not in LONG)

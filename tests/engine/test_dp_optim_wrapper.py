@@ -199,7 +199,7 @@ class TestNoise:
     @pytest.mark.parametrize('order', ['noise-then-project', 'project-then-clip'])
     def test_inside_the_subspace_only(self, order):
         updates, wrapper = self.run(projector=dict(order=order))
-        V = torch.cat([b.flatten(1) for b in wrapper.projector.basis], 1)
+        V = torch.cat([b.flatten(1) for b in wrapper.projector.basis], 1).double()
         coordinates = updates @ V.T
         assert (updates - coordinates @ V).norm() < 1e-4 * updates.norm()
         assert V.shape[0] == 5
