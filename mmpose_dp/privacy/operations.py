@@ -6,12 +6,12 @@ each row's slice of its inputs, and differentiated. Must not guess: a call count
 inputs was seen to slice its output; any other leaves its parameters to the single-record loop.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
@@ -109,19 +109,19 @@ class OperationRecorder(TorchFunctionMode):
 
     Args:
         params: the followed parameters, by index.
-        constants: tensors that hold no rows (the model's buffers and its other parameters).
+        model: its parameters and buffers hold no rows.
 
     Attributes:
         uses: what was recorded.
         lost: parameters that met a call whose slices are not slices of its output. Once lost, they stay lost.
     """
 
-    def __init__(self, params: dict[int, Tensor], constants: Iterable[Tensor]) -> None:
+    def __init__(self, params: dict[int, Tensor], model: nn.Module) -> None:
         super().__init__()
         self.params = params
         self.uses: list[Use] = []
         self.lost: set[int] = set()
-        self._constants = list(constants)
+        self._model = model
         self.clear()
 
     def clear(self) -> None:
@@ -131,7 +131,7 @@ class OperationRecorder(TorchFunctionMode):
         self._made: dict[int, tuple[Tensor, frozenset[int]]] = {
             id(p): (p, frozenset([i])) for i, p in self.params.items()
         }
-        self._fixed: dict[int, Tensor] = {id(x): x for x in self._constants}
+        self._fixed: dict[int, Tensor] = {id(x): x for x in (*self._model.parameters(), *self._model.buffers())}
 
     def __torch_function__(
         self,

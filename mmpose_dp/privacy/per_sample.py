@@ -78,8 +78,7 @@ class RuleEngine:
                 self._layers[module] = _Layer(name, rule, list(own), list(own.values()))
         served = {i for layer in self._layers.values() for i in layer.indices} | in_losses
         followed: dict[int, Tensor] = {i: p for i, p in enumerate(self.params) if i not in served}
-        constants = [x for x in (*model.parameters(), *model.buffers()) if position.get(id(x), -1) not in followed]
-        self._recorder = OperationRecorder(followed, constants)
+        self._recorder = OperationRecorder(followed, model)
         self._in_losses = in_losses
         self._calls: list[_Call] = []
         self._checked = False
@@ -142,7 +141,7 @@ class RuleEngine:
         uses = list(self._recorder.uses)
         edges = [call.edge for call in calls] + [use.edge for use in uses]
         check = not self._checked and bool(losses.isfinite().all())
-        if check and len(losses) > 1:
+        if not self._checked and len(losses) > 1:
             names = [self._layers[call.module].name for call in calls] + [self._use_name(use) for use in uses]
             axes = [0] * len(calls) + [use.axis for use in uses]
             _refuse_mixed_rows(losses, edges, axes, names)
@@ -275,16 +274,17 @@ def _refuse_mixed_rows(
     names: Sequence[str],
     exactly: bool = False,
 ) -> None:
-    """The first row's loss may reach the first row of every captured output, and nothing else.
+    """The loss of the first row that is finite may reach that row of every captured output, and no other.
 
     ``exactly``: look only where there is one entry a row.
     """
     rows, mixed = len(losses), ''
-    for grad, axis, name in zip(_gradients(losses[0], edges), axes, names):
+    row = int(losses.isfinite().int().argmax())
+    for grad, axis, name in zip(_gradients(losses[row], edges), axes, names):
         if grad is None or (grad.shape[axis] % rows if not exactly else grad.shape[:1] != (rows,)):
             continue
-        length = grad.shape[axis] // rows
-        if bool((grad.narrow(axis, length, grad.shape[axis] - length) != 0).any()):
+        others = grad.nan_to_num().unflatten(axis, (rows, -1)).movedim(axis, 0)  # 0 * NaN, in a row that is not finite
+        if bool(others[:row].any() or others[row + 1 :].any()):
             mixed = name  # the last one is the nearest to where it happens
     if mixed:
         raise PrivacyError(
