@@ -159,6 +159,7 @@ def test_agrees_with_the_loop(name):
             for mine, theirs in zip(ours.weighted_sum(weights), reference.weighted_sum(weights)):
                 torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
     assert len(rules.looped) == looped
+    assert not rules._recorder.uses  # nothing of a batch is held when it is done
     assert f'{looped} looped' in str(rules)
 
 
