@@ -21,7 +21,7 @@ def synthetic_public(tmp_path_factory):
     return make_synthetic_mpii(tmp_path_factory.mktemp('public'), 'public', 40, 12, image_size=96, workers=1)
 
 
-# several processes take a file each: those that take minutes come first
+# several processes take a file each (in this order: --no-loadscope-reorder): those that take minutes come first
 LONG = ('test_zoo.py', 'test_mpii_end_to_end.py', 'test_dp_optim_wrapper.py', 'test_training.py')
 
 
