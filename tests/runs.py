@@ -3,8 +3,10 @@
 import json
 from pathlib import Path
 
+import pytest
 from helpers import REPO
 from mmengine.config import Config
+from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
 
@@ -50,6 +52,31 @@ def config(data, work_dir, method='hybrid', **options):
 def train(cfg):
     runner = Runner.from_cfg(cfg)
     runner.train()
+    return runner
+
+
+class Interruption(Exception):
+    pass
+
+
+class _Stop(Hook):
+    priority = 'LOWEST'
+
+    def __init__(self, after):
+        self.after = after
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        if runner.iter + 1 == self.after:
+            raise Interruption
+
+
+def train_until(cfg, after):
+    """Trains ``after`` logical steps, as a run that is killed then."""
+    runner = Runner.from_cfg(cfg)
+    runner.register_hook(_Stop(after))
+    with pytest.raises(Interruption):
+        runner.train()
+    runner.optim_wrapper.ledger.close()
     return runner
 
 

@@ -12,6 +12,7 @@ from cli import add_common_arguments, merge_common, run, start_ranks_on_cpu
 from mmengine.config import Config
 from mmengine.runner import Runner
 
+from mmpose_dp.engine import newest_checkpoint
 from mmpose_dp.privacy import PrivacyError
 
 
@@ -51,8 +52,9 @@ def merge_args(cfg: Config, args: argparse.Namespace) -> Config:
         cfg.optim_wrapper.type = 'AmpOptimWrapper'
         cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
     if args.resume:
-        cfg.resume = True
-        cfg.load_from = None if args.resume == 'auto' else args.resume
+        newest = newest_checkpoint(cfg.work_dir) if args.resume == 'auto' else args.resume
+        if newest:  # or it was killed before its first checkpoint: it then starts again, from load_from if there is one
+            cfg.resume, cfg.load_from = True, newest
     if args.auto_scale_lr:
         if private:
             raise PrivacyError(

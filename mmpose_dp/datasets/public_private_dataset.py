@@ -7,7 +7,8 @@ record reach a row that is not its own, nor call public what is not.
 import copy
 import hashlib
 import os.path as osp
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from mmengine.dataset import BaseDataset
@@ -19,7 +20,8 @@ from torch.utils.data import Dataset
 
 from mmpose_dp.privacy import PrivacyError
 
-UNITS = ('instance', 'image')
+from .records import group_rows, image_paths, personal_epsilons
+
 # they put several records into one row; MMPose's own are found by their base class
 _MIXING = ('Mosaic', 'MixUp', 'CutMix', 'CopyPaste', 'YOLOXMixUp')
 _MPII_LAYOUT = """MMPose expects
@@ -38,7 +40,14 @@ class PublicPrivateDataset(Dataset):
         public_view: config of a PublicView transform: the public half is then the private set seen through it (Feature DP
             and hybrid). It is put right after GetBBoxCenterScale, before anything random.
         public: config of a data set that is really public (Projected DP-SGD).
-        privacy_unit: 'instance' (each annotated person is a record) or 'image' (all people of an image are one).
+        privacy_unit: 'instance' (each annotated person is a record), 'image' (all people of an image are one) or 'subject'
+            (everything of one subject is one).
+        subjects: with 'subject', the annotation field that names each annotation's subject, or a JSON file
+            ``{image file name: subject}``.
+        personal_epsilon: None, or the annotation field (or JSON file) with the budget that a record's owner allows;
+            records without one have the hook's target_epsilon.
+
+    A row whose picture or annotation the pipeline cannot use contributes nothing, and a warning says so.
 
     Raises PrivacyError, naming the key, for missing files, mixing transforms, data sets that repeat records, and public
     data that is not public.
@@ -50,11 +59,9 @@ class PublicPrivateDataset(Dataset):
         public_view: dict | None = None,
         public: dict | None = None,
         privacy_unit: str = 'instance',
+        subjects: str | None = None,
+        personal_epsilon: str | None = None,
     ) -> None:
-        if privacy_unit not in UNITS:
-            raise PrivacyError(
-                f'train_dataloader.dataset.privacy_unit={privacy_unit!r} is unknown; write one of {UNITS}'
-            )
         if public_view is not None and public is not None:
             raise PrivacyError('train_dataloader.dataset: give public_view or public, not both')
         self.private = _build(private, 'private')
@@ -69,11 +76,30 @@ class PublicPrivateDataset(Dataset):
         self.privacy_unit = privacy_unit
         self.metainfo = self.private.metainfo
         self._same_image: dict[str, list[int]] = {}
-        for i in range(len(self.private)):
-            self._same_image.setdefault(osp.realpath(self.private.get_data_info(i)['img_path']), []).append(i)
-        by_instance = [[i] for i in range(len(self.private))]
-        self._records = by_instance if privacy_unit == 'instance' else list(self._same_image.values())
+        for row, path in enumerate(image_paths(self.private)):
+            self._same_image.setdefault(path, []).append(row)
+        _refuse_missing_images(self._same_image, private)
+        self._records = group_rows(self.private, privacy_unit, subjects)
+        self.personal_epsilons = personal_epsilons(self.private, self._records, personal_epsilon)
         self._record_of = {row: r for r, rows in enumerate(self._records) for row in rows}
+        self._refuse_useless_pipeline()
+
+    def _refuse_useless_pipeline(self) -> None:
+        """A fault of the pipeline is told before training; of a single record it may not be, then it is left out."""
+        for half, rows in (('private', range(len(self.private))), ('public', self.public_rows)):
+            failed = None
+            for row in rows[:3]:
+                try:
+                    self._packed(row)
+                    break
+                except Exception as error:
+                    failed = error
+            else:
+                if failed is not None:
+                    raise PrivacyError(
+                        f'train_dataloader.dataset.{half}: the pipeline fails on its first rows: '
+                        f'{type(failed).__name__}: {failed}'
+                    ) from failed
 
     @property
     def num_records(self) -> int:
@@ -98,17 +124,27 @@ class PublicPrivateDataset(Dataset):
         return len(self.private) + self.num_public
 
     def __getitem__(self, index: int) -> dict | None:
-        """The packed row, or None where the pipeline rejects it: it then contributes nothing, and no other takes its place."""
+        """The packed row, or None where the pipeline rejects it or fails on it: it then contributes nothing, and no other
+        takes its place. Nothing else may depend on what a private record holds, so training goes on.
+        """
+        try:
+            packed = self._packed(index)
+        except Exception as error:  # whatever a damaged file or annotation makes of the pipeline
+            # a warning, not the log: it names a record that was drawn
+            warnings.warn(f'A row contributes nothing, since its pipeline failed: {error}', stacklevel=1)
+            return None
+        if packed is not None:
+            record = None if index >= len(self.private) else self._record_of[index]
+            packed['data_samples'].set_metainfo({'dp_record': record})
+        return packed
+
+    def _packed(self, index: int) -> dict | None:
         private = len(self.private)
         is_public = index >= private
         if is_public and self.public_view is not None:
-            packed = self.public.pipeline(self._view_info(index - private))  # type: ignore[union-attr]
-        else:
-            source = self.public if is_public else self.private
-            packed = source.prepare_data(index - private if is_public else index)  # type: ignore[union-attr]
-        if packed is not None:
-            packed['data_samples'].set_metainfo({'dp_record': None if is_public else self._record_of[index]})
-        return packed
+            return self.public.pipeline(self._view_info(index - private))  # type: ignore[union-attr]
+        source = self.public if is_public else self.private
+        return source.prepare_data(index - private if is_public else index)  # type: ignore[union-attr]
 
     def _view_info(self, index: int) -> dict:
         """What the pipeline starts from, with the other people of the image, whom a region view hides too."""
@@ -139,7 +175,13 @@ def _build(cfg: dict, half: str) -> BaseDataset:
             "MMPose's data sets itself"
         )
     _refuse_missing_files(cfg, key)
-    dataset = DATASETS.build(dict(cfg, lazy_init=False))
+    try:
+        dataset = DATASETS.build(dict(cfg, lazy_init=False))
+    except Exception as error:  # whatever a damaged file makes of a parser
+        path = osp.join(cfg.get('data_root') or '', cfg.get('ann_file') or '')
+        raise PrivacyError(
+            f'{key}: {cfg["type"]} cannot be made from {path}: {type(error).__name__}: {error}'
+        ) from error
     if len(dataset) == 0:
         raise PrivacyError(f'{key}: {dataset.ann_file} holds no annotated person')
     return dataset
@@ -153,6 +195,15 @@ def _refuse_missing_files(cfg: dict, key: str) -> None:
         if not found:
             hint = _MPII_LAYOUT if 'Mpii' in str(cfg['type']) else "Lay it out as MMPose's docs say, or set data_root."
             raise PrivacyError(f'{key}: {wanted} does not exist. {hint}')
+
+
+def _refuse_missing_images(paths: Iterable[str], cfg: dict) -> None:
+    missing = [path for path in paths if '://' not in path and not osp.isfile(path)]
+    if missing:
+        raise PrivacyError(
+            f'train_dataloader.dataset.private: {len(missing)} image files named in {cfg.get("ann_file")} do not exist, '
+            f'{missing[0]} among them. Set data_prefix.img, or take them out of the annotations'
+        )
 
 
 def _with_view(cfg: dict, view: dict) -> dict:
@@ -185,7 +236,7 @@ def _digest(path: str) -> str:
 
 
 def _images(dataset: BaseDataset) -> set[str]:
-    return {osp.realpath(dataset.get_data_info(i)['img_path']) for i in range(len(dataset))}
+    return set(image_paths(dataset))
 
 
 @FUNCTIONS.register_module()

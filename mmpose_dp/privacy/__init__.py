@@ -1,29 +1,31 @@
 """The lines on which the guarantee rests. Pure torch, numpy, opacus and dp-accounting: nothing of OpenMMLab.
 
 Read in this order: plan, noise, per_sample (with layer_rules, operations, row_gradients), clipping, subspace, accounting,
-ledger, statement.
+calibration, schedule, ledger, statement.
 """
 
 from .accounting import (
     ACCOUNTANTS,
     StepEvent,
-    calibrate_noise_multiplier,
     epsilon,
     group_epsilon,
-    steps_within,
 )
+from .calibration import calibrate_noise_multiplier, calibrate_sample_rates, steps_within
 from .clipping import Rows, clip_factors, clipped_coordinates, clipped_sum
 from .errors import PrivacyError
-from .ledger import Ledger
+from .ledger import LEDGER_NAME, Ledger
 from .noise import RandomSource
 from .per_sample import LoopEngine, RuleEngine, build_engine
 from .plan import PrivacyPlan
 from .row_gradients import RowGradients
+from .schedule import Budget, Schedule
 from .statement import build_statement, epsilon_curve, statement_markdown, write_statement
 from .subspace import Projector
 
 __all__ = [
     'ACCOUNTANTS',
+    'LEDGER_NAME',
+    'Budget',
     'Ledger',
     'LoopEngine',
     'PrivacyError',
@@ -33,10 +35,12 @@ __all__ = [
     'RowGradients',
     'Rows',
     'RuleEngine',
+    'Schedule',
     'StepEvent',
     'build_engine',
     'build_statement',
     'calibrate_noise_multiplier',
+    'calibrate_sample_rates',
     'clip_factors',
     'clipped_coordinates',
     'clipped_sum',

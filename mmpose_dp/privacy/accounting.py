@@ -1,4 +1,4 @@
-"""Epsilon from a history of noisy steps, and the noise for a budget.
+"""Epsilon from a history of noisy steps.
 
 The mechanism is the Poisson-subsampled Gaussian under add/remove adjacency. The curves come from
 well-kept libraries: RDP and PRV from Opacus, PLD from dp-accounting. Must not round a rate or a
@@ -7,7 +7,7 @@ step count, and must not return less than an upper bound.
 
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
@@ -21,8 +21,6 @@ from scipy.stats import binom
 from .errors import PrivacyError
 
 ACCOUNTANTS = ('pld', 'prv', 'rdp')
-_SIGMAS = (1e-2, 1e4)  # where calibration looks
-_PRECISION = 1e-4  # relative, of a calibrated noise multiplier
 _PRV_ERRORS = (0.01, 1e-3)  # of epsilon, and of delta relative to it: what Opacus takes too
 _PRV_POINTS = 1 << 23  # a longer grid takes gigabytes
 _FEW_ORDERS = (2, 3, 4, 6, 8, 12, 16, 32, 64)  # of RDP, for a rough and quick bound
@@ -34,11 +32,13 @@ class StepEvent:
 
     Attributes:
         noise_multiplier: sigma, the noise's standard deviation in units of the sensitivity.
-        sample_rate: q = expected_batch_size / num_records, an exact fraction.
+        sample_rate: q = expected_batch_size / num_records, an exact fraction. With personal budgets, the highest.
+        personal_rates: with personal budgets, the rate of each group of records, smallest budget first.
     """
 
     noise_multiplier: float
     sample_rate: Fraction
+    personal_rates: tuple[Fraction, ...] = ()
 
     def __post_init__(self) -> None:
         if not 0 <= self.noise_multiplier < math.inf:
@@ -47,8 +47,16 @@ class StepEvent:
             raise PrivacyError(
                 f'sample_rate={self.sample_rate!r} must be exact: write Fraction(expected_batch_size, num_records)'
             )
-        if not 0 < self.sample_rate <= 1:
-            raise PrivacyError(f'sample_rate={self.sample_rate} must lie in (0, 1]')
+        for rate in (self.sample_rate, *self.personal_rates):
+            if not 0 < rate <= 1:
+                raise PrivacyError(f'sample_rate={rate} must lie in (0, 1]')
+        if self.personal_rates and max(self.personal_rates) != self.sample_rate:
+            raise PrivacyError('sample_rate must be the highest of personal_rates')
+
+    def of_group(self, group: int) -> 'StepEvent':
+        """The step as the records of one budget group see it."""
+        rate = self.personal_rates[group] if group < len(self.personal_rates) else self.sample_rate
+        return StepEvent(self.noise_multiplier, rate)
 
 
 History = Sequence[tuple[StepEvent, int]]
@@ -186,87 +194,3 @@ def _interval(history: History, records: int) -> float:
     ideal = min(spreads) / (10 if records == 1 else 4)  # a mixture takes seconds on a fine grid
     width = max(min(ideal, 1e-3), max(reaches) / (5e4 if records == 1 else 2e4), total / 2e6)
     return 2.0 ** math.floor(math.log2(width))
-
-
-def calibrate_noise_multiplier(
-    target_epsilon: float,
-    target_delta: float,
-    sample_rate: Fraction,
-    steps: int,
-    accountant: str = 'pld',
-    history: History = (),
-) -> float:
-    """The smallest noise multiplier that keeps ``history`` and ``steps`` more within the budget.
-
-    Rounded up, by a relative 1e-4 at most: epsilon of the result is at most ``target_epsilon``.
-    Raises PrivacyError where no noise is enough.
-    """
-    if not 0 < target_epsilon < math.inf:
-        raise PrivacyError(f'target_epsilon={target_epsilon!r} must be a number above 0')
-    if type(steps) is not int or steps < 1:
-        raise PrivacyError(f'steps={steps!r} must be a whole number above 0')
-    spent = epsilon(history, target_delta, accountant)
-    if spent >= target_epsilon:
-        raise PrivacyError(
-            f'target_epsilon={target_epsilon} is already spent: the steps in the ledger cost '
-            f'{spent:.4g}. Raise target_epsilon'
-        )
-
-    def fits(kind: str) -> Callable[[float], bool]:
-        def within(sigma: float) -> bool:
-            taken = [*history, (StepEvent(sigma, sample_rate), steps)]
-            return epsilon(taken, target_delta, kind) <= target_epsilon
-
-        return within
-
-    if accountant == 'rdp':
-        sigma = _smallest(fits('rdp'), 1.0, 2.0, _PRECISION)
-    else:
-        sigma = _smallest(fits('rdp'), 1.0, 2.0, 0.1)  # cheap; the others lie a little below
-        sigma = _smallest(fits(accountant), *((1.0, 2.0) if sigma is None else (sigma, 1.1)), _PRECISION)
-    if sigma is None:
-        tighter = '' if accountant == 'pld' else ", or write accountant='pld'"
-        raise PrivacyError(
-            f'target_epsilon={target_epsilon} at delta {target_delta:.3g} cannot be met in {steps} '
-            f'steps of sample_rate {sample_rate}: raise target_epsilon, or lower max_epochs or '
-            f'expected_batch_size{tighter}'
-        )
-    return sigma
-
-
-def _smallest(fits: Callable[[float], bool], start: float, factor: float, precision: float) -> float | None:
-    """The least sigma that fits, rounded up by ``precision``; None where none does. Steps of ``factor`` first."""
-    high = start
-    while not fits(high):
-        high *= factor
-        if high > _SIGMAS[1]:
-            return None
-    low = high / factor
-    while low > _SIGMAS[0] and fits(low):
-        high, low = low, low / factor
-    while high > low * (1 + precision):
-        middle = math.sqrt(low * high)
-        low, high = (low, middle) if fits(middle) else (middle, high)
-    return high
-
-
-def steps_within(
-    target_epsilon: float,
-    target_delta: float,
-    event: StepEvent,
-    accountant: str,
-    history: History,
-    at_most: int,
-) -> int:
-    """How many further steps of ``event``, up to ``at_most``, keep the total within the budget."""
-
-    def fits(steps: int) -> bool:
-        return epsilon([*history, (event, steps)], target_delta, accountant) <= target_epsilon
-
-    if fits(at_most):
-        return at_most
-    low, high = 0, at_most  # 0 steps spend nothing more, at_most is too many
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if fits(middle) else (low, middle)
-    return low

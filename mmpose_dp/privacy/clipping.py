@@ -24,17 +24,19 @@ class Rows:
         records: (rows,) int64, the record a row belongs to, 0..num_records-1, or -1 for a public row.
         num_records: how many private records the rows make up. Several rows may be one record (all the people of an
             image, say): their gradients are added before the norm is taken.
+        keys: (num_records,), what each record is called outside this batch.
     """
 
     records: Tensor
     num_records: int
+    keys: tuple[int, ...] = ()
 
     @classmethod
     def from_keys(cls, keys: Sequence[int | None]) -> 'Rows':
         """Rows from one key a row; equal keys are one record, None is public."""
         order: dict[int, int] = {}
         records = [-1 if key is None else order.setdefault(key, len(order)) for key in keys]
-        return cls(torch.tensor(records, dtype=torch.int64), len(order))
+        return cls(torch.tensor(records, dtype=torch.int64), len(order), tuple(order))
 
     @property
     def private(self) -> Tensor:
@@ -69,7 +71,7 @@ def clipped_sum(gradients: 'RowGradients', rows: Rows, max_grad_norm: float) -> 
     for block in gradients.blocks():
         for grads in block.per_row(private):
             squares += rows.sum_by_record(grads.flatten(1)).square().sum(1)
-    factors = clip_factors(squares.sqrt(), max_grad_norm)
+    factors = clip_factors(squares.sqrt() / gradients.scale, max_grad_norm)
     weights = torch.zeros(gradients.num_rows, device=gradients.device)
     weights[private] = factors[rows.records[private].to(factors.device)]
     return gradients.weighted_sum(weights)
@@ -85,7 +87,7 @@ def clipped_coordinates(gradients: 'RowGradients', rows: Rows, max_grad_norm: fl
     coordinates = torch.zeros(rows.num_records, projector.rank, device=gradients.device)
     for block in gradients.blocks():
         for index, grads in zip(block.indices, block.per_row(private)):
-            coordinates += rows.sum_by_record(projector.coordinates(index, grads))
+            coordinates += rows.sum_by_record(projector.coordinates(index, grads / gradients.scale))
     factors = clip_factors(coordinates.norm(dim=1), max_grad_norm)
     keep = factors > 0  # 0 * NaN is NaN: leave such a record out
     return (coordinates[keep] * factors[keep, None]).sum(0)

@@ -1,64 +1,218 @@
-"""What training has spent: the noisy steps taken, as every checkpoint keeps them.
+"""What training has spent: the noisy steps taken, in memory, in every checkpoint, and in an append-only file.
 
-Must not forget a step, and must not take over a damaged record of them.
+The file is what a resume relies on: each step is on the disk before its noise is made, so a kill at any moment over-counts.
+Must not forget a step, must not rewrite a line, and must not take over a damaged or shortened record.
 """
 
 import hashlib
 import json
+import os
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 from .accounting import History, StepEvent, epsilon
 from .errors import PrivacyError
 
-_FORMAT = 1
+LEDGER_NAME = 'privacy_ledger.jsonl'
+_FORMAT = 2
+_START = hashlib.sha256(b'mmpose_dp privacy ledger').hexdigest()
 
 
 class Ledger:
-    """Append-only list of the noisy steps taken, run-length encoded."""
+    """Runs and the noisy steps they took, oldest first, each line sealed with a hash over all before it.
+
+    A line is ``{"run": facts}``, which opens a training, or a step: noise_multiplier, sample_rate as a fraction, steps. The
+    chain of hashes notices damage and careless editing. It is no protection against somebody who forges a whole file.
+
+    Examples:
+        >>> ledger = Ledger()
+        >>> ledger.keep_at(Path('work_dirs/a') / LEDGER_NAME)
+        >>> ledger.begin_run(privacy_unit='instance', secret_randomness=True)
+        >>> ledger.count(StepEvent(1.0, Fraction(1, 100)))
+    """
 
     def __init__(self) -> None:
+        self._lines: list[dict[str, Any]] = []
         self._entries: list[tuple[StepEvent, int]] = []
+        self._runs: list[dict[str, Any]] = []
+        self._prior = 0  # length of history when the current run began
+        self._file: int | None = None
+        self._size = 0  # bytes of the file that are ours
 
+    # ---- reading ---------------------------------------------------------------------------------------------------
     @property
     def history(self) -> History:
-        """(event, steps) pairs, oldest first."""
+        """(event, steps) pairs of all runs, oldest first."""
         return tuple(self._entries)
+
+    @property
+    def prior(self) -> History:
+        """The history of the runs before the current one."""
+        return tuple(self._entries[: self._prior])
 
     @property
     def steps(self) -> int:
         """All steps counted."""
         return sum(steps for _, steps in self._entries)
 
-    def count(self, event: StepEvent, steps: int = 1) -> None:
-        """Adds steps. There is no way to take one back."""
-        if type(steps) is not int or steps < 1:
-            raise PrivacyError(f'a ledger only grows by whole steps, got {steps!r}')
-        if self._entries and self._entries[-1][0] == event:
-            steps += self._entries.pop()[1]
-        self._entries.append((event, steps))
+    @property
+    def run_steps(self) -> int:
+        """Steps of the current run."""
+        return sum(steps for _, steps in self._entries[self._prior :])
+
+    @property
+    def runs(self) -> tuple[dict[str, Any], ...]:
+        """What each run said of itself when it began."""
+        return tuple(self._runs)
+
+    @property
+    def is_secret(self) -> bool:
+        """False where a run drew its noise or its batches from a debug seed."""
+        return all(run.get('secret_randomness', True) for run in self._runs)
+
+    @property
+    def head(self) -> str:
+        """The hash of the last line."""
+        return self._lines[-1]['hash'] if self._lines else _START
 
     def epsilon(self, delta: float, accountant: str = 'pld') -> float:
-        """Epsilon spent so far."""
+        """Epsilon spent so far, by all runs."""
         return epsilon(self.history, delta, accountant)
 
-    def state_dict(self) -> dict[str, Any]:
-        """Plain numbers and strings, fit for torch.save, weights_only loading and JSON.
+    # ---- writing ---------------------------------------------------------------------------------------------------
+    def begin_run(self, **facts: Any) -> None:
+        """Opens a training. ``facts`` are plain JSON values; ``privacy_unit`` and ``secret_randomness`` are looked at.
 
-        The checksum notices accidental damage. It is no protection against somebody who edits the
-        file on purpose.
+        Raises PrivacyError where an earlier run had another privacy unit: their steps do not add up.
         """
-        entries = [
-            [float(e.noise_multiplier), e.sample_rate.numerator, e.sample_rate.denominator, steps]
-            for e, steps in self._entries
-        ]
-        return {'format': _FORMAT, 'entries': entries, 'checksum': _checksum(entries)}
+        for run in self._runs:
+            if run.get('privacy_unit') != facts.get('privacy_unit'):
+                raise PrivacyError(
+                    f'the ledger holds a training with privacy_unit={run.get("privacy_unit")!r} and this one has '
+                    f'{facts.get("privacy_unit")!r}: their steps do not add up. Give another work_dir'
+                )
+        self._append({'run': facts})
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes a ledger back. Raises PrivacyError where it is damaged or of an unknown format;
-        this ledger then stays as it was."""
+    def count(self, event: StepEvent, steps: int = 1) -> None:
+        """Adds steps, on the disk first. There is no way to take one back."""
+        if type(steps) is not int or steps < 1:
+            raise PrivacyError(f'a ledger only grows by whole steps, got {steps!r}')
+        line: dict[str, Any] = {
+            'noise_multiplier': float(event.noise_multiplier),
+            'sample_rate': str(event.sample_rate),
+            'steps': steps,
+        }
+        if event.personal_rates:
+            line['personal_rates'] = [str(rate) for rate in event.personal_rates]
+        self._append(line)
+
+    def add(self, other: 'Ledger') -> None:
+        """Adds every run of another ledger on the same records, which composes them."""
+        for line in other._lines:
+            content = {key: value for key, value in line.items() if key != 'hash'}
+            if 'run' in content:
+                self.begin_run(**content['run'])
+            else:
+                self._append(content)
+
+    def _append(self, content: dict[str, Any]) -> None:
+        line = {**content, 'hash': _seal(self.head, content)}
+        if self._file is not None:
+            if os.fstat(self._file).st_size != self._size:
+                raise PrivacyError('somebody else writes to the privacy ledger: one training a work_dir at a time')
+            data = _dump(line)
+            os.write(self._file, data)
+            os.fsync(self._file)
+            self._size += len(data)
+        self._take(line)
+
+    def _take(self, line: dict[str, Any]) -> None:
+        if 'run' in line:
+            self._runs.append(dict(line['run']))
+            self._prior = len(self._entries)
+        else:
+            event = StepEvent(
+                line['noise_multiplier'],
+                Fraction(line['sample_rate']),
+                tuple(Fraction(rate) for rate in line.get('personal_rates', ())),
+            )
+            steps = line['steps']
+            if type(line['noise_multiplier']) is not float or type(steps) is not int or steps < 1:
+                raise TypeError('a step is not (float, fraction, whole number)')
+            if len(self._entries) > self._prior and self._entries[-1][0] == event:
+                steps += self._entries.pop()[1]
+            self._entries.append((event, steps))
+        self._lines.append(line)
+
+    # ---- the file --------------------------------------------------------------------------------------------------
+    def keep_at(self, path: str | os.PathLike[str]) -> None:
+        """From now on every line is on the disk before ``count`` returns; what there is already is written first.
+
+        Raises PrivacyError where the file holds anything but the beginning of this ledger.
+        """
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.close()
+        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
+        found = path.read_bytes()
+        whole = b''.join(_dump(line) for line in self._lines)
+        kept = found[: found.rfind(b'\n') + 1]  # a torn last line was never counted: its step made no noise
+        if not whole.startswith(kept):
+            raise PrivacyError(f'{path} holds the steps of another training: give another work_dir')
+        if len(kept) < len(found):
+            os.ftruncate(self._file, len(kept))
+        os.write(self._file, whole[len(kept) :])
+        os.fsync(self._file)
+        folder = os.open(path.parent, os.O_RDONLY)  # or a new file's name is not on the disk yet
+        os.fsync(folder)
+        os.close(folder)
+        self._size = len(whole)
+
+    def close(self) -> None:
+        """Lets go of the file."""
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
+
+    def __del__(self) -> None:
+        self.close()
+
+    @classmethod
+    def read(cls, path: str | os.PathLike[str]) -> 'Ledger':
+        """The ledger in a file; empty where there is none. Raises PrivacyError where it was damaged or changed."""
+        path = Path(path)
+        return cls.parse(path.read_bytes(), str(path)) if path.exists() else cls()
+
+    @classmethod
+    def parse(cls, data: bytes, name: str = 'the privacy ledger') -> 'Ledger':
+        """The ledger in a file's bytes. Raises PrivacyError."""
+        ledger = cls()
+        lines = data.split(b'\n')[:-1]  # what follows the last newline is a line that a kill cut off
+        for number, raw in enumerate(lines, 1):
+            try:
+                line = json.loads(raw)
+                content = {key: value for key, value in line.items() if key != 'hash'}
+                if line['hash'] != _seal(ledger.head, content):
+                    raise ValueError('its hash does not match: a line was changed or taken out')
+                ledger._take(line)
+            except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
+                raise PrivacyError(
+                    f'{name}, line {number}, is damaged ({error}), so what has been spent on the data is not known. Put an '
+                    'intact copy back; a new training from the weights alone (load_from) needs another work_dir'
+                ) from error
+        return ledger
+
+    # ---- checkpoints -----------------------------------------------------------------------------------------------
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps, plain numbers and strings: the steps so far, and the hash that finds them in the file."""
+        entries = [[float(e.noise_multiplier), str(e.sample_rate), steps] for e, steps in self._entries]
+        return {'format': _FORMAT, 'head': self.head, 'entries': entries, 'secret_randomness': self.is_secret}
+
+    def check_covers(self, state: Any) -> None:
+        """Raises PrivacyError unless every step of a checkpoint's ``state_dict`` is in this ledger."""
         where = "the checkpoint's privacy ledger"
-        missing = {'format', 'entries', 'checksum'} - set(state if isinstance(state, dict) else ())
+        missing = {'format', 'head', 'entries'} - set(state if isinstance(state, dict) else ())
         if missing:
             raise PrivacyError(f'{where} lacks {", ".join(sorted(missing))}: resume from an intact checkpoint')
         if state['format'] != _FORMAT:
@@ -66,18 +220,21 @@ class Ledger:
                 f'{where} has format {state["format"]!r} and this version reads {_FORMAT}: '
                 'resume with the mmpose_dp version that wrote it'
             )
-        loaded = Ledger()
-        try:
-            if state['checksum'] != _checksum(state['entries']):
-                raise ValueError('its checksum does not match')
-            for sigma, numerator, denominator, steps in state['entries']:
-                if type(sigma) is not float or {type(numerator), type(denominator)} != {int}:
-                    raise TypeError('an entry is not [float, int, int, int]')
-                loaded.count(StepEvent(sigma, Fraction(numerator, denominator)), steps)
-        except (ArithmeticError, TypeError, ValueError) as error:
-            raise PrivacyError(f'{where} is damaged: {error}. Resume from an intact checkpoint') from error
-        self._entries = loaded._entries
+        then = Ledger()
+        for line in self._lines:
+            if then.head == state['head']:
+                break
+            then._take(line)
+        if then.head != state['head'] or then.state_dict()['entries'] != state['entries']:
+            raise PrivacyError(
+                f'{where} is not the beginning of {LEDGER_NAME} beside it: one of them was changed, shortened or put in the '
+                'place of another. Put the file back that was written with this checkpoint'
+            )
 
 
-def _checksum(entries: Any) -> str:
-    return hashlib.sha256(json.dumps(entries).encode()).hexdigest()
+def _dump(line: dict[str, Any]) -> bytes:
+    return json.dumps(line).encode() + b'\n'
+
+
+def _seal(head: str, content: dict[str, Any]) -> str:
+    return hashlib.sha256((head + json.dumps(content, sort_keys=True)).encode()).hexdigest()

@@ -8,16 +8,11 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any
 
-from .accounting import (
-    ACCOUNTANTS,
-    History,
-    StepEvent,
-    calibrate_noise_multiplier,
-    epsilon,
-    steps_within,
-)
+from .accounting import ACCOUNTANTS, History, StepEvent, epsilon
+from .calibration import calibrate_noise_multiplier, calibrate_sample_rates, first_steps, steps_within
 from .errors import PrivacyError
 from .ledger import Ledger
+from .schedule import Budget, Schedule, is_number
 
 METHODS = {
     'dpsgd': 'DP-SGD',
@@ -28,6 +23,7 @@ METHODS = {
 UNITS = {
     'instance': 'one annotated person instance',
     'image': 'one image with all its annotated people',
+    'subject': 'one subject with all annotations in the training set',
 }
 
 
@@ -37,18 +33,23 @@ class PrivacyPlan:
 
     Attributes:
         method: 'dpsgd', 'projected', 'feature' or 'hybrid'.
-        privacy_unit: what counts as one record, 'instance' or 'image'.
+        privacy_unit: what counts as one record, 'instance', 'image' or 'subject'.
         num_records: N.
         expected_batch_size: B; each record joins a batch independently with probability B / N.
         steps: T, private logical steps planned.
-        max_grad_norm: C.
-        noise_multiplier: sigma, the noise's standard deviation in units of the sensitivity.
+        max_grad_norm: C, of the first step.
+        noise_multiplier: sigma of the first step, the noise's standard deviation in units of the sensitivity.
         target_delta: delta.
         target_epsilon: the budget, or None where none was set.
         accountant: 'pld', 'prv' or 'rdp'.
         public_view: what phi keeps of a record, in words (feature and hybrid).
         public_data: the public data set, in words (projected).
         secret_randomness: False where a debug seed was set; the run is then NOT PRIVATE.
+        secure_mode: whether the noise is hardened against attacks on floating-point numbers.
+        expose_private_metrics: whether losses of private batches are logged, outside the guarantee.
+        schedule: how sigma and C go on from their first values.
+        budgets: personal budgets, smallest first; empty where one epsilon holds for all.
+        prior: what earlier trainings on the same data have spent of the budget.
 
     Raises PrivacyError, naming the field, for values that are out of range or contradict each other.
     """
@@ -66,6 +67,11 @@ class PrivacyPlan:
     public_view: str | None = None
     public_data: str | None = None
     secret_randomness: bool = True
+    secure_mode: bool = False
+    expose_private_metrics: bool = False
+    schedule: Schedule = Schedule()
+    budgets: tuple[Budget, ...] = ()
+    prior: History = ()
 
     def __post_init__(self) -> None:
         _require(
@@ -83,18 +89,18 @@ class PrivacyPlan:
         for name in ('num_records', 'expected_batch_size', 'steps'):
             value = getattr(self, name)
             _require(
-                isinstance(value, int) and value >= 1,
+                type(value) is int and value >= 1,
                 f'{name}={value!r} must be a whole number above 0',
             )
         _require(
             self.expected_batch_size <= self.num_records,
             f'expected_batch_size={self.expected_batch_size} is more than the {self.num_records} private records',
         )
-        _require(self.max_grad_norm > 0, f'max_grad_norm={self.max_grad_norm!r} must be above 0')
-        _require(
-            self.noise_multiplier >= 0,
-            f'noise_multiplier={self.noise_multiplier!r} must be 0 or above',
-        )
+        for name, low in (('max_grad_norm', 'above 0'), ('noise_multiplier', '0 or above')):
+            value = getattr(self, name)
+            fits = is_number(value) and (value > 0 if low == 'above 0' else value >= 0)
+            _require(fits, f'{name}={value!r} must be a number {low}')
+        _require(is_number(self.target_delta), f'target_delta={self.target_delta!r} must be a number')
         # A mechanism that publishes whole records at random has delta about 1/N: far above it the promise is empty. The
         # paper's 1/22000 for N = 22246 lies on the line; it is let through with a warning.
         _require(
@@ -111,23 +117,42 @@ class PrivacyPlan:
             f'method={self.method!r} {"needs" if self.method == "projected" else "must not have"} public_data',
         )
         if self.target_epsilon is not None:
-            _require(self.target_epsilon > 0, f'target_epsilon={self.target_epsilon!r} must be above 0')
-            spent = self.epsilon
             _require(
-                spent <= self.target_epsilon,
+                is_number(self.target_epsilon) and self.target_epsilon > 0,
+                f'target_epsilon={self.target_epsilon!r} must be a number above 0',
+            )
+        for spent, target in zip(self.epsilons, self._targets):
+            _require(
+                spent <= target,
                 f'noise_multiplier={self.noise_multiplier} spends epsilon {spent:.3f} in {self.steps} steps, more than '
-                f'target_epsilon={self.target_epsilon}: leave noise_multiplier out to have it calibrated',
+                f'target_epsilon={target}: leave noise_multiplier out to have it calibrated',
             )
 
     @classmethod
-    def calibrate(cls, *, target_epsilon: float, **settings: Any) -> 'PrivacyPlan':
-        """The plan with the least noise that keeps ``steps`` steps within the budget."""
+    def calibrate(cls, *, target_epsilon: float, budgets: tuple[Budget, ...] = (), **settings: Any) -> 'PrivacyPlan':
+        """The plan with the least noise that keeps ``steps`` steps, and what was spent before, within the budget.
+
+        With personal ``budgets`` (their sample_rate is found here) ``target_epsilon`` is the largest of them.
+        """
         # every field is checked before the search for sigma, which would fail less clearly
         draft = cls(noise_multiplier=0.0, **settings)
-        sigma = calibrate_noise_multiplier(
-            target_epsilon, draft.target_delta, draft.sample_rate, draft.steps, draft.accountant
+        _require(is_number(target_epsilon), f'target_epsilon={target_epsilon!r} must be a number')
+        factors = [(noise, steps) for noise, _, steps in draft.schedule.parts(draft.steps)]
+        shared: dict[str, Any] = dict(accountant=draft.accountant, history=draft.prior, factors=factors)
+        if not budgets:
+            sigma = calibrate_noise_multiplier(
+                target_epsilon, draft.target_delta, draft.sample_rate, draft.steps, **shared
+            )
+            return replace(draft, noise_multiplier=sigma, target_epsilon=target_epsilon)
+        sigma, rates = calibrate_sample_rates(
+            [(b.epsilon, b.num_records) for b in budgets],
+            draft.target_delta,
+            draft.expected_batch_size,
+            draft.steps,
+            **shared,
         )
-        return replace(draft, noise_multiplier=sigma, target_epsilon=target_epsilon)
+        found = tuple(replace(b, sample_rate=rate) for b, rate in zip(budgets, rates))
+        return replace(draft, noise_multiplier=sigma, target_epsilon=target_epsilon, budgets=found)
 
     @property
     def sample_rate(self) -> Fraction:
@@ -135,29 +160,64 @@ class PrivacyPlan:
         return Fraction(self.expected_batch_size, self.num_records)
 
     @property
-    def sensitivity(self) -> float:
-        """L2: adding or removing one record moves the clipped sum by at most C."""
-        return self.max_grad_norm
-
-    @property
-    def noise_stddev(self) -> float:
-        """sigma * C, of each entry of the noise added to the clipped sum."""
-        return self.noise_multiplier * self.sensitivity
-
-    @property
     def event(self) -> StepEvent:
-        """What one step puts into the ledger."""
-        return StepEvent(self.noise_multiplier, self.sample_rate)
+        """What the first step puts into the ledger."""
+        return self.event_at(0)
 
-    @property
-    def history(self) -> History:
-        """All planned steps, for the accountant."""
-        return ((self.event, self.steps),)
+    def event_at(self, step: int) -> StepEvent:
+        """What private step number ``step`` of this training puts into the ledger."""
+        rates = tuple(budget.sample_rate for budget in self.budgets)
+        return StepEvent(self.noise_multiplier * self._part_at(step)[0], max(rates, default=self.sample_rate), rates)
+
+    def max_grad_norm_at(self, step: int) -> float:
+        """C of private step number ``step``: adding or removing one record moves the clipped sum by at most this (L2)."""
+        return self.max_grad_norm * self._part_at(step)[1]
+
+    def noise_stddev_at(self, step: int) -> float:
+        """sigma * C of private step number ``step``, for each entry of the noise added to the clipped sum."""
+        return self.event_at(step).noise_multiplier * self.max_grad_norm_at(step)
+
+    def _part_at(self, step: int) -> tuple[float, float]:
+        """The schedule's factors; a training that goes on for longer than planned stays with the last ones."""
+        parts = self.schedule.parts(self.steps)
+        for noise, clip, steps in parts:
+            if step < steps:
+                return noise, clip
+            step -= steps
+        return parts[-1][:2]
+
+    def ahead(self, step: int = 0) -> History:
+        """The planned steps from number ``step`` on."""
+        found, start = [], 0
+        for _, _, steps in self.schedule.parts(self.steps):
+            left = min(start + steps - step, steps)
+            if left > 0:
+                found.append((self.event_at(start), left))
+            start += steps
+        return found
 
     @property
     def epsilon(self) -> float:
-        """Epsilon of all planned steps."""
-        return epsilon(self.history, self.target_delta, self.accountant)
+        """Epsilon of all planned steps, and of what was spent before."""
+        return epsilon([*self.prior, *self.ahead()], self.target_delta, self.accountant)
+
+    @property
+    def epsilons(self) -> tuple[float, ...]:
+        """The same for each group of records with a budget of its own."""
+        return self.epsilons_of([*self.prior, *self.ahead()]) if self._targets else ()
+
+    def epsilons_of(self, history: History) -> tuple[float, ...]:
+        """Epsilon of a history for each group of records with a budget of its own, or for all."""
+        return tuple(
+            epsilon([(e.of_group(g), n) for e, n in history], self.target_delta, self.accountant)
+            for g in range(max(len(self.budgets), 1))
+        )
+
+    @property
+    def _targets(self) -> tuple[float, ...]:
+        if self.target_epsilon is None:
+            return ()
+        return tuple(budget.epsilon for budget in self.budgets) or (self.target_epsilon,)
 
     @property
     def is_feature_dp(self) -> bool:
@@ -192,17 +252,18 @@ class PrivacyPlan:
         return tuple(found)
 
     def allowed_steps(self, ledger: Ledger) -> int:
-        """Further steps that the plan and the budget leave after ``ledger``."""
-        if self.target_epsilon is None:
-            return self.steps
-        return steps_within(
-            self.target_epsilon,
-            self.target_delta,
-            self.event,
-            self.accountant,
-            ledger.history,
-            self.steps,
-        )
+        """Further steps that the plan and the budget leave after ``ledger``, whose last run is this training."""
+        ahead = self.ahead(ledger.run_steps)
+        for group, target in enumerate(self._targets):
+            fits = steps_within(
+                target,
+                self.target_delta,
+                [(event.of_group(group), steps) for event, steps in ahead],
+                self.accountant,
+                [(event.of_group(group), steps) for event, steps in ledger.history],
+            )
+            ahead = first_steps(ahead, fits)
+        return sum(steps for _, steps in ahead)
 
 
 def _require(holds: bool, message: str) -> None:

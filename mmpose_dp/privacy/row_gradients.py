@@ -80,11 +80,13 @@ class RowGradients:
     Attributes:
         params: the trainable parameters, in the order of every list of gradients here.
         num_rows: rows of the batch.
+        scale: what the losses were multiplied by (mixed precision); the blocks hold gradients of the scaled losses.
     """
 
     def __init__(self, params: Sequence[nn.Parameter], blocks: Sequence[Block], num_rows: int) -> None:
         self.params = list(params)
         self.num_rows = num_rows
+        self.scale = 1.0
         self.device = params[0].device
         self._blocks = blocks
 
@@ -101,7 +103,7 @@ class RowGradients:
         total = [torch.zeros_like(p, dtype=torch.float32) for p in self.params]
         if len(rows):
             for block in self._blocks:
-                for index, grads in zip(block.indices, block.weighted_sum(rows, weights[rows])):
+                for index, grads in zip(block.indices, block.weighted_sum(rows, weights[rows] / self.scale)):
                     total[index] += grads
         return total
 
@@ -110,7 +112,7 @@ class RowGradients:
         total = [p.new_zeros((len(rows), *p.shape), dtype=torch.float32) for p in self.params]
         for block in self._blocks:
             for index, grads in zip(block.indices, block.per_row(rows)):
-                total[index] += grads
+                total[index] += grads / self.scale
         return total
 
 

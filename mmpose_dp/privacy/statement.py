@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from .accounting import ACCOUNTANTS, epsilon, group_epsilon
+from .calibration import first_steps
 from .errors import PrivacyError
 from .ledger import Ledger
 from .plan import METHODS, UNITS, PrivacyPlan
@@ -25,11 +26,18 @@ _PACKAGES = {
     'mmengine': ('mmengine', 'mmengine-lite', 'onedl-mmengine'),
 }
 _GROUP_LIMIT = 15.0
+_EXPOSED = (
+    'losses and accuracies of private batches, which this training wrote to its logs and into the message hub of its '
+    'checkpoints (expose_private_metrics=True): keep those files as private as the data'
+)
 _NOT_COVERED = [
-    'hyper-parameter search and earlier runs on the same data: add their ledgers, or tune on public data',
+    'trainings on the same data whose steps are not in this ledger, hyper-parameter search among them: add their ledgers '
+    '(tools/privacy_ledger.py add), or tune on public data',
     'choosing a checkpoint by its score on private data',
     'anything else computed from private records and released: logs, losses, statistics, pictures',
     'the machine that trains: whoever can read its memory or disk sees the private data',
+    'how long steps take, which the log shows: it hints at how many records were drawn',
+    'the number of records, num_records',
 ]
 
 
@@ -43,37 +51,42 @@ def build_statement(plan: PrivacyPlan, ledger: Ledger, *, pretraining: str) -> d
     """
     delta = plan.target_delta
     spent = ledger.epsilon(delta, plan.accountant)
+    secret = plan.secret_randomness and ledger.is_secret
     kind = 'feature DP' if plan.is_feature_dp else 'DP'
     return {
-        'private': plan.is_private and math.isfinite(spent),
+        'private': plan.is_private and secret and math.isfinite(spent),
         'guarantee': f'({_number(spent)}, {delta:.4g})-{kind}',
         'method': METHODS[plan.method],
         'adjacency': plan.adjacency,
         'protected': _protected(plan),
         'not_protected': _not_protected(plan),
-        'released': 'the final weights and every checkpoint on the way',
+        'released': 'the final weights and every checkpoint on the way'
+        + (', without the message hub in them' if plan.expose_private_metrics else ''),
         'epsilon': _json(spent),
         'delta': delta,
         'target_epsilon': plan.target_epsilon,
         'accountant': plan.accountant,
         'epsilon_by_accountant': {name: _json(_try_epsilon(ledger, delta, name)) for name in ACCOUNTANTS},
-        'epsilon_for_a_person_with_k_records': {str(k): _json(_try_group(ledger, delta, k, spent)) for k in (2, 5, 10)},
+        **_groups(plan, ledger, spent),
         'privacy_unit': f'{plan.privacy_unit}: {UNITS[plan.privacy_unit]}',
         'num_records': plan.num_records,
         'expected_batch_size': plan.expected_batch_size,
         'sample_rate': str(plan.sample_rate),
         'sampling_assumed': 'Poisson: each record independently with probability sample_rate, at every step',
-        'sampling_used': "Poisson, from the operating system's entropy"
-        if plan.secret_randomness
-        else 'Poisson, from a debug seed',
-        'steps': ledger.steps,
-        'epochs': round(ledger.steps * plan.expected_batch_size / plan.num_records, 2),
-        'max_grad_norm': plan.max_grad_norm,
-        'noise_multiplier': plan.noise_multiplier,
+        'sampling_used': "Poisson, from the operating system's entropy" if secret else 'Poisson, from a debug seed',
+        'noise_source': ("the operating system's entropy" if secret else 'a debug seed')
+        + (', hardened against floating-point attacks (secure_mode)' if plan.secure_mode else ''),
+        'steps': ledger.run_steps,
+        'steps_of_earlier_trainings': ledger.steps - ledger.run_steps,
+        'epochs': round(ledger.run_steps * plan.expected_batch_size / plan.num_records, 2),
+        'max_grad_norm': _course(plan.max_grad_norm, plan.max_grad_norm_at(plan.steps)),
+        'noise_multiplier': _course(plan.noise_multiplier, plan.event_at(plan.steps).noise_multiplier),
         'public_data': plan.public_view or plan.public_data or 'none',
         'pretraining': f'{pretraining}. Its training data is treated as public',
-        'cost_of_tuning': 'not included',
-        'not_covered': _NOT_COVERED,
+        'cost_of_tuning': 'included as far as it was done in this work dir'
+        if ledger.steps > ledger.run_steps
+        else 'not included',
+        'not_covered': [*_NOT_COVERED, *([_EXPOSED] if plan.expose_private_metrics else [])],
         'versions': _versions(),
     }
 
@@ -94,11 +107,31 @@ def _not_protected(plan: PrivacyPlan) -> list[str]:
         ]
     if plan.method == 'projected':
         told.append(f'the public data set: {plan.public_data}')
+    if plan.budgets:
+        told.append('which personal budget a record has')
     told += [
-        f'a person with many records beyond the group figures: the unit is {UNITS[plan.privacy_unit]}',
+        f'several records at once beyond the group figures: the unit is {UNITS[plan.privacy_unit]}',
         'what anybody could conclude about a person from the population at large',
     ]
     return told
+
+
+def _groups(plan: PrivacyPlan, ledger: Ledger, spent: float) -> dict[str, Any]:
+    """Epsilon for several records at once, and for each personal budget."""
+    whose = 'k_subjects' if plan.privacy_unit == 'subject' else 'a_person_with_k_records'
+    found: dict[str, Any] = {
+        f'epsilon_for_{whose}': {str(k): _json(_try_group(ledger, plan.target_delta, k, spent)) for k in (2, 5, 10)}
+    }
+    if plan.budgets:
+        found['personal_epsilon'] = {
+            f'{budget.num_records} records with budget {budget.epsilon:g}': _json(value)
+            for budget, value in zip(plan.budgets, plan.epsilons_of(ledger.history))
+        }
+    return found
+
+
+def _course(first: float, last: float) -> float | str:
+    return first if first == last else f'{first:.4g}, going to {last:.4g}'
 
 
 def _try_epsilon(ledger: Ledger, delta: float, accountant: str) -> float | None:
@@ -198,4 +231,5 @@ def write_statement(statement: dict[str, Any], out_dir: str | os.PathLike[str]) 
 def epsilon_curve(plan: PrivacyPlan, points: int = 20) -> list[tuple[int, float]]:
     """(step, epsilon spent by then) over the planned steps, for a plot."""
     steps = sorted({max(plan.steps * i // points, 1) for i in range(1, points + 1)})
-    return [(n, epsilon([(plan.event, n)], plan.target_delta, plan.accountant)) for n in steps]
+    ahead = plan.ahead()
+    return [(n, epsilon([*plan.prior, *first_steps(ahead, n)], plan.target_delta, plan.accountant)) for n in steps]

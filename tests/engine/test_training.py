@@ -2,14 +2,15 @@
 
 import json
 import re
+import shutil
 from fractions import Fraction
 
 import pytest
 import torch
-from runs import config, logged, train
+from runs import config, logged, train, train_until
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from mmpose_dp.privacy import PrivacyError, StepEvent, epsilon
+from mmpose_dp.privacy import LEDGER_NAME, Ledger, PrivacyError, StepEvent, epsilon
 
 
 @pytest.fixture(scope='module')
@@ -60,24 +61,72 @@ def test_epsilon_is_logged_as_it_is_spent(hybrid):
     assert len(spent) == 8 and spent == sorted(spent) and spent[-1] <= 8.0
 
 
-def test_resume_continues_the_ledger(hybrid, synthetic, tmp_path):
-    cfg = config(synthetic, tmp_path, load_from=str(hybrid[1] / 'epoch_2.pth'), resume=True)
-    runner = train(cfg)
-    assert runner.optim_wrapper.ledger.steps == 8 and runner.train_loop.iter == 13
+def test_resume_continues_the_ledger(synthetic, tmp_path):
+    """Killed after step 10, of which 5 were private; the checkpoint is from step 9. What was done since is spent."""
+    train_until(config(synthetic, tmp_path, train_cfg__val_interval=10), 10)
+    assert Ledger.read(tmp_path / LEDGER_NAME).steps == 5
+    runner = train(config(synthetic, tmp_path, resume=True))
+    assert runner.optim_wrapper.ledger.steps == 8 and runner.train_loop.iter == 12  # one step less than planned
+    assert runner.optim_wrapper.ledger.runs == Ledger.read(tmp_path / LEDGER_NAME).runs
+    assert len(runner.optim_wrapper.ledger.runs) == 1
     assert json.loads((tmp_path / 'privacy_statement.json').read_text())['epsilon'] <= 8.0
 
 
-def test_resume_inside_an_epoch(hybrid, synthetic, tmp_path):
-    first = tmp_path / 'first'
-    cfg = config(
-        synthetic,
-        first,
-        default_hooks__checkpoint__interval=7,
-        default_hooks__checkpoint__by_epoch=False,
-    )
-    train(cfg)
-    cfg = config(synthetic, tmp_path / 'second', load_from=str(first / 'iter_7.pth'), resume=True)
+def test_resume_inside_an_epoch(synthetic, tmp_path):
+    first, options = tmp_path / 'first', dict(default_hooks__checkpoint__by_epoch=False)
+    train_until(config(synthetic, first, default_hooks__checkpoint__interval=7, **options), 7)
+    cfg = config(synthetic, tmp_path / 'second', load_from=str(first / 'iter_7.pth'), resume=True, **options)
     runner = train(cfg)
+    assert runner.optim_wrapper.ledger.steps == 8 and runner.train_loop.iter == 13
+    assert (tmp_path / 'second' / LEDGER_NAME).read_bytes().startswith((first / LEDGER_NAME).read_bytes())
+
+
+def test_a_finished_training_cannot_be_had_twice_by_resuming_it(hybrid, synthetic, tmp_path):
+    """Its last checkpoints are out: another way on from an earlier one spends more, and there is no more."""
+    runner = train(config(synthetic, tmp_path, load_from=str(hybrid[1] / 'epoch_2.pth'), resume=True))
+    assert runner.optim_wrapper.ledger.steps == 8 and runner.train_loop.iter == 9
+
+
+def test_one_work_dir_is_one_budget(synthetic, tmp_path):
+    """Two trainings in one folder share its budget: the second is calibrated to what the first left."""
+    options = dict(train_cfg__max_epochs=1)
+    first = train_until(config(synthetic, tmp_path, 'dpsgd', **options), 2).optim_wrapper
+    second = train(config(synthetic, tmp_path, 'dpsgd', **options)).optim_wrapper
+    assert second.noise_multiplier > first.noise_multiplier and second.ledger.run_steps == 4
+    assert 7.9 < second.ledger.epsilon(1e-3) <= 8.0 and second.ledger.steps == 6
+    statement = json.loads((tmp_path / 'privacy_statement.json').read_text())
+    assert statement['steps_of_earlier_trainings'] == 2 and 'included' in statement['cost_of_tuning']
+    with pytest.raises(PrivacyError, match='already spent.*another work_dir'):
+        train(config(synthetic, tmp_path, 'dpsgd', **options))
+
+
+@pytest.mark.parametrize(
+    ('damage', 'message'),
+    [
+        (lambda path: path.unlink(), 'privacy_ledger.jsonl is missing'),
+        (lambda path: path.write_text(path.read_text().replace('"1/4"', '"1/40"', 1)), 'line 2, is damaged'),
+        (lambda path: path.write_text(path.read_text().replace('"steps": 1', '"steps": 0', 1)), 'line 2, is damaged'),
+        (lambda path: path.write_text(''.join(path.read_text().splitlines(True)[:-1])), 'not the beginning'),
+        (lambda path: path.write_text(''.join(path.read_text().splitlines(True)[1:])), 'line 1, is damaged'),
+        (lambda path: path.write_text(''), 'not the beginning'),
+    ],
+)
+def test_a_missing_or_changed_ledger_is_refused(hybrid, synthetic, tmp_path, damage, message):
+    for name in ('epoch_3.pth', LEDGER_NAME):
+        shutil.copy(hybrid[1] / name, tmp_path)
+    damage(tmp_path / LEDGER_NAME)
+    with pytest.raises(PrivacyError, match=message):
+        train(config(synthetic, tmp_path, resume=True, train_cfg__max_epochs=8))
+
+
+def test_a_checkpoint_that_a_kill_cut_off_is_passed_over(synthetic, tmp_path):
+    train_until(config(synthetic, tmp_path, train_cfg__val_interval=10), 10)
+    ledger = (tmp_path / LEDGER_NAME).read_text().splitlines(True)
+    (tmp_path / LEDGER_NAME).write_text(''.join(ledger[:-1]) + ledger[-1][:20])  # and one that a kill tore
+    whole = (tmp_path / 'epoch_2.pth').read_bytes()
+    (tmp_path / 'epoch_3.pth').write_bytes(whole[: len(whole) // 2])
+    (tmp_path / 'last_checkpoint').write_text('')
+    runner = train(config(synthetic, tmp_path, resume=True))
     assert runner.optim_wrapper.ledger.steps == 8 and runner.train_loop.iter == 13
 
 
@@ -91,15 +140,15 @@ def test_the_ledger_survives_save_optimizer_false(synthetic, tmp_path):
             train_cfg__max_epochs=1,
         )
     )
-    assert (
-        sum(e[3] for e in torch.load(tmp_path / 'epoch_1.pth', weights_only=False)['privacy']['ledger']['entries']) == 4
-    )
+    kept = torch.load(tmp_path / 'epoch_1.pth', weights_only=False)['privacy']['ledger']['entries']
+    assert [entry[1:] for entry in kept] == [['1/4', 4]]
 
 
 def test_a_checkpoint_without_ledger_is_for_load_from_only(hybrid, synthetic, tmp_path):
     checkpoint = torch.load(hybrid[1] / 'epoch_2.pth', weights_only=False)
     del checkpoint['privacy']
     torch.save(checkpoint, tmp_path / 'bare.pth')
+    shutil.copy(hybrid[1] / LEDGER_NAME, tmp_path)
     with pytest.raises(PrivacyError, match='no privacy ledger.*load_from'):
         train(config(synthetic, tmp_path / 'a', load_from=str(tmp_path / 'bare.pth'), resume=True))
     runner = train(
@@ -161,7 +210,11 @@ def test_image_unit(synthetic, tmp_path):
 
 
 def test_a_debug_seed_says_not_private(synthetic, tmp_path):
-    train(config(synthetic, tmp_path, 'dpsgd', optim_wrapper__debug_seed=1, train_cfg__max_epochs=1))
+    """The mark stays with the checkpoints and with what is trained on from them."""
+    train_until(config(synthetic, tmp_path, 'dpsgd', optim_wrapper__debug_seed=1, train_cfg__val_interval=10), 5)
+    assert 'NOT PRIVATE' in torch.load(tmp_path / 'epoch_1.pth', weights_only=False)['privacy']['marking']
+    train(config(synthetic, tmp_path, 'dpsgd', resume=True))
+    assert 'NOT PRIVATE' in torch.load(tmp_path / 'epoch_3.pth', weights_only=False)['privacy']['marking']
     assert 'NOT PRIVATE' in (tmp_path / 'privacy_statement.md').read_text()
     assert not json.loads((tmp_path / 'privacy_statement.json').read_text())['private']
 

@@ -7,8 +7,8 @@ from fractions import Fraction
 import pytest
 from opacus.accountants.utils import get_noise_multiplier
 
-from mmpose_dp.privacy import PrivacyError
-from mmpose_dp.privacy.accounting import (
+from mmpose_dp.privacy import (
+    PrivacyError,
     StepEvent,
     calibrate_noise_multiplier,
     epsilon,
@@ -69,9 +69,9 @@ def test_a_grown_history_spends_more_and_order_does_not_matter():
 
 def test_steps_within_is_the_last_that_fits():
     event = StepEvent(1.0, Fraction(1, 50))
-    steps = steps_within(1.0, 1e-5, event, 'pld', [(event, 10)], 10_000)
+    steps = steps_within(1.0, 1e-5, [(event, 10_000)], 'pld', [(event, 10)])
     assert epsilon([(event, 10 + steps)], 1e-5) <= 1.0 < epsilon([(event, 11 + steps)], 1e-5)
-    assert steps_within(1.0, 1e-5, event, 'pld', [], 5) == 5
+    assert steps_within(1.0, 1e-5, [(event, 5)], 'pld', []) == 5
 
 
 @pytest.mark.parametrize(

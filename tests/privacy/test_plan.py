@@ -25,8 +25,8 @@ def plan(**changes):
 def test_a_plan_couples_its_parts():
     made = plan()
     assert made.sample_rate == made.event.sample_rate == Fraction(1, 20)
-    assert made.sensitivity == 0.1 and made.noise_stddev == made.noise_multiplier * 0.1
-    assert 1.99 < made.epsilon <= 2.0 and made.history == ((made.event, 40),)
+    assert made.max_grad_norm_at(39) == 0.1 and made.noise_stddev_at(39) == made.noise_multiplier * 0.1
+    assert 1.99 < made.epsilon <= 2.0 and made.ahead() == [(made.event, 40)] and made.ahead(30) == [(made.event, 10)]
     assert made.is_private and not made.is_feature_dp
     with pytest.raises(FrozenInstanceError):
         made.noise_multiplier = 0.1

@@ -58,7 +58,7 @@ def train(folder, *arguments, options=()):
 
 
 def ledger_steps(path):
-    return sum(entry[3] for entry in torch.load(path, weights_only=False)['privacy']['ledger']['entries'])
+    return sum(entry[2] for entry in torch.load(path, weights_only=False)['privacy']['ledger']['entries'])
 
 
 def predict_in_plain_mmpose(checkpoint, image):

@@ -5,7 +5,7 @@ not from mmengine's seed, not from a shuffle. Must not drop, repeat or round the
 """
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from typing import NamedTuple
 
@@ -29,7 +29,8 @@ class MicroBatch(NamedTuple):
 class PoissonBatchSampler:
     """Draws logical batches and hands them out in micro-batches.
 
-    Every private record joins a logical batch independently with probability ``expected_batch_size / num_records``. Public
+    Every private record joins a logical batch independently with probability ``expected_batch_size / num_records``, or, with
+    personal budgets, with the rate of its budget (``set_rates``). Public
     records are drawn uniformly without replacement, independently of the private draw. Each rank samples its own shard of
     the private records.
 
@@ -38,6 +39,8 @@ class PoissonBatchSampler:
         batch_size: the most rows of one forward (mmengine's ``train_dataloader.batch_size``): memory, not privacy.
         expected_batch_size: B, over all ranks.
         public_batch_size: public rows of each step, over all ranks.
+        max_rows_per_record: of a drawn record with more rows (an image or subject), so many are taken at random. None: all,
+            in one forward.
         debug_seed: for tests only; the run is then NOT PRIVATE.
 
     Attributes:
@@ -52,8 +55,20 @@ class PoissonBatchSampler:
         batch_size: int,
         expected_batch_size: int,
         public_batch_size: int = 0,
+        max_rows_per_record: int | None = None,
         debug_seed: int | None = None,
     ) -> None:
+        for name, value, low in (
+            ('expected_batch_size', expected_batch_size, 1),
+            ('public_batch_size', public_batch_size, 0),
+            ('max_rows_per_record', 1 if max_rows_per_record is None else max_rows_per_record, 1),
+        ):
+            if type(value) is not int or value < low:
+                raise PrivacyError(
+                    f'train_dataloader.batch_sampler.{name}={value!r} must be a whole number, {low} or above'
+                )
+        if type(batch_size) is not int or batch_size < 1:
+            raise PrivacyError(f'train_dataloader.batch_size={batch_size!r} must be a whole number above 0')
         dataset = getattr(sampler, 'dataset', None)
         if not isinstance(dataset, PublicPrivateDataset):
             raise PrivacyError(
@@ -78,12 +93,26 @@ class PoissonBatchSampler:
             )
         self.random = RandomSource(debug_seed)
         self.sample_rate = Fraction(expected_batch_size, self.num_records)
-        self._records = [dataset.rows_of(r) for r in range(rank, self.num_records, world)]
+        self._max_rows = max_rows_per_record
+        self._shard = range(rank, self.num_records, world)
+        self._rows_of = dataset.rows_of
+        # records that are drawn with one rate, and the rate
+        self._groups = {self.sample_rate: list(self._shard)}
         self._public = dataset.public_rows
         self._rank, self._world = rank, world
         self.pending: deque[MicroBatch] = deque()
         self.public_only = False
         self.steps_done = 0  # of the current epoch, set on resume
+
+    def set_rates(self, rates: Sequence[Fraction]) -> None:
+        """Draws record r with probability ``rates[r]`` from now on; they add up to ``expected_batch_size``."""
+        self._groups = {}
+        for record in self._shard:
+            self._groups.setdefault(rates[record], []).append(record)
+
+    def leave_out(self, records: set[int]) -> None:
+        """Never draws these private records again; rates and ``num_records`` stay. For audits."""
+        self._groups = {rate: [r for r in group if r not in records] for rate, group in self._groups.items()}
 
     def steps_per_epoch(self, public_only: bool) -> int:
         """Logical steps of one epoch; exact integers, since the accountant counts them."""
@@ -100,13 +129,20 @@ class PoissonBatchSampler:
 
     def draw(self) -> list[list[int]]:
         """One logical batch of this rank: a list of records, each the list of its rows."""
-        private = [] if self.public_only else self.random.bernoulli(len(self._records), self.sample_rate)
-        records = [self._records[i] for i in private]
+        records = []
+        for rate, group in ({} if self.public_only else self._groups).items():
+            records += [self._some_rows(group[i]) for i in self.random.bernoulli(len(group), rate)]
         if self.public_batch_size:
             # every rank takes every world-th of an own draw: together about public_batch_size rows
             size = len(range(self._rank, self.public_batch_size, self._world))
             records += [[int(self._public[i])] for i in self.random.choice(len(self._public), size)]
         return records
+
+    def _some_rows(self, record: int) -> list[int]:
+        rows = self._rows_of(record)
+        if self._max_rows is None or len(rows) <= self._max_rows:
+            return rows
+        return [rows[i] for i in self.random.choice(len(rows), self._max_rows)]
 
     def __iter__(self) -> Iterator[list[int]]:
         self.pending.clear()

@@ -2,5 +2,6 @@
 
 from .privacy_budget_hook import PrivacyBudgetHook
 from .public_data_hook import PublicDataHook
+from .resuming import newest_checkpoint
 
-__all__ = ['PrivacyBudgetHook', 'PublicDataHook']
+__all__ = ['PrivacyBudgetHook', 'PublicDataHook', 'newest_checkpoint']

@@ -4,6 +4,8 @@ It makes the one plan before training, keeps the ledger in every checkpoint, sto
 writes the statement. Must not count steps: the optimizer wrapper does, in the call that makes the noise.
 """
 
+from collections import Counter
+from pathlib import Path
 from typing import Any
 
 from mmengine.dist import is_main_process
@@ -13,11 +15,13 @@ from mmpose.registry import HOOKS
 
 from mmpose_dp.datasets import PublicPrivateDataset
 from mmpose_dp.models import fit_joints, replace_batch_norm
-from mmpose_dp.privacy import PrivacyError, PrivacyPlan, build_statement, write_statement
+from mmpose_dp.privacy import LEDGER_NAME, Budget, PrivacyError, PrivacyPlan, build_statement, write_statement
+from mmpose_dp.privacy.accounting import History
 from mmpose_dp.privacy.per_sample import LoopEngine
 
 from ..loops import PrivateTrainLoop
 from ..optim_wrappers import DPOptimWrapper
+from .resuming import check_resumed, find_start, open_ledger
 
 CHECKPOINT_KEY = (
     'privacy'  # of what a checkpoint says about its own privacy: the ledger and where the weights came from
@@ -34,6 +38,8 @@ class PrivacyBudgetHook(Hook):
         target_delta: delta.
         accountant: 'pld' (default, the tightest), 'prv' or 'rdp'.
         interval: private steps between two reports of the epsilon spent.
+        expose_private_metrics: logs losses and accuracies of private batches. They are outside the guarantee, and the
+            statement says so.
 
     Examples:
         >>> default_hooks = dict(privacy_budget=dict(type='PrivacyBudgetHook', target_epsilon=0.8, target_delta=1 / 22000))
@@ -47,7 +53,11 @@ class PrivacyBudgetHook(Hook):
         target_epsilon: float | None = None,
         accountant: str = 'pld',
         interval: int = 50,
+        expose_private_metrics: bool = False,
     ) -> None:
+        if type(interval) is not int or interval < 1:
+            raise PrivacyError(f'default_hooks.privacy_budget.interval={interval!r} must be a whole number above 0')
+        self.expose_private_metrics = expose_private_metrics
         self.target_epsilon = target_epsilon
         self.target_delta = target_delta
         self.accountant = accountant
@@ -56,6 +66,7 @@ class PrivacyBudgetHook(Hook):
         self.pretraining = 'none: random weights'
         self._steps_left = 0
         self._engine_reported = False
+        self._resumed = False
 
     # ---- before training -------------------------------------------------------------------------------------------
     def before_run(self, runner: Runner) -> None:
@@ -74,13 +85,21 @@ class PrivacyBudgetHook(Hook):
             raise PrivacyError(
                 'auto_scale_lr scales by a batch size that private training does not have: set lr itself'
             )
-        runner_model = getattr(runner.model, 'module', runner.model)
-        wrapper.prepare(runner_model)
+        for key in ('activation_checkpointing', 'efficient_conv_bn_eval', 'compile'):
+            if runner.cfg.get(key):
+                raise PrivacyError(f'{key} changes how gradients are found and cannot be used here: write {key}=None')
+        find_start(runner)
+        wrapper.prepare(getattr(runner.model, 'module', runner.model), self.expose_private_metrics)
         if isinstance(wrapper.engine, LoopEngine):
             loop.sampler.micro_batch_size = 1  # a backward a row: the loop is cheapest with one row a forward
         if loop.private_steps:
-            self.plan = self._plan(loop, wrapper)
+            wrapper.ledger = open_ledger(runner)
+            resuming = runner._resume and runner._load_from
+            prior = wrapper.ledger.prior if resuming else wrapper.ledger.history
+            self.plan = self._plan(loop, wrapper, prior)
             wrapper.attach(self.plan)
+            if self.plan.budgets:
+                self._draw_by_budget(loop)
             self._announce(runner, wrapper)
         if runner._load_from and not runner._resume:
             self.pretraining = f'weights loaded from {runner._load_from}'
@@ -90,7 +109,7 @@ class PrivacyBudgetHook(Hook):
                 'that was trained on public data.'
             )
 
-    def _plan(self, loop: PrivateTrainLoop, wrapper: DPOptimWrapper) -> PrivacyPlan:
+    def _plan(self, loop: PrivateTrainLoop, wrapper: DPOptimWrapper, prior: History) -> PrivacyPlan:
         dataset = loop.dataloader.dataset
         assert isinstance(dataset, PublicPrivateDataset)
         settings: dict[str, Any] = dict(
@@ -105,7 +124,14 @@ class PrivacyBudgetHook(Hook):
             public_view=dataset.public_description if dataset.public_view is not None else None,
             public_data=dataset.public_description if dataset.public_view is None else None,
             secret_randomness=wrapper.random.is_secret and loop.sampler.random.is_secret,
+            secure_mode=wrapper.secure_mode,
+            expose_private_metrics=self.expose_private_metrics,
+            schedule=wrapper.schedule,
+            prior=prior,
         )
+        budgets = self._budgets(dataset)
+        if budgets and wrapper.noise_multiplier is not None:
+            raise PrivacyError('with personal_epsilon the noise follows from the budgets: leave noise_multiplier out')
         if wrapper.noise_multiplier is not None:
             plan = PrivacyPlan(
                 noise_multiplier=wrapper.noise_multiplier,
@@ -115,8 +141,26 @@ class PrivacyBudgetHook(Hook):
         elif self.target_epsilon is None:
             raise PrivacyError('give PrivacyBudgetHook a target_epsilon, or DPOptimWrapper a noise_multiplier')
         else:
-            plan = PrivacyPlan.calibrate(target_epsilon=self.target_epsilon, **settings)
+            target = max((budget.epsilon for budget in budgets), default=self.target_epsilon)
+            plan = PrivacyPlan.calibrate(target_epsilon=target, budgets=budgets, **settings)
         return plan
+
+    def _budgets(self, dataset: PublicPrivateDataset) -> tuple[Budget, ...]:
+        """The personal budgets, smallest first; none where nobody has one."""
+        if not any(dataset.personal_epsilons):
+            return ()
+        own = [self.target_epsilon if own is None else own for own in dataset.personal_epsilons]
+        if None in own:
+            raise PrivacyError(
+                'some records have no personal_epsilon: give PrivacyBudgetHook a target_epsilon for them'
+            )
+        return tuple(Budget(float(epsilon), count) for epsilon, count in sorted(Counter(own).items()))
+
+    def _draw_by_budget(self, loop: PrivateTrainLoop) -> None:
+        assert self.plan is not None
+        rate = {budget.epsilon: budget.sample_rate for budget in self.plan.budgets}
+        own = loop.dataloader.dataset.personal_epsilons
+        loop.sampler.set_rates([rate[self.target_epsilon if epsilon is None else epsilon] for epsilon in own])
 
     def _announce(self, runner: Runner, wrapper: DPOptimWrapper) -> None:
         plan = self.plan
@@ -125,7 +169,7 @@ class PrivacyBudgetHook(Hook):
         runner.logger.info(
             f'Private training ({plan.method}): epsilon {plan.target_epsilon}, delta {plan.target_delta:.3g}, '
             f'noise_multiplier {plan.noise_multiplier:.4f}, max_grad_norm {plan.max_grad_norm}, sample_rate '
-            f'{plan.sample_rate}, {plan.steps} steps, accountant {plan.accountant}; '
+            f'{plan.event.sample_rate}, {plan.steps} steps, accountant {plan.accountant}; '
             f'{sum(p.numel() for p in wrapper.params):,} of {count:,} parameters are trained.'
         )
         if plan.is_feature_dp:
@@ -133,13 +177,29 @@ class PrivacyBudgetHook(Hook):
                 'FEATURE DP: the guarantee covers what the public view removes. The view itself '
                 f'({plan.public_view}), keypoint labels, boxes and membership are treated as public.'
             )
+        if plan.prior:
+            spent = wrapper.ledger.epsilon(plan.target_delta, plan.accountant)
+            runner.logger.warning(
+                f'Earlier trainings in {runner.work_dir} have spent epsilon {spent:.3f} of the budget.'
+            )
         for warning in plan.warnings:
             runner.logger.warning(warning)
 
     def before_train(self, runner: Runner) -> None:
         """How many steps the budget still allows, after a checkpoint's ledger has been taken over."""
-        if self.plan is not None:
-            self._steps_left = self.plan.allowed_steps(runner.optim_wrapper.ledger)
+        if self.plan is None:
+            return
+        ledger = runner.optim_wrapper.ledger
+        if is_main_process():
+            ledger.keep_at(Path(runner.work_dir) / LEDGER_NAME)
+        if not self._resumed:
+            ledger.begin_run(
+                method=self.plan.method,
+                privacy_unit=self.plan.privacy_unit,
+                num_records=self.plan.num_records,
+                secret_randomness=self.plan.secret_randomness,
+            )
+        self._steps_left = self.plan.allowed_steps(ledger)
 
     # ---- during training -------------------------------------------------------------------------------------------
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: dict | None = None) -> None:
@@ -184,8 +244,13 @@ class PrivacyBudgetHook(Hook):
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """The ledger goes with every checkpoint, whether or not the optimizer is saved."""
         if isinstance(runner.optim_wrapper, DPOptimWrapper):
-            ledger = runner.optim_wrapper.ledger.state_dict()
-            checkpoint[CHECKPOINT_KEY] = dict(ledger=ledger, pretraining=self.pretraining)
+            ledger = runner.optim_wrapper.ledger
+            private = self.plan is None or self.plan.is_private and ledger.is_secret
+            checkpoint[CHECKPOINT_KEY] = dict(
+                ledger=ledger.state_dict(),
+                pretraining=self.pretraining,
+                marking='' if private else 'NOT PRIVATE: a debug seed or no noise',
+            )
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Takes the ledger over on resume; a checkpoint without one may be loaded, not resumed."""
@@ -194,13 +259,10 @@ class PrivacyBudgetHook(Hook):
         if not runner._resume:
             _fit(runner, checkpoint)
             return
-        if CHECKPOINT_KEY not in checkpoint:
-            raise PrivacyError(
-                'the checkpoint to resume from has no privacy ledger, so what it has spent is unknown. To start a new '
-                'private training from its weights, use load_from without resume'
-            )
-        runner.optim_wrapper.ledger.load_state_dict(checkpoint[CHECKPOINT_KEY].get('ledger'))
-        self.pretraining = checkpoint[CHECKPOINT_KEY].get('pretraining', 'not known')
+        self._resumed = True
+        if self.plan is not None:
+            check_resumed(checkpoint, runner.optim_wrapper.ledger, CHECKPOINT_KEY)
+            self.pretraining = checkpoint[CHECKPOINT_KEY].get('pretraining', 'not known')
 
 
 def _fit(runner: Runner, checkpoint: dict) -> None:

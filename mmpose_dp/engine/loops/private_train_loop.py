@@ -39,6 +39,10 @@ class PrivateTrainLoop(EpochBasedTrainLoop):
         val_begin: int = 1,
         val_interval: int = 1,
     ) -> None:
+        if {type(max_epochs), type(public_epochs)} != {int} or not 0 <= public_epochs <= max_epochs:
+            raise PrivacyError(
+                f'train_cfg.public_epochs={public_epochs!r} must be a whole number between 0 and max_epochs={max_epochs!r}'
+            )
         if isinstance(dataloader, dict):
             dataloader = {**dataloader, 'collate_fn': dict(type='collate_rows')}
         super().__init__(runner, dataloader, max_epochs, val_begin, val_interval)
@@ -47,10 +51,6 @@ class PrivateTrainLoop(EpochBasedTrainLoop):
             raise PrivacyError(
                 'train_dataloader.batch_sampler must be dict(type="PoissonBatchSampler", expected_batch_size=...): the '
                 'accountant relies on its draw'
-            )
-        if not 0 <= public_epochs <= max_epochs:
-            raise PrivacyError(
-                f'train_cfg.public_epochs={public_epochs} must lie between 0 and max_epochs={max_epochs}'
             )
         if public_epochs and not sampler.public_batch_size:
             raise PrivacyError(
@@ -99,6 +99,5 @@ class PrivateTrainLoop(EpochBasedTrainLoop):
         elif micro.is_last:
             wrapper.finish_step()
         if micro.is_last:
-            released = {} if wrapper.released_loss is None else {'loss_public': wrapper.released_loss}
-            self.runner.call_hook('after_train_iter', batch_idx=index, data_batch=None, outputs=released)
+            self.runner.call_hook('after_train_iter', batch_idx=index, data_batch=None, outputs=wrapper.released)
             self._iter += 1

@@ -24,11 +24,15 @@ from mmpose_dp.privacy import (
     PrivacyPlan,
     Projector,
     RandomSource,
+    RowGradients,
     Rows,
+    Schedule,
     build_engine,
     clipped_coordinates,
     clipped_sum,
 )
+
+from .settings import check_settings, from_settings, head_message
 
 
 @OPTIM_WRAPPERS.register_module()
@@ -47,7 +51,11 @@ class DPOptimWrapper(OptimWrapper):
         projector: None, or the arguments of :class:`mmpose_dp.privacy.Projector`.
         public_weight: w, the weight of the public gradient. 0 ignores public rows.
         engine: 'auto', 'rules' or 'loop' (see mmpose_dp.privacy.per_sample).
-        amp_dtype: None, or 'bfloat16' to run the forward in mixed precision; norms and sums stay in float32.
+        schedule: None, or the arguments of :class:`mmpose_dp.privacy.Schedule`: how sigma and C go on from the values above.
+        amp_dtype: None, 'bfloat16' or 'float16' to run the forward in mixed precision; norms and sums stay in float32.
+        loss_scale: what the losses are multiplied by against underflow, a fixed number (1024 with 'float16'). A record
+            that overflows contributes nothing; a step whose noised update is not finite is skipped, and counted.
+        secure_mode: noise hardened against attacks on floating-point numbers (:class:`mmpose_dp.privacy.RandomSource`).
         debug_seed: for tests only; the run is then NOT PRIVATE.
 
     Examples:
@@ -65,35 +73,34 @@ class DPOptimWrapper(OptimWrapper):
         projector: dict | Projector | None = None,
         public_weight: float = 0.0,
         engine: str = 'auto',
+        schedule: dict | Schedule | None = None,
         amp_dtype: str | None = None,
+        loss_scale: float | None = None,
+        secure_mode: bool = False,
         debug_seed: int | None = None,
         **plain_settings: Any,
     ) -> None:
-        for key, value in plain_settings.items():
-            if key not in ('clip_grad', 'accumulative_counts', 'loss_scale'):
-                raise TypeError(f'DPOptimWrapper got an unknown argument {key!r}')
-            if value not in (None, 1):
-                raise PrivacyError(
-                    f'optim_wrapper.{key}={value!r} cannot be kept in private training: clipping is per record '
-                    f'(max_grad_norm), large batches come from expected_batch_size. Write {key}=None'
-                )
-        if not max_grad_norm > 0:
-            raise PrivacyError(f'optim_wrapper.max_grad_norm={max_grad_norm!r} must be above 0')
-        if noise_multiplier is not None and not noise_multiplier >= 0:
-            raise PrivacyError(f'optim_wrapper.noise_multiplier={noise_multiplier!r} must be 0 or above')
-        if public_weight < 0:
-            raise PrivacyError(f'optim_wrapper.public_weight={public_weight!r} must be 0 or above')
-        if amp_dtype not in (None, 'bfloat16'):
-            raise PrivacyError(f"optim_wrapper.amp_dtype={amp_dtype!r} is unknown; write 'bfloat16' or None")
+        check_settings(
+            plain_settings,
+            max_grad_norm=max_grad_norm,
+            noise_multiplier=noise_multiplier,
+            expected_batch_size=expected_batch_size,
+            public_weight=public_weight,
+            amp_dtype=amp_dtype,
+            loss_scale=loss_scale,
+        )
         super().__init__(optimizer)
         self.max_grad_norm = float(max_grad_norm)
         self.noise_multiplier = noise_multiplier
         self.expected_batch_size = expected_batch_size
-        self.projector = Projector(**projector) if isinstance(projector, dict) else projector
+        self.projector = from_settings(Projector, projector, 'projector')
+        self.schedule = from_settings(Schedule, schedule, 'schedule') or Schedule()
         self.public_weight = public_weight
         self.engine_kind = engine
-        self.amp_dtype = None if amp_dtype is None else torch.bfloat16
-        self.random = RandomSource(debug_seed)
+        self.amp_dtype = None if amp_dtype is None else getattr(torch, amp_dtype)
+        self.loss_scale = loss_scale or (1024.0 if amp_dtype == 'float16' else 1.0)
+        self.random = RandomSource(debug_seed, secure_mode)
+        self.secure_mode = secure_mode
         self.ledger = Ledger()
         self.plan: PrivacyPlan | None = None
         self.params = [p for group in optimizer.param_groups for p in group['params'] if p.requires_grad]
@@ -101,13 +108,15 @@ class DPOptimWrapper(OptimWrapper):
         # set by PrivateTrainLoop: more micro-batches of this logical batch follow / a step on public rows alone
         self.accumulating = False
         self.public_only = False
+        self.expose_private_metrics = False
+        self.released: dict[str, float] = {}  # what may be logged of the last step
         self._reset()
 
     def _reset(self) -> None:
         self._private_sum: list[Tensor] | None = None  # tensors by parameter, or [coordinates]
         self._public_sum: list[Tensor] | None = None
         self._public_rows = 0
-        self._public_loss = 0.0
+        self._seen: dict[str, list[Tensor]] = {}  # what may be logged of this step, by row
 
     def attach(self, plan: PrivacyPlan) -> None:
         """Takes sigma and B from the plan. Raises PrivacyError where the wrapper was given others."""
@@ -120,13 +129,24 @@ class DPOptimWrapper(OptimWrapper):
             setattr(self, name, planned)
         self.plan = plan
 
+    def _now(self) -> tuple[float | None, float]:
+        """sigma and C of the step at hand."""
+        if self.plan is None:
+            return self.noise_multiplier, self.max_grad_norm
+        step = self.ledger.run_steps
+        return self.plan.event_at(step).noise_multiplier, self.plan.max_grad_norm_at(step)
+
     # ---- the model -------------------------------------------------------------------------------------------------
-    def prepare(self, model: nn.Module) -> None:
-        """Finds the private head and builds the per-sample engine. Raises PrivacyError on a model it cannot serve."""
+    def prepare(self, model: nn.Module, expose_private_metrics: bool = False) -> None:
+        """Finds the private head and builds the per-sample engine. Raises PrivacyError on a model it cannot serve.
+
+        With ``expose_private_metrics`` losses and accuracies of private rows are released too, outside the guarantee.
+        """
         heads = [m for m in model.modules() if isinstance(m, FeatureMaskingHead)]
         if len(heads) != 1:
-            raise PrivacyError(_head_message(model, len(heads)))
+            raise PrivacyError(head_message(model, len(heads)))
         self._head = heads[0]
+        self._head.compute_acc = self.expose_private_metrics = expose_private_metrics
         self._norms = [(n, m) for n, m in model.named_modules() if has_batch_statistics(m)]
         self._refuse_batch_statistics()
         if getattr(getattr(model, 'data_preprocessor', None), 'batch_augments', None):
@@ -171,26 +191,36 @@ class DPOptimWrapper(OptimWrapper):
         assert self._model is not None
         with self.optim_context(self._model):
             self._model(**self._model.data_preprocessor(batch, True), mode='loss')
-        losses, rows = self._head.record_losses, self._head.rows
-        self._head.record_losses = self._head.rows = None
-        if losses is None or rows is None or rows.num_records:
+        losses, rows = self._taken()
+        if rows.num_records:
             raise PrivacyError('a private record was offered as public')
-        return self.engine.backward(losses.float()).per_row(torch.arange(len(losses), device=losses.device))
+        return self._backward(losses).per_row(torch.arange(len(losses), device=losses.device))
 
-    # ---- the step --------------------------------------------------------------------------------------------------
-    def update_params(self, loss: Tensor, step_kwargs: dict | None = None, zero_kwargs: dict | None = None) -> None:
-        """Adds one micro-batch to the logical batch and, unless ``accumulating``, ends the logical step."""
+    def _taken(self) -> tuple[Tensor, Rows]:
+        """The losses and rows of the last forward, which the head then forgets."""
         losses, rows = self._head.record_losses, self._head.rows
         self._head.record_losses = self._head.rows = None
         if losses is None or rows is None:
             raise PrivacyError('update_params was called without a training forward of the private head before it')
+        return losses, rows
+
+    def _backward(self, losses: Tensor) -> RowGradients:
+        gradients = self.engine.backward(losses.float() * self.loss_scale)
+        gradients.scale = self.loss_scale
+        return gradients
+
+    # ---- the step --------------------------------------------------------------------------------------------------
+    def update_params(self, loss: Tensor, step_kwargs: dict | None = None, zero_kwargs: dict | None = None) -> None:
+        """Adds one micro-batch to the logical batch and, unless ``accumulating``, ends the logical step."""
+        losses, rows = self._taken()
         if not torch.isclose(loss.detach().float(), losses.detach().float().mean(), rtol=1e-2, equal_nan=True):
             raise PrivacyError('the model adds a loss that is not made by its private head, one number a record')
         if not self._buffers_checked:
             self._refuse_changed_buffers()
-        gradients = self.engine.backward(losses.float())
+        gradients = self._backward(losses)
         self._add_private(gradients, rows)
-        self._add_public(gradients, rows, losses.detach())
+        self._add_public(gradients, rows)
+        self._note_metrics(losses.detach(), rows)
         if not self.accumulating:
             self.finish_step(step_kwargs, zero_kwargs)
 
@@ -202,24 +232,32 @@ class DPOptimWrapper(OptimWrapper):
                 raise PrivacyError(f'the training forward changed the buffer {name}: it would leak the private batch')
         self._buffers_checked, self._buffers = True, {}
 
-    def _add_private(self, gradients: Any, rows: Rows) -> None:
+    def _add_private(self, gradients: RowGradients, rows: Rows) -> None:
         if not rows.num_records:
             return
         if self.public_only:
             raise PrivacyError('a private record was drawn in a step on public rows alone')
+        max_grad_norm = self._now()[1]
         if self._in_coordinates:
-            part = [clipped_coordinates(gradients, rows, self.max_grad_norm, self.projector)]
+            part = [clipped_coordinates(gradients, rows, max_grad_norm, self.projector)]
         else:
-            part = clipped_sum(gradients, rows, self.max_grad_norm)
+            part = clipped_sum(gradients, rows, max_grad_norm)
         self._private_sum = _added(self._private_sum, part)
 
-    def _add_public(self, gradients: Any, rows: Rows, losses: Tensor) -> None:
-        public = (rows.records < 0).to(losses.device)
+    def _add_public(self, gradients: RowGradients, rows: Rows) -> None:
+        public = (rows.records < 0).to(gradients.device)
         if not public.any() or not (self.public_weight or self.public_only):
             return
         self._public_sum = _added(self._public_sum, gradients.weighted_sum(public.float()))
         self._public_rows += int(public.sum())
-        self._public_loss += float(losses[public].sum())
+
+    def _note_metrics(self, losses: Tensor, rows: Rows) -> None:
+        """Keeps what may be logged: losses of public rows, and all of private rows where expose_private_metrics says so."""
+        public = (rows.records < 0).to(losses.device)
+        self._seen.setdefault('loss_public', []).append(losses[public])
+        if self.expose_private_metrics:
+            for name, values in {'loss': losses, **self._head.record_accuracies}.items():
+                self._seen.setdefault(f'{name}_private', []).append(values.to(public.device)[~public])
 
     @property
     def _in_coordinates(self) -> bool:
@@ -230,23 +268,27 @@ class DPOptimWrapper(OptimWrapper):
         if self.public_only:
             update, weight = [torch.zeros_like(p, dtype=torch.float32) for p in self.params], 1.0
         else:
+            sigma, max_grad_norm = self._now()
             # counted before its result can be released: a crash from here on over-counts, never under-counts
             if self.plan is not None:
-                self.ledger.count(self.plan.event)
-            update, weight = self._private_gradient(), self.public_weight
+                self.ledger.count(self.plan.event_at(self.ledger.run_steps))
+            update, weight = self._private_gradient(sigma, max_grad_norm), self.public_weight
         for gradient, public in zip(update, self._public_mean() if weight else []):
             gradient += weight * public
         for param, gradient in zip(self.params, update):
             param.grad = gradient.to(param.dtype)
-        self.step(**(step_kwargs or {}))
+        # an overflow is skipped as in AmpOptimWrapper. The noised update alone decides: a private row must not
+        if all(bool(gradient.isfinite().all()) for gradient in update):
+            self.step(**(step_kwargs or {}))
         self.zero_grad(**(zero_kwargs or {}))
         self._inner_count += 1
-        self.released_loss = self._public_loss / self._public_rows if self._public_rows else None
+        joined = {name: torch.cat(values) for name, values in self._seen.items()}
+        self.released = {name: float(values.mean()) for name, values in joined.items() if len(values)}
         self._reset()
 
-    def _private_gradient(self) -> list[Tensor]:
+    def _private_gradient(self, sigma: float | None, max_grad_norm: float) -> list[Tensor]:
         """(sum of clipped gradients + noise) / B, one float32 tensor a parameter."""
-        if self.noise_multiplier is None or self.expected_batch_size is None:
+        if sigma is None or self.expected_batch_size is None:
             raise PrivacyError(
                 'noise_multiplier or expected_batch_size is not set: add PrivacyBudgetHook to default_hooks, which '
                 'calibrates them, or give both to DPOptimWrapper'
@@ -256,7 +298,7 @@ class DPOptimWrapper(OptimWrapper):
             like = [torch.zeros(self.projector.rank)] if self._in_coordinates else self.params
             total = [torch.zeros_like(x, dtype=torch.float32, device=self.params[0].device) for x in like]
         if get_rank() == 0:  # the ranks' sums are added, so the noise enters the total exactly once
-            scale = self.noise_multiplier * self.max_grad_norm
+            scale = sigma * max_grad_norm
             for x in total if scale else []:
                 x += scale * self.random.gaussian(x.numel()).view(x.shape).to(x.device)
         for x in total:
@@ -276,13 +318,3 @@ class DPOptimWrapper(OptimWrapper):
 
 def _added(total: list[Tensor] | None, part: list[Tensor]) -> list[Tensor]:
     return part if total is None else [x.add_(y) for x, y in zip(total, part)]
-
-
-def _head_message(model: nn.Module, found: int) -> str:
-    if found > 1:
-        return f'the model has {found} private heads; exactly one is supported'
-    head = type(getattr(model, 'head', None)).__name__
-    known = sorted(cls.__name__ for cls in FeatureMaskingHead.__subclasses__())
-    twin = f'Private{head}'
-    hint = f"write model.head.type='{twin}'" if twin in known else f'private heads exist for: {", ".join(known)}'
-    return f'model.head is {head}, which has no per-record losses: {hint}'

@@ -35,12 +35,16 @@ class FeatureMaskingHead:
     Attributes:
         rows: what each row of the last batch was (``mmpose_dp.privacy.Rows``).
         record_losses: (rows,) the total loss of each row of the last batch, with its graph.
+        compute_acc: whether to keep each row's accuracies too; off, since nobody may see them (expose_private_metrics).
+        record_accuracies: then, (rows,) by name.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.rows: Rows | None = None
         self.record_losses: Tensor | None = None
+        self.compute_acc = False
+        self.record_accuracies: dict[str, Tensor] = {}
         self._outputs: Any = None
 
     def forward(self, feats: Any) -> Any:
@@ -53,12 +57,12 @@ class FeatureMaskingHead:
         return [module for name, module in named if 'loss' in name.rpartition('.')[2]]
 
     def loss(self, feats: Any, batch_data_samples: list, train_cfg: dict | None = None) -> dict:
-        """The parent's losses, each of shape (rows,); accuracies of the batch are left out.
+        """The parent's losses, each of shape (rows,); accuracies are left out.
 
         A data sample whose metainfo holds ``dp_record=None`` is a public row; rows of equal ``dp_record`` are one
         record; without the field every row is a record of its own.
         """
-        outputs, config = self.forward(feats), dict(train_cfg or {}, compute_acc=False)
+        outputs, config = self.forward(feats), dict(train_cfg or {}, compute_acc=self.compute_acc)
         each = []
         try:
             for row, sample in enumerate(batch_data_samples):
@@ -67,6 +71,8 @@ class FeatureMaskingHead:
         finally:
             self._outputs = None
         losses = {name: torch.stack([one[name].reshape(()) for one in each]) for name in each[0] if 'loss' in name}
+        other = [name for name in each[0] if name not in losses]
+        self.record_accuracies = {name: torch.stack([one[name].reshape(()) for one in each]) for name in other}
         keys = [sample.metainfo.get('dp_record', -1 - i) for i, sample in enumerate(batch_data_samples)]
         self.rows = Rows.from_keys(keys)
         self.record_losses = torch.stack(list(losses.values())).sum(0)

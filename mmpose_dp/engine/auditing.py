@@ -1,0 +1,156 @@
+"""A training whose private records are canaries, and an attacker who sees all that it releases or calls public.
+
+The attacker knows every noised gradient, the basis, which public views were drawn when, and each canary's gradient. Under
+Feature DP a canary that is left out stays in the public half: in and out differ in what the view removes and in nothing else.
+Must not be used for a training whose weights are wanted.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
+from mmpose.registry import HOOKS, OPTIM_WRAPPERS
+from torch import Tensor
+
+from mmpose_dp.privacy import PrivacyError, RowGradients, Rows
+from mmpose_dp.privacy.auditing import AuditResult, Canaries, audit
+from mmpose_dp.privacy.row_gradients import StackBlock
+
+from .optim_wrappers import DPOptimWrapper
+
+_LOUD = 1e3  # the norm of a canary's gradient in units of C: far beyond what clipping lets through
+
+
+@OPTIM_WRAPPERS.register_module()
+class AuditedOptimWrapper(DPOptimWrapper):
+    """DPOptimWrapper in which a canary's private gradient is its own direction, and releases are written down.
+
+    Attributes:
+        canaries: the directions.
+        canary_of: record -> canary.
+        releases: (components of the private gradient, the same of the basis or None, C, sigma) of each step.
+    """
+
+    def plant(self, canary_of: dict[int, int]) -> None:
+        """Makes records into canaries."""
+        self.canary_of = canary_of
+        self.canaries = Canaries(self.params, len(canary_of), torch.Generator().manual_seed(0))
+        self.releases: list[tuple[np.ndarray, np.ndarray | None, float, float]] = []
+
+    def canary_gradient(self, record: int) -> list[Tensor]:
+        """What one canary adds to the sum before clipping, one tensor a parameter."""
+        return [_LOUD * self.max_grad_norm * x for x in self.canaries.direction(self.canary_of[record])]
+
+    def _add_private(self, gradients: RowGradients, rows: Rows) -> None:
+        """The real gradients with those of canaries exchanged; the first row of a record carries it."""
+        real = gradients.per_row(torch.arange(gradients.num_rows))
+        for local, key in enumerate(rows.keys):
+            if key not in self.canary_of:
+                continue
+            mine = (rows.records == local).nonzero().flatten()
+            for stack, loud in zip(real, self.canary_gradient(key)):
+                stack[mine] = 0.0
+                stack[mine[0]] = loud
+        blocks = [StackBlock([i], stack) for i, stack in enumerate(real)]
+        super()._add_private(RowGradients(self.params, blocks, gradients.num_rows), rows)
+
+    def _private_gradient(self, sigma: float | None, max_grad_norm: float) -> list[Tensor]:
+        """The mechanism's release, seen by the attacker."""
+        released = super()._private_gradient(sigma, max_grad_norm)
+        seen = self.canaries.components(released) * self.expected_batch_size / max_grad_norm
+        basis = None
+        if self.projector is not None:  # |V^T a| of each canary's direction a
+            parts = [self.canaries.components([b[k] for b in self.projector.basis]) for k in range(self.projector.rank)]
+            basis = np.sqrt(np.square(parts).sum(0))
+        self.releases.append((seen, basis, max_grad_norm, float(sigma or 0.0)))
+        return released
+
+
+@HOOKS.register_module()
+class AuditHook(Hook):
+    """Flips the coins, leaves out who loses, watches the draws of public views, and attacks at the end.
+
+    Args:
+        num_canaries: records made into canaries; None: all.
+        confidence: of the lower bounds.
+
+    Attributes:
+        result: the AuditResult, after training.
+        claim: epsilon as the ledger has it.
+    """
+
+    priority = 'LOW'  # after PrivacyBudgetHook has planned
+
+    def __init__(self, num_canaries: int | None = None, confidence: float = 0.95) -> None:
+        self.num_canaries = num_canaries
+        self.confidence = confidence
+        self.result: AuditResult | None = None
+        self.claim = float('nan')
+
+    def before_train(self, runner: Runner) -> None:
+        """Plants the canaries."""
+        wrapper, sampler = runner.optim_wrapper, runner.train_dataloader.batch_sampler
+        dataset = runner.train_dataloader.dataset
+        if not isinstance(wrapper, AuditedOptimWrapper) or wrapper.plan is None:
+            raise PrivacyError("an audit needs optim_wrapper.type='AuditedOptimWrapper' and private steps")
+        count = self.num_canaries or dataset.num_records
+        if count > dataset.num_records:
+            raise PrivacyError(f'{count} canaries were asked for and there are {dataset.num_records} private records')
+        chosen = sampler.random.choice(dataset.num_records, count)
+        wrapper.plant({int(record): canary for canary, record in enumerate(chosen)})
+        self.members = np.asarray(sampler.random.uint64(count) % 2, dtype=bool)
+        sampler.leave_out({int(record) for record in chosen[~self.members]})
+        self.chosen, self._views, self._drawn = chosen, [], set()
+        self._watch(sampler, dataset)
+
+    def _watch(self, sampler: Any, dataset: Any) -> None:
+        """Which records' public views a step uses is public, so the attacker may know it."""
+        draw, first = sampler.draw, len(dataset.private)
+
+        def watched() -> list[list[int]]:
+            records = draw()
+            rows = {row - first for record in records for row in record if row >= first}
+            self._drawn = {r for r in map(int, self.chosen) if rows.intersection(dataset.rows_of(r))} if rows else set()
+            return records
+
+        sampler.draw = watched
+
+    def after_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: dict | None = None, outputs: Any = None
+    ) -> None:
+        """Keeps who was seen in the public draw of this step."""
+        if not runner.optim_wrapper.public_only:
+            self._views.append(np.array([int(record) in self._drawn for record in self.chosen]))
+
+    def after_train(self, runner: Runner) -> None:
+        """Attacks."""
+        wrapper = runner.optim_wrapper
+        plan = wrapper.plan
+        self.claim = wrapper.ledger.epsilon(plan.target_delta, plan.accountant)
+        scores = _scores(wrapper, np.array(self._views), float(plan.sample_rate))
+        self.result = audit(scores, self.members, plan.target_delta, self.confidence)
+
+
+def _scores(wrapper: AuditedOptimWrapper, views: np.ndarray, rate: float) -> dict[str, np.ndarray]:
+    """By attack, how much each canary looks like a member.
+
+    - likelihood: log of how much likelier the releases are with it than without, under the claimed sigma and rate;
+    - with its view: the same over the steps that drew its public view, as if it had been drawn with it;
+    - basis: how much of its gradient the basis holds.
+    """
+    count = wrapper.canaries.count
+    found = {'likelihood': np.zeros(count), 'with its view': np.zeros(count), 'basis': np.zeros(count)}
+    then_projected = wrapper.projector is not None and wrapper.projector.order == 'noise-then-project'
+    for (seen, basis, _, sigma), viewed in zip(wrapper.releases, views):
+        share = np.ones(count) if basis is None else np.maximum(basis, 1e-6)
+        signal, deviation = seen / (share**2 if then_projected else share), max(sigma, 1e-2)
+        if then_projected:
+            deviation = deviation / share
+        evidence = (signal - 0.5) / np.square(deviation)
+        drawn = np.log(rate) + evidence
+        found['likelihood'] += drawn if rate == 1 else np.logaddexp(np.log1p(-rate), drawn)
+        found['with its view'] += np.where(viewed, evidence, 0.0)
+        found['basis'] += 0.0 if basis is None else np.square(basis)
+    return {name: score for name, score in found.items() if np.ptp(score) > 0}

@@ -1,0 +1,56 @@
+"""What DPOptimWrapper may be told, and how it says no. Must not train anything."""
+
+from typing import Any
+
+from torch import nn
+
+from mmpose_dp.models import FeatureMaskingHead
+from mmpose_dp.privacy import PrivacyError
+from mmpose_dp.privacy.schedule import is_number
+
+
+def check_settings(plain_settings: dict, **own: Any) -> None:
+    """Raises PrivacyError, naming the key of ``optim_wrapper``, for a value that cannot be."""
+    for key, value in plain_settings.items():
+        if key not in ('clip_grad', 'accumulative_counts'):
+            raise PrivacyError(f'optim_wrapper.{key} is unknown to DPOptimWrapper: take it out')
+        if value not in (None, 1):
+            raise PrivacyError(
+                f'optim_wrapper.{key}={value!r} cannot be kept in private training: clipping is per record '
+                f'(max_grad_norm), large batches come from expected_batch_size. Write {key}=None'
+            )
+    wanted = {
+        'max_grad_norm': (lambda x: is_number(x) and x > 0, 'a number above 0'),
+        'noise_multiplier': (lambda x: x is None or is_number(x) and x >= 0, 'a number, 0 or above, or None'),
+        'expected_batch_size': (lambda x: x is None or type(x) is int and x > 0, 'a whole number above 0, or None'),
+        'public_weight': (lambda x: is_number(x) and x >= 0, 'a number, 0 or above'),
+        'amp_dtype': (lambda x: x in (None, 'bfloat16', 'float16'), "'bfloat16', 'float16' or None"),
+        'loss_scale': (
+            lambda x: x is None or is_number(x) and x > 0,
+            'a fixed number above 0: a dynamic scale would follow the private gradients and tell of them',
+        ),
+    }
+    for key, (fits, what) in wanted.items():
+        if not fits(own[key]):
+            raise PrivacyError(f'optim_wrapper.{key}={own[key]!r} must be {what}')
+
+
+def from_settings(kind: type, value: Any, key: str) -> Any:
+    """An object from the arguments in ``optim_wrapper.<key>``, or as it was given, or None."""
+    if value is None or isinstance(value, kind):
+        return value
+    try:
+        return kind(**value)
+    except TypeError as error:
+        raise PrivacyError(f'optim_wrapper.{key}={value!r} does not fit: {error}') from error
+
+
+def head_message(model: nn.Module, found: int) -> str:
+    """Why there is not one private head, and what to write."""
+    if found > 1:
+        return f'the model has {found} private heads; exactly one is supported'
+    head = type(getattr(model, 'head', None)).__name__
+    known = sorted(cls.__name__ for cls in FeatureMaskingHead.__subclasses__())
+    twin = f'Private{head}'
+    hint = f"write model.head.type='{twin}'" if twin in known else f'private heads exist for: {", ".join(known)}'
+    return f'model.head is {head}, which has no per-record losses: {hint}'

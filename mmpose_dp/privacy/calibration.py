@@ -1,0 +1,182 @@
+"""The noise, the sampling rates and the number of steps that a budget allows.
+
+Every answer is on the safe side: noise is rounded up, rates and steps are rounded down. Must not compute an epsilon itself.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from fractions import Fraction
+
+from .accounting import History, StepEvent, epsilon
+from .errors import PrivacyError
+
+_SIGMAS = (1e-2, 1e4)  # where calibration looks
+_PRECISION = 1e-4  # relative, of a calibrated noise multiplier
+_PERSONAL_PRECISION = 1e-2  # the same where every try is a search by itself; the rates are exact all the same
+_ALL_BUT_SPENT = 0.99  # of the budget: what a whole training leaves over is no budget for another
+_RATE_BITS = 32  # a calibrated sampling rate is a whole multiple of 2**-32
+
+Factors = Sequence[tuple[float, int]]  # of a schedule: (noise in units of the first step's, steps)
+
+
+def calibrate_noise_multiplier(
+    target_epsilon: float,
+    target_delta: float,
+    sample_rate: Fraction,
+    steps: int,
+    accountant: str = 'pld',
+    history: History = (),
+    factors: Factors = (),
+) -> float:
+    """The smallest noise multiplier that keeps ``history`` and ``steps`` more within the budget.
+
+    With a schedule it is that of the first step; ``factors`` then say how the noise goes on over the ``steps``. Rounded up,
+    by a relative 1e-4 at most: epsilon of the result is at most ``target_epsilon``. Raises PrivacyError where no noise is
+    enough.
+    """
+    if not 0 < target_epsilon < math.inf:
+        raise PrivacyError(f'target_epsilon={target_epsilon!r} must be a number above 0')
+    if type(steps) is not int or steps < 1:
+        raise PrivacyError(f'steps={steps!r} must be a whole number above 0')
+    spent = epsilon(history, target_delta, accountant)
+    if spent >= _ALL_BUT_SPENT * target_epsilon:
+        raise PrivacyError(
+            f'target_epsilon={target_epsilon} is already spent: the steps in the ledger cost {spent:.4g}. Raise '
+            'target_epsilon; or, if earlier trainings on this data need not count, give another work_dir'
+        )
+    factors = factors or ((1.0, steps),)
+
+    def fits(kind: str) -> Callable[[float], bool]:
+        def within(sigma: float) -> bool:
+            taken = [*history, *planned(sigma, sample_rate, factors)]
+            return epsilon(taken, target_delta, kind) <= target_epsilon
+
+        return within
+
+    if accountant == 'rdp':
+        sigma = _smallest(fits('rdp'), 1.0, 2.0, _PRECISION)
+    else:
+        sigma = _smallest(fits('rdp'), 1.0, 2.0, 0.1)  # cheap; the others lie a little below
+        sigma = _smallest(fits(accountant), *((1.0, 2.0) if sigma is None else (sigma, 1.1)), _PRECISION)
+    if sigma is None:
+        tighter = '' if accountant == 'pld' else ", or write accountant='pld'"
+        raise PrivacyError(
+            f'target_epsilon={target_epsilon} at delta {target_delta:.3g} cannot be met in {steps} '
+            f'steps of sample_rate {sample_rate}: raise target_epsilon, or lower max_epochs or '
+            f'expected_batch_size{tighter}'
+        )
+    return sigma
+
+
+def calibrate_sample_rates(
+    budgets: Sequence[tuple[float, int]],
+    target_delta: float,
+    expected_batch_size: int,
+    steps: int,
+    accountant: str = 'pld',
+    history: History = (),
+    factors: Factors = (),
+) -> tuple[float, tuple[Fraction, ...]]:
+    """One noise multiplier for all, and for each budget the rate at which its records may be drawn.
+
+    Args:
+        budgets: (epsilon, number of records) of each group, smallest epsilon first.
+        expected_batch_size: B; the rates times the numbers of records add up to it.
+
+    Every group keeps within its own epsilon. Raises PrivacyError where no noise is enough. Source: Boenisch et al. 2023
+    (individualized DP-SGD, "Sample").
+    """
+    factors = factors or ((1.0, steps),)
+
+    def rates_at(sigma: float, kind: str) -> list[Fraction]:
+        return [
+            _highest_rate(target, target_delta, sigma, kind, [(e.of_group(g), n) for e, n in history], factors)
+            for g, (target, _) in enumerate(budgets)
+        ]
+
+    def enough(kind: str) -> Callable[[float], bool]:
+        def drawn(sigma: float) -> bool:
+            rates = rates_at(sigma, kind)
+            return sum(q * n for q, (_, n) in zip(rates, budgets)) >= expected_batch_size
+
+        return drawn
+
+    sigma = _smallest(enough('rdp'), 1.0, 2.0, _PERSONAL_PRECISION)
+    if sigma is not None and accountant != 'rdp':
+        sigma = _smallest(enough(accountant), sigma, 1.05, _PERSONAL_PRECISION)
+    if sigma is None:
+        raise PrivacyError(
+            f'the personal budgets {[target for target, _ in budgets]} cannot be met in {steps} steps of '
+            f'expected_batch_size {expected_batch_size}: raise them, or lower max_epochs or expected_batch_size'
+        )
+    rates = rates_at(sigma, accountant)
+    if not all(rates):
+        raise PrivacyError(f'a personal budget of {budgets[0][0]} is too small to be drawn at all: raise it')
+    drawn = sum((q * n for q, (_, n) in zip(rates, budgets)), Fraction(0))
+    shrink = expected_batch_size / drawn  # at most 1, exact
+    return sigma, tuple(q * shrink for q in rates)
+
+
+def _highest_rate(
+    target: float, delta: float, sigma: float, accountant: str, history: History, factors: Factors
+) -> Fraction:
+    """The highest sampling rate that keeps the budget, rounded down by one percent; 0 where none does."""
+
+    def fits(rate: Fraction) -> bool:
+        return epsilon([*history, *planned(sigma, rate, factors)], delta, accountant) <= target
+
+    low, high = Fraction(1, 1 << _RATE_BITS), Fraction(1)
+    if fits(high):
+        return high
+    if not fits(low):
+        return Fraction(0)
+    while high / low > Fraction(101, 100):
+        middle = Fraction(int(math.sqrt(low * high) * 2**_RATE_BITS), 1 << _RATE_BITS)
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low
+
+
+def planned(sigma: float, rate: Fraction, factors: Factors) -> History:
+    """The steps of a schedule that begins with ``sigma``."""
+    return [(StepEvent(sigma * factor, rate), steps) for factor, steps in factors]
+
+
+def _smallest(fits: Callable[[float], bool], start: float, factor: float, precision: float) -> float | None:
+    """The least sigma that fits, rounded up by ``precision``; None where none does. Steps of ``factor`` first."""
+    high = start
+    while not fits(high):
+        high *= factor
+        if high > _SIGMAS[1]:
+            return None
+    low = high / factor
+    while low > _SIGMAS[0] and fits(low):
+        high, low = low, low / factor
+    while high > low * (1 + precision):
+        middle = math.sqrt(low * high)
+        low, high = (low, middle) if fits(middle) else (middle, high)
+    return high
+
+
+def steps_within(target_epsilon: float, target_delta: float, ahead: History, accountant: str, history: History) -> int:
+    """How many of the steps ``ahead``, in their order, keep the total with ``history`` within the budget."""
+    total = sum(steps for _, steps in ahead)
+
+    def fits(steps: int) -> bool:
+        return epsilon([*history, *first_steps(ahead, steps)], target_delta, accountant) <= target_epsilon
+
+    if fits(total):
+        return total
+    low, high = 0, total  # 0 steps spend nothing more, all of them are too many
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low
+
+
+def first_steps(history: History, count: int) -> History:
+    """The first ``count`` steps of a history."""
+    taken = []
+    for event, steps in history:
+        taken.append((event, min(steps, count)))
+        count -= taken[-1][1]
+    return [pair for pair in taken if pair[1]]

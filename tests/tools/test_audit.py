@@ -1,0 +1,114 @@
+"""The audit leaves sound trainings alone and refutes broken ones."""
+
+import sys
+
+import pytest
+import torch
+from helpers import REPO
+from runs import config
+
+from mmpose_dp.datasets import PoissonBatchSampler
+from mmpose_dp.datasets.synthetic import make_synthetic_mpii
+from mmpose_dp.engine import PublicDataHook
+from mmpose_dp.privacy import RandomSource, clipping
+
+sys.path.insert(0, str(REPO / 'tools'))
+from audit import attack, audited  # noqa: E402
+
+
+@pytest.fixture(scope='module')
+def people(tmp_path_factory):
+    """(private, public) data sets; every private person becomes a canary."""
+    folder = tmp_path_factory.mktemp('people')
+    sizes = dict(image_size=64, workers=1)
+    return (
+        make_synthetic_mpii(folder / 'private', 'private', 1000, 2, **sizes),
+        make_synthetic_mpii(folder / 'public', 'public', 20, 2, **sizes),
+    )
+
+
+def audit_of(people, tmp_path, method, **options):
+    """Few draws of few records, little noise: the regime in which subsampling matters and one run tells most."""
+    settings = dict(
+        train_dataloader__batch_sampler__expected_batch_size=10,
+        train_cfg__max_epochs=3,
+        default_hooks__privacy_budget__target_epsilon=None,
+        default_hooks__privacy_budget__interval=1000,
+        default_hooks__logger__interval=1000,
+        default_hooks__privacy_budget__target_delta=1e-4,
+        optim_wrapper__noise_multiplier=0.7,
+    )
+    if method in ('feature', 'hybrid'):
+        settings.update(train_dataloader__batch_sampler__public_batch_size=1)
+    if method in ('projected', 'hybrid'):
+        settings.update(optim_wrapper__projector__rank=16)
+        options.setdefault('optim_wrapper__projector__refresh_interval', 100)
+    if method == 'hybrid':
+        settings.update(train_cfg__public_epochs=0)
+    if method == 'projected':
+        options['public_root'] = people[1]
+    cfg = config(people[0], tmp_path, method, **{**settings, **options})
+    cfg.model.backbone = dict(type='ResNet', depth=18, base_channels=4, stem_channels=4, init_cfg=None)
+    cfg.model.head.update(in_channels=32, in_featuremap_size=(2, 2))
+    cfg.visualizer.vis_backends = [dict(type='LocalVisBackend')]
+    hook = attack(audited(cfg, None, 0.95))
+    print(method, hook.claim, hook.result)
+    return hook
+
+
+@pytest.mark.parametrize('method', ['dpsgd', 'projected', 'feature', 'hybrid'])
+def test_a_sound_training_is_not_refuted(people, tmp_path, method):
+    hook = audit_of(people, tmp_path, method)
+    assert 0 <= hook.result.epsilon_lower_bound < hook.claim < 4
+
+
+def no_noise(monkeypatch):
+    monkeypatch.setattr(RandomSource, 'gaussian', lambda self, count: torch.zeros(count))
+
+
+def half_the_noise(monkeypatch):
+    whole = RandomSource.gaussian
+    monkeypatch.setattr(RandomSource, 'gaussian', lambda self, count: whole(self, count) / 2)
+
+
+def no_clipping(monkeypatch):
+    monkeypatch.setattr(clipping, 'clip_factors', lambda norms, max_grad_norm: torch.ones_like(norms))
+
+
+def public_rows_of_the_private_batch(monkeypatch):
+    """The paper's release: whoever is drawn is drawn with the view, which enters the update without noise."""
+
+    def draw(self):
+        drawn = self.random.bernoulli(self.num_records, self.sample_rate)
+        staying = {record for group in self._groups.values() for record in group}
+        return [[int(r)] for r in drawn if r in staying] + [[self._public[int(r)]] for r in drawn]
+
+    monkeypatch.setattr(PoissonBatchSampler, 'draw', draw)
+
+
+def basis_from_private_gradients(monkeypatch):
+    """The paper's release again: the subspace is that of private images."""
+
+    def gradients(self, runner, wrapper):
+        staying = [record for group in runner.train_loop.sampler._groups.values() for record in group]
+        chosen = runner.train_loop.sampler.random.choice(len(staying), 16)
+        for i in chosen:
+            yield [g[None] for g in wrapper.canary_gradient(staying[int(i)])]
+
+    monkeypatch.setattr(PublicDataHook, '_gradients', gradients)
+
+
+@pytest.mark.parametrize(
+    ('method', 'fault', 'options'),
+    [
+        ('dpsgd', no_noise, {}),
+        ('dpsgd', half_the_noise, {}),
+        ('dpsgd', no_clipping, {}),
+        ('feature', public_rows_of_the_private_batch, {}),
+        ('hybrid', basis_from_private_gradients, dict(optim_wrapper__projector__refresh_interval=10)),
+    ],
+)
+def test_a_broken_training_is_refuted(people, tmp_path, monkeypatch, method, fault, options):
+    fault(monkeypatch)
+    hook = audit_of(people, tmp_path, method, **options)
+    assert hook.result.epsilon_lower_bound > hook.claim
