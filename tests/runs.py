@@ -49,6 +49,13 @@ def config(data, work_dir, method='hybrid', **options):
     return cfg
 
 
+def tiny(cfg):
+    """The same training with a model of 90 000 parameters."""
+    cfg.model.backbone = dict(type='ResNet', depth=18, base_channels=4, stem_channels=4, init_cfg=None)
+    cfg.model.head.update(in_channels=32, in_featuremap_size=(2, 2))
+    return cfg
+
+
 def train(cfg):
     runner = Runner.from_cfg(cfg)
     runner.train()

@@ -29,8 +29,9 @@ from mmpose.utils import register_all_modules
 from torch import nn
 
 from mmpose_dp.datasets import collate_rows
+from mmpose_dp.datasets.records import group_rows
 from mmpose_dp.engine import DPOptimWrapper
-from mmpose_dp.privacy import PrivacyError, PrivacyPlan, epsilon_curve
+from mmpose_dp.privacy import PrivacyError, PrivacyPlan, Schedule, epsilon_curve
 
 TOLERANCE = 1e-4  # of a parameter's gradient, in float64: what is above is a wrong rule and not rounding
 
@@ -191,6 +192,7 @@ def report_budget(cfg: Config, num_records: int | None) -> None:
         max_grad_norm=cfg.optim_wrapper.max_grad_norm,
         target_delta=budget.target_delta,
         accountant=budget.get('accountant', 'pld'),
+        schedule=Schedule(**cfg.optim_wrapper.get('schedule') or {}),
     )
     sigma, target = cfg.optim_wrapper.get('noise_multiplier'), budget.get('target_epsilon')
     if sigma is None and target is None:
@@ -214,9 +216,8 @@ def report_budget(cfg: Config, num_records: int | None) -> None:
 def _count(cfg: Config, dataset: Any) -> int | None:
     if dataset is None:
         return None
-    if cfg.train_dataloader.dataset.get('privacy_unit') == 'image':
-        return len({dataset.get_data_info(i)['img_path'] for i in range(len(dataset))})
-    return len(dataset)
+    ours = cfg.train_dataloader.dataset
+    return len(group_rows(dataset, ours.get('privacy_unit', 'instance'), ours.get('subjects')))
 
 
 def report_memory(cfg: Config, model: nn.Module, wrapper: DPOptimWrapper, batch: dict) -> None:

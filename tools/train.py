@@ -51,10 +51,11 @@ def merge_args(cfg: Config, args: argparse.Namespace) -> Config:
             raise SystemExit(f'--amp does not know optim_wrapper.type={wrapper!r}')
         cfg.optim_wrapper.type = 'AmpOptimWrapper'
         cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
-    if args.resume:
-        newest = newest_checkpoint(cfg.work_dir) if args.resume == 'auto' else args.resume
-        if newest:  # or it was killed before its first checkpoint: it then starts again, from load_from if there is one
-            cfg.resume, cfg.load_from = True, newest
+    if args.resume == 'auto' and private and newest_checkpoint(cfg.work_dir) is None:
+        pass  # killed before its first checkpoint: it starts again, from load_from if there is one, and the ledger goes on
+    elif args.resume:
+        cfg.resume = True
+        cfg.load_from = None if args.resume == 'auto' else args.resume
     if args.auto_scale_lr:
         if private:
             raise PrivacyError(

@@ -137,11 +137,13 @@ def _scores(wrapper: AuditedOptimWrapper, views: np.ndarray, rate: float) -> dic
     """By attack, how much each canary looks like a member.
 
     - likelihood: log of how much likelier the releases are with it than without, under the claimed sigma and rate;
+    - likelihood, less noise: the same under half of that sigma;
     - with its view: the same over the steps that drew its public view, as if it had been drawn with it;
     - basis: how much of its gradient the basis holds.
     """
     count = wrapper.canaries.count
-    found = {'likelihood': np.zeros(count), 'with its view': np.zeros(count), 'basis': np.zeros(count)}
+    names = ('likelihood', 'likelihood, less noise', 'with its view', 'basis')
+    found = {name: np.zeros(count) for name in names}
     then_projected = wrapper.projector is not None and wrapper.projector.order == 'noise-then-project'
     for (seen, basis, _, sigma), viewed in zip(wrapper.releases, views):
         share = np.ones(count) if basis is None else np.maximum(basis, 1e-6)
@@ -149,8 +151,9 @@ def _scores(wrapper: AuditedOptimWrapper, views: np.ndarray, rate: float) -> dic
         if then_projected:
             deviation = deviation / share
         evidence = (signal - 0.5) / np.square(deviation)
-        drawn = np.log(rate) + evidence
-        found['likelihood'] += drawn if rate == 1 else np.logaddexp(np.log1p(-rate), drawn)
+        for name, weight in (('likelihood', 1.0), ('likelihood, less noise', 4.0)):
+            drawn = np.log(rate) + weight * evidence
+            found[name] += drawn if rate == 1 else np.logaddexp(np.log1p(-rate), drawn)
         found['with its view'] += np.where(viewed, evidence, 0.0)
         found['basis'] += 0.0 if basis is None else np.square(basis)
     return {name: score for name, score in found.items() if np.ptp(score) > 0}

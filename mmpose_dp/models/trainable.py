@@ -28,6 +28,10 @@ def choose_trainable(model: nn.Module, trainable: str = 'all', lora_rank: int = 
 
     Raises PrivacyError for a part that matches no parameter.
     """
+    if not isinstance(trainable, str):
+        raise PrivacyError(f'optim_wrapper.trainable={trainable!r} must be a text')
+    if type(lora_rank) is not int or lora_rank < 1:
+        raise PrivacyError(f'optim_wrapper.lora_rank={lora_rank!r} must be a whole number above 0')
     if trainable != 'all':
         chosen: set[str] = set()
         parts = [part.strip() for part in trainable.split('+')]

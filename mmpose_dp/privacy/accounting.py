@@ -74,7 +74,11 @@ def epsilon(history: History, delta: float, accountant: str = 'pld') -> float:
     if accountant not in ACCOUNTANTS:
         why = ' (GDP is a limit that under-estimates epsilon)' if accountant == 'gdp' else ''
         raise PrivacyError(f'accountant={accountant!r} is not offered{why}; write one of {ACCOUNTANTS}')
-    merged = _merge(history, delta)
+    return _epsilon(_merge(history, delta), delta, accountant)
+
+
+@lru_cache(maxsize=1024)  # a plan, its calibration, its budget and its statement ask for the same histories
+def _epsilon(merged: tuple[tuple[StepEvent, int], ...], delta: float, accountant: str) -> float:
     if not merged:
         return 0.0
     if any(event.noise_multiplier == 0 for event, _ in merged):
@@ -99,7 +103,7 @@ def group_epsilon(history: History, delta: float, records: int) -> float:
     return _pld_epsilon(merged, delta, records)
 
 
-def _merge(history: History, delta: float) -> History:
+def _merge(history: History, delta: float) -> tuple[tuple[StepEvent, int], ...]:
     """Equal events added up, so that a resumed training spends to the last digit what one does."""
     if not 0 < delta < 1:
         raise PrivacyError(f'target_delta={delta!r} must lie strictly between 0 and 1')

@@ -263,5 +263,5 @@ class TestRefusals:
     def test_settings(self, settings, message):
         with pytest.raises(PrivacyError, match=message):
             self.wrapper(torch.nn.Linear(1, 1), **settings)
-        with pytest.raises(TypeError, match='colour'):
+        with pytest.raises(PrivacyError, match='colour'):
             self.wrapper(torch.nn.Linear(1, 1), colour='red')

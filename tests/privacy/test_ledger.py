@@ -1,51 +1,122 @@
-"""A ledger only grows, survives JSON, and is refused where it was damaged."""
+"""A ledger only grows, on the disk before in memory, and is refused where it was damaged, shortened or exchanged."""
 
-import json
+import os
 from fractions import Fraction
 
 import pytest
 
-from mmpose_dp.privacy import Ledger, PrivacyError, StepEvent
+from mmpose_dp.privacy import LEDGER_NAME, Ledger, PrivacyError, StepEvent, epsilon
 
 RATE = Fraction(32, 22246)
+A, B = StepEvent(1.1, RATE), StepEvent(0.9, Fraction(1, 100))
 
 
-def ledger_of(*entries):
+def ledger_of(*entries, **facts):
     ledger = Ledger()
+    ledger.begin_run(**{'privacy_unit': 'instance', 'secret_randomness': True, **facts})
     for event, steps in entries:
         ledger.count(event, steps)
     return ledger
 
 
-def test_ledger_goes_through_json_and_continues_with_other_settings():
-    a, b = StepEvent(1.1, RATE), StepEvent(0.9, Fraction(1, 100))
-    ledger = ledger_of((a, 3), (a, 2), (b, 7))
-    assert ledger.history == ((a, 5), (b, 7)) and ledger.steps == 12
-    taken_over = Ledger()
-    taken_over.load_state_dict(json.loads(json.dumps(ledger.state_dict())))
-    assert taken_over.history == ledger.history
-    taken_over.count(a)
-    assert taken_over.epsilon(1e-5) > ledger.epsilon(1e-5) > 0
+def test_it_grows_and_composes():
+    ledger = ledger_of((A, 3), (A, 2), (B, 7))
+    assert ledger.history == ((A, 5), (B, 7)) and ledger.steps == ledger.run_steps == 12
+    assert ledger.epsilon(1e-5) == epsilon([(A, 5), (B, 7)], 1e-5) > epsilon([(A, 5)], 1e-5)
     for steps in (0, -1, 1.5, True):
         with pytest.raises(PrivacyError, match='only grows'):
-            ledger.count(a, steps)
+            ledger.count(A, steps)
+
+
+def test_runs_are_told_apart():
+    ledger = ledger_of((A, 3))
+    ledger.begin_run(privacy_unit='instance', secret_randomness=False)
+    ledger.count(A, 4)
+    assert ledger.prior == ((A, 3),) and ledger.run_steps == 4 and ledger.steps == 7 and len(ledger.runs) == 2
+    assert not ledger.is_secret
+    with pytest.raises(PrivacyError, match='privacy_unit'):
+        ledger.begin_run(privacy_unit='image')
+
+
+def test_it_goes_through_a_file(tmp_path):
+    ledger, personal = ledger_of((A, 3)), StepEvent(1.0, Fraction(1, 4), (Fraction(1, 8), Fraction(1, 4)))
+    ledger.keep_at(tmp_path / 'new' / LEDGER_NAME)  # what was counted before is written too
+    ledger.count(B)
+    ledger.count(personal)
+    read = Ledger.read(tmp_path / 'new' / LEDGER_NAME)
+    assert read.history == ledger.history == ((A, 3), (B, 1), (personal, 1))
+    assert read.head == ledger.head and read.runs == ledger.runs
+    assert Ledger.read(tmp_path / 'nothing').history == ()
+
+
+def test_a_step_is_on_the_disk_before_count_returns(tmp_path, monkeypatch):
+    ledger, path, synced = ledger_of(), tmp_path / LEDGER_NAME, []
+    ledger.keep_at(path)
+    real = os.fsync
+    monkeypatch.setattr(os, 'fsync', lambda file: (real(file), synced.append(Ledger.read(path).steps)))
+    for _ in range(3):
+        ledger.count(A)
+    assert synced == [1, 2, 3]
+    monkeypatch.setattr(os, 'fsync', lambda file: (_ for _ in ()).throw(OSError('disk full')))
+    with pytest.raises(OSError, match='disk full'):
+        ledger.count(A)
+    assert ledger.steps == 3
+
+
+def test_a_file_is_only_appended_to(tmp_path):
+    path, ledger = tmp_path / LEDGER_NAME, ledger_of((A, 3))
+    ledger.keep_at(path)
+    before = path.read_bytes()
+    ledger.count(A)
+    assert path.read_bytes().startswith(before)
+    with pytest.raises(PrivacyError, match='another training'):
+        ledger_of((B, 3)).keep_at(path)
+    with open(path, 'a') as file:
+        file.write('x')
+    with pytest.raises(PrivacyError, match='somebody else'):
+        ledger.count(A)
+
+
+def test_a_torn_last_line_is_no_step(tmp_path):
+    """It was cut off before count returned, so no noise was made for it."""
+    path, ledger = tmp_path / LEDGER_NAME, ledger_of((A, 1))
+    ledger.keep_at(path)
+    ledger.count(A)
+    path.write_bytes(path.read_bytes()[:-5])
+    again = Ledger.read(path)
+    assert again.steps == 1
+    again.keep_at(path)
+    again.count(B)
+    assert Ledger.read(path).history == ((A, 1), (B, 1))
+
+
+def test_two_ledgers_add_up():
+    one, two = ledger_of((A, 3)), ledger_of((B, 4), secret_randomness=False)
+    one.add(two)
+    assert one.history == ((A, 3), (B, 4)) and len(one.runs) == 2 and not one.is_secret
+    assert one.epsilon(1e-5) == epsilon([(A, 3), (B, 4)], 1e-5)
+    with pytest.raises(PrivacyError, match='privacy_unit'):
+        one.add(ledger_of((A, 1), privacy_unit='image'))
 
 
 @pytest.mark.parametrize(
-    'damage',
+    'change',
     [
         lambda s: None,
         lambda s: {},
-        lambda s: {**s, 'format': 2},
-        lambda s: {**s, 'checksum': 'x'},
+        lambda s: {**s, 'format': 1},
+        lambda s: {**s, 'head': 'x'},
         lambda s: {**s, 'entries': []},
-        lambda s: {**s, 'entries': [[1.1, 32, 22246, 1]]},
+        lambda s: {**s, 'entries': [[1.1, '32/22246', 1]]},
         lambda s: {**s, 'entries': 'none'},
     ],
 )
-def test_a_damaged_ledger_is_refused_and_changes_nothing(damage):
-    state = ledger_of((StepEvent(1.1, RATE), 5)).state_dict()
-    ledger = ledger_of((StepEvent(2.0, RATE), 1))
+def test_a_checkpoint_that_does_not_fit_is_refused(change):
+    ledger = ledger_of((A, 5))
+    state = ledger.state_dict()
+    ledger.count(B)
+    ledger.check_covers(state)  # steps taken since do no harm
     with pytest.raises(PrivacyError, match='ledger'):
-        ledger.load_state_dict(damage(state))
-    assert ledger.steps == 1
+        ledger.check_covers(change(state))
+    with pytest.raises(PrivacyError, match='not the beginning'):
+        ledger_of((A, 4)).check_covers(state)

@@ -79,3 +79,12 @@ def test_choice_is_uniform_without_replacement():
     assert stats.chisquare(hits).pvalue > 1e-4
     with pytest.raises(ValueError, match='without replacement'):
         source.choice(2, 3)
+
+
+def test_secure_mode_is_standard_normal_from_four_draws():
+    source = RandomSource(debug_seed=6, secure_mode=True)
+    sample = source.gaussian(200_000).numpy()
+    assert stats.kstest(sample, 'norm').pvalue > 1e-3
+    parts = RandomSource(debug_seed=6)
+    four = sum(parts._normal(100).astype(np.float64) for _ in range(4)) / 2
+    assert np.allclose(RandomSource(debug_seed=6, secure_mode=True).gaussian(100).numpy(), four.astype(np.float32))

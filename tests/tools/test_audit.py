@@ -5,7 +5,7 @@ import sys
 import pytest
 import torch
 from helpers import REPO
-from runs import config
+from runs import config, tiny
 
 from mmpose_dp.datasets import PoissonBatchSampler
 from mmpose_dp.datasets.synthetic import make_synthetic_mpii
@@ -36,7 +36,9 @@ def audit_of(people, tmp_path, method, **options):
         default_hooks__privacy_budget__interval=1000,
         default_hooks__logger__interval=1000,
         default_hooks__privacy_budget__target_delta=1e-4,
-        optim_wrapper__noise_multiplier=0.7,
+        optim_wrapper__noise_multiplier=0.8,
+        optim_wrapper__debug_seed=1,  # of noise and coins: a bound that holds with 95 percent may fail in a test
+        train_dataloader__batch_sampler__debug_seed=2,
     )
     if method in ('feature', 'hybrid'):
         settings.update(train_dataloader__batch_sampler__public_batch_size=1)
@@ -47,9 +49,7 @@ def audit_of(people, tmp_path, method, **options):
         settings.update(train_cfg__public_epochs=0)
     if method == 'projected':
         options['public_root'] = people[1]
-    cfg = config(people[0], tmp_path, method, **{**settings, **options})
-    cfg.model.backbone = dict(type='ResNet', depth=18, base_channels=4, stem_channels=4, init_cfg=None)
-    cfg.model.head.update(in_channels=32, in_featuremap_size=(2, 2))
+    cfg = tiny(config(people[0], tmp_path, method, **{**settings, **options}))
     cfg.visualizer.vis_backends = [dict(type='LocalVisBackend')]
     hook = attack(audited(cfg, None, 0.95))
     print(method, hook.claim, hook.result)

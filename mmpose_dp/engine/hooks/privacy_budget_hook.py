@@ -102,7 +102,7 @@ class PrivacyBudgetHook(Hook):
                 self._draw_by_budget(loop)
             self._announce(runner, wrapper)
         if runner._load_from and not runner._resume:
-            self.pretraining = f'weights loaded from {runner._load_from}'
+            self.pretraining = f'weights loaded from {Path(runner._load_from).name}'
         elif not runner._resume:
             runner.logger.warning(
                 'Private training starts without load_from. It rarely works from random weights: start from a checkpoint '

@@ -74,7 +74,7 @@ def open_ledger(runner: Runner) -> Ledger:
 
 def check_resumed(checkpoint: Any, ledger: Ledger, key: str) -> None:
     """Raises PrivacyError unless a checkpoint can be resumed from and the ledger holds all that it has spent."""
-    missing = [name for name in _NEEDED if name not in checkpoint]
+    missing = [name for name in _NEEDED if not isinstance(checkpoint, dict) or name not in checkpoint]
     if missing:
         raise PrivacyError(
             f'the checkpoint to resume from lacks {", ".join(missing)}: it holds weights only. Use load_from without resume'

@@ -17,9 +17,11 @@ from mmpose_dp.privacy import Rows
 
 
 def _row(value: Any, row: int) -> Any:
-    """Row ``row`` of every (rows, ...) tensor in nested tuples and lists, as a batch of one."""
+    """Row ``row`` of every (rows, ...) tensor in nested tuples and lists, as a batch of one, in float32 at least: in mixed
+    precision too, losses are no place for 8 bits, and NumPy has no bfloat16."""
     if isinstance(value, Tensor):
-        return value[row : row + 1]
+        one = value[row : row + 1]
+        return one.float() if one.dtype in (torch.bfloat16, torch.float16) else one
     if isinstance(value, (tuple, list)):
         return type(value)(_row(item, row) for item in value)
     return value

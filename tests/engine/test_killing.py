@@ -1,0 +1,91 @@
+"""Kill -9 at any moment: nothing is under-counted, and the training can go on."""
+
+import contextlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from forking import STEPS
+from helpers import REPO
+
+from mmpose_dp.engine import newest_checkpoint
+from mmpose_dp.privacy import LEDGER_NAME, Ledger
+
+
+class Trainings:
+    """Processes that train; each can be killed."""
+
+    def __init__(self, data):
+        paths = os.pathsep.join(map(str, (REPO, REPO / 'tests')))
+        env = dict(os.environ, PYTHONPATH=paths, OMP_NUM_THREADS='1')
+        pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        self.data, self.server = (
+            data,
+            subprocess.Popen(
+                [sys.executable, '-W', 'ignore', str(REPO / 'tests/forking.py')], env=env, text=True, **pipes
+            ),
+        )
+
+    def train(self, work_dir, resume=False, kill_after=None):
+        """(status, seconds) of a training process."""
+        work_dir.mkdir(exist_ok=True)
+        task = dict(work_dir=str(work_dir), data=str(self.data), resume=resume)
+        self.server.stdin.write(json.dumps(task) + '\n')
+        self.server.stdin.flush()
+        child, start = self._answer(), time.monotonic()
+        if kill_after is not None:
+            time.sleep(kill_after)
+            with contextlib.suppress(ProcessLookupError):  # it was quicker
+                os.kill(child, signal.SIGKILL)
+        return self._answer(), time.monotonic() - start
+
+    def _answer(self):
+        for line in self.server.stdout:
+            if line.startswith('> '):
+                return int(line[2:])
+        raise RuntimeError('the server ended')
+
+
+@pytest.fixture
+def trainings(synthetic):
+    made = Trainings(synthetic)
+    yield made
+    made.server.stdin.close()
+    made.server.wait(60)
+
+
+def test_killed_at_twenty_random_moments(trainings, tmp_path):
+    status, whole = trainings.train(tmp_path / 'whole')
+    assert status == 0
+    seed = random.randrange(10**6)
+    moments, lost, early = random.Random(seed), 0, 0
+    for number in range(20):
+        work_dir, moment = tmp_path / str(number), moments.uniform(0, whole)
+        status, _ = trainings.train(work_dir, kill_after=moment)
+        told = f'seed {seed}, killed number {number} after {moment:.3f} of {whole:.3f} s'
+        ledger = Ledger.read(work_dir / LEDGER_NAME)
+        seen = work_dir / 'released'
+        assert ledger.steps >= (seen.stat().st_size if seen.exists() else 0), told
+        checkpoint = newest_checkpoint(work_dir)
+        if checkpoint is not None:
+            ledger.check_covers(torch.load(checkpoint, weights_only=False)['privacy']['ledger'])
+        early += checkpoint is None
+        lost += status == signal.SIGKILL
+        before = ledger.steps
+
+        status, _ = trainings.train(work_dir, resume=True)
+        assert status == 0, told
+        ledger = Ledger.read(work_dir / LEDGER_NAME)
+        assert 7.0 < ledger.epsilon(1e-3) <= 8.0 and ledger.steps >= max(before, STEPS), told
+        assert ledger.steps >= seen.stat().st_size, told
+        statement = json.loads((work_dir / 'privacy_statement.json').read_text())
+        assert statement['private'] and statement['epsilon'] <= 8.0, told
+        torch.load(newest_checkpoint(work_dir), weights_only=False)
+    assert lost >= 10, 'the training was over before it was killed'
+    assert early < 20, 'no training got as far as a checkpoint'

@@ -1,0 +1,111 @@
+"""Nothing beside the noised weights leaves a private batch, unless it is asked for, and then the statement says so."""
+
+import json
+import struct
+
+import numpy as np
+import pytest
+import torch
+from runs import config, logged, tiny, train
+
+from mmpose_dp.datasets import PublicPrivateDataset
+from mmpose_dp.engine import DPOptimWrapper
+from mmpose_dp.privacy import RandomSource
+
+
+def everything(folder):
+    """Every byte of every file, and of the tensors inside checkpoints, which torch stores as they are."""
+    return {path: path.read_bytes() for path in folder.rglob('*') if path.is_file()}
+
+
+@pytest.fixture(scope='module')
+def run(synthetic, tmp_path_factory):
+    """A finished hybrid training, and what it must keep to itself."""
+    secret = dict(losses=[], noise=[], pictures=[])
+    patch = pytest.MonkeyPatch()
+    taken, bits, packed = DPOptimWrapper._taken, RandomSource.uint64, PublicPrivateDataset._packed
+
+    def losses(self):
+        found, rows = taken(self)
+        secret['losses'].append(found.detach()[rows.private].double())
+        return found, rows
+
+    def noise(self, count):
+        drawn = bits(self, count)
+        secret['noise'].append(drawn[:4].tobytes())
+        return drawn
+
+    def picture(self, index):
+        row = packed(self, index)
+        if row is not None and index < len(self.private):
+            secret['pictures'].append(row['inputs'].numpy())
+        return row
+
+    patch.setattr(DPOptimWrapper, '_taken', losses)
+    patch.setattr(RandomSource, 'uint64', noise)
+    patch.setattr(PublicPrivateDataset, '_packed', picture)
+    folder = tmp_path_factory.mktemp('secrecy')
+    train(tiny(config(synthetic, folder)))
+    patch.undo()
+    return folder, secret
+
+
+def test_no_private_loss_is_in_any_byte(run):
+    folder, secret = run
+    files, found = everything(folder), 0
+    rows = torch.cat(secret['losses'])
+    batches = [x.mean() for x in secret['losses'] if len(x)] + [x.sum() for x in secret['losses'] if len(x)]
+    for value in [*map(float, rows), *map(float, batches)]:
+        text = np.format_float_positional(value, unique=True)
+        shapes = [struct.pack('<d', value), struct.pack('>d', value), text[:9].encode()]
+        for path, data in files.items():
+            assert not any(shape in data for shape in shapes), (path, value)
+        found += 1
+    assert found > 50
+    for x in secret['losses']:  # several in a row, as a tensor of them would lie
+        if len(x) > 1:
+            assert not any(x.float().numpy().tobytes() in data for data in files.values())
+
+
+def test_no_noise_and_no_coins_are_in_any_byte(run):
+    folder, secret = run
+    files = everything(folder)
+    long = [drawn for drawn in secret['noise'] if len(drawn) == 32]
+    assert len(long) > 20
+    for drawn in long:
+        assert not any(drawn in data for data in files.values())
+
+
+def test_no_private_picture_is_in_any_byte(run, synthetic):
+    folder, secret = run
+    files = everything(folder)
+    assert len(secret['pictures']) > 20
+    for image in secret['pictures']:
+        middle = image[:, image.shape[1] // 2, 16:48]
+        if len(np.unique(middle)) < 8:
+            continue  # plain background is everywhere
+        for line in (middle[0], middle.T):
+            for kind in (np.uint8, np.float32):
+                assert not any(np.ascontiguousarray(line, kind).tobytes() in data for data in files.values())
+    for path in (synthetic / 'images').iterdir():
+        head = path.read_bytes()[-200:]
+        assert not any(head in data for data in files.values())
+
+
+def test_the_search_finds_what_is_there(run):
+    """Of the searcher: a public loss, which may be logged, is found by it."""
+    folder, _ = run
+    value = logged(folder)['loss_public'][0]
+    assert any(
+        struct.pack('<d', value) in data or f'{value:.6f}'[:7].encode() in data for data in everything(folder).values()
+    )
+
+
+def test_private_metrics_on_request_and_said_so(synthetic, tmp_path):
+    options = dict(default_hooks__privacy_budget__expose_private_metrics=True, train_cfg__max_epochs=1)
+    train(config(synthetic, tmp_path, 'dpsgd', **options))
+    assert {'loss_private', 'acc_pose_private'} <= set(logged(tmp_path))
+    statement = json.loads((tmp_path / 'privacy_statement.json').read_text())
+    assert 'message hub' in statement['released'] and any(
+        'expose_private_metrics' in x for x in statement['not_covered']
+    )

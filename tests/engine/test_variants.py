@@ -1,0 +1,156 @@
+"""Schedules, personal budgets, subjects, hardened noise and mixed precision, each in a whole training."""
+
+import json
+from fractions import Fraction
+
+import pytest
+import torch
+from runs import config, tiny, train
+
+from mmpose_dp.engine import DPOptimWrapper
+from mmpose_dp.privacy import LEDGER_NAME, Ledger, PrivacyError, StepEvent, epsilon
+
+
+def annotated(folder, target, name, value):
+    """The data set with a field of each annotation."""
+    (target / 'annotations').mkdir(parents=True)
+    (target / 'images').symlink_to(folder / 'images')
+    people = json.loads((folder / 'annotations/mpii_train.json').read_text())
+    people = [{**person, name: value(i)} for i, person in enumerate(people)]
+    (target / 'annotations/mpii_train.json').write_text(json.dumps(people))
+    return target
+
+
+def short(data, work_dir, **options):
+    cfg = tiny(config(data, work_dir, 'dpsgd', **options))
+    cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
+    return cfg
+
+
+def statement_of(work_dir):
+    return json.loads((work_dir / 'privacy_statement.json').read_text())
+
+
+def test_a_schedule_is_used_and_accounted_for(synthetic, tmp_path, monkeypatch):
+    """sigma falls to half and C grows to the double; a long ledger with one event a part."""
+    used, whole = [], DPOptimWrapper._private_gradient
+
+    def recorded(self, sigma, max_grad_norm):
+        used.append((sigma, max_grad_norm))
+        return whole(self, sigma, max_grad_norm)
+
+    monkeypatch.setattr(DPOptimWrapper, '_private_gradient', recorded)
+    schedule = dict(noise_multiplier=0.5, max_grad_norm=2.0, pieces=3)
+    runner = train(short(synthetic, tmp_path, optim_wrapper__schedule=schedule))
+    wrapper = runner.optim_wrapper
+    sigma, norm, rate = wrapper.noise_multiplier, wrapper.max_grad_norm, Fraction(1, 4)
+    expected = [(sigma * 0.5 ** (i / 2), norm * 2 ** (i / 2)) for i in range(3) for _ in range(4)]
+    assert torch.allclose(torch.tensor(used), torch.tensor(expected))
+    history = tuple((StepEvent(sigma * 0.5 ** (i / 2), rate), 4) for i in range(3))
+    assert Ledger.read(tmp_path / LEDGER_NAME).history == wrapper.ledger.history == history
+    assert 7.9 < epsilon(history, 1e-3) <= 8.0
+    assert 'going to' in statement_of(tmp_path)['noise_multiplier']
+
+
+def test_personal_budgets(synthetic, tmp_path):
+    """A tenth of the people allow epsilon 1, the rest 8: they are drawn less often, and each group keeps its own."""
+    data = annotated(synthetic, tmp_path / 'data', 'wish', lambda i: 1.0 if i % 10 == 0 else None)
+    options = dict(default_hooks__privacy_budget__accountant='rdp', train_dataloader__dataset__personal_epsilon='wish')
+    runner = train(short(data, tmp_path / 'work', **options))
+    plan, sampler = runner.optim_wrapper.plan, runner.train_loop.sampler
+    low, high = plan.budgets
+    assert (low.epsilon, low.num_records, high.epsilon, high.num_records) == (1.0, 4, 8.0, 36)
+    assert low.sample_rate < high.sample_rate and low.sample_rate * 4 + high.sample_rate * 36 == 10
+    drawn = torch.zeros(40)
+    for _ in range(3000):
+        for record in sampler.draw():
+            drawn[record] += 1
+    rates = torch.tensor([float(low.sample_rate if i % 10 == 0 else high.sample_rate) for i in range(40)])
+    assert (drawn / 3000 - rates).abs().max() < 0.04
+    ledger = Ledger.read(tmp_path / 'work' / LEDGER_NAME)
+    for group, budget in enumerate(plan.budgets):
+        own = epsilon([(event.of_group(group), steps) for event, steps in ledger.history], 1e-3, 'rdp')
+        assert 0.9 * budget.epsilon < own <= budget.epsilon
+    assert len(statement_of(tmp_path / 'work')['personal_epsilon']) == 2
+
+
+def test_a_subject_is_one_record(synthetic, tmp_path):
+    """Four pictures a subject: drawn together, clipped as one."""
+    data = annotated(synthetic, tmp_path / 'data', 'subject_id', lambda i: f'patient {i // 4}')
+    options = dict(
+        train_dataloader__dataset__privacy_unit='subject',
+        train_dataloader__dataset__subjects='subject_id',
+        train_dataloader__batch_sampler__expected_batch_size=2,
+        train_cfg__max_epochs=1,
+    )
+    runner = train(short(data, tmp_path / 'work', **options))
+    assert runner.optim_wrapper.plan.num_records == 10
+    for record in runner.train_loop.sampler.draw():
+        assert [row // 4 for row in record] == [record[0] // 4] * 4
+    statement = statement_of(tmp_path / 'work')
+    assert statement['privacy_unit'].startswith('subject') and 'epsilon_for_k_subjects' in statement
+    capped = short(data, tmp_path / 'capped', train_dataloader__batch_sampler__max_rows_per_record=2, **options)
+    sampler = train(capped).train_loop.sampler
+    draws = [record for _ in range(50) for record in sampler.draw()]
+    assert {len(record) for record in draws} == {2} and {row % 4 for record in draws for row in record} == {0, 1, 2, 3}
+
+
+def test_subjects_from_a_mapping_file(synthetic, tmp_path):
+    names = [p['image'] for p in json.loads((synthetic / 'annotations/mpii_train.json').read_text())]
+    path = tmp_path / 'subjects.json'
+    options = dict(train_dataloader__dataset__privacy_unit='subject', train_dataloader__dataset__subjects=str(path))
+    path.write_text(json.dumps({name: i // 6 for i, name in enumerate(dict.fromkeys(names))}))
+    options['train_dataloader__batch_sampler__expected_batch_size'] = 1
+    runner = train(short(synthetic, tmp_path / 'work', train_cfg__max_epochs=1, **options))
+    assert runner.optim_wrapper.plan.num_records == -(-len(set(names)) // 6)
+    path.write_text(json.dumps({names[0]: 1}))
+    with pytest.raises(PrivacyError, match='every annotation needs a subject'):
+        train(short(synthetic, tmp_path / 'again', **options))
+
+
+def test_hardened_noise_is_stated(synthetic, tmp_path):
+    train(short(synthetic, tmp_path, optim_wrapper__secure_mode=True, train_cfg__max_epochs=1))
+    assert 'secure_mode' in statement_of(tmp_path)['noise_source'] and statement_of(tmp_path)['private']
+
+
+@pytest.mark.parametrize('dtype', ['bfloat16', 'float16'])
+def test_mixed_precision(synthetic, tmp_path, dtype, monkeypatch):
+    """The clipped sum is near that in float32, whatever the loss scale."""
+    sums, whole = {}, DPOptimWrapper._private_gradient
+
+    def recorded(self, sigma, max_grad_norm):
+        sums[self.amp_dtype].append(torch.cat([x.flatten().clone() for x in self._private_sum or [torch.zeros(1)]]))
+        return whole(self, sigma, max_grad_norm)
+
+    monkeypatch.setattr(DPOptimWrapper, '_private_gradient', recorded)
+    for amp in (None, dtype):
+        sums[amp and getattr(torch, amp)] = []
+        cfg = short(
+            synthetic,
+            tmp_path / str(amp),
+            train_cfg__max_epochs=1,
+            optim_wrapper__amp_dtype=amp,
+            optim_wrapper__max_grad_norm=1e3,
+            optim_wrapper__debug_seed=1,
+            train_dataloader__batch_sampler__debug_seed=2,
+        )
+        cfg.optim_wrapper.optimizer, cfg.randomness = dict(type='SGD', lr=0.0), dict(seed=0)
+        train(cfg)
+    exact, near = sums[None], sums[getattr(torch, dtype)]
+    for a, b in zip(exact, near, strict=True):
+        assert (a - b).norm() <= 0.05 * a.norm() and a.norm() < 1e3
+
+
+def test_an_overflow_is_skipped_and_counted(synthetic, tmp_path):
+    """Public rows overflow float16: the step leaves the weights alone and the ledger has it."""
+    options = dict(
+        optim_wrapper__amp_dtype='float16',
+        optim_wrapper__loss_scale=1e30,
+        train_cfg__max_epochs=1,
+        train_cfg__val_interval=9,
+    )
+    cfg = tiny(config(synthetic, tmp_path, 'feature', **options))
+    runner = train(cfg)
+    assert runner.optim_wrapper.ledger.steps == 4
+    assert not runner.optim_wrapper.optimizer.state  # no step was made
+    assert all(p.isfinite().all() for p in runner.model.parameters())

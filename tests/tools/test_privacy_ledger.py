@@ -1,0 +1,68 @@
+"""The ledger tool adds up trainings, and a training is calibrated to what the sum left."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from helpers import REPO
+from runs import config, tiny, train
+
+from mmpose_dp.privacy import LEDGER_NAME, Ledger
+
+sys.path.insert(0, str(REPO / 'tools'))
+from publish_model import published  # noqa: E402
+
+
+def tool(*arguments):
+    command = [sys.executable, '-W', 'ignore', REPO / 'tools/privacy_ledger.py', *arguments]
+    return subprocess.run(list(map(str, command)), capture_output=True, text=True, env={'PYTHONPATH': str(REPO)})
+
+
+@pytest.fixture(scope='module')
+def searched(synthetic, tmp_path_factory):
+    """Two trainings of a search, and the folder in which the last one is to happen."""
+    folder = tmp_path_factory.mktemp('search')
+    for name in 'ab':
+        options = dict(train_cfg__max_epochs=1, default_hooks__privacy_budget__target_epsilon=3.0)
+        train(tiny(config(synthetic, folder / name, 'dpsgd', **options)))
+    return folder
+
+
+def test_a_search_is_paid_for(searched, synthetic):
+    ledgers = [searched / name / LEDGER_NAME for name in 'ab']
+    done = tool('add', *ledgers, '--delta', '1e-3', '--out', searched / 'last' / LEDGER_NAME)
+    assert done.returncode == 0, done.stderr
+    total = Ledger.read(searched / 'last' / LEDGER_NAME)
+    single = Ledger.read(ledgers[0]).epsilon(1e-3)
+    assert total.steps == 8 and single < total.epsilon(1e-3) < 2 * single
+    assert f'epsilon {total.epsilon(1e-3):.4f}' in done.stdout
+    runner = train(tiny(config(synthetic, searched / 'last', 'dpsgd', train_cfg__max_epochs=1)))
+    assert 7.9 < runner.optim_wrapper.ledger.epsilon(1e-3) <= 8.0 and runner.optim_wrapper.ledger.steps == 12
+    assert tool('show', searched / 'last' / LEDGER_NAME, '--delta', '1e-3').stdout.count('training ') == 3
+
+
+def test_errors_are_for_people(searched, tmp_path):
+    (tmp_path / 'bad.jsonl').write_text('{}\n')
+    for arguments, message in (
+        (['show', tmp_path / 'none'], 'no such ledger'),
+        (['show', tmp_path / 'bad.jsonl'], 'line 1, is damaged'),
+        (['add', searched / 'a' / LEDGER_NAME, '--out', searched / 'b' / LEDGER_NAME], 'never overwritten'),
+    ):
+        done = tool(*arguments, '--delta', '1e-3')
+        assert done.returncode == 2 and message in done.stderr and 'Traceback' not in done.stderr
+
+
+def test_a_published_checkpoint_holds_nothing_else(searched, tmp_path):
+    """No optimizer, message hub, seed, path or configuration."""
+    checkpoint = torch.load(searched / 'a/epoch_1.pth', weights_only=False)
+    given = published(checkpoint, {'private': True, 'epsilon': 3.0})
+    assert set(given) == {'state_dict', 'meta', 'privacy_statement'}
+    assert set(given['meta']) == {'dataset_meta', 'mmpose_dp_version'}
+    torch.save(given, tmp_path / 'model.pth')
+    data = (tmp_path / 'model.pth').read_bytes()
+    for secret in (str(searched), 'optimizer', 'log_scalars', 'seed', 'noise_multiplier', 'experiment_name'):
+        assert secret.encode() not in data
+    for marked, statement in (({'marking': 'NOT PRIVATE'}, None), ({}, {'private': False})):
+        with pytest.raises(ValueError, match='NOT PRIVATE|not private'):
+            published({**checkpoint, 'privacy': marked}, statement)

@@ -1,0 +1,71 @@
+"""What trainings have spent: read a privacy ledger, or add up several on the same data.
+
+python tools/privacy_ledger.py show work_dirs/a/privacy_ledger.jsonl --delta 4.5e-5
+python tools/privacy_ledger.py add work_dirs/*/privacy_ledger.jsonl --delta 4.5e-5 --out all.jsonl
+
+`add` composes: the epsilon it prints holds for somebody who sees the results of all these trainings, which is what a
+hyper-parameter search costs. Put the sum into the last training's work dir as privacy_ledger.jsonl before it starts, and that
+training is calibrated to what is left.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from cli import run
+
+from mmpose_dp.privacy import ACCOUNTANTS, Ledger, PrivacyError
+
+
+def parse_args() -> argparse.Namespace:
+    """The arguments."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('command', choices=['show', 'add'])
+    parser.add_argument('ledgers', nargs='+', type=Path)
+    parser.add_argument('--delta', type=float, required=True)
+    parser.add_argument('--out', type=Path, help='where add writes the sum; must not exist')
+    return parser.parse_args()
+
+
+def report(ledger: Ledger, delta: float) -> None:
+    """Prints the steps and epsilon."""
+    for run_number, facts in enumerate(ledger.runs, 1):
+        print(f'training {run_number}: ' + ', '.join(f'{key} {value}' for key, value in facts.items()))
+    for event, steps in ledger.history:
+        rates = f' (personal: {", ".join(map(str, event.personal_rates))})' if event.personal_rates else ''
+        print(
+            f'{steps:>8} steps, noise_multiplier {event.noise_multiplier:.4f}, sample_rate {event.sample_rate}{rates}'
+        )
+    if not ledger.is_secret:
+        print('NOT PRIVATE: a debug seed was set')
+    for accountant in ACCOUNTANTS:
+        try:
+            print(f'epsilon {ledger.epsilon(delta, accountant):.4f} at delta {delta:g} ({accountant})')
+        except PrivacyError as error:
+            print(f'epsilon by {accountant}: {error}')
+
+
+def main() -> None:
+    """Reads, adds, prints."""
+    args = parse_args()
+    total = Ledger()
+    for path in args.ledgers:
+        if not path.is_file():
+            raise PrivacyError(f'{path}: there is no such ledger')
+        if args.command == 'show':
+            print(path)
+            report(Ledger.read(path), args.delta)
+        else:
+            total.add(Ledger.read(path))
+    if args.command == 'add':
+        if args.out is not None:
+            if args.out.exists():
+                raise PrivacyError(f'--out {args.out} exists; a ledger is never overwritten')
+            total.keep_at(args.out)
+        report(total, args.delta)
+
+
+if __name__ == '__main__':
+    import mmpose_dp  # noqa: F401  (checks the install)
+
+    sys.exit(run(main))
