@@ -22,7 +22,16 @@ def synthetic_public(tmp_path_factory):
 
 
 # several processes take a file each (in this order: --no-loadscope-reorder): those that take minutes come first
-LONG = ('test_zoo.py', 'test_mpii_end_to_end.py', 'test_dp_optim_wrapper.py', 'test_training.py')
+LONG = (
+    'test_zoo.py',
+    'test_training.py',
+    'test_mpii_end_to_end.py',
+    'test_dp_optim_wrapper.py',
+    'test_malformed.py',
+    'test_audit.py',
+    'test_variants.py',
+    'test_killing.py',
+)
 
 
 def pytest_collection_modifyitems(items):

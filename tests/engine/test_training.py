@@ -165,6 +165,12 @@ def test_a_checkpoint_without_ledger_is_for_load_from_only(hybrid, synthetic, tm
     assert 'bare.pth' in statement['pretraining']
 
 
+def test_starting_from_a_private_checkpoint_is_told(hybrid, synthetic, tmp_path):
+    """Its steps are not in the new ledger; nobody may think that its training data was public."""
+    train(config(synthetic, tmp_path, 'dpsgd', load_from=str(hybrid[1] / 'epoch_3.pth'), train_cfg__max_epochs=1))
+    assert 'private training made' in json.loads((tmp_path / 'privacy_statement.json').read_text())['pretraining']
+
+
 def test_training_stops_before_the_budget_is_exceeded(hybrid, synthetic, tmp_path):
     """A longer training resumed from a ledger that was planned for a shorter one."""
     options = dict(load_from=str(hybrid[1] / 'epoch_3.pth'), resume=True, train_cfg__max_epochs=8)
@@ -214,6 +220,7 @@ def test_a_debug_seed_says_not_private(synthetic, tmp_path):
     train_until(config(synthetic, tmp_path, 'dpsgd', optim_wrapper__debug_seed=1, train_cfg__val_interval=10), 5)
     assert 'NOT PRIVATE' in torch.load(tmp_path / 'epoch_1.pth', weights_only=False)['privacy']['marking']
     train(config(synthetic, tmp_path, 'dpsgd', resume=True))
+    assert not json.loads((tmp_path / 'privacy_statement.json').read_text())['private']
     assert 'NOT PRIVATE' in torch.load(tmp_path / 'epoch_3.pth', weights_only=False)['privacy']['marking']
     assert 'NOT PRIVATE' in (tmp_path / 'privacy_statement.md').read_text()
     assert not json.loads((tmp_path / 'privacy_statement.json').read_text())['private']

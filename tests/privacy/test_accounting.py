@@ -5,6 +5,9 @@ import math
 from fractions import Fraction
 
 import pytest
+from dp_accounting import dp_event
+from dp_accounting.pld import PLDAccountant
+from dp_accounting.rdp import RdpAccountant
 from opacus.accountants.utils import get_noise_multiplier
 
 from mmpose_dp.privacy import (
@@ -65,6 +68,25 @@ def test_a_grown_history_spends_more_and_order_does_not_matter():
     both = epsilon([(a, 50), (b, 30)], 1e-5)
     assert one < both == pytest.approx(epsilon([(b, 30), (a, 20), (a, 30)], 1e-5), rel=1e-9)
     assert epsilon([], 1e-5) == 0 and epsilon([(StepEvent(0.0, Fraction(1, 2)), 1)], 1e-5) == math.inf
+
+
+def test_heterogeneous_histories_agree_with_dp_accountings_own_composition():
+    """Its event API, with its own grid, for a ledger of three settings: a schedule, a resume with another batch size."""
+    history = [
+        (StepEvent(1.2, Fraction(1, 50)), 300),
+        (StepEvent(0.9, Fraction(1, 50)), 200),
+        (StepEvent(2.5, Fraction(1, 8)), 40),
+    ]
+    for library, name, slack in ((PLDAccountant(), 'pld', 1e-3), (RdpAccountant(), 'rdp', 0.05)):
+        for event, steps in history:
+            sampled = dp_event.PoissonSampledDpEvent(
+                float(event.sample_rate), dp_event.GaussianDpEvent(event.noise_multiplier)
+            )
+            library.compose(dp_event.SelfComposedDpEvent(sampled, steps))
+        theirs, ours = library.get_epsilon(1e-5), epsilon(history, 1e-5, name)
+        assert ours == pytest.approx(theirs, abs=slack), name
+    parts = [epsilon([part], 1e-5) for part in history]
+    assert max(parts) < epsilon(history, 1e-5) < sum(parts)
 
 
 def test_steps_within_is_the_last_that_fits():

@@ -258,6 +258,14 @@ class PrivacyBudgetHook(Hook):
             return
         if not runner._resume:
             _fit(runner, checkpoint)
+            if (checkpoint.get(CHECKPOINT_KEY) or {}).get('ledger', {}).get('entries'):
+                self.pretraining += (
+                    ', which a private training made: were it on the same records, its ledger is to be added'
+                )
+                runner.logger.warning(
+                    'load_from holds the result of a private training. If that was on the same records, what it has spent is '
+                    'not counted here: add its ledger (tools/privacy_ledger.py add), or resume it.'
+                )
             return
         self._resumed = True
         if self.plan is not None:
