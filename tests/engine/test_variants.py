@@ -113,14 +113,14 @@ def test_hardened_noise_is_stated(synthetic, tmp_path):
     assert 'secure_mode' in statement_of(tmp_path)['noise_source'] and statement_of(tmp_path)['private']
 
 
-@pytest.mark.parametrize('dtype', ['bfloat16', 'float16'])
-def test_mixed_precision(synthetic, tmp_path, dtype, monkeypatch):
-    """The clipped sum is near that in float32, whatever the loss scale."""
+@pytest.mark.parametrize(('dtype', 'max_grad_norm'), [('bfloat16', 1e3), ('float16', 1e3), ('float16', 1e-3)])
+def test_mixed_precision(synthetic, tmp_path, dtype, max_grad_norm, monkeypatch):
+    """The clipped sum is near that in float32, whatever the loss scale, where nothing is clipped and where all is."""
     sums, whole = {}, DPOptimWrapper._private_gradient
 
-    def recorded(self, sigma, max_grad_norm):
+    def recorded(self, sigma, norm):
         sums[self.amp_dtype].append(torch.cat([x.flatten().clone() for x in self._private_sum or [torch.zeros(1)]]))
-        return whole(self, sigma, max_grad_norm)
+        return whole(self, sigma, norm)
 
     monkeypatch.setattr(DPOptimWrapper, '_private_gradient', recorded)
     for amp in (None, dtype):
@@ -130,7 +130,7 @@ def test_mixed_precision(synthetic, tmp_path, dtype, monkeypatch):
             tmp_path / str(amp),
             train_cfg__max_epochs=1,
             optim_wrapper__amp_dtype=amp,
-            optim_wrapper__max_grad_norm=1e3,
+            optim_wrapper__max_grad_norm=max_grad_norm,
             optim_wrapper__debug_seed=1,
             train_dataloader__batch_sampler__debug_seed=2,
         )
@@ -138,7 +138,7 @@ def test_mixed_precision(synthetic, tmp_path, dtype, monkeypatch):
         train(cfg)
     exact, near = sums[None], sums[getattr(torch, dtype)]
     for a, b in zip(exact, near, strict=True):
-        assert (a - b).norm() <= 0.05 * a.norm() and a.norm() < 1e3
+        assert (a - b).norm() <= 0.1 * a.norm()
 
 
 def test_an_overflow_is_skipped_and_counted(synthetic, tmp_path):
