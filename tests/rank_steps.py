@@ -14,7 +14,7 @@ from mmengine.model import MMDistributedDataParallel
 from torch.optim import SGD
 
 from mmpose_dp.engine import DPOptimWrapper
-from mmpose_dp.privacy import Projector
+from mmpose_dp.privacy import PrivacyPlan, Projector
 
 ROWS = [0, 1, 2, 3, 4, None, None, None, None]
 METHODS = {
@@ -67,6 +67,28 @@ def movement(settings, keys, noise_multiplier=0.0, steps=1):
     return (before - flat(params)) / LR
 
 
+def ledger():
+    """What a rank has counted after three steps by a plan."""
+    model = build(config(), private=True)
+    wrapper = DPOptimWrapper(SGD(model.parameters(), lr=LR), max_grad_norm=0.05)
+    wrapper.attach(
+        PrivacyPlan(
+            method='dpsgd',
+            privacy_unit='instance',
+            num_records=100,
+            expected_batch_size=B,
+            steps=3,
+            max_grad_norm=0.05,
+            noise_multiplier=3.0,
+            target_delta=1e-3,
+        )
+    )
+    wrapper.prepare(model)
+    for _ in range(3):
+        wrapper.finish_step()
+    return wrapper.ledger.state_dict()
+
+
 def main():
     """Saves {method: movement} of this rank."""
     torch.distributed.init_process_group('gloo')
@@ -75,6 +97,7 @@ def main():
     moved = {name: movement(settings, mine) for name, settings in METHODS.items()}
     moved['one rank drew nothing'] = movement({}, range(5) if rank == 0 else [])
     moved['noise'] = movement({}, [], noise_multiplier=3.0)
+    moved['ledger'] = ledger()
     torch.save(moved, Path(sys.argv[1]) / f'rank{rank}.pt')
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()

@@ -134,12 +134,18 @@ class PublicPrivateDataset(Dataset):
             packed = self._packed(index)
         except Exception as error:  # whatever a damaged file or annotation makes of the pipeline
             # a warning, not the log: it names a record that was drawn
-            warnings.warn(f'A row contributes nothing, since its pipeline failed: {error}', stacklevel=1)
+            warnings.warn(f'{self._path(index)} contributes nothing, since its pipeline failed: {error}', stacklevel=1)
             return None
         if packed is not None:
             record = None if index >= len(self.private) else self._record_of[index]
             packed['data_samples'].set_metainfo({'dp_record': record})
         return packed
+
+    def _path(self, index: int) -> str:
+        private = len(self.private)
+        if index >= private and self.public_view is None:
+            return self.public.get_data_info(index - private)['img_path']  # type: ignore[union-attr]
+        return self.private.get_data_info(index % private)['img_path']
 
     def _packed(self, index: int) -> dict | None:
         private = len(self.private)

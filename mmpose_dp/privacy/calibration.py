@@ -89,10 +89,7 @@ def calibrate_sample_rates(
     factors = factors or ((1.0, steps),)
 
     def rates_at(sigma: float, kind: str) -> list[Fraction]:
-        return [
-            _highest_rate(target, target_delta, sigma, kind, [(e.of_group(g), n) for e, n in history], factors)
-            for g, (target, _) in enumerate(budgets)
-        ]
+        return [_highest_rate(target, target_delta, sigma, kind, history, factors) for target, _ in budgets]
 
     def enough(kind: str) -> Callable[[float], bool]:
         def drawn(sigma: float) -> bool:
@@ -101,7 +98,7 @@ def calibrate_sample_rates(
 
         return drawn
 
-    sigma = _smallest(enough('rdp'), 1.0, 2.0, _PERSONAL_PRECISION)
+    sigma = _smallest(enough('rdp'), 1.0, 2.0, _PERSONAL_PRECISION if accountant == 'rdp' else 0.1)
     if sigma is not None and accountant != 'rdp':
         sigma = _smallest(enough(accountant), sigma, 1.05, _PERSONAL_PRECISION)
     if sigma is None:
@@ -111,7 +108,10 @@ def calibrate_sample_rates(
         )
     rates = rates_at(sigma, accountant)
     if not all(rates):
-        raise PrivacyError(f'a personal budget of {budgets[0][0]} is too small to be drawn at all: raise it')
+        raise PrivacyError(
+            f'a personal budget of {budgets[0][0]} is too small to be drawn at all, or earlier '
+            'trainings have spent it: raise it'
+        )
     drawn = sum((q * n for q, (_, n) in zip(rates, budgets)), Fraction(0))
     shrink = expected_batch_size / drawn  # at most 1, exact
     return sigma, tuple(q * shrink for q in rates)

@@ -22,8 +22,9 @@ _START = hashlib.sha256(b'mmpose_dp privacy ledger').hexdigest()
 class Ledger:
     """Runs and the noisy steps they took, oldest first, each line sealed with a hash over all before it.
 
-    A line is ``{"run": facts}``, which opens a training, or a step: noise_multiplier, sample_rate as a fraction, steps. The
-    chain of hashes notices damage and careless editing. It is no protection against somebody who forges a whole file.
+    A line is ``{"run": facts}``, which opens a training, ``{"resumed": facts}``, or a step: noise_multiplier, sample_rate as a
+    fraction, steps. The chain of hashes notices damage and careless editing. It is no protection against somebody who forges
+    a whole file.
 
     Examples:
         >>> ledger = Ledger()
@@ -52,6 +53,11 @@ class Ledger:
         return tuple(self._entries[: self._prior])
 
     @property
+    def run_history(self) -> History:
+        """The history of the current run."""
+        return tuple(self._entries[self._prior :])
+
+    @property
     def steps(self) -> int:
         """All steps counted."""
         return sum(steps for _, steps in self._entries)
@@ -59,7 +65,7 @@ class Ledger:
     @property
     def run_steps(self) -> int:
         """Steps of the current run."""
-        return sum(steps for _, steps in self._entries[self._prior :])
+        return sum(steps for _, steps in self.run_history)
 
     @property
     def runs(self) -> tuple[dict[str, Any], ...]:
@@ -94,6 +100,18 @@ class Ledger:
                 )
         self._append({'run': facts})
 
+    def resume_run(self, **facts: Any) -> None:
+        """Goes on with the last training. Raises PrivacyError where it had another unit or other personal budgets."""
+        if not self._runs:
+            raise PrivacyError('the privacy ledger holds no training to resume')
+        for name in ('privacy_unit', 'personal_budgets'):
+            if self._runs[-1].get(name) != facts.get(name):
+                raise PrivacyError(
+                    f'the training to resume had {name}={self._runs[-1].get(name)!r} and the config says '
+                    f'{facts.get(name)!r}: the steps do not add up. Put the old value back, or start anew in another work_dir'
+                )
+        self._append({'resumed': facts})
+
     def count(self, event: StepEvent, steps: int = 1) -> None:
         """Adds steps, on the disk first. There is no way to take one back."""
         if type(steps) is not int or steps < 1:
@@ -113,6 +131,8 @@ class Ledger:
             content = {key: value for key, value in line.items() if key != 'hash'}
             if 'run' in content:
                 self.begin_run(**content['run'])
+            elif 'resumed' in content:
+                self.resume_run(**content['resumed'])
             else:
                 self._append(content)
 
@@ -131,6 +151,9 @@ class Ledger:
         if 'run' in line:
             self._runs.append(dict(line['run']))
             self._prior = len(self._entries)
+        elif 'resumed' in line:  # once not secret, never secret again
+            secret = self._runs[-1].get('secret_randomness', True) and line['resumed'].get('secret_randomness', True)
+            self._runs[-1]['secret_randomness'] = secret
         else:
             event = StepEvent(
                 line['noise_multiplier'],
@@ -196,7 +219,7 @@ class Ledger:
                 if line['hash'] != _seal(ledger.head, content):
                     raise ValueError('its hash does not match: a line was changed or taken out')
                 ledger._take(line)
-            except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
+            except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RecursionError) as error:
                 raise PrivacyError(
                     f'{name}, line {number}, is damaged ({error}), so what has been spent on the data is not known. Put an '
                     'intact copy back; a new training from the weights alone (load_from) needs another work_dir'

@@ -138,6 +138,7 @@ class PrivacyPlan:
         draft = cls(noise_multiplier=0.0, **settings)
         _require(is_number(target_epsilon), f'target_epsilon={target_epsilon!r} must be a number')
         factors = [(noise, steps) for noise, _, steps in draft.schedule.parts(draft.steps)]
+        # earlier trainings may have had other groups: what they spent counts for all at their highest rate
         shared: dict[str, Any] = dict(accountant=draft.accountant, history=draft.prior, factors=factors)
         if not budgets:
             sigma = calibrate_noise_multiplier(
@@ -204,12 +205,16 @@ class PrivacyPlan:
     @property
     def epsilons(self) -> tuple[float, ...]:
         """The same for each group of records with a budget of its own."""
-        return self.epsilons_of([*self.prior, *self.ahead()]) if self._targets else ()
+        return self.epsilons_of(self.prior, self.ahead()) if self._targets else ()
 
-    def epsilons_of(self, history: History) -> tuple[float, ...]:
-        """Epsilon of a history for each group of records with a budget of its own, or for all."""
+    def epsilons_of(self, prior: History, run: History) -> tuple[float, ...]:
+        """Epsilon for each group of records with a budget of its own, or for all, of this training's steps after others.
+
+        Only in its own training is a group's rate its own: the groups of ``prior`` may have been others, so what was spent
+        there counts at its highest rate.
+        """
         return tuple(
-            epsilon([(e.of_group(g), n) for e, n in history], self.target_delta, self.accountant)
+            epsilon([*prior, *_of_group(run, g)], self.target_delta, self.accountant)
             for g in range(max(len(self.budgets), 1))
         )
 
@@ -253,17 +258,18 @@ class PrivacyPlan:
 
     def allowed_steps(self, ledger: Ledger) -> int:
         """Further steps that the plan and the budget leave after ``ledger``, whose last run is this training."""
+        if self.target_epsilon is None:
+            return self.steps  # nothing to keep within
         ahead = self.ahead(ledger.run_steps)
         for group, target in enumerate(self._targets):
-            fits = steps_within(
-                target,
-                self.target_delta,
-                [(event.of_group(group), steps) for event, steps in ahead],
-                self.accountant,
-                [(event.of_group(group), steps) for event, steps in ledger.history],
-            )
+            spent = [*ledger.prior, *_of_group(ledger.run_history, group)]
+            fits = steps_within(target, self.target_delta, _of_group(ahead, group), self.accountant, spent)
             ahead = first_steps(ahead, fits)
         return sum(steps for _, steps in ahead)
+
+
+def _of_group(history: History, group: int) -> History:
+    return [(event.of_group(group), steps) for event, steps in history]
 
 
 def _require(holds: bool, message: str) -> None:

@@ -125,7 +125,7 @@ def _groups(plan: PrivacyPlan, ledger: Ledger, spent: float) -> dict[str, Any]:
     if plan.budgets:
         found['personal_epsilon'] = {
             f'{budget.num_records} records with budget {budget.epsilon:g}': _json(value)
-            for budget, value in zip(plan.budgets, plan.epsilons_of(ledger.history))
+            for budget, value in zip(plan.budgets, plan.epsilons_of(ledger.prior, ledger.run_history))
         }
     return found
 

@@ -61,6 +61,10 @@ def test_noise_enters_once_in_total(ranks):
     assert float(noise.std()) == pytest.approx(3.0 * 0.05 / B, rel=0.005)
 
 
+def test_all_ranks_hold_one_ledger(ranks):
+    assert ranks[0]['ledger'] == ranks[1]['ledger'] and ranks[0]['ledger']['entries'] == [[3.0, '1/25', 3]]
+
+
 def options(data, method, **more):
     """--cfg-options of a small training."""
     settings = {

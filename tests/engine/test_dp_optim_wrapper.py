@@ -206,6 +206,27 @@ class TestNoise:
         assert stats.kstest((coordinates / (2.0 * 0.5 / 8)).flatten().numpy(), 'norm').pvalue > 1e-3
 
 
+@pytest.mark.parametrize('value', [float('nan'), float('inf'), 1e30])
+@pytest.mark.parametrize('method', ['dpsgd', 'project-then-clip'])
+def test_a_wild_record_moves_the_weights_by_at_most_c_over_b(hrnet, truth, method, value):
+    """Through the whole model: its labels are NaN, infinite or enormous. The others count as if it were not there."""
+    settings = dict(max_grad_norm=0.01)
+    if method != 'dpsgd':
+        settings.update(projector={}, basis=truth[3])
+    model, both = build(hrnet, private=True, loss_weight=1e3), []
+    for wild in (True, False):
+        data = batch(hrnet, [0, 1, 2])
+        if wild:
+            data['data_samples'][1].gt_fields.heatmaps *= value
+        else:
+            data = {key: [values[0], values[2]] for key, values in data.items()}
+        both.append(moved(copy.deepcopy(model), data, **settings)[0])
+    difference = (both[0] - both[1]).double().norm()
+    assert difference <= 0.01 / B * (1 + 1e-4) and both[1].norm() > 0
+    if value != 1e30:  # that one has a direction, and is clipped
+        assert difference <= 1e-5 * both[1].double().norm()
+
+
 class TestRefusals:
     def wrapper(self, model, **settings):
         return DPOptimWrapper(SGD(model.parameters(), 1.0), **{'max_grad_norm': 1.0, **settings})

@@ -60,12 +60,13 @@ def trainings(synthetic):
     made.server.wait(60)
 
 
-def test_killed_at_twenty_random_moments(trainings, tmp_path):
+@pytest.mark.parametrize('kills', [6, pytest.param(20, marks=pytest.mark.slow)])
+def test_killed_at_random_moments(trainings, tmp_path, kills):
     status, whole = trainings.train(tmp_path / 'whole')
     assert status == 0
     seed = random.randrange(10**6)
     moments, lost, early = random.Random(seed), 0, 0
-    for number in range(20):
+    for number in range(kills):
         work_dir, moment = tmp_path / str(number), moments.uniform(0, whole)
         status, _ = trainings.train(work_dir, kill_after=moment)
         told = f'seed {seed}, killed number {number} after {moment:.3f} of {whole:.3f} s'
@@ -87,5 +88,5 @@ def test_killed_at_twenty_random_moments(trainings, tmp_path):
         statement = json.loads((work_dir / 'privacy_statement.json').read_text())
         assert statement['private'] and statement['epsilon'] <= 8.0, told
         torch.load(newest_checkpoint(work_dir), weights_only=False)
-    assert lost >= 10, 'the training was over before it was killed'
-    assert early < 20, 'no training got as far as a checkpoint'
+    assert lost >= kills // 3, 'the training was over before it was killed'
+    assert early < kills, 'no training got as far as a checkpoint'

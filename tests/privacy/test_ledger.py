@@ -38,6 +38,23 @@ def test_runs_are_told_apart():
         ledger.begin_run(privacy_unit='image')
 
 
+def test_a_run_is_resumed_as_it_was(tmp_path):
+    """Other units or budgets do not add up; and whoever resumes a run with a debug seed cannot wash it clean afterwards."""
+    ledger = ledger_of((A, 3), personal_budgets=[[1.0, 4]])
+    for changed in (dict(privacy_unit='image'), dict(personal_budgets=[])):
+        facts = dict(privacy_unit='instance', personal_budgets=[[1.0, 4]], secret_randomness=True)
+        with pytest.raises(PrivacyError, match=next(iter(changed))):
+            ledger.resume_run(**{**facts, **changed})
+    ledger.keep_at(tmp_path / LEDGER_NAME)
+    for secret in (True, False, True):
+        ledger.resume_run(**{**facts, 'secret_randomness': secret})
+    ledger.count(A)
+    read = Ledger.read(tmp_path / LEDGER_NAME)
+    assert not read.is_secret and read.run_history == ((A, 4),) and len(read.runs) == 1
+    with pytest.raises(PrivacyError, match='no training'):
+        Ledger().resume_run(privacy_unit='instance')
+
+
 def test_it_goes_through_a_file(tmp_path):
     ledger, personal = ledger_of((A, 3)), StepEvent(1.0, Fraction(1, 4), (Fraction(1, 8), Fraction(1, 4)))
     ledger.keep_at(tmp_path / 'new' / LEDGER_NAME)  # what was counted before is written too

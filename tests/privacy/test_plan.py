@@ -5,7 +5,7 @@ from fractions import Fraction
 
 import pytest
 
-from mmpose_dp.privacy import Ledger, PrivacyError, PrivacyPlan
+from mmpose_dp.privacy import Budget, Ledger, PrivacyError, PrivacyPlan, Schedule, StepEvent, epsilon
 
 SETTINGS = dict(
     method='dpsgd',
@@ -71,3 +71,37 @@ def test_what_a_ledger_has_spent_is_no_longer_there():
     assert made.allowed_steps(ledger) == 25
     ledger.count(made.event, 25)
     assert made.allowed_steps(ledger) == 0
+
+
+def test_a_plan_without_a_budget_goes_on():
+    made, ledger = PrivacyPlan(noise_multiplier=1.0, **SETTINGS), Ledger()
+    ledger.count(made.event, 39)
+    assert made.allowed_steps(ledger) == 40
+
+
+def test_a_schedule_couples_sigma_and_c():
+    made = plan(schedule=Schedule(noise_multiplier=0.5, max_grad_norm=2.0, pieces=5))
+    assert [steps for _, steps in made.ahead()] == [8] * 5 and 1.98 < made.epsilon <= 2.0
+    assert made.event_at(39).noise_multiplier == pytest.approx(0.5 * made.noise_multiplier)
+    assert made.max_grad_norm_at(39) == pytest.approx(0.2)
+    assert made.noise_stddev_at(39) == pytest.approx(0.1 * made.noise_multiplier)
+    assert made.ahead(20) == [*((event, 4) for event, _ in made.ahead()[2:3]), *made.ahead()[3:]]
+    assert made.event_at(1000) == made.event_at(39)
+
+
+def test_earlier_trainings_count_at_their_highest_rate():
+    """Their groups may have been others: a rate of theirs is never taken for one of ours."""
+    first = plan(target_epsilon=0.5, budgets=(Budget(0.1, 100), Budget(0.5, 900)), accountant='rdp')
+    ledger = Ledger()
+    ledger.begin_run(privacy_unit='instance')
+    ledger.count(first.event, 1)
+    ledger.begin_run(privacy_unit='instance')
+    second = plan(budgets=(Budget(1.0, 500), Budget(4.0, 500)), accountant='rdp', prior=ledger.history)
+    highest = [(StepEvent(e.noise_multiplier, max(e.personal_rates)), n) for e, n in ledger.history]
+    for group, spent in enumerate(second.epsilons):
+        own = [(event.of_group(group), steps) for event, steps in second.ahead()]
+        assert spent == pytest.approx(epsilon([*highest, *own], SETTINGS['target_delta'], 'rdp'))
+        assert 0.95 * second.budgets[group].epsilon < spent <= second.budgets[group].epsilon
+    assert second.allowed_steps(ledger) == 40
+    rates = [budget.sample_rate * budget.num_records for budget in second.budgets]
+    assert sum(rates) == 50

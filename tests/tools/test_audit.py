@@ -56,7 +56,9 @@ def audit_of(people, tmp_path, method, **options):
     return hook
 
 
-@pytest.mark.parametrize('method', ['dpsgd', 'projected', 'feature', 'hybrid'])
+@pytest.mark.parametrize(
+    'method', ['dpsgd', 'hybrid', *(pytest.param(m, marks=pytest.mark.slow) for m in ('projected', 'feature'))]
+)
 def test_a_sound_training_is_not_refuted(people, tmp_path, method):
     hook = audit_of(people, tmp_path, method)
     assert 0 <= hook.result.epsilon_lower_bound < hook.claim < 4

@@ -192,13 +192,14 @@ class PrivacyBudgetHook(Hook):
         ledger = runner.optim_wrapper.ledger
         if is_main_process():
             ledger.keep_at(Path(runner.work_dir) / LEDGER_NAME)
-        if not self._resumed:
-            ledger.begin_run(
-                method=self.plan.method,
-                privacy_unit=self.plan.privacy_unit,
-                num_records=self.plan.num_records,
-                secret_randomness=self.plan.secret_randomness,
-            )
+        open_run = ledger.resume_run if self._resumed else ledger.begin_run
+        open_run(
+            method=self.plan.method,
+            privacy_unit=self.plan.privacy_unit,
+            num_records=self.plan.num_records,
+            personal_budgets=[[budget.epsilon, budget.num_records] for budget in self.plan.budgets],
+            secret_randomness=self.plan.secret_randomness,
+        )
         self._steps_left = self.plan.allowed_steps(ledger)
 
     # ---- during training -------------------------------------------------------------------------------------------

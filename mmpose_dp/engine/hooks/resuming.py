@@ -35,7 +35,9 @@ def is_intact(path: Path) -> bool:
 def find_start(runner: Runner) -> None:
     """Settles what to load, and refuses what cannot be loaded. Raises PrivacyError."""
     if runner._resume and not runner._load_from:
-        runner._load_from = newest_checkpoint(runner.work_dir)
+        chosen = [newest_checkpoint(runner.work_dir)]
+        broadcast_object_list(chosen)  # all ranks go on from the same one
+        runner._load_from = chosen[0]
     start = runner._load_from
     if start and '://' not in str(start):
         if not os.path.isfile(start):
