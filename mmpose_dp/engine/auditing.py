@@ -38,6 +38,7 @@ class AuditedOptimWrapper(DPOptimWrapper):
         self.canary_of = canary_of
         self.canaries = Canaries(self.params, len(canary_of), torch.Generator().manual_seed(0))
         self.releases: list[tuple[np.ndarray, np.ndarray | None, float, float]] = []
+        self._known: tuple[list[Tensor], np.ndarray] | None = None
 
     def canary_gradient(self, record: int) -> list[Tensor]:
         """What one canary adds to the sum before clipping, one tensor a parameter."""
@@ -60,12 +61,20 @@ class AuditedOptimWrapper(DPOptimWrapper):
         """The mechanism's release, seen by the attacker."""
         released = super()._private_gradient(sigma, max_grad_norm)
         seen = self.canaries.components(released) * self.expected_batch_size / max_grad_norm
-        basis = None
-        if self.projector is not None:  # |V^T a| of each canary's direction a
-            parts = [self.canaries.components([b[k] for b in self.projector.basis]) for k in range(self.projector.rank)]
-            basis = np.sqrt(np.square(parts).sum(0))
-        self.releases.append((seen, basis, max_grad_norm, float(sigma or 0.0)))
+        self.releases.append((seen, self._shares(), max_grad_norm, float(sigma or 0.0)))
         return released
+
+    def _shares(self) -> np.ndarray | None:
+        """|V^T a| of each canary's direction a, once for each basis."""
+        if self.projector is None:
+            return None
+        if self._known is None or self._known[0] is not self.projector.basis:
+            basis = self.projector.basis
+            squares = sum(
+                np.square(self.canaries.components([b[k] for b in basis])) for k in range(self.projector.rank)
+            )
+            self._known = basis, np.sqrt(squares)
+        return self._known[1]
 
 
 @HOOKS.register_module()

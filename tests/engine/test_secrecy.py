@@ -103,7 +103,7 @@ def test_the_search_finds_what_is_there(run):
 
 def test_private_metrics_on_request_and_said_so(synthetic, tmp_path):
     options = dict(default_hooks__privacy_budget__expose_private_metrics=True, train_cfg__max_epochs=1)
-    train(config(synthetic, tmp_path, 'dpsgd', **options))
+    train(tiny(config(synthetic, tmp_path, 'dpsgd', **options)))
     assert {'loss_private', 'acc_pose_private'} <= set(logged(tmp_path))
     statement = json.loads((tmp_path / 'privacy_statement.json').read_text())
     assert 'message hub' in statement['released'] and any(

@@ -7,10 +7,16 @@ from fractions import Fraction
 
 import pytest
 import torch
-from runs import config, logged, train, train_until
+from runs import config as full_config
+from runs import logged, tiny, train, train_until
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from mmpose_dp.privacy import LEDGER_NAME, Ledger, PrivacyError, StepEvent, epsilon
+
+
+def config(*arguments, **options):
+    """With the tiny model: test_recipes and test_mpii_end_to_end train the larger ones."""
+    return tiny(full_config(*arguments, **options))
 
 
 @pytest.fixture(scope='module')
