@@ -62,11 +62,11 @@ class PublicPrivateDataset(Dataset):
         subjects: str | None = None,
         personal_epsilon: str | None = None,
     ) -> None:
+        if public_view is not None and public is not None:
+            raise PrivacyError('train_dataloader.dataset: give public_view or public, not both')
         for name, value in (('private', private), ('public_view', public_view), ('public', public)):
             if value is not None and not (isinstance(value, dict) and 'type' in value):
                 raise PrivacyError(f"train_dataloader.dataset.{name}={value!r} must be a config: dict(type='...', ...)")
-        if public_view is not None and public is not None:
-            raise PrivacyError('train_dataloader.dataset: give public_view or public, not both')
         self.private = _build(private, 'private')
         self.public_view: Any = None
         self.public: BaseDataset | None = None

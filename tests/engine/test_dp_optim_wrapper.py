@@ -208,7 +208,7 @@ class TestNoise:
 
 @pytest.mark.parametrize(
     ('method', 'value'),
-    [('dpsgd', float('nan')), ('dpsgd', 1e30), ('project-then-clip', float('inf')), ('project-then-clip', 1e30)],
+    [('dpsgd', float('nan')), ('dpsgd', 1e30), ('project-then-clip', float('inf'))],
 )
 def test_a_wild_record_moves_the_weights_by_at_most_c_over_b(hrnet, truth, method, value):
     """Through the whole model: its labels are NaN, infinite or enormous. The others count as if it were not there."""

@@ -57,7 +57,7 @@ def audit_of(people, tmp_path, method, **options):
 
 
 @pytest.mark.parametrize(
-    'method', ['dpsgd', 'hybrid', *(pytest.param(m, marks=pytest.mark.slow) for m in ('projected', 'feature'))]
+    'method', ['dpsgd', *(pytest.param(m, marks=pytest.mark.slow) for m in ('projected', 'feature', 'hybrid'))]
 )
 def test_a_sound_training_is_not_refuted(people, tmp_path, method):
     hook = audit_of(people, tmp_path, method)
@@ -103,9 +103,9 @@ def basis_from_private_gradients(monkeypatch):
 @pytest.mark.parametrize(
     ('method', 'fault', 'options'),
     [
-        ('dpsgd', no_noise, {}),
+        pytest.param('dpsgd', no_noise, {}, marks=pytest.mark.slow),
         ('dpsgd', half_the_noise, {}),
-        ('dpsgd', no_clipping, {}),
+        pytest.param('dpsgd', no_clipping, {}, marks=pytest.mark.slow),
         ('feature', public_rows_of_the_private_batch, {}),
         ('hybrid', basis_from_private_gradients, dict(optim_wrapper__projector__refresh_interval=10)),
     ],
