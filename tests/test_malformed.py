@@ -65,7 +65,13 @@ BAD_SETTINGS = {
     'activation_checkpointing': [['backbone.layer1']],
     'load_from': ['/nowhere.pth'],
 }
-CASES = [(key, value) for key, values in BAD_SETTINGS.items() for value in values]
+CASES = [
+    pytest.param(
+        key, value, marks=[pytest.mark.slow] if number else []
+    )  # the first of each key is enough for every day
+    for key, values in BAD_SETTINGS.items()
+    for number, value in enumerate(values)
+]
 
 
 @pytest.mark.parametrize(('key', 'value'), CASES, ids=lambda x: str(x)[:40])
