@@ -1,133 +1,175 @@
-"""Speed of private steps beside the plain step, as ratios measured in the same run.
+"""Speed and memory of private steps as ratios to the plain step on the same images, measured in the same run.
 
-    python tools/benchmark.py [--config CONFIG ...] [--rows 8] [--steps 5]
+    python tools/benchmark.py                     # everything in docs/performance.md, and that page: over an hour on 2 cores
+    python tools/benchmark.py --only models --configs configs/dp/my_config.py
+    python tools/benchmark.py --only quick        # each method once on a tiny model
 
-Every method takes the same number of images a step (feature and hybrid: half private, half public views). Random images;
-methods take turns, so that a slow minute of the machine hits all of them.
+Each method has a process of its own and takes turns, step by step, with a plain one, so that a slow minute of the machine hits
+both. Every method gets the same number of random images a step (feature and hybrid: half private, half public views). Results
+are added to work_dirs/benchmark/results.jsonl, one JSON object a line, and what is there already is not measured again: a run
+that was cut goes on, and lines of another machine may be added. docs/performance.md is made from all of them.
 """
 
 import argparse
-import copy
-import time
-from collections.abc import Callable
+import json
+import multiprocessing
+import platform
+import socket
+from collections.abc import Sequence
+from pathlib import Path
 from statistics import median
 
-import mmpose_dp  # noqa: F401  (first: checks and mends the install)
-
-# isort: split
+import opacus
 import torch
-from mmengine.config import Config
-from mmengine.optim import OptimWrapper
-from mmpose.registry import KEYPOINT_CODECS, MODELS, TRANSFORMS
-from mmpose.utils import register_all_modules
-from torch.optim import SGD
+from benchmark_page import cell, short_name, write_page
+from benchmark_worker import METHODS, PLAIN, PROJECTED, serve
 
-from mmpose_dp.engine import DPOptimWrapper
-from mmpose_dp.models import freeze_batch_norm
-from mmpose_dp.privacy import Projector
-
-CONFIGS = ('configs/dp/hrnet_mpii_hybrid_eps08.py', 'configs/dp/hrnet_synthetic_hybrid_eps08.py')
-RANK = 50
-PROJECTED = {order: dict(projector=order) for order in ('noise-then-project', 'project-then-clip')}
-METHODS: dict[str, dict | None] = {
-    'plain': None,
-    'dpsgd': dict(),
-    'dpsgd, loop over records': dict(engine='loop'),
-    **{f'projected ({order})': settings for order, settings in PROJECTED.items()},
-    'feature': dict(public_weight=1.0),
-    'hybrid': dict(public_weight=1.0, projector='project-then-clip'),
-}
+REPO = Path(__file__).resolve().parent.parent
+CONFIGS = tuple(
+    f'configs/dp/{name}_hybrid_eps08.py'
+    for name in (
+        'hrnet_mpii',
+        'td-hm_res50_mpii',
+        'rtmpose-m_mpii',
+        'vitpose-small_mpii',
+        'td-hm_mobilenetv2_mpii',
+    )
+)
+HRNET, TINY = CONFIGS[0], 'configs/dp/hrnet_synthetic_hybrid_eps08.py'
+ROWS, BATCH, RANK = 8, 32, 50  # in memory at once; of a logical batch, as in the paper; of the projector
 
 
-def make_batch(cfg: Config, rows: int, public: bool) -> dict:
-    """Random images with targets from the config's codec; the second half public if asked for."""
-    encoder = next(s['encoder'] for s in cfg.train_dataloader.dataset.private.pipeline if s['type'] == 'GenerateTarget')
-    codec = KEYPOINT_CODECS.build(encoder)
-    generator = torch.Generator().manual_seed(0)
-    width, height = encoder['input_size']
-    pack = TRANSFORMS.build(dict(type='PackPoseInputs', meta_keys=()))
-    inputs, samples = [], []
-    for row in range(rows):
-        joints = torch.rand(1, 16, 2, generator=generator).numpy() * [width, height]
-        encoded = codec.encode(joints.astype('float32'), torch.ones(1, 16).numpy())
-        names = {k: getattr(codec, k) for k in ('label_mapping_table', 'field_mapping_table') if getattr(codec, k)}
-        sample = pack(dict(encoded, **names, img=torch.zeros(1, 1, 3).numpy()))['data_samples']
-        sample.set_metainfo(dict(dp_record=None if public and row >= rows // 2 else row))
-        samples.append(sample)
-        inputs.append(torch.randint(0, 255, (3, height, width), generator=generator, dtype=torch.uint8))
-    return dict(inputs=inputs, data_samples=samples)
+class Worker:
+    """A method on a model in processes of its own, one or several that share the batch."""
+
+    def __init__(self, job: dict, method: str) -> None:
+        context = multiprocessing.get_context('spawn')
+        self._pipes, self._processes = [], []
+        with socket.socket() as free:
+            free.bind(('localhost', 0))
+            port = free.getsockname()[1]
+        for i in range(job['processes'] if method == job['method'] else 1):
+            pipe, other = context.Pipe()
+            process = context.Process(target=serve, args=(other, job, method, i, port), daemon=True)
+            process.start()
+            other.close()
+            self._pipes.append(pipe)
+            self._processes.append(process)
+
+    def ask(self, what: str) -> float:
+        """Seconds of a step ('time') or its peak in bytes ('memory'). Raises RuntimeError with what went wrong in there."""
+        try:
+            for pipe in self._pipes:
+                pipe.send(what)
+            answers = [pipe.recv() for pipe in self._pipes]
+        except (EOFError, OSError) as error:
+            raise RuntimeError('the process died, for want of memory perhaps') from error
+        failed = [answer for answer in answers if isinstance(answer, str)]
+        if failed:
+            raise RuntimeError(failed[0])
+        return max(answers)
+
+    def close(self) -> None:
+        """Ends the processes."""
+        for process in self._processes:
+            process.kill()
+            process.join()
 
 
-def make_step(cfg: Config, settings: dict | None, rows: int, device: str) -> Callable[[], None]:
-    """One training step of a method on its own copy of the model."""
-    torch.manual_seed(0)
-    model_cfg = copy.deepcopy(cfg.model)
-    model_cfg.backbone.init_cfg = None
-    if settings is None:
-        model_cfg.head.type = model_cfg.head.type.removeprefix('Private')
-    model = MODELS.build(model_cfg).to(device).train()
-    freeze_batch_norm(model)
-    params = [p for p in model.parameters() if p.requires_grad]
-    batch = make_batch(cfg, rows, public='public_weight' in (settings or {}))
-    optimizer = SGD(params, lr=1e-4)
-    if settings is None:
-        wrapper = OptimWrapper(optimizer)
-    else:
-        settings = dict(settings)
-        order = settings.pop('projector', None)
-        wrapper = DPOptimWrapper(
-            optimizer,
-            max_grad_norm=0.1,
-            noise_multiplier=1.0,
-            expected_batch_size=rows,
-            projector=order and dict(rank=RANK, order=order, dtype='bfloat16'),
-            **settings,
-        )
-        if order:
-            wrapper.projector = random_projector(order, params)
-    return lambda: model.train_step(batch, wrapper)
+def measure(job: dict, steps: int) -> dict:
+    """The job with its result, or with the reason why it 'failed'.
+
+    A ratio is that of the times for one record, or of the peaks: the method's to the plain step's beside it.
+    """
+    result = dict(job, torch=torch.__version__, opacus=opacus.__version__, steps=steps)
+    workers = {name: Worker(job, name) for name in (PLAIN, job['method'])}
+    taken: dict[str, list[float]] = {name: [] for name in workers}
+    try:
+        peaks = [worker.ask('memory') for worker in workers.values()]
+        for _ in range(steps):
+            for name, worker in workers.items():
+                taken[name].append(worker.ask('time'))
+    except RuntimeError as error:
+        return dict(result, failed=str(error))
+    finally:
+        for worker in workers.values():
+            worker.close()
+    plain, method = (
+        [t / n for t in times] for times, n in zip(taken.values(), (job['rows'], job['expected_batch_size']))
+    )
+    ratios = [b / a for a, b in zip(plain, method)]
+    result.update(plain_seconds=median(plain), seconds=median(method), plain_bytes=peaks[0], bytes=peaks[1])
+    result.update(time=median(ratios), spread=(min(ratios), max(ratios)), memory=peaks[1] / peaks[0])
+    return result
 
 
-def random_projector(order: str, params: list[torch.Tensor]) -> Projector:
-    """A basis of random directions: as dear as a fitted one."""
-    projector = Projector(rank=RANK, order=order, dtype='bfloat16')
-    total = sum(p.numel() for p in params)
-    projector.basis = [(torch.randn(RANK, *p.shape) / total**0.5).to(p.device, torch.bfloat16) for p in params]
-    return projector
+def machine(device: str) -> str:
+    """What the figures were measured on."""
+    if device != 'cpu':
+        return torch.cuda.get_device_name()
+    lines = Path('/proc/cpuinfo').read_text().splitlines()
+    name = next((line.partition(':')[2].strip() for line in lines if line.startswith('model name')), platform.machine())
+    return f'{name}, {torch.get_num_threads()} cores'
 
 
-def measure(config: str, rows: int, steps: int, device: str) -> list[tuple[str, float]]:
-    """(method, median seconds a step)."""
-    cfg = Config.fromfile(config)
-    taken: dict[str, list[float]] = {name: [] for name in METHODS}
-    made = {name: make_step(cfg, settings, rows, device) for name, settings in METHODS.items()}
-    for turn in range(steps + 1):
-        for name, step in made.items():
-            start = time.perf_counter()
-            step()
-            if device != 'cpu':
-                torch.cuda.synchronize()
-            if turn:  # the first one warms up and checks the engine
-                taken[name].append(time.perf_counter() - start)
-    return [(name, median(values)) for name, values in taken.items()]
+def suites(configs: Sequence[str]) -> dict[str, list[dict]]:
+    """What is measured, by the question that it answers."""
+    both = ('dpsgd', 'hybrid')
+    return {
+        'models': [job(config, method) for config in configs for method in METHODS if method != PLAIN],
+        'rows': [job(HRNET, method, rows=rows) for method in both for rows in (2, 4, 16)],
+        'rank': [job(HRNET, method, rank=rank) for method in PROJECTED for rank in (10, 25, 100)],
+        'batch': [
+            job(TINY, method, rows=64, expected_batch_size=batch) for method in both for batch in (64, 256, 1024, 4096)
+        ],
+        'processes': [job(HRNET, method, threads=1, processes=n) for method in both for n in (1, 2)],
+        'quick': [job(TINY, method, rows=4, expected_batch_size=8) for method in METHODS if method != PLAIN],
+    }
+
+
+def job(config: str, method: str, **settings: int) -> dict:
+    """One thing to measure, see ``benchmark_worker.serve``."""
+    device = 'cuda' if torch.cuda.is_available() else 'cpu'
+    standard = dict(rows=ROWS, expected_batch_size=BATCH, rank=RANK, threads=torch.get_num_threads(), processes=1)
+    return dict(config=config, method=method, device=device, machine=machine(device), **standard | settings)
+
+
+def parse_args() -> argparse.Namespace:
+    """The arguments."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        '--only', nargs='+', choices=suites(()), default=[name for name in suites(()) if name != 'quick']
+    )
+    parser.add_argument('--configs', nargs='+', default=CONFIGS, help='private configs, for the suite "models"')
+    parser.add_argument('--steps', type=int, default=3, help='timed steps; the median of their ratios counts')
+    parser.add_argument('--out', type=Path, default=REPO / 'work_dirs/benchmark', help='where the results are kept')
+    parser.add_argument(
+        '--page', type=Path, default=REPO / 'docs/performance.md', help='the page whose tables are remade'
+    )
+    return parser.parse_args()
 
 
 def main() -> None:
-    """Prints a Markdown table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--config', nargs='+', default=CONFIGS)
-    parser.add_argument('--rows', type=int, default=8, help='images a step, private and public together')
-    parser.add_argument('--steps', type=int, default=5, help='timed steps; the median counts')
-    args = parser.parse_args()
-    register_all_modules()
-    device = 'cuda' if torch.cuda.is_available() else 'cpu'
-    name = torch.cuda.get_device_name() if device == 'cuda' else f'CPU, {torch.get_num_threads()} threads'
-    print(f'{name}, torch {torch.__version__}, {args.rows} images a step, rank {RANK}, median of {args.steps} steps\n')
-    print('| config | method | seconds | times the plain step |\n| --- | --- | ---: | ---: |')
-    for config in args.config:
-        results = measure(config, args.rows, args.steps, device)
-        for method, seconds in results:
-            print(f'| {config} | {method} | {seconds:.3f} | {seconds / results[0][1]:.2f} |', flush=True)
+    """Measures what is not in the results yet, prints a line as each is done, and remakes the page."""
+    args = parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    path = args.out / 'results.jsonl'
+    results = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    every, chosen = suites(args.configs), args.only
+    for number, wanted in enumerate(jobs := [one for suite in chosen for one in every[suite]], 1):
+        found = next((r for r in results if wanted.items() <= r.items()), None)
+        if found is None:
+            found = measure(wanted, args.steps)
+            results.append(found)
+            with open(path, 'a') as file:
+                file.write(json.dumps(found) + '\n')
+        settings = ' '.join(f'{key}={wanted[key]}' for key in ('rows', 'expected_batch_size', 'rank', 'processes'))
+        print(
+            f'[{number}/{len(jobs)}] {short_name(wanted["config"])}, {wanted["method"]}, {settings}: {cell(found)}',
+            flush=True,
+        )
+    if chosen != ['quick']:
+        write_page(args.page, {name: every[name] for name in every if name != 'quick'}, results)
 
 
 if __name__ == '__main__':

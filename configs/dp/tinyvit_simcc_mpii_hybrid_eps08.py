@@ -4,7 +4,6 @@ _base_ = [
     '../_base_/hybrid.py',
 ]
 
-custom_imports = dict(imports=['mmpose_dp', 'mmpretrain.models'])
 model = dict(
     backbone=dict(
         _delete_=True,

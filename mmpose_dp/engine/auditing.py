@@ -14,7 +14,7 @@ from mmengine.runner import Runner
 from mmpose.registry import HOOKS, OPTIM_WRAPPERS
 from torch import Tensor
 
-from mmpose_dp.privacy import PrivacyError, RowGradients, Rows
+from mmpose_dp.privacy import Collector, PrivacyError, RowGradients, Rows
 from mmpose_dp.privacy.auditing import AuditResult, Canaries, audit
 from mmpose_dp.privacy.row_gradients import StackBlock
 
@@ -44,9 +44,11 @@ class AuditedOptimWrapper(DPOptimWrapper):
         """What one canary adds to the sum before clipping, one tensor a parameter."""
         return [_LOUD * self.max_grad_norm * x for x in self.canaries.direction(self.canary_of[record])]
 
-    def _add_private(self, gradients: RowGradients, rows: Rows) -> None:
+    def _backward(self, losses: Tensor, rows: Rows, *collectors: Collector) -> None:
         """The real gradients with those of canaries exchanged; the first row of a record carries it."""
-        real = gradients.per_row(torch.arange(gradients.num_rows))
+        gradients = RowGradients(self.params, len(losses))
+        super()._backward(losses, rows, gradients)
+        real = gradients.per_row(torch.arange(len(losses)))
         for local, key in enumerate(rows.keys):
             if key not in self.canary_of:
                 continue
@@ -54,8 +56,9 @@ class AuditedOptimWrapper(DPOptimWrapper):
             for stack, loud in zip(real, self.canary_gradient(key)):
                 stack[mine] = 0.0
                 stack[mine[0]] = loud
-        blocks = [StackBlock([i], stack) for i, stack in enumerate(real)]
-        super()._add_private(RowGradients(self.params, blocks, gradients.num_rows), rows)
+        for i, stack in enumerate(real):
+            for collector in collectors:
+                collector.add(StackBlock([i], stack))
 
     def _private_gradient(self, sigma: float | None, max_grad_norm: float) -> list[Tensor]:
         """The mechanism's release, seen by the attacker."""

@@ -11,13 +11,14 @@ from .accounting import (
     group_epsilon,
 )
 from .calibration import calibrate_noise_multiplier, calibrate_sample_rates, steps_within
-from .clipping import Rows, clip_factors, clipped_coordinates, clipped_sum
+from .clipping import ClippedCoordinates, ClippedSum, Rows, clip_factors
 from .errors import PrivacyError
 from .ledger import LEDGER_NAME, Ledger
+from .loop_engine import LoopEngine
 from .noise import RandomSource
-from .per_sample import LoopEngine, RuleEngine, build_engine
+from .per_sample import RuleEngine, build_engine
 from .plan import PrivacyPlan
-from .row_gradients import RowGradients
+from .row_gradients import Block, Collector, RowGradients, RowSum
 from .schedule import Budget, Schedule
 from .statement import build_statement, epsilon_curve, statement_markdown, write_statement
 from .subspace import Projector
@@ -25,7 +26,11 @@ from .subspace import Projector
 __all__ = [
     'ACCOUNTANTS',
     'LEDGER_NAME',
+    'Block',
     'Budget',
+    'ClippedCoordinates',
+    'ClippedSum',
+    'Collector',
     'Ledger',
     'LoopEngine',
     'PrivacyError',
@@ -33,6 +38,7 @@ __all__ = [
     'Projector',
     'RandomSource',
     'RowGradients',
+    'RowSum',
     'Rows',
     'RuleEngine',
     'Schedule',
@@ -42,8 +48,6 @@ __all__ = [
     'calibrate_noise_multiplier',
     'calibrate_sample_rates',
     'clip_factors',
-    'clipped_coordinates',
-    'clipped_sum',
     'epsilon',
     'epsilon_curve',
     'group_epsilon',

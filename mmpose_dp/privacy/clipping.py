@@ -6,14 +6,12 @@ or look at how many records were drawn.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    from .row_gradients import RowGradients
-    from .subspace import Projector
+from .row_gradients import Block, in_line
+from .subspace import Projector
 
 
 @dataclass(frozen=True)
@@ -43,6 +41,11 @@ class Rows:
         """(private rows,) int64, the indices of the private rows."""
         return (self.records >= 0).nonzero().flatten()
 
+    @property
+    def public(self) -> Tensor:
+        """(public rows,) int64, the indices of the public rows."""
+        return (self.records < 0).nonzero().flatten()
+
     def sum_by_record(self, values: Tensor) -> Tensor:
         """Adds (private rows, d) to (num_records, d)."""
         records = self.records[self.private].to(values.device)
@@ -60,34 +63,76 @@ def clip_factors(norms: Tensor, max_grad_norm: float) -> Tensor:
     return torch.where(torch.isfinite(norms), factors, torch.zeros_like(factors))
 
 
-def clipped_sum(gradients: 'RowGradients', rows: Rows, max_grad_norm: float) -> list[Tensor]:
-    """sum_i g_i * min(1, C / ||g_i||) over the private records (Abadi et al. 2016, algorithm 1).
+class ClippedSum:
+    """Collects sum_i g_i * min(1, C / ||g_i||) over the private records (Abadi et al. 2016, algorithm 1).
 
-    Returns one float32 tensor a parameter, in the order of ``gradients.params``. Norms are taken in float32 over all
-    parameters together.
+    One pass for both factors of the book-keeping method (Bu et al. 2023): a block of few positions and many weights gives
+    its norms at once and is kept for the weighted sum; any other gives its gradients once, and they are kept instead.
+
+    Args:
+        params: the trainable parameters.
+        rows: what each row is.
+        max_grad_norm: C.
+        scale: what the losses were multiplied by (mixed precision).
     """
-    private = rows.private
-    squares = torch.zeros(rows.num_records, device=gradients.device)
-    for block in gradients.blocks():
-        for grads in block.per_row(private):
-            squares += rows.sum_by_record(grads.flatten(1)).square().sum(1)
-    factors = clip_factors(squares.sqrt() / gradients.scale, max_grad_norm)
-    weights = torch.zeros(gradients.num_rows, device=gradients.device)
-    weights[private] = factors[rows.records[private].to(factors.device)]
-    return gradients.weighted_sum(weights)
+
+    def __init__(self, params: Sequence[nn.Parameter], rows: Rows, max_grad_norm: float, scale: float = 1.0) -> None:
+        self._params, self._rows, self._max_grad_norm, self._scale = params, rows, max_grad_norm, scale
+        self._private = in_line(rows.private)
+        self._squares = torch.zeros(rows.num_records, device=params[0].device)
+        self._whole: list[Block] = []
+        self._stacks: list[tuple[int, Tensor]] = []  # (parameter, (records, its size))
+
+    def add(self, block: Block) -> None:
+        """See Collector.add. Norms are taken in float32 over all parameters together."""
+        squares = block.ghost_squares(self._private) if self._rows.num_records == len(self._private) else None
+        if squares is not None:
+            self._squares += squares
+            self._whole.append(block)
+            return
+        for index, grads in zip(block.indices, block.per_row(self._private)):
+            stack = self._rows.sum_by_record(grads.flatten(1))
+            self._squares += torch.linalg.vecdot(stack, stack)
+            self._stacks.append((index, stack))
+
+    def total(self) -> list[Tensor]:
+        """The sum, one float32 tensor a parameter. Records that are not finite are left out: 0 * NaN is NaN."""
+        factors = clip_factors(self._squares.sqrt() / self._scale, self._max_grad_norm) / self._scale
+        total = [torch.zeros_like(p, dtype=torch.float32) for p in self._params]
+        keep = factors.nonzero().flatten()
+        weights = factors[keep]
+        rows = in_line(self._rows.private[keep.cpu()]) if self._whole else []
+        for block in self._whole if len(keep) else []:
+            for index, grads in zip(block.indices, block.weighted_sum(rows, weights)):
+                total[index] += grads
+        all_kept = len(keep) == len(factors)
+        for index, stack in self._stacks:
+            total[index] += (weights @ (stack if all_kept else stack[keep])).view_as(total[index])
+        return total
 
 
-def clipped_coordinates(gradients: 'RowGradients', rows: Rows, max_grad_norm: float, projector: 'Projector') -> Tensor:
-    """sum_i clip(V^T g_i, C) over the private records, (rank,) float32: ``project-then-clip``.
+class ClippedCoordinates:
+    """Collects sum_i clip(V^T g_i, C) over the private records: ``project-then-clip``.
 
     The k coordinates themselves are clipped, so the sensitivity is C whatever V is; V need not even be orthonormal.
-    Each layer adds its share and forgets its gradients: no whole per-sample gradient is ever held.
+    Each block adds its share and is forgotten: no whole per-sample gradient is ever held.
+
+    Args: as of ClippedSum, and the projector.
     """
-    private = rows.private
-    coordinates = torch.zeros(rows.num_records, projector.rank, device=gradients.device)
-    for block in gradients.blocks():
-        for index, grads in zip(block.indices, block.per_row(private)):
-            coordinates += rows.sum_by_record(projector.coordinates(index, grads / gradients.scale))
-    factors = clip_factors(coordinates.norm(dim=1), max_grad_norm)
-    keep = factors > 0  # 0 * NaN is NaN: leave such a record out
-    return (coordinates[keep] * factors[keep, None]).sum(0)
+
+    def __init__(self, rows: Rows, max_grad_norm: float, projector: Projector, scale: float = 1.0) -> None:
+        self._rows, self._max_grad_norm, self._projector, self._scale = rows, max_grad_norm, projector, scale
+        self._private = in_line(rows.private)
+        self._coordinates = torch.zeros(rows.num_records, projector.rank, device=projector.basis[0].device)
+
+    def add(self, block: Block) -> None:
+        """See Collector.add."""
+        for index, grads in zip(block.indices, block.per_row(self._private)):
+            self._coordinates += self._rows.sum_by_record(self._projector.coordinates(index, grads))
+
+    def total(self) -> list[Tensor]:
+        """The sum: one tensor of shape (rank,), float32."""
+        coordinates = self._coordinates / self._scale
+        factors = clip_factors(coordinates.norm(dim=1), self._max_grad_norm)
+        keep = factors > 0  # 0 * NaN is NaN: leave such a record out
+        return [(coordinates[keep] * factors[keep, None]).sum(0)]

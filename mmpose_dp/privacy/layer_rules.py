@@ -5,7 +5,7 @@ guess: a layer whose forward is not exactly the one written here has no rule and
 Source of the outer-product form: Goodfellow 2015 (arXiv 1510.01799); for convolutions Rochette et al. 2019.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -14,43 +14,63 @@ from torch import Tensor, nn
 # (module, input, output gradient) -> {parameter name: (rows, *parameter shape)}
 Rule = Callable[[nn.Module, Tensor, Tensor], dict[str, Tensor]]
 
+# multiplications that cost what one weight of a per-row gradient costs to write, read and keep
+_TRAFFIC = 60
+# float32 has 24 bits; sums of products are better than that by far, cancelled ones worse
+_ROUNDING = 1e-6
+
 # subclasses whose forward only adds a special case for empty inputs (mmcv's wrappers of torch layers)
 _TRANSPARENT = ('mmcv.cnn.bricks.wrappers',)
 
 
-def _linear(module: nn.Module, a: Tensor, b: Tensor) -> dict[str, Tensor]:
-    a, b = a.reshape(len(a), -1, a.shape[-1]), b.reshape(len(b), -1, b.shape[-1])
-    return {'weight': torch.bmm(b.transpose(1, 2), a), 'bias': b.sum(1)}
+def _factors(module: nn.Module, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """What the weight's gradient of a row is the product of, summed over positions.
+
+    Returns (rows * groups, outputs, positions) and (rows * groups, inputs * kernel area, positions).
+    """
+    if isinstance(module, nn.Linear):
+        a, b = a.reshape(len(a), -1, a.shape[-1]), b.reshape(len(b), -1, b.shape[-1])
+        return b.transpose(1, 2), a.transpose(1, 2)
+    assert isinstance(module, (nn.Conv2d, nn.ConvTranspose2d))
+    # a transposed convolution is the convolution read backwards: input and output gradient change places
+    whole, windowed = (b, a) if isinstance(module, nn.Conv2d) else (a, b)
+    patches = _patches(module, windowed)
+    blocks = len(a) * module.groups
+    return whole.reshape(blocks, -1, patches.shape[-1]), patches.reshape(blocks, -1, patches.shape[-1])
 
 
 def _patches(module: nn.Conv2d | nn.ConvTranspose2d, x: Tensor) -> Tensor:
     """(rows, channels, H, W) -> (rows, channels * kernel area, positions)."""
-    if module.kernel_size == (1, 1) and module.stride == (1, 1) and not any(module.padding):
-        return x.flatten(2)
+    if module.kernel_size == (1, 1) and not any(module.padding):
+        return x[..., :: module.stride[0], :: module.stride[1]].flatten(2)
     return F.unfold(x, module.kernel_size, module.dilation, module.padding, module.stride)  # type: ignore[arg-type]
 
 
-def _conv(module: nn.Module, a: Tensor, b: Tensor) -> dict[str, Tensor]:
-    assert isinstance(module, (nn.Conv2d, nn.ConvTranspose2d))
-    # a transposed convolution is the convolution read backwards: input and output gradient change places
-    whole, windowed = (b, a) if isinstance(module, nn.Conv2d) else (a, b)
-    rows, groups = len(a), module.groups
-    patches = _patches(module, windowed)
-    left = whole.reshape(rows * groups, -1, patches.shape[-1])
-    right = patches.reshape(rows * groups, -1, patches.shape[-1])
-    weight = torch.bmm(left, right.transpose(1, 2)).view(rows, *module.weight.shape)
-    return {'weight': weight, 'bias': b.flatten(2).sum(2)}
+def _outer(module: nn.Module, a: Tensor, b: Tensor) -> dict[str, Tensor]:
+    assert isinstance(module.weight, Tensor)
+    left, right = _factors(module, a, b)
+    weight = torch.bmm(left, right.transpose(1, 2)).view(len(a), *module.weight.shape)
+    return {'weight': weight, 'bias': _bias(module, b)}
+
+
+def _bias(module: nn.Module, b: Tensor) -> Tensor:
+    return b.reshape(len(b), -1, b.shape[-1]).sum(1) if isinstance(module, nn.Linear) else b.flatten(2).sum(2)
 
 
 def _channel_affine(normed: Tensor, b: Tensor) -> dict[str, Tensor]:
-    return {'weight': (normed * b).flatten(2).sum(2), 'bias': b.flatten(2).sum(2)}
+    return {'weight': torch.linalg.vecdot(normed.flatten(2), b.flatten(2)), 'bias': b.flatten(2).sum(2)}
 
 
 def _batch_norm(module: nn.Module, a: Tensor, b: Tensor) -> dict[str, Tensor]:
     assert isinstance(module, nn.modules.batchnorm._BatchNorm)
-    mean, var = module.running_mean, module.running_var
-    assert mean is not None and var is not None
-    return _channel_affine(F.batch_norm(a, mean.to(a.dtype), var.to(a.dtype), eps=module.eps), b)
+    assert module.running_mean is not None and module.running_var is not None
+    mean, variance = (x.to(a.dtype).repeat(len(a)) for x in (module.running_mean, module.running_var))
+    # the statistics are constants, so a channel of a row is as good as a channel: one pass for all rows
+    every = [x.reshape(1, -1, *x.shape[2:]) for x in (b, a)]
+    _, weight, bias = torch.ops.aten.native_batch_norm_backward(
+        *every, None, mean, variance, None, None, False, module.eps, [False, True, True]
+    )
+    return {'weight': weight.view(len(a), -1), 'bias': bias.view(len(a), -1)}
 
 
 def _group_norm(module: nn.Module, a: Tensor, b: Tensor) -> dict[str, Tensor]:
@@ -74,9 +94,9 @@ def _layer_norm(module: nn.Module, a: Tensor, b: Tensor) -> dict[str, Tensor]:
 
 
 _RULES: tuple[tuple[type[nn.Module], Rule], ...] = (
-    (nn.Linear, _linear),
-    (nn.Conv2d, _conv),
-    (nn.ConvTranspose2d, _conv),
+    (nn.Linear, _outer),
+    (nn.Conv2d, _outer),
+    (nn.ConvTranspose2d, _outer),
     (nn.modules.batchnorm._BatchNorm, _batch_norm),
     (nn.modules.instancenorm._InstanceNorm, _instance_norm),
     (nn.GroupNorm, _group_norm),
@@ -113,12 +133,8 @@ def rule_for(module: nn.Module) -> Rule | None:
     return None
 
 
-def weighted_gradient(module: nn.Module, rule: Rule, a: Tensor, b: Tensor) -> dict[str, Tensor]:
-    """sum_rows of the rule's gradients, without holding one a row where the layer has a summed form.
-
-    Args:
-        b: output gradient with each row already multiplied by its weight.
-    """
+def summed_gradient(module: nn.Module, rule: Rule, a: Tensor, b: Tensor) -> dict[str, Tensor]:
+    """sum_rows of the rule's gradients, without holding one a row where the layer has a summed form."""
     if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
         transposed = isinstance(module, nn.ConvTranspose2d)
         weight = torch.ops.aten.convolution_backward(
@@ -139,3 +155,40 @@ def weighted_gradient(module: nn.Module, rule: Rule, a: Tensor, b: Tensor) -> di
         a, b = a.reshape(-1, a.shape[-1]), b.reshape(-1, b.shape[-1])
         return {'weight': b.T @ a, 'bias': b.sum(0)}
     return {name: grads.sum(0) for name, grads in rule(module, a, b).items()}
+
+
+def ghost_is_cheaper(module: nn.Module, a: Tensor, b: Tensor) -> bool:
+    """Whether a row's norm costs less without its gradient: few positions and many weights (Bu et al. 2023, section 3).
+
+    The rule there, 2 T^2 < weights, counts memory; this counts time. A weight written and read costs as much as some
+    ``_TRAFFIC`` multiplications (measured on CPUs; about the same on a GPU, where both are faster).
+    """
+    if not isinstance(module, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)):
+        return False
+    groups = getattr(module, 'groups', 1)
+    if isinstance(module, nn.Linear):
+        positions = a[0].numel() // a.shape[-1]
+    else:
+        positions = (b if isinstance(module, nn.Conv2d) else a)[0, 0].numel()
+    weights = module.weight.numel()
+    width = module.weight.shape[0] // groups + weights // module.weight.shape[0]  # of the two factors, about
+    return positions**2 * groups * width < _TRAFFIC * weights
+
+
+def ghost_squares(module: nn.Module, a: Tensor, b: Tensor, names: Sequence[str]) -> Tensor:
+    """Squared norm of each row's gradient for the parameters ``names`` of one call, (rows,), without the gradient.
+
+    ||L R^T||^2 = sum of (L^T L) * (R^T R) (Goodfellow 2015; Li et al. 2022, ghost clipping). Where the terms cancel,
+    rounding could make that too small and the record too heavy. So it is rounded up, by _ROUNDING of tr(L^T L) tr(R^T R),
+    which no term exceeds: a norm may be too large by that little, never too small.
+    """
+    total = a.new_zeros(len(a))
+    if 'weight' in names:
+        left, right = _factors(module, a, b)
+        left, right = torch.bmm(left.transpose(1, 2), left), torch.bmm(right.transpose(1, 2), right)
+        most = left.diagonal(dim1=1, dim2=2).sum(1) * right.diagonal(dim1=1, dim2=2).sum(1)
+        squares = torch.linalg.vecdot(left.flatten(1), right.flatten(1)).clamp_min(0) + _ROUNDING * most
+        total += squares.view(len(a), -1).sum(1)
+    if 'bias' in names:
+        total += _bias(module, b).square().sum(1)
+    return total

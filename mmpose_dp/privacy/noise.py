@@ -7,6 +7,7 @@ and writes the seed into every checkpoint.
 
 import math
 import os
+from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 
 import numpy as np
@@ -14,7 +15,7 @@ import torch
 
 from .errors import PrivacyError
 
-_CHUNK = 1 << 20  # normals made at a time, so that a step's noise needs no second model-sized float64 buffer
+_CHUNK = 1 << 16  # normals made at a time, by one thread: what is made on the way stays in its cache
 
 
 class RandomSource:
@@ -41,8 +42,10 @@ class RandomSource:
 
     def uint64(self, count: int) -> np.ndarray:
         """``count`` uniform 64-bit integers, shape (count,)."""
-        raw = os.urandom(8 * count) if self._debug is None else self._debug.bytes(8 * count)
-        return np.frombuffer(raw, dtype=np.uint64)
+        return np.frombuffer(self._bytes(8 * count), dtype=np.uint64)
+
+    def _bytes(self, count: int) -> bytes:
+        return os.urandom(count) if self._debug is None else self._debug.bytes(count)
 
     def bernoulli(self, count: int, rate: Fraction) -> np.ndarray:
         """Indices in ``range(count)``, each kept independently with probability ``rate`` (Poisson sampling).
@@ -65,15 +68,29 @@ class RandomSource:
     def gaussian(self, count: int) -> torch.Tensor:
         """``count`` independent standard normal numbers (Box and Muller 1958), float32, shape (count,), on the CPU."""
         out = np.empty(count, dtype=np.float32)
-        for start in range(0, count, _CHUNK):
+
+        def fill(start: int) -> None:
             size = min(_CHUNK, count - start)
             total = sum(self._normal(size) for _ in range(self.draws))
-            out[start : start + size] = total / math.sqrt(self.draws)
+            out[start : start + size] = total / np.float32(math.sqrt(self.draws))
+
+        starts = range(0, count, _CHUNK)
+        if self.is_secret and len(starts) > 1:  # a debug stream has an order to keep
+            with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+                list(pool.map(fill, starts))
+        else:
+            for start in starts:
+                fill(start)
         return torch.from_numpy(out)
 
     def _normal(self, size: int) -> np.ndarray:
         half = (size + 1) // 2
+        raw = self._bytes(12 * half)
         # 53 bits and a half step, so that u lies strictly inside (0, 1) and the logarithm is finite
-        u = ((self.uint64(2 * half) >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
-        radius, angle = np.sqrt(-2.0 * np.log(u[:half])), 2.0 * math.pi * u[half:]
+        u = (np.frombuffer(raw, np.uint64, half) >> np.uint64(11)).view(np.int64).astype(np.float64)
+        radius = np.sqrt((-2.0 * np.log((u + 0.5) * 2.0**-53)).astype(np.float32))
+        # the angle is as fine as float32 can tell
+        angle = np.frombuffer(raw, np.uint32, half, offset=8 * half).astype(np.float32) * np.float32(
+            2 * math.pi * 2.0**-32
+        )
         return np.concatenate([radius * np.cos(angle), radius * np.sin(angle)])[:size]

@@ -89,19 +89,24 @@ class OperationBlock:
         self.indices = [index]
         self._param, self._uses, self._num_rows = param, uses, num_rows
 
-    def per_row(self, rows: Tensor) -> list[Tensor]:
+    def per_row(self, rows: Sequence[int]) -> list[Tensor]:
         """See Block.per_row."""
         out = torch.zeros((len(rows), *self._param.shape), dtype=torch.float32, device=self._param.device)
         for use, grad in self._uses:
             length = grad.shape[use.axis] // self._num_rows
-            for i, row in enumerate(rows.tolist()):
+            for i, row in enumerate(rows):
                 part = grad.narrow(use.axis, row * length, length)
                 out[i] += use.vjp(part, row * length, length, [self._param])[0]
         return [out]
 
-    def weighted_sum(self, rows: Tensor, weights: Tensor) -> list[Tensor]:
+    def weighted_sum(self, rows: Sequence[int], weights: Tensor | None = None) -> list[Tensor]:
         """See Block.weighted_sum."""
-        return [torch.tensordot(weights, self.per_row(rows)[0], dims=1)]
+        grads = self.per_row(rows)[0]
+        return [grads.sum(0) if weights is None else torch.tensordot(weights, grads, dims=1)]
+
+    def ghost_squares(self, rows: Sequence[int]) -> Tensor | None:
+        """See Block.ghost_squares: such parameters are few."""
+        return None
 
 
 class OperationRecorder(TorchFunctionMode):

@@ -1,14 +1,16 @@
 """Per-sample gradients through any model: capture during the forward, one backward, gradients row by row.
 
-Two engines with one interface. ``RuleEngine`` serves each parameter by the first way that fits: its layer's rule
-(layer_rules), the operations that use it (operations), a backward a row. ``LoopEngine`` takes the last way for all and is
-the reference. Must not clip, weigh or release anything, and must not return a gradient it could not account for: the
-first batch is checked against autograd, and rows that depend on one another are refused.
+``RuleEngine`` serves each parameter by the first way that fits: its layer's rule (layer_rules), the operations that use it
+(operations), a backward a row. ``LoopEngine`` (loop_engine) takes the last way for all. Must not clip, weigh or release
+anything, and must not hand out a gradient it could not account for: the first batch is checked against autograd, and rows
+that depend on one another are refused.
 """
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -17,17 +19,20 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from .errors import PrivacyError
 from .layer_rules import Rule, rule_for
+from .loop_engine import LoopEngine
 from .operations import OperationBlock, OperationRecorder, Use
-from .row_gradients import Block, LayerBlock, RowGradients, StackBlock
+from .row_gradients import Block, Collector, LayerBlock, RowSum, StackBlock
+from .row_mixing import MixedRows, one_by_one
 
 
-class _Call(NamedTuple):
-    """One call of a layer: its input, that input's version, and where the output's gradient will be found."""
+@dataclass(eq=False)
+class _Call:
+    """One call of a layer: its input, that input's version, and the output's gradient once it is there."""
 
     module: nn.Module
     input: Tensor
     version: int
-    edge: GradientEdge
+    grad: Tensor | None = None
 
 
 class _Layer(NamedTuple):
@@ -80,8 +85,14 @@ class RuleEngine:
         followed: dict[int, Tensor] = {i: p for i, p in enumerate(self.params) if i not in served}
         self._recorder = OperationRecorder(followed, model)
         self._in_losses = in_losses
+        by_rule = {id(self.params[i]) for layer in self._layers.values() for i in layer.indices}
+        self._others = [
+            p for p in model.parameters() if id(p) not in by_rule and id(p) not in map(id, followed.values())
+        ]
         self._calls: list[_Call] = []
-        self._checked = False
+        self._edges: list[GradientEdge] = []  # of calls below which no gradient is wanted
+        self._arrive: Callable[[_Call, Tensor], None] | None = None
+        self._checked: set[bool] = set()  # for one row, for several
 
     def ways(self) -> dict[str, str]:
         """How each parameter's gradients are found, by name: 'rule', 'operations' or 'loop'."""
@@ -109,8 +120,7 @@ class RuleEngine:
     @contextmanager
     def capture(self) -> Iterator[None]:
         """Records every call of a trainable layer, and of operations on other parameters, made inside the context."""
-        self._calls.clear()
-        self._recorder.clear()
+        self._forget()
         handles = [module.register_forward_hook(self._record) for module in self._layers]
         try:
             with self._recorder if self._recorder.params else nullcontext():
@@ -118,6 +128,10 @@ class RuleEngine:
         finally:
             for handle in handles:
                 handle.remove()
+
+    def _forget(self) -> None:
+        self._calls, self._edges = [], []
+        self._recorder.clear()
 
     def _record(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
         if output._is_view():  # (InstanceNorm's) its place in the graph would change with an in-place change
@@ -127,67 +141,107 @@ class RuleEngine:
                 f'{self._layers[module].name} ran without a gradient graph: switch off activation checkpointing '
                 '(with_cp) and torch.no_grad in the training forward'
             )
-        # the edge is taken now: a later in-place change (ReLU, residual add) of the output does not move it
-        self._calls.append(_Call(module, args[0].detach(), args[0]._version, get_gradient_edge(output)))
+        call = _Call(module, args[0].detach(), args[0]._version)
+        self._calls.append(call)
+        # the hook is set now: a later in-place change (ReLU, residual add) of the output does not move it
+        output.register_hook(partial(self._arrived, call))
+        if not args[0].requires_grad:
+            self._edges.append(get_gradient_edge(output))
         return output
 
-    def backward(self, losses: Tensor) -> RowGradients:
-        """Gradients of each row's loss, (rows,); consumes what ``capture`` recorded.
+    def _arrived(self, call: _Call, grad: Tensor) -> None:
+        if self._arrive is not None:
+            self._arrive(call, grad)
 
+    def _walk(
+        self, loss: Tensor, uses: Sequence[Use], arrive: Callable[[_Call, Tensor], None], keep_graph: bool
+    ) -> Sequence[Tensor | None]:
+        """One backward that computes no layer's weight gradient: ``arrive`` sees the calls' gradients as it goes.
+
+        Returns the gradients at the ``uses``.
+        """
+        # what requires a gradient rests on one of these, so that every recorded call is passed on the way down
+        ends: list[Any] = [*(use.edge for use in uses), *self._edges, *(p for p in self._others if p.requires_grad)]
+        self._arrive = arrive
+        try:
+            found = torch.autograd.grad(loss, ends, retain_graph=keep_graph, allow_unused=True) if ends else ()
+        finally:
+            self._arrive = None
+        return found[: len(uses)]
+
+    def backward(self, losses: Tensor, *collectors: Collector) -> None:
+        """Hands the gradients of each row's loss, (rows,), to the collectors; consumes what ``capture`` recorded.
+
+        A layer is handed over as soon as the backward has passed it, and freed.
         Raises PrivacyError if rows mix, if a captured tensor was changed in place, or if the sum is not autograd's (all
         found on the first batch, before anything is released).
         """
-        calls, self._calls = self._calls, []
-        uses = list(self._recorder.uses)
-        edges = [call.edge for call in calls] + [use.edge for use in uses]
-        check = not self._checked and bool(losses.isfinite().all())
-        if not self._checked and len(losses) > 1:
-            names = [self._layers[call.module].name for call in calls] + [self._use_name(use) for use in uses]
-            axes = [0] * len(calls) + [use.axis for use in uses]
-            _refuse_mixed_rows(losses, edges, axes, names)
-        again = check or bool(self._in_losses or self._recorder.params)  # whether the graph is walked once more
-        grads = _gradients(losses.sum(), edges, again)
-        blocks: list[Block] = [
-            *self._by_rule(calls, grads[: len(calls)], len(losses)),
-            *self._by_operations(uses, grads[len(calls) :], len(losses)),
-        ]
-        if self._strict and self.looped:
+        rows, uses = len(losses), list(self._recorder.uses)
+        first = (rows > 1) not in self._checked and bool(losses.isfinite().all())
+        if rows > 1 and True not in self._checked:
+            self._refuse_mixed_rows(losses, uses)
+        total = RowSum(self.params, torch.arange(rows))
+        handed = (*collectors, total) if first else collectors
+
+        def hand(block: Block) -> None:
+            for collector in handed:
+                collector.add(block)
+
+        waiting = Counter(call.module for call in self._calls)
+        calls: dict[nn.Module, list[_Call]] = {module: [] for module in waiting}
+
+        def arrive(call: _Call, grad: Tensor) -> None:
+            call.grad = grad
+            calls[call.module].append(call)
+            waiting[call.module] -= 1
+            if not waiting[call.module]:
+                hand(self._layer_block(calls.pop(call.module), rows))
+
+        keep_graph = first or bool(self.looped)
+        grads = self._walk(losses.sum(), uses, arrive, keep_graph)
+        for reached in calls.values():  # the loss does not depend on all calls of these
+            if reached:
+                hand(self._layer_block(reached, rows))
+        for block in self._operation_blocks(uses, grads, rows):
+            hand(block)
+        looped = sorted(self._in_losses | self._recorder.lost)
+        if looped and not keep_graph:
+            raise PrivacyError(f'{self.looped[:5]} are used otherwise than in the first batch: use engine="loop"')
+        if self._strict and looped:
             raise PrivacyError(
                 f'no per-sample rule serves {self.looped[:5]}. Write optim_wrapper.engine="auto" (a backward a record for '
                 'these), or freeze them'
             )
-        looped = sorted(self._in_losses | self._recorder.lost)
-        stacks = _row_by_row(losses, [self.params[i] for i in looped])
-        gradients = RowGradients(
-            self.params,
-            blocks + [StackBlock([i], stack) for i, stack in zip(looped, stacks)],
-            len(losses),
-        )
-        if check:
-            half = any(call.input.dtype in (torch.bfloat16, torch.float16) for call in calls)
-            self._refuse_wrong_sum(gradients, _gradients(losses.sum(), self.params), 0.05 if half else 1e-3)
-            self._checked = len(losses) > 1
-        self._recorder.clear()
-        return gradients
+        for i, stack in zip(looped, one_by_one(losses, [self.params[i] for i in looped])):
+            hand(StackBlock([i], stack))
+        if first:
+            half = any(call.input.dtype in (torch.bfloat16, torch.float16) for call in self._calls)
+            self._refuse_wrong_sum(losses.sum(), total.total, 0.05 if half else 1e-3)
+            self._checked.add(rows > 1)
+        self._forget()
 
-    def _use_name(self, use: Use) -> str:
-        return f'{use.name} on {", ".join(self._param_names[i] for i in use.origins)}'
+    def _refuse_mixed_rows(self, losses: Tensor, uses: Sequence[Use]) -> None:
+        mixing = MixedRows(losses)
+        names = [f'{use.name} on {", ".join(self._param_names[i] for i in use.origins)}' for use in uses]
+        grads = self._walk(mixing.loss, uses, lambda call, g: mixing.look(self._layers[call.module].name, g), True)
+        for use, name, grad in zip(uses, names, grads):
+            mixing.look(name, grad, use.axis)
+        mixing.refuse()
 
-    def _by_rule(self, calls: list[_Call], grads: Sequence[Tensor | None], rows: int) -> list[LayerBlock]:
-        filled: dict[nn.Module, LayerBlock] = {}
-        for (module, x, version, _), grad in zip(calls, grads):
-            if grad is None:
-                continue  # the loss does not depend on this call
-            layer = self._layers[module]
-            if x._version != version:
+    def _layer_block(self, calls: list[_Call], rows: int) -> LayerBlock:
+        layer = self._layers[calls[0].module]
+        block = LayerBlock(calls[0].module, layer.rule, layer.param_names, layer.indices)
+        for call in calls:
+            if call.input._version != call.version:
                 raise PrivacyError(
                     f'the input of {layer.name} was changed in place after it was read; use engine="loop"'
                 )
-            block = LayerBlock(module, layer.rule, layer.param_names, layer.indices)
-            filled.setdefault(module, block).calls.append((_by_row(x, rows), _by_row(grad, rows)))
-        return list(filled.values())
+            assert call.grad is not None
+            block.calls.append((_by_row(call.input, rows), _by_row(call.grad, rows)))
+            call.input, call.grad = call.input.new_empty(0), None  # the block alone holds them now
+        return block
 
-    def _by_operations(self, uses: list[Use], grads: Sequence[Tensor | None], rows: int) -> list[OperationBlock]:
+    def _operation_blocks(self, uses: list[Use], grads: Sequence[Tensor | None], rows: int) -> list[OperationBlock]:
         reached = [(use, grad) for use, grad in zip(uses, grads) if grad is not None]
         for use, grad in reached:
             if grad.shape[use.axis] % rows or not use.unchanged():
@@ -199,8 +253,8 @@ class RuleEngine:
                 blocks.append(OperationBlock(i, param, mine, rows))
         return blocks
 
-    def _refuse_wrong_sum(self, gradients: RowGradients, reference: Sequence[Tensor | None], limit: float) -> None:
-        ours = gradients.weighted_sum(torch.ones(gradients.num_rows, device=gradients.device))
+    def _refuse_wrong_sum(self, loss: Tensor, ours: Sequence[Tensor], limit: float) -> None:
+        reference = torch.autograd.grad(loss, self.params, retain_graph=True, allow_unused=True)
         scale = max((float(r.norm()) for r in reference if r is not None), default=0.0)
         for i, (mine, theirs) in enumerate(zip(ours, reference)):
             gap = float((mine if theirs is None else mine - theirs.float()).norm())
@@ -209,89 +263,6 @@ class RuleEngine:
                     f'the per-sample gradient of {self._param_names[i]} is not what autograd finds (it is used outside its '
                     "layer's forward): use engine='loop'"
                 )
-
-
-class LoopEngine:
-    """Per-row gradients by one backward a row: the reference. Cheapest with one row a forward; right with any number."""
-
-    def __init__(self, model: nn.Module, params: Sequence[nn.Parameter]) -> None:
-        self.params = list(params)
-        self._param_names = [name for name, p in model.named_parameters() if any(p is q for q in self.params)]
-        self._names = {module: name for name, module in model.named_modules() if not [*module.children()]}
-        self._edges: list[tuple[str, GradientEdge]] = []
-        self._checked = False
-
-    def __str__(self) -> str:
-        return 'a backward a record for every parameter (slow)'
-
-    def ways(self) -> dict[str, str]:
-        """See RuleEngine.ways."""
-        return dict.fromkeys(self._param_names, 'loop')
-
-    @contextmanager
-    def capture(self) -> Iterator[None]:
-        """Notes where modules end, to see on the first batch whether rows mix."""
-        self._edges.clear()
-        handles = [] if self._checked else [module.register_forward_hook(self._record) for module in self._names]
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
-
-    def _record(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        if isinstance(output, Tensor) and output.requires_grad:
-            self._edges.append((self._names[module], get_gradient_edge(output)))
-
-    def backward(self, losses: Tensor) -> RowGradients:
-        """Gradients of each row's loss, (rows,). Raises PrivacyError if rows mix."""
-        if not self._checked and len(losses) > 1:
-            edges = [edge for _, edge in self._edges]
-            _refuse_mixed_rows(losses, edges, [0] * len(edges), [name for name, _ in self._edges], exactly=True)
-            self._checked = True
-        stacks = _row_by_row(losses, self.params)
-        return RowGradients(self.params, [StackBlock([i], stack) for i, stack in enumerate(stacks)], len(losses))
-
-
-def _gradients(loss: Tensor, inputs: Sequence[Any], keep_graph: bool = True) -> Sequence[Tensor | None]:
-    return torch.autograd.grad(loss, inputs, retain_graph=keep_graph, allow_unused=True) if inputs else []
-
-
-def _row_by_row(losses: Tensor, params: Sequence[nn.Parameter]) -> list[Tensor]:
-    """One backward a row: (rows, *shape) float32 a parameter."""
-    stacks = [p.new_zeros((len(losses), *p.shape), dtype=torch.float32) for p in params]
-    for row, loss in enumerate(losses):
-        for stack, grad in zip(stacks, _gradients(loss, params)):
-            if grad is not None:
-                stack[row] = grad
-    return stacks
-
-
-def _refuse_mixed_rows(
-    losses: Tensor,
-    edges: Sequence[GradientEdge],
-    axes: Sequence[int],
-    names: Sequence[str],
-    exactly: bool = False,
-) -> None:
-    """The loss of the first row that is finite may reach that row of every captured output, and no other.
-
-    ``exactly``: look only where there is one entry a row.
-    """
-    rows, mixed = len(losses), ''
-    row = int(losses.isfinite().int().argmax())
-    for grad, axis, name in zip(_gradients(losses[row], edges), axes, names):
-        if grad is None or (grad.shape[axis] % rows if not exactly else grad.shape[:1] != (rows,)):
-            continue
-        others = grad.nan_to_num().unflatten(axis, (rows, -1)).movedim(axis, 0)  # 0 * NaN, in a row that is not finite
-        if bool(others[:row].any() or others[row + 1 :].any()):
-            mixed = name  # the last one is the nearest to where it happens
-    if mixed:
-        raise PrivacyError(
-            f'from {mixed} on, the loss of one record depends on the rows of another (BatchNorm in train mode, a loss that '
-            'normalises over the batch, or a layer that does not keep rows outermost). No engine can make that private: '
-            "change or freeze the layer; if its rows are only not outermost, write optim_wrapper.engine='loop'"
-        )
 
 
 def _by_row(x: Tensor, rows: int) -> Tensor:

@@ -1,7 +1,8 @@
-"""The gradients of every row of one batch, held block by block and never, by themselves, written out whole.
+"""The gradients of every row of one batch, block by block and never, by themselves, written out whole.
 
 A block is what one way of getting gradients serves: a layer (layer_rules), a parameter followed through operations
-(operations), or a stack that a loop left behind. Must not clip, weigh or release anything.
+(operations), or a stack that a loop left behind. The engine (per_sample) hands each block to collectors as soon as the
+backward has come that far, and forgets it. Must not clip, weigh or release anything.
 """
 
 from collections.abc import Sequence
@@ -11,19 +12,32 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from .layer_rules import Rule, weighted_gradient
+from .layer_rules import Rule, ghost_is_cheaper, ghost_squares, summed_gradient
+
+# numbers a row from which on a CPU is faster row by row: what is made on the way stays in its cache
+_BIG_ROW = 1 << 14
 
 
 class Block(Protocol):
-    """The gradients of some parameters; ``indices`` are their places in ``RowGradients.params``."""
+    """The gradients of some parameters; ``indices`` are their places in the list of parameters."""
 
     indices: list[int]
 
-    def per_row(self, rows: Tensor) -> list[Tensor]:
+    def per_row(self, rows: Sequence[int]) -> list[Tensor]:
         """Gradients of the given rows: one (rows, *parameter shape) float32 tensor a parameter."""
 
-    def weighted_sum(self, rows: Tensor, weights: Tensor) -> list[Tensor]:
-        """sum of the given rows' gradients times ``weights`` (rows,): one float32 tensor a parameter."""
+    def weighted_sum(self, rows: Sequence[int], weights: Tensor | None = None) -> list[Tensor]:
+        """sum of the given rows' gradients, times ``weights`` (rows,): one float32 tensor a parameter."""
+
+    def ghost_squares(self, rows: Sequence[int]) -> Tensor | None:
+        """Squared norms (rows,) over all the block's parameters where they are cheaper than the gradients; else None."""
+
+
+class Collector(Protocol):
+    """What a backward gives its blocks to."""
+
+    def add(self, block: Block) -> None:
+        """Takes one block. Every parameter comes in at most one; in none, if its gradient is zero for every row."""
 
 
 @dataclass
@@ -37,25 +51,40 @@ class LayerBlock:
     calls: list[tuple[Tensor, Tensor]] = field(default_factory=list)  # (input, output gradient), rows outermost
 
     @torch.no_grad()
-    def per_row(self, rows: Tensor) -> list[Tensor]:
+    def per_row(self, rows: Sequence[int]) -> list[Tensor]:
         """See Block.per_row."""
         total: list[Tensor] = []
-        for a, b in self.calls:
-            grads = self.rule(self.module, _float(a, rows), _float(b, rows))
+        for a, b in self._calls(rows):
+            if len(a) == len(rows) and a.device.type == 'cpu' and a[:1].numel() >= _BIG_ROW:
+                each = [summed_gradient(self.module, self.rule, a[i : i + 1], b[i : i + 1]) for i in range(len(a))]
+                grads = {name: torch.stack([one[name] for one in each]) for name in self.names}
+            else:
+                grads = self.rule(self.module, a, b)
             total = _plus(total, [_sum_merged(grads[name], len(rows)) for name in self.names])
         return [x.float() for x in total]
 
     @torch.no_grad()
-    def weighted_sum(self, rows: Tensor, weights: Tensor) -> list[Tensor]:
+    def weighted_sum(self, rows: Sequence[int], weights: Tensor | None = None) -> list[Tensor]:
         """See Block.weighted_sum."""
         total: list[Tensor] = []
-        for a, b in self.calls:
-            scaled = _float(b, rows)
-            repeats = len(scaled) // len(rows)
-            scaled = scaled * weights.repeat_interleave(repeats).view(-1, *[1] * (scaled.dim() - 1))
-            grads = weighted_gradient(self.module, self.rule, _float(a, rows), scaled)
+        for a, b in self._calls(rows):
+            if weights is not None:
+                repeats = len(b) // len(rows)
+                b = b * weights.repeat_interleave(repeats).view(-1, *[1] * (b.dim() - 1))
+            grads = summed_gradient(self.module, self.rule, a, b)
             total = _plus(total, [grads[name] for name in self.names])
         return [x.float() for x in total]
+
+    @torch.no_grad()
+    def ghost_squares(self, rows: Sequence[int]) -> Tensor | None:
+        """See Block.ghost_squares."""
+        calls = self._calls(rows)
+        if len(calls) > 1 or len(calls[0][0]) != len(rows) or not ghost_is_cheaper(self.module, *calls[0]):
+            return None
+        return ghost_squares(self.module, *calls[0], self.names)
+
+    def _calls(self, rows: Sequence[int]) -> list[tuple[Tensor, Tensor]]:
+        return [(_float(a, rows), _float(b, rows)) for a, b in self.calls]
 
 
 @dataclass
@@ -65,34 +94,39 @@ class StackBlock:
     indices: list[int]
     grads: Tensor
 
-    def per_row(self, rows: Tensor) -> list[Tensor]:
+    def per_row(self, rows: Sequence[int]) -> list[Tensor]:
         """See Block.per_row."""
-        return [self.grads[rows]]
+        return [_rows(self.grads, rows)]
 
-    def weighted_sum(self, rows: Tensor, weights: Tensor) -> list[Tensor]:
+    def weighted_sum(self, rows: Sequence[int], weights: Tensor | None = None) -> list[Tensor]:
         """See Block.weighted_sum."""
-        return [torch.tensordot(weights, self.grads[rows], dims=1)]
+        grads = _rows(self.grads, rows)
+        return [grads.sum(0) if weights is None else torch.tensordot(weights, grads, dims=1)]
+
+    def ghost_squares(self, rows: Sequence[int]) -> Tensor | None:
+        """See Block.ghost_squares: the gradients are there already."""
+        return None
 
 
 class RowGradients:
-    """The gradients of every row of one batch.
+    """Collects everything, for what is small or public.
 
     Attributes:
         params: the trainable parameters, in the order of every list of gradients here.
         num_rows: rows of the batch.
         scale: what the losses were multiplied by (mixed precision); the blocks hold gradients of the scaled losses.
+        blocks: what was collected.
     """
 
-    def __init__(self, params: Sequence[nn.Parameter], blocks: Sequence[Block], num_rows: int) -> None:
+    def __init__(self, params: Sequence[nn.Parameter], num_rows: int, scale: float = 1.0) -> None:
         self.params = list(params)
         self.num_rows = num_rows
-        self.scale = 1.0
-        self.device = params[0].device
-        self._blocks = blocks
+        self.scale = scale
+        self.blocks: list[Block] = []
 
-    def blocks(self) -> Sequence[Block]:
-        """Every parameter lies in at most one block; one that lies in none has gradient zero for every row."""
-        return self._blocks
+    def add(self, block: Block) -> None:
+        """See Collector.add."""
+        self.blocks.append(block)
 
     def weighted_sum(self, weights: Tensor) -> list[Tensor]:
         """sum_r weights[r] * g_r, (rows,) -> one float32 tensor a parameter.
@@ -101,29 +135,55 @@ class RowGradients:
         """
         rows = weights.nonzero().flatten()
         total = [torch.zeros_like(p, dtype=torch.float32) for p in self.params]
-        if len(rows):
-            for block in self._blocks:
-                for index, grads in zip(block.indices, block.weighted_sum(rows, weights[rows] / self.scale)):
-                    total[index] += grads
+        for block in self.blocks if len(rows) else []:
+            for index, grads in zip(block.indices, block.weighted_sum(in_line(rows), weights[rows] / self.scale)):
+                total[index] += grads
         return total
 
     def per_row(self, rows: Tensor) -> list[Tensor]:
         """All gradients of the given rows, (rows, *shape) float32 each: rows x p numbers, for public rows only."""
         total = [p.new_zeros((len(rows), *p.shape), dtype=torch.float32) for p in self.params]
-        for block in self._blocks:
-            for index, grads in zip(block.indices, block.per_row(rows)):
+        for block in self.blocks:
+            for index, grads in zip(block.indices, block.per_row(in_line(rows))):
                 total[index] += grads / self.scale
         return total
+
+
+class RowSum:
+    """Collects the sum of the given rows' gradients and holds nothing else.
+
+    Attributes:
+        total: the sum, one float32 tensor a parameter.
+    """
+
+    def __init__(self, params: Sequence[nn.Parameter], rows: Tensor, scale: float = 1.0) -> None:
+        self.total = [torch.zeros_like(p, dtype=torch.float32) for p in params]
+        self._rows, self._scale = in_line(rows), scale
+
+    def add(self, block: Block) -> None:
+        """See Collector.add."""
+        for index, grads in zip(block.indices, block.weighted_sum(self._rows)):
+            self.total[index].add_(grads, alpha=1 / self._scale)
+
+
+def in_line(rows: Tensor) -> Sequence[int]:
+    """The rows as numbers, as a range if they stand one after the other: such rows are taken without a copy."""
+    numbers = rows.tolist()
+    line = range(numbers[0], numbers[-1] + 1) if numbers else range(0)
+    return line if numbers == list(line) else numbers
 
 
 def _plus(total: list[Tensor], part: list[Tensor]) -> list[Tensor]:
     return [x + y for x, y in zip(total, part)] if total else part
 
 
-def _float(x: Tensor, rows: Tensor) -> Tensor:
+def _rows(x: Tensor, rows: Sequence[int]) -> Tensor:
+    return x[rows.start : rows.stop] if isinstance(rows, range) else x[rows]
+
+
+def _float(x: Tensor, rows: Sequence[int]) -> Tensor:
     """The rows' part of a captured tensor, (rows * merged, ...), in float32 at least."""
-    x = x if len(rows) == x.shape[0] else x[rows]
-    return x.flatten(0, 1).to(torch.promote_types(x.dtype, torch.float32))
+    return _rows(x, rows).flatten(0, 1).to(torch.promote_types(x.dtype, torch.float32))
 
 
 def _sum_merged(grads: Tensor, rows: int) -> Tensor:

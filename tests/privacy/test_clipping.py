@@ -5,13 +5,13 @@ import torch
 from torch import nn
 
 from mmpose_dp.privacy import (
+    ClippedCoordinates,
+    ClippedSum,
     LoopEngine,
     Projector,
     Rows,
     RuleEngine,
     clip_factors,
-    clipped_coordinates,
-    clipped_sum,
 )
 
 C = 0.1
@@ -23,11 +23,16 @@ def model():
     return nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(64, 5))
 
 
-def gradients(model, x, kind=RuleEngine):
+def collect(collector, model, x, kind=RuleEngine):
     engine = kind(model, list(model.parameters()))
     with engine.capture():
         out = model(x)
-    return engine.backward(out.square().sum(1))
+    engine.backward(out.square().sum(1), collector)
+    return flat(collector.total())
+
+
+def clipped_sum(model, x, rows, kind=RuleEngine):
+    return collect(ClippedSum(list(model.parameters()), rows, C), model, x, kind)
 
 
 def rows_of(count):
@@ -54,7 +59,7 @@ def flat(tensors):
 @pytest.mark.parametrize('kind', [RuleEngine, LoopEngine])
 def test_clipped_sum_is_the_reference(model, kind):
     x = torch.randn(6, 3, 6, 6) * torch.tensor([1e-4, 0.01, 0.1, 1, 10, 100]).view(6, 1, 1, 1)
-    got = flat(clipped_sum(gradients(model, x, kind), rows_of(6), C))
+    got = clipped_sum(model, x, rows_of(6), kind)
     torch.testing.assert_close(got, clip(reference(model, x)).sum(0), rtol=1e-4, atol=1e-6)
 
 
@@ -63,7 +68,7 @@ def test_rows_of_one_record_are_added_before_the_norm(model):
     rows = Rows.from_keys([7, None, 7, 3, None])
     g = reference(model, x)
     want = clip(torch.stack([g[0] + g[2], g[3]])).sum(0)
-    torch.testing.assert_close(flat(clipped_sum(gradients(model, x), rows, C)), want, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(clipped_sum(model, x, rows), want, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize('scale', [1e-3, 1.0, 1e3, 1e25, float('inf'), float('nan')])
@@ -75,8 +80,10 @@ def test_one_record_moves_the_sum_by_at_most_c(model, scale, projected):
     projector.basis = [5 * torch.randn(3, *p.shape) for p in model.parameters()]  # far from orthonormal
 
     def total(batch):
-        grads, rows = gradients(model, batch), rows_of(len(batch))
-        return clipped_coordinates(grads, rows, C, projector) if projected else flat(clipped_sum(grads, rows, C))
+        rows = rows_of(len(batch))
+        if projected:
+            return collect(ClippedCoordinates(rows, C, projector), model, batch)
+        return clipped_sum(model, batch, rows)
 
     moved = total(x) - total(x[[0, 1, 3]])
     assert moved.isfinite().all()
@@ -90,7 +97,7 @@ def test_coordinates_are_projected_then_clipped(model):
     V = torch.cat([b.flatten(1) for b in projector.basis], 1)
     want = clip(reference(model, x) @ V.T).sum(0)
     torch.testing.assert_close(
-        clipped_coordinates(gradients(model, x), rows_of(4), C, projector),
+        collect(ClippedCoordinates(rows_of(4), C, projector), model, x),
         want,
         rtol=1e-4,
         atol=1e-6,

@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from row_gradients_of import row_gradients_of
 from torch import nn
 
 from mmpose_dp.privacy import LoopEngine, RuleEngine
@@ -151,7 +152,7 @@ def test_agrees_with_the_loop(name):
 
     for _ in range(2):  # the second forward finds nothing left over from the first
         torch.manual_seed(1)
-        ours, reference = (e.backward(losses(e)) for e in (rules, loop))
+        ours, reference = (row_gradients_of(e, losses(e)) for e in (rules, loop))
         if name != 'random':  # the engines do not draw the same dropout
             for mine, theirs in zip(ours.per_row(torch.tensor([2, 0])), reference.per_row(torch.tensor([2, 0]))):
                 torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)

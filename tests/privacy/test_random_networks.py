@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from row_gradients_of import row_gradients_of
 from torch import nn
 
 from mmpose_dp.privacy import LoopEngine, RuleEngine
@@ -114,7 +115,7 @@ def test_a_random_network_agrees_with_the_loop(steps, seed):
     def gradients(engine):
         with engine.capture():
             out = model(x).flatten(1)
-        return engine.backward(torch.tanh(out).square().mean(1) + out[:, 0])
+        return row_gradients_of(engine, torch.tanh(out).square().mean(1) + out[:, 0])
 
     rules, loop = RuleEngine(model, params), LoopEngine(model, params)
     ours, reference = gradients(rules), gradients(loop)

@@ -19,6 +19,9 @@ from torch.optim import Optimizer
 
 from mmpose_dp.models import FeatureMaskingHead, has_batch_statistics
 from mmpose_dp.privacy import (
+    ClippedCoordinates,
+    ClippedSum,
+    Collector,
     Ledger,
     PrivacyError,
     PrivacyPlan,
@@ -26,10 +29,9 @@ from mmpose_dp.privacy import (
     RandomSource,
     RowGradients,
     Rows,
+    RowSum,
     Schedule,
     build_engine,
-    clipped_coordinates,
-    clipped_sum,
 )
 
 from .settings import check_settings, from_settings, head_message
@@ -194,7 +196,9 @@ class DPOptimWrapper(OptimWrapper):
         losses, rows = self._taken()
         if rows.num_records:
             raise PrivacyError('a private record was offered as public')
-        return self._backward(losses).per_row(torch.arange(len(losses), device=losses.device))
+        gradients = RowGradients(self.params, len(losses), self.loss_scale)
+        self._backward(losses, rows, gradients)
+        return gradients.per_row(torch.arange(len(losses)))
 
     def _taken(self) -> tuple[Tensor, Rows]:
         """The losses and rows of the last forward, which the head then forgets."""
@@ -204,10 +208,8 @@ class DPOptimWrapper(OptimWrapper):
             raise PrivacyError('update_params was called without a training forward of the private head before it')
         return losses, rows
 
-    def _backward(self, losses: Tensor) -> RowGradients:
-        gradients = self.engine.backward(losses.float() * self.loss_scale)
-        gradients.scale = self.loss_scale
-        return gradients
+    def _backward(self, losses: Tensor, rows: Rows, *collectors: Collector) -> None:
+        self.engine.backward(losses.float() * self.loss_scale, *collectors)
 
     # ---- the step --------------------------------------------------------------------------------------------------
     def update_params(self, loss: Tensor, step_kwargs: dict | None = None, zero_kwargs: dict | None = None) -> None:
@@ -217,9 +219,7 @@ class DPOptimWrapper(OptimWrapper):
             raise PrivacyError('the model adds a loss that is not made by its private head, one number a record')
         if not self._buffers_checked:
             self._refuse_changed_buffers()
-        gradients = self._backward(losses)
-        self._add_private(gradients, rows)
-        self._add_public(gradients, rows)
+        self._add(losses, rows)
         self._note_metrics(losses.detach(), rows)
         if not self.accumulating:
             self.finish_step(step_kwargs, zero_kwargs)
@@ -232,24 +232,25 @@ class DPOptimWrapper(OptimWrapper):
                 raise PrivacyError(f'the training forward changed the buffer {name}: it would leak the private batch')
         self._buffers_checked, self._buffers = True, {}
 
-    def _add_private(self, gradients: RowGradients, rows: Rows) -> None:
-        if not rows.num_records:
-            return
-        if self.public_only:
-            raise PrivacyError('a private record was drawn in a step on public rows alone')
-        max_grad_norm = self._now()[1]
-        if self._in_coordinates:
-            part = [clipped_coordinates(gradients, rows, max_grad_norm, self.projector)]
-        else:
-            part = clipped_sum(gradients, rows, max_grad_norm)
-        self._private_sum = _added(self._private_sum, part)
-
-    def _add_public(self, gradients: RowGradients, rows: Rows) -> None:
-        public = (rows.records < 0).to(gradients.device)
-        if not public.any() or not (self.public_weight or self.public_only):
-            return
-        self._public_sum = _added(self._public_sum, gradients.weighted_sum(public.float()))
-        self._public_rows += int(public.sum())
+    def _add(self, losses: Tensor, rows: Rows) -> None:
+        """Adds the private rows' clipped sum, and the public rows' plain one, to those of the logical batch."""
+        private: ClippedSum | ClippedCoordinates | None = None
+        if rows.num_records:
+            if self.public_only:
+                raise PrivacyError('a private record was drawn in a step on public rows alone')
+            max_grad_norm = self._now()[1]
+            if self._in_coordinates:
+                private = ClippedCoordinates(rows, max_grad_norm, self.projector, self.loss_scale)
+            else:
+                private = ClippedSum(self.params, rows, max_grad_norm, self.loss_scale)
+        wanted = rows.public if self.public_weight or self.public_only else rows.public[:0]
+        public = RowSum(self.params, wanted, self.loss_scale) if len(wanted) else None
+        self._backward(losses, rows, *(collector for collector in (private, public) if collector is not None))
+        if private is not None:
+            self._private_sum = _added(self._private_sum, private.total())
+        if public is not None:
+            self._public_sum = _added(self._public_sum, public.total)
+            self._public_rows += len(wanted)
 
     def _note_metrics(self, losses: Tensor, rows: Rows) -> None:
         """Keeps what may be logged: losses of public rows, and all of private rows where expose_private_metrics says so."""

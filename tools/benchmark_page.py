@@ -1,0 +1,121 @@
+"""The tables and the plot of docs/performance.md, from what tools/benchmark.py measured. Must not measure anything."""
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from matplotlib import pyplot as plt
+
+MARKS = '<!-- benchmark -->', '<!-- /benchmark -->'
+
+
+def short_name(config: str) -> str:
+    """The model in a config's file name."""
+    return re.sub(r'^td-hm_|_(mpii|synthetic).*', '', Path(config).stem)
+
+
+def cell(result: dict) -> str:
+    """Time and memory of a method as multiples of the plain step's."""
+    if 'failed' in result:
+        return 'does not run'
+    low, high = result['spread']
+    return f'{result["time"]:.2f} x ({low:.2f} to {high:.2f}), {result["memory"]:.2f} x'
+
+
+def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    """A Markdown table."""
+    head = list(head)
+    lines = [head, ['---'] + ['---:'] * (len(head) - 1), *rows]
+    return '\n'.join(f'| {" | ".join(line)} |' for line in lines) + '\n'
+
+
+def _plain(result: dict) -> str:
+    return f'{1000 * result["plain_seconds"]:.0f} ms, {result["plain_bytes"] / 1e9:.2f} GB'
+
+
+def _models(found: dict) -> str:
+    models = list(dict.fromkeys(short_name(config) for config, _ in found))
+    by_model = {(short_name(config), method): result for (config, method), result in found.items()}
+    methods = list(dict.fromkeys(method for _, method in found))
+    first = [next(r for (m, _), r in by_model.items() if m == model and 'failed' not in r) for model in models]
+    rows = [['plain step, an image', *map(_plain, first)]]
+    rows += [[method, *(cell(by_model[model, method]) for model in models)] for method in methods]
+    why = {(m, r['failed'].split('. ')[0]) for (_, m), r in found.items() if 'failed' in r}
+    notes = [f'- {method} does not run on some: {reason}' for method, reason in sorted(why)]
+    return table(['method', *models], rows) + '\n' + '\n'.join(notes) + '\n'
+
+
+def _growth(found: list[dict], key: str) -> str:
+    values = sorted({r[key] for r in found})
+    rows = []
+    for method in dict.fromkeys(r['method'] for r in found):
+        mine = {r[key]: r for r in found if r['method'] == method}
+        rows.append(
+            [f'{method}, {short_name(found[0]["config"])}', *(cell(mine[v]) if v in mine else '' for v in values)]
+        )
+        rows.append(['', *(_absolute(mine[v]) if v in mine else '' for v in values)])
+    return table([key, *map(str, values)], rows)
+
+
+def _absolute(result: dict) -> str:
+    return '' if 'failed' in result else f'{1000 * result["seconds"]:.1f} ms, {result["bytes"] / 1e9:.2f} GB'
+
+
+TITLES = {
+    'rows': 'Rows in memory at once',
+    'rank': "The projector's rank",
+    'batch': 'Expected batch, at a fixed number of rows in memory',
+    'processes': 'Processes that share a batch, one core each',
+}
+KEYS = {'batch': 'expected_batch_size'}
+
+
+def write_page(page: Path, suites: dict[str, list[dict]], results: list[dict]) -> None:
+    """Remakes what stands between the marks of the page, and the plot beside it, for each machine in the results."""
+    parts = []
+    for machine in dict.fromkeys(r['machine'] for r in results):
+        mine = [r for r in results if r['machine'] == machine]
+        version = f'torch {mine[-1]["torch"]}, opacus {mine[-1]["opacus"]}, median of {mine[-1]["steps"]} steps'
+        parts.append(f'## {machine}\n\n`python tools/benchmark.py`, {version}.\n')
+        for suite, jobs in suites.items():
+            found = [r for r in mine if any(_same(job, r) for job in jobs)]
+            if not found:
+                continue
+            if suite == 'models':
+                parts.append(_models({(r['config'], r['method']): r for r in found}))
+                plot = page.with_suffix('.png') if len(parts) < 3 else page.with_suffix(f'.{len(parts)}.png')
+                _draw(found, plot, machine)
+                parts.append(f'![Time and memory beside the plain step]({plot.name})\n')
+            else:
+                standard = [r for r in mine if any(_same(r, job, KEYS.get(suite, suite)) for job in jobs)]
+                parts.append(f'### {TITLES[suite]}\n\n{_growth(standard, KEYS.get(suite, suite))}')
+    text = page.read_text()
+    before, after = text.partition(MARKS[0])[0], text.partition(MARKS[1])[2]
+    page.write_text(f'{before}{MARKS[0]}\n' + '\n'.join(parts) + f'{MARKS[1]}{after}')
+
+
+def _same(one: dict, other: dict, *but: str) -> bool:
+    keys = {'config', 'method', 'rows', 'expected_batch_size', 'rank', 'device', 'threads', 'processes'} - {*but}
+    return all(one[key] == other[key] for key in keys)
+
+
+def _draw(found: list[dict], path: Path, machine: str) -> None:
+    models = list(dict.fromkeys(r['config'] for r in found))
+    methods = list(dict.fromkeys(r['method'] for r in found))
+    figure, axes = plt.subplots(1, 2, figsize=(12, 4.5), sharey=True)
+    height = 0.8 / len(models)
+    for axis, key in zip(axes, ('time', 'memory')):
+        for i, model in enumerate(models):
+            values = [
+                next((r.get(key, 0) for r in found if (r['config'], r['method']) == (model, m)), 0) for m in methods
+            ]
+            axis.barh([y + i * height for y in range(len(methods))], values, height, label=short_name(model))
+        axis.axvline(1, color='black', linewidth=1)
+        axis.set_yticks([y + 0.4 for y in range(len(methods))], methods)
+        axis.set_xlabel(f'{key}, times the plain step')
+    axes[0].invert_yaxis()
+    axes[1].legend(frameon=False)
+    figure.suptitle(machine, fontsize=9)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    plt.close(figure)

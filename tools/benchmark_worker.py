@@ -1,0 +1,171 @@
+"""One method on one model, in a process of its own: what tools/benchmark.py measures. Must not compare or print anything.
+
+A process a method, so that its peak memory is its own; the parent lets them take turns.
+"""
+
+import copy
+import ctypes
+import gc
+import time
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import mmpose_dp  # noqa: F401  (first: checks and mends the install)
+
+# isort: split
+import torch
+from benchmark_peers import PEERS
+from mmengine.config import Config
+from mmengine.optim import OptimWrapper
+from mmpose.registry import KEYPOINT_CODECS, MODELS, TRANSFORMS
+from mmpose.utils import register_all_modules
+from torch import nn
+from torch.optim import SGD
+
+from mmpose_dp.engine import DPOptimWrapper
+from mmpose_dp.models import freeze_batch_norm
+from mmpose_dp.privacy import Projector
+
+PLAIN = 'plain'
+PROJECTED = {order: dict(projector=order) for order in ('noise-then-project', 'project-then-clip')}
+METHODS: dict[str, dict] = {
+    PLAIN: {},
+    'dpsgd': {},
+    'dpsgd, bfloat16': dict(amp_dtype='bfloat16'),
+    'dpsgd, loop over records': dict(engine='loop'),  # takes one row at a time
+    **{f'projected, {order}': settings for order, settings in PROJECTED.items()},
+    'feature': dict(public_weight=1.0),
+    'hybrid': dict(public_weight=1.0, projector='project-then-clip'),
+    **{name: {} for name in PEERS},
+}
+
+
+def make_batch(cfg: Config, rows: int, public: bool) -> dict:
+    """Random images with targets from the config's codec; the second half public if asked for."""
+    encoder = next(s['encoder'] for s in cfg.train_dataloader.dataset.private.pipeline if s['type'] == 'GenerateTarget')
+    codec = KEYPOINT_CODECS.build(encoder)
+    generator = torch.Generator().manual_seed(0)
+    width, height = encoder['input_size']
+    pack = TRANSFORMS.build(dict(type='PackPoseInputs', meta_keys=()))
+    joints = cfg.model.head.out_channels
+    inputs, samples = [], []
+    for row in range(rows):
+        points = torch.rand(1, joints, 2, generator=generator).numpy() * [width, height]
+        encoded = codec.encode(points.astype('float32'), torch.ones(1, joints).numpy())
+        names = {k: getattr(codec, k) for k in ('label_mapping_table', 'field_mapping_table') if getattr(codec, k)}
+        sample = pack(dict(encoded, **names, img=torch.zeros(1, 1, 3).numpy()))['data_samples']
+        sample.set_metainfo(dict(dp_record=None if public and row >= rows // 2 else row))
+        samples.append(sample)
+        inputs.append(torch.randint(0, 255, (3, height, width), generator=generator, dtype=torch.uint8))
+    return dict(inputs=inputs, data_samples=samples)
+
+
+def make_step(
+    cfg: Config, method: str, rows: int, expected_batch_size: int, rank: int, device: str
+) -> Callable[[], Any]:
+    """One training step of a method on its own copy of the model; the same ``rows`` over again make up its batch."""
+    torch.manual_seed(0)
+    settings = dict(METHODS[method])
+    model_cfg = copy.deepcopy(cfg.model)
+    model_cfg.backbone.init_cfg = None
+    if method == PLAIN:
+        model_cfg.head.type = model_cfg.head.type.removeprefix('Private')
+    model = MODELS.build(model_cfg).to(device).train()
+    batch = make_batch(cfg, rows, public='public_weight' in settings)
+    if method in PEERS:
+        return PEERS[method](model, batch, expected_batch_size // rows)
+    freeze_batch_norm(model)
+    params = [p for p in model.parameters() if p.requires_grad]
+    optimizer = SGD(params, lr=1e-4)
+    if method == PLAIN:
+        plain = OptimWrapper(optimizer)
+        return lambda: model.train_step(batch, plain)
+    order = settings.pop('projector', None)
+    wrapper = DPOptimWrapper(
+        optimizer,
+        max_grad_norm=0.1,
+        noise_multiplier=1.0,
+        expected_batch_size=expected_batch_size,
+        projector=order and random_projector(order, rank, params),
+        **settings,
+    )
+    micro_batches = [batch]
+    if settings.get('engine') == 'loop':
+        micro_batches = [{key: values[row : row + 1] for key, values in batch.items()} for row in range(rows)]
+    micro_batches *= expected_batch_size // rows
+
+    def step() -> None:
+        for i, micro_batch in enumerate(micro_batches):
+            wrapper.accumulating = i + 1 < len(micro_batches)
+            model.train_step(micro_batch, wrapper)
+
+    return step
+
+
+def random_projector(order: str, rank: int, params: list[nn.Parameter]) -> Projector:
+    """A basis of random directions: as dear as a fitted one."""
+    projector = Projector(rank=rank, order=order, dtype='bfloat16')
+    total = sum(p.numel() for p in params)
+    projector.basis = [
+        torch.randn(rank, *p.shape, dtype=torch.bfloat16, device=p.device).div_(total**0.5) for p in params
+    ]
+    return projector
+
+
+class Memory:
+    """Peak memory of a step beyond what the process held before the model was made, in bytes."""
+
+    def __init__(self, device: str) -> None:
+        self._on_gpu = device != 'cpu'
+        self._before = 0 if self._on_gpu else self._resident('VmRSS')
+
+    @staticmethod
+    def _resident(field: str) -> int:
+        lines = Path('/proc/self/status').read_text().splitlines()
+        return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(field))
+
+    def peak(self, step: Callable[[], Any]) -> int:
+        """Runs one step and returns its peak."""
+        gc.collect()
+        if self._on_gpu:
+            torch.cuda.reset_peak_memory_stats()
+            step()
+            return torch.cuda.max_memory_allocated()
+        ctypes.CDLL('libc.so.6').malloc_trim(0)
+        Path('/proc/self/clear_refs').write_text('5')  # resets the high-water mark
+        step()
+        return self._resident('VmHWM') - self._before
+
+
+def serve(pipe: Connection, job: dict, method: str, process: int, port: int) -> None:
+    """Answers 'time' and 'memory' with what a step takes. A failure is answered by its text, and ends it.
+
+    Args:
+        job: what tools/benchmark.py measures: config, rows, expected_batch_size, rank, device, threads, processes.
+        process: number of this one among those that share the batch.
+        port: where they meet.
+    """
+    torch.set_num_threads(job['threads'])
+    register_all_modules()
+    device, shares = job['device'], job['processes'] if method == job['method'] else 1  # the plain step goes alone
+    try:
+        if shares > 1:
+            meeting = f'tcp://localhost:{port}'
+            torch.distributed.init_process_group('gloo', meeting, rank=process, world_size=shares)
+        memory = Memory(device)
+        sizes = (job['rows'], job['expected_batch_size'] // shares, job['rank'])
+        step = make_step(Config.fromfile(job['config']), method, *sizes, device)
+        step()  # the first one checks the engine
+        while request := pipe.recv():
+            if request == 'memory':
+                pipe.send(memory.peak(step))
+                continue
+            start = time.perf_counter()
+            step()
+            if device != 'cpu':
+                torch.cuda.synchronize()
+            pipe.send(time.perf_counter() - start)
+    except Exception as error:  # whatever a peer makes of a model
+        pipe.send(f'{type(error).__name__}: {error}')
