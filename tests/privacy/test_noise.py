@@ -1,5 +1,6 @@
 """Noise and sampling: the right distribution, from a source nobody can repeat."""
 
+import math
 import random
 from fractions import Fraction
 
@@ -8,7 +9,7 @@ import pytest
 import torch
 from scipy import stats
 
-from mmpose_dp.privacy import RandomSource
+from mmpose_dp.privacy import RandomSource, noise
 
 
 def test_gaussian_is_standard_normal_and_a_wrong_scale_is_rejected():
@@ -19,11 +20,68 @@ def test_gaussian_is_standard_normal_and_a_wrong_scale_is_rejected():
 
 
 def test_gaussian_is_independent_within_and_across_chunks(monkeypatch):
-    monkeypatch.setattr('mmpose_dp.privacy.noise._CHUNK', 1000)
+    monkeypatch.setattr(noise, '_CHUNK', 1000)
     sample = RandomSource(debug_seed=2).gaussian(99_999).numpy()
     assert len(sample) == 99_999
     for lag in (1, 500, 1000):
         assert abs(np.corrcoef(sample[:-lag], sample[lag:])[0, 1]) < 0.015
+        assert abs(np.corrcoef(sample[:-lag] ** 2, sample[lag:] ** 2)[0, 1]) < 0.015
+
+
+def test_the_two_halves_of_a_chunk_are_independent():
+    """They are radius * cos and radius * sin: the angle is uniform, and the radius says nothing about it."""
+    first, second = RandomSource(debug_seed=7).gaussian(noise._CHUNK).double().view(2, -1).numpy()
+    size = len(first)
+    for power in (1, 2):
+        assert abs(stats.spearmanr(first**power, second**power).statistic) < 4 / size**0.5
+    angle, radius = np.arctan2(second, first), np.hypot(first, second)
+    assert stats.kstest(angle, stats.uniform(-np.pi, 2 * np.pi).cdf).pvalue > 1e-3
+    assert stats.kstest(radius, 'rayleigh').pvalue > 1e-3
+    table = np.histogram2d(angle, stats.rayleigh.cdf(radius), bins=(16, 8), range=((-np.pi, np.pi), (0, 1)))[0]
+    assert stats.chi2_contingency(table).pvalue > 1e-3
+
+
+def test_gaussian_has_its_tails():
+    sample, count = RandomSource(debug_seed=8), 0
+    beyond = np.zeros(2, dtype=int)
+    for _ in range(4):
+        numbers = sample.gaussian(1_000_001).numpy()
+        count += len(numbers)
+        beyond += [(numbers > 4).sum(), (numbers < -4).sum()]
+    for side in beyond:
+        assert stats.binomtest(int(side), count, stats.norm.sf(4)).pvalue > 1e-3
+
+
+def test_each_pair_is_made_from_its_own_bits_in_full_precision(monkeypatch):
+    """53 bits for the radius, from 8.65 down to nearly 0 and nowhere infinite; 32 others for the angle."""
+    words = [0, 2**64 - 1, 2**64 - 2**30, 2**41, 2**63]
+    angles = [2**29, 0, 2**30, 2**31 + 2**28, 2**32 - 1]
+    raw = np.array(words, np.uint64).tobytes() + np.array(angles, np.uint32).tobytes()
+    source = RandomSource()
+    monkeypatch.setattr(source, '_bytes', lambda count: raw[:count])
+    radius = np.array([(-2 * math.log(((word >> 11) + 0.5) / 2**53)) ** 0.5 for word in words])
+    angle = 2 * np.pi * np.array(angles) / 2**32
+    expected = np.concatenate([radius * np.cos(angle), radius * np.sin(angle)])
+    assert radius.max() > 8.6
+    assert np.allclose(source.gaussian(10), expected, rtol=1e-5, atol=1e-5 * np.tile(radius, 2))
+
+
+@pytest.mark.parametrize('secure_mode', [False, True])
+def test_secret_chunks_made_by_threads_are_all_there_and_all_different(secure_mode, monkeypatch):
+    monkeypatch.setattr(torch, 'get_num_threads', lambda: 4)
+    sample = RandomSource(secure_mode=secure_mode).gaussian(3 * noise._CHUNK + 123).numpy()
+    assert len(sample) == 3 * noise._CHUNK + 123
+    chunks = np.split(sample, range(noise._CHUNK, len(sample), noise._CHUNK))
+    assert [len(chunk) for chunk in chunks] == 3 * [noise._CHUNK] + [123]
+    halves = [half for chunk in chunks[:3] for half in np.split(chunk, 2)]
+    for half in (*halves, chunks[3]):
+        assert stats.kstest(half, 'norm').pvalue > 1e-7  # secret, so not the same sample each time
+    correlations = np.corrcoef(halves) - np.eye(6)
+    assert abs(correlations).max() < 6 / len(halves[0]) ** 0.5
+    # in any order: numbers of one chunk are hardly ever found in another
+    for i, one in enumerate(chunks):
+        others = np.concatenate(chunks[:i] + chunks[i + 1 :])
+        assert np.isin(one, others).mean() < 0.05
 
 
 def test_system_entropy_ignores_and_leaves_every_seed():
@@ -39,9 +97,14 @@ def test_system_entropy_ignores_and_leaves_every_seed():
     assert not torch.equal(draws[0][0], draws[1][0]) and (draws[0][1] != draws[1][1]).all()
 
 
-def test_debug_seed_repeats_and_is_not_secret():
+@pytest.mark.parametrize('count', [100, 2 * noise._CHUNK + 77])
+def test_debug_seed_repeats_and_is_not_secret(count, monkeypatch):
+    monkeypatch.setattr(noise, 'ThreadPoolExecutor', None)  # threads would draw in any order
     one, two = RandomSource(3), RandomSource(3)
-    assert torch.equal(one.gaussian(100), two.gaussian(100)) and not one.is_secret
+    for _ in range(2):
+        sample = one.gaussian(count)
+        assert torch.equal(sample, two.gaussian(count))
+    assert not torch.equal(sample, RandomSource(3).gaussian(count)) and not one.is_secret
 
 
 def test_bernoulli_rate_and_independence():
