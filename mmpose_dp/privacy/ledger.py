@@ -16,6 +16,8 @@ from .errors import PrivacyError
 
 LEDGER_NAME = 'privacy_ledger.jsonl'
 _FORMAT = 2
+# what the statement says of a whole training, so that a resume must not change it; the noise and the rate may change
+_KEPT = ('privacy_unit', 'personal_budgets', 'method', 'public_view', 'public_data')
 _START = hashlib.sha256(b'mmpose_dp privacy ledger').hexdigest()
 
 
@@ -78,6 +80,11 @@ class Ledger:
         return all(run.get('secret_randomness', True) for run in self._runs)
 
     @property
+    def exposes_private_metrics(self) -> bool:
+        """True where a run, or a part of one, logged losses of private batches."""
+        return any(run.get('expose_private_metrics', False) for run in self._runs)
+
+    @property
     def head(self) -> str:
         """The hash of the last line."""
         return self._lines[-1]['hash'] if self._lines else _START
@@ -88,9 +95,10 @@ class Ledger:
 
     # ---- writing ---------------------------------------------------------------------------------------------------
     def begin_run(self, **facts: Any) -> None:
-        """Opens a training. ``facts`` are plain JSON values; ``privacy_unit`` and ``secret_randomness`` are looked at.
+        """Opens a training. ``facts`` are plain JSON values, those of ``PrivacyPlan.facts``.
 
-        Raises PrivacyError where an earlier run had another privacy unit: their steps do not add up.
+        Raises PrivacyError where an earlier run had another privacy unit, since their steps do not add up, or a public view
+        that this run does not have: what both guarantee together is Feature DP for that view. Plain DP may come first.
         """
         for run in self._runs:
             if run.get('privacy_unit') != facts.get('privacy_unit'):
@@ -98,17 +106,24 @@ class Ledger:
                     f'the ledger holds a training with privacy_unit={run.get("privacy_unit")!r} and this one has '
                     f'{facts.get("privacy_unit")!r}: their steps do not add up. Give another work_dir'
                 )
+            if run.get('public_view') not in (None, facts.get('public_view')):
+                raise PrivacyError(
+                    f'the ledger holds a training with public_view={run["public_view"]!r} and this one has '
+                    f'{facts.get("public_view")!r}: what the first view showed is not protected, and the statement of this '
+                    'training could not say so. Give another work_dir'
+                )
         self._append({'run': facts})
 
     def resume_run(self, **facts: Any) -> None:
-        """Goes on with the last training. Raises PrivacyError where it had another unit or other personal budgets."""
+        """Goes on with the last training. Raises PrivacyError where it guaranteed something else."""
         if not self._runs:
             raise PrivacyError('the privacy ledger holds no training to resume')
-        for name in ('privacy_unit', 'personal_budgets'):
+        for name in _KEPT:
             if self._runs[-1].get(name) != facts.get(name):
                 raise PrivacyError(
                     f'the training to resume had {name}={self._runs[-1].get(name)!r} and the config says '
-                    f'{facts.get(name)!r}: the steps do not add up. Put the old value back, or start anew in another work_dir'
+                    f'{facts.get(name)!r}: one statement could not hold for both. Put the old value back, or start anew in another '
+                    'work_dir'
                 )
         self._append({'resumed': facts})
 
@@ -142,8 +157,7 @@ class Ledger:
             if os.fstat(self._file).st_size != self._size:
                 raise PrivacyError('somebody else writes to the privacy ledger: one training a work_dir at a time')
             data = _dump(line)
-            os.write(self._file, data)
-            os.fsync(self._file)
+            _write(self._file, data)
             self._size += len(data)
         self._take(line)
 
@@ -151,9 +165,11 @@ class Ledger:
         if 'run' in line:
             self._runs.append(dict(line['run']))
             self._prior = len(self._entries)
-        elif 'resumed' in line:  # once not secret, never secret again
-            secret = self._runs[-1].get('secret_randomness', True) and line['resumed'].get('secret_randomness', True)
-            self._runs[-1]['secret_randomness'] = secret
+        elif 'resumed' in line:  # once not secret, never secret again; once exposed, always
+            run, resumed = self._runs[-1], line['resumed']
+            for name, harmless in (('secret_randomness', True), ('expose_private_metrics', False)):
+                if resumed.get(name, harmless) != harmless:
+                    run[name] = resumed[name]
         else:
             event = StepEvent(
                 line['noise_multiplier'],
@@ -185,8 +201,7 @@ class Ledger:
             raise PrivacyError(f'{path} holds the steps of another training: give another work_dir')
         if len(kept) < len(found):
             os.ftruncate(self._file, len(kept))
-        os.write(self._file, whole[len(kept) :])
-        os.fsync(self._file)
+        _write(self._file, whole[len(kept) :])
         folder = os.open(path.parent, os.O_RDONLY)  # or a new file's name is not on the disk yet
         os.fsync(folder)
         os.close(folder)
@@ -253,6 +268,16 @@ class Ledger:
                 f'{where} is not the beginning of {LEDGER_NAME} beside it: one of them was changed, shortened or put in the '
                 'place of another. Put the file back that was written with this checkpoint'
             )
+
+
+def _write(file: int, data: bytes) -> None:
+    written = os.write(file, data)
+    if written < len(data):
+        raise PrivacyError(
+            f'{LEDGER_NAME}: only {written} of {len(data)} bytes could be written, so no step is taken: is the disk full? '
+            'Make room and resume'
+        )
+    os.fsync(file)
 
 
 def _dump(line: dict[str, Any]) -> bytes:

@@ -156,6 +156,20 @@ class PrivacyPlan:
         return replace(draft, noise_multiplier=sigma, target_epsilon=target_epsilon, budgets=found)
 
     @property
+    def facts(self) -> dict[str, Any]:
+        """What the ledger keeps of this training beside its steps, plain JSON values: what a resume must not change or hide."""
+        return dict(
+            method=self.method,
+            privacy_unit=self.privacy_unit,
+            num_records=self.num_records,
+            personal_budgets=[[budget.epsilon, budget.num_records] for budget in self.budgets],
+            public_view=self.public_view,
+            public_data=self.public_data,
+            secret_randomness=self.secret_randomness,
+            expose_private_metrics=self.expose_private_metrics,
+        )
+
+    @property
     def sample_rate(self) -> Fraction:
         """q = B / N, exact."""
         return Fraction(self.expected_batch_size, self.num_records)

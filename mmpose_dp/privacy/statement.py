@@ -27,8 +27,8 @@ _PACKAGES = {
 }
 _GROUP_LIMIT = 15.0
 _EXPOSED = (
-    'losses and accuracies of private batches, which this training wrote to its logs and into the message hub of its '
-    'checkpoints (expose_private_metrics=True): keep those files as private as the data'
+    'losses and accuracies of private batches, which this training or one before it wrote to the logs and into the message '
+    'hub of the checkpoints (expose_private_metrics=True): keep those files as private as the data'
 )
 _NOT_COVERED = [
     'trainings on the same data whose steps are not in this ledger, hyper-parameter search among them: add their ledgers '
@@ -36,7 +36,8 @@ _NOT_COVERED = [
     'choosing a checkpoint by its score on private data',
     'anything else computed from private records and released: logs, losses, statistics, pictures',
     'the machine that trains: whoever can read its memory or disk sees the private data',
-    'how long steps take, which the log shows: it hints at how many records were drawn',
+    'how long steps take and how much memory, which the log shows, and when files were written: it hints at how many records '
+    'were drawn',
     'the number of records, num_records',
 ]
 
@@ -52,16 +53,18 @@ def build_statement(plan: PrivacyPlan, ledger: Ledger, *, pretraining: str) -> d
     delta = plan.target_delta
     spent = ledger.epsilon(delta, plan.accountant)
     secret = plan.secret_randomness and ledger.is_secret
+    exposed = plan.expose_private_metrics or ledger.exposes_private_metrics
+    public_data = _of_all(plan, ledger, 'public_data')
     kind = 'feature DP' if plan.is_feature_dp else 'DP'
     return {
         'private': plan.is_private and secret and math.isfinite(spent),
         'guarantee': f'({_number(spent)}, {delta:.4g})-{kind}',
-        'method': METHODS[plan.method],
+        'method': ' and '.join(METHODS[method] for method in _of_all(plan, ledger, 'method')),
         'adjacency': plan.adjacency,
         'protected': _protected(plan),
-        'not_protected': _not_protected(plan),
-        'released': 'the final weights and every checkpoint on the way'
-        + (', without the message hub in them' if plan.expose_private_metrics else ''),
+        'not_protected': _not_protected(plan, public_data),
+        'released': 'the weights after the steps counted here and every checkpoint on the way'
+        + (', without the message hub in them' if exposed else ''),
         'epsilon': _json(spent),
         'delta': delta,
         'target_epsilon': plan.target_epsilon,
@@ -81,14 +84,20 @@ def build_statement(plan: PrivacyPlan, ledger: Ledger, *, pretraining: str) -> d
         'epochs': round(ledger.run_steps * plan.expected_batch_size / plan.num_records, 2),
         'max_grad_norm': _course(plan.max_grad_norm, plan.max_grad_norm_at(plan.steps)),
         'noise_multiplier': _course(plan.noise_multiplier, plan.event_at(plan.steps).noise_multiplier),
-        'public_data': plan.public_view or plan.public_data or 'none',
+        'public_data': ', '.join([*_of_all(plan, ledger, 'public_view'), *public_data]) or 'none',
         'pretraining': f'{pretraining}. Its training data is treated as public',
         'cost_of_tuning': 'included as far as it was done in this work dir'
         if ledger.steps > ledger.run_steps
         else 'not included',
-        'not_covered': [*_NOT_COVERED, *([_EXPOSED] if plan.expose_private_metrics else [])],
+        'not_covered': [*_NOT_COVERED, *([_EXPOSED] if exposed else [])],
         'versions': _versions(),
     }
+
+
+def _of_all(plan: PrivacyPlan, ledger: Ledger, name: str) -> list[str]:
+    """What this training and those before it in the ledger had, each once."""
+    found = [run.get(name) for run in ledger.runs] + [getattr(plan, name)]
+    return [value for value in dict.fromkeys(found) if value is not None]
 
 
 def _protected(plan: PrivacyPlan) -> str:
@@ -97,7 +106,7 @@ def _protected(plan: PrivacyPlan) -> str:
     return f'everything about {UNITS[plan.privacy_unit]}, and whether it was in the training set at all'
 
 
-def _not_protected(plan: PrivacyPlan) -> list[str]:
+def _not_protected(plan: PrivacyPlan, public_data: list[str]) -> list[str]:
     told = []
     if plan.is_feature_dp:
         told += [
@@ -105,8 +114,12 @@ def _not_protected(plan: PrivacyPlan) -> list[str]:
             'keypoint labels, boxes and scales of every training record',
             'whether a record is in the training set (membership)',
         ]
-    if plan.method == 'projected':
-        told.append(f'the public data set: {plan.public_data}')
+        if plan.privacy_unit != 'image':
+            told.append(
+                "what other records' public views show of the same picture: a blur or pixelation sized for a smaller "
+                "neighbour hides less of a person than that person's own (privacy_unit='image' counts a picture as one record)"
+            )
+    told += [f'the public data set: {name}' for name in public_data]
     if plan.budgets:
         told.append('which personal budget a record has')
     told += [

@@ -39,20 +39,41 @@ def test_runs_are_told_apart():
 
 
 def test_a_run_is_resumed_as_it_was(tmp_path):
-    """Other units or budgets do not add up; and whoever resumes a run with a debug seed cannot wash it clean afterwards."""
-    ledger = ledger_of((A, 3), personal_budgets=[[1.0, 4]])
-    for changed in (dict(privacy_unit='image'), dict(personal_budgets=[])):
-        facts = dict(privacy_unit='instance', personal_budgets=[[1.0, 4]], secret_randomness=True)
-        with pytest.raises(PrivacyError, match=next(iter(changed))):
-            ledger.resume_run(**{**facts, **changed})
+    """Its statement could not hold for both parts; and nobody washes a debug seed or exposed metrics clean afterwards."""
+    facts = dict(privacy_unit='instance', personal_budgets=[[1.0, 4]], method='feature', public_view='blur')
+    ledger = ledger_of((A, 3), **facts)
+    for name, other in (
+        ('privacy_unit', 'image'),
+        ('personal_budgets', []),
+        ('method', 'dpsgd'),
+        ('public_view', 'face'),
+        ('public_data', 'COCO'),
+    ):
+        with pytest.raises(
+            PrivacyError, match=f'{name}={facts.get(name)!r}.*{other!r}.*another work_dir'.replace('[', r'\[')
+        ):
+            ledger.resume_run(**{**facts, name: other})
     ledger.keep_at(tmp_path / LEDGER_NAME)
-    for secret in (True, False, True):
-        ledger.resume_run(**{**facts, 'secret_randomness': secret})
+    for odd in (False, True, False):
+        assert ledger.is_secret != ledger.exposes_private_metrics or not odd
+        ledger.resume_run(**facts, secret_randomness=not odd, expose_private_metrics=odd)
     ledger.count(A)
     read = Ledger.read(tmp_path / LEDGER_NAME)
-    assert not read.is_secret and read.run_history == ((A, 4),) and len(read.runs) == 1
+    assert not read.is_secret and read.exposes_private_metrics and read.run_history == ((A, 4),) and len(read.runs) == 1
     with pytest.raises(PrivacyError, match='no training'):
         Ledger().resume_run(privacy_unit='instance')
+
+
+def test_a_view_that_was_given_away_is_named_by_all_that_follows():
+    """Plain DP and then Feature DP is Feature DP; the other way round, or with another view, the last statement is wrong."""
+    ledger, facts = ledger_of((A, 1), method='dpsgd'), dict(privacy_unit='instance', method='feature')
+    ledger.begin_run(**facts, public_view='blur')
+    ledger.begin_run(**{**facts, 'method': 'hybrid'}, public_view='blur')
+    for view in ('face', None):
+        with pytest.raises(PrivacyError, match=f"public_view='blur'.*{view!r}.*another work_dir"):
+            ledger.begin_run(**facts, public_view=view)
+    with pytest.raises(PrivacyError, match='public_view'):
+        ledger.add(ledger_of((B, 1)))
 
 
 def test_it_goes_through_a_file(tmp_path):
@@ -78,6 +99,23 @@ def test_a_step_is_on_the_disk_before_count_returns(tmp_path, monkeypatch):
     with pytest.raises(OSError, match='disk full'):
         ledger.count(A)
     assert ledger.steps == 3
+
+
+def test_a_full_disk_is_told_before_the_step(tmp_path, monkeypatch):
+    ledger, path = ledger_of((A, 3)), tmp_path / LEDGER_NAME
+    ledger.keep_at(path)
+    real = os.write
+    monkeypatch.setattr(os, 'write', lambda file, data: real(file, data[: len(data) // 2]))
+    with pytest.raises(PrivacyError, match=f'{LEDGER_NAME}.*disk full'):
+        ledger.count(A)
+    with pytest.raises(PrivacyError, match=f'{LEDGER_NAME}.*disk full'):
+        ledger_of((B, 1)).keep_at(tmp_path / 'new' / LEDGER_NAME)
+    monkeypatch.undo()
+    assert ledger.steps == Ledger.read(path).steps == 3
+    again = Ledger.read(path)
+    again.keep_at(path)  # the torn line goes
+    again.count(B)
+    assert Ledger.read(path).history == ((A, 3), (B, 1))
 
 
 def test_a_file_is_only_appended_to(tmp_path):

@@ -1,10 +1,11 @@
 """The statement says what was done, to whom it applies, and what it does not protect."""
 
 import json
+from fractions import Fraction
 
 import pytest
 
-from mmpose_dp.privacy import Ledger, PrivacyPlan, build_statement, statement_markdown, write_statement
+from mmpose_dp.privacy import Ledger, PrivacyPlan, StepEvent, build_statement, statement_markdown, write_statement
 from mmpose_dp.privacy.statement import epsilon_curve
 
 SETTINGS = dict(
@@ -43,6 +44,7 @@ def test_everything_a_reviewer_asks_for_is_there(method):
         'choosing a checkpoint',
         'every checkpoint on the way',
         'Poisson',
+        'how much memory',
         '1/20',
         f'{plan.noise_multiplier:.4g}',
     ]
@@ -65,6 +67,25 @@ def test_epsilon_is_the_ledgers_not_the_plans():
 def test_not_private_says_so_first(changes):
     statement, _ = statement_of('dpsgd', **changes)
     assert not statement['private'] and 'NOT PRIVATE' in statement_markdown(statement)[:60]
+
+
+def test_what_earlier_trainings_in_the_ledger_did_is_told():
+    """Their noise, their public data and their exposed metrics, whatever the last training did."""
+    plan, ledger = statement_of('dpsgd')[1], Ledger()
+    ledger.begin_run(privacy_unit='instance', method='projected', public_data='COCO', expose_private_metrics=True)
+    ledger.count(plan.event)
+    ledger.begin_run(**plan.facts)
+    ledger.count(plan.event)
+    told = build_statement(plan, ledger, pretraining='none')
+    assert told['private'] and told['public_data'] == 'COCO' and told['method'] == 'Projected DP-SGD and DP-SGD'
+    assert 'the public data set: COCO' in told['not_protected'] and 'expose_private_metrics' in str(told['not_covered'])
+    ledger.count(StepEvent(0.0, Fraction(1, 20)))
+    assert not build_statement(plan, ledger, pretraining='none')['private']
+
+
+def test_what_a_smaller_neighbour_shows_is_told():
+    told = {unit: statement_of('feature', privacy_unit=unit)[0]['not_protected'] for unit in ('instance', 'image')}
+    assert "privacy_unit='image'" in str(told['instance']) and 'neighbour' not in str(told['image'])
 
 
 def test_no_noise_is_not_private_and_not_bounded():
