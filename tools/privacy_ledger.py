@@ -30,7 +30,10 @@ def parse_args() -> argparse.Namespace:
 def report(ledger: Ledger, delta: float) -> None:
     """Prints the steps and epsilon."""
     for run_number, facts in enumerate(ledger.runs, 1):
-        print(f'training {run_number}: ' + ', '.join(f'{key} {value}' for key, value in facts.items()))
+        print(
+            f'training {run_number}: '
+            + ', '.join(f'{key} {value}' for key, value in facts.items() if value not in (None, []))
+        )
     for event, steps in ledger.history:
         rates = f' (personal: {", ".join(map(str, event.personal_rates))})' if event.personal_rates else ''
         print(

@@ -1,5 +1,7 @@
 """The ledger tool adds up trainings, and a training is calibrated to what the sum left."""
 
+import json
+import shutil
 import subprocess
 import sys
 
@@ -8,7 +10,7 @@ import torch
 from helpers import REPO
 from runs import config, tiny, train
 
-from mmpose_dp.privacy import LEDGER_NAME, Ledger
+from mmpose_dp.privacy import LEDGER_NAME, Ledger, PrivacyError
 
 sys.path.insert(0, str(REPO / 'tools'))
 from publish_model import published  # noqa: E402
@@ -56,13 +58,43 @@ def test_errors_are_for_people(searched, tmp_path):
 def test_a_published_checkpoint_holds_nothing_else(searched, tmp_path):
     """No optimizer, message hub, seed, path or configuration."""
     checkpoint = torch.load(searched / 'a/epoch_1.pth', weights_only=False)
-    given = published(checkpoint, {'private': True, 'epsilon': 3.0})
+    given = published(checkpoint)
     assert set(given) == {'state_dict', 'meta', 'privacy_statement'}
     assert set(given['meta']) == {'dataset_meta', 'mmpose_dp_version'}
+    assert given['privacy_statement']['private'] and given['privacy_statement']['steps'] == 4
     torch.save(given, tmp_path / 'model.pth')
     data = (tmp_path / 'model.pth').read_bytes()
-    for secret in (str(searched), 'optimizer', 'log_scalars', 'seed', 'noise_multiplier', 'experiment_name'):
+    for secret in (str(searched), 'optimizer', 'log_scalars', 'seed', 'train_dataloader', 'experiment_name'):
         assert secret.encode() not in data
-    for marked, statement in (({'marking': 'NOT PRIVATE'}, None), ({}, {'private': False})):
-        with pytest.raises(ValueError, match='NOT PRIVATE|not private'):
-            published({**checkpoint, 'privacy': marked}, statement)
+
+
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        (dict(privacy=None), "no 'privacy' key.*not made by a private training"),
+        (dict(privacy={'marking': 'NOT PRIVATE: a debug seed'}), 'NOT PRIVATE'),
+        (dict(privacy={'marking': '', 'statement': None}), 'no privacy statement.*private step'),
+        (dict(privacy={'marking': ''}), 'no privacy statement.*older version'),
+        (dict(state_dict=None), 'no state_dict'),
+    ],
+)
+def test_what_is_not_private_is_not_published(searched, change, message):
+    checkpoint = {**torch.load(searched / 'a/epoch_1.pth', weights_only=False), **change}
+    with pytest.raises(PrivacyError, match=message):
+        published({key: value for key, value in checkpoint.items() if value is not None})
+
+
+def test_publishing_needs_no_file_beside_the_checkpoint(searched, tmp_path):
+    shutil.copy(searched / 'a/epoch_1.pth', tmp_path)
+    command = [
+        sys.executable,
+        '-W',
+        'ignore',
+        REPO / 'tools/publish_model.py',
+        tmp_path / 'epoch_1.pth',
+        tmp_path / 'm.pth',
+    ]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, env={'PYTHONPATH': str(REPO)})
+    told = torch.load(tmp_path / 'm.pth', weights_only=False)['privacy_statement']
+    assert done.returncode == 0 and told['guarantee'] in done.stdout, done.stderr
+    assert told == json.loads((searched / 'a/privacy_statement.json').read_text())

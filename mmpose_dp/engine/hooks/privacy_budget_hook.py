@@ -4,28 +4,25 @@ It makes the one plan before training, keeps the ledger in every checkpoint, sto
 writes the statement. Must not count steps: the optimizer wrapper does, in the call that makes the noise.
 """
 
-from collections import Counter
 from pathlib import Path
-from typing import Any
 
 from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from mmpose.registry import HOOKS
 
-from mmpose_dp.datasets import PublicPrivateDataset
 from mmpose_dp.models import fit_joints, replace_batch_norm
-from mmpose_dp.privacy import LEDGER_NAME, Budget, PrivacyError, PrivacyPlan, build_statement, write_statement
-from mmpose_dp.privacy.accounting import History
+from mmpose_dp.privacy import LEDGER_NAME, PrivacyError, PrivacyPlan, build_statement, write_statement
 from mmpose_dp.privacy.per_sample import LoopEngine
 
 from ..loops import PrivateTrainLoop
 from ..optim_wrappers import DPOptimWrapper
+from .planning import make_plan
 from .resuming import check_resumed, find_start, open_ledger
 
-CHECKPOINT_KEY = (
-    'privacy'  # of what a checkpoint says about its own privacy: the ledger and where the weights came from
-)
+# of what a checkpoint says about its own privacy: the ledger, its statement and where the weights came from
+CHECKPOINT_KEY = 'privacy'
+_HINTS = ('time', 'data_time', 'memory', 'eta')  # in the message hub: they show how many records were drawn
 
 
 @HOOKS.register_module()
@@ -95,8 +92,15 @@ class PrivacyBudgetHook(Hook):
         if loop.private_steps:
             wrapper.ledger = open_ledger(runner)
             resuming = runner._resume and runner._load_from
-            prior = wrapper.ledger.prior if resuming else wrapper.ledger.history
-            self.plan = self._plan(loop, wrapper, prior)
+            self.plan = make_plan(
+                loop,
+                wrapper,
+                self.target_epsilon,
+                target_delta=self.target_delta,
+                accountant=self.accountant,
+                expose_private_metrics=self.expose_private_metrics,
+                prior=wrapper.ledger.prior if resuming else wrapper.ledger.history,
+            )
             wrapper.attach(self.plan)
             if self.plan.budgets:
                 self._draw_by_budget(loop)
@@ -108,53 +112,6 @@ class PrivacyBudgetHook(Hook):
                 'Private training starts without load_from. It rarely works from random weights: start from a checkpoint '
                 'that was trained on public data.'
             )
-
-    def _plan(self, loop: PrivateTrainLoop, wrapper: DPOptimWrapper, prior: History) -> PrivacyPlan:
-        dataset = loop.dataloader.dataset
-        assert isinstance(dataset, PublicPrivateDataset)
-        settings: dict[str, Any] = dict(
-            method=_method(dataset, wrapper, loop),
-            privacy_unit=dataset.privacy_unit,
-            num_records=dataset.num_records,
-            expected_batch_size=loop.sampler.expected_batch_size,
-            steps=loop.private_steps,
-            max_grad_norm=wrapper.max_grad_norm,
-            target_delta=self.target_delta,
-            accountant=self.accountant,
-            public_view=dataset.public_description if dataset.public_view is not None else None,
-            public_data=dataset.public_description if dataset.public_view is None else None,
-            secret_randomness=wrapper.random.is_secret and loop.sampler.random.is_secret,
-            secure_mode=wrapper.secure_mode,
-            expose_private_metrics=self.expose_private_metrics,
-            schedule=wrapper.schedule,
-            prior=prior,
-        )
-        budgets = self._budgets(dataset)
-        if budgets and wrapper.noise_multiplier is not None:
-            raise PrivacyError('with personal_epsilon the noise follows from the budgets: leave noise_multiplier out')
-        if wrapper.noise_multiplier is not None:
-            plan = PrivacyPlan(
-                noise_multiplier=wrapper.noise_multiplier,
-                target_epsilon=self.target_epsilon,
-                **settings,
-            )
-        elif self.target_epsilon is None:
-            raise PrivacyError('give PrivacyBudgetHook a target_epsilon, or DPOptimWrapper a noise_multiplier')
-        else:
-            target = max((budget.epsilon for budget in budgets), default=self.target_epsilon)
-            plan = PrivacyPlan.calibrate(target_epsilon=target, budgets=budgets, **settings)
-        return plan
-
-    def _budgets(self, dataset: PublicPrivateDataset) -> tuple[Budget, ...]:
-        """The personal budgets, smallest first; none where nobody has one."""
-        if not any(dataset.personal_epsilons):
-            return ()
-        own = [self.target_epsilon if own is None else own for own in dataset.personal_epsilons]
-        if None in own:
-            raise PrivacyError(
-                'some records have no personal_epsilon: give PrivacyBudgetHook a target_epsilon for them'
-            )
-        return tuple(Budget(float(epsilon), count) for epsilon, count in sorted(Counter(own).items()))
 
     def _draw_by_budget(self, loop: PrivateTrainLoop) -> None:
         assert self.plan is not None
@@ -190,16 +147,10 @@ class PrivacyBudgetHook(Hook):
         if self.plan is None:
             return
         ledger = runner.optim_wrapper.ledger
+        open_run = ledger.resume_run if self._resumed else ledger.begin_run
+        open_run(**self.plan.facts)
         if is_main_process():
             ledger.keep_at(Path(runner.work_dir) / LEDGER_NAME)
-        open_run = ledger.resume_run if self._resumed else ledger.begin_run
-        open_run(
-            method=self.plan.method,
-            privacy_unit=self.plan.privacy_unit,
-            num_records=self.plan.num_records,
-            personal_budgets=[[budget.epsilon, budget.num_records] for budget in self.plan.budgets],
-            secret_randomness=self.plan.secret_randomness,
-        )
         self._steps_left = self.plan.allowed_steps(ledger)
 
     # ---- during training -------------------------------------------------------------------------------------------
@@ -234,24 +185,34 @@ class PrivacyBudgetHook(Hook):
             runner.message_hub.update_scalar('train/epsilon', epsilon)
 
     def after_train(self, runner: Runner) -> None:
-        """Writes the statement beside the checkpoints."""
+        """Writes the statement of the whole training beside the checkpoints."""
         if self.plan is None or not is_main_process():
             return
+        self._state(runner)
+        runner.logger.info(f'Privacy statement: {runner.work_dir}/privacy_statement.md')
+
+    def _state(self, runner: Runner) -> dict:
+        """Writes the statement of the steps so far into the work dir, and returns it."""
+        assert self.plan is not None
         statement = build_statement(self.plan, runner.optim_wrapper.ledger, pretraining=self.pretraining)
         write_statement(statement, runner.work_dir)
-        runner.logger.info(f'Privacy statement: {runner.work_dir}/privacy_statement.md')
+        return statement
 
     # ---- checkpoints -----------------------------------------------------------------------------------------------
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """The ledger goes with every checkpoint, whether or not the optimizer is saved."""
+        """The ledger and its statement go with every checkpoint, whether or not the optimizer is saved; step times do not."""
         if isinstance(runner.optim_wrapper, DPOptimWrapper):
-            ledger = runner.optim_wrapper.ledger
-            private = self.plan is None or self.plan.is_private and ledger.is_secret
+            statement = None if self.plan is None else self._state(runner)
             checkpoint[CHECKPOINT_KEY] = dict(
-                ledger=ledger.state_dict(),
+                ledger=runner.optim_wrapper.ledger.state_dict(),
+                statement=statement,
                 pretraining=self.pretraining,
-                marking='' if private else 'NOT PRIVATE: a debug seed or no noise',
+                marking='' if statement is None or statement['private'] else 'NOT PRIVATE: a debug seed or no noise',
             )
+            checkpoint['message_hub'] = {
+                part: {name: value for name, value in values.items() if name.split('/')[-1] not in _HINTS}
+                for part, values in checkpoint['message_hub'].items()
+            }
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Takes the ledger over on resume; a checkpoint without one may be loaded, not resumed."""
@@ -272,6 +233,11 @@ class PrivacyBudgetHook(Hook):
         if self.plan is not None:
             check_resumed(checkpoint, runner.optim_wrapper.ledger, CHECKPOINT_KEY)
             self.pretraining = checkpoint[CHECKPOINT_KEY].get('pretraining', 'not known')
+        elif (checkpoint.get(CHECKPOINT_KEY) or {}).get('ledger', {}).get('entries'):
+            raise PrivacyError(
+                f'train_cfg.public_epochs={runner.train_loop.public_epochs} leaves no private step, so the ledger of the '
+                'checkpoint to resume from would be lost: write a larger max_epochs or fewer public_epochs'
+            )
 
 
 def _fit(runner: Runner, checkpoint: dict) -> None:
@@ -284,26 +250,3 @@ def _fit(runner: Runner, checkpoint: dict) -> None:
     model = getattr(runner.model, 'module', runner.model)
     for line in fit_joints(checkpoint.get('state_dict', checkpoint), model.state_dict(), *joints):
         runner.logger.warning(f'load_from: {line}')
-
-
-def _method(dataset: PublicPrivateDataset, wrapper: DPOptimWrapper, loop: PrivateTrainLoop) -> str:
-    """What the combination of public half and projector is called."""
-    if dataset.public is None:
-        if wrapper.projector is not None:
-            raise PrivacyError(
-                'optim_wrapper.projector needs public data: set train_dataloader.dataset.public_view (Feature DP) or '
-                'public (a data set that is really public)'
-            )
-        return 'dpsgd'
-    if wrapper.projector is None and not wrapper.public_weight and not loop.public_epochs:
-        raise PrivacyError(
-            'train_dataloader.dataset has a public half that nothing uses: set optim_wrapper.public_weight or projector, '
-            'or train_cfg.public_epochs, or take the public half out'
-        )
-    if dataset.public_view is not None:
-        return 'feature' if wrapper.projector is None else 'hybrid'
-    if wrapper.projector is None:
-        raise PrivacyError(
-            'train_dataloader.dataset.public without optim_wrapper.projector is not a method offered here'
-        )
-    return 'projected'

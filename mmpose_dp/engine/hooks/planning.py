@@ -1,0 +1,77 @@
+"""From the config's parts to the one plan: what method they make, and with what noise.
+
+Must not decide what is private: it names what it finds, or refuses it.
+"""
+
+from collections import Counter
+from typing import Any
+
+from mmpose_dp.datasets import PublicPrivateDataset
+from mmpose_dp.privacy import Budget, PrivacyError, PrivacyPlan
+
+from ..loops import PrivateTrainLoop
+from ..optim_wrappers import DPOptimWrapper
+
+
+def make_plan(
+    loop: PrivateTrainLoop, wrapper: DPOptimWrapper, target_epsilon: float | None, **promised: Any
+) -> PrivacyPlan:
+    """The plan of a training; ``promised`` are the fields of the plan that PrivacyBudgetHook sets. Raises PrivacyError."""
+    dataset = loop.dataloader.dataset
+    assert isinstance(dataset, PublicPrivateDataset)
+    settings: dict[str, Any] = dict(
+        method=_method(dataset, wrapper, loop),
+        privacy_unit=dataset.privacy_unit,
+        num_records=dataset.num_records,
+        expected_batch_size=loop.sampler.expected_batch_size,
+        steps=loop.private_steps,
+        max_grad_norm=wrapper.max_grad_norm,
+        public_view=dataset.public_description if dataset.public_view is not None else None,
+        public_data=dataset.public_description if dataset.public_view is None else None,
+        secret_randomness=wrapper.random.is_secret and loop.sampler.random.is_secret,
+        secure_mode=wrapper.secure_mode,
+        schedule=wrapper.schedule,
+        **promised,
+    )
+    budgets = _budgets(dataset, target_epsilon)
+    if budgets and wrapper.noise_multiplier is not None:
+        raise PrivacyError('with personal_epsilon the noise follows from the budgets: leave noise_multiplier out')
+    if wrapper.noise_multiplier is not None:
+        return PrivacyPlan(noise_multiplier=wrapper.noise_multiplier, target_epsilon=target_epsilon, **settings)
+    if target_epsilon is None:
+        raise PrivacyError('give PrivacyBudgetHook a target_epsilon, or DPOptimWrapper a noise_multiplier')
+    target = max((budget.epsilon for budget in budgets), default=target_epsilon)
+    return PrivacyPlan.calibrate(target_epsilon=target, budgets=budgets, **settings)
+
+
+def _budgets(dataset: PublicPrivateDataset, target_epsilon: float | None) -> tuple[Budget, ...]:
+    """The personal budgets, smallest first; none where nobody has one."""
+    if not any(dataset.personal_epsilons):
+        return ()
+    own = [target_epsilon if own is None else own for own in dataset.personal_epsilons]
+    if None in own:
+        raise PrivacyError('some records have no personal_epsilon: give PrivacyBudgetHook a target_epsilon for them')
+    return tuple(Budget(float(epsilon), count) for epsilon, count in sorted(Counter(own).items()))
+
+
+def _method(dataset: PublicPrivateDataset, wrapper: DPOptimWrapper, loop: PrivateTrainLoop) -> str:
+    """What the combination of public half and projector is called."""
+    if dataset.public is None:
+        if wrapper.projector is not None:
+            raise PrivacyError(
+                'optim_wrapper.projector needs public data: set train_dataloader.dataset.public_view (Feature DP) or '
+                'public (a data set that is really public)'
+            )
+        return 'dpsgd'
+    if wrapper.projector is None and not wrapper.public_weight and not loop.public_epochs:
+        raise PrivacyError(
+            'train_dataloader.dataset has a public half that nothing uses: set optim_wrapper.public_weight or projector, '
+            'or train_cfg.public_epochs, or take the public half out'
+        )
+    if dataset.public_view is not None:
+        return 'feature' if wrapper.projector is None else 'hybrid'
+    if wrapper.projector is None:
+        raise PrivacyError(
+            'train_dataloader.dataset.public without optim_wrapper.projector is not a method offered here'
+        )
+    return 'projected'

@@ -1,0 +1,134 @@
+"""A resume or a second training in a work dir cannot make its statement, or a checkpoint's, say more than was done."""
+
+import json
+import sys
+
+import pytest
+import torch
+from helpers import REPO
+from runs import config as full_config
+from runs import logged, tiny, train, train_until
+
+from mmpose_dp.privacy import LEDGER_NAME, Ledger, PrivacyError, epsilon
+
+sys.path.insert(0, str(REPO / 'tools'))
+from publish_model import published  # noqa: E402
+
+VIEW, HOOK = 'train_dataloader__dataset__public_view', 'default_hooks__privacy_budget__'
+
+
+def config(data, work_dir, method='dpsgd', **options):
+    """Without validation, which these tests do not need."""
+    cfg = tiny(full_config(data, work_dir, method, **options))
+    cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
+    return cfg
+
+
+def statement_in(work_dir):
+    return json.loads((work_dir / 'privacy_statement.json').read_text())
+
+
+def loaded(path):
+    return torch.load(path, weights_only=False)
+
+
+@pytest.fixture(scope='module')
+def feature(synthetic, tmp_path_factory):
+    """A finished Feature DP training of one epoch."""
+    work_dir = tmp_path_factory.mktemp('feature')
+    train(config(synthetic, work_dir, 'feature', train_cfg__max_epochs=1, **{HOOK + 'target_epsilon': 4.0}))
+    return work_dir
+
+
+@pytest.mark.parametrize(
+    ('method', 'options', 'message'),
+    [
+        ('dpsgd', {}, "method='feature' and the config says 'dpsgd'"),
+        ('feature', {VIEW: dict(type='PublicView', mode='pixelate')}, "public_view='Gaussian.*the config says 'pixel"),
+    ],
+)
+def test_a_resume_keeps_the_method_and_the_view(feature, synthetic, tmp_path, method, options, message):
+    options.update(load_from=str(feature / 'epoch_1.pth'), resume=True)
+    with pytest.raises(PrivacyError, match=message):
+        train(config(synthetic, tmp_path, method, **options))
+    assert not (tmp_path / LEDGER_NAME).exists()  # the refused training leaves the folder to another
+
+
+def test_a_resume_keeps_the_public_data(synthetic, synthetic_public, tmp_path):
+    options = dict(public_root=synthetic_public, train_cfg__max_epochs=1)
+    train(config(synthetic, tmp_path, 'projected', **options))
+    other = synthetic_public / 'annotations/other.json'
+    other.write_text((synthetic_public / 'annotations/mpii_train.json').read_text())
+    options.update(resume=True, train_dataloader__dataset__public__ann_file='annotations/other.json')
+    with pytest.raises(PrivacyError, match='public_data=.*mpii_train.json.*other.json'):
+        train(config(synthetic, tmp_path, 'projected', **{**options, 'train_cfg__max_epochs': 2}))
+
+
+def test_plain_dp_cannot_be_said_of_a_folder_with_a_view(feature, synthetic):
+    """Its checkpoints are out, and a sum with them is Feature DP."""
+    with pytest.raises(PrivacyError, match='Gaussian blur.*another work_dir'):
+        train(config(synthetic, feature, train_cfg__max_epochs=1))
+
+
+def test_a_resume_may_change_noise_rate_and_length(synthetic, tmp_path):
+    none = {HOOK + 'target_epsilon': None}
+    train_until(config(synthetic, tmp_path, optim_wrapper__noise_multiplier=0.6, **none), 4)
+    options = dict(train_dataloader__batch_sampler__expected_batch_size=8, train_cfg__max_epochs=2, **none)
+    ledger = train(config(synthetic, tmp_path, resume=True, optim_wrapper__noise_multiplier=0.7, **options))
+    found = ledger.optim_wrapper.ledger.history
+    assert [(e.noise_multiplier, str(e.sample_rate)) for e, _ in found] == [(0.6, '1/4'), (0.7, '1/5')]
+    assert statement_in(tmp_path)['epsilon'] == epsilon(found, 1e-3)
+
+
+def test_every_checkpoint_is_published_with_what_it_spent_itself(synthetic, tmp_path):
+    """Finished at epsilon 4, resumed for more and killed: the newest checkpoint has spent more than was once stated."""
+    train(config(synthetic, tmp_path, train_cfg__max_epochs=1, **{HOOK + 'target_epsilon': 4.0}))
+    assert statement_in(tmp_path)['steps'] == 4
+    train_until(config(synthetic, tmp_path, resume=True, train_cfg__max_epochs=3), 9)
+    for epoch in (1, 2):
+        checkpoint = loaded(tmp_path / f'epoch_{epoch}.pth')
+        given = published(checkpoint)['privacy_statement']
+        assert given['steps'] == 4 * epoch == sum(entry[2] for entry in checkpoint['privacy']['ledger']['entries'])
+    assert given == statement_in(tmp_path) and given['private'] and 4 < given['epsilon'] <= 8
+    assert Ledger.read(tmp_path / LEDGER_NAME).steps == 9
+
+
+def test_exposed_metrics_stay_told(synthetic, tmp_path):
+    """The checkpoints written before the resume hold them, and so does the message hub that goes on."""
+    options = {HOOK + 'expose_private_metrics': True}
+    train_until(config(synthetic, tmp_path, train_cfg__max_epochs=2, **options), 5)
+    for options in (dict(resume=True), dict(optim_wrapper__noise_multiplier=9.0)):  # resumed, then a second training
+        train(config(synthetic, tmp_path, train_cfg__max_epochs=2, **options, **{HOOK + 'target_epsilon': 20.0}))
+        told = statement_in(tmp_path)
+        assert 'message hub' in told['released'] and 'expose_private_metrics' in str(told['not_covered'])
+
+
+def test_steps_without_noise_mark_all_that_follows(synthetic, tmp_path):
+    none = {HOOK + 'target_epsilon': None, 'train_cfg__max_epochs': 2}
+    train_until(config(synthetic, tmp_path, optim_wrapper__noise_multiplier=0.0, **none), 5)
+    train(config(synthetic, tmp_path, resume=True, optim_wrapper__noise_multiplier=1.0, **none))
+    assert not statement_in(tmp_path)['private']
+    with pytest.raises(PrivacyError, match='NOT PRIVATE'):
+        published(loaded(tmp_path / 'epoch_2.pth'))
+
+
+def test_a_resume_without_private_steps_is_refused(synthetic, tmp_path):
+    """It would write checkpoints that know of no ledger."""
+    train(config(synthetic, tmp_path, 'hybrid', train_cfg__max_epochs=2))
+    options = dict(train_cfg__max_epochs=3, train_cfg__public_epochs=3)
+    with pytest.raises(PrivacyError, match='public_epochs=3.*no private step'):
+        train(config(synthetic, tmp_path, 'hybrid', resume=True, **options))
+
+
+def test_checkpoints_hold_no_step_times(feature, synthetic, tmp_path):
+    """They show how many records were drawn. The running training still logs them, also after a resume."""
+    hub = loaded(feature / 'epoch_1.pth')['message_hub']
+    names = {*hub['log_scalars'], *hub['runtime_info'], *hub['resumed_keys']}
+    assert not {name for name in names if name.split('/')[-1] in ('time', 'data_time', 'memory', 'eta')}
+    assert 'train/loss_public' in hub['log_scalars']
+    options = dict(load_from=str(feature / 'epoch_1.pth'), resume=True, train_cfg__max_epochs=2)
+    runner = train(config(synthetic, tmp_path, 'feature', **options))
+    assert len(logged(tmp_path)['time']) == len(logged(tmp_path)['data_time']) == 4
+    assert len(runner.message_hub.get_scalar('train/time').data[0]) == 4
+    log = ''.join(path.read_text() for path in tmp_path.glob('*/*.log'))
+    assert 'eta: ' in log and 'is not defined in message_hub' not in log
