@@ -10,13 +10,16 @@ from mmengine.structures import InstanceData, PixelData
 from mmpose.registry import KEYPOINT_CODECS, MODELS
 from mmpose.structures import PoseDataSample
 
-import mmpose_dp  # noqa: F401  (fills the registries)
+from mmpose_dp.datasets import by_record
+from mmpose_dp.engine import DPOptimWrapper
 from mmpose_dp.models import freeze_batch_norm
+from mmpose_dp.privacy import OneRecordAtATime
 
 REPO = Path(__file__).parents[1]
 PREFIX = 'mmpose::body_2d_keypoint/'
 HRNET = PREFIX + 'topdown_heatmap/mpii/td-hm_hrnet-w32_8xb64-210e_mpii-256x256.py'
 SIMCC = PREFIX + 'simcc/mpii/simcc_res50_wo-deconv-8xb64-210e_mpii-256x256.py'
+RLE = PREFIX + 'topdown_regression/mpii/td-reg_res50_rle-8xb64-210e_mpii-256x256.py'
 RTMPOSE = PREFIX + 'rtmpose/mpii/rtmpose-m_8xb64-210e_mpii-256x256.py'
 
 
@@ -83,6 +86,22 @@ def batch(cfg: Config, keys: list, seed: int = 0, dtype: torch.dtype = torch.flo
         inputs.append(torch.from_numpy(rng.integers(0, 255, (3, height, width), dtype=np.uint8)))
         samples.append(sample)
     return dict(inputs=inputs, data_samples=samples)
+
+
+def take(model: torch.nn.Module, data: dict, wrapper: DPOptimWrapper) -> None:
+    """A logical batch as PrivateTrainLoop hands it on: one half a forward, or one record where the engine needs that."""
+    records = by_record(data)
+    is_public = [part['data_samples'][0].metainfo['dp_record'] is None for part in records]
+    halves = [[part for part, public in zip(records, is_public) if public == half] for half in (False, True)]
+    halves = [{key: sum((part[key] for part in half), []) for key in data} for half in halves if half]
+    for parts in (halves, records):
+        try:
+            for i, part in enumerate(parts):
+                wrapper.accumulating = i + 1 < len(parts)
+                model.train_step(part, wrapper)
+            return
+        except OneRecordAtATime:
+            continue
 
 
 def reference_rows(model: torch.nn.Module, data: dict) -> torch.Tensor:

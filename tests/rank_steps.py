@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import torch
-from helpers import REPO, batch, build, flat
+from helpers import REPO, batch, build, flat, take
 from mmengine.config import Config
 from mmengine.dist import get_dist_info
 from mmengine.model import MMDistributedDataParallel
@@ -60,7 +60,7 @@ def movement(settings, keys, noise_multiplier=0.0, steps=1):
     before = flat(params).clone()
     for _ in range(steps):
         if keys:
-            runner_model.train_step(mine, wrapper)
+            take(runner_model, mine, wrapper)
         else:  # an empty draw on this rank
             wrapper.prepare(model)
             wrapper.finish_step()

@@ -1,6 +1,6 @@
 """Data sets, samplers and transforms of private training. Must not import the engine."""
 
-from .public_private_dataset import PublicPrivateDataset, collate_rows
+from .public_private_dataset import PublicPrivateDataset, by_record, collate_rows
 from .samplers import MicroBatch, PoissonBatchSampler
 from .transforms import PublicView
 
@@ -9,5 +9,6 @@ __all__ = [
     'PoissonBatchSampler',
     'PublicPrivateDataset',
     'PublicView',
+    'by_record',
     'collate_rows',
 ]

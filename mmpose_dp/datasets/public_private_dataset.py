@@ -1,16 +1,20 @@
 """One data set of two halves: private records first, public ones after them.
 
-One data loader and one forward then serve both, and each row carries its half in its metainfo. Must not let a private
-record reach a row that is not its own, nor call public what is not.
+One data loader then serves both, and each row carries its half in its metainfo. Must not let a private record reach a row
+that is not its own, nor call public what is not.
 """
 
 import copy
 import hashlib
 import os.path as osp
+import random
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
+import torch
 from mmengine.dataset import BaseDataset
 from mmengine.registry import FUNCTIONS
 from mmpose.datasets.dataset_wrappers import CombinedDataset
@@ -18,7 +22,7 @@ from mmpose.datasets.transforms.mix_img_transforms import MixImageTransform
 from mmpose.registry import DATASETS, TRANSFORMS
 from torch.utils.data import Dataset
 
-from mmpose_dp.privacy import PrivacyError
+from mmpose_dp.privacy import PrivacyError, RandomSource
 
 from .records import group_rows, image_paths, personal_epsilons
 
@@ -46,6 +50,10 @@ class PublicPrivateDataset(Dataset):
             ``{image file name: subject}``.
         personal_epsilon: None, or the annotation field (or JSON file) with the budget that a record's owner allows;
             records without one have the hook's target_epsilon.
+        debug_seed: of the augmentations, for tests only; the run is then NOT PRIVATE.
+
+    Each row is augmented by coins of its own from the system's entropy. By mmengine's seed, which checkpoints hold, the rows
+    drawn before it would decide them: one record more, and all others, public ones too, would look different.
 
     A row whose picture or annotation the pipeline cannot use contributes nothing, and a warning says so.
 
@@ -61,6 +69,7 @@ class PublicPrivateDataset(Dataset):
         privacy_unit: str = 'instance',
         subjects: str | None = None,
         personal_epsilon: str | None = None,
+        debug_seed: int | None = None,
     ) -> None:
         if public_view is not None and public is not None:
             raise PrivacyError('train_dataloader.dataset: give public_view or public, not both')
@@ -76,6 +85,7 @@ class PublicPrivateDataset(Dataset):
         elif public is not None:
             self.public = _build(public, 'public')
             _refuse_shared_data(self.private, self.public)
+        self.random = RandomSource()
         self.privacy_unit = privacy_unit
         self.metainfo = self.private.metainfo
         self._same_image: dict[str, list[int]] = {}
@@ -86,6 +96,7 @@ class PublicPrivateDataset(Dataset):
         self.personal_epsilons = personal_epsilons(self.private, self._records, personal_epsilon)
         self._record_of = {row: r for r, rows in enumerate(self._records) for row in rows}
         self._refuse_useless_pipeline()
+        self.random = RandomSource(debug_seed)  # what the check took does not count
 
     def _refuse_useless_pipeline(self) -> None:
         """A fault of the pipeline is told before training; of a single record it may not be, then it is left out."""
@@ -149,11 +160,14 @@ class PublicPrivateDataset(Dataset):
 
     def _packed(self, index: int) -> dict | None:
         private = len(self.private)
-        is_public = index >= private
-        if is_public and self.public_view is not None:
-            return self.public.pipeline(self._view_info(index - private))  # type: ignore[union-attr]
-        source = self.public if is_public else self.private
-        return source.prepare_data(index - private if is_public else index)  # type: ignore[union-attr]
+        if index < private:
+            source, info = self.private, self.private.get_data_info(index)
+        else:
+            assert self.public is not None
+            source, index = self.public, index - private
+            info = source.get_data_info(index) if self.public_view is None else self._view_info(index)
+        with _coins(self.random):
+            return source.pipeline(info)  # not prepare_data, which gives a pipeline all other records
 
     def _view_info(self, index: int) -> dict:
         """What the pipeline starts from, with the other people of the image, whom a region view hides too."""
@@ -170,9 +184,25 @@ class PublicPrivateDataset(Dataset):
         return None if self.public is None else f'{type(self.public).__name__} {osp.basename(self.public.ann_file)}'
 
 
+@contextmanager
+def _coins(source: RandomSource) -> Iterator[None]:
+    """Inside, the generators that transforms draw from start from ``source``; afterwards they go on as before."""
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    coins = [int(x) for x in source.uint64(6)]
+    random.seed(coins[0])
+    np.random.seed([x % 2**32 for x in coins[1:5]])
+    torch.random.default_generator.manual_seed(coins[5])
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.set_rng_state(states[2])
+
+
 def _build(cfg: dict, half: str) -> BaseDataset:
     key = f'train_dataloader.dataset.{half}'
-    for step in cfg.get('pipeline', []):
+    for step in _steps(cfg.get('pipeline', [])):
         name = str(step['type'])
         cls = TRANSFORMS.get(name)
         if name in _MIXING or (cls is not None and issubclass(cls, MixImageTransform)):
@@ -194,6 +224,16 @@ def _build(cfg: dict, half: str) -> BaseDataset:
     if len(dataset) == 0:
         raise PrivacyError(f'{key}: {dataset.ann_file} holds no annotated person')
     return dataset
+
+
+def _steps(node: Any) -> Iterator[dict]:
+    """Every transform in a pipeline, those within others (RandomApply's) too."""
+    if isinstance(node, dict):
+        if 'type' in node:
+            yield node
+        node = list(node.values())
+    for part in node if isinstance(node, (list, tuple)) else ():
+        yield from _steps(part)
 
 
 def _refuse_missing_files(cfg: dict, key: str) -> None:
@@ -246,6 +286,14 @@ def _digest(path: str) -> str:
 
 def _images(dataset: BaseDataset) -> set[str]:
     return set(image_paths(dataset))
+
+
+def by_record(batch: dict[str, list]) -> list[dict[str, list]]:
+    """A collated batch in parts of one record each; public rows are one part."""
+    parts: dict[int | None, list[int]] = {}
+    for row, sample in enumerate(batch['data_samples']):
+        parts.setdefault(sample.metainfo['dp_record'], []).append(row)
+    return [{key: [values[row] for row in rows] for key, values in batch.items()} for rows in parts.values()]
 
 
 @FUNCTIONS.register_module()

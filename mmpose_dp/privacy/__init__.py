@@ -12,7 +12,7 @@ from .accounting import (
 )
 from .calibration import calibrate_noise_multiplier, calibrate_sample_rates, steps_within
 from .clipping import ClippedCoordinates, ClippedSum, Rows, clip_factors
-from .errors import PrivacyError
+from .errors import OneRecordAtATime, PrivacyError
 from .ledger import LEDGER_NAME, Ledger
 from .loop_engine import LoopEngine
 from .noise import RandomSource
@@ -33,6 +33,7 @@ __all__ = [
     'Collector',
     'Ledger',
     'LoopEngine',
+    'OneRecordAtATime',
     'PrivacyError',
     'PrivacyPlan',
     'Projector',

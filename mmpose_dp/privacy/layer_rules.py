@@ -66,7 +66,7 @@ def _batch_norm(module: nn.Module, a: Tensor, b: Tensor) -> dict[str, Tensor]:
     assert module.running_mean is not None and module.running_var is not None
     mean, variance = (x.to(a.dtype).repeat(len(a)) for x in (module.running_mean, module.running_var))
     # the statistics are constants, so a channel of a row is as good as a channel: one pass for all rows
-    every = [x.reshape(1, -1, *x.shape[2:]) for x in (b, a)]
+    every = [x.reshape(1, -1, *x.shape[2:]).contiguous() for x in (b, a)]  # other strides are misread (torch 2.13)
     _, weight, bias = torch.ops.aten.native_batch_norm_backward(
         *every, None, mean, variance, None, None, False, module.eps, [False, True, True]
     )
@@ -184,10 +184,14 @@ def ghost_squares(module: nn.Module, a: Tensor, b: Tensor, names: Sequence[str])
     """
     total = a.new_zeros(len(a))
     if 'weight' in names:
-        left, right = _factors(module, a, b)
+        factors = _factors(module, a, b)
+        # or else the square of a very small factor would be 0, also beside a very large one
+        size_left, size_right = (x.abs().amax((1, 2)).clamp_min(torch.finfo(x.dtype).tiny) for x in factors)
+        left, right = factors[0] / size_left[:, None, None], factors[1] / size_right[:, None, None]
         left, right = torch.bmm(left.transpose(1, 2), left), torch.bmm(right.transpose(1, 2), right)
         most = left.diagonal(dim1=1, dim2=2).sum(1) * right.diagonal(dim1=1, dim2=2).sum(1)
         squares = torch.linalg.vecdot(left.flatten(1), right.flatten(1)).clamp_min(0) + _ROUNDING * most
+        squares = squares * (size_left * size_right).square()
         total += squares.view(len(a), -1).sum(1)
     if 'bias' in names:
         total += _bias(module, b).square().sum(1)

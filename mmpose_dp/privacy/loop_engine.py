@@ -16,14 +16,20 @@ from .row_mixing import MixedRows, one_by_one
 
 
 class LoopEngine:
-    """Per-row gradients by one backward a row: the reference. Cheapest with one row a forward; right with any number."""
+    """Per-row gradients by one backward a row: the reference.
+
+    Attributes:
+        one_at_a_time: see RuleEngine.
+    """
+
+    one_at_a_time = True
 
     def __init__(self, model: nn.Module, params: Sequence[nn.Parameter]) -> None:
         self.params = list(params)
         self._param_names = [name for name, p in model.named_parameters() if any(p is q for q in self.params)]
         self._names = {module: name for name, module in model.named_modules() if not [*module.children()]}
         self._edges: list[tuple[str, GradientEdge]] = []
-        self._checked = False
+        self._unmixed = False
 
     def __str__(self) -> str:
         return 'a backward a record for every parameter (slow)'
@@ -36,7 +42,7 @@ class LoopEngine:
     def capture(self) -> Iterator[None]:
         """Notes where modules end, to see on the first batch whether rows mix."""
         self._edges.clear()
-        handles = [] if self._checked else [module.register_forward_hook(self._record) for module in self._names]
+        handles = [] if self._unmixed else [module.register_forward_hook(self._record) for module in self._names]
         try:
             yield
         finally:
@@ -47,17 +53,17 @@ class LoopEngine:
         if isinstance(output, Tensor) and output.requires_grad:
             self._edges.append((self._names[module], get_gradient_edge(output)))
 
-    def backward(self, losses: Tensor, *collectors: Collector) -> None:
+    def backward(self, losses: Sequence[Tensor], *collectors: Collector) -> None:
         """See RuleEngine.backward. Raises PrivacyError if rows mix."""
-        if not self._checked and len(losses) > 1:
+        if not self._unmixed and len(losses) > 1:
             mixing = MixedRows(losses)
             edges = [edge for _, edge in self._edges]
-            found = torch.autograd.grad(mixing.loss, edges, retain_graph=True, allow_unused=True) if edges else ()
-            for (name, _), grad in reversed([*zip(self._edges, found)]):
-                if grad is not None and grad.shape[:1] == losses.shape:  # elsewhere rows may lie in any order
-                    mixing.look(name, grad)
-            mixing.refuse()
-            self._checked = True
+            for row in mixing.to_look_at:
+                found = torch.autograd.grad(losses[row], edges, retain_graph=True, allow_unused=True) if edges else ()
+                for (name, _), grad in reversed([*zip(self._edges, found)]):
+                    if grad is not None and grad.shape[:1] == (len(losses),):  # elsewhere rows may lie in any order
+                        mixing.look(row, name, grad)
+            self._unmixed = mixing.refuse()
         self._edges.clear()
         for i, stack in enumerate(one_by_one(losses, self.params)):
             for collector in collectors:

@@ -6,6 +6,7 @@ anything, and must not hand out a gradient it could not account for: the first b
 that depend on one another are refused.
 """
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -91,8 +92,10 @@ class RuleEngine:
         ]
         self._calls: list[_Call] = []
         self._edges: list[GradientEdge] = []  # of calls below which no gradient is wanted
+        self._half = False  # mixed precision was seen
         self._arrive: Callable[[_Call, Tensor], None] | None = None
-        self._checked: set[bool] = set()  # for one row, for several
+        self._unmixed = False  # seen on a batch of several rows, all finite
+        self._checked: set[bool] = set()  # the sum, for one row, for several
 
     def ways(self) -> dict[str, str]:
         """How each parameter's gradients are found, by name: 'rule', 'operations' or 'loop'."""
@@ -101,6 +104,15 @@ class RuleEngine:
             name: 'loop' if i in looped else 'operations' if i in self._recorder.params else 'rule'
             for i, name in self._param_names.items()
         }
+
+    @property
+    def one_at_a_time(self) -> bool:
+        """Whether records must come one a forward; known after the first batch.
+
+        A backward a row runs through what all rows have in common, where 0 * NaN is NaN: one record that is not finite
+        would take the others with it.
+        """
+        return bool(self._recorder.lost - self._in_losses)
 
     @property
     def looped(self) -> list[str]:
@@ -141,6 +153,7 @@ class RuleEngine:
                 f'{self._layers[module].name} ran without a gradient graph: switch off activation checkpointing '
                 '(with_cp) and torch.no_grad in the training forward'
             )
+        self._half |= output.dtype in (torch.bfloat16, torch.float16)
         call = _Call(module, args[0].detach(), args[0]._version)
         self._calls.append(call)
         # the hook is set now: a later in-place change (ReLU, residual add) of the output does not move it
@@ -169,17 +182,24 @@ class RuleEngine:
             self._arrive = None
         return found[: len(uses)]
 
-    def backward(self, losses: Tensor, *collectors: Collector) -> None:
-        """Hands the gradients of each row's loss, (rows,), to the collectors; consumes what ``capture`` recorded.
+    def backward(self, losses: Sequence[Tensor], *collectors: Collector) -> None:
+        """Hands the gradients of each row's loss to the collectors; consumes what ``capture`` recorded.
 
         A layer is handed over as soon as the backward has passed it, and freed.
+
+        Args:
+            losses: one scalar a row. Separate ones rather than a (rows,) tensor where a loss has parameters of its own: one
+                row's NaN then stays out of the others' gradients of these.
+
         Raises PrivacyError if rows mix, if a captured tensor was changed in place, or if the sum is not autograd's (all
         found on the first batch, before anything is released).
         """
-        rows, uses = len(losses), list(self._recorder.uses)
-        first = (rows > 1) not in self._checked and bool(losses.isfinite().all())
-        if rows > 1 and True not in self._checked:
-            self._refuse_mixed_rows(losses, uses)
+        each, rows, uses = list(losses), len(losses), list(self._recorder.uses)
+        loss = torch.stack(each).sum()
+        if rows > 1 and not self._unmixed:
+            self._unmixed = self._refuse_mixed_rows(each, uses)
+        unchecked = (rows > 1) not in self._checked
+        first = unchecked and bool(loss.isfinite())
         total = RowSum(self.params, torch.arange(rows))
         handed = (*collectors, total) if first else collectors
 
@@ -197,8 +217,8 @@ class RuleEngine:
             if not waiting[call.module]:
                 hand(self._layer_block(calls.pop(call.module), rows))
 
-        keep_graph = first or bool(self.looped)
-        grads = self._walk(losses.sum(), uses, arrive, keep_graph)
+        keep_graph = unchecked or bool(self.looped)
+        grads = self._walk(loss, uses, arrive, keep_graph)
         for reached in calls.values():  # the loss does not depend on all calls of these
             if reached:
                 hand(self._layer_block(reached, rows))
@@ -212,21 +232,26 @@ class RuleEngine:
                 f'no per-sample rule serves {self.looped[:5]}. Write optim_wrapper.engine="auto" (a backward a record for '
                 'these), or freeze them'
             )
-        for i, stack in zip(looped, one_by_one(losses, [self.params[i] for i in looped])):
+        for i, stack in zip(looped, one_by_one(each, [self.params[i] for i in looped])):
             hand(StackBlock([i], stack))
         if first:
-            half = any(call.input.dtype in (torch.bfloat16, torch.float16) for call in self._calls)
-            self._refuse_wrong_sum(losses.sum(), total.total, 0.05 if half else 1e-3)
-            self._checked.add(rows > 1)
+            if self._refuse_wrong_sum(loss, total.total, 0.05 if self._half else 1e-3):
+                self._checked.add(rows > 1)
         self._forget()
 
-    def _refuse_mixed_rows(self, losses: Tensor, uses: Sequence[Use]) -> None:
+    def _refuse_mixed_rows(self, losses: Sequence[Tensor], uses: Sequence[Use]) -> bool:
+        """Raises PrivacyError if rows mix; whether everything could be looked at."""
         mixing = MixedRows(losses)
         names = [f'{use.name} on {", ".join(self._param_names[i] for i in use.origins)}' for use in uses]
-        grads = self._walk(mixing.loss, uses, lambda call, g: mixing.look(self._layers[call.module].name, g), True)
-        for use, name, grad in zip(uses, names, grads):
-            mixing.look(name, grad, use.axis)
-        mixing.refuse()
+        for row in mixing.to_look_at:
+
+            def look(call: _Call, grad: Tensor, row: int = row) -> None:
+                mixing.look(row, self._layers[call.module].name, grad)
+
+            grads = self._walk(losses[row], uses, look, keep_graph=True)
+            for use, name, grad in zip(uses, names, grads):
+                mixing.look(row, name, grad, use.axis)
+        return mixing.refuse()
 
     def _layer_block(self, calls: list[_Call], rows: int) -> LayerBlock:
         layer = self._layers[calls[0].module]
@@ -253,9 +278,12 @@ class RuleEngine:
                 blocks.append(OperationBlock(i, param, mine, rows))
         return blocks
 
-    def _refuse_wrong_sum(self, loss: Tensor, ours: Sequence[Tensor], limit: float) -> None:
+    def _refuse_wrong_sum(self, loss: Tensor, ours: Sequence[Tensor], limit: float) -> bool:
+        """Raises PrivacyError where our sum is not autograd's; whether there was no NaN in the way of comparing."""
         reference = torch.autograd.grad(loss, self.params, retain_graph=True, allow_unused=True)
         scale = max((float(r.norm()) for r in reference if r is not None), default=0.0)
+        if not math.isfinite(scale) or not all(bool(mine.isfinite().all()) for mine in ours):
+            return False
         for i, (mine, theirs) in enumerate(zip(ours, reference)):
             gap = float((mine if theirs is None else mine - theirs.float()).norm())
             if gap > limit * float(mine.norm()) + 1e-5 * scale:
@@ -263,6 +291,7 @@ class RuleEngine:
                     f'the per-sample gradient of {self._param_names[i]} is not what autograd finds (it is used outside its '
                     "layer's forward): use engine='loop'"
                 )
+        return True
 
 
 def _by_row(x: Tensor, rows: int) -> Tensor:

@@ -162,7 +162,7 @@ class RowSum:
 
     def add(self, block: Block) -> None:
         """See Collector.add."""
-        for index, grads in zip(block.indices, block.weighted_sum(self._rows)):
+        for index, grads in zip(block.indices, block.weighted_sum(self._rows) if len(self._rows) else []):
             self.total[index].add_(grads, alpha=1 / self._scale)
 
 

@@ -4,12 +4,12 @@ import copy
 
 import pytest
 import torch
-from helpers import HRNET, RTMPOSE, SIMCC, batch, build, clip, flat, load, norms, reference_rows
+from helpers import HRNET, RLE, RTMPOSE, SIMCC, batch, build, clip, flat, load, norms, reference_rows, take
 from scipy import stats
 from torch.optim import SGD, AdamW
 
 from mmpose_dp.engine import DPOptimWrapper
-from mmpose_dp.privacy import PrivacyError, PrivacyPlan, Projector
+from mmpose_dp.privacy import OneRecordAtATime, PrivacyError, PrivacyPlan, Projector
 
 B = 4
 PRIVATE, MIXED = [0, 1, 2], [0, None, 1, 2, None]
@@ -40,7 +40,7 @@ def moved(model, data, **settings):
     wrapper = DPOptimWrapper(SGD(params, lr=1.0), expected_batch_size=B, **{'noise_multiplier': 0.0, **settings})
     if basis is not None:
         wrapper.projector.basis = basis
-    model.train_step(data, wrapper)
+    take(model, data, wrapper)
     return before - flat(params), wrapper
 
 
@@ -95,9 +95,9 @@ def test_micro_batches_make_one_step(hrnet, truth):
     params = [p for p in model.parameters() if p.requires_grad]
     before = flat(params).clone()
     wrapper = DPOptimWrapper(SGD(params, 1.0), C, noise_multiplier=0.0, expected_batch_size=B, public_weight=1.0)
-    for start, stop, more in ((0, 2, True), (2, 3, True), (3, 5, False)):
+    for rows, more in (([0, 2], True), ([1], True), ([3], True), ([4], False)):
         wrapper.accumulating = more
-        model.train_step({k: v[start:stop] for k, v in data.items()}, wrapper)
+        model.train_step({k: [v[row] for row in rows] for k, v in data.items()}, wrapper)
         assert torch.equal(before, flat(params)) == more
     assert_close(before - flat(params), clip(private, C).sum(0) / B + public.mean(0))
 
@@ -208,12 +208,12 @@ class TestNoise:
 
 @pytest.mark.parametrize(
     ('method', 'value'),
-    [('dpsgd', float('nan')), ('dpsgd', 1e30), ('project-then-clip', float('inf'))],
+    [('dpsgd', float('nan')), ('loop', float('nan')), ('dpsgd', 1e30), ('project-then-clip', float('inf'))],
 )
 def test_a_wild_record_moves_the_weights_by_at_most_c_over_b(hrnet, truth, method, value):
     """Through the whole model: its labels are NaN, infinite or enormous. The others count as if it were not there."""
-    settings = dict(max_grad_norm=0.01)
-    if method != 'dpsgd':
+    settings = dict(max_grad_norm=0.01, engine='loop' if method == 'loop' else 'auto')
+    if method == 'project-then-clip':
         settings.update(projector={}, basis=truth[3])
     model, both = build(hrnet, private=True, loss_weight=1e3), []
     for wild in (True, False):
@@ -229,7 +229,53 @@ def test_a_wild_record_moves_the_weights_by_at_most_c_over_b(hrnet, truth, metho
         assert difference <= 1e-5 * both[1].double().norm()
 
 
+def test_a_wild_record_and_a_loss_that_cannot_take_it():
+    """RLE's density raises on NaN, and its message shows the record's values: that row counts as NaN."""
+    cfg = load(RLE, size=64)
+    model, both = build(cfg, private=True), []
+    for wild in (True, False):
+        data = batch(cfg, [0, 1, 2])
+        torch.manual_seed(0)
+        for sample in data['data_samples']:
+            sample.gt_instance_labels.keypoint_labels = torch.rand(1, 16, 2, dtype=torch.float64)
+        if wild:
+            data['data_samples'][0].gt_instance_labels.keypoint_labels[0, 3] = float('nan')
+        else:
+            data = {key: values[1:] for key, values in data.items()}
+        both.append(moved(copy.deepcopy(model), data, max_grad_norm=0.01)[0])
+    assert_close(both[0], both[1])
+    assert both[1].norm() > 0
+    good = batch(cfg, [0])
+    good['data_samples'][0].gt_instance_labels.keypoint_labels = torch.rand(1, 5, 2)
+    with pytest.raises((ValueError, RuntimeError)):  # a fault of the config is not taken for a wild record
+        moved(model, good, max_grad_norm=0.01)
+
+
+def test_dropout_does_not_follow_mmengines_seed(hrnet):
+    """From a seed that checkpoints hold, one more record would change what the others meet."""
+    model, seeds = build(hrnet, private=True), []
+    model.backbone.register_forward_pre_hook(lambda *_: seeds.append(torch.initial_seed()))
+    wrapper = DPOptimWrapper(SGD(model.parameters(), 1.0), 1.0, noise_multiplier=1.0, expected_batch_size=B)
+    for _ in range(2):
+        torch.manual_seed(7)
+        model.train_step(batch(hrnet, PRIVATE[:1]), wrapper)
+    assert len({7, *seeds}) == 3
+
+
 class TestRefusals:
+    def test_private_and_public_rows_in_one_forward(self, hrnet):
+        """The last bits of the public gradient, which no noise hides, would tell how many private rows there are."""
+        model = build(hrnet, private=True)
+        wrapper = self.wrapper(model, public_weight=1.0, noise_multiplier=1.0, expected_batch_size=B)
+        with pytest.raises(PrivacyError, match='one half at a time'):
+            model.train_step(batch(hrnet, [0, None]), wrapper)
+
+    def test_several_records_where_the_engine_wants_one(self, hrnet):
+        model = build(hrnet, private=True)
+        wrapper = self.wrapper(model, engine='loop', noise_multiplier=1.0, expected_batch_size=B)
+        with pytest.raises(OneRecordAtATime, match='one record at a time'):
+            model.train_step(batch(hrnet, [0, 1]), wrapper)
+
     def wrapper(self, model, **settings):
         return DPOptimWrapper(SGD(model.parameters(), 1.0), **{'max_grad_norm': 1.0, **settings})
 

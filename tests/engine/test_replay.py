@@ -35,24 +35,30 @@ def lonely(folder):
 
 def replayed(folder, work_dir, monkeypatch, method):
     """Everything that a training with fixed coins and weights that stand still releases, and its batches."""
-    sums, batches, views = [], [], []
-    whole, noted = DPOptimWrapper._private_gradient, DPOptimWrapper._add_public
+    sums, batches, views, drawn = [], [], [], set()
+    whole, added = DPOptimWrapper._private_gradient, DPOptimWrapper._add
 
     def recorded(self, sigma, max_grad_norm):
         assert max_grad_norm == C
         clean = self._private_sum or [torch.zeros(1)]
         sums.append(torch.cat([x.flatten().clone() for x in clean]))
+        views.append(torch.cat([x.flatten().clone() for x in self._public_sum or [torch.zeros(1)]]))
+        batches.append({*drawn})
+        drawn.clear()
         return whole(self, sigma, max_grad_norm)
 
-    def public(self, gradients, rows):
-        batches.append(set(rows.keys))
-        noted(self, gradients, rows)
-        if self._public_sum:
-            views.append(torch.cat([x.flatten().clone() for x in self._public_sum]))
+    def noted(self, losses, rows):
+        drawn.update(rows.keys)
+        added(self, losses, rows)
 
     monkeypatch.setattr(DPOptimWrapper, '_private_gradient', recorded)
-    monkeypatch.setattr(DPOptimWrapper, '_add_public', public)
-    options = dict(train_dataloader__batch_size=64, optim_wrapper__debug_seed=1, optim_wrapper__max_grad_norm=C)
+    monkeypatch.setattr(DPOptimWrapper, '_add', noted)
+    options = dict(
+        train_dataloader__batch_size=64,
+        train_dataloader__dataset__debug_seed=3,
+        optim_wrapper__debug_seed=1,
+        optim_wrapper__max_grad_norm=C,
+    )
     if method == 'hybrid':
         options.update(
             train_cfg__public_epochs=0,
@@ -61,9 +67,7 @@ def replayed(folder, work_dir, monkeypatch, method):
         )
     cfg = tiny(config(folder, work_dir, method, train_dataloader__batch_sampler__debug_seed=2, **options))
     cfg.optim_wrapper.optimizer = dict(type='SGD', lr=0.0)
-    pipeline = [step for step in cfg.train_dataloader.dataset.private.pipeline if 'Random' not in step['type']]
-    cfg.train_dataloader.dataset.private.pipeline = pipeline
-    cfg.randomness = dict(seed=0)
+    cfg.randomness, cfg.param_scheduler = dict(seed=0), []
     cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
     runner = train(cfg)
     monkeypatch.undo()

@@ -12,6 +12,7 @@ from mmpose_dp.privacy import (
     Rows,
     RuleEngine,
     clip_factors,
+    layer_rules,
 )
 
 C = 0.1
@@ -107,3 +108,15 @@ def test_coordinates_are_projected_then_clipped(model):
 def test_clip_factors():
     norms = torch.tensor([0.0, 0.05, 0.1, 0.2, float('inf'), float('nan')])
     assert torch.allclose(clip_factors(norms, C), torch.tensor([1.0, 1.0, 1.0, 0.5, 0.0, 0.0]))
+
+
+def test_a_ghost_norm_of_very_small_factors_is_not_nothing(monkeypatch):
+    """Squared by themselves, output gradients of 1e-23 are 0 in float32; times inputs of 1e19 they are a gradient."""
+    monkeypatch.setattr(layer_rules, '_TRAFFIC', 1e9)
+    model = nn.Linear(1, 4096, bias=False)
+    params, x = list(model.parameters()), torch.full((2, 1), 1e19)
+    engine, collector = RuleEngine(model, params), ClippedSum(params, rows_of(2), 1e-3)
+    with engine.capture():
+        out = model(x)
+    engine.backward((out * 2.6e-23).sum(1), collector)
+    assert 0 < flat(collector.total()).norm() <= 2 * 1e-3 * (1 + 1e-5)

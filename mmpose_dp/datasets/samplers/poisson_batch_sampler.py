@@ -27,7 +27,7 @@ class MicroBatch(NamedTuple):
 
 @DATA_SAMPLERS.register_module()
 class PoissonBatchSampler:
-    """Draws logical batches and hands them out in micro-batches.
+    """Draws logical batches and hands them out in micro-batches, each of private or of public rows alone.
 
     Every private record joins a logical batch independently with probability ``expected_batch_size / num_records``, or, with
     personal budgets, with the rate of its budget (``set_rates``). Public
@@ -128,7 +128,7 @@ class PoissonBatchSampler:
         """Nothing to do: no draw depends on a seed or an epoch number. mmengine calls it."""
 
     def draw(self) -> list[list[int]]:
-        """One logical batch of this rank: a list of records, each the list of its rows."""
+        """One logical batch of this rank: a list of records, each the list of its rows; public ones last."""
         records = []
         for rate, group in ({} if self.public_only else self._groups).items():
             records += [self._some_rows(group[i]) for i in self.random.bernoulli(len(group), rate)]
@@ -147,7 +147,12 @@ class PoissonBatchSampler:
     def __iter__(self) -> Iterator[list[int]]:
         self.pending.clear()
         for _ in range(self.steps_done, len(self)):
-            batches = _pack(self.draw(), self.micro_batch_size)
+            records = self.draw()
+            # each half by itself: in one forward with private rows, the public rows' gradient, which no noise hides, would
+            # be rounded differently by how many they are
+            halves = [[r for r in records if (r[0] in self._public) == public] for public in (False, True)]
+            batches = [rows for half in halves for rows in _pack(half, self.micro_batch_size)]
+            batches = batches or [[]]  # an empty draw: the step still happens
             for i, rows in enumerate(batches):
                 self.pending.append(MicroBatch(len(rows), i + 1 == len(batches)))
                 yield rows
@@ -155,11 +160,10 @@ class PoissonBatchSampler:
 
 
 def _pack(records: list[list[int]], limit: int) -> list[list[int]]:
-    """Fills micro-batches of about equal size with whole records, at most ``limit`` rows each unless one record has more.
-
-    An empty draw gives one empty micro-batch: the step still happens.
-    """
-    count = max(-(-sum(map(len, records)) // limit), 1)
+    """Fills micro-batches of about equal size with whole records, at most ``limit`` rows each unless one record has more."""
+    if not records:
+        return []
+    count = -(-sum(map(len, records)) // limit)
     target = -(-sum(map(len, records)) // count)
     batches: list[list[int]] = [[]]
     for rows in records:

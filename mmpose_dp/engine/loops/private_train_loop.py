@@ -8,8 +8,8 @@ from mmengine.runner import EpochBasedTrainLoop, Runner
 from mmpose.registry import LOOPS
 from torch.utils.data import DataLoader
 
-from mmpose_dp.datasets import PoissonBatchSampler, collate_rows
-from mmpose_dp.privacy import PrivacyError
+from mmpose_dp.datasets import PoissonBatchSampler, by_record, collate_rows
+from mmpose_dp.privacy import OneRecordAtATime, PrivacyError
 
 from ..optim_wrappers import DPOptimWrapper
 
@@ -95,9 +95,22 @@ class PrivateTrainLoop(EpochBasedTrainLoop):
                 return
         wrapper.accumulating = not micro.is_last
         if batch['inputs']:
-            self.runner.model.train_step(batch, optim_wrapper=wrapper)
+            self._train_on(wrapper, batch, micro.is_last)
         elif micro.is_last:
             wrapper.finish_step()
         if micro.is_last:
             self.runner.call_hook('after_train_iter', batch_idx=index, data_batch=None, outputs=wrapper.released)
             self._iter += 1
+
+    def _train_on(self, wrapper: DPOptimWrapper, batch: dict, is_last: bool) -> None:
+        """One forward, or one a record where the engine turns out to need that; then nothing of the batch was added yet."""
+        try:
+            if not wrapper.engine.one_at_a_time:
+                self.runner.model.train_step(batch, optim_wrapper=wrapper)
+                return
+        except OneRecordAtATime as error:
+            self.runner.logger.info(f'From now on one record a forward: {error}')
+        parts = by_record(batch)
+        for i, part in enumerate(parts):
+            wrapper.accumulating = not is_last or i + 1 < len(parts)
+            self.runner.model.train_step(part, optim_wrapper=wrapper)

@@ -23,6 +23,7 @@ from mmpose_dp.privacy import (
     ClippedSum,
     Collector,
     Ledger,
+    OneRecordAtATime,
     PrivacyError,
     PrivacyPlan,
     Projector,
@@ -102,6 +103,7 @@ class DPOptimWrapper(OptimWrapper):
         self.amp_dtype = None if amp_dtype is None else getattr(torch, amp_dtype)
         self.loss_scale = loss_scale or (1024.0 if amp_dtype == 'float16' else 1.0)
         self.random = RandomSource(debug_seed, secure_mode)
+        self._layers_random = RandomSource(debug_seed)
         self.secure_mode = secure_mode
         self.ledger = Ledger()
         self.plan: PrivacyPlan | None = None
@@ -183,6 +185,8 @@ class DPOptimWrapper(OptimWrapper):
         self._refuse_batch_statistics()
         if not self._buffers_checked:
             self._buffers = {name: buffer.clone() for name, buffer in core.named_buffers()}
+        # dropout and the like: from mmengine's seed, one more record would change what the others meet in a known way
+        torch.manual_seed(int(self._layers_random.uint64(1)[0]))
         device = next(core.parameters()).device.type
         amp = torch.autocast(device, dtype=self.amp_dtype) if self.amp_dtype else nullcontext()
         with super().optim_context(model), self.engine.capture(), amp:
@@ -200,7 +204,7 @@ class DPOptimWrapper(OptimWrapper):
         self._backward(losses, rows, gradients)
         return gradients.per_row(torch.arange(len(losses)))
 
-    def _taken(self) -> tuple[Tensor, Rows]:
+    def _taken(self) -> tuple[list[Tensor], Rows]:
         """The losses and rows of the last forward, which the head then forgets."""
         losses, rows = self._head.record_losses, self._head.rows
         self._head.record_losses = self._head.rows = None
@@ -208,19 +212,20 @@ class DPOptimWrapper(OptimWrapper):
             raise PrivacyError('update_params was called without a training forward of the private head before it')
         return losses, rows
 
-    def _backward(self, losses: Tensor, rows: Rows, *collectors: Collector) -> None:
-        self.engine.backward(losses.float() * self.loss_scale, *collectors)
+    def _backward(self, losses: list[Tensor], rows: Rows, *collectors: Collector) -> None:
+        self.engine.backward([loss.float() * self.loss_scale for loss in losses], *collectors)
 
     # ---- the step --------------------------------------------------------------------------------------------------
     def update_params(self, loss: Tensor, step_kwargs: dict | None = None, zero_kwargs: dict | None = None) -> None:
         """Adds one micro-batch to the logical batch and, unless ``accumulating``, ends the logical step."""
         losses, rows = self._taken()
-        if not torch.isclose(loss.detach().float(), losses.detach().float().mean(), rtol=1e-2, equal_nan=True):
+        values = torch.stack(losses).detach().float()
+        if not torch.isclose(loss.detach().float(), values.mean(), rtol=1e-2, equal_nan=True):
             raise PrivacyError('the model adds a loss that is not made by its private head, one number a record')
         if not self._buffers_checked:
             self._refuse_changed_buffers()
         self._add(losses, rows)
-        self._note_metrics(losses.detach(), rows)
+        self._note_metrics(values, rows)
         if not self.accumulating:
             self.finish_step(step_kwargs, zero_kwargs)
 
@@ -232,7 +237,7 @@ class DPOptimWrapper(OptimWrapper):
                 raise PrivacyError(f'the training forward changed the buffer {name}: it would leak the private batch')
         self._buffers_checked, self._buffers = True, {}
 
-    def _add(self, losses: Tensor, rows: Rows) -> None:
+    def _add(self, losses: list[Tensor], rows: Rows) -> None:
         """Adds the private rows' clipped sum, and the public rows' plain one, to those of the logical batch."""
         private: ClippedSum | ClippedCoordinates | None = None
         if rows.num_records:
@@ -244,8 +249,18 @@ class DPOptimWrapper(OptimWrapper):
             else:
                 private = ClippedSum(self.params, rows, max_grad_norm, self.loss_scale)
         wanted = rows.public if self.public_weight or self.public_only else rows.public[:0]
+        # the last bits of such a public sum, which no noise hides, would tell how many others there are
+        if private is not None and len(wanted):
+            raise PrivacyError(
+                'a public row is in one forward with private ones: give model.train_step one half at a time'
+            )
         public = RowSum(self.params, wanted, self.loss_scale) if len(wanted) else None
         self._backward(losses, rows, *(collector for collector in (private, public) if collector is not None))
+        if self.engine.one_at_a_time and rows.num_records + (len(rows.public) > 0) > 1:
+            raise OneRecordAtATime(
+                f'{self.engine}: give model.train_step one record at a time, its rows together, with wrapper.accumulating '
+                'True for all but the last'
+            )
         if private is not None:
             self._private_sum = _added(self._private_sum, private.total())
         if public is not None:

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 from mmpose_dp.privacy import Rows
 
+_UNUSABLE = 'loss_unusable'  # of a row whose loss cannot be found
+
 
 def _row(value: Any, row: int) -> Any:
     """Row ``row`` of every (rows, ...) tensor in nested tuples and lists, as a batch of one, in float32 at least: in mixed
@@ -27,6 +29,14 @@ def _row(value: Any, row: int) -> Any:
     return value
 
 
+def _tensors(value: Any) -> list[Tensor]:
+    """Every tensor in nested tuples, lists and data elements."""
+    if isinstance(value, Tensor):
+        return [value]
+    parts = value.values() if hasattr(value, 'values') else value if isinstance(value, (tuple, list)) else ()
+    return [x for part in parts for x in _tensors(part)]
+
+
 class FeatureMaskingHead:
     """Mixin for MMPose heads whose ``loss`` calls ``self.forward(feats)`` and compares the result with the data samples.
 
@@ -36,7 +46,7 @@ class FeatureMaskingHead:
 
     Attributes:
         rows: what each row of the last batch was (``mmpose_dp.privacy.Rows``).
-        record_losses: (rows,) the total loss of each row of the last batch, with its graph.
+        record_losses: the total loss of each row of the last batch, a scalar with a graph of its own down to the outputs.
         compute_acc: whether to keep each row's accuracies too; off, since nobody may see them (expose_private_metrics).
         record_accuracies: then, (rows,) by name.
     """
@@ -44,7 +54,7 @@ class FeatureMaskingHead:
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.rows: Rows | None = None
-        self.record_losses: Tensor | None = None
+        self.record_losses: list[Tensor] | None = None
         self.compute_acc = False
         self.record_accuracies: dict[str, Tensor] = {}
         self._outputs: Any = None
@@ -69,16 +79,29 @@ class FeatureMaskingHead:
         try:
             for row, sample in enumerate(batch_data_samples):
                 self._outputs = _row(outputs, row)
-                each.append(super().loss(feats, [sample], config))  # type: ignore[misc]
+                each.append(self._loss_of_row(feats, sample, config))
         finally:
             self._outputs = None
-        losses = {name: torch.stack([one[name].reshape(()) for one in each]) for name in each[0] if 'loss' in name}
-        other = [name for name in each[0] if name not in losses]
-        self.record_accuracies = {name: torch.stack([one[name].reshape(()) for one in each]) for name in other}
+        names = next((one for one in each if _UNUSABLE not in one), each[0])
+        each = [dict.fromkeys(names, one[_UNUSABLE]) if _UNUSABLE in one else one for one in each]
+        table = {name: torch.stack([one[name].reshape(()) for one in each]) for name in names}
+        losses = {name: values for name, values in table.items() if 'loss' in name}
+        self.record_accuracies = {name: values for name, values in table.items() if name not in losses}
         keys = [sample.metainfo.get('dp_record', -1 - i) for i, sample in enumerate(batch_data_samples)]
         self.rows = Rows.from_keys(keys)
-        self.record_losses = torch.stack(list(losses.values())).sum(0)
+        self.record_losses = [torch.stack([one[name].reshape(()) for name in losses]).sum() for one in each]
         return losses
+
+    def _loss_of_row(self, feats: Any, sample: Any, config: dict) -> dict:
+        """The parent's losses of one row; NaN for a row that is not finite where the parent would stop the training for it."""
+        try:
+            return super().loss(feats, [sample], config)  # type: ignore[misc]
+        except ValueError:  # torch.distributions'; its message shows the row's values
+            parts = [self._outputs, sample.get('gt_instance_labels'), sample.get('gt_fields')]
+            tensors = [x for part in parts for x in _tensors(part)]
+            if all(bool(x.isfinite().all()) for x in tensors):
+                raise
+            return {_UNUSABLE: torch.nan * tensors[0].sum()}
 
 
 def private_twin(head: type[nn.Module], name: str = '') -> type[nn.Module]:

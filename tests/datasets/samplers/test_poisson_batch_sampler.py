@@ -74,6 +74,14 @@ def test_records_are_never_split():
         assert sorted(rows) == sorted(r for g in groups if g[0] in rows for r in g)
 
 
+def test_no_micro_batch_holds_both_halves():
+    """In one forward with private rows, the rounding of the public gradient would tell how many they are."""
+    s = sampler(batch_size=4, public_batch_size=6)
+    for rows in s:
+        assert len({row >= 60 for row in rows}) <= 1
+    assert sum(micro.is_last for micro in s.pending) == len(s)
+
+
 def test_public_rows_are_independent_of_the_private_draw():
     s = sampler(public_batch_size=6)
     private, public = [], []
