@@ -91,9 +91,10 @@ def make_step(
         projector=order and random_projector(order, rank, params),
         **settings,
     )
-    micro_batches = [batch]
+    halves = [slice(rows // 2), slice(rows // 2, rows)] if 'public_weight' in settings else [slice(rows)]
     if settings.get('engine') == 'loop':
-        micro_batches = [{key: values[row : row + 1] for key, values in batch.items()} for row in range(rows)]
+        halves = [slice(row, row + 1) for row in range(rows)]
+    micro_batches = [{key: values[half] for key, values in batch.items()} for half in halves]
     micro_batches *= expected_batch_size // rows
 
     def step() -> None:

@@ -1,7 +1,7 @@
 """The lines on which the guarantee rests. Pure torch, numpy, opacus and dp-accounting: nothing of OpenMMLab.
 
-Read in this order: plan, noise, per_sample (with layer_rules, operations, row_gradients), clipping, subspace, accounting,
-calibration, schedule, ledger, statement.
+Read in this order: plan, noise, per_sample (with capture, row_norm, layer_rules, operations, row_gradients, row_mixing,
+loop_engine), clipping, subspace, accounting, calibration, schedule, ledger, statement.
 """
 
 from .accounting import (

@@ -98,17 +98,17 @@ class ClippedSum:
     def total(self) -> list[Tensor]:
         """The sum, one float32 tensor a parameter. Records that are not finite are left out: 0 * NaN is NaN."""
         factors = clip_factors(self._squares.sqrt() / self._scale, self._max_grad_norm) / self._scale
-        total = [torch.zeros_like(p, dtype=torch.float32) for p in self._params]
+        total: list[Tensor | None] = [None] * len(self._params)
         keep = factors.nonzero().flatten()
         weights = factors[keep]
         rows = in_line(self._rows.private[keep.cpu()]) if self._whole else []
         for block in self._whole if len(keep) else []:
             for index, grads in zip(block.indices, block.weighted_sum(rows, weights)):
-                total[index] += grads
+                total[index] = grads
         all_kept = len(keep) == len(factors)
         for index, stack in self._stacks:
-            total[index] += (weights @ (stack if all_kept else stack[keep])).view_as(total[index])
-        return total
+            total[index] = (weights @ (stack if all_kept else stack[keep])).view_as(self._params[index])
+        return [torch.zeros_like(p, dtype=torch.float32) if x is None else x for p, x in zip(self._params, total)]
 
 
 class ClippedCoordinates:

@@ -133,24 +133,50 @@ def rule_for(module: nn.Module) -> Rule | None:
     return None
 
 
+def _convolution_backward(module: nn.Conv2d | nn.ConvTranspose2d, a: Tensor, b: Tensor, groups: int) -> Tensor:
+    """The weight's gradient, summed over the rows; with ``groups`` times the layer's groups, one a group."""
+    shape = (groups * module.weight.shape[0], *module.weight.shape[1:])
+    return torch.ops.aten.convolution_backward(
+        b,
+        a,
+        a.new_empty(shape),  # the weight itself does not matter here
+        None,
+        module.stride,
+        module.padding,
+        module.dilation,
+        isinstance(module, nn.ConvTranspose2d),
+        module.output_padding,
+        groups * module.groups,
+        [False, True, False],
+    )[1]
+
+
+def groups_are_faster(module: nn.Module, b: Tensor) -> bool:
+    """Whether ``rows_as_groups`` beats the layer's rule: for wide windows over large maps, on a CPU.
+
+    The rule writes every window out; that is worth it where a weight has more outputs than there are windows.
+    """
+    if not isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)) or b.device.type != 'cpu':
+        return False
+    outputs = module.weight.shape[0] // (module.groups if isinstance(module, nn.Conv2d) else 1)
+    return module.weight[0, 0].numel() > 1 and b[0, 0].numel() > outputs
+
+
+def rows_as_groups(module: nn.Module, a: Tensor, b: Tensor) -> dict[str, Tensor]:
+    """A convolution's per-row gradients by one whose groups are rows (Rochette et al. 2019), one row a thread."""
+    assert isinstance(module, (nn.Conv2d, nn.ConvTranspose2d))
+    weights, step = [], torch.get_num_threads()
+    for start in range(0, len(a), step):
+        x, grad = (t[start : start + step] for t in (a, b))
+        found = _convolution_backward(module, x.flatten(0, 1)[None], grad.flatten(0, 1)[None], len(x))
+        weights.append(found.view(len(x), *module.weight.shape))
+    return {'weight': torch.cat(weights), 'bias': _bias(module, b)}
+
+
 def summed_gradient(module: nn.Module, rule: Rule, a: Tensor, b: Tensor) -> dict[str, Tensor]:
     """sum_rows of the rule's gradients, without holding one a row where the layer has a summed form."""
     if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
-        transposed = isinstance(module, nn.ConvTranspose2d)
-        weight = torch.ops.aten.convolution_backward(
-            b,
-            a,
-            module.weight.to(a.dtype),
-            None,
-            module.stride,
-            module.padding,
-            module.dilation,
-            transposed,
-            module.output_padding,
-            module.groups,
-            [False, True, False],
-        )[1]
-        return {'weight': weight, 'bias': b.sum((0, 2, 3))}
+        return {'weight': _convolution_backward(module, a, b, 1), 'bias': b.sum((0, 2, 3))}
     if isinstance(module, nn.Linear):
         a, b = a.reshape(-1, a.shape[-1]), b.reshape(-1, b.shape[-1])
         return {'weight': b.T @ a, 'bias': b.sum(0)}

@@ -10,30 +10,18 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import GradientEdge, get_gradient_edge
 
+from .capture import Call, Capture
 from .errors import PrivacyError
 from .layer_rules import Rule, rule_for
 from .loop_engine import LoopEngine
 from .operations import OperationBlock, OperationRecorder, Use
 from .row_gradients import Block, Collector, LayerBlock, RowSum, StackBlock
 from .row_mixing import MixedRows, one_by_one
-
-
-@dataclass(eq=False)
-class _Call:
-    """One call of a layer: its input, that input's version, and the output's gradient once it is there."""
-
-    module: nn.Module
-    input: Tensor
-    version: int
-    grad: Tensor | None = None
 
 
 class _Layer(NamedTuple):
@@ -90,10 +78,7 @@ class RuleEngine:
         self._others = [
             p for p in model.parameters() if id(p) not in by_rule and id(p) not in map(id, followed.values())
         ]
-        self._calls: list[_Call] = []
-        self._edges: list[GradientEdge] = []  # of calls below which no gradient is wanted
-        self._half = False  # mixed precision was seen
-        self._arrive: Callable[[_Call, Tensor], None] | None = None
+        self._capture = Capture({module: layer.name for module, layer in self._layers.items()})
         self._unmixed = False  # seen on a batch of several rows, all finite
         self._checked: set[bool] = set()  # the sum, for one row, for several
 
@@ -132,54 +117,28 @@ class RuleEngine:
     @contextmanager
     def capture(self) -> Iterator[None]:
         """Records every call of a trainable layer, and of operations on other parameters, made inside the context."""
-        self._forget()
-        handles = [module.register_forward_hook(self._record) for module in self._layers]
-        try:
-            with self._recorder if self._recorder.params else nullcontext():
-                yield
-        finally:
-            for handle in handles:
-                handle.remove()
-
-    def _forget(self) -> None:
-        self._calls, self._edges = [], []
         self._recorder.clear()
-
-    def _record(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
-        if output._is_view():  # (InstanceNorm's) its place in the graph would change with an in-place change
-            output = output.clone()
-        if not output.requires_grad:
-            raise PrivacyError(
-                f'{self._layers[module].name} ran without a gradient graph: switch off activation checkpointing '
-                '(with_cp) and torch.no_grad in the training forward'
-            )
-        self._half |= output.dtype in (torch.bfloat16, torch.float16)
-        call = _Call(module, args[0].detach(), args[0]._version)
-        self._calls.append(call)
-        # the hook is set now: a later in-place change (ReLU, residual add) of the output does not move it
-        output.register_hook(partial(self._arrived, call))
-        if not args[0].requires_grad:
-            self._edges.append(get_gradient_edge(output))
-        return output
-
-    def _arrived(self, call: _Call, grad: Tensor) -> None:
-        if self._arrive is not None:
-            self._arrive(call, grad)
+        with self._capture.entered(), self._recorder if self._recorder.params else nullcontext():
+            yield
 
     def _walk(
-        self, loss: Tensor, uses: Sequence[Use], arrive: Callable[[_Call, Tensor], None], keep_graph: bool
+        self, loss: Tensor, uses: Sequence[Use], arrive: Callable[[Call, Tensor], None], keep_graph: bool
     ) -> Sequence[Tensor | None]:
         """One backward that computes no layer's weight gradient: ``arrive`` sees the calls' gradients as it goes.
 
         Returns the gradients at the ``uses``.
         """
         # what requires a gradient rests on one of these, so that every recorded call is passed on the way down
-        ends: list[Any] = [*(use.edge for use in uses), *self._edges, *(p for p in self._others if p.requires_grad)]
-        self._arrive = arrive
+        ends: list[Any] = [
+            *(use.edge for use in uses),
+            *self._capture.ends,
+            *(p for p in self._others if p.requires_grad),
+        ]
+        self._capture.arrive = arrive
         try:
             found = torch.autograd.grad(loss, ends, retain_graph=keep_graph, allow_unused=True) if ends else ()
         finally:
-            self._arrive = None
+            self._capture.arrive = None
         return found[: len(uses)]
 
     def backward(self, losses: Sequence[Tensor], *collectors: Collector) -> None:
@@ -207,21 +166,22 @@ class RuleEngine:
             for collector in handed:
                 collector.add(block)
 
-        waiting = Counter(call.module for call in self._calls)
-        calls: dict[nn.Module, list[_Call]] = {module: [] for module in waiting}
+        waiting = Counter(call.module for call in self._capture.calls)
+        calls: dict[nn.Module, list[Call]] = {module: [] for module in waiting}
 
-        def arrive(call: _Call, grad: Tensor) -> None:
+        def arrive(call: Call, grad: Tensor) -> None:
             call.grad = grad
             calls[call.module].append(call)
             waiting[call.module] -= 1
             if not waiting[call.module]:
-                hand(self._layer_block(calls.pop(call.module), rows))
+                for block in self._layer_blocks(calls.pop(call.module), rows):
+                    hand(block)
 
         keep_graph = unchecked or bool(self.looped)
         grads = self._walk(loss, uses, arrive, keep_graph)
         for reached in calls.values():  # the loss does not depend on all calls of these
-            if reached:
-                hand(self._layer_block(reached, rows))
+            for block in self._layer_blocks(reached, rows) if reached else ():
+                hand(block)
         for block in self._operation_blocks(uses, grads, rows):
             hand(block)
         looped = sorted(self._in_losses | self._recorder.lost)
@@ -235,9 +195,10 @@ class RuleEngine:
         for i, stack in zip(looped, one_by_one(each, [self.params[i] for i in looped])):
             hand(StackBlock([i], stack))
         if first:
-            if self._refuse_wrong_sum(loss, total.total, 0.05 if self._half else 1e-3):
+            if self._refuse_wrong_sum(loss, total.total, 0.05 if self._capture.half else 1e-3):
                 self._checked.add(rows > 1)
-        self._forget()
+        self._capture.clear()
+        self._recorder.clear()
 
     def _refuse_mixed_rows(self, losses: Sequence[Tensor], uses: Sequence[Use]) -> bool:
         """Raises PrivacyError if rows mix; whether everything could be looked at."""
@@ -245,7 +206,7 @@ class RuleEngine:
         names = [f'{use.name} on {", ".join(self._param_names[i] for i in use.origins)}' for use in uses]
         for row in mixing.to_look_at:
 
-            def look(call: _Call, grad: Tensor, row: int = row) -> None:
+            def look(call: Call, grad: Tensor, row: int = row) -> None:
                 mixing.look(row, self._layers[call.module].name, grad)
 
             grads = self._walk(losses[row], uses, look, keep_graph=True)
@@ -253,18 +214,29 @@ class RuleEngine:
                 mixing.look(row, name, grad, use.axis)
         return mixing.refuse()
 
-    def _layer_block(self, calls: list[_Call], rows: int) -> LayerBlock:
+    def _layer_blocks(self, calls: list[Call], rows: int) -> list[Block]:
         layer = self._layers[calls[0].module]
         block = LayerBlock(calls[0].module, layer.rule, layer.param_names, layer.indices)
+        folded: list[Tensor] = []
         for call in calls:
-            if call.input._version != call.version:
+            assert call.grad is not None
+            if call.input is None:
+                folded.append(_by_row(call.grad, rows).sum(1))
+            elif call.input._version != call.version:
                 raise PrivacyError(
                     f'the input of {layer.name} was changed in place after it was read; use engine="loop"'
                 )
-            assert call.grad is not None
-            block.calls.append((_by_row(call.input, rows), _by_row(call.grad, rows)))
-            call.input, call.grad = call.input.new_empty(0), None  # the block alone holds them now
-        return block
+            else:
+                block.calls.append((_by_row(call.input, rows), _by_row(call.grad, rows)))
+                call.input = call.input.new_empty(0)
+            call.grad = None  # the blocks alone hold them now
+        if not folded:
+            return [block]
+        if block.calls:
+            raise PrivacyError(f'{layer.name} ran in two precisions: use engine="loop"')
+        stack = torch.stack(folded).sum(0).float()
+        places = {'weight': 0, 'bias': 1}
+        return [StackBlock([i], stack[:, places[name]]) for name, i in zip(layer.param_names, layer.indices)]
 
     def _operation_blocks(self, uses: list[Use], grads: Sequence[Tensor | None], rows: int) -> list[OperationBlock]:
         reached = [(use, grad) for use, grad in zip(uses, grads) if grad is not None]

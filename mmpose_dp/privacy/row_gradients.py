@@ -12,10 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from .layer_rules import Rule, ghost_is_cheaper, ghost_squares, summed_gradient
-
-# numbers a row from which on a CPU is faster row by row: what is made on the way stays in its cache
-_BIG_ROW = 1 << 14
+from .layer_rules import Rule, ghost_is_cheaper, ghost_squares, groups_are_faster, rows_as_groups, summed_gradient
 
 
 class Block(Protocol):
@@ -55,11 +52,9 @@ class LayerBlock:
         """See Block.per_row."""
         total: list[Tensor] = []
         for a, b in self._calls(rows):
-            if len(a) == len(rows) and a.device.type == 'cpu' and a[:1].numel() >= _BIG_ROW:
-                each = [summed_gradient(self.module, self.rule, a[i : i + 1], b[i : i + 1]) for i in range(len(a))]
-                grads = {name: torch.stack([one[name] for one in each]) for name in self.names}
-            else:
-                grads = self.rule(self.module, a, b)
+            grads = (
+                rows_as_groups(self.module, a, b) if groups_are_faster(self.module, b) else self.rule(self.module, a, b)
+            )
             total = _plus(total, [_sum_merged(grads[name], len(rows)) for name in self.names])
         return [x.float() for x in total]
 

@@ -23,16 +23,16 @@ def run(synthetic, tmp_path_factory):
     """A finished hybrid training, and what it must keep to itself."""
     secret = dict(losses=[], noise=[], pictures=[])
     patch = pytest.MonkeyPatch()
-    taken, bits, packed = DPOptimWrapper._taken, RandomSource.uint64, PublicPrivateDataset._packed
+    taken, bits, packed = DPOptimWrapper._taken, RandomSource._bytes, PublicPrivateDataset._packed
 
     def losses(self):
         found, rows = taken(self)
-        secret['losses'].append(found.detach()[rows.private].double())
+        secret['losses'].append(torch.stack(found).detach()[rows.private].double())
         return found, rows
 
     def noise(self, count):
         drawn = bits(self, count)
-        secret['noise'].append(drawn[:4].tobytes())
+        secret['noise'].append(drawn[:32])
         return drawn
 
     def picture(self, index):
@@ -42,7 +42,7 @@ def run(synthetic, tmp_path_factory):
         return row
 
     patch.setattr(DPOptimWrapper, '_taken', losses)
-    patch.setattr(RandomSource, 'uint64', noise)
+    patch.setattr(RandomSource, '_bytes', noise)
     patch.setattr(PublicPrivateDataset, '_packed', picture)
     folder = tmp_path_factory.mktemp('secrecy')
     train(tiny(config(synthetic, folder)))

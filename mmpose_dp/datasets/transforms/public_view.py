@@ -71,7 +71,7 @@ class PublicView(BaseTransform):
         return {
             'blur': f'Gaussian blur, kernel {self.kernel_size}, sigma {self.sigma:g} {size}',
             'pixelate': f'pixelation, blocks of {self.block} {size}',
-            'face': 'everything but the heads of annotated people',
+            'face': f'everything but the heads (joints {self.head_keypoints[0]}, {self.head_keypoints[1]}) of annotated people',
             'person': 'everything but the boxes of annotated people',
         }[self.mode]
 

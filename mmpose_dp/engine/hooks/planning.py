@@ -28,7 +28,7 @@ def make_plan(
         max_grad_norm=wrapper.max_grad_norm,
         public_view=dataset.public_description if dataset.public_view is not None else None,
         public_data=dataset.public_description if dataset.public_view is None else None,
-        secret_randomness=wrapper.random.is_secret and loop.sampler.random.is_secret,
+        secret_randomness=all(x.random.is_secret for x in (wrapper, loop.sampler, dataset)),
         secure_mode=wrapper.secure_mode,
         schedule=wrapper.schedule,
         **promised,

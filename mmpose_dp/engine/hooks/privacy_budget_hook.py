@@ -13,7 +13,6 @@ from mmpose.registry import HOOKS
 
 from mmpose_dp.models import fit_joints, replace_batch_norm
 from mmpose_dp.privacy import LEDGER_NAME, PrivacyError, PrivacyPlan, build_statement, write_statement
-from mmpose_dp.privacy.per_sample import LoopEngine
 
 from ..loops import PrivateTrainLoop
 from ..optim_wrappers import DPOptimWrapper
@@ -87,8 +86,6 @@ class PrivacyBudgetHook(Hook):
                 raise PrivacyError(f'{key} changes how gradients are found and cannot be used here: write {key}=None')
         find_start(runner)
         wrapper.prepare(getattr(runner.model, 'module', runner.model), self.expose_private_metrics)
-        if isinstance(wrapper.engine, LoopEngine):
-            loop.sampler.micro_batch_size = 1  # a backward a row: the loop is cheapest with one row a forward
         if loop.private_steps:
             wrapper.ledger = open_ledger(runner)
             resuming = runner._resume and runner._load_from

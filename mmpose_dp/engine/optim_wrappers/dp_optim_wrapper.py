@@ -315,8 +315,9 @@ class DPOptimWrapper(OptimWrapper):
             total = [torch.zeros_like(x, dtype=torch.float32, device=self.params[0].device) for x in like]
         if get_rank() == 0:  # the ranks' sums are added, so the noise enters the total exactly once
             scale = sigma * max_grad_norm
-            for x in total if scale else []:
-                x += scale * self.random.gaussian(x.numel()).view(x.shape).to(x.device)
+            noise = self.random.gaussian(sum(x.numel() for x in total) if scale else 0)
+            for x, part in zip(total, noise.split([x.numel() for x in total]) if scale else ()):
+                x.add_(part.view(x.shape).to(x.device), alpha=scale)
         for x in total:
             all_reduce(x)
             x /= self.expected_batch_size
