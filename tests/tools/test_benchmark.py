@@ -1,4 +1,4 @@
-"""The benchmark runs every method, each in a process of its own beside the plain step, goes on where it was cut, and makes its page."""
+"""The benchmark runs every method in a process of its own, goes on where it was cut, and makes its page."""
 
 import json
 import subprocess
