@@ -91,7 +91,7 @@ def batch(cfg: Config, keys: list, seed: int = 0, dtype: torch.dtype = torch.flo
 def take(model: torch.nn.Module, data: dict, wrapper: DPOptimWrapper) -> None:
     """A logical batch as PrivateTrainLoop hands it on: one half a forward, or one record where the engine needs that."""
     records = by_record(data)
-    is_public = [part['data_samples'][0].metainfo['dp_record'] is None for part in records]
+    is_public = [part['data_samples'][0].metainfo.get('dp_record', 0) is None for part in records]
     halves = [[part for part, public in zip(records, is_public) if public == half] for half in (False, True)]
     halves = [{key: sum((part[key] for part in half), []) for key in data} for half in halves if half]
     for parts in (halves, records):

@@ -289,10 +289,10 @@ def _images(dataset: BaseDataset) -> set[str]:
 
 
 def by_record(batch: dict[str, list]) -> list[dict[str, list]]:
-    """A collated batch in parts of one record each; public rows are one part."""
+    """A collated batch in parts of one record each; public rows are one part. See FeatureMaskingHead.loss for ``dp_record``."""
     parts: dict[int | None, list[int]] = {}
     for row, sample in enumerate(batch['data_samples']):
-        parts.setdefault(sample.metainfo['dp_record'], []).append(row)
+        parts.setdefault(sample.metainfo.get('dp_record', -1 - row), []).append(row)
     return [{key: [values[row] for row in rows] for key, values in batch.items()} for rows in parts.values()]
 
 

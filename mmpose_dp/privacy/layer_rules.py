@@ -50,11 +50,13 @@ def _outer(module: nn.Module, a: Tensor, b: Tensor) -> dict[str, Tensor]:
     assert isinstance(module.weight, Tensor)
     left, right = _factors(module, a, b)
     weight = torch.bmm(left, right.transpose(1, 2)).view(len(a), *module.weight.shape)
-    return {'weight': weight, 'bias': _bias(module, b)}
+    return {'weight': weight, **_bias(module, b)}
 
 
-def _bias(module: nn.Module, b: Tensor) -> Tensor:
-    return b.reshape(len(b), -1, b.shape[-1]).sum(1) if isinstance(module, nn.Linear) else b.flatten(2).sum(2)
+def _bias(module: nn.Module, b: Tensor) -> dict[str, Tensor]:
+    if module.bias is None:
+        return {}
+    return {'bias': b.reshape(len(b), -1, b.shape[-1]).sum(1) if isinstance(module, nn.Linear) else b.flatten(2).sum(2)}
 
 
 def _channel_affine(normed: Tensor, b: Tensor) -> dict[str, Tensor]:
@@ -170,13 +172,14 @@ def rows_as_groups(module: nn.Module, a: Tensor, b: Tensor) -> dict[str, Tensor]
         x, grad = (t[start : start + step] for t in (a, b))
         found = _convolution_backward(module, x.flatten(0, 1)[None], grad.flatten(0, 1)[None], len(x))
         weights.append(found.view(len(x), *module.weight.shape))
-    return {'weight': torch.cat(weights), 'bias': _bias(module, b)}
+    return {'weight': torch.cat(weights), **_bias(module, b)}
 
 
 def summed_gradient(module: nn.Module, rule: Rule, a: Tensor, b: Tensor) -> dict[str, Tensor]:
     """sum_rows of the rule's gradients, without holding one a row where the layer has a summed form."""
     if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
-        return {'weight': _convolution_backward(module, a, b, 1), 'bias': b.sum((0, 2, 3))}
+        weight = _convolution_backward(module, a, b, 1)
+        return {'weight': weight, **{name: grads.sum(0) for name, grads in _bias(module, b).items()}}
     if isinstance(module, nn.Linear):
         a, b = a.reshape(-1, a.shape[-1]), b.reshape(-1, b.shape[-1])
         return {'weight': b.T @ a, 'bias': b.sum(0)}
@@ -220,5 +223,5 @@ def ghost_squares(module: nn.Module, a: Tensor, b: Tensor, names: Sequence[str])
         squares = squares * (size_left * size_right).square()
         total += squares.view(len(a), -1).sum(1)
     if 'bias' in names:
-        total += _bias(module, b).square().sum(1)
+        total += _bias(module, b)['bias'].square().sum(1)
     return total
