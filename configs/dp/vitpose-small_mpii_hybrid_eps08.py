@@ -11,8 +11,6 @@ model = dict(
         type='mmpretrain.VisionTransformer',
         arch=dict(embed_dims=384, num_layers=12, num_heads=12, feedforward_channels=1536),
         img_size=(256, 256),
-        patch_size=16,
-        qkv_bias=True,
         drop_path_rate=0.1,
         with_cls_token=False,
         out_type='featmap',

@@ -133,6 +133,7 @@ def test_mixed_precision(synthetic, tmp_path, dtype, max_grad_norm, monkeypatch)
             optim_wrapper__max_grad_norm=max_grad_norm,
             optim_wrapper__debug_seed=1,
             train_dataloader__batch_sampler__debug_seed=2,
+            train_dataloader__dataset__debug_seed=3,
         )
         cfg.optim_wrapper.optimizer, cfg.randomness = dict(type='SGD', lr=0.0), dict(seed=0)
         train(cfg)

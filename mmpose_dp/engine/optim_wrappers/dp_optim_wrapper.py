@@ -155,10 +155,8 @@ class DPOptimWrapper(OptimWrapper):
         self._refuse_batch_statistics()
         if getattr(getattr(model, 'data_preprocessor', None), 'batch_augments', None):
             raise PrivacyError('model.data_preprocessor.batch_augments can mix records: write batch_augments=None')
-        for module in model.modules():
-            if getattr(
-                module, 'with_cp', False
-            ):  # checkpointing would save nothing: the layers' inputs are kept anyway
+        for module in model.modules():  # checkpointing would save nothing: the layers' inputs are kept anyway
+            if getattr(module, 'with_cp', False):
                 module.with_cp = False
         self.engine = build_engine(self.engine_kind, model, self.params, self._head.called_once_a_row())
         self._model, self._buffers_checked = model, False
@@ -240,14 +238,12 @@ class DPOptimWrapper(OptimWrapper):
     def _add(self, losses: list[Tensor], rows: Rows) -> None:
         """Adds the private rows' clipped sum, and the public rows' plain one, to those of the logical batch."""
         private: ClippedSum | ClippedCoordinates | None = None
-        if rows.num_records:
-            if self.public_only:
-                raise PrivacyError('a private record was drawn in a step on public rows alone')
-            max_grad_norm = self._now()[1]
-            if self._in_coordinates:
-                private = ClippedCoordinates(rows, max_grad_norm, self.projector, self.loss_scale)
-            else:
-                private = ClippedSum(self.params, rows, max_grad_norm, self.loss_scale)
+        if rows.num_records and self.public_only:
+            raise PrivacyError('a private record was drawn in a step on public rows alone')
+        if rows.num_records and self._in_coordinates:
+            private = ClippedCoordinates(rows, self._now()[1], self.projector, self.loss_scale)
+        elif rows.num_records:
+            private = ClippedSum(self.params, rows, self._now()[1], self.loss_scale)
         wanted = rows.public if self.public_weight or self.public_only else rows.public[:0]
         # the last bits of such a public sum, which no noise hides, would tell how many others there are
         if private is not None and len(wanted):
@@ -257,10 +253,7 @@ class DPOptimWrapper(OptimWrapper):
         public = RowSum(self.params, wanted, self.loss_scale) if len(wanted) else None
         self._backward(losses, rows, *(collector for collector in (private, public) if collector is not None))
         if self.engine.one_at_a_time and rows.num_records + (len(rows.public) > 0) > 1:
-            raise OneRecordAtATime(
-                f'{self.engine}: give model.train_step one record at a time, its rows together, with wrapper.accumulating '
-                'True for all but the last'
-            )
+            raise OneRecordAtATime(f'{self.engine}: give model.train_step one record at a time, its rows together')
         if private is not None:
             self._private_sum = _added(self._private_sum, private.total())
         if public is not None:

@@ -1,0 +1,91 @@
+"""What DPOptimWrapper refuses: each with a message that says what to write instead."""
+
+import pytest
+import torch
+from helpers import HRNET, batch, build, load
+from torch.optim import SGD
+
+from mmpose_dp.engine import DPOptimWrapper
+from mmpose_dp.privacy import OneRecordAtATime, PrivacyError
+
+B = 4
+PRIVATE = [0, 1, 2]
+
+
+@pytest.fixture(scope='module')
+def hrnet():
+    return load(HRNET, size=64)
+
+
+class TestRefusals:
+    def test_private_and_public_rows_in_one_forward(self, hrnet):
+        """The last bits of the public gradient, which no noise hides, would tell how many private rows there are."""
+        model = build(hrnet, private=True)
+        wrapper = self.wrapper(model, public_weight=1.0, noise_multiplier=1.0, expected_batch_size=B)
+        with pytest.raises(PrivacyError, match='one half at a time'):
+            model.train_step(batch(hrnet, [0, None]), wrapper)
+
+    def test_several_records_where_the_engine_wants_one(self, hrnet):
+        model = build(hrnet, private=True)
+        wrapper = self.wrapper(model, engine='loop', noise_multiplier=1.0, expected_batch_size=B)
+        with pytest.raises(OneRecordAtATime, match='one record at a time'):
+            model.train_step(batch(hrnet, [0, 1]), wrapper)
+
+    def wrapper(self, model, **settings):
+        return DPOptimWrapper(SGD(model.parameters(), 1.0), **{'max_grad_norm': 1.0, **settings})
+
+    def test_a_head_without_per_record_losses(self, hrnet):
+        model = build(hrnet, private=False)
+        with pytest.raises(PrivacyError, match="HeatmapHead.*model.head.type='PrivateHeatmapHead'"):
+            model.train_step(batch(hrnet, PRIVATE), self.wrapper(model))
+
+    def test_batch_norm_in_train_mode(self, hrnet):
+        from mmpose.registry import MODELS
+
+        cfg = hrnet.model.copy()
+        cfg['head'] = dict(cfg['head'], type='PrivateHeatmapHead')
+        model = MODELS.build(cfg).train()
+        with pytest.raises(PrivacyError, match='bn1.*train mode.*DPOptimWrapperConstructor'):
+            model.train_step(batch(hrnet, PRIVATE), self.wrapper(model))
+
+    def test_a_buffer_that_a_batch_changes(self, hrnet):
+        model = build(hrnet, private=True)
+        model.register_buffer('seen', torch.zeros(1))
+        model.backbone.register_forward_pre_hook(lambda *_: model.seen.add_(1) and None)
+        with pytest.raises(PrivacyError, match='changed the buffer seen'):
+            model.train_step(
+                batch(hrnet, PRIVATE),
+                self.wrapper(model, noise_multiplier=0.0, expected_batch_size=B),
+            )
+
+    def test_a_loss_beside_the_head(self, hrnet):
+        model = build(hrnet, private=True)
+        inner = model.loss
+        model.loss = lambda *a: dict(inner(*a), loss_extra=torch.ones(()))
+        with pytest.raises(PrivacyError, match='private head'):
+            model.train_step(
+                batch(hrnet, PRIVATE),
+                self.wrapper(model, noise_multiplier=0.0, expected_batch_size=B),
+            )
+
+    def test_no_sigma(self, hrnet):
+        model = build(hrnet, private=True)
+        with pytest.raises(PrivacyError, match='PrivacyBudgetHook'):
+            model.train_step(batch(hrnet, PRIVATE), self.wrapper(model))
+
+    @pytest.mark.parametrize(
+        ('settings', 'message'),
+        [
+            (dict(clip_grad=dict(max_norm=1.0)), 'clip_grad'),
+            (dict(accumulative_counts=4), 'accumulative_counts'),
+            (dict(max_grad_norm=0), 'max_grad_norm'),
+            (dict(noise_multiplier=-1.0), 'noise_multiplier'),
+            (dict(public_weight=-1.0), 'public_weight'),
+            (dict(amp_dtype='int8'), 'amp_dtype'),
+        ],
+    )
+    def test_settings(self, settings, message):
+        with pytest.raises(PrivacyError, match=message):
+            self.wrapper(torch.nn.Linear(1, 1), **settings)
+        with pytest.raises(PrivacyError, match='colour'):
+            self.wrapper(torch.nn.Linear(1, 1), colour='red')
