@@ -7,7 +7,7 @@
 Each method has a process of its own and takes turns, step by step, with a plain one, so that a slow minute of the machine hits
 both. Every method gets the same number of random images a step (feature and hybrid: half private, half public views). Results
 are added to work_dirs/benchmark/results.jsonl, one JSON object a line, and what is there already is not measured again: a run
-that was cut goes on, and lines of another machine may be added. docs/performance.md is made from all of them.
+that was cut goes on, and lines of another machine may be added. docs/performance.md is remade from all of them as it goes.
 """
 
 import argparse
@@ -116,13 +116,13 @@ def suites(configs: Sequence[str]) -> dict[str, list[dict]]:
     """What is measured, by the question that it answers."""
     both = ('dpsgd', 'hybrid')
     return {
-        'models': [job(config, method) for config in configs for method in METHODS if method != PLAIN],
-        'rows': [job(HRNET, method, rows=rows) for method in both for rows in (2, 4, 16)],
-        'rank': [job(HRNET, method, rank=rank) for method in PROJECTED for rank in (10, 25, 100)],
+        'models': [job(config, method) for method in METHODS if method != PLAIN for config in configs],
+        'processes': [job(HRNET, 'dpsgd', threads=1, processes=n) for n in (1, 2)],
         'batch': [
             job(TINY, method, rows=64, expected_batch_size=batch) for method in both for batch in (64, 256, 1024, 4096)
         ],
-        'processes': [job(HRNET, method, threads=1, processes=n) for method in both for n in (1, 2)],
+        'rows': [job(HRNET, method, rows=rows) for method in both for rows in (2, 4, 16)],
+        'rank': [job(HRNET, f'projected, {order}', rank=rank) for order in PROJECTED for rank in (10, 25, 100)],
         'quick': [job(TINY, method, rows=4, expected_batch_size=8) for method in METHODS if method != PLAIN],
     }
 
@@ -163,13 +163,13 @@ def main() -> None:
             results.append(found)
             with open(path, 'a') as file:
                 file.write(json.dumps(found) + '\n')
+            if chosen != ['quick']:
+                write_page(args.page, {name: every[name] for name in every if name != 'quick'}, results)
         settings = ' '.join(f'{key}={wanted[key]}' for key in ('rows', 'expected_batch_size', 'rank', 'processes'))
         print(
             f'[{number}/{len(jobs)}] {short_name(wanted["config"])}, {wanted["method"]}, {settings}: {cell(found)}',
             flush=True,
         )
-    if chosen != ['quick']:
-        write_page(args.page, {name: every[name] for name in every if name != 'quick'}, results)
 
 
 if __name__ == '__main__':

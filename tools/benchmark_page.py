@@ -11,7 +11,7 @@ MARKS = '<!-- benchmark -->', '<!-- /benchmark -->'
 
 def short_name(config: str) -> str:
     """The model in a config's file name."""
-    return re.sub(r'^td-hm_|_(mpii|synthetic).*', '', Path(config).stem)
+    return re.sub(r'^td-hm_|(_mpii)?_hybrid.*', '', Path(config).stem)
 
 
 def cell(result: dict) -> str:
@@ -37,9 +37,11 @@ def _models(found: dict) -> str:
     models = list(dict.fromkeys(short_name(config) for config, _ in found))
     by_model = {(short_name(config), method): result for (config, method), result in found.items()}
     methods = list(dict.fromkeys(method for _, method in found))
-    first = [next(r for (m, _), r in by_model.items() if m == model and 'failed' not in r) for model in models]
-    rows = [['plain step, an image', *map(_plain, first)]]
-    rows += [[method, *(cell(by_model[model, method]) for model in models)] for method in methods]
+    first = [next((r for (m, _), r in by_model.items() if m == model and 'failed' not in r), None) for model in models]
+    rows = [['plain step, an image', *('' if r is None else _plain(r) for r in first)]]
+    for method in methods:
+        every = (by_model.get((model, method)) for model in models)
+        rows.append([method, *('' if r is None else cell(r) for r in every)])
     why = {(m, r['failed'].split('. ')[0]) for (_, m), r in found.items() if 'failed' in r}
     notes = [f'- {method} does not run on some: {reason}' for method, reason in sorted(why)]
     return table(['method', *models], rows) + '\n' + '\n'.join(notes) + '\n'

@@ -29,16 +29,16 @@ from mmpose_dp.models import freeze_batch_norm
 from mmpose_dp.privacy import Projector
 
 PLAIN = 'plain'
-PROJECTED = {order: dict(projector=order) for order in ('noise-then-project', 'project-then-clip')}
-METHODS: dict[str, dict] = {
+PROJECTED = {order: dict(projector=order) for order in ('project-then-clip', 'noise-then-project')}
+METHODS: dict[str, dict] = {  # the most telling first: a run may be cut
     PLAIN: {},
     'dpsgd': {},
-    'dpsgd, bfloat16': dict(amp_dtype='bfloat16'),
+    'hybrid': dict(public_weight=1.0, projector='project-then-clip'),
+    **{name: {} for name in PEERS},
     'dpsgd, loop over records': dict(engine='loop'),  # takes one row at a time
     **{f'projected, {order}': settings for order, settings in PROJECTED.items()},
     'feature': dict(public_weight=1.0),
-    'hybrid': dict(public_weight=1.0, projector='project-then-clip'),
-    **{name: {} for name in PEERS},
+    'dpsgd, bfloat16': dict(amp_dtype='bfloat16'),
 }
 
 
