@@ -60,7 +60,7 @@ def trainings(synthetic):
     made.server.wait(60)
 
 
-@pytest.mark.parametrize('kills', [4, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.parametrize('kills', [3, pytest.param(20, marks=pytest.mark.slow)])
 def test_killed_at_random_moments(trainings, tmp_path, kills):
     status, whole = trainings.train(tmp_path / 'whole')
     assert status == 0

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 
+import pytest
 from helpers import REPO
 
 sys.path.insert(0, str(REPO / 'tools'))
@@ -11,6 +12,7 @@ from benchmark import TINY, job, measure, suites  # noqa: E402
 from benchmark_page import write_page  # noqa: E402
 
 
+@pytest.mark.slow
 def test_every_method_takes_its_steps(tmp_path):
     command = [sys.executable, 'tools/benchmark.py', '--only', 'quick', '--steps', '1', '--out', str(tmp_path)]
     for _ in range(2):

@@ -43,7 +43,7 @@ PLAIN_CONFIG = 'body_2d_keypoint/topdown_heatmap/mpii/td-hm_hrnet-w32_8xb64-210e
 
 
 def run(*command, cwd=REPO):
-    env = dict(os.environ, PYTHONPATH=str(REPO), OMP_NUM_THREADS='2')
+    env = dict(os.environ, PYTHONPATH=str(REPO), OMP_NUM_THREADS='1')
     done = subprocess.run(list(map(str, command)), cwd=cwd, env=env, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
     return done
