@@ -16,6 +16,7 @@ import multiprocessing
 import platform
 import socket
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from statistics import median
 
@@ -60,7 +61,8 @@ class Worker:
         """Seconds of a step ('time') or its peak in bytes ('memory'). Raises RuntimeError with what went wrong in there."""
         try:
             for pipe in self._pipes:
-                pipe.send(what)
+                with suppress(OSError):  # it failed, and has said why before it ended
+                    pipe.send(what)
             answers = [pipe.recv() for pipe in self._pipes]
         except (EOFError, OSError) as error:
             raise RuntimeError('the process died, for want of memory perhaps') from error
@@ -156,6 +158,7 @@ def main() -> None:
     path = args.out / 'results.jsonl'
     results = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     every, chosen = suites(args.configs), args.only
+    on_page = suites(list(dict.fromkeys([*CONFIGS, *args.configs])))
     for number, wanted in enumerate(jobs := [one for suite in chosen for one in every[suite]], 1):
         found = next((r for r in results if wanted.items() <= r.items()), None)
         if found is None:
@@ -164,7 +167,7 @@ def main() -> None:
             with open(path, 'a') as file:
                 file.write(json.dumps(found) + '\n')
             if chosen != ['quick']:
-                write_page(args.page, {name: every[name] for name in every if name != 'quick'}, results)
+                write_page(args.page, {name: jobs for name, jobs in on_page.items() if name != 'quick'}, results)
         settings = ' '.join(f'{key}={wanted[key]}' for key in ('rows', 'expected_batch_size', 'rank', 'processes'))
         print(
             f'[{number}/{len(jobs)}] {short_name(wanted["config"])}, {wanted["method"]}, {settings}: {cell(found)}',
