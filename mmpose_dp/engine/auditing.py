@@ -44,7 +44,7 @@ class AuditedOptimWrapper(DPOptimWrapper):
         """What one canary adds to the sum before clipping, one tensor a parameter."""
         return [_LOUD * self.max_grad_norm * x for x in self.canaries.direction(self.canary_of[record])]
 
-    def _backward(self, losses: Tensor, rows: Rows, *collectors: Collector) -> None:
+    def _backward(self, losses: list[Tensor], rows: Rows, *collectors: Collector) -> None:
         """The real gradients with those of canaries exchanged; the first row of a record carries it."""
         gradients = RowGradients(self.params, len(losses))
         super()._backward(losses, rows, gradients)

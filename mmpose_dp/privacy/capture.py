@@ -58,7 +58,7 @@ class Capture:
     def entered(self) -> Iterator[None]:
         """Records every call made inside the context."""
         self.clear()
-        norms = [module for module in self._names if can_fold(module)]
+        norms = {module for module in self._names if can_fold(module)}
         handles = [module.register_forward_hook(self._record) for module in self._names if module not in norms]
         for module in norms:
             module.forward = partial(self._norm, module)

@@ -63,16 +63,27 @@ def _channel_affine(normed: Tensor, b: Tensor) -> dict[str, Tensor]:
     return {'weight': torch.linalg.vecdot(normed.flatten(2), b.flatten(2)), 'bias': b.flatten(2).sum(2)}
 
 
-def _batch_norm(module: nn.Module, a: Tensor, b: Tensor) -> dict[str, Tensor]:
+def batch_norm_backward(
+    module: nn.Module, weight: Tensor, a: Tensor, b: Tensor, input_too: bool
+) -> tuple[Tensor | None, Tensor, Tensor]:
+    """Of a BatchNorm with fixed statistics: the input's gradient if wanted, and weight's and bias's, (entries, channels).
+
+    The statistics are constants, so a channel of a row is as good as a channel: one pass for all rows.
+    """
     assert isinstance(module, nn.modules.batchnorm._BatchNorm)
     assert module.running_mean is not None and module.running_var is not None
-    mean, variance = (x.to(a.dtype).repeat(len(a)) for x in (module.running_mean, module.running_var))
-    # the statistics are constants, so a channel of a row is as good as a channel: one pass for all rows
-    every = [x.reshape(1, -1, *x.shape[2:]).contiguous() for x in (b, a)]  # other strides are misread (torch 2.13)
-    _, weight, bias = torch.ops.aten.native_batch_norm_backward(
-        *every, None, mean, variance, None, None, False, module.eps, [False, True, True]
+    fixed = [x.to(a.dtype).repeat(len(a)) for x in (weight, module.running_mean, module.running_var)]
+    every = [x.flatten(0, 1)[None].contiguous() for x in (b, a)]  # other strides are misread (torch 2.13)
+    found, *own = torch.ops.aten.native_batch_norm_backward(
+        *every, *fixed, None, None, False, module.eps, [input_too, True, True]
     )
-    return {'weight': weight.view(len(a), -1), 'bias': bias.view(len(a), -1)}
+    return (found.view_as(a) if input_too else None, own[0].view(len(a), -1), own[1].view(len(a), -1))
+
+
+def _batch_norm(module: nn.Module, a: Tensor, b: Tensor) -> dict[str, Tensor]:
+    assert isinstance(module.weight, Tensor)
+    _, weight, bias = batch_norm_backward(module, module.weight, a, b, input_too=False)
+    return {'weight': weight, 'bias': bias}
 
 
 def _group_norm(module: nn.Module, a: Tensor, b: Tensor) -> dict[str, Tensor]:

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .layer_rules import batch_norm_backward
+
 
 class _RowBatchNorm(torch.autograd.Function):
     @staticmethod
@@ -23,18 +25,11 @@ class _RowBatchNorm(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
         x, weight = ctx.saved_tensors
-        entries = len(x)
-        # the statistics are constants, so a channel of a row is as good as a channel. Other strides are misread (torch 2.13)
-        folded = (t.flatten(0, 1)[None].contiguous() for t in (grads[0], x))
-        fixed = (t.repeat(entries) for t in (weight, ctx.module.running_mean, ctx.module.running_var))
-        wanted = [ctx.needs_input_grad[0], True, True]
-        grad, *own = torch.ops.aten.native_batch_norm_backward(
-            *folded, *fixed, None, None, False, ctx.module.eps, wanted
-        )
-        rows = torch.stack([t.view(entries, -1) for t in own], 1)
+        grad, *own = batch_norm_backward(ctx.module, weight, x, grads[0], ctx.needs_input_grad[0])
+        rows = torch.stack(own, 1)
         ctx.take(rows)
         total = rows.sum(0)
-        return None if grad is None else grad.view_as(x), total[0], total[1] if ctx.has_bias else None, None, None
+        return grad, total[0], total[1] if ctx.has_bias else None, None, None
 
 
 def can_fold(module: nn.Module) -> bool:
