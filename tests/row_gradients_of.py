@@ -5,6 +5,6 @@ from mmpose_dp.privacy import RowGradients
 
 def row_gradients_of(engine, losses):
     """What the engine hands over for the (rows,) losses, collected."""
-    gradients = RowGradients(engine.params, len(losses))
+    gradients = RowGradients(engine.params)
     engine.backward(losses, gradients)
     return gradients

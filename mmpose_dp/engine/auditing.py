@@ -46,7 +46,7 @@ class AuditedOptimWrapper(DPOptimWrapper):
 
     def _backward(self, losses: list[Tensor], rows: Rows, *collectors: Collector) -> None:
         """The real gradients with those of canaries exchanged; the first row of a record carries it."""
-        gradients = RowGradients(self.params, len(losses))
+        gradients = RowGradients(self.params)
         super()._backward(losses, rows, gradients)
         real = gradients.per_row(torch.arange(len(losses)))
         for local, key in enumerate(rows.keys):

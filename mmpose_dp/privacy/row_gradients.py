@@ -108,14 +108,12 @@ class RowGradients:
 
     Attributes:
         params: the trainable parameters, in the order of every list of gradients here.
-        num_rows: rows of the batch.
         scale: what the losses were multiplied by (mixed precision); the blocks hold gradients of the scaled losses.
         blocks: what was collected.
     """
 
-    def __init__(self, params: Sequence[nn.Parameter], num_rows: int, scale: float = 1.0) -> None:
+    def __init__(self, params: Sequence[nn.Parameter], scale: float = 1.0) -> None:
         self.params = list(params)
-        self.num_rows = num_rows
         self.scale = scale
         self.blocks: list[Block] = []
 

@@ -198,7 +198,7 @@ class DPOptimWrapper(OptimWrapper):
         losses, rows = self._taken()
         if rows.num_records:
             raise PrivacyError('a private record was offered as public')
-        gradients = RowGradients(self.params, len(losses), self.loss_scale)
+        gradients = RowGradients(self.params, self.loss_scale)
         self._backward(losses, rows, gradients)
         return gradients.per_row(torch.arange(len(losses)))
 
