@@ -36,7 +36,7 @@ CONFIGS = tuple(
         'td-hm_mobilenetv2_mpii',
     )
 )
-HRNET, TINY = CONFIGS[0], 'configs/dp/hrnet_synthetic_hybrid_eps08.py'
+HRNET, SMALL, TINY = CONFIGS[0], CONFIGS[-1], 'configs/dp/hrnet_synthetic_hybrid_eps08.py'
 ROWS, BATCH, RANK = 8, 32, 50  # in memory at once; of a logical batch, as in the paper; of the projector
 
 
@@ -123,8 +123,8 @@ def suites(configs: Sequence[str]) -> dict[str, list[dict]]:
         'batch': [
             job(TINY, method, rows=64, expected_batch_size=batch) for method in both for batch in (64, 256, 1024, 4096)
         ],
-        'rows': [job(HRNET, method, rows=rows) for method in both for rows in (2, 4, 16)],
-        'rank': [job(HRNET, f'projected, {order}', rank=rank) for order in PROJECTED for rank in (10, 25, 100)],
+        'rows': [job(HRNET, 'dpsgd', rows=rows) for rows in (2, 4, 16)],
+        'rank': [job(SMALL, f'projected, {order}', rank=rank) for order in PROJECTED for rank in (10, 25, 100)],
         'quick': [job(TINY, method, rows=4, expected_batch_size=8) for method in METHODS if method != PLAIN],
     }
 
