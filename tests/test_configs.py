@@ -69,7 +69,9 @@ def test_coco_as_public_data_has_mpiis_joints(synthetic):
     cfg.public.update(data_root=str(shared('coco')), ann_file='test_coco.json', data_prefix=dict(img=''))
     dataset = DATASETS.build(cfg)
     # every public record through the whole pipeline; COCO has no pelvis, thorax, upper neck and head top
-    weights = torch.cat([dataset[i]['data_samples'].gt_instance_labels.keypoint_weights for i in dataset.public_rows])
+    weights = torch.cat(
+        [dataset[i][0]['data_samples'].gt_instance_labels.keypoint_weights for i in dataset.public_rows]
+    )
     assert weights.shape == (dataset.num_public, 16) and not weights[:, 6:10].any() and weights.any(0).sum() == 12
     # and before any augmentation, each joint by its name
     public, own = dataset.public, parse_pose_metainfo(dict(from_file='configs/_base_/datasets/coco.py'))

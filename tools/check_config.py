@@ -98,7 +98,7 @@ def records(settings: dict, dataset: Any, count: int) -> dict:
         meta = parse_pose_metainfo(settings.get('metainfo') or DATASETS.get(settings['type']).METAINFO)
         pipeline = Compose([step for step in settings['pipeline'] if step['type'] != 'LoadImage'])
         rows = [pipeline(_random_person(rng, meta)) for _ in range(count)]
-    return collate_rows(rows)
+    return collate_rows([[row for row in rows if row is not None]])
 
 
 def _random_person(rng: np.random.Generator, meta: dict) -> dict:

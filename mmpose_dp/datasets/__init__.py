@@ -1,6 +1,7 @@
 """Data sets, samplers and transforms of private training. Must not import the engine."""
 
-from .public_private_dataset import PublicPrivateDataset, by_record, collate_rows
+from .batches import by_record, collate_rows
+from .public_private_dataset import PublicPrivateDataset
 from .samplers import MicroBatch, PoissonBatchSampler
 from .transforms import PublicView
 

@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import torch
 from mmengine.dataset import BaseDataset
-from mmengine.registry import FUNCTIONS
 from mmpose.datasets.dataset_wrappers import CombinedDataset
 from mmpose.datasets.transforms.mix_img_transforms import MixImageTransform
 from mmpose.registry import DATASETS, TRANSFORMS
@@ -50,6 +49,9 @@ class PublicPrivateDataset(Dataset):
             ``{image file name: subject}``.
         personal_epsilon: None, or the annotation field (or JSON file) with the budget that a record's owner allows;
             records without one have the hook's target_epsilon.
+        private_loss: 'full' (a record's gradient is that of its loss on x) or 'residual' (that less the gradient on its public
+            view, from two rows under the same augmentation; with the public gradient in the update, the sum is unbiased).
+        augmentations: a drawn record's rows are augmented so many times and their mean gradient is taken (De et al. 2022).
         debug_seed: of the augmentations, for tests only; the run is then NOT PRIVATE.
 
     Each row is augmented by coins of its own from the system's entropy. By mmengine's seed, which checkpoints hold, the rows
@@ -69,8 +71,18 @@ class PublicPrivateDataset(Dataset):
         privacy_unit: str = 'instance',
         subjects: str | None = None,
         personal_epsilon: str | None = None,
+        private_loss: str = 'full',
+        augmentations: int = 1,
         debug_seed: int | None = None,
     ) -> None:
+        if private_loss not in ('full', 'residual') or (private_loss == 'residual' and public_view is None):
+            raise PrivacyError(
+                f"train_dataloader.dataset.private_loss={private_loss!r} must be 'full', or 'residual' with a public_view"
+            )
+        if type(augmentations) is not int or augmentations < 1:
+            raise PrivacyError(
+                f'train_dataloader.dataset.augmentations={augmentations!r} must be a whole number above 0'
+            )
         if public_view is not None and public is not None:
             raise PrivacyError('train_dataloader.dataset: give public_view or public, not both')
         for name, value in (('private', private), ('public_view', public_view), ('public', public)):
@@ -86,6 +98,7 @@ class PublicPrivateDataset(Dataset):
             self.public = _build(public, 'public')
             _refuse_shared_data(self.private, self.public)
         self.random = RandomSource()
+        self.private_loss, self.augmentations = private_loss, augmentations
         self.privacy_unit = privacy_unit
         self.metainfo = self.private.metainfo
         self._same_image: dict[str, list[int]] = {}
@@ -104,7 +117,7 @@ class PublicPrivateDataset(Dataset):
             failed = None
             for row in rows[:3]:
                 try:
-                    self._packed(row)
+                    self._packed(row, [0] * 6)
                     break
                 except Exception as error:
                     failed = error
@@ -131,26 +144,39 @@ class PublicPrivateDataset(Dataset):
         return range(len(self.private), len(self))
 
     def rows_of(self, record: int) -> list[int]:
-        """Indices of the rows that make up a private record."""
+        """Indices that make up a private record."""
         return self._records[record]
+
+    @property
+    def rows_per_index(self) -> int:
+        """Rows that a private index gives."""
+        return self.augmentations * (2 if self.private_loss == 'residual' else 1)
 
     def __len__(self) -> int:
         return len(self.private) + self.num_public
 
-    def __getitem__(self, index: int) -> dict | None:
-        """The packed row, or None where the pipeline rejects it or fails on it: it then contributes nothing, and no other
-        takes its place. Nothing else may depend on what a private record holds, so training goes on.
+    def __getitem__(self, index: int) -> list[dict]:
+        """The packed rows of an index: one, or ``rows_per_index`` of a private one. None where the pipeline rejects or fails on
+        them: they then contribute nothing, and no other takes their place. Nothing else may depend on what a private record
+        holds, so training goes on.
         """
+        record = None if index >= len(self.private) else self._record_of[index]
+        rows = []
         try:
-            packed = self._packed(index)
+            for _ in range(1 if record is None else self.augmentations):
+                coins = [int(x) for x in self.random.uint64(6)]
+                rows.append((self._packed(index, coins), 1.0 / self.augmentations))
+                if record is not None and self.private_loss == 'residual':  # seen through its view under the same coins
+                    rows.append((self._packed(index + len(self.private), coins), -1.0 / self.augmentations))
         except Exception as error:  # whatever a damaged file or annotation makes of the pipeline
             # a warning, not the log: it names a record that was drawn
             warnings.warn(f'{self._path(index)} contributes nothing, since its pipeline failed: {error}', stacklevel=1)
-            return None
-        if packed is not None:
-            record = None if index >= len(self.private) else self._record_of[index]
-            packed['data_samples'].set_metainfo({'dp_record': record})
-        return packed
+            return []
+        if any(packed is None for packed, _ in rows):
+            return []
+        for packed, weight in rows:
+            packed['data_samples'].set_metainfo(dict(dp_record=record, dp_weight=1.0 if record is None else weight))
+        return [packed for packed, _ in rows]
 
     def _path(self, index: int) -> str:
         private = len(self.private)
@@ -158,7 +184,7 @@ class PublicPrivateDataset(Dataset):
             return self.public.get_data_info(index - private)['img_path']  # type: ignore[union-attr]
         return self.private.get_data_info(index % private)['img_path']
 
-    def _packed(self, index: int) -> dict | None:
+    def _packed(self, index: int, coins: Sequence[int]) -> dict | None:
         private = len(self.private)
         if index < private:
             source, info = self.private, self.private.get_data_info(index)
@@ -166,7 +192,7 @@ class PublicPrivateDataset(Dataset):
             assert self.public is not None
             source, index = self.public, index - private
             info = source.get_data_info(index) if self.public_view is None else self._view_info(index)
-        with _coins(self.random):
+        with _fixed_randomness(coins):
             return source.pipeline(info)  # not prepare_data, which gives a pipeline all other records
 
     def _view_info(self, index: int) -> dict:
@@ -185,10 +211,9 @@ class PublicPrivateDataset(Dataset):
 
 
 @contextmanager
-def _coins(source: RandomSource) -> Iterator[None]:
-    """Inside, the generators that transforms draw from start from ``source``; afterwards they go on as before."""
+def _fixed_randomness(coins: Sequence[int]) -> Iterator[None]:
+    """Inside, the generators that transforms draw from start from six ``coins``; afterwards they go on as before."""
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    coins = [int(x) for x in source.uint64(6)]
     random.seed(coins[0])
     np.random.seed([x % 2**32 for x in coins[1:5]])
     torch.random.default_generator.manual_seed(coins[5])
@@ -286,18 +311,3 @@ def _digest(path: str) -> str:
 
 def _images(dataset: BaseDataset) -> set[str]:
     return set(image_paths(dataset))
-
-
-def by_record(batch: dict[str, list]) -> list[dict[str, list]]:
-    """A collated batch in parts of one record each; public rows are one part. See FeatureMaskingHead.loss for ``dp_record``."""
-    parts: dict[int | None, list[int]] = {}
-    for row, sample in enumerate(batch['data_samples']):
-        parts.setdefault(sample.metainfo.get('dp_record', -1 - row), []).append(row)
-    return [{key: [values[row] for row in rows] for key, values in batch.items()} for rows in parts.values()]
-
-
-@FUNCTIONS.register_module()
-def collate_rows(rows: Sequence[dict | None]) -> dict[str, list]:
-    """Packed rows to the batch that MMPose's preprocessor takes; rejected rows are left out, an empty draw is empty."""
-    kept = [row for row in rows if row is not None]
-    return {key: [row[key] for row in kept] for key in ('inputs', 'data_samples')}

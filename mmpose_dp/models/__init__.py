@@ -3,7 +3,7 @@
 from .checkpoints import fit_joints
 from .heads import FeatureMaskingHead, private_twin
 from .lora import add_low_rank
-from .norms import freeze_batch_norm, has_batch_statistics, replace_batch_norm
+from .norms import freeze_batch_norm, has_batch_statistics, public_statistics, replace_batch_norm
 from .trainable import choose_trainable
 
 __all__ = [
@@ -14,5 +14,6 @@ __all__ = [
     'freeze_batch_norm',
     'has_batch_statistics',
     'private_twin',
+    'public_statistics',
     'replace_batch_norm',
 ]

@@ -9,11 +9,17 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 
 class FrozenStatistics:
-    """Mixed into a BatchNorm class: ``train()`` leaves it in eval mode, for good."""
+    """Mixed into a BatchNorm class: ``train()`` leaves it in eval mode, but in epochs on public rows alone.
+
+    Attributes:
+        public_only: see ``public_statistics``.
+    """
+
+    public_only = False
 
     def train(self, mode: bool = True) -> nn.Module:
-        """Stays in eval mode whatever ``mode`` says."""
-        return super().train(False)  # type: ignore[misc]
+        """Stays in eval mode whatever ``mode`` says, unless ``public_only``."""
+        return super().train(mode and self.public_only)  # type: ignore[misc]
 
 
 def has_batch_statistics(module: nn.Module) -> bool:
@@ -34,6 +40,17 @@ def freeze_batch_norm(model: nn.Module) -> int:
             module.eval()
             count += 1
     return count
+
+
+def public_statistics(model: nn.Module, public_only: bool) -> None:
+    """Whether frozen layers learn statistics at the next ``model.train()``: for epochs on public rows alone.
+
+    Trained with the statistics of another domain, public views led a model away from the images they are views of: see
+    docs/accuracy.md.
+    """
+    for module in model.modules():
+        if isinstance(module, FrozenStatistics):
+            module.public_only = public_only
 
 
 def replace_batch_norm(model: nn.Module, max_groups: int = 32) -> int:

@@ -1,7 +1,7 @@
 """The lines on which the guarantee rests. Pure torch, numpy, opacus and dp-accounting: nothing of OpenMMLab.
 
 Read in this order: plan, noise, per_sample (with capture, row_norm, layer_rules, operations, row_gradients, row_mixing,
-loop_engine), clipping, subspace, accounting, calibration, schedule, ledger, statement.
+loop_engine), clipping, subspace, mechanism, accounting, calibration, schedule, ledger, statement.
 """
 
 from .accounting import (
@@ -11,10 +11,11 @@ from .accounting import (
     group_epsilon,
 )
 from .calibration import calibrate_noise_multiplier, calibrate_sample_rates, steps_within
-from .clipping import ClippedCoordinates, ClippedSum, Rows, clip_factors
+from .clipping import ClippedCoordinates, ClippedParts, ClippedSum, LayerwiseClippedSum, Rows, clip_factors
 from .errors import OneRecordAtATime, PrivacyError
 from .ledger import LEDGER_NAME, Ledger
 from .loop_engine import LoopEngine
+from .mechanism import check_clipping, collector_for, empty_sum, gradient_of
 from .noise import RandomSource
 from .per_sample import RuleEngine, build_engine
 from .plan import PrivacyPlan
@@ -29,8 +30,10 @@ __all__ = [
     'Block',
     'Budget',
     'ClippedCoordinates',
+    'ClippedParts',
     'ClippedSum',
     'Collector',
+    'LayerwiseClippedSum',
     'Ledger',
     'LoopEngine',
     'OneRecordAtATime',
@@ -48,9 +51,13 @@ __all__ = [
     'build_statement',
     'calibrate_noise_multiplier',
     'calibrate_sample_rates',
+    'check_clipping',
     'clip_factors',
+    'collector_for',
+    'empty_sum',
     'epsilon',
     'epsilon_curve',
+    'gradient_of',
     'group_epsilon',
     'statement_markdown',
     'steps_within',

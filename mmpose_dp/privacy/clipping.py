@@ -4,6 +4,7 @@ Every number that leaves this module is a sum over records of vectors whose norm
 or look at how many records were drawn.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -23,18 +24,22 @@ class Rows:
         num_records: how many private records the rows make up. Several rows may be one record (all the people of an
             image, say): their gradients are added before the norm is taken.
         keys: (num_records,), what each record is called outside this batch.
+        weights: (rows,), what each row's loss is multiplied by before anything else, or empty for 1 each: 1/K for each of K
+            augmentations, -1 for the public view that a residual takes off. The guarantee does not depend on them, since the
+            norm is taken afterwards.
     """
 
     records: Tensor
     num_records: int
     keys: tuple[int, ...] = ()
+    weights: tuple[float, ...] = ()
 
     @classmethod
-    def from_keys(cls, keys: Sequence[int | None]) -> 'Rows':
+    def from_keys(cls, keys: Sequence[int | None], weights: Sequence[float] = ()) -> 'Rows':
         """Rows from one key a row; equal keys are one record, None is public."""
         order: dict[int, int] = {}
         records = [-1 if key is None else order.setdefault(key, len(order)) for key in keys]
-        return cls(torch.tensor(records, dtype=torch.int64), len(order), tuple(order))
+        return cls(torch.tensor(records, dtype=torch.int64), len(order), tuple(order), tuple(weights))
 
     @property
     def private(self) -> Tensor:
@@ -54,12 +59,19 @@ class Rows:
         return values.new_zeros(self.num_records, values.shape[1]).index_add_(0, records, values)
 
 
-def clip_factors(norms: Tensor, max_grad_norm: float) -> Tensor:
-    """min(1, C / norm) for each record, (records,) float32; 0 for a norm that is not finite.
+_STABILITY = 0.01  # Bu et al. 2023, section 4.1: keeps short gradients shorter than long ones
 
-    A record with a NaN, infinite or overflowing gradient thus contributes nothing and leaves the others alone.
+
+def clip_factors(norms: Tensor, max_grad_norm: float, automatic: bool = False) -> Tensor:
+    """min(1, C / norm) for each record, or C / (norm + 0.01) if ``automatic``: (records,) float32; 0 for a norm that is not finite.
+
+    Automatic clipping (Bu et al. 2023) makes every record weigh about C, so that C is no longer to be tuned beside the
+    learning rate. A record with a NaN, infinite or overflowing gradient contributes nothing and leaves the others alone.
     """
-    factors = (max_grad_norm / norms.clamp_min(torch.finfo(norms.dtype).tiny)).clamp_max(1.0)
+    if automatic:
+        factors = max_grad_norm / (norms + _STABILITY)
+    else:
+        factors = (max_grad_norm / norms.clamp_min(torch.finfo(norms.dtype).tiny)).clamp_max(1.0)
     return torch.where(torch.isfinite(norms), factors, torch.zeros_like(factors))
 
 
@@ -74,10 +86,19 @@ class ClippedSum:
         rows: what each row is.
         max_grad_norm: C.
         scale: what the losses were multiplied by (mixed precision).
+        automatic: see clip_factors.
     """
 
-    def __init__(self, params: Sequence[nn.Parameter], rows: Rows, max_grad_norm: float, scale: float = 1.0) -> None:
+    def __init__(
+        self,
+        params: Sequence[nn.Parameter],
+        rows: Rows,
+        max_grad_norm: float,
+        scale: float = 1.0,
+        automatic: bool = False,
+    ) -> None:
         self._params, self._rows, self._max_grad_norm, self._scale = params, rows, max_grad_norm, scale
+        self._automatic = automatic
         self._private = in_line(rows.private)
         self._squares = torch.zeros(rows.num_records, device=params[0].device)
         self._whole: list[Block] = []
@@ -97,7 +118,7 @@ class ClippedSum:
 
     def total(self) -> list[Tensor]:
         """The sum, one float32 tensor a parameter. Records that are not finite are left out: 0 * NaN is NaN."""
-        factors = clip_factors(self._squares.sqrt() / self._scale, self._max_grad_norm) / self._scale
+        factors = clip_factors(self._squares.sqrt() / self._scale, self._max_grad_norm, self._automatic) / self._scale
         total: list[Tensor | None] = [None] * len(self._params)
         keep = factors.nonzero().flatten()
         weights = factors[keep]
@@ -111,6 +132,35 @@ class ClippedSum:
         return [torch.zeros_like(p, dtype=torch.float32) if x is None else x for p, x in zip(self._params, total)]
 
 
+class LayerwiseClippedSum:
+    """Collects the sum of gradients clipped parameter by parameter, each of P to C / sqrt(P) (McMahan et al. 2018).
+
+    Together a record weighs at most C. No layer waits for the norm of another: nothing is held but the sum. A layer in which
+    a record's gradient is not finite does without that record.
+
+    Args: as of ClippedSum.
+    """
+
+    def __init__(self, params: Sequence[nn.Parameter], rows: Rows, max_grad_norm: float, scale: float = 1.0) -> None:
+        self._rows, self._scale = rows, scale
+        self._share = max_grad_norm / math.sqrt(len(params))
+        self._private = in_line(rows.private)
+        self._total = [torch.zeros_like(p, dtype=torch.float32) for p in params]
+
+    def add(self, block: Block) -> None:
+        """See Collector.add."""
+        for index, grads in zip(block.indices, block.per_row(self._private)):
+            stack = self._rows.sum_by_record(grads.flatten(1))
+            norms = torch.linalg.vecdot(stack, stack).sqrt() / self._scale
+            factors = clip_factors(norms, self._share) / self._scale
+            keep = factors > 0  # 0 * NaN is NaN
+            self._total[index] = (factors[keep] @ stack[keep]).view_as(self._total[index])
+
+    def total(self) -> list[Tensor]:
+        """The sum, one float32 tensor a parameter."""
+        return self._total
+
+
 class ClippedCoordinates:
     """Collects sum_i clip(V^T g_i, C) over the private records: ``project-then-clip``.
 
@@ -120,8 +170,11 @@ class ClippedCoordinates:
     Args: as of ClippedSum, and the projector.
     """
 
-    def __init__(self, rows: Rows, max_grad_norm: float, projector: Projector, scale: float = 1.0) -> None:
+    def __init__(
+        self, rows: Rows, max_grad_norm: float, projector: Projector, scale: float = 1.0, automatic: bool = False
+    ) -> None:
         self._rows, self._max_grad_norm, self._projector, self._scale = rows, max_grad_norm, projector, scale
+        self._automatic = automatic
         self._private = in_line(rows.private)
         self._coordinates = torch.zeros(rows.num_records, projector.rank, device=projector.basis[0].device)
 
@@ -133,6 +186,47 @@ class ClippedCoordinates:
     def total(self) -> list[Tensor]:
         """The sum: one tensor of shape (rank,), float32."""
         coordinates = self._coordinates / self._scale
-        factors = clip_factors(coordinates.norm(dim=1), self._max_grad_norm)
+        factors = clip_factors(coordinates.norm(dim=1), self._max_grad_norm, self._automatic)
         keep = factors > 0  # 0 * NaN is NaN: leave such a record out
         return [(coordinates[keep] * factors[keep, None]).sum(0)]
+
+
+class ClippedParts:
+    """Collects clipped coordinates and beside them the clipped rest, g_i - V V^T g_i (GEP: Yu et al. 2021, algorithm 1).
+
+    With s, the projector's ``outside``, coordinates are clipped to C / sqrt(1 + s^2) and the rest to s times that: together a
+    record weighs at most C, whatever V is. A whole gradient a record is held.
+
+    Args: as of ClippedCoordinates, and the trainable parameters.
+    """
+
+    def __init__(
+        self, params: Sequence[nn.Parameter], rows: Rows, max_grad_norm: float, projector: Projector, scale: float = 1.0
+    ) -> None:
+        self._params, self._rows, self._projector, self._scale = params, rows, projector, scale
+        self._inside = max_grad_norm / math.sqrt(1 + projector.outside**2)
+        self._private = in_line(rows.private)
+        self._coordinates = torch.zeros(rows.num_records, projector.rank, device=projector.basis[0].device)
+        self._stacks: list[tuple[int, Tensor]] = []
+
+    def add(self, block: Block) -> None:
+        """See Collector.add."""
+        for index, grads in zip(block.indices, block.per_row(self._private)):
+            stack = self._rows.sum_by_record(grads.flatten(1)) / self._scale
+            self._coordinates += self._projector.coordinates(index, stack)
+            self._stacks.append((index, stack))
+
+    def total(self) -> list[Tensor]:
+        """The two sums: one tensor of shape (rank,), then one a parameter; all float32."""
+        squares = torch.zeros_like(self._coordinates[:, 0])
+        for index, stack in self._stacks:
+            stack -= self._projector.inside(index, self._coordinates)
+            squares += torch.linalg.vecdot(stack, stack)
+        norms = torch.linalg.vecdot(self._coordinates, self._coordinates).sqrt()
+        factors = clip_factors(norms, self._inside)
+        rest = clip_factors(squares.sqrt(), self._inside * self._projector.outside)
+        keep = (factors > 0) & (rest > 0)  # 0 * NaN is NaN: leave such a record out
+        total = [torch.zeros_like(p, dtype=torch.float32) for p in self._params]
+        for index, stack in self._stacks:
+            total[index] = (rest[keep] @ stack[keep]).view_as(total[index])
+        return [factors[keep] @ self._coordinates[keep], *total]

@@ -21,6 +21,8 @@ class Projector:
         order: 'project-then-clip' (default) clips and noises the k coordinates V^T g_i; 'noise-then-project' is the
             paper's (arXiv 2504.10190): DP-SGD first, then V V^T as post-processing.
         refresh_interval: private steps between two bases.
+        outside: with 'project-then-clip', how long the part of a record's gradient outside the subspace may be, in units of what
+            the part inside may (GEP, Yu et al. 2021). 0 leaves it out, and with it the noise of the full dimension.
         dtype: of the p x k numbers kept, 'float32' or 'bfloat16' (half the memory, orthonormal to about 1e-2; the
             guarantee does not depend on it).
 
@@ -33,6 +35,7 @@ class Projector:
         rank: int = 100,
         order: str = 'project-then-clip',
         refresh_interval: int = 50,
+        outside: float = 0.0,
         dtype: str = 'float32',
     ) -> None:
         if order not in ORDERS:
@@ -41,7 +44,12 @@ class Projector:
             raise PrivacyError('projector.rank and projector.refresh_interval must be at least 1')
         if dtype not in ('float32', 'bfloat16'):
             raise PrivacyError(f"projector.dtype={dtype!r} is unknown; write 'float32' or 'bfloat16'")
+        if not outside >= 0 or (outside and order != 'project-then-clip'):
+            raise PrivacyError(
+                f"projector.outside={outside!r} must be 0 or above, and 0 without order='project-then-clip'"
+            )
         self.max_rank = rank
+        self.outside = outside
         self.order = order
         self.refresh_interval = refresh_interval
         self.dtype: torch.dtype = getattr(torch, dtype)
@@ -109,6 +117,11 @@ class Projector:
         """V_l^T g for the rows of one parameter: (rows, *shape) -> (rows, k) float32."""
         basis = self.basis[index].flatten(1)
         return (grads.flatten(1).to(basis.dtype) @ basis.T).float()
+
+    def inside(self, index: int, coordinates: Tensor) -> Tensor:
+        """V_l c for the rows of one parameter: (rows, k) -> (rows, its size) float32."""
+        basis = self.basis[index].flatten(1)
+        return (coordinates.to(basis.dtype) @ basis).float()
 
     def expand(self, coordinates: Tensor) -> list[Tensor]:
         """V c: (k,) -> one float32 tensor a parameter."""

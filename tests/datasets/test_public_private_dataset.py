@@ -41,7 +41,7 @@ def mpii(root, **settings):
 def test_halves_and_metainfo(synthetic):
     dataset = PublicPrivateDataset(mpii(synthetic), public_view=VIEW)
     assert (dataset.num_records, dataset.num_public, len(dataset)) == (40, 40, 80)
-    private, public = dataset[3], dataset[43]
+    (private,), (public,) = dataset[3], dataset[43]
     assert private['data_samples'].metainfo['dp_record'] == 3
     assert public['data_samples'].metainfo['dp_record'] is None
     assert private['data_samples'].metainfo['img_path'] == public['data_samples'].metainfo['img_path']
@@ -65,15 +65,32 @@ def test_image_unit_groups_the_people_of_an_image(synthetic):
     assert rows == list(range(40))
     for r in range(dataset.num_records):
         assert len({people[row]['image'] for row in dataset.rows_of(r)}) == 1
-        assert {dataset[row]['data_samples'].metainfo['dp_record'] for row in dataset.rows_of(r)} == {r}
+        assert {dataset[row][0]['data_samples'].metainfo['dp_record'] for row in dataset.rows_of(r)} == {r}
+
+
+def test_a_residual_is_the_same_augmentation_seen_twice(synthetic):
+    sharp = dict(type='PublicView', mode='blur', kernel_size=3, sigma=0.01)  # nearly the picture itself
+    for view, equal in ((sharp, True), (VIEW, False)):
+        dataset = PublicPrivateDataset(mpii(synthetic), public_view=view, private_loss='residual', augmentations=3)
+        rows = dataset[5]
+        assert len(rows) == dataset.rows_per_index == 6
+        meta = [row['data_samples'].metainfo for row in rows]
+        assert [m['dp_weight'] for m in meta] == [1 / 3, -1 / 3] * 3
+        assert {m['dp_record'] for m in meta} == {5}
+        pictures = [row['inputs'].float() for row in rows]
+        gaps = [(a - b).abs().mean() for a, b in zip(pictures[::2], pictures[1::2])]
+        assert all((gap < 3) == equal for gap in gaps)
+        assert (pictures[0] - pictures[2]).abs().mean() > 3  # another augmentation
+        (public,) = dataset[45]
+        assert public['data_samples'].metainfo['dp_weight'] == 1
 
 
 def test_a_rejected_row_is_left_out_not_replaced(synthetic):
     dataset = PublicPrivateDataset(mpii(synthetic))
     dataset.private.pipeline = lambda info: None
-    assert dataset[0] is None
-    assert collate_rows([None, None]) == dict(inputs=[], data_samples=[])
-    assert len(collate_rows([None, dict(inputs=1, data_samples=2)])['inputs']) == 1
+    assert dataset[0] == []
+    assert collate_rows([[], []]) == dict(inputs=[], data_samples=[])
+    assert len(collate_rows([[], [dict(inputs=1, data_samples=2)]])['inputs']) == 1
 
 
 def test_missing_data_shows_the_layout_and_the_command(tmp_path):
@@ -98,6 +115,8 @@ def test_shared_public_data_is_refused(synthetic, synthetic_public, tmp_path):
     [
         (dict(privacy_unit='family'), 'privacy_unit'),
         (dict(public_view=VIEW, public={}), 'not both'),
+        (dict(private_loss='residual'), 'with a public_view'),
+        (dict(augmentations=0), 'augmentations=0 must be'),
     ],
 )
 def test_bad_settings(synthetic, settings, message):
@@ -126,12 +145,12 @@ def test_augmentation_does_not_follow_mmengines_seed(synthetic):
         seen = []
         for _ in range(6):
             set_random_seed(7)
-            seen.append(dataset[row]['inputs'].numpy().tobytes())
+            seen.append(dataset[row][0]['inputs'].numpy().tobytes())
             after = (random.random(), np.random.rand(), float(torch.rand(1)))
             set_random_seed(7)
             assert after == (random.random(), np.random.rand(), float(torch.rand(1)))
         assert len(set(seen)) > 3
-    again = [PublicPrivateDataset(mpii(synthetic), debug_seed=1)[3]['inputs'] for _ in range(2)]
+    again = [PublicPrivateDataset(mpii(synthetic), debug_seed=1)[3][0]['inputs'] for _ in range(2)]
     assert torch.equal(*again)
 
 

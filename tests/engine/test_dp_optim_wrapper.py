@@ -9,7 +9,7 @@ from scipy import stats
 from torch.optim import SGD, AdamW
 
 from mmpose_dp.engine import DPOptimWrapper
-from mmpose_dp.privacy import PrivacyPlan, Projector
+from mmpose_dp.privacy import PrivacyError, PrivacyPlan, Projector
 
 B = 4
 PRIVATE, MIXED = [0, 1, 2], [0, None, 1, 2, None]
@@ -128,6 +128,57 @@ def test_images_of_one_record_are_clipped_together(hrnet, truth):
     got, _ = moved(build(hrnet, True, 1e3), batch(hrnet, [5, None, 5, 6, None]), max_grad_norm=C)
     want = clip(torch.stack([private[0] + private[1], private[2]]), C).sum(0) / B
     assert_close(got, want)
+
+
+def test_rows_are_weighted_before_the_norm(hrnet, truth):
+    """A residual: one record is a row less another; and its mean over augmentations."""
+    private, _, C, _ = truth
+    data = batch(hrnet, [5, None, 5, 6, None])
+    for sample, weight in zip(data['data_samples'], (0.5, 1.0, -0.5, 1.0, 1.0)):
+        sample.set_metainfo(dict(dp_weight=weight))
+    got, _ = moved(build(hrnet, True, 1e3), data, max_grad_norm=C)
+    want = clip(torch.stack([(private[0] - private[1]) / 2, private[2]]), C).sum(0) / B
+    assert_close(got, want)
+
+
+@pytest.mark.parametrize('projected', [False, True])
+def test_automatic_clipping(hrnet, truth, projected):
+    private, _, C, basis = truth
+    V = torch.cat([b.flatten(1) for b in basis], 1).double()
+    seen = private.double() @ V.T if projected else private.double()
+    want = (seen * (C / (norms(seen) + 0.01))[:, None]).sum(0) / B
+    extra = dict(projector={}, basis=basis) if projected else {}
+    got, _ = moved(build(hrnet, True, 1e3), batch(hrnet, MIXED), max_grad_norm=C, clipping='automatic', **extra)
+    assert_close(got, (V.T @ want if projected else want).float())
+
+
+def test_what_lies_outside_the_subspace(hrnet, truth):
+    private, _, C, basis = truth
+    V = torch.cat([b.flatten(1) for b in basis], 1).double()
+    inside = private.double() @ V.T
+    rest = private.double() - inside @ V
+    want = clip(inside, C / 1.25**0.5).double().sum(0) @ V + clip(rest, 0.5 * C / 1.25**0.5).double().sum(0)
+    got, wrapper = moved(
+        build(hrnet, True, 1e3), batch(hrnet, MIXED), max_grad_norm=C, projector=dict(outside=0.5), basis=basis
+    )
+    assert_close(got, (want / B).float())
+    wrapper.noise_multiplier = 1.0
+    empty = wrapper._private_gradient(1.0, C)  # no record drawn: noise alone, in all dimensions
+    assert abs(float(flat(empty).std()) / (C / B) - 1) < 0.01
+
+
+def test_per_layer_clipping(hrnet, truth):
+    private, _, C, _ = truth
+    model = build(hrnet, True, 1e3)
+    sizes = [p.numel() for p in model.parameters() if p.requires_grad]
+    parts = private.split(sizes, 1)
+    want = torch.cat([clip(part, C / len(sizes) ** 0.5) for part in parts], 1).sum(0) / B
+    got, _ = moved(model, batch(hrnet, MIXED), max_grad_norm=C, clipping='per-layer')
+    assert_close(got, want)
+    with pytest.raises(PrivacyError, match='no meaning with project-then-clip'):
+        moved(model, batch(hrnet, MIXED), max_grad_norm=C, clipping='per-layer', projector={})
+    with pytest.raises(PrivacyError, match="clipping='none' must be one of"):
+        moved(model, batch(hrnet, MIXED), max_grad_norm=C, clipping='none')
 
 
 def test_bfloat16_forward_is_close(hrnet, truth):

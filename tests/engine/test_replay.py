@@ -59,6 +59,8 @@ def replayed(folder, work_dir, monkeypatch, method):
         optim_wrapper__debug_seed=1,
         optim_wrapper__max_grad_norm=C,
     )
+    if method == 'residual':
+        options['train_dataloader__dataset__private_loss'], method = 'residual', 'hybrid'
     if method == 'hybrid':
         options.update(
             train_cfg__public_epochs=0,
@@ -105,7 +107,12 @@ def another_face(person, image):
 
 @pytest.mark.parametrize(
     ('method', 'change', 'at_most'),
-    [('dpsgd', nobody, C), ('dpsgd', another_person, 2 * C), ('hybrid', another_face, 2 * C)],
+    [
+        ('dpsgd', nobody, C),
+        ('dpsgd', another_person, 2 * C),
+        ('hybrid', another_face, 2 * C),
+        ('residual', another_face, 2 * C),
+    ],
 )
 def test_one_record_changed(lossless, tmp_path, monkeypatch, method, change, at_most):
     number = changed(lossless, tmp_path / 'data', change)

@@ -6,7 +6,9 @@ from torch import nn
 
 from mmpose_dp.privacy import (
     ClippedCoordinates,
+    ClippedParts,
     ClippedSum,
+    LayerwiseClippedSum,
     LoopEngine,
     Projector,
     Rows,
@@ -73,18 +75,22 @@ def test_rows_of_one_record_are_added_before_the_norm(model):
 
 
 @pytest.mark.parametrize('scale', [1e-3, 1.0, 1e3, 1e25, float('inf'), float('nan')])
-@pytest.mark.parametrize('projected', [False, True])
-def test_one_record_moves_the_sum_by_at_most_c(model, scale, projected):
+@pytest.mark.parametrize('kind', ['flat', 'projected', 'automatic', 'automatic, projected', 'per-layer', 'parts'])
+def test_one_record_moves_the_sum_by_at_most_c(model, scale, kind):
     x = torch.randn(4, 3, 6, 6)
     x[2] *= scale
-    projector = Projector(rank=3)
+    projector = Projector(rank=3, outside=0.5)
     projector.basis = [5 * torch.randn(3, *p.shape) for p in model.parameters()]  # far from orthonormal
 
     def total(batch):
-        rows = rows_of(len(batch))
-        if projected:
-            return collect(ClippedCoordinates(rows, C, projector), model, batch)
-        return clipped_sum(model, batch, rows)
+        rows, params, automatic = rows_of(len(batch)), list(model.parameters()), 'automatic' in kind
+        if 'projected' in kind:
+            return collect(ClippedCoordinates(rows, C, projector, automatic=automatic), model, batch)
+        if kind == 'parts':
+            return collect(ClippedParts(params, rows, C, projector), model, batch)
+        if kind == 'per-layer':
+            return collect(LayerwiseClippedSum(params, rows, C), model, batch)
+        return collect(ClippedSum(params, rows, C, automatic=automatic), model, batch)
 
     moved = total(x) - total(x[[0, 1, 3]])
     assert moved.isfinite().all()
@@ -108,6 +114,8 @@ def test_coordinates_are_projected_then_clipped(model):
 def test_clip_factors():
     norms = torch.tensor([0.0, 0.05, 0.1, 0.2, float('inf'), float('nan')])
     assert torch.allclose(clip_factors(norms, C), torch.tensor([1.0, 1.0, 1.0, 0.5, 0.0, 0.0]))
+    automatic = torch.tensor([C / 0.01, C / 0.06, C / 0.11, C / 0.21, 0.0, 0.0])
+    assert torch.allclose(clip_factors(norms, C, automatic=True), automatic)
 
 
 def test_a_ghost_norm_of_very_small_factors_is_not_nothing(monkeypatch):

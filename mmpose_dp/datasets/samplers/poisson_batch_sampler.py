@@ -95,7 +95,7 @@ class PoissonBatchSampler:
         self.sample_rate = Fraction(expected_batch_size, self.num_records)
         self._max_rows = max_rows_per_record
         self._shard = range(rank, self.num_records, world)
-        self._rows_of = dataset.rows_of
+        self._rows_of, self._rows_per_index = dataset.rows_of, dataset.rows_per_index
         # records that are drawn with one rate, and the rate
         self._groups = {self.sample_rate: list(self._shard)}
         self._public = dataset.public_rows
@@ -151,7 +151,9 @@ class PoissonBatchSampler:
             # each half by itself: in one forward with private rows, the public rows' gradient, which no noise hides, would
             # be rounded differently by how many they are
             halves = [[r for r in records if (r[0] in self._public) == public] for public in (False, True)]
-            batches = [rows for half in halves for rows in _pack(half, self.micro_batch_size)]
+            private_limit = max(self.micro_batch_size // self._rows_per_index, 1)
+            limits = (private_limit, self.micro_batch_size)
+            batches = [rows for half, limit in zip(halves, limits) for rows in _pack(half, limit)]
             batches = batches or [[]]  # an empty draw: the step still happens
             for i, rows in enumerate(batches):
                 self.pending.append(MicroBatch(len(rows), i + 1 == len(batches)))

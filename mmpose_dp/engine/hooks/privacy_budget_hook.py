@@ -170,7 +170,7 @@ class PrivacyBudgetHook(Hook):
         outputs: dict | None = None,
     ) -> None:
         """Puts the epsilon spent into the log, and once how the gradients are found, which the first batch tells."""
-        if not self._engine_reported:
+        if not (self._engine_reported or runner.optim_wrapper.public_only):
             runner.logger.info(f'Per-sample gradients: {runner.optim_wrapper.engine}.')
             self._engine_reported = True
         if (

@@ -4,11 +4,13 @@ It handles empty draws, the public-only epochs and resuming inside an epoch. Mus
 from one, to any hook.
 """
 
+from mmengine.dist import broadcast
 from mmengine.runner import EpochBasedTrainLoop, Runner
 from mmpose.registry import LOOPS
 from torch.utils.data import DataLoader
 
 from mmpose_dp.datasets import PoissonBatchSampler, by_record, collate_rows
+from mmpose_dp.models import public_statistics
 from mmpose_dp.privacy import OneRecordAtATime, PrivacyError
 
 from ..optim_wrappers import DPOptimWrapper
@@ -26,7 +28,8 @@ class PrivateTrainLoop(EpochBasedTrainLoop):
         dataloader: ``train_dataloader`` with ``batch_sampler.type='PoissonBatchSampler'``.
         max_epochs: all epochs, public-only ones included.
         public_epochs: the first so many epochs train on the public half alone: no noise, and no privacy is spent beyond
-            what calling it public already gave away. "Public views first, private images second."
+            what calling it public already gave away. "Public views first, private images second." BatchNorm learns its
+            statistics in them, as in plain training, and keeps them afterwards.
         val_begin, val_interval: as in mmengine.
     """
 
@@ -75,7 +78,9 @@ class PrivateTrainLoop(EpochBasedTrainLoop):
         """One epoch, or what is left of it after a resume."""
         wrapper = self.runner.optim_wrapper
         assert isinstance(wrapper, DPOptimWrapper)
-        wrapper.public_only = self.sampler.public_only = self._epoch < self.public_epochs
+        public_only = self._epoch < self.public_epochs
+        wrapper.public_only = self.sampler.public_only = public_only
+        public_statistics(self.runner.model, public_only)
         self.sampler.steps_done = self._iter - self._first_iter(self._epoch)
         self.runner.call_hook('before_train_epoch')
         self.runner.model.train()
@@ -83,6 +88,9 @@ class PrivateTrainLoop(EpochBasedTrainLoop):
             self._run_micro_batch(wrapper, batch)
             if self.stop_training:
                 break
+        if public_only:  # each rank has learned its own
+            for _, buffer in self.runner.model.named_buffers():
+                broadcast(buffer)
         self.runner.call_hook('after_train_epoch')
         self._epoch += 1
 

@@ -19,8 +19,6 @@ from torch.optim import Optimizer
 
 from mmpose_dp.models import FeatureMaskingHead, has_batch_statistics
 from mmpose_dp.privacy import (
-    ClippedCoordinates,
-    ClippedSum,
     Collector,
     Ledger,
     OneRecordAtATime,
@@ -33,6 +31,10 @@ from mmpose_dp.privacy import (
     RowSum,
     Schedule,
     build_engine,
+    check_clipping,
+    collector_for,
+    empty_sum,
+    gradient_of,
 )
 
 from .settings import check_settings, from_settings, head_message
@@ -53,6 +55,8 @@ class DPOptimWrapper(OptimWrapper):
         expected_batch_size: B, what the sum is divided by. None: taken from the plan.
         projector: None, or the arguments of :class:`mmpose_dp.privacy.Projector`.
         public_weight: w, the weight of the public gradient. 0 ignores public rows.
+        clipping: 'flat' (to C), 'automatic' (every record weighs about C: Bu et al. 2023) or 'per-layer' (each of P parameters
+            to C / sqrt(P); not with ``project-then-clip``, which clips coordinates).
         engine: 'auto', 'rules' or 'loop' (see mmpose_dp.privacy.per_sample).
         schedule: None, or the arguments of :class:`mmpose_dp.privacy.Schedule`: how sigma and C go on from the values above.
         amp_dtype: None, 'bfloat16' or 'float16' to run the forward in mixed precision; norms and sums stay in float32.
@@ -75,6 +79,7 @@ class DPOptimWrapper(OptimWrapper):
         expected_batch_size: int | None = None,
         projector: dict | Projector | None = None,
         public_weight: float = 0.0,
+        clipping: str = 'flat',
         engine: str = 'auto',
         schedule: dict | Schedule | None = None,
         amp_dtype: str | None = None,
@@ -99,6 +104,8 @@ class DPOptimWrapper(OptimWrapper):
         self.projector = from_settings(Projector, projector, 'projector')
         self.schedule = from_settings(Schedule, schedule, 'schedule') or Schedule()
         self.public_weight = public_weight
+        self.clipping = clipping
+        check_clipping(clipping, self.projector)
         self.engine_kind = engine
         self.amp_dtype = None if amp_dtype is None else getattr(torch, amp_dtype)
         self.loss_scale = loss_scale or (1024.0 if amp_dtype == 'float16' else 1.0)
@@ -180,14 +187,16 @@ class DPOptimWrapper(OptimWrapper):
         core = model.module if is_model_wrapper(model) else model
         if core is not self._model:
             self.prepare(core)
-        self._refuse_batch_statistics()
+        if not self.public_only:
+            self._refuse_batch_statistics()
         if not self._buffers_checked:
             self._buffers = {name: buffer.clone() for name, buffer in core.named_buffers()}
         # dropout and the like: from mmengine's seed, one more record would change what the others meet in a known way
         torch.manual_seed(int(self._layers_random.uint64(1)[0]))
         device = next(core.parameters()).device.type
         amp = torch.autocast(device, dtype=self.amp_dtype) if self.amp_dtype else nullcontext()
-        with super().optim_context(model), self.engine.capture(), amp:
+        capture = nullcontext() if self.public_only else self.engine.capture()
+        with super().optim_context(model), capture, amp:
             yield
 
     def public_gradients(self, batch: dict) -> list[Tensor]:
@@ -211,7 +220,8 @@ class DPOptimWrapper(OptimWrapper):
         return losses, rows
 
     def _backward(self, losses: list[Tensor], rows: Rows, *collectors: Collector) -> None:
-        self.engine.backward([loss.float() * self.loss_scale for loss in losses], *collectors)
+        weights = rows.weights or [1.0] * len(losses)
+        self.engine.backward([loss.float() * (self.loss_scale * w) for loss, w in zip(losses, weights)], *collectors)
 
     # ---- the step --------------------------------------------------------------------------------------------------
     def update_params(self, loss: Tensor, step_kwargs: dict | None = None, zero_kwargs: dict | None = None) -> None:
@@ -220,9 +230,12 @@ class DPOptimWrapper(OptimWrapper):
         values = torch.stack(losses).detach().float()
         if not torch.isclose(loss.detach().float(), values.mean(), rtol=1e-2, equal_nan=True):
             raise PrivacyError('the model adds a loss that is not made by its private head, one number a record')
-        if not self._buffers_checked:
-            self._refuse_changed_buffers()
-        self._add(losses, rows)
+        if self.public_only:
+            self._add_public(losses, rows)
+        else:
+            if not self._buffers_checked:
+                self._refuse_changed_buffers()
+            self._add(losses, rows)
         self._note_metrics(values, rows)
         if not self.accumulating:
             self.finish_step(step_kwargs, zero_kwargs)
@@ -237,14 +250,11 @@ class DPOptimWrapper(OptimWrapper):
 
     def _add(self, losses: list[Tensor], rows: Rows) -> None:
         """Adds the private rows' clipped sum, and the public rows' plain one, to those of the logical batch."""
-        private: ClippedSum | ClippedCoordinates | None = None
-        if rows.num_records and self.public_only:
-            raise PrivacyError('a private record was drawn in a step on public rows alone')
-        if rows.num_records and self._in_coordinates:
-            private = ClippedCoordinates(rows, self._now()[1], self.projector, self.loss_scale)
-        elif rows.num_records:
-            private = ClippedSum(self.params, rows, self._now()[1], self.loss_scale)
-        wanted = rows.public if self.public_weight or self.public_only else rows.public[:0]
+        private = None
+        if rows.num_records:
+            max_grad_norm = self._now()[1]
+            private = collector_for(self.params, rows, max_grad_norm, self.projector, self.clipping, self.loss_scale)
+        wanted = rows.public if self.public_weight else rows.public[:0]
         # the last bits of such a public sum, which no noise hides, would tell how many others there are
         if private is not None and len(wanted):
             raise PrivacyError(
@@ -260,6 +270,16 @@ class DPOptimWrapper(OptimWrapper):
             self._public_sum = _added(self._public_sum, public.total)
             self._public_rows += len(wanted)
 
+    def _add_public(self, losses: list[Tensor], rows: Rows) -> None:
+        """Adds the rows' gradients in a step on public rows alone: plain training, no row of which needs one of its own."""
+        if rows.num_records:
+            raise PrivacyError('a private record was drawn in a step on public rows alone')
+        loss = torch.stack(losses).float().sum() * self.loss_scale
+        found = torch.autograd.grad(loss, self.params, allow_unused=True)
+        part = [torch.zeros_like(p, dtype=torch.float32) if g is None else g for p, g in zip(self.params, found)]
+        self._public_sum = _added(self._public_sum, [g.float() / self.loss_scale for g in part])
+        self._public_rows += len(rows.public)
+
     def _note_metrics(self, losses: Tensor, rows: Rows) -> None:
         """Keeps what may be logged: losses of public rows, and all of private rows where expose_private_metrics says so."""
         public = (rows.records < 0).to(losses.device)
@@ -267,10 +287,6 @@ class DPOptimWrapper(OptimWrapper):
         if self.expose_private_metrics:
             for name, values in {'loss': losses, **self._head.record_accuracies}.items():
                 self._seen.setdefault(f'{name}_private', []).append(values.to(public.device)[~public])
-
-    @property
-    def _in_coordinates(self) -> bool:
-        return self.projector is not None and self.projector.order == 'project-then-clip'
 
     def finish_step(self, step_kwargs: dict | None = None, zero_kwargs: dict | None = None) -> None:
         """Ends a logical batch: also right when it was empty."""
@@ -302,10 +318,7 @@ class DPOptimWrapper(OptimWrapper):
                 'noise_multiplier or expected_batch_size is not set: add PrivacyBudgetHook to default_hooks, which '
                 'calibrates them, or give both to DPOptimWrapper'
             )
-        total = self._private_sum
-        if total is None:
-            like = [torch.zeros(self.projector.rank)] if self._in_coordinates else self.params
-            total = [torch.zeros_like(x, dtype=torch.float32, device=self.params[0].device) for x in like]
+        total = self._private_sum or empty_sum(self.params, self.projector)
         if get_rank() == 0:  # the ranks' sums are added, so the noise enters the total exactly once
             scale = sigma * max_grad_norm
             noise = self.random.gaussian(sum(x.numel() for x in total) if scale else 0)
@@ -314,9 +327,7 @@ class DPOptimWrapper(OptimWrapper):
         for x in total:
             all_reduce(x)
             x /= self.expected_batch_size
-        if self.projector is None:
-            return total
-        return self.projector.expand(total[0]) if self._in_coordinates else self.projector.project(total)
+        return gradient_of(total, self.projector)
 
     def _public_mean(self) -> list[Tensor]:
         total = self._public_sum or [torch.zeros_like(p, dtype=torch.float32) for p in self.params]

@@ -72,7 +72,7 @@ class FeatureMaskingHead:
         """The parent's losses, each of shape (rows,); accuracies are left out.
 
         A data sample whose metainfo holds ``dp_record=None`` is a public row; rows of equal ``dp_record`` are one
-        record; without the field every row is a record of its own.
+        record; without the field every row is a record of its own. ``dp_weight`` is Rows.weights'.
         """
         outputs, config = self.forward(feats), dict(train_cfg or {}, compute_acc=self.compute_acc)
         each = []
@@ -88,7 +88,8 @@ class FeatureMaskingHead:
         losses = {name: values for name, values in table.items() if 'loss' in name}
         self.record_accuracies = {name: values for name, values in table.items() if name not in losses}
         keys = [sample.metainfo.get('dp_record', -1 - i) for i, sample in enumerate(batch_data_samples)]
-        self.rows = Rows.from_keys(keys)
+        weights = [sample.metainfo.get('dp_weight', 1.0) for sample in batch_data_samples]
+        self.rows = Rows.from_keys(keys, () if set(weights) == {1.0} else weights)
         self.record_losses = [torch.stack([one[name].reshape(()) for name in losses]).sum() for one in each]
         return losses
 

@@ -15,8 +15,9 @@ from mmpose_dp.privacy import PrivacyError
 class Halves(PublicPrivateDataset):
     """60 private and 30 public rows without images; ``groups`` makes several rows one record."""
 
-    def __init__(self, groups=None):
+    def __init__(self, groups=None, augmentations=1):
         self._records = groups or [[i] for i in range(60)]
+        self.augmentations, self.private_loss = augmentations, 'full'
         self.private, self.public = range(60), range(30)
 
     def __getitem__(self, index):
@@ -64,6 +65,12 @@ def test_micro_batches_are_bounded_and_empty_draws_are_steps():
     sizes = [len(rows) for rows in s]
     assert max(sizes) <= 3 and 0 in sizes
     assert sum(micro.is_last for micro in s.pending) == len(s) == 60
+
+
+def test_augmented_rows_count_as_rows_in_memory():
+    s = sampler(Halves(augmentations=4), batch_size=8, public_batch_size=8)
+    assert max(len(rows) for rows in s if rows and rows[0] < 60) == 2
+    assert max(len(rows) for rows in s if rows and rows[0] >= 60) == 8
 
 
 def test_records_are_never_split():

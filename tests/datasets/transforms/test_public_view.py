@@ -37,14 +37,14 @@ def people(request):
 
 def views(people, **view):
     dataset = PublicPrivateDataset(people, public_view=dict(type='PublicView', **view))
-    return dataset, [dataset[i]['results'] for i in dataset.public_rows]
+    return dataset, [dataset[i][0]['results'] for i in dataset.public_rows]
 
 
 @pytest.mark.parametrize('mode', MODES)
 def test_one_view_a_record_however_often_it_is_drawn(people, mode):
     dataset, seen = views(people, mode=mode)
     for row, result in zip(list(dataset.public_rows)[:5], seen):
-        assert np.array_equal(dataset[row]['inputs'], result['img'])
+        assert np.array_equal(dataset[row][0]['inputs'], result['img'])
 
 
 @pytest.mark.parametrize('mode', ['face', 'person'])

@@ -1,0 +1,72 @@
+"""Which vector of a record is clipped and noised, by projector and clipping, and what the noised sum means for the parameters.
+
+Every choice gives vectors of norm at most C. Must not add noise, and must not look at the private sum but to map it back.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from .clipping import ClippedCoordinates, ClippedParts, ClippedSum, LayerwiseClippedSum, Rows
+from .errors import PrivacyError
+from .subspace import Projector
+
+CLIPPINGS = ('flat', 'automatic', 'per-layer')
+
+RecordCollector = ClippedSum | ClippedCoordinates | ClippedParts | LayerwiseClippedSum
+
+
+def check_clipping(clipping: str, projector: Projector | None) -> None:
+    """Raises PrivacyError for a pair that has no meaning, with the key of ``optim_wrapper``."""
+    if clipping not in CLIPPINGS:
+        raise PrivacyError(f'optim_wrapper.clipping={clipping!r} must be one of {CLIPPINGS}')
+    if clipping == 'per-layer' and in_coordinates(projector):
+        raise PrivacyError(
+            "optim_wrapper.clipping='per-layer' has no meaning with project-then-clip: write clipping='flat' or "
+            "projector.order='noise-then-project'"
+        )
+    if clipping == 'automatic' and projector is not None and projector.outside:
+        raise PrivacyError("optim_wrapper.clipping='automatic' is not offered with projector.outside: write 'flat'")
+
+
+def in_coordinates(projector: Projector | None) -> bool:
+    """Whether it is coordinates that are clipped."""
+    return projector is not None and projector.order == 'project-then-clip'
+
+
+def collector_for(
+    params: Sequence[nn.Parameter],
+    rows: Rows,
+    max_grad_norm: float,
+    projector: Projector | None = None,
+    clipping: str = 'flat',
+    scale: float = 1.0,
+) -> RecordCollector:
+    """What adds up the clipped vectors of one micro-batch's records; see the collectors for the arguments."""
+    automatic = clipping == 'automatic'
+    if projector is not None and in_coordinates(projector):
+        if projector.outside:
+            return ClippedParts(params, rows, max_grad_norm, projector, scale)
+        return ClippedCoordinates(rows, max_grad_norm, projector, scale, automatic)
+    if clipping == 'per-layer':
+        return LayerwiseClippedSum(params, rows, max_grad_norm, scale)
+    return ClippedSum(params, rows, max_grad_norm, scale, automatic)
+
+
+def empty_sum(params: Sequence[nn.Parameter], projector: Projector | None) -> list[Tensor]:
+    """The collector's total where no record was drawn: zeros of the same shapes."""
+    shapes: list[tuple[int, ...]] = [tuple(p.shape) for p in params]
+    if projector is not None and in_coordinates(projector):
+        shapes = [(projector.rank,), *(shapes if projector.outside else [])]
+    return [torch.zeros(shape, dtype=torch.float32, device=params[0].device) for shape in shapes]
+
+
+def gradient_of(total: list[Tensor], projector: Projector | None) -> list[Tensor]:
+    """From a noised total to one float32 tensor a parameter: post-processing."""
+    if projector is None:
+        return total
+    if not in_coordinates(projector):
+        return projector.project(total)
+    inside = projector.expand(total[0])
+    return [x.add_(rest) for x, rest in zip(inside, total[1:])] if projector.outside else inside

@@ -1,0 +1,130 @@
+"""The tables and the plot of docs/accuracy.md, from what tools/benchmark_accuracy.py ran. Must not run anything."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import matplotlib
+
+matplotlib.use('Agg')
+from accuracy_rows import Row
+from benchmark_page import table
+from matplotlib import pyplot as plt
+
+MARKS = '<!-- accuracy -->', '<!-- /accuracy -->'
+PLAIN, FLOOR, NOISY = 'nonprivate', 'publiconly', ('dpsgd_paper', 'dpsgd')
+
+Rows = dict[str, Row]
+Scores = Callable[[str, float | None], list[float]]  # of a row at an epsilon, one number a seed
+
+
+def cell(values: list[float]) -> str:
+    """Mean and spread over seeds."""
+    if not values:
+        return ''
+    return f'{mean(values):.1f}' + (f' +- {stdev(values):.1f}' if len(values) > 1 else '')
+
+
+def recovered(value: list[float], low: list[float], high: list[float]) -> str:
+    """(value - low) / (high - low) of the means, in percent."""
+    if not (value and low and high) or mean(high) <= mean(low):
+        return ''
+    return f'{100 * (mean(value) - mean(low)) / (mean(high) - mean(low)):.0f} %'
+
+
+def main_table(rows: Rows, scores: Scores, epsilons: list[float]) -> str:
+    """PCKh of each row at each epsilon."""
+    lines = []
+    for name, row in rows.items():
+        cells = [cell(scores(name, epsilon if row.private else None)) for epsilon in epsilons]
+        lines.append([row.text, *cells])
+    return table(['mean PCKh@0.5', *(f'epsilon {epsilon}' for epsilon in epsilons)], lines)
+
+
+def gaps(rows: Rows, scores: Scores, epsilons: list[float]) -> str:
+    """How much of each gap every private row wins back."""
+    lines = []
+    lows = {f'from {rows[low].text}': low for low in (*NOISY, FLOOR) if low in rows}
+    for name, row in rows.items():
+        if not row.private:
+            continue
+        for text, low in lows.items():
+            if name == low:
+                continue
+            at = [(e, scores(low, e if rows[low].private else None)) for e in epsilons]
+            cells = [recovered(scores(name, e), found, scores(PLAIN, None)) for e, found in at]
+            lines.append([f'{row.text}, {text}', *cells])
+    return table(['gap to non-private won back', *(f'epsilon {epsilon}' for epsilon in epsilons)], lines)
+
+
+def lever_table(levers: Rows, scores: Scores, epsilons: list[float]) -> str:
+    """What each single change brings."""
+    lines = [['ours', *(cell(scores('ours', epsilon)) for epsilon in epsilons)]]
+    for name, row in levers.items():
+        if any(scores(name, epsilon) for epsilon in epsilons):
+            lines.append([row.text, *(cell(scores(name, epsilon)) for epsilon in epsilons)])
+    return table(['mean PCKh@0.5', *(f'epsilon {epsilon}' for epsilon in epsilons)], lines)
+
+
+def tuning(results: Any, rows: Rows) -> str:
+    """What was tried for each row on the tuning people, the best first."""
+    lines = []
+    for name, row in rows.items():
+        found = [r for r in results.lines if r['row'] == name and r['split'] == 'tuning']
+        for line in sorted(found, key=lambda r: -float(r['pckh'])):
+            settings = {k: v for k, v in json.loads(line['settings']).items() if k not in row.settings}
+            lines.append([row.text, f'`{settings}`', f'{float(line["pckh"]):.1f}'])
+    return table(['row', 'tried', 'PCKh, tuning people, one seed'], lines)
+
+
+def plot(rows: Rows, scores: Scores, epsilons: list[float], path: Path) -> None:
+    """PCKh against epsilon, with the spread over seeds."""
+    figure, axis = plt.subplots(figsize=(7, 4.5), layout='constrained')
+    for name, row in rows.items():
+        if not row.private:
+            values = scores(name, None)
+            if values:
+                axis.axhline(mean(values), linestyle='--', color='grey', linewidth=1)
+                axis.annotate(row.text, (epsilons[-1], mean(values)), fontsize=7, va='bottom', ha='right')
+            continue
+        points = [(epsilon, values) for epsilon in epsilons if (values := scores(name, epsilon))]
+        if points:
+            spread = [stdev(v) if len(v) > 1 else 0.0 for _, v in points]
+            axis.errorbar(
+                [e for e, _ in points], [mean(v) for _, v in points], spread, marker='o', capsize=3, label=row.text
+            )
+    axis.set(xlabel='epsilon', ylabel='mean PCKh@0.5')
+    axis.legend(fontsize=7)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def write_page(page: Path, benchmark: Any) -> None:
+    """Remakes the part between the marks, the plot and the CSV beside the page."""
+    results = benchmark.results
+
+    def scores(name: str, epsilon: float | None) -> list[float]:
+        try:
+            settings = json.dumps(benchmark.settings(name))
+        except ValueError:  # not tuned yet
+            return []
+        mine = dict(row=name, epsilon=str(epsilon), split='reported', settings=settings)
+        return [float(r['pckh']) for r in results.lines if mine.items() <= r.items()]
+
+    epsilons = sorted(benchmark.epsilons)
+    parts = [
+        main_table(benchmark.table, scores, epsilons),
+        f'![PCKh against epsilon]({page.stem}.png)\n',
+        gaps(benchmark.table, scores, epsilons),
+        '## What each lever brings\n',
+        lever_table(benchmark.levers, scores, epsilons),
+        '## What was tried\n',
+        tuning(results, benchmark.rows),
+    ]
+    plot(benchmark.table, scores, epsilons, page.with_suffix('.png'))
+    page.with_suffix('.csv').write_text(results.path.read_text())
+    text = page.read_text()
+    start, end = (text.index(mark) for mark in MARKS)
+    page.write_text(text[: start + len(MARKS[0])] + '\n' + '\n'.join(parts) + text[end:])

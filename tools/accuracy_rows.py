@@ -1,0 +1,193 @@
+"""The rows of tools/benchmark_accuracy.py: from which config and start each method trains, and what is tuned for it.
+
+Every private row of the table has as many candidates as the others. Must not train anything.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+Settings = dict[str, Any]  # config keys, as in --cfg-options
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the table.
+
+    Attributes:
+        text: what the table calls it.
+        config: the config's name after its family, such as 'dpsgd_eps08'.
+        start: the row whose weights it starts from, or None.
+        settings: config keys that are not tuned.
+        candidates: what is tried on the tuning people; the best is what the table reports.
+        private: has an epsilon.
+    """
+
+    text: str
+    config: str
+    start: str | None = 'pretrain'
+    settings: Settings = field(default_factory=dict)
+    candidates: tuple[Settings, ...] = ({},)
+    private: bool = True
+
+
+@dataclass(frozen=True)
+class Size:
+    """How large the benchmark is: people drawn, epochs of pretraining and of training, the epsilons and seeds by default."""
+
+    public: int = 6000
+    private: int = 8000
+    tested: int = 2000
+    pretrain_epochs: int = 8
+    epochs: int = 2
+    epsilons: tuple[float, ...] = (0.8, 0.2, 0.4, 0.6)
+    seeds: int = 3
+
+    @property
+    def papers_batch(self) -> int:
+        """The expected batch size at the paper's sample rate, 32 / 22246."""
+        return round(self.private * 32 / 22246)
+
+    @property
+    def large_batch(self) -> int:
+        """A sixteenth of all people: sigma / B falls with B, as far as the steps allow."""
+        return self.private // 16
+
+
+FULL = Size()
+QUICK = Size(public=1000, private=1200, tested=400, pretrain_epochs=5, epsilons=(8.0,), seeds=1)
+MPII = Size(private=22246, epochs=25)
+
+OPTIMIZER = 'optim_wrapper.optimizer'
+PROJECTOR = 'optim_wrapper.projector'
+PUBLIC_WEIGHT = 'optim_wrapper.public_weight'
+AVERAGE = dict(type='EMAHook', ema_type='ExpMomentumEMA', momentum=0.1, gamma=10)
+MODEL: Settings = {  # 0.7 M parameters, quick on a CPU
+    'model.backbone': dict(
+        _delete_=True, type='ResNet', depth=18, base_channels=16, stem_channels=16, strides=(1, 2, 2, 1), init_cfg=None
+    ),
+    'model.head.in_channels': 128,
+    'model.head.in_featuremap_size': (4, 4),
+}
+
+
+def each(*parts: list[Settings]) -> tuple[Settings, ...]:
+    """Every combination of one entry of each list."""
+    combinations: list[Settings] = [{}]
+    for part in parts:
+        combinations = [{**c, **choice} for c in combinations for choice in part]
+    return tuple(combinations)
+
+
+def values(key: str, *choices: Any) -> list[Settings]:
+    """A list of choices for one key."""
+    return [{key: choice} for choice in choices]
+
+
+def schedule(epochs: int) -> Settings:
+    """So many epochs under a cosine."""
+    cosine = dict(type='CosineAnnealingLR', eta_min=0.0, T_max=epochs, by_epoch=True, convert_to_iter_based=True)
+    return {'train_cfg.max_epochs': epochs, 'train_cfg.val_interval': 1000, 'param_scheduler': [cosine]}
+
+
+def papers_schedule(epochs: int) -> Settings:
+    """The paper's: a tenth of the learning rate for the last fifth."""
+    step = dict(type='MultiStepLR', milestones=[0.8 * epochs], gamma=0.1, by_epoch=True, convert_to_iter_based=True)
+    return {**schedule(epochs), 'param_scheduler': [step]}
+
+
+def rows_of(size: Size, synthetic: bool = True) -> tuple[dict[str, Row], dict[str, Row]]:
+    """The table's rows, and the levers: ``ours`` with one thing changed."""
+    data, draw = 'train_dataloader.dataset', 'train_dataloader.batch_sampler'
+    common: Settings = {}
+    if synthetic:
+        common = {**MODEL, 'train_dataloader.num_workers': 0, 'train_dataloader.persistent_workers': False}
+    view = {f'{data}.public_view': dict(type='PublicView', mode='blur')}  # the paper's
+
+    def private(batch: int, public: int = 0, epochs: int = size.epochs) -> Settings:
+        drawn = {f'{draw}.expected_batch_size': batch, **({f'{draw}.public_batch_size': public} if public else {})}
+        return {**common, **(view if public else {}), **drawn, **schedule(epochs)}
+
+    def paper(public: int = 0) -> Settings:
+        return {**private(size.papers_batch, public), **papers_schedule(size.epochs)}
+
+    def projector(order: str, rank: int = 100, refresh_interval: int = 50, **more: Any) -> Settings:
+        kept = dict(rank=rank, order=order, refresh_interval=refresh_interval, dtype='bfloat16', **more)
+        return {PROJECTOR: dict(_delete_=True, **kept)}
+
+    def adam(*rates: float) -> list[Settings]:
+        return [{OPTIMIZER: dict(_delete_=True, type='AdamW', lr=lr)} for lr in rates]
+
+    def sgd(*rates: float) -> list[Settings]:
+        return [{OPTIMIZER: dict(_delete_=True, type='SGD', lr=lr, momentum=0.9)} for lr in rates]
+
+    no_views_first = {'train_cfg.public_epochs': 0}
+    papers_own = projector('noise-then-project')
+    ours = {
+        **private(size.large_batch, 64),
+        **projector('project-then-clip', refresh_interval=8),
+        **no_views_first,  # it starts from the row that trained on them
+        PUBLIC_WEIGHT: 0.005,
+    }
+    epochs, plain = {**common, **schedule(size.epochs)}, dict(private=False)
+    views = {**private(1, 64), 'train_cfg.public_epochs': size.epochs}
+    table = {
+        'pretrain': Row(
+            'pretrained on public people', 'pretrain', None, {**common, **schedule(size.pretrain_epochs)}, **plain
+        ),
+        'publiconly': Row(
+            'public-only: then on the public views', 'hybrid_eps08', 'pretrain', views, tuple(adam(1e-3, 3e-3)), **plain
+        ),
+        'dpsgd_paper': Row(
+            "DP-SGD, the paper's batch", 'dpsgd_eps08', settings=paper(), candidates=tuple(adam(1e-3, 3e-4))
+        ),
+        'dpsgd': Row(
+            'DP-SGD, large batch', 'dpsgd_eps08', settings=private(size.large_batch), candidates=tuple(adam(1e-3, 2e-3))
+        ),
+        'projected': Row(
+            "Projected DP-SGD, the paper's order",
+            'projected_eps08',
+            settings={**paper(), **papers_own},
+            candidates=tuple(adam(1e-3, 3e-4)),
+        ),
+        'feature': Row(
+            'Feature DP',
+            'feature_eps08',
+            settings={**paper(size.papers_batch), PUBLIC_WEIGHT: 1.0},
+            candidates=tuple(adam(1e-3, 3e-4)),
+        ),
+        'hybrid_paper': Row(
+            "hybrid, the paper's form",
+            'hybrid_eps08',
+            settings={**paper(size.papers_batch), **papers_own, **no_views_first, PUBLIC_WEIGHT: 0.1},
+            candidates=tuple(adam(1e-3, 3e-4)),
+        ),
+        'ours': Row('hybrid, ours', 'hybrid_eps08', 'publiconly', ours, tuple(sgd(0.5, 1.0))),
+        'nonprivate': Row('non-private', 'nonprivate', settings=epochs, candidates=tuple(adam(1e-3, 3e-3)), **plain),
+    }
+    if not synthetic:
+        del table['pretrain']  # it is given
+    best = sgd(0.5)[0]
+    changes: dict[str, tuple[str, Settings]] = {
+        'noise_then_project': ("the paper's order of projection", projector('noise-then-project', refresh_interval=8)),
+        'no_public_gradient': ('without the public gradient', {PUBLIC_WEIGHT: 0.0}),
+        'papers_batch': ("at the paper's batch", private(size.papers_batch, 64)),
+        'rank_25': ('rank 25', projector('project-then-clip', 25, 8)),
+        'rank_250': ('rank 250', projector('project-then-clip', 250, 8)),
+        'residual': ('residual private loss', {f'{data}.private_loss': 'residual'}),
+        'outside': ('with what lies outside the subspace (GEP)', projector('project-then-clip', 100, 8, outside=0.3)),
+        'automatic': ('automatic clipping', {'optim_wrapper.clipping': 'automatic'}),
+        'augmentations': ('two augmentations a record', {f'{data}.augmentations': 2}),
+        'average': ('averaged weights (EMA)', {'custom_hooks': [AVERAGE]}),
+    }
+    levers = {
+        name: Row(f'ours, {text}', 'hybrid_eps08', 'publiconly', {**ours, **best, **change})
+        for name, (text, change) in changes.items()
+    }
+    levers['no_views_first'] = Row('ours, without views first', 'hybrid_eps08', 'pretrain', {**ours, **best})
+    levers['no_projection'] = Row(
+        'ours, without a projector, AdamW',
+        'feature_eps08',
+        'publiconly',
+        {**private(size.large_batch, 64), PUBLIC_WEIGHT: 0.02, **adam(1e-3)[0]},
+    )
+    return table, levers

@@ -1,0 +1,76 @@
+"""One training of tools/benchmark_accuracy.py: a config with a row's settings, mmengine's Runner, and its scores.
+
+Must not choose settings or compare results.
+"""
+
+import json
+import shutil
+import time
+import warnings
+from pathlib import Path
+
+import mmpose_dp  # noqa: F401  (first: checks and mends the install)
+
+# isort: split
+import torch
+from mmengine.config import Config
+from mmengine.runner import Runner
+from mmpose.utils import register_all_modules
+
+REPO = Path(__file__).resolve().parent.parent
+
+
+def set_up() -> None:
+    """Of a worker process: one thread, as the workers share the cores, and no chatter."""
+    torch.set_num_threads(1)
+    warnings.simplefilter('ignore')
+    register_all_modules()
+
+
+def config_of(job: dict) -> Config:
+    """The config that a job trains: what ``tools/train.py CONFIG --cfg-options ...`` makes of the job's settings."""
+    cfg = Config.fromfile(REPO / job['config'])
+    dataset = cfg.train_dataloader.dataset
+    private = dataset.get('private', dataset)
+    private.data_root = job['train_on'] or private.data_root
+    if 'public' in dataset:
+        dataset.public.data_root = job['public'] or dataset.public.data_root
+    cfg.merge_from_dict(job['settings'])
+    if job['epsilon'] is not None:
+        cfg.default_hooks.privacy_budget.target_epsilon = job['epsilon']
+    cfg.work_dir, cfg.load_from = job['folder'], job['load_from']
+    cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None  # scored once, at the end
+    return quiet(cfg, job)
+
+
+def quiet(cfg: Config, job: dict) -> Config:
+    """Without chatter, under the job's seed and a name of its own, as several run in one process."""
+    cfg.log_level, cfg.randomness = 'ERROR', dict(seed=job['seed'])
+    cfg.experiment_name = f'{Path(job["folder"]).name}_{time.time_ns()}'
+    return cfg
+
+
+def score(job: dict, checkpoint: str, data_root: str | None) -> float:
+    """Mean PCKh@0.5 of a checkpoint on the validation people in ``data_root``, by default the config's own."""
+    cfg = Config.fromfile(REPO / job['test_config'])
+    cfg.merge_from_dict({key: value for key, value in job['settings'].items() if key.startswith('model.')})
+    if data_root is not None:
+        cfg.test_dataloader.dataset.data_root = data_root
+        cfg.test_dataloader.dataset.headbox_file = f'{data_root}annotations/mpii_gt_val.mat'
+    cfg.load_from, cfg.work_dir = checkpoint, f'{job["folder"]}/test'
+    cfg.train_dataloader = cfg.train_cfg = cfg.optim_wrapper = cfg.param_scheduler = None
+    cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
+    return float(Runner.from_cfg(quiet(cfg, job)).test()['PCK'])
+
+
+def run_job(job: dict) -> dict:
+    """Trains and scores; raises whatever the training raised."""
+    began = time.time()
+    folder = Path(job['folder'])
+    shutil.rmtree(folder, ignore_errors=True)  # of a run that was cut: one folder is one budget
+    Runner.from_cfg(config_of(job)).train()
+    checkpoint = (folder / 'last_checkpoint').read_text()
+    statement = folder / 'privacy_statement.json'
+    spent = json.loads(statement.read_text())['epsilon'] if statement.exists() else None
+    scores = [score(job, checkpoint, root) for root in job['test_on']]
+    return dict(scores=scores, epsilon_spent=spent, seconds=round(time.time() - began, 1), checkpoint=checkpoint)

@@ -1,0 +1,215 @@
+"""Accuracy of each method at each epsilon, with every row tuned alike; remakes docs/accuracy.md.
+
+    python tools/benchmark_accuracy.py                        # the whole page: about two hours on 2 cores
+    python tools/benchmark_accuracy.py --only dpsgd ours --epsilons 0.8 --seeds 1
+    python tools/benchmark_accuracy.py --mpii start.pth       # the same on data/mpii, from a checkpoint trained on public data
+
+The people are drawn (tools/make_synthetic_mpii.py): pretraining is on the public domain, private training on the other. A row's
+settings are chosen among its candidates with one seed at the largest epsilon, by people whom the table does not show; each row
+has as many. Every run is a line of results.csv in --out as it ends, and what stands there is not run again: a run that was cut
+goes on. Must not choose anything by the people that are reported.
+"""
+
+import argparse
+import csv
+import hashlib
+import json
+import multiprocessing
+import os
+import time
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+
+import mmpose_dp  # noqa: F401  (first: checks and mends the install)
+
+# isort: split
+from accuracy_page import write_page
+from accuracy_rows import FULL, MPII, QUICK, Row, Size, rows_of
+from accuracy_worker import REPO, run_job, set_up
+
+from mmpose_dp.datasets.synthetic import make_synthetic_mpii
+
+SPLITS = {'reported': 'private', 'tuning': 'tuning', 'other domain': 'public'}  # folder of each split's people
+FIELDS = ('row', 'epsilon', 'seed', 'split', 'settings', 'pckh', 'pckh_other_domain', 'epsilon_spent', 'seconds')
+
+
+def draw_people(data: Path, size: Size) -> None:
+    """The data sets, unless they are there: people to train on, to tune by and to report on, nobody in two of them."""
+    for domain, count in (('public', size.public), ('private', size.private)):
+        make_synthetic_mpii(data / domain, domain, count, size.tested, image_size=96)
+    make_synthetic_mpii(data / 'tuning', 'private', 1, size.tested // 2, seed=1, image_size=96)
+
+
+class Results:
+    """results.csv: what has been run, by what it was."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.lines: list[dict] = list(csv.DictReader(path.open())) if path.exists() else []
+
+    def find(self, **wanted: object) -> dict | None:
+        """The line with these values, or None."""
+        return next((r for r in self.lines if all(r[k] == str(v) for k, v in wanted.items())), None)
+
+    def add(self, **line: object) -> None:
+        """Writes a line at once, so that a kill loses nothing that has ended."""
+        self.lines.append({key: str(line[key]) for key in FIELDS})
+        new = not self.path.exists()
+        with self.path.open('a', newline='') as file:
+            writer = csv.DictWriter(file, FIELDS)
+            if new:
+                writer.writeheader()
+            writer.writerow(self.lines[-1])
+
+
+class Benchmark:
+    """Runs what is wanted and not there yet, in ``lanes`` processes of one thread each."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.size = MPII if args.mpii else QUICK if args.quick else FULL
+        self.table, self.levers = rows_of(self.size, synthetic=args.mpii is None)
+        self.rows: dict[str, Row] = {**self.table, **self.levers}
+        self.epsilons, self.seeds = args.epsilons or self.size.epsilons, args.seeds or self.size.seeds
+        self.starts = {row.start for row in self.rows.values()}  # rows that others start from
+        self.family, self.start, self.lanes = 'mpii' if args.mpii else 'synthetic', args.mpii, args.lanes
+        self.out, self.data = args.out.resolve(), args.data.resolve()
+        self.out.mkdir(parents=True, exist_ok=True)
+        self.results = Results(self.out / 'results.csv')
+
+    # ---- what there is to run --------------------------------------------------------------------------------------
+    def settings(self, name: str) -> dict:
+        """The row's settings with the candidate that was best on the tuning people."""
+        row = self.rows[name]
+        if len(row.candidates) == 1:
+            return dict(row.settings, **row.candidates[0])
+        tuned = [self.results.find(**self._identity(name, c, *self._tuning(row))) for c in row.candidates]
+        best = max((t for t in tuned if t is not None), key=lambda t: float(t['pckh']))
+        return json.loads(best['settings'])
+
+    def _tuning(self, row: Row) -> tuple[float | None, int, str]:
+        return self.size.epsilons[0] if row.private else None, 0, 'tuning'
+
+    def _identity(self, name: str, candidate: dict, epsilon: float | None, seed: int, split: str) -> dict:
+        settings = json.dumps(dict(self.rows[name].settings, **candidate))
+        return dict(row=name, epsilon=epsilon, seed=seed, split=split, settings=settings)
+
+    def tuning_jobs(self, names: list[str]) -> Iterator[dict]:
+        """Every candidate of the rows that have several."""
+        for name in names:
+            candidates = self.rows[name].candidates
+            for candidate in candidates if len(candidates) > 1 else ():
+                yield self._identity(name, candidate, *self._tuning(self.rows[name]))
+
+    def reported_jobs(self, names: list[str]) -> Iterator[dict]:
+        """Each row as it was tuned, seed by seed; levers at the first epsilon."""
+        for seed in range(self.seeds):
+            for number, epsilon in enumerate(self.epsilons):
+                for name in names if number == 0 else [n for n in names if n in self.table and self.rows[n].private]:
+                    own = epsilon if self.rows[name].private else None
+                    settings = json.dumps(self.settings(name))
+                    yield dict(row=name, epsilon=own, seed=seed, split='reported', settings=settings)
+
+    def with_starts(self, names: list[str]) -> list[str]:
+        """These rows and what they start from, starts first."""
+        wanted: list[str] = []
+        for name in names:
+            chain = [name]
+            while (start := self.rows[chain[0]].start) in self.rows:
+                chain.insert(0, start)
+            wanted += [n for n in chain if n not in wanted]
+        return wanted
+
+    # ---- running ---------------------------------------------------------------------------------------------------
+    def _folder(self, identity: dict) -> Path:
+        number = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:8]
+        return self.out / f'{identity["row"]}_eps{identity["epsilon"]}_seed{identity["seed"]}_{number}'
+
+    def _checkpoint(self, name: str, seed: int) -> Path:
+        return self.out / f'start_{name}_seed{seed}.pth'
+
+    def _job(self, identity: dict) -> dict:
+        row, seed = self.rows[identity['row']], identity['seed']
+        start = self.start if row.start == 'pretrain' and self.start else self._checkpoint(str(row.start), seed)
+        splits = [identity['split']] + (['other domain'] if identity['split'] == 'reported' else [])
+        roots = {split: f'{self.data / folder}/' for split, folder in SPLITS.items()}
+        return dict(
+            config=f'configs/dp/hrnet_{self.family}_{row.config}.py',
+            settings=json.loads(identity['settings']),
+            epsilon=identity['epsilon'],
+            seed=seed,
+            folder=str(self._folder(identity)),
+            load_from=str(start) if row.start else None,
+            train_on=None if self.family == 'mpii' else roots['reported' if row.start else 'other domain'],
+            public=None if self.family == 'mpii' else roots['other domain'],
+            test_config=f'configs/dp/hrnet_{self.family}_nonprivate.py',
+            test_on=[None] if self.family == 'mpii' else [roots[split] for split in splits],
+        )
+
+    def _start_is_lost(self, identity: dict) -> bool:
+        reported = identity['row'] in self.starts and identity['split'] == 'reported'
+        return reported and not self._checkpoint(identity['row'], identity['seed']).exists()
+
+    def _describe(self, identity: dict) -> str:
+        fixed = self.rows[identity['row']].settings
+        own = {key: value for key, value in json.loads(identity['settings']).items() if key not in fixed}
+        return f'{identity["row"]}, epsilon {identity["epsilon"]}, seed {identity["seed"]}, {identity["split"]} people, {own}'
+
+    def run(self, identities: list[dict]) -> None:
+        """Runs those that are not in the results; a line each as they end. Raises what a training raised."""
+        todo = [i for i in identities if self.results.find(**i) is None or self._start_is_lost(i)]
+        done, began = 0, time.time()
+        context = multiprocessing.get_context('spawn')
+        with ProcessPoolExecutor(self.lanes, context, set_up) as pool:
+            running = {pool.submit(run_job, self._job(identity)): identity for identity in todo}
+            for future in as_completed(running):
+                if future.exception() is not None:
+                    pool.shutdown(cancel_futures=True)
+                identity, result = running[future], future.result()
+                own, *other = result['scores']
+                keep = dict(pckh=own, pckh_other_domain=other[0] if other else '', seconds=result['seconds'])
+                self.results.add(**identity, **keep, epsilon_spent=result['epsilon_spent'])
+                if identity['row'] in self.starts and identity['split'] == 'reported':
+                    os.replace(result['checkpoint'], self._checkpoint(identity['row'], identity['seed']))
+                done += 1
+                left = (time.time() - began) / done * (len(todo) - done) / 60
+                bar = '#' * (20 * done // len(todo))
+                print(
+                    f'[{bar:<20}] {done}/{len(todo)}, {left:.0f} min left: {self._describe(identity)}: {own:.1f}',
+                    flush=True,
+                )
+
+
+def parse_args() -> argparse.Namespace:
+    """The arguments."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--only', nargs='+', metavar='ROW', help='rows of accuracy_rows.py; all of them by default')
+    parser.add_argument('--epsilons', nargs='+', type=float, help='instead of all')
+    parser.add_argument('--seeds', type=int, help='instead of three')
+    parser.add_argument('--lanes', type=int, default=os.cpu_count(), help='trainings at once, one thread each')
+    parser.add_argument('--quick', action='store_true', help='two minutes: a few rows, few people, one seed')
+    parser.add_argument('--mpii', type=Path, metavar='CHECKPOINT', help='use data/mpii, and start from this checkpoint')
+    parser.add_argument('--out', type=Path, default=REPO / 'work_dirs/accuracy', help='where results.csv is kept')
+    parser.add_argument('--data', type=Path, default=REPO / 'data/accuracy', help='where the people are drawn')
+    parser.add_argument('--page', type=Path, default=REPO / 'docs/accuracy.md', help='the page whose tables are remade')
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Starts first, then what starts from them; tuning before each, and the page after each."""
+    args = parse_args()
+    os.environ['OMP_NUM_THREADS'] = '1'
+    benchmark = Benchmark(args)
+    if not args.mpii:
+        draw_people(benchmark.data, benchmark.size)
+    names = benchmark.with_starts(args.only or list(benchmark.rows))
+    starts = [name for name in names if name in benchmark.starts]
+    for stage in (*([name] for name in starts), [name for name in names if name not in starts]):
+        benchmark.run(list(benchmark.tuning_jobs(stage)))
+        benchmark.run(list(benchmark.reported_jobs(stage)))
+        write_page(args.page, benchmark)
+    print(f'{args.page} and {benchmark.results.path}')
+
+
+if __name__ == '__main__':
+    main()
