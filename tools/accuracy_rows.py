@@ -101,7 +101,8 @@ def rows_of(size: Size, synthetic: bool = True) -> tuple[dict[str, Row], dict[st
     common: Settings = {}
     if synthetic:
         common = {**MODEL, 'train_dataloader.num_workers': 0, 'train_dataloader.persistent_workers': False}
-    view = {f'{data}.public_view': dict(type='PublicView', mode='blur')}  # the paper's
+    # the paper's
+    view = {f'{data}.public_view': dict(_delete_=True, type='PublicView', mode='blur', kernel_size=25, sigma=10.0)}
 
     def private(batch: int, public: int = 0, epochs: int = size.epochs) -> Settings:
         drawn = {f'{draw}.expected_batch_size': batch, **({f'{draw}.public_batch_size': public} if public else {})}
@@ -129,7 +130,9 @@ def rows_of(size: Size, synthetic: bool = True) -> tuple[dict[str, Row], dict[st
         PUBLIC_WEIGHT: 0.005,
     }
     epochs, plain = {**common, **schedule(size.epochs)}, dict(private=False)
-    views = {**private(1, 64), 'train_cfg.public_epochs': size.epochs}
+    steps = size.epochs * (size.private // 64)  # public epochs have a length of their own
+    cosine = dict(type='CosineAnnealingLR', eta_min=0.0, T_max=steps, by_epoch=False)
+    views = {**private(size.large_batch, 64), 'param_scheduler': [cosine], 'train_cfg.public_epochs': size.epochs}
     table = {
         'pretrain': Row(
             'pretrained on public people', 'pretrain', None, {**common, **schedule(size.pretrain_epochs)}, **plain
