@@ -9,7 +9,7 @@ STAMP := .venv/installed
 PINS := requirements/quickstart.txt requirements/tests.txt requirements/lint.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help install test lint demo bench clean
+.PHONY: help install test lint demo bench accuracy clean
 
 help:
 	@echo 'make install   .venv with the pinned, tried set of packages (about two minutes, 1.7 GB; no compiler, no CUDA)'
@@ -17,6 +17,7 @@ help:
 	@echo 'make lint      ruff and mypy'
 	@echo 'make demo      a private training end to end on synthetic data'
 	@echo 'make bench     speed and memory beside plain training'
+	@echo 'make accuracy  what each method reaches at each epsilon (two hours)'
 	@echo 'make clean     remove .venv and caches'
 	@echo
 	@echo 'PYTHON=...     the interpreter for .venv (now: $(PYTHON); the pins were tried on 3.11)'
@@ -49,6 +50,9 @@ lint: install
 
 demo: install
 	$(BIN)/python tools/demo.py
+
+accuracy: install
+	$(BIN)/python tools/benchmark_accuracy.py
 
 bench: install
 	$(BIN)/python tools/benchmark.py

@@ -68,14 +68,13 @@ def lever_table(levers: Rows, scores: Scores, epsilons: list[float]) -> str:
     return table(['mean PCKh@0.5', *(f'epsilon {epsilon}' for epsilon in epsilons)], lines)
 
 
-def tuning(results: Any, rows: Rows) -> str:
+def tuning(benchmark: Any) -> str:
     """What was tried for each row on the tuning people, the best first."""
     lines = []
-    for name, row in rows.items():
-        found = [r for r in results.lines if r['row'] == name and r['split'] == 'tuning']
-        for line in sorted(found, key=lambda r: -float(r['pckh'])):
-            settings = {k: v for k, v in json.loads(line['settings']).items() if k not in row.settings}
-            lines.append([row.text, f'`{settings}`', f'{float(line["pckh"]):.1f}'])
+    for name, row in benchmark.rows.items():
+        tried = [(benchmark.tuned(name, candidate), candidate) for candidate in row.candidates]
+        found = [(float(line['pckh']), str(candidate)) for line, candidate in tried if line is not None]
+        lines += [[row.text, f'`{candidate}`', f'{pckh:.1f}'] for pckh, candidate in sorted(found, reverse=True)]
     return table(['row', 'tried', 'PCKh, tuning people, one seed'], lines)
 
 
@@ -121,7 +120,7 @@ def write_page(page: Path, benchmark: Any) -> None:
         '## What each lever brings\n',
         lever_table(benchmark.levers, scores, epsilons),
         '## What was tried\n',
-        tuning(results, benchmark.rows),
+        tuning(benchmark),
     ]
     plot(benchmark.table, scores, epsilons, page.with_suffix('.png'))
     page.with_suffix('.csv').write_text(results.path.read_text())

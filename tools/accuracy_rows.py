@@ -54,7 +54,7 @@ class Size:
 
 
 FULL = Size()
-QUICK = Size(public=1000, private=1200, tested=400, pretrain_epochs=5, epsilons=(8.0,), seeds=1)
+QUICK = Size(public=3000, private=3000, tested=600, pretrain_epochs=5, epsilons=(8.0,), seeds=1)
 MPII = Size(private=22246, epochs=25)
 
 OPTIMIZER = 'optim_wrapper.optimizer'
@@ -129,7 +129,7 @@ def rows_of(size: Size, synthetic: bool = True) -> tuple[dict[str, Row], dict[st
         **no_views_first,  # it starts from the row that trained on them
         PUBLIC_WEIGHT: 0.005,
     }
-    epochs, plain = {**common, **schedule(size.epochs)}, dict(private=False)
+    epochs, plain = {**common, **schedule(2 * size.epochs)}, dict(private=False)  # as many images as ours sees
     steps = size.epochs * (size.private // 64)  # public epochs have a length of their own
     cosine = dict(type='CosineAnnealingLR', eta_min=0.0, T_max=steps, by_epoch=False)
     views = {**private(size.large_batch, 64), 'param_scheduler': [cosine], 'train_cfg.public_epochs': size.epochs}

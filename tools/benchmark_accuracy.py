@@ -19,6 +19,7 @@ import os
 import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import replace
 from pathlib import Path
 
 import mmpose_dp  # noqa: F401  (first: checks and mends the install)
@@ -70,6 +71,8 @@ class Benchmark:
         self.size = MPII if args.mpii else QUICK if args.quick else FULL
         self.table, self.levers = rows_of(self.size, synthetic=args.mpii is None)
         self.rows: dict[str, Row] = {**self.table, **self.levers}
+        if args.quick:  # untuned
+            self.rows = {name: replace(row, candidates=row.candidates[:1]) for name, row in self.rows.items()}
         self.epsilons, self.seeds = args.epsilons or self.size.epsilons, args.seeds or self.size.seeds
         self.starts = {row.start for row in self.rows.values()}  # rows that others start from
         self.family, self.start, self.lanes = 'mpii' if args.mpii else 'synthetic', args.mpii, args.lanes
@@ -83,9 +86,12 @@ class Benchmark:
         row = self.rows[name]
         if len(row.candidates) == 1:
             return dict(row.settings, **row.candidates[0])
-        tuned = [self.results.find(**self._identity(name, c, *self._tuning(row))) for c in row.candidates]
-        best = max((t for t in tuned if t is not None), key=lambda t: float(t['pckh']))
-        return json.loads(best['settings'])
+        tuned = [line for candidate in row.candidates if (line := self.tuned(name, candidate)) is not None]
+        return json.loads(max(tuned, key=lambda line: float(line['pckh']))['settings'])
+
+    def tuned(self, name: str, candidate: dict) -> dict | None:
+        """The line of a candidate on the tuning people, or None."""
+        return self.results.find(**self._identity(name, candidate, *self._tuning(self.rows[name])))
 
     def _tuning(self, row: Row) -> tuple[float | None, int, str]:
         return self.size.epsilons[0] if row.private else None, 0, 'tuning'
@@ -187,7 +193,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--epsilons', nargs='+', type=float, help='instead of all')
     parser.add_argument('--seeds', type=int, help='instead of three')
     parser.add_argument('--lanes', type=int, default=os.cpu_count(), help='trainings at once, one thread each')
-    parser.add_argument('--quick', action='store_true', help='two minutes: a few rows, few people, one seed')
+    parser.add_argument('--quick', action='store_true', help='a small one: fewer people, one seed, epsilon 8, untuned')
     parser.add_argument('--mpii', type=Path, metavar='CHECKPOINT', help='use data/mpii, and start from this checkpoint')
     parser.add_argument('--out', type=Path, default=REPO / 'work_dirs/accuracy', help='where results.csv is kept')
     parser.add_argument('--data', type=Path, default=REPO / 'data/accuracy', help='where the people are drawn')

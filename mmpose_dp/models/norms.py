@@ -43,11 +43,7 @@ def freeze_batch_norm(model: nn.Module) -> int:
 
 
 def public_statistics(model: nn.Module, public_only: bool) -> None:
-    """Whether frozen layers learn statistics at the next ``model.train()``: for epochs on public rows alone.
-
-    Trained with the statistics of another domain, public views led a model away from the images they are views of: see
-    docs/accuracy.md.
-    """
+    """Whether frozen layers learn statistics at the next ``model.train()``: for epochs on public rows alone."""
     for module in model.modules():
         if isinstance(module, FrozenStatistics):
             module.public_only = public_only

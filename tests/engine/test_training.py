@@ -38,6 +38,25 @@ def test_hybrid_trains_counts_and_states(hybrid):
         assert words in page
 
 
+def test_statistics_are_learned_from_public_rows_alone(hybrid):
+    """In the public epoch BatchNorm learns; in the private ones not one bit of its statistics moves."""
+    _, work_dir = hybrid
+    weights = [torch.load(work_dir / f'epoch_{i}.pth', weights_only=False)['state_dict'] for i in (1, 2, 3)]
+    statistics = [{k: v for k, v in w.items() if 'running' in k or 'tracked' in k} for w in weights]
+    assert len(statistics[0]) > 20
+    assert all(v > 0 for k, v in statistics[0].items() if 'tracked' in k)
+    for later in statistics[1:]:
+        assert all(torch.equal(value, later[name]) for name, value in statistics[0].items())
+
+
+def test_a_schedule_by_steps_of_private_epochs_is_refused(synthetic, tmp_path):
+    """mmengine would stretch it over epochs of another length."""
+    cfg = config(synthetic, tmp_path)
+    cfg.param_scheduler = [dict(type='CosineAnnealingLR', T_max=3, by_epoch=True, convert_to_iter_based=True)]
+    with pytest.raises(PrivacyError, match='convert_to_iter_based=True counts 4 steps in every epoch.*have 5'):
+        train(cfg)
+
+
 def test_no_private_loss_is_logged_or_kept(hybrid):
     runner, work_dir = hybrid
     allowed = {

@@ -62,6 +62,15 @@ class PrivateTrainLoop(EpochBasedTrainLoop):
             )
         self.sampler = sampler
         self.public_epochs = public_epochs
+        schedulers = runner.cfg.get('param_scheduler') or []
+        converted = [
+            s for s in ([schedulers] if isinstance(schedulers, dict) else schedulers) if s.get('convert_to_iter_based')
+        ]
+        if converted and public_epochs and sampler.steps_per_epoch(True) != sampler.steps_per_epoch(False):
+            raise PrivacyError(
+                f'param_scheduler: convert_to_iter_based=True counts {sampler.steps_per_epoch(False)} steps in every epoch, and '
+                f'public epochs have {sampler.steps_per_epoch(True)}: write by_epoch=False with T_max, begin and end in steps'
+            )
         self._max_iters = self._first_iter(max_epochs)
 
     def _first_iter(self, epoch: int) -> int:
