@@ -24,7 +24,6 @@ def synthetic_public(tmp_path_factory):
 # several processes take a file each (in this order: --no-loadscope-reorder): those that take minutes come first
 LONG = (
     'test_mpii_end_to_end.py',
-    'test_benchmark_accuracy.py',
     'test_zoo.py',
     'test_training.py',
     'test_dp_optim_wrapper.py',

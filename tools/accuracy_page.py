@@ -68,13 +68,19 @@ def lever_table(levers: Rows, scores: Scores, epsilons: list[float]) -> str:
     return table(['mean PCKh@0.5', *(f'epsilon {epsilon}' for epsilon in epsilons)], lines)
 
 
+def in_words(settings: dict) -> str:
+    """A candidate's values."""
+    parts = [v if isinstance(v, dict) else {k.rpartition('.')[2]: v} for k, v in settings.items()]
+    return ', '.join(f'{k} {v}' for part in parts for k, v in part.items() if k != '_delete_') or 'as it is'
+
+
 def tuning(benchmark: Any) -> str:
     """What was tried for each row on the tuning people, the best first."""
     lines = []
     for name, row in benchmark.rows.items():
         tried = [(benchmark.tuned(name, candidate), candidate) for candidate in row.candidates]
-        found = [(float(line['pckh']), str(candidate)) for line, candidate in tried if line is not None]
-        lines += [[row.text, f'`{candidate}`', f'{pckh:.1f}'] for pckh, candidate in sorted(found, reverse=True)]
+        found = [(float(line['pckh']), in_words(candidate)) for line, candidate in tried if line is not None]
+        lines += [[row.text, text, f'{pckh:.1f}'] for pckh, text in sorted(found, reverse=True)]
     return table(['row', 'tried', 'PCKh, tuning people, one seed'], lines)
 
 

@@ -5,9 +5,11 @@ import os
 import subprocess
 import sys
 
+import pytest
 from helpers import REPO
 
 
+@pytest.mark.slow
 def test_the_order_of_the_methods(tmp_path):
     """Non-private above ours above DP-SGD, at epsilon 8 since the people are few: a change that loses this is a loss."""
     page = tmp_path / 'accuracy.md'
