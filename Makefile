@@ -17,7 +17,7 @@ help:
 	@echo 'make lint      ruff and mypy'
 	@echo 'make demo      a private training end to end on synthetic data'
 	@echo 'make bench     speed and memory beside plain training'
-	@echo 'make accuracy  what each method reaches at each epsilon (two hours)'
+	@echo 'make accuracy  what each method reaches at each epsilon (hours)'
 	@echo 'make clean     remove .venv and caches'
 	@echo
 	@echo 'PYTHON=...     the interpreter for .venv (now: $(PYTHON); the pins were tried on 3.11)'

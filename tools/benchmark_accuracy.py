@@ -1,6 +1,6 @@
 """Accuracy of each method at each epsilon, with every row tuned alike; remakes docs/accuracy.md.
 
-    python tools/benchmark_accuracy.py                        # the whole page: about two hours on 2 cores
+    python tools/benchmark_accuracy.py                        # the whole page: some hours on 2 cores
     python tools/benchmark_accuracy.py --only dpsgd ours --epsilons 0.8 --seeds 1
     python tools/benchmark_accuracy.py --mpii start.pth       # the same on data/mpii, from a checkpoint trained on public data
 
