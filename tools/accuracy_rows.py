@@ -138,13 +138,21 @@ def rows_of(size: Size, synthetic: bool = True) -> tuple[dict[str, Row], dict[st
             'pretrained on public people', 'pretrain', None, {**common, **schedule(size.pretrain_epochs)}, **plain
         ),
         'publiconly': Row(
-            'public-only: then on the public views', 'hybrid_eps08', 'pretrain', views, tuple(adam(3e-3, 1e-3, 3e-4)), **plain
+            'public-only: then on the public views',
+            'hybrid_eps08',
+            'pretrain',
+            views,
+            tuple(adam(3e-3, 1e-3, 3e-4)),
+            **plain,
         ),
         'dpsgd_paper': Row(
             "DP-SGD, the paper's batch", 'dpsgd_eps08', settings=paper(), candidates=tuple(adam(1e-3, 3e-4, 1e-4))
         ),
         'dpsgd': Row(
-            'DP-SGD, large batch', 'dpsgd_eps08', settings=private(size.large_batch), candidates=tuple(adam(2e-3, 1e-3, 5e-4))
+            'DP-SGD, large batch',
+            'dpsgd_eps08',
+            settings=private(size.large_batch),
+            candidates=tuple(adam(2e-3, 1e-3, 5e-4)),
         ),
         'projected': Row(
             "Projected DP-SGD, the paper's order",
@@ -165,7 +173,9 @@ def rows_of(size: Size, synthetic: bool = True) -> tuple[dict[str, Row], dict[st
             candidates=tuple(adam(1e-3, 3e-4, 1e-4)),
         ),
         'ours': Row('hybrid, ours', 'hybrid_eps08', 'publiconly', ours, tuple(sgd(0.5, 1.0, 0.25))),
-        'nonprivate': Row('non-private', 'nonprivate', settings=epochs, candidates=tuple(adam(3e-3, 1e-3, 3e-4)), **plain),
+        'nonprivate': Row(
+            'non-private', 'nonprivate', settings=epochs, candidates=tuple(adam(3e-3, 1e-3, 3e-4)), **plain
+        ),
     }
     if not synthetic:
         del table['pretrain']  # it is given

@@ -67,7 +67,8 @@ def test_killed_at_random_moments(trainings, tmp_path, kills):
     seed = random.randrange(10**6)
     moments, lost, early = random.Random(seed), 0, 0
     for number in range(kills):
-        work_dir, moment = tmp_path / str(number), moments.uniform(0, whole)
+        # one in each stretch of the training: three that all came before the first checkpoint would show nothing
+        work_dir, moment = tmp_path / str(number), (number + moments.random()) / kills * whole
         status, _ = trainings.train(work_dir, kill_after=moment)
         told = f'seed {seed}, killed number {number} after {moment:.3f} of {whole:.3f} s'
         ledger = Ledger.read(work_dir / LEDGER_NAME)

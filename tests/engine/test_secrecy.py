@@ -35,8 +35,8 @@ def run(synthetic, tmp_path_factory):
         secret['noise'].append(drawn[:32])
         return drawn
 
-    def picture(self, index):
-        row = packed(self, index)
+    def picture(self, index, coins):
+        row = packed(self, index, coins)
         if row is not None and index < len(self.private):
             secret['pictures'].append(row['inputs'].numpy())
         return row

@@ -37,7 +37,7 @@ from mmpose_dp.privacy import (
     gradient_of,
 )
 
-from .settings import check_settings, from_settings, head_message
+from .settings import check_settings, from_settings, head_message, refuse_batch_statistics, refuse_changed_buffers
 
 
 @OPTIM_WRAPPERS.register_module()
@@ -159,7 +159,7 @@ class DPOptimWrapper(OptimWrapper):
         self._head = heads[0]
         self._head.compute_acc = self.expose_private_metrics = expose_private_metrics
         self._norms = [(n, m) for n, m in model.named_modules() if has_batch_statistics(m)]
-        self._refuse_batch_statistics()
+        refuse_batch_statistics(self._norms)
         if getattr(getattr(model, 'data_preprocessor', None), 'batch_augments', None):
             raise PrivacyError('model.data_preprocessor.batch_augments can mix records: write batch_augments=None')
         for module in model.modules():  # checkpointing would save nothing: the layers' inputs are kept anyway
@@ -167,15 +167,6 @@ class DPOptimWrapper(OptimWrapper):
                 module.with_cp = False
         self.engine = build_engine(self.engine_kind, model, self.params, self._head.called_once_a_row())
         self._model, self._buffers_checked = model, False
-
-    def _refuse_batch_statistics(self) -> None:
-        for name, module in self._norms:
-            if module.training:
-                raise PrivacyError(
-                    f'{name} ({type(module).__name__}) is in train mode: its batch statistics mix records and its running '
-                    "statistics leak. Write optim_wrapper.constructor='DPOptimWrapperConstructor', which freezes it, or "
-                    'call mmpose_dp.models.freeze_batch_norm(model)'
-                )
 
     def should_sync(self) -> bool:
         """Never: clipped sums are added over ranks here, gradients are not averaged by DDP."""
@@ -188,7 +179,7 @@ class DPOptimWrapper(OptimWrapper):
         if core is not self._model:
             self.prepare(core)
         if not self.public_only:
-            self._refuse_batch_statistics()
+            refuse_batch_statistics(self._norms)
         if not self._buffers_checked:
             self._buffers = {name: buffer.clone() for name, buffer in core.named_buffers()}
         # dropout and the like: from mmengine's seed, one more record would change what the others meet in a known way
@@ -233,20 +224,13 @@ class DPOptimWrapper(OptimWrapper):
         if self.public_only:
             self._add_public(losses, rows)
         else:
-            if not self._buffers_checked:
-                self._refuse_changed_buffers()
+            if not self._buffers_checked:  # after the first forward, before anything is released
+                refuse_changed_buffers(self._model, self._buffers)
+                self._buffers_checked, self._buffers = True, {}
             self._add(losses, rows)
         self._note_metrics(values, rows)
         if not self.accumulating:
             self.finish_step(step_kwargs, zero_kwargs)
-
-    def _refuse_changed_buffers(self) -> None:
-        """Once, after the first forward and before anything is released: no private batch may leave a trace."""
-        assert self._model is not None
-        for name, buffer in self._model.named_buffers():
-            if not torch.equal(buffer, self._buffers[name]):
-                raise PrivacyError(f'the training forward changed the buffer {name}: it would leak the private batch')
-        self._buffers_checked, self._buffers = True, {}
 
     def _add(self, losses: list[Tensor], rows: Rows) -> None:
         """Adds the private rows' clipped sum, and the public rows' plain one, to those of the logical batch."""

@@ -1,8 +1,10 @@
-"""What DPOptimWrapper may be told, and how it says no. Must not train anything."""
+"""What DPOptimWrapper may be told, which models it takes, and how it says no. Must not train anything."""
 
+from collections.abc import Iterable
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from mmpose_dp.models import FeatureMaskingHead
 from mmpose_dp.privacy import PrivacyError
@@ -54,3 +56,21 @@ def head_message(model: nn.Module, found: int) -> str:
     twin = f'Private{head}'
     hint = f"write model.head.type='{twin}'" if twin in known else f'private heads exist for: {", ".join(known)}'
     return f'model.head is {head}, which has no per-record losses: {hint}'
+
+
+def refuse_batch_statistics(norms: Iterable[tuple[str, nn.Module]]) -> None:
+    """Raises PrivacyError for a norm layer, by name, that a training forward would let mix records."""
+    for name, module in norms:
+        if module.training:
+            raise PrivacyError(
+                f'{name} ({type(module).__name__}) is in train mode: its batch statistics mix records and its running '
+                "statistics leak. Write optim_wrapper.constructor='DPOptimWrapperConstructor', which freezes it, or "
+                'call mmpose_dp.models.freeze_batch_norm(model)'
+            )
+
+
+def refuse_changed_buffers(model: nn.Module, before: dict[str, Tensor]) -> None:
+    """Raises PrivacyError where a buffer is not what it was: no private batch may leave a trace."""
+    for name, buffer in model.named_buffers():
+        if not torch.equal(buffer, before[name]):
+            raise PrivacyError(f'the training forward changed the buffer {name}: it would leak the private batch')
