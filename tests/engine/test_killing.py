@@ -32,14 +32,17 @@ class Trainings:
             ),
         )
 
-    def train(self, work_dir, resume=False, kill_after=None):
-        """(status, seconds) of a training process."""
+    def train(self, work_dir, resume=False, kill_after=None, once=lambda: True):
+        """(status, seconds) of a training process, killed so many seconds after ``once()`` first holds."""
         work_dir.mkdir(exist_ok=True)
         task = dict(work_dir=str(work_dir), data=str(self.data), resume=resume)
         self.server.stdin.write(json.dumps(task) + '\n')
         self.server.stdin.flush()
         child, start = self._answer(), time.monotonic()
         if kill_after is not None:
+            deadline = start + 300
+            while not once() and time.monotonic() < deadline:
+                time.sleep(0.005)
             time.sleep(kill_after)
             with contextlib.suppress(ProcessLookupError):  # it was quicker
                 os.kill(child, signal.SIGKILL)
@@ -67,9 +70,10 @@ def test_killed_at_random_moments(trainings, tmp_path, kills):
     seed = random.randrange(10**6)
     moments, lost, early = random.Random(seed), 0, 0
     for number in range(kills):
-        # one in each stretch of the training: three that all came before the first checkpoint would show nothing
-        work_dir, moment = tmp_path / str(number), (number + moments.random()) / kills * whole
-        status, _ = trainings.train(work_dir, kill_after=moment)
+        work_dir, moment = tmp_path / str(number), moments.random() * whole
+        # every third one not before the first checkpoint, however busy the machine is
+        once = dict(once=lambda: newest_checkpoint(work_dir) is not None) if number % 3 == 2 else {}  # noqa: B023
+        status, _ = trainings.train(work_dir, kill_after=moment / (4 if once else 1), **once)
         told = f'seed {seed}, killed number {number} after {moment:.3f} of {whole:.3f} s'
         ledger = Ledger.read(work_dir / LEDGER_NAME)
         seen = work_dir / 'released'
