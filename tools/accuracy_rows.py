@@ -32,12 +32,13 @@ class Row:
 
 @dataclass(frozen=True)
 class Size:
-    """How large the benchmark is: people drawn, epochs of pretraining and of training, the epsilons and seeds by default."""
+    """How large the benchmark is: people drawn, epochs of pretraining, on views and in private, epsilons and seeds by default."""
 
     public: int = 6000
     private: int = 8000
     tested: int = 2000
     pretrain_epochs: int = 8
+    public_epochs: int = 8
     epochs: int = 2
     epsilons: tuple[float, ...] = (0.8, 0.2, 0.4, 0.6)
     seeds: int = 3
@@ -54,8 +55,8 @@ class Size:
 
 
 FULL = Size()
-QUICK = Size(public=3000, private=3000, tested=600, pretrain_epochs=5, epsilons=(8.0,), seeds=1)
-MPII = Size(private=22246, epochs=25)
+QUICK = Size(public=3000, private=3000, tested=600, pretrain_epochs=5, public_epochs=4, epsilons=(8.0,), seeds=1)
+MPII = Size(private=22246, public_epochs=10, epochs=25)
 
 OPTIMIZER = 'optim_wrapper.optimizer'
 PROJECTOR = 'optim_wrapper.projector'
@@ -111,9 +112,9 @@ def rows_of(size: Size, synthetic: bool = True) -> tuple[dict[str, Row], dict[st
     def paper(public: int = 0) -> Settings:
         return {**private(size.papers_batch, public), **papers_schedule(size.epochs)}
 
-    def projector(order: str, rank: int = 100, refresh_interval: int = 50, **more: Any) -> Settings:
-        kept = dict(rank=rank, order=order, refresh_interval=refresh_interval, dtype='bfloat16', **more)
-        return {PROJECTOR: dict(_delete_=True, **kept)}
+    def projector(**changed: Any) -> Settings:
+        ours = dict(rank=25, order='project-then-clip', refresh_interval=8, preconditioned=True, dtype='bfloat16')
+        return {PROJECTOR: dict(_delete_=True, **{**ours, **changed})}
 
     def adam(*rates: float) -> list[Settings]:
         return [{OPTIMIZER: dict(_delete_=True, type='AdamW', lr=lr)} for lr in rates]
@@ -122,17 +123,24 @@ def rows_of(size: Size, synthetic: bool = True) -> tuple[dict[str, Row], dict[st
         return [{OPTIMIZER: dict(_delete_=True, type='SGD', lr=lr, momentum=0.9)} for lr in rates]
 
     no_views_first = {'train_cfg.public_epochs': 0}
-    papers_own = projector('noise-then-project')
+    papers = dict(rank=100, order='noise-then-project', refresh_interval=50, dtype='bfloat16')
+    papers_own = {PROJECTOR: dict(_delete_=True, **papers)}
     ours = {
         **private(size.large_batch, 64),
-        **projector('project-then-clip', refresh_interval=8),
+        **projector(),
         **no_views_first,  # it starts from the row that trained on them
+        'default_hooks.public_data.num_samples': 200,
         PUBLIC_WEIGHT: 0.005,
     }
-    epochs, plain = {**common, **schedule(2 * size.epochs)}, dict(private=False)  # as many images as ours sees
-    steps = size.epochs * (size.private // 64)  # public epochs have a length of their own
+    # as many images as ours sees
+    epochs, plain = {**common, **schedule(size.public_epochs + size.epochs)}, dict(private=False)
+    steps = size.public_epochs * (size.private // 64)  # public epochs have a length of their own
     cosine = dict(type='CosineAnnealingLR', eta_min=0.0, T_max=steps, by_epoch=False)
-    views = {**private(size.large_batch, 64), 'param_scheduler': [cosine], 'train_cfg.public_epochs': size.epochs}
+    views = {
+        **private(size.large_batch, 64, size.public_epochs),
+        'param_scheduler': [cosine],
+        'train_cfg.public_epochs': size.public_epochs,
+    }
     table = {
         'pretrain': Row(
             'pretrained on public people', 'pretrain', None, {**common, **schedule(size.pretrain_epochs)}, **plain
@@ -142,7 +150,7 @@ def rows_of(size: Size, synthetic: bool = True) -> tuple[dict[str, Row], dict[st
             'hybrid_eps08',
             'pretrain',
             views,
-            tuple(adam(3e-3, 1e-3, 3e-4)),
+            tuple(adam(3e-3, 1e-3, 6e-3)),
             **plain,
         ),
         'dpsgd_paper': Row(
@@ -172,22 +180,31 @@ def rows_of(size: Size, synthetic: bool = True) -> tuple[dict[str, Row], dict[st
             settings={**paper(size.papers_batch), **papers_own, **no_views_first, PUBLIC_WEIGHT: 0.1},
             candidates=tuple(adam(1e-3, 3e-4, 1e-4)),
         ),
-        'ours': Row('hybrid, ours', 'hybrid_eps08', 'publiconly', ours, tuple(sgd(0.5, 1.0, 0.25))),
+        'ours': Row(
+            'hybrid, ours',
+            'hybrid_eps08',
+            'publiconly',
+            ours,
+            (sgd(0.25)[0], sgd(0.5)[0], {**projector(rank=100), **sgd(0.25)[0]}),
+        ),
         'nonprivate': Row(
-            'non-private', 'nonprivate', settings=epochs, candidates=tuple(adam(3e-3, 1e-3, 3e-4)), **plain
+            'non-private', 'nonprivate', settings=epochs, candidates=tuple(adam(3e-3, 1e-3, 6e-3)), **plain
         ),
     }
     if not synthetic:
         del table['pretrain']  # it is given
-    best = sgd(0.5)[0]
+    best = sgd(0.25)[0]
     changes: dict[str, tuple[str, Settings]] = {
-        'noise_then_project': ("the paper's order of projection", projector('noise-then-project', refresh_interval=8)),
+        'noise_then_project': (
+            "the paper's order of projection",
+            projector(order='noise-then-project', preconditioned=False),
+        ),
+        'not_preconditioned': ('without the preconditioner', projector(preconditioned=False)),
         'no_public_gradient': ('without the public gradient', {PUBLIC_WEIGHT: 0.0}),
         'papers_batch': ("at the paper's batch", private(size.papers_batch, 64)),
-        'rank_25': ('rank 25', projector('project-then-clip', 25, 8)),
-        'rank_250': ('rank 250', projector('project-then-clip', 250, 8)),
+        'rank_100': ('rank 100', projector(rank=100)),
         'residual': ('residual private loss', {f'{data}.private_loss': 'residual'}),
-        'outside': ('with what lies outside the subspace (GEP)', projector('project-then-clip', 100, 8, outside=0.3)),
+        'outside': ('with what lies outside the subspace (GEP)', projector(preconditioned=False, outside=0.3)),
         'automatic': ('automatic clipping', {'optim_wrapper.clipping': 'automatic'}),
         'augmentations': ('two augmentations a record', {f'{data}.augmentations': 2}),
         'average': ('averaged weights (EMA)', {'custom_hooks': [AVERAGE]}),

@@ -166,8 +166,8 @@ def main() -> None:
             results.append(found)
             with open(path, 'a') as file:
                 file.write(json.dumps(found) + '\n')
-            if chosen != ['quick']:
-                write_page(args.page, {name: jobs for name, jobs in on_page.items() if name != 'quick'}, results)
+        if chosen != ['quick']:
+            write_page(args.page, {name: jobs for name, jobs in on_page.items() if name != 'quick'}, results)
         settings = ' '.join(f'{key}={wanted[key]}' for key in ('rows', 'expected_batch_size', 'rank', 'processes'))
         print(
             f'[{number}/{len(jobs)}] {short_name(wanted["config"])}, {wanted["method"]}, {settings}: {cell(found)}',

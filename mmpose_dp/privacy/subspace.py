@@ -14,7 +14,7 @@ ORDERS = ('project-then-clip', 'noise-then-project')
 
 
 class Projector:
-    """V in R^{p x k}: orthonormal columns spanning the top eigenspace of the public per-sample gradients' second moment.
+    """V in R^{p x k}, orthonormal by default: spans the top eigenspace of the public per-sample gradients' second moment.
 
     Args:
         rank: k, the most directions kept. Fewer are kept where the public gradients span fewer.
@@ -23,6 +23,10 @@ class Projector:
         refresh_interval: private steps between two bases.
         outside: with 'project-then-clip', how long the part of a record's gradient outside the subspace may be, in units of what
             the part inside may (GEP, Yu et al. 2021). 0 leaves it out, and with it the noise of the full dimension.
+        preconditioned: with 'project-then-clip', finds the subspace for gradients scaled by S = (v + 0.01)^(-1/4), v being each
+            parameter's mean square among the public gradients in units of the average parameter's: columns S U instead of U,
+            so that the update is S U U^T S g. At full rank that is g / sqrt(v), RMSprop's with public moments (AdaDPS, Li et
+            al. 2022). The columns keep a mean square length of 1.
         dtype: of the p x k numbers kept, 'float32' or 'bfloat16' (half the memory, orthonormal to about 1e-2; the
             guarantee does not depend on it).
 
@@ -36,6 +40,7 @@ class Projector:
         order: str = 'project-then-clip',
         refresh_interval: int = 50,
         outside: float = 0.0,
+        preconditioned: bool = False,
         dtype: str = 'float32',
     ) -> None:
         if order not in ORDERS:
@@ -48,8 +53,13 @@ class Projector:
             raise PrivacyError(
                 f"projector.outside={outside!r} must be 0 or above, and 0 without order='project-then-clip'"
             )
+        if preconditioned and (outside or order != 'project-then-clip'):
+            raise PrivacyError(
+                "projector.preconditioned=True needs order='project-then-clip' and outside=0: write preconditioned=False"
+            )
         self.max_rank = rank
         self.outside = outside
+        self.preconditioned = preconditioned
         self.order = order
         self.refresh_interval = refresh_interval
         self.dtype: torch.dtype = getattr(torch, dtype)
@@ -78,6 +88,9 @@ class Projector:
         left out. Raises PrivacyError where nothing is left.
         """
         stacks = self._stack(gradients)
+        scales = _scales(stacks) if self.preconditioned else []
+        for stack, scale in zip(stacks, scales):
+            stack *= scale
         first = True
         for _ in range(2):  # the second pass repairs the rounding of the first (as in CholeskyQR2)
             gram = sum(_gram(stack) for stack in stacks)
@@ -93,6 +106,14 @@ class Projector:
             for i, stack in enumerate(stacks):
                 stacks[i] = _mix_rows(mix, stack)
             first = False
+        for stack, scale in zip(stacks, scales):
+            stack *= scale
+        if scales:
+            length = torch.linalg.vector_norm(
+                torch.stack([torch.linalg.vector_norm(stack.float()) for stack in stacks])
+            )
+            for stack in stacks:
+                stack *= len(stack) ** 0.5 / length
         self.basis = stacks
 
     def _stack(self, gradients: Iterable[Sequence[Tensor]]) -> list[Tensor]:
@@ -131,6 +152,13 @@ class Projector:
         """V V^T g for one gradient given as a tensor a parameter."""
         parts = [self.coordinates(i, g[None])[0] for i, g in enumerate(gradient)]
         return self.expand(torch.stack(parts).sum(0))
+
+
+def _scales(stacks: Sequence[Tensor]) -> list[Tensor]:
+    """S of Projector.preconditioned, one tensor of the parameter's shape each, in the stacks' dtype."""
+    moments = [stack.square().mean(0, dtype=torch.float32) for stack in stacks]
+    average = sum(float(v.sum()) for v in moments) / sum(v.numel() for v in moments)
+    return [(v / average + 0.01).pow(-0.25).to(stack.dtype) for v, stack in zip(moments, stacks)]
 
 
 def _gram(stack: Tensor) -> Tensor:

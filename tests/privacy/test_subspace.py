@@ -43,6 +43,26 @@ def test_expand_and_project_are_v_and_v_vt():
     )
 
 
+def test_preconditioned_is_the_subspace_of_scaled_gradients():
+    torch.manual_seed(3)
+    g = torch.randn(60, 53) * torch.logspace(0, -1, 53)
+    v = g.square().mean(0)
+    scale = (v / v.mean() + 0.01) ** -0.25
+    for rank in (5, 53):
+        projector = Projector(rank=rank, preconditioned=True)
+        projector.fit([split(g[:20]), split(g[20:])])
+        V = join(projector.basis)
+        top = torch.linalg.eigh((g * scale).T.double() @ (g * scale).double())[1][:, -rank:].float()
+        wanted = scale[:, None] * top
+        wanted *= rank**0.5 / wanted.norm()
+        torch.testing.assert_close(V.T @ V, wanted @ wanted.T, rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(V.norm(), torch.tensor(rank**0.5))
+    update = V.T @ V @ g[0]  # of full rank: RMSprop's direction
+    torch.testing.assert_close(
+        torch.cosine_similarity(update, g[0] * scale**2, dim=0), torch.tensor(1.0), rtol=0, atol=1e-4
+    )
+
+
 def test_half_precision_keeps_the_subspace():
     torch.manual_seed(2)
     g = torch.randn(12, 53)
@@ -80,6 +100,8 @@ def test_nothing_usable_is_an_error(batches):
         (dict(order='clip-then-project'), 'order'),
         (dict(rank=0), 'rank'),
         (dict(dtype='int8'), 'dtype'),
+        (dict(preconditioned=True, order='noise-then-project'), 'preconditioned'),
+        (dict(preconditioned=True, outside=0.1), 'preconditioned'),
     ],
 )
 def test_bad_settings(settings, message):
