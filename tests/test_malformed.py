@@ -41,6 +41,7 @@ BAD_SETTINGS = {
     f'{WRAPPER}.clip_grad': [dict(max_norm=1)],
     f'{WRAPPER}.accumulative_counts': [2],
     f'{WRAPPER}.momentum_noise': [1],
+    f'{WRAPPER}.public_optimizer': ['AdamW', dict(lr=1e-3)],
     f'{WRAPPER}.norm': ['batch', None],
     f'{WRAPPER}.trainable': ['nothing', 'backbone.stage9.*', 5],
     f'{WRAPPER}.lora_rank': [0, 'two'],

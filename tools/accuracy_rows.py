@@ -150,7 +150,7 @@ def rows_of(size: Size, synthetic: bool = True) -> tuple[dict[str, Row], dict[st
             'hybrid_eps08',
             'pretrain',
             views,
-            tuple(adam(3e-3, 1e-3, 6e-3)),
+            tuple(adam(3e-3, 6e-3, 1.2e-2)),
             **plain,
         ),
         'dpsgd_paper': Row(
@@ -188,7 +188,7 @@ def rows_of(size: Size, synthetic: bool = True) -> tuple[dict[str, Row], dict[st
             (sgd(0.25)[0], sgd(0.5)[0], {**projector(rank=100), **sgd(0.25)[0]}),
         ),
         'nonprivate': Row(
-            'non-private', 'nonprivate', settings=epochs, candidates=tuple(adam(3e-3, 1e-3, 6e-3)), **plain
+            'non-private', 'nonprivate', settings=epochs, candidates=tuple(adam(3e-3, 6e-3, 1.2e-2)), **plain
         ),
     }
     if not synthetic:

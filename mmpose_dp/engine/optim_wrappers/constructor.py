@@ -19,6 +19,8 @@ class DPOptimWrapperConstructor(DefaultOptimWrapperConstructor):
 
     - ``norm``: 'frozen' (default; every BatchNorm keeps the statistics it was loaded with, scale and shift are trained) or
       'group' (GroupNorm in its place: :func:`mmpose_dp.models.replace_batch_norm`).
+    - ``public_optimizer``: what optimizer takes the steps of ``train_cfg.public_epochs``, such as dict(type='AdamW', lr=1e-3);
+      None: the same one as the private steps. ``param_scheduler`` moves both in proportion.
     - ``trainable`` and ``lora_rank``: what is trained, see :func:`mmpose_dp.models.choose_trainable`.
 
     Examples:
@@ -28,7 +30,14 @@ class DPOptimWrapperConstructor(DefaultOptimWrapperConstructor):
     def __init__(self, optim_wrapper_cfg: dict, paramwise_cfg: dict | None = None) -> None:
         settings = dict(optim_wrapper_cfg)
         self.norm = settings.pop('norm', 'frozen')
+        self.public_optimizer = settings.pop('public_optimizer', None)
         self.subset = {key: settings.pop(key) for key in ('trainable', 'lora_rank') if key in settings}
+        if self.public_optimizer is not None and not (
+            isinstance(self.public_optimizer, dict) and 'type' in self.public_optimizer
+        ):
+            raise PrivacyError(
+                f"optim_wrapper.public_optimizer={self.public_optimizer!r} must be None or like dict(type='AdamW', lr=1e-3)"
+            )
         if self.norm not in ('frozen', 'group'):
             raise PrivacyError(f"optim_wrapper.norm={self.norm!r} is unknown; write 'frozen' or 'group'")
         super().__init__(settings, paramwise_cfg)
@@ -41,5 +50,8 @@ class DPOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         freeze_batch_norm(core)
         choose_trainable(core, **self.subset)
         wrapper = super().__call__(model)
+        if self.public_optimizer is not None:
+            plain = dict(type='OptimWrapper', optimizer=self.public_optimizer)
+            wrapper.public_optimizer = DefaultOptimWrapperConstructor(plain, self.paramwise_cfg)(model).optimizer
         wrapper.prepare(core)
         return wrapper

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from mmengine.dist import all_reduce, get_rank
 from mmengine.model import is_model_wrapper
-from mmengine.optim import OptimWrapper
 from mmpose.registry import OPTIM_WRAPPERS
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -37,11 +36,12 @@ from mmpose_dp.privacy import (
     gradient_of,
 )
 
+from .public_optimizer import WithPublicOptimizer
 from .settings import check_settings, from_settings, head_message, refuse_batch_statistics, refuse_changed_buffers
 
 
 @OPTIM_WRAPPERS.register_module()
-class DPOptimWrapper(OptimWrapper):
+class DPOptimWrapper(WithPublicOptimizer):
     """DP-SGD, Projected DP-SGD, Feature DP and their hybrid as an mmengine optimizer wrapper.
 
     One logical step adds up the clipped gradients of the private rows, adds N(0, (noise_multiplier * max_grad_norm)^2)
@@ -288,7 +288,7 @@ class DPOptimWrapper(OptimWrapper):
             param.grad = gradient.to(param.dtype)
         # an overflow is skipped as in AmpOptimWrapper. The noised update alone decides: a private row must not
         if all(bool(gradient.isfinite().all()) for gradient in update):
-            self.step(**(step_kwargs or {}))
+            self.public_step() if self.public_only else self.step(**(step_kwargs or {}))
         self.zero_grad(**(zero_kwargs or {}))
         self._inner_count += 1
         joined = {name: torch.cat(values) for name, values in self._seen.items()}
