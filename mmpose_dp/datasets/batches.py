@@ -4,6 +4,8 @@ from collections.abc import Sequence
 
 from mmengine.registry import FUNCTIONS
 
+from mmpose_dp.privacy import PrivacyError
+
 
 def by_record(batch: dict[str, list]) -> list[dict[str, list]]:
     """A collated batch in parts of one record each; public rows are one part. See FeatureMaskingHead.loss for ``dp_record``."""
@@ -15,5 +17,15 @@ def by_record(batch: dict[str, list]) -> list[dict[str, list]]:
 
 @FUNCTIONS.register_module()
 def collate_rows(items: Sequence[Sequence[dict]]) -> dict[str, list]:
-    """The packed rows of several indices to the batch that MMPose's preprocessor takes; an empty draw is empty."""
-    return {key: [row[key] for rows in items for row in rows] for key in ('inputs', 'data_samples')}
+    """The packed rows of several indices to the batch that MMPose's preprocessor takes; an empty draw is empty.
+
+    Raises PrivacyError for images of different sizes: the preprocessor would pad each to the largest, and so show the others.
+    """
+    batch = {key: [row[key] for rows in items for row in rows] for key in ('inputs', 'data_samples')}
+    sizes = {tuple(image.shape) for image in batch['inputs']}
+    if len(sizes) > 1:
+        raise PrivacyError(
+            f'train_dataloader.dataset gives images of different sizes, {sorted(sizes)[:3]}: put TopdownAffine, with one '
+            'input_size, into the pipeline'
+        )
+    return batch

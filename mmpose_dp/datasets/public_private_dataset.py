@@ -207,7 +207,10 @@ class PublicPrivateDataset(Dataset):
         """What is treated as public, for the statement."""
         if self.public_view is not None:
             return self.public_view.description
-        return None if self.public is None else f'{type(self.public).__name__} {osp.basename(self.public.ann_file)}'
+        if self.public is None:
+            return None
+        name, digest = osp.basename(self.public.ann_file), _digest(self.public.ann_file)[:12]
+        return f'{type(self.public).__name__} {name} (sha256 {digest})'
 
 
 @contextmanager
@@ -285,6 +288,12 @@ def _with_view(cfg: dict, view: dict) -> dict:
     names = [step['type'] for step in cfg['pipeline']]
     if 'GetBBoxCenterScale' not in names:
         raise PrivacyError('train_dataloader.dataset.public_view needs a top-down pipeline with GetBBoxCenterScale')
+    before = {name for name in names[: names.index('GetBBoxCenterScale')] if name.split('.')[-1] != 'LoadImage'}
+    if before:
+        raise PrivacyError(
+            f'train_dataloader.dataset.private.pipeline has {sorted(before)} before GetBBoxCenterScale, which could give a record '
+            'more than one public view: move it behind'
+        )
     cfg['pipeline'] = list(cfg['pipeline'])
     cfg['pipeline'].insert(names.index('GetBBoxCenterScale') + 1, view)
     return cfg

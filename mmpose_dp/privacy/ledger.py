@@ -17,7 +17,7 @@ from .errors import PrivacyError
 LEDGER_NAME = 'privacy_ledger.jsonl'
 _FORMAT = 2
 # what the statement says of a whole training, so that a resume must not change it; the noise and the rate may change
-_KEPT = ('privacy_unit', 'personal_budgets', 'method', 'public_view', 'public_data')
+_KEPT = ('privacy_unit', 'personal_budgets', 'personal_assignment', 'method', 'public_view', 'public_data')
 _START = hashlib.sha256(b'mmpose_dp privacy ledger').hexdigest()
 
 

@@ -4,7 +4,7 @@ Must not clip, weigh or release anything. Right for any model whose rows do not 
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from .row_gradients import Collector, StackBlock
-from .row_mixing import MixedRows, one_by_one
+from .row_mixing import MixedRows, gradients_at_inputs, one_by_one
 
 
 class LoopEngine:
@@ -29,6 +29,7 @@ class LoopEngine:
         self._param_names = [name for name, p in model.named_parameters() if any(p is q for q in self.params)]
         self._names = {module: name for name, module in model.named_modules() if not [*module.children()]}
         self._edges: list[tuple[str, GradientEdge]] = []
+        self._model, self._inputs = model, list[Tensor]()
         self._unmixed = False
 
     def __str__(self) -> str:
@@ -42,9 +43,11 @@ class LoopEngine:
     def capture(self) -> Iterator[None]:
         """Notes where modules end, to see on the first batch whether rows mix."""
         self._edges.clear()
+        self._inputs.clear()
         handles = [] if self._unmixed else [module.register_forward_hook(self._record) for module in self._names]
         try:
-            yield
+            with nullcontext() if self._unmixed else gradients_at_inputs(self._model, self._inputs):
+                yield
         finally:
             for handle in handles:
                 handle.remove()
@@ -63,6 +66,7 @@ class LoopEngine:
                 for (name, _), grad in reversed([*zip(self._edges, found)]):
                     if grad is not None and grad.shape[:1] == (len(losses),):  # elsewhere rows may lie in any order
                         mixing.look(row, name, grad)
+                mixing.look_at_inputs(row, losses[row], self._inputs)
             self._unmixed = mixing.refuse()
         self._edges.clear()
         for i, stack in enumerate(one_by_one(losses, self.params)):

@@ -21,7 +21,7 @@ from .layer_rules import Rule, rule_for
 from .loop_engine import LoopEngine
 from .operations import OperationBlock, OperationRecorder, Use
 from .row_gradients import Block, Collector, LayerBlock, RowSum, StackBlock
-from .row_mixing import MixedRows, one_by_one
+from .row_mixing import MixedRows, gradients_at_inputs, one_by_one
 
 
 class _Layer(NamedTuple):
@@ -79,6 +79,7 @@ class RuleEngine:
             p for p in model.parameters() if id(p) not in by_rule and id(p) not in map(id, followed.values())
         ]
         self._capture = Capture({module: layer.name for module, layer in self._layers.items()})
+        self._model, self._inputs = model, list[Tensor]()
         self._unmixed = False  # seen on a batch of several rows, all finite
         self._checked: set[bool] = set()  # the sum, for one row, for several
 
@@ -118,7 +119,9 @@ class RuleEngine:
     def capture(self) -> Iterator[None]:
         """Records every call of a trainable layer, and of operations on other parameters, made inside the context."""
         self._recorder.clear()
-        with self._capture.entered(), self._recorder if self._recorder.params else nullcontext():
+        self._inputs.clear()
+        asked = nullcontext() if self._unmixed else gradients_at_inputs(self._model, self._inputs)
+        with asked, self._capture.entered(), self._recorder if self._recorder.params else nullcontext():
             yield
 
     def _walk(
@@ -132,6 +135,7 @@ class RuleEngine:
         ends: list[Any] = [
             *(use.edge for use in uses),
             *self._capture.ends,
+            *self._inputs,
             *(p for p in self._others if p.requires_grad),
         ]
         self._capture.arrive = arrive
@@ -199,6 +203,7 @@ class RuleEngine:
                 self._checked.add(rows > 1)
         self._capture.clear()
         self._recorder.clear()
+        self._inputs.clear()
 
     def _refuse_mixed_rows(self, losses: Sequence[Tensor], uses: Sequence[Use]) -> bool:
         """Raises PrivacyError if rows mix; whether everything could be looked at."""
@@ -212,6 +217,7 @@ class RuleEngine:
             grads = self._walk(losses[row], uses, look, keep_graph=True)
             for use, name, grad in zip(uses, names, grads):
                 mixing.look(row, name, grad, use.axis)
+            mixing.look_at_inputs(row, losses[row], self._inputs)
         return mixing.refuse()
 
     def _layer_blocks(self, calls: list[Call], rows: int) -> list[Block]:

@@ -49,6 +49,7 @@ class PrivacyPlan:
         expose_private_metrics: whether losses of private batches are logged, outside the guarantee.
         schedule: how sigma and C go on from their first values.
         budgets: personal budgets, smallest first; empty where one epsilon holds for all.
+        assignment: which of the ``budgets`` each record has, by number, in the order of the records.
         prior: what earlier trainings on the same data have spent of the budget.
 
     Raises PrivacyError, naming the field, for values that are out of range or contradict each other.
@@ -71,6 +72,7 @@ class PrivacyPlan:
     expose_private_metrics: bool = False
     schedule: Schedule = Schedule()
     budgets: tuple[Budget, ...] = ()
+    assignment: tuple[int, ...] = ()
     prior: History = ()
 
     def __post_init__(self) -> None:
@@ -163,6 +165,7 @@ class PrivacyPlan:
             privacy_unit=self.privacy_unit,
             num_records=self.num_records,
             personal_budgets=[[budget.epsilon, budget.num_records] for budget in self.budgets],
+            personal_assignment=list(self.assignment) or None,  # who has which is public
             public_view=self.public_view,
             public_data=self.public_data,
             secret_randomness=self.secret_randomness,

@@ -3,10 +3,12 @@
 Must not let pass a layer at which the loss of one row has a gradient in another.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .errors import PrivacyError
 
@@ -18,15 +20,17 @@ class MixedRows:
         losses: one scalar a row.
 
     Attributes:
-        to_look_at: the rows whose losses to look at: the first and the last that are finite, since a row may depend on those
-            before it, or behind it, alone.
+        to_look_at: the rows whose losses to look at: the first and the last that are finite and not 0 (a row of which nothing
+            is annotated has no gradient anywhere), since a row may depend on those before it, or behind it, alone.
     """
 
     def __init__(self, losses: Sequence[Tensor]) -> None:
         self._rows = len(losses)
         finite = [row for row, loss in enumerate(losses) if bool(loss.isfinite())]
-        self.to_look_at = sorted({*finite[:1], *finite[-1:]})
-        self._complete = len(finite) == len(losses)
+        telling = [row for row in finite if float(losses[row])]
+        self.to_look_at = sorted({*telling[:1], *telling[-1:]})
+        self._complete = len(finite) == len(losses) and len(self.to_look_at) == 2
+        self._seen: set[int] = set()  # rows that had a gradient of their own somewhere
         self._found = ''
 
     def look(self, row: int, name: str, grad: Tensor | None, axis: int = 0) -> None:
@@ -41,11 +45,18 @@ class MixedRows:
             return
         self._complete &= bool(grad.isfinite().all())
         others = grad.nan_to_num().unflatten(axis, (self._rows, -1)).movedim(axis, 0)  # 0 * NaN, in a row not finite
+        if bool(others[row].any()):
+            self._seen.add(row)
         if bool(others[:row].any() or others[row + 1 :].any()):
             self._found = self._found or name  # the first one is the nearest to where it happens
 
+    def look_at_inputs(self, row: int, loss: Tensor, inputs: Sequence[Tensor]) -> None:
+        """The same at what the model was given (``gradients_at_inputs``): sees mixing in frozen parts. The graph is kept."""
+        for grad in torch.autograd.grad(loss, inputs, retain_graph=True, allow_unused=True) if inputs else ():
+            self.look(row, 'the images', grad)
+
     def refuse(self) -> bool:
-        """Raises PrivacyError if rows were seen to mix; whether no NaN was in the way of seeing it."""
+        """Raises PrivacyError if rows were seen to mix; whether nothing hid it from sight, such as a NaN or no gradient at all."""
         if self._found:
             raise PrivacyError(
                 f'from {self._found} on, the loss of one record depends on the rows of another (BatchNorm in train mode, a '
@@ -53,7 +64,27 @@ class MixedRows:
                 'that private: change or freeze the layer; if its rows are only not outermost, write '
                 "optim_wrapper.engine='loop'"
             )
-        return self._complete
+        return self._complete and self._seen == {*self.to_look_at}
+
+
+@contextmanager
+def gradients_at_inputs(model: nn.Module, inputs: list[Tensor]) -> Iterator[None]:
+    """Forwards inside get inputs that require a gradient, which are put into ``inputs``: rows may mix in frozen parts as well."""
+
+    def ask(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        def asked(value: Any) -> Any:
+            if not isinstance(value, Tensor) or not value.is_floating_point():
+                return value
+            inputs.append(value.detach().requires_grad_())
+            return inputs[-1]
+
+        return tuple(asked(value) for value in args), {key: asked(value) for key, value in kwargs.items()}
+
+    handle = model.register_forward_pre_hook(ask, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def one_by_one(losses: Sequence[Tensor], params: Sequence[Tensor]) -> list[Tensor]:

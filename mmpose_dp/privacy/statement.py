@@ -6,6 +6,7 @@ Must not say more than the plan and the ledger support, and must hold nothing co
 import json
 import math
 import os
+from decimal import ROUND_CEILING, Context
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -58,7 +59,7 @@ def build_statement(plan: PrivacyPlan, ledger: Ledger, *, pretraining: str) -> d
     kind = 'feature DP' if plan.is_feature_dp else 'DP'
     return {
         'private': plan.is_private and secret and math.isfinite(spent),
-        'guarantee': f'({_number(spent)}, {delta:.4g})-{kind}',
+        'guarantee': f'({_number(spent)}, {_number(delta)})-{kind}',
         'method': ' and '.join(METHODS[method] for method in _of_all(plan, ledger, 'method')),
         'adjacency': plan.adjacency,
         'protected': _protected(plan),
@@ -85,6 +86,7 @@ def build_statement(plan: PrivacyPlan, ledger: Ledger, *, pretraining: str) -> d
         'max_grad_norm': _course(plan.max_grad_norm, plan.max_grad_norm_at(plan.steps)),
         'noise_multiplier': _course(plan.noise_multiplier, plan.event_at(plan.steps).noise_multiplier),
         'public_data': ', '.join([*_of_all(plan, ledger, 'public_view'), *public_data]) or 'none',
+        'public_views': _of_all(plan, ledger, 'public_view'),
         'pretraining': f'{pretraining}. Its training data is treated as public',
         'cost_of_tuning': 'included as far as it was done in this work dir'
         if ledger.steps > ledger.run_steps
@@ -114,11 +116,16 @@ def _not_protected(plan: PrivacyPlan, public_data: list[str]) -> list[str]:
             'keypoint labels, boxes and scales of every training record',
             'whether a record is in the training set (membership)',
         ]
-        if plan.privacy_unit != 'image':
-            told.append(
-                "what other records' public views show of the same picture: a blur or pixelation sized for a smaller "
-                "neighbour hides less of a person than that person's own (privacy_unit='image' counts a picture as one record)"
-            )
+    if plan.privacy_unit != 'image':
+        shown = (
+            ", and their public views: a blur or pixelation sized for a smaller neighbour hides less than a person's own"
+            if plan.is_feature_dp
+            else ''
+        )
+        told.append(
+            f'what other records show of a person: the crops of neighbours in the same picture{shown} '
+            "(privacy_unit='image' counts a picture as one record)"
+        )
     told += [f'the public data set: {name}' for name in public_data]
     if plan.budgets:
         told.append('which personal budget a record has')
@@ -166,7 +173,10 @@ def _json(value: float | None) -> float | str:
 
 
 def _number(value: float) -> str:
-    return f'{value:.4g}' if math.isfinite(value) else 'not bounded'
+    """Four digits, rounded up: what is promised must not be less than what was computed."""
+    if not math.isfinite(value):
+        return 'not bounded'
+    return f'{float(Context(prec=4, rounding=ROUND_CEILING).create_decimal_from_float(value)):.4g}'
 
 
 def _versions() -> dict[str, str]:

@@ -90,7 +90,10 @@ def test_a_rejected_row_is_left_out_not_replaced(synthetic):
     dataset.private.pipeline = lambda info: None
     assert dataset[0] == []
     assert collate_rows([[], []]) == dict(inputs=[], data_samples=[])
-    assert len(collate_rows([[], [dict(inputs=1, data_samples=2)]])['inputs']) == 1
+    one, other = (dict(inputs=torch.zeros(3, size, 8), data_samples=None) for size in (8, 9))
+    assert len(collate_rows([[], [one], [one]])['inputs']) == 2
+    with pytest.raises(PrivacyError, match='different sizes.*TopdownAffine'):  # padding would show the others' size
+        collate_rows([[one], [other]])
 
 
 def test_missing_data_shows_the_layout_and_the_command(tmp_path):

@@ -48,6 +48,13 @@ class TestRefusals:
         with pytest.raises(PrivacyError, match='bn1.*train mode.*DPOptimWrapperConstructor'):
             model.train_step(batch(hrnet, PRIVATE), self.wrapper(model))
 
+    def test_batch_norm_that_keeps_no_statistics(self, hrnet):
+        """It uses the batch's in eval mode too."""
+        model = build(hrnet, private=True)
+        model.backbone.bn1.running_mean = model.backbone.bn1.running_var = None
+        with pytest.raises(PrivacyError, match="bn1.*keeps none.*norm='group'"):
+            model.train_step(batch(hrnet, PRIVATE), self.wrapper(model))
+
     def test_a_buffer_that_a_batch_changes(self, hrnet):
         model = build(hrnet, private=True)
         model.register_buffer('seen', torch.zeros(1))

@@ -70,6 +70,16 @@ def test_plain_dp_cannot_be_said_of_a_folder_with_a_view(feature, synthetic):
         train(config(synthetic, feature, train_cfg__max_epochs=1))
 
 
+def test_a_lost_ledger_is_missed(synthetic, tmp_path):
+    train(config(synthetic, tmp_path, train_cfg__max_epochs=1))
+    (tmp_path / LEDGER_NAME).rename(tmp_path / 'kept.jsonl')
+    with pytest.raises(PrivacyError, match='is missing.*epoch_1.pth.*another work_dir'):
+        train(config(synthetic, tmp_path, train_cfg__max_epochs=1))
+    (tmp_path / 'kept.jsonl').rename(tmp_path / LEDGER_NAME)
+    with pytest.raises(PrivacyError, match='already spent'):
+        train(config(synthetic, tmp_path, train_cfg__max_epochs=1))
+
+
 def test_a_resume_may_change_noise_rate_and_length(synthetic, tmp_path):
     none = {HOOK + 'target_epsilon': None}
     train_until(config(synthetic, tmp_path, optim_wrapper__noise_multiplier=0.6, **none), 4)

@@ -72,6 +72,11 @@ def test_personal_budgets(synthetic, tmp_path):
         own = epsilon([(event.of_group(group), steps) for event, steps in ledger.history], 1e-3, 'rdp')
         assert 0.9 * budget.epsilon < own <= budget.epsilon
     assert len(statement_of(tmp_path / 'work')['personal_epsilon']) == 2
+    other = annotated(
+        synthetic, tmp_path / 'other', 'wish', lambda i: 1.0 if i % 10 == 1 else None
+    )  # as many, not the same
+    with pytest.raises(PrivacyError, match='personal_assignment'):
+        train(short(other, tmp_path / 'work', resume=True, **{**options, 'train_cfg__max_epochs': 5}))
 
 
 def test_a_subject_is_one_record(synthetic, tmp_path):

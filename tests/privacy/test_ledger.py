@@ -45,6 +45,7 @@ def test_a_run_is_resumed_as_it_was(tmp_path):
     for name, other in (
         ('privacy_unit', 'image'),
         ('personal_budgets', []),
+        ('personal_assignment', [0, 1]),
         ('method', 'dpsgd'),
         ('public_view', 'face'),
         ('public_data', 'COCO'),

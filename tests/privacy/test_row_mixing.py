@@ -130,3 +130,40 @@ def test_a_loss_with_parameters_keeps_rows_apart():
     wild[3] = float('nan')
     torch.testing.assert_close(total(wild), total(x[[0, 1, 2, 4]]))
     assert not engine.one_at_a_time
+
+
+class FrozenMixer(nn.Module):
+    """Mixes rows where nothing is trained, as a frozen BatchNorm without statistics of its own does."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.last = nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1)
+        self.conv.requires_grad_(False)
+
+    def forward(self, x):
+        y = self.conv(x)
+        return self.last(y - y.mean(0, keepdim=True))
+
+
+@pytest.mark.parametrize('kind', [RuleEngine, LoopEngine])
+def test_rows_that_mix_in_a_frozen_part(kind):
+    model = FrozenMixer()
+    engine = kind(model, list(model.last.parameters()))
+    with pytest.raises(PrivacyError, match='from (the images|conv) on'):
+        engine.backward(losses(model, torch.randn(4, 4, 8, 8), engine))
+
+
+@pytest.mark.parametrize('kind', [RuleEngine, LoopEngine])
+@pytest.mark.parametrize('silent', [[0, 3], [0, 1, 2, 3], [1, 2, 3]])
+def test_rows_without_a_loss_do_not_switch_the_check_off(kind, silent):
+    """Nobody is annotated in them, so that they have no gradient that could be seen to reach another."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(4, 4, 1))
+    engine = kind(model, list(model.parameters()))
+    weights = torch.ones(4)
+    weights[silent] = 0
+    mixing = lambda x: (lambda y: y + y.mean(0, keepdim=True))(model(x))  # noqa: E731
+    with pytest.raises(PrivacyError, match='another'):  # noqa: PT012
+        for loud in (weights, torch.ones(4)):
+            engine.backward(losses(mixing, torch.randn(4, 4, 8, 8), engine) * loud)
+    assert not engine._unmixed

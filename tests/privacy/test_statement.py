@@ -1,12 +1,13 @@
 """The statement says what was done, to whom it applies, and what it does not protect."""
 
 import json
+import math
 from fractions import Fraction
 
 import pytest
 
 from mmpose_dp.privacy import Ledger, PrivacyPlan, StepEvent, build_statement, statement_markdown, write_statement
-from mmpose_dp.privacy.statement import epsilon_curve
+from mmpose_dp.privacy.statement import _number, epsilon_curve
 
 SETTINGS = dict(
     privacy_unit='instance',
@@ -103,3 +104,14 @@ def test_files_are_written_whole(tmp_path):
     assert json.loads((tmp_path / 'privacy_statement.json').read_text()) == statement
     steps, spent = zip(*epsilon_curve(plan))
     assert steps[-1] == 40 and list(spent) == sorted(spent) and spent[-1] <= 1.0
+
+
+def test_what_is_promised_is_rounded_up():
+    for value, text in (
+        (7.0916, '7.092'),
+        (7.09101, '7.092'),
+        (0.00045454, '0.0004546'),
+        (8.0, '8'),
+        (math.inf, 'not bounded'),
+    ):
+        assert _number(value) == text

@@ -33,7 +33,7 @@ def make_plan(
         schedule=wrapper.schedule,
         **promised,
     )
-    budgets = _budgets(dataset, target_epsilon)
+    budgets, settings['assignment'] = _budgets(dataset, target_epsilon)
     if budgets and wrapper.noise_multiplier is not None:
         raise PrivacyError('with personal_epsilon the noise follows from the budgets: leave noise_multiplier out')
     if wrapper.noise_multiplier is not None:
@@ -44,14 +44,30 @@ def make_plan(
     return PrivacyPlan.calibrate(target_epsilon=target, budgets=budgets, **settings)
 
 
-def _budgets(dataset: PublicPrivateDataset, target_epsilon: float | None) -> tuple[Budget, ...]:
-    """The personal budgets, smallest first; none where nobody has one."""
+def facts_of_views(loop: PrivateTrainLoop, wrapper: DPOptimWrapper) -> dict[str, Any]:
+    """What the ledger keeps of a training on public views alone: a private one in its folder must have the same view."""
+    dataset = loop.dataloader.dataset
+    assert isinstance(dataset, PublicPrivateDataset)
+    return dict(
+        method=_method(dataset, wrapper, loop),
+        privacy_unit=dataset.privacy_unit,
+        num_records=dataset.num_records,
+        personal_budgets=[],
+        public_view=dataset.public_description,
+        public_data=None,
+    )
+
+
+def _budgets(dataset: PublicPrivateDataset, target_epsilon: float | None) -> tuple[tuple[Budget, ...], tuple[int, ...]]:
+    """The personal budgets, smallest first, and which of them each record has; none where nobody has one."""
     if not any(dataset.personal_epsilons):
-        return ()
+        return (), ()
     own = [target_epsilon if own is None else own for own in dataset.personal_epsilons]
     if None in own:
         raise PrivacyError('some records have no personal_epsilon: give PrivacyBudgetHook a target_epsilon for them')
-    return tuple(Budget(float(epsilon), count) for epsilon, count in sorted(Counter(own).items()))
+    counts = sorted(Counter(own).items())
+    order = [epsilon for epsilon, _ in counts]
+    return tuple(Budget(float(epsilon), n) for epsilon, n in counts), tuple(order.index(epsilon) for epsilon in own)
 
 
 def _method(dataset: PublicPrivateDataset, wrapper: DPOptimWrapper, loop: PrivateTrainLoop) -> str:

@@ -4,6 +4,7 @@ It makes the one plan before training, keeps the ledger in every checkpoint, sto
 writes the statement. Must not count steps: the optimizer wrapper does, in the call that makes the noise.
 """
 
+from dataclasses import asdict
 from pathlib import Path
 
 from mmengine.dist import is_main_process
@@ -16,11 +17,10 @@ from mmpose_dp.privacy import LEDGER_NAME, PrivacyError, PrivacyPlan, build_stat
 
 from ..loops import PrivateTrainLoop
 from ..optim_wrappers import DPOptimWrapper
-from .planning import make_plan
+from .planning import facts_of_views, make_plan
+from .provenance import CHECKPOINT_KEY, Descent, descent_of_file, loaded_by_init_cfg
 from .resuming import check_resumed, find_start, open_ledger
 
-# of what a checkpoint says about its own privacy: the ledger, its statement and where the weights came from
-CHECKPOINT_KEY = 'privacy'
 _HINTS = ('time', 'data_time', 'memory', 'eta')  # in the message hub: they show how many records were drawn
 
 
@@ -60,6 +60,8 @@ class PrivacyBudgetHook(Hook):
         self.interval = interval
         self.plan: PrivacyPlan | None = None
         self.pretraining = 'none: random weights'
+        self.descent = Descent()
+        self._facts: dict | None = None  # what the ledger is told of this training
         self._steps_left = 0
         self._engine_reported = False
         self._resumed = False
@@ -99,15 +101,39 @@ class PrivacyBudgetHook(Hook):
                 prior=wrapper.ledger.prior if resuming else wrapper.ledger.history,
             )
             wrapper.attach(self.plan)
+            self._facts = self.plan.facts
             if self.plan.budgets:
                 self._draw_by_budget(loop)
             self._announce(runner, wrapper)
+        elif loop.dataloader.dataset.public_view is not None:
+            wrapper.ledger = open_ledger(runner)
+            if wrapper.ledger.steps and not runner._resume:
+                raise PrivacyError(
+                    f'{runner.work_dir} holds a private training, whose statement would stand beside weights trained on public '
+                    'views alone: give another work_dir'
+                )
+            self._facts = facts_of_views(loop, wrapper)
+        starts = loaded_by_init_cfg(runner.model)
         if runner._load_from and not runner._resume:
             self.pretraining = f'weights loaded from {Path(runner._load_from).name}'
+        elif starts and not runner._resume:
+            self.pretraining = f'weights loaded by init_cfg from {", ".join(Path(start).name for start in starts)}'
+            for start in starts:
+                self._descend(runner, descent_of_file(start))
         elif not runner._resume:
             runner.logger.warning(
                 'Private training starts without load_from. It rarely works from random weights: start from a checkpoint '
                 'that was trained on public data.'
+            )
+
+    def _descend(self, runner: Runner, descent: Descent) -> None:
+        """Takes over what is known of the weights that training starts from."""
+        self.descent = self.descent.joined(descent.private, descent.public_views)
+        self.pretraining += descent.in_words()
+        if descent.in_words():
+            runner.logger.warning(
+                'The weights to start from are not public if they were made on the same records'
+                f'{descent.in_words()} (tools/privacy_ledger.py add), or resume it.'
             )
 
     def _draw_by_budget(self, loop: PrivateTrainLoop) -> None:
@@ -141,14 +167,15 @@ class PrivacyBudgetHook(Hook):
 
     def before_train(self, runner: Runner) -> None:
         """How many steps the budget still allows, after a checkpoint's ledger has been taken over."""
-        if self.plan is None:
+        if self._facts is None:
             return
         ledger = runner.optim_wrapper.ledger
         open_run = ledger.resume_run if self._resumed else ledger.begin_run
-        open_run(**self.plan.facts)
+        open_run(**self._facts)
         if is_main_process():
             ledger.keep_at(Path(runner.work_dir) / LEDGER_NAME)
-        self._steps_left = self.plan.allowed_steps(ledger)
+        if self.plan is not None:
+            self._steps_left = self.plan.allowed_steps(ledger)
 
     # ---- during training -------------------------------------------------------------------------------------------
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: dict | None = None) -> None:
@@ -200,10 +227,14 @@ class PrivacyBudgetHook(Hook):
         """The ledger and its statement go with every checkpoint, whether or not the optimizer is saved; step times do not."""
         if isinstance(runner.optim_wrapper, DPOptimWrapper):
             statement = None if self.plan is None else self._state(runner)
+            ledger = runner.optim_wrapper.ledger
+            view = (self._facts or {}).get('public_view')
+            descent = self.descent.joined(bool(ledger.steps), (view,) if view else ())
             checkpoint[CHECKPOINT_KEY] = dict(
-                ledger=runner.optim_wrapper.ledger.state_dict(),
+                ledger=ledger.state_dict(),
                 statement=statement,
                 pretraining=self.pretraining,
+                descent=asdict(descent),
                 marking='' if statement is None or statement['private'] else 'NOT PRIVATE: a debug seed or no noise',
             )
             checkpoint['message_hub'] = {
@@ -217,16 +248,10 @@ class PrivacyBudgetHook(Hook):
             return
         if not runner._resume:
             _fit(runner, checkpoint)
-            if (checkpoint.get(CHECKPOINT_KEY) or {}).get('ledger', {}).get('entries'):
-                self.pretraining += (
-                    ', which a private training made: were it on the same records, its ledger is to be added'
-                )
-                runner.logger.warning(
-                    'load_from holds the result of a private training. If that was on the same records, what it has spent is '
-                    'not counted here: add its ledger (tools/privacy_ledger.py add), or resume it.'
-                )
+            self._descend(runner, Descent.of(checkpoint))
             return
         self._resumed = True
+        self.descent = Descent.of(checkpoint)
         if self.plan is not None:
             check_resumed(checkpoint, runner.optim_wrapper.ledger, CHECKPOINT_KEY)
             self.pretraining = checkpoint[CHECKPOINT_KEY].get('pretraining', 'not known')

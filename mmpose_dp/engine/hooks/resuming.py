@@ -10,9 +10,11 @@ from typing import Any
 
 from mmengine.dist import broadcast_object_list, is_main_process
 from mmengine.hooks import CheckpointHook
-from mmengine.runner import Runner
+from mmengine.runner import CheckpointLoader, Runner
 
 from mmpose_dp.privacy import LEDGER_NAME, Ledger, PrivacyError
+
+from .provenance import CHECKPOINT_KEY
 
 _NEEDED = ('meta', 'state_dict', 'message_hub')
 
@@ -60,10 +62,17 @@ def open_ledger(runner: Runner) -> Ledger:
     """
     resuming = runner._resume and runner._load_from
     folder = Path(runner._load_from).parent if resuming else Path(runner.work_dir)
-    path, shared = folder / LEDGER_NAME, [None]
+    path, shared = folder / LEDGER_NAME, [None, None]
     if is_main_process() and path.is_file():
-        shared = [path.read_bytes()]
+        shared = [path.read_bytes(), None]
+    elif is_main_process() and not resuming:
+        shared = [None, _spent_without_ledger(folder)]
     broadcast_object_list(shared)
+    if shared[1] is not None:
+        raise PrivacyError(
+            f'{path} is missing, and {shared[1]} beside it is of a private training: what that spent would not be counted. '
+            'Put the ledger back, or give another work_dir'
+        )
     if shared[0] is not None:
         return Ledger.parse(shared[0], str(path))
     if resuming:
@@ -72,6 +81,15 @@ def open_ledger(runner: Runner) -> Ledger:
             'checkpoint. To start a new private training from its weights, use load_from without resume'
         )
     return Ledger()
+
+
+def _spent_without_ledger(folder: Path) -> str | None:
+    """The newest checkpoint in a work dir without a ledger, if private steps made it."""
+    newest = newest_checkpoint(folder)
+    if newest is None:
+        return None
+    known = CheckpointLoader.load_checkpoint(newest, 'cpu').get(CHECKPOINT_KEY) or {}
+    return newest if known.get('ledger', {}).get('entries') else None
 
 
 def check_resumed(checkpoint: Any, ledger: Ledger, key: str) -> None:

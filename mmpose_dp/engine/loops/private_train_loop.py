@@ -89,6 +89,10 @@ class PrivateTrainLoop(EpochBasedTrainLoop):
         assert isinstance(wrapper, DPOptimWrapper)
         public_only = self._epoch < self.public_epochs
         wrapper.public_only = self.sampler.public_only = public_only
+        if wrapper.plan is None and not public_only:
+            raise PrivacyError(
+                'private steps would be counted nowhere: add privacy_budget=dict(type="PrivacyBudgetHook", ...) to default_hooks'
+            )
         public_statistics(self.runner.model, public_only)
         self.sampler.steps_done = self._iter - self._first_iter(self._epoch)
         self.runner.call_hook('before_train_epoch')

@@ -61,11 +61,11 @@ def head_message(model: nn.Module, found: int) -> str:
 def refuse_batch_statistics(norms: Iterable[tuple[str, nn.Module]]) -> None:
     """Raises PrivacyError for a norm layer, by name, that a training forward would let mix records."""
     for name, module in norms:
-        if module.training:
+        if module.training or getattr(module, 'running_mean', None) is None:
             raise PrivacyError(
-                f'{name} ({type(module).__name__}) is in train mode: its batch statistics mix records and its running '
-                "statistics leak. Write optim_wrapper.constructor='DPOptimWrapperConstructor', which freezes it, or "
-                'call mmpose_dp.models.freeze_batch_norm(model)'
+                f'{name} ({type(module).__name__}) uses batch statistics, which mix records: it is in train mode, where its '
+                "running statistics leak as well, or keeps none. Write optim_wrapper.constructor='DPOptimWrapperConstructor', "
+                "which freezes it, or call mmpose_dp.models.freeze_batch_norm(model); one without statistics needs norm='group'"
             )
 
 

@@ -1,0 +1,68 @@
+"""Where the weights of a training come from: what the checkpoints that it descends from were trained on, hop by hop.
+
+Must not let a private training, or one on public views, be forgotten because another one lies in between.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mmengine.runner import CheckpointLoader
+from torch import nn
+
+CHECKPOINT_KEY = 'privacy'  # of what a checkpoint says about its own privacy: ledger, statement, pretraining, descent
+
+
+@dataclass(frozen=True)
+class Descent:
+    """What is known of the trainings behind some weights.
+
+    Attributes:
+        private: one of them took private steps.
+        public_views: what their public views kept of each record, in words.
+    """
+
+    private: bool = False
+    public_views: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, checkpoint: Any) -> 'Descent':
+        """That of a checkpoint of ours or a published one; of any other nothing is known."""
+        known = checkpoint if isinstance(checkpoint, dict) else {}
+        if 'privacy_statement' in known:  # made by tools/publish_model.py
+            return cls(True, tuple(known['privacy_statement'].get('public_views', ())))
+        privacy = known.get(CHECKPOINT_KEY) or {}
+        entries = privacy.get('ledger', {}).get('entries')
+        descent = privacy.get('descent', {})
+        return cls(bool(entries) or descent.get('private', False), tuple(descent.get('public_views', ())))
+
+    def joined(self, private: bool, public_views: tuple[str, ...]) -> 'Descent':
+        """With one training more."""
+        return Descent(self.private or private, tuple(dict.fromkeys([*self.public_views, *public_views])))
+
+    def in_words(self) -> str:
+        """What a statement says of it; empty where there is nothing to say."""
+        told = []
+        if self.private:
+            told.append(', which a private training made: were it on the same records, its ledger is to be added')
+        told += [
+            f', which were trained on public views ({view}): were these of the same records, what they show is not protected'
+            for view in self.public_views
+        ]
+        return ''.join(told)
+
+
+def loaded_by_init_cfg(model: nn.Module) -> list[str]:
+    """The checkpoints that MMPose's ``init_cfg=dict(type='Pretrained', checkpoint=...)`` names, anywhere in a model."""
+    found: list[str] = []
+    for module in model.modules():
+        settings = getattr(module, 'init_cfg', None) or []
+        for one in [settings] if isinstance(settings, dict) else settings:
+            if isinstance(one, dict) and one.get('type') == 'Pretrained':
+                found.append(str(one.get('checkpoint')))
+    return list(dict.fromkeys(found))
+
+
+def descent_of_file(path: str) -> Descent:
+    """That of a checkpoint on the disk; of one elsewhere nothing is known."""
+    return Descent.of(CheckpointLoader.load_checkpoint(path, 'cpu')) if Path(path).is_file() else Descent()
