@@ -57,6 +57,14 @@ def test_without_public_half_and_with_another_set(synthetic, synthetic_public):
     assert other.num_public == 40 and 'mpii_train.json' in other.public_description
 
 
+def test_nothing_random_stands_before_the_view(synthetic):
+    """Each record would have had a view of every strength of it."""
+    settings = mpii(synthetic)
+    settings['pipeline'] = [PIPELINE[0], dict(type='PhotometricDistortion'), *PIPELINE[1:]]
+    with pytest.raises(PrivacyError, match='PhotometricDistortion.*before GetBBoxCenterScale.*move it behind'):
+        PublicPrivateDataset(settings, public_view=VIEW)
+
+
 def test_image_unit_groups_the_people_of_an_image(synthetic):
     people = json.loads((synthetic / 'annotations/mpii_train.json').read_text())
     dataset = PublicPrivateDataset(mpii(synthetic), privacy_unit='image')
