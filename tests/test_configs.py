@@ -103,6 +103,6 @@ def test_the_readmes_example_works_and_is_short(tmp_path):
     (tmp_path / 'dp').mkdir()
     (tmp_path / 'dp/own.py').write_text(code)
     cfg = Config.fromfile(tmp_path / 'dp/own.py')
-    assert cfg.optim_wrapper.type == 'DPOptimWrapper' and cfg.optim_wrapper.projector.rank == 100
+    assert cfg.optim_wrapper.type == 'DPOptimWrapper' and cfg.optim_wrapper.projector.rank == 25
     assert cfg.train_dataloader.dataset.private.type == 'MpiiDataset'
     assert type(MODELS.build(cfg.model).head).__name__ == 'PrivateHeatmapHead'

@@ -14,12 +14,13 @@ optim_wrapper = dict(
     _base_.dp_optim_wrapper,
     # plain SGD: Adam's scaling by coordinate would lead out of the subspace, and back into the full dimension's noise
     optimizer=dict(type='SGD', lr=1.2),
-    public_weight=0.005,
-    projector=dict(_base_.dp_optim_wrapper.projector, refresh_interval=5),
+    public_optimizer=None,
+    projector=dict(rank=100, refresh_interval=5, dtype='bfloat16'),
 )
 param_scheduler = [dict(type='CosineAnnealingLR', eta_min=0.03, T_max=5, by_epoch=True)]
 default_hooks = dict(
     _base_.dp_hooks,
     privacy_budget=dict(_base_.dp_hooks.privacy_budget, interval=5),
+    public_data=dict(type='PublicDataHook'),
     logger=dict(interval=5),
 )

@@ -20,6 +20,7 @@ SMALL = [
     'train_dataloader.persistent_workers=False',
     'train_cfg.public_epochs=1',
     'optim_wrapper.projector.rank=4',
+    'default_hooks.public_data.num_samples=4',
     'default_hooks.privacy_budget.target_epsilon=60',
     'default_hooks.privacy_budget.target_delta=0.01',
     'default_hooks.checkpoint.interval=1',

@@ -43,7 +43,8 @@ class PublicDataHook(Hook):
         if available < wanted:
             raise PrivacyError(
                 f'the projector wants {wanted} public records and train_dataloader.dataset has {available}: set '
-                'public_view (Feature DP) or public (a data set that is really public), or lower projector.rank'
+                'public_view (Feature DP) or public (a data set that is really public), or lower projector.rank and '
+                'default_hooks.public_data.num_samples'
             )
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: dict | None = None) -> None:
