@@ -76,7 +76,7 @@ def gradients_at_inputs(model: nn.Module, inputs: list[Tensor]) -> Iterator[None
             if not isinstance(value, Tensor) or not value.is_floating_point():
                 return value
             inputs.append(value.detach().requires_grad_())
-            return inputs[-1]
+            return inputs[-1].clone()  # a leaf could not be changed in place
 
         return tuple(asked(value) for value in args), {key: asked(value) for key, value in kwargs.items()}
 
