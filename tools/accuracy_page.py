@@ -17,21 +17,22 @@ MARKS = '<!-- accuracy -->', '<!-- /accuracy -->'
 PLAIN, FLOOR, NOISY = 'nonprivate', 'publiconly', ('dpsgd_paper', 'dpsgd')
 
 Rows = dict[str, Row]
-Scores = Callable[[str, float | None], list[float]]  # of a row at an epsilon, one number a seed
+Scores = Callable[[str, float | None], dict[str, float]]  # of a row at an epsilon, by seed
 
 
-def cell(values: list[float]) -> str:
+def cell(found: dict[str, float]) -> str:
     """Mean and spread over seeds."""
+    values = list(found.values())
     if not values:
         return ''
     return f'{mean(values):.1f}' + (f' +- {stdev(values):.1f}' if len(values) > 1 else '')
 
 
-def recovered(value: list[float], low: list[float], high: list[float]) -> str:
-    """(value - low) / (high - low) of the means, in percent."""
-    if not (value and low and high) or mean(high) <= mean(low):
-        return ''
-    return f'{100 * (mean(value) - mean(low)) / (mean(high) - mean(low)):.0f} %'
+def recovered(value: dict[str, float], low: dict[str, float], high: dict[str, float]) -> str:
+    """(value - low) / (high - low) of the means over the seeds that all three have, in percent."""
+    shared = value.keys() & low.keys() & high.keys()
+    ours, bottom, top = (mean(found[seed] for seed in shared) if shared else 0.0 for found in (value, low, high))
+    return f'{100 * (ours - bottom) / (top - bottom):.0f} %' if top > bottom else ''
 
 
 def main_table(rows: Rows, scores: Scores, epsilons: list[float]) -> str:
@@ -89,12 +90,12 @@ def plot(rows: Rows, scores: Scores, epsilons: list[float], path: Path) -> None:
     figure, axis = plt.subplots(figsize=(7, 4.5), layout='constrained')
     for name, row in rows.items():
         if not row.private:
-            values = scores(name, None)
+            values = list(scores(name, None).values())
             if values:
                 axis.axhline(mean(values), linestyle='--', color='grey', linewidth=1)
                 axis.annotate(row.text, (epsilons[-1], mean(values)), fontsize=7, va='bottom', ha='right')
             continue
-        points = [(epsilon, values) for epsilon in epsilons if (values := scores(name, epsilon))]
+        points = [(epsilon, values) for epsilon in epsilons if (values := list(scores(name, epsilon).values()))]
         if points:
             spread = [stdev(v) if len(v) > 1 else 0.0 for _, v in points]
             axis.errorbar(
@@ -110,13 +111,13 @@ def write_page(page: Path, benchmark: Any) -> None:
     """Remakes the part between the marks, the plot and the CSV beside the page."""
     results = benchmark.results
 
-    def scores(name: str, epsilon: float | None) -> list[float]:
+    def scores(name: str, epsilon: float | None) -> dict[str, float]:
         try:
             settings = json.dumps(benchmark.settings(name))
         except ValueError:  # not tuned yet
-            return []
+            return {}
         mine = dict(row=name, epsilon=str(epsilon), split='reported', settings=settings)
-        return [float(r['pckh']) for r in results.lines if mine.items() <= r.items()]
+        return {r['seed']: float(r['pckh']) for r in results.lines if mine.items() <= r.items()}
 
     epsilons = sorted(benchmark.epsilons)
     parts = [
