@@ -15,7 +15,7 @@ def config(synthetic, work_dir, **options):
         train_cfg__max_epochs=3,
         train_cfg__public_epochs=2,
         optim_wrapper__optimizer=dict(_delete_=True, type='SGD', lr=0.1, momentum=0.9),
-        optim_wrapper__public_optimizer=dict(type='AdamW', lr=1e-2),
+        optim_wrapper__public_optimizer=dict(_delete_=True, type='AdamW', lr=1e-2),
         param_scheduler=[dict(type='MultiStepLR', milestones=[PUBLIC_STEPS], gamma=0.1, by_epoch=False)],
     )
     cfg = tiny(full_config(synthetic, work_dir, **settings, **options))

@@ -18,7 +18,7 @@ from mmpose_dp.privacy import LEDGER_NAME, PrivacyError, PrivacyPlan, build_stat
 from ..loops import PrivateTrainLoop
 from ..optim_wrappers import DPOptimWrapper
 from .planning import facts_of_views, make_plan
-from .provenance import CHECKPOINT_KEY, Descent, descent_of_file, loaded_by_init_cfg
+from .provenance import CHECKPOINT_KEY, Descent, descent_of_file, loaded_by_init_cfg, spent_in
 from .resuming import check_resumed, find_start, open_ledger
 
 _HINTS = ('time', 'data_time', 'memory', 'eta')  # in the message hub: they show how many records were drawn
@@ -255,7 +255,7 @@ class PrivacyBudgetHook(Hook):
         if self.plan is not None:
             check_resumed(checkpoint, runner.optim_wrapper.ledger, CHECKPOINT_KEY)
             self.pretraining = checkpoint[CHECKPOINT_KEY].get('pretraining', 'not known')
-        elif (checkpoint.get(CHECKPOINT_KEY) or {}).get('ledger', {}).get('entries'):
+        elif spent_in(checkpoint):
             raise PrivacyError(
                 f'train_cfg.public_epochs={runner.train_loop.public_epochs} leaves no private step, so the ledger of the '
                 'checkpoint to resume from would be lost: write a larger max_epochs or fewer public_epochs'

@@ -28,12 +28,10 @@ class Descent:
     @classmethod
     def of(cls, checkpoint: Any) -> 'Descent':
         """That of a checkpoint of ours or a published one; of any other nothing is known."""
-        known = checkpoint if isinstance(checkpoint, dict) else {}
-        if 'privacy_statement' in known:  # made by tools/publish_model.py
-            return cls(True, tuple(known['privacy_statement'].get('public_views', ())))
-        privacy = known.get(CHECKPOINT_KEY) or {}
-        entries = privacy.get('ledger', {}).get('entries')
-        descent = privacy.get('descent', {})
+        published, privacy = _part(checkpoint, 'privacy_statement'), _part(checkpoint, CHECKPOINT_KEY)
+        if published:  # made by tools/publish_model.py
+            return cls(True, tuple(published.get('public_views', ())))
+        entries, descent = spent_in(checkpoint), _part(privacy, 'descent')
         return cls(bool(entries) or descent.get('private', False), tuple(descent.get('public_views', ())))
 
     def joined(self, private: bool, public_views: tuple[str, ...]) -> 'Descent':
@@ -50,6 +48,17 @@ class Descent:
             for view in self.public_views
         ]
         return ''.join(told)
+
+
+def spent_in(checkpoint: Any) -> list:
+    """The ledger's entries in a checkpoint; none where there is no ledger, or nothing that can be read as one."""
+    return _part(_part(checkpoint, CHECKPOINT_KEY), 'ledger').get('entries') or []
+
+
+def _part(whole: Any, key: str) -> dict:
+    """A dict inside a dict; of a foreign or damaged file, an empty one."""
+    found = whole.get(key) if isinstance(whole, dict) else None
+    return found if isinstance(found, dict) else {}
 
 
 def loaded_by_init_cfg(model: nn.Module) -> list[str]:

@@ -14,7 +14,7 @@ from mmengine.runner import CheckpointLoader, Runner
 
 from mmpose_dp.privacy import LEDGER_NAME, Ledger, PrivacyError
 
-from .provenance import CHECKPOINT_KEY
+from .provenance import spent_in
 
 _NEEDED = ('meta', 'state_dict', 'message_hub')
 
@@ -88,8 +88,7 @@ def _spent_without_ledger(folder: Path) -> str | None:
     newest = newest_checkpoint(folder)
     if newest is None:
         return None
-    known = CheckpointLoader.load_checkpoint(newest, 'cpu').get(CHECKPOINT_KEY) or {}
-    return newest if known.get('ledger', {}).get('entries') else None
+    return newest if spent_in(CheckpointLoader.load_checkpoint(newest, 'cpu')) else None
 
 
 def check_resumed(checkpoint: Any, ledger: Ledger, key: str) -> None:
