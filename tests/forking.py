@@ -11,7 +11,7 @@ import torch
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from mmpose.utils import register_all_modules
-from runs import config, tiny
+from runs import unvalidated
 
 from mmpose_dp.privacy import PrivacyPlan
 
@@ -62,8 +62,7 @@ def main():
             calibrated = calibrate()
         child = os.fork()
         if child == 0:
-            cfg = tiny(config(task['data'], task['work_dir'], 'dpsgd', train_cfg__max_epochs=STEPS // 4, **QUICK))
-            cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
+            cfg = unvalidated(task['data'], task['work_dir'], 'dpsgd', train_cfg__max_epochs=STEPS // 4, **QUICK)
             cfg.resume = task['resume']
             runner = Runner.from_cfg(cfg)
             runner.register_hook(Release(os.path.join(task['work_dir'], 'released')))

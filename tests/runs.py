@@ -58,6 +58,13 @@ def tiny(cfg):
     return cfg
 
 
+def unvalidated(data, work_dir, method='dpsgd', **options):
+    """``config`` with the tiny model, and without validation."""
+    cfg = tiny(config(data, work_dir, method, **options))
+    cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
+    return cfg
+
+
 def train(cfg):
     runner = Runner.from_cfg(cfg)
     runner.train()

@@ -123,8 +123,8 @@ def rows_of(size: Size, synthetic: bool = True) -> tuple[dict[str, Row], dict[st
         return [{OPTIMIZER: dict(_delete_=True, type='SGD', lr=lr, momentum=0.9)} for lr in rates]
 
     no_views_first = {'train_cfg.public_epochs': 0}
-    papers = dict(rank=100, order='noise-then-project', refresh_interval=50, dtype='bfloat16')
-    papers_own = {PROJECTOR: dict(_delete_=True, **papers)}
+    papers = dict(_delete_=True, rank=100, order='noise-then-project', refresh_interval=50, dtype='bfloat16')
+    papers_own = {PROJECTOR: papers}
     ours = {
         **private(size.large_batch, 64),
         **projector(),

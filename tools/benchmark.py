@@ -161,12 +161,13 @@ def main() -> None:
     on_page = suites(list(dict.fromkeys([*CONFIGS, *args.configs])))
     for number, wanted in enumerate(jobs := [one for suite in chosen for one in every[suite]], 1):
         found = next((r for r in results if wanted.items() <= r.items()), None)
+        measured = found is None
         if found is None:
             found = measure(wanted, args.steps)
             results.append(found)
             with open(path, 'a') as file:
                 file.write(json.dumps(found) + '\n')
-        if chosen != ['quick']:
+        if chosen != ['quick'] and (measured or number == len(jobs)):
             write_page(args.page, {name: jobs for name, jobs in on_page.items() if name != 'quick'}, results)
         settings = ' '.join(f'{key}={wanted[key]}' for key in ('rows', 'expected_batch_size', 'rank', 'processes'))
         print(

@@ -4,7 +4,7 @@ Must not clip, weigh or release anything. Right for any model whose rows do not 
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -29,7 +29,8 @@ class LoopEngine:
         self._param_names = [name for name, p in model.named_parameters() if any(p is q for q in self.params)]
         self._names = {module: name for name, module in model.named_modules() if not [*module.children()]}
         self._edges: list[tuple[str, GradientEdge]] = []
-        self._model, self._inputs = model, list[Tensor]()
+        self._model = model
+        self._inputs: list[Tensor] = []
         self._unmixed = False
 
     def __str__(self) -> str:
@@ -43,10 +44,9 @@ class LoopEngine:
     def capture(self) -> Iterator[None]:
         """Notes where modules end, to see on the first batch whether rows mix."""
         self._edges.clear()
-        self._inputs.clear()
         handles = [] if self._unmixed else [module.register_forward_hook(self._record) for module in self._names]
         try:
-            with nullcontext() if self._unmixed else gradients_at_inputs(self._model, self._inputs):
+            with gradients_at_inputs(self._model, not self._unmixed) as self._inputs:
                 yield
         finally:
             for handle in handles:
@@ -60,15 +60,18 @@ class LoopEngine:
         """See RuleEngine.backward. Raises PrivacyError if rows mix."""
         if not self._unmixed and len(losses) > 1:
             mixing = MixedRows(losses)
-            edges = [edge for _, edge in self._edges]
+            edges = self._edges
+            ends: list[Any] = [*(edge for _, edge in edges), *self._inputs]
             for row in mixing.to_look_at:
-                found = torch.autograd.grad(losses[row], edges, retain_graph=True, allow_unused=True) if edges else ()
-                for (name, _), grad in reversed([*zip(self._edges, found)]):
+                found = torch.autograd.grad(losses[row], ends, retain_graph=True, allow_unused=True) if ends else ()
+                for (name, _), grad in reversed([*zip(edges, found)]):
                     if grad is not None and grad.shape[:1] == (len(losses),):  # elsewhere rows may lie in any order
                         mixing.look(row, name, grad)
-                mixing.look_at_inputs(row, losses[row], self._inputs)
+                for grad in found[len(edges) :]:
+                    mixing.look(row, 'the images', grad)
             self._unmixed = mixing.refuse()
         self._edges.clear()
+        self._inputs = []
         for i, stack in enumerate(one_by_one(losses, self.params)):
             for collector in collectors:
                 collector.add(StackBlock([i], stack))

@@ -79,7 +79,8 @@ class RuleEngine:
             p for p in model.parameters() if id(p) not in by_rule and id(p) not in map(id, followed.values())
         ]
         self._capture = Capture({module: layer.name for module, layer in self._layers.items()})
-        self._model, self._inputs = model, list[Tensor]()
+        self._model = model
+        self._inputs: list[Tensor] = []
         self._unmixed = False  # seen on a batch of several rows, all finite
         self._checked: set[bool] = set()  # the sum, for one row, for several
 
@@ -119,9 +120,8 @@ class RuleEngine:
     def capture(self) -> Iterator[None]:
         """Records every call of a trainable layer, and of operations on other parameters, made inside the context."""
         self._recorder.clear()
-        self._inputs.clear()
-        asked = nullcontext() if self._unmixed else gradients_at_inputs(self._model, self._inputs)
-        with asked, self._capture.entered(), self._recorder if self._recorder.params else nullcontext():
+        asked = gradients_at_inputs(self._model, not self._unmixed)
+        with asked as self._inputs, self._capture.entered(), self._recorder if self._recorder.params else nullcontext():
             yield
 
     def _walk(
@@ -129,13 +129,13 @@ class RuleEngine:
     ) -> Sequence[Tensor | None]:
         """One backward that computes no layer's weight gradient: ``arrive`` sees the calls' gradients as it goes.
 
-        Returns the gradients at the ``uses``.
+        Returns the gradients at the ``uses``, then those at the inputs.
         """
         # what requires a gradient rests on one of these, so that every recorded call is passed on the way down
         ends: list[Any] = [
             *(use.edge for use in uses),
-            *self._capture.ends,
             *self._inputs,
+            *self._capture.ends,
             *(p for p in self._others if p.requires_grad),
         ]
         self._capture.arrive = arrive
@@ -143,7 +143,7 @@ class RuleEngine:
             found = torch.autograd.grad(loss, ends, retain_graph=keep_graph, allow_unused=True) if ends else ()
         finally:
             self._capture.arrive = None
-        return found[: len(uses)]
+        return found[: len(uses) + len(self._inputs)]
 
     def backward(self, losses: Sequence[Tensor], *collectors: Collector) -> None:
         """Hands the gradients of each row's loss to the collectors; consumes what ``capture`` recorded.
@@ -203,7 +203,7 @@ class RuleEngine:
                 self._checked.add(rows > 1)
         self._capture.clear()
         self._recorder.clear()
-        self._inputs.clear()
+        self._inputs = []
 
     def _refuse_mixed_rows(self, losses: Sequence[Tensor], uses: Sequence[Use]) -> bool:
         """Raises PrivacyError if rows mix; whether everything could be looked at."""
@@ -217,7 +217,8 @@ class RuleEngine:
             grads = self._walk(losses[row], uses, look, keep_graph=True)
             for use, name, grad in zip(uses, names, grads):
                 mixing.look(row, name, grad, use.axis)
-            mixing.look_at_inputs(row, losses[row], self._inputs)
+            for grad in grads[len(uses) :]:
+                mixing.look(row, 'the images', grad)
         return mixing.refuse()
 
     def _layer_blocks(self, calls: list[Call], rows: int) -> list[Block]:

@@ -50,11 +50,6 @@ class MixedRows:
         if bool(others[:row].any() or others[row + 1 :].any()):
             self._found = self._found or name  # the first one is the nearest to where it happens
 
-    def look_at_inputs(self, row: int, loss: Tensor, inputs: Sequence[Tensor]) -> None:
-        """The same at what the model was given (``gradients_at_inputs``): sees mixing in frozen parts. The graph is kept."""
-        for grad in torch.autograd.grad(loss, inputs, retain_graph=True, allow_unused=True) if inputs else ():
-            self.look(row, 'the images', grad)
-
     def refuse(self) -> bool:
         """Raises PrivacyError if rows were seen to mix; whether nothing hid it from sight, such as a NaN or no gradient at all."""
         if self._found:
@@ -68,8 +63,12 @@ class MixedRows:
 
 
 @contextmanager
-def gradients_at_inputs(model: nn.Module, inputs: list[Tensor]) -> Iterator[None]:
-    """Forwards inside get inputs that require a gradient, which are put into ``inputs``: rows may mix in frozen parts as well."""
+def gradients_at_inputs(model: nn.Module, wanted: bool) -> Iterator[list[Tensor]]:
+    """If ``wanted``, forwards inside get inputs that require a gradient, listed in what this gives: frozen parts mix rows too."""
+    inputs: list[Tensor] = []
+    if not wanted:
+        yield inputs
+        return
 
     def ask(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         def asked(value: Any) -> Any:
@@ -82,7 +81,7 @@ def gradients_at_inputs(model: nn.Module, inputs: list[Tensor]) -> Iterator[None
 
     handle = model.register_forward_pre_hook(ask, with_kwargs=True)
     try:
-        yield
+        yield inputs
     finally:
         handle.remove()
 

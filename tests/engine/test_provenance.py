@@ -6,8 +6,7 @@ import sys
 import pytest
 import torch
 from helpers import REPO
-from runs import config as full_config
-from runs import tiny, train
+from runs import train, unvalidated
 
 from mmpose_dp.engine.hooks.provenance import Descent, loaded_by_init_cfg
 from mmpose_dp.privacy import LEDGER_NAME, Ledger, PrivacyError
@@ -19,9 +18,7 @@ VIEWS = dict(train_cfg__max_epochs=1, train_cfg__public_epochs=1)
 
 
 def config(data, work_dir, method='dpsgd', **options):
-    cfg = tiny(full_config(data, work_dir, method, **{'train_cfg__max_epochs': 1, **options}))
-    cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
-    return cfg
+    return unvalidated(data, work_dir, method, **{'train_cfg__max_epochs': 1, **options})
 
 
 def told(work_dir):

@@ -2,8 +2,7 @@
 
 import pytest
 import torch
-from runs import config as full_config
-from runs import tiny, train, train_until
+from runs import train, train_until, unvalidated
 
 from mmpose_dp.engine import DPOptimWrapper
 
@@ -18,9 +17,7 @@ def config(synthetic, work_dir, **options):
         optim_wrapper__public_optimizer=dict(_delete_=True, type='AdamW', lr=1e-2),
         param_scheduler=[dict(type='MultiStepLR', milestones=[PUBLIC_STEPS], gamma=0.1, by_epoch=False)],
     )
-    cfg = tiny(full_config(synthetic, work_dir, **settings, **options))
-    cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
-    return cfg
+    return unvalidated(synthetic, work_dir, 'hybrid', **settings, **options)
 
 
 def steps_of(optimizer):

@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from runs import config, tiny, train
+from runs import train, unvalidated
 
 from mmpose_dp.engine import DPOptimWrapper
 
@@ -67,10 +67,9 @@ def replayed(folder, work_dir, monkeypatch, method):
             train_dataloader__dataset__public_view__mode='face',
             optim_wrapper__projector__dtype='float32',
         )
-    cfg = tiny(config(folder, work_dir, method, train_dataloader__batch_sampler__debug_seed=2, **options))
+    cfg = unvalidated(folder, work_dir, method, train_dataloader__batch_sampler__debug_seed=2, **options)
     cfg.optim_wrapper.optimizer = dict(type='SGD', lr=0.0)
     cfg.randomness, cfg.param_scheduler = dict(seed=0), []
-    cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
     runner = train(cfg)
     monkeypatch.undo()
     kept = {name: value.clone() for name, value in runner.model.state_dict().items()}

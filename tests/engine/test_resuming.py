@@ -6,8 +6,8 @@ import sys
 import pytest
 import torch
 from helpers import REPO
-from runs import config as full_config
-from runs import logged, tiny, train, train_until
+from runs import logged, train, train_until
+from runs import unvalidated as config
 
 from mmpose_dp.privacy import LEDGER_NAME, Ledger, PrivacyError, epsilon
 
@@ -15,13 +15,6 @@ sys.path.insert(0, str(REPO / 'tools'))
 from publish_model import published  # noqa: E402
 
 VIEW, HOOK = 'train_dataloader__dataset__public_view', 'default_hooks__privacy_budget__'
-
-
-def config(data, work_dir, method='dpsgd', **options):
-    """Without validation, which these tests do not need."""
-    cfg = tiny(full_config(data, work_dir, method, **options))
-    cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
-    return cfg
 
 
 def statement_in(work_dir):

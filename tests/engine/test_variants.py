@@ -6,6 +6,7 @@ from fractions import Fraction
 import pytest
 import torch
 from runs import config, tiny, train
+from runs import unvalidated as short
 
 from mmpose_dp.engine import DPOptimWrapper
 from mmpose_dp.privacy import LEDGER_NAME, Ledger, PrivacyError, StepEvent, epsilon
@@ -19,12 +20,6 @@ def annotated(folder, target, name, value):
     people = [{**person, name: value(i)} for i, person in enumerate(people)]
     (target / 'annotations/mpii_train.json').write_text(json.dumps(people))
     return target
-
-
-def short(data, work_dir, **options):
-    cfg = tiny(config(data, work_dir, 'dpsgd', **options))
-    cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
-    return cfg
 
 
 def statement_of(work_dir):

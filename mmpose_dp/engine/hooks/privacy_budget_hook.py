@@ -128,19 +128,16 @@ class PrivacyBudgetHook(Hook):
 
     def _descend(self, runner: Runner, descent: Descent) -> None:
         """Takes over what is known of the weights that training starts from."""
-        self.descent = self.descent.joined(descent.private, descent.public_views)
+        self.descent = self.descent.joined(descent)
         self.pretraining += descent.in_words()
         if descent.in_words():
             runner.logger.warning(
-                'The weights to start from are not public if they were made on the same records'
-                f'{descent.in_words()} (tools/privacy_ledger.py add), or resume it.'
+                f'{self.pretraining}. Add a ledger with tools/privacy_ledger.py add, or resume its training.'
             )
 
     def _draw_by_budget(self, loop: PrivateTrainLoop) -> None:
         assert self.plan is not None
-        rate = {budget.epsilon: budget.sample_rate for budget in self.plan.budgets}
-        own = loop.dataloader.dataset.personal_epsilons
-        loop.sampler.set_rates([rate[self.target_epsilon if epsilon is None else epsilon] for epsilon in own])
+        loop.sampler.set_rates([self.plan.budgets[number].sample_rate for number in self.plan.assignment])
 
     def _announce(self, runner: Runner, wrapper: DPOptimWrapper) -> None:
         plan = self.plan
@@ -229,7 +226,7 @@ class PrivacyBudgetHook(Hook):
             statement = None if self.plan is None else self._state(runner)
             ledger = runner.optim_wrapper.ledger
             view = (self._facts or {}).get('public_view')
-            descent = self.descent.joined(bool(ledger.steps), (view,) if view else ())
+            descent = self.descent.joined(Descent(ledger.steps > 0, (view,) if view else ()))
             checkpoint[CHECKPOINT_KEY] = dict(
                 ledger=ledger.state_dict(),
                 statement=statement,
@@ -253,7 +250,7 @@ class PrivacyBudgetHook(Hook):
         self._resumed = True
         self.descent = Descent.of(checkpoint)
         if self.plan is not None:
-            check_resumed(checkpoint, runner.optim_wrapper.ledger, CHECKPOINT_KEY)
+            check_resumed(checkpoint, runner.optim_wrapper.ledger)
             self.pretraining = checkpoint[CHECKPOINT_KEY].get('pretraining', 'not known')
         elif spent_in(checkpoint):
             raise PrivacyError(

@@ -34,9 +34,9 @@ class Descent:
         entries, descent = spent_in(checkpoint), _part(privacy, 'descent')
         return cls(bool(entries) or descent.get('private', False), tuple(descent.get('public_views', ())))
 
-    def joined(self, private: bool, public_views: tuple[str, ...]) -> 'Descent':
-        """With one training more."""
-        return Descent(self.private or private, tuple(dict.fromkeys([*self.public_views, *public_views])))
+    def joined(self, other: 'Descent') -> 'Descent':
+        """What is known of both."""
+        return Descent(self.private or other.private, tuple(dict.fromkeys([*self.public_views, *other.public_views])))
 
     def in_words(self) -> str:
         """What a statement says of it; empty where there is nothing to say."""

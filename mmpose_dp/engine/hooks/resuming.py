@@ -14,7 +14,7 @@ from mmengine.runner import CheckpointLoader, Runner
 
 from mmpose_dp.privacy import LEDGER_NAME, Ledger, PrivacyError
 
-from .provenance import spent_in
+from .provenance import CHECKPOINT_KEY, spent_in
 
 _NEEDED = ('meta', 'state_dict', 'message_hub')
 
@@ -91,16 +91,16 @@ def _spent_without_ledger(folder: Path) -> str | None:
     return newest if spent_in(CheckpointLoader.load_checkpoint(newest, 'cpu')) else None
 
 
-def check_resumed(checkpoint: Any, ledger: Ledger, key: str) -> None:
+def check_resumed(checkpoint: Any, ledger: Ledger) -> None:
     """Raises PrivacyError unless a checkpoint can be resumed from and the ledger holds all that it has spent."""
     missing = [name for name in _NEEDED if not isinstance(checkpoint, dict) or name not in checkpoint]
     if missing:
         raise PrivacyError(
             f'the checkpoint to resume from lacks {", ".join(missing)}: it holds weights only. Use load_from without resume'
         )
-    if not isinstance(checkpoint.get(key), dict):
+    if not isinstance(checkpoint.get(CHECKPOINT_KEY), dict):
         raise PrivacyError(
             'the checkpoint to resume from has no privacy ledger, so what it has spent is unknown. To start a new '
             'private training from its weights, use load_from without resume'
         )
-    ledger.check_covers(checkpoint[key].get('ledger'))
+    ledger.check_covers(checkpoint[CHECKPOINT_KEY].get('ledger'))

@@ -7,6 +7,7 @@ from one, to any hook.
 from mmengine.dist import broadcast
 from mmengine.runner import EpochBasedTrainLoop, Runner
 from mmpose.registry import LOOPS
+from torch import nn
 from torch.utils.data import DataLoader
 
 from mmpose_dp.datasets import PoissonBatchSampler, by_record, collate_rows
@@ -83,16 +84,20 @@ class PrivateTrainLoop(EpochBasedTrainLoop):
         """T, the private logical steps planned."""
         return (self._max_epochs - self.public_epochs) * self.sampler.steps_per_epoch(False)
 
+    def run(self) -> nn.Module:
+        """All epochs. Raises PrivacyError, before the first of them, where private steps would not be counted."""
+        if self.private_steps and self.runner.optim_wrapper.plan is None:
+            raise PrivacyError(
+                'private steps would be counted nowhere: add privacy_budget=dict(type="PrivacyBudgetHook", ...) to default_hooks'
+            )
+        return super().run()
+
     def run_epoch(self) -> None:
         """One epoch, or what is left of it after a resume."""
         wrapper = self.runner.optim_wrapper
         assert isinstance(wrapper, DPOptimWrapper)
         public_only = self._epoch < self.public_epochs
         wrapper.public_only = self.sampler.public_only = public_only
-        if wrapper.plan is None and not public_only:
-            raise PrivacyError(
-                'private steps would be counted nowhere: add privacy_budget=dict(type="PrivacyBudgetHook", ...) to default_hooks'
-            )
         public_statistics(self.runner.model, public_only)
         self.sampler.steps_done = self._iter - self._first_iter(self._epoch)
         self.runner.call_hook('before_train_epoch')

@@ -288,7 +288,10 @@ class DPOptimWrapper(WithPublicOptimizer):
             param.grad = gradient.to(param.dtype)
         # an overflow is skipped as in AmpOptimWrapper. The noised update alone decides: a private row must not
         if all(bool(gradient.isfinite().all()) for gradient in update):
-            self.public_step() if self.public_only else self.step(**(step_kwargs or {}))
+            if self.public_only:
+                self.public_step()
+            else:
+                self.step(**(step_kwargs or {}))
         self.zero_grad(**(zero_kwargs or {}))
         self._inner_count += 1
         joined = {name: torch.cat(values) for name, values in self._seen.items()}
