@@ -23,7 +23,7 @@ from statistics import median
 import opacus
 import torch
 from benchmark_page import cell, short_name, write_page
-from benchmark_worker import METHODS, PLAIN, PROJECTED, serve
+from benchmark_worker import BASIS, METHODS, PLAIN, PROJECTED, serve
 
 REPO = Path(__file__).resolve().parent.parent
 CONFIGS = tuple(
@@ -125,7 +125,8 @@ def suites(configs: Sequence[str]) -> dict[str, list[dict]]:
         ],
         'rows': [job(HRNET, 'dpsgd', rows=rows) for rows in (2, 4, 16)],
         'rank': [job(SMALL, f'projected, {order}', rank=rank) for order in PROJECTED for rank in (10, 25, 100)],
-        'quick': [job(TINY, method, rows=4, expected_batch_size=8) for method in METHODS if method != PLAIN],
+        'basis': [job(HRNET, BASIS, expected_batch_size=records, rank=25) for records in (48, 96)],
+        'quick': [job(TINY, method, rows=4, expected_batch_size=8) for method in (*METHODS, BASIS) if method != PLAIN],
     }
 
 

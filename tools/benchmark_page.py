@@ -68,8 +68,9 @@ TITLES = {
     'rank': "The projector's rank",
     'batch': 'Expected batch, at a fixed number of rows in memory',
     'processes': 'Processes that share a batch, one core each',
+    'basis': 'Public records behind a basis of rank 25, preconditioned',
 }
-KEYS = {'batch': 'expected_batch_size'}
+KEYS = {'batch': 'expected_batch_size', 'basis': 'expected_batch_size'}
 
 
 def write_page(page: Path, suites: dict[str, list[dict]], results: list[dict]) -> None:

@@ -28,7 +28,7 @@ from mmpose_dp.engine import DPOptimWrapper
 from mmpose_dp.models import freeze_batch_norm
 from mmpose_dp.privacy import Projector
 
-PLAIN = 'plain'
+PLAIN, BASIS = 'plain', 'finding a basis'
 PROJECTED = {order: dict(projector=order) for order in ('project-then-clip', 'noise-then-project')}
 METHODS: dict[str, dict] = {  # the most telling first: a run may be cut
     PLAIN: {},
@@ -42,8 +42,8 @@ METHODS: dict[str, dict] = {  # the most telling first: a run may be cut
 }
 
 
-def make_batch(cfg: Config, rows: int, public: bool) -> dict:
-    """Random images with targets from the config's codec; the second half public if asked for."""
+def make_batch(cfg: Config, rows: int, public: int) -> dict:
+    """Random images with targets from the config's codec; the last ``public`` of them are public."""
     encoder = next(s['encoder'] for s in cfg.train_dataloader.dataset.private.pipeline if s['type'] == 'GenerateTarget')
     codec = KEYPOINT_CODECS.build(encoder)
     generator = torch.Generator().manual_seed(0)
@@ -56,7 +56,7 @@ def make_batch(cfg: Config, rows: int, public: bool) -> dict:
         encoded = codec.encode(points.astype('float32'), torch.ones(1, joints).numpy())
         names = {k: getattr(codec, k) for k in ('label_mapping_table', 'field_mapping_table') if getattr(codec, k)}
         sample = pack(dict(encoded, **names, img=torch.zeros(1, 1, 3).numpy()))['data_samples']
-        sample.set_metainfo(dict(dp_record=None if public and row >= rows // 2 else row))
+        sample.set_metainfo(dict(dp_record=None if row >= rows - public else row))
         samples.append(sample)
         inputs.append(torch.randint(0, 255, (3, height, width), generator=generator, dtype=torch.uint8))
     return dict(inputs=inputs, data_samples=samples)
@@ -67,13 +67,14 @@ def make_step(
 ) -> Callable[[], Any]:
     """One training step of a method on its own copy of the model; the same ``rows`` over again make up its batch."""
     torch.manual_seed(0)
-    settings = dict(METHODS[method])
+    settings = dict(METHODS.get(method, {}))
     model_cfg = copy.deepcopy(cfg.model)
     model_cfg.backbone.init_cfg = None
     if method == PLAIN:
         model_cfg.head.type = model_cfg.head.type.removeprefix('Private')
     model = MODELS.build(model_cfg).to(device).train()
-    batch = make_batch(cfg, rows, public='public_weight' in settings)
+    public = rows if method == BASIS else rows // 2 if 'public_weight' in settings else 0
+    batch = make_batch(cfg, rows, public)
     if method in PEERS:
         return PEERS[method](model, batch, expected_batch_size // rows)
     freeze_batch_norm(model)
@@ -91,7 +92,11 @@ def make_step(
         projector=order and random_projector(order, rank, params),
         **settings,
     )
-    halves = [slice(rows // 2), slice(rows // 2, rows)] if 'public_weight' in settings else [slice(rows)]
+    if method == BASIS:
+        wrapper.prepare(model)
+        projector = Projector(rank=rank, preconditioned=True, dtype='bfloat16')
+        return lambda: projector.fit(wrapper.public_gradients(batch) for _ in range(expected_batch_size // rows))
+    halves = [slice(rows - public), slice(rows - public, rows)] if public else [slice(rows)]
     if settings.get('engine') == 'loop':
         halves = [slice(row, row + 1) for row in range(rows)]
     micro_batches = [{key: values[half] for key, values in batch.items()} for half in halves]

@@ -27,7 +27,7 @@ class MixedRows:
     def __init__(self, losses: Sequence[Tensor]) -> None:
         self._rows = len(losses)
         finite = [row for row, loss in enumerate(losses) if bool(loss.isfinite())]
-        telling = [row for row in finite if float(losses[row])]
+        telling = [row for row in finite if float(losses[row].detach())]
         self.to_look_at = sorted({*telling[:1], *telling[-1:]})
         self._complete = len(finite) == len(losses) and len(self.to_look_at) == 2
         self._seen: set[int] = set()  # rows that had a gradient of their own somewhere
