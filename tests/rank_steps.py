@@ -44,7 +44,7 @@ def movement(settings, keys, noise_multiplier=0.0, steps=1):
         rows = torch.randn(5, sum(p.numel() for p in params), generator=generator)
         settings['projector'] = Projector(rank=4)
         parts = rows.split([p.numel() for p in params], 1)
-        settings['projector'].fit([[r.view(-1, *p.shape) for r, p in zip(parts, params)]])
+        settings['projector'].fit([[r.view(-1, *p.shape) for r, p in zip(parts, params)]], len(parts[0]))
     wrapper = DPOptimWrapper(
         SGD(params, lr=LR),
         max_grad_norm=0.05,

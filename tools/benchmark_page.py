@@ -47,7 +47,7 @@ def _models(found: dict) -> str:
     return table(['method', *models], rows) + '\n' + '\n'.join(notes) + '\n'
 
 
-def _growth(found: list[dict], key: str) -> str:
+def _growth(found: list[dict], key: str, head: str) -> str:
     values = sorted({r[key] for r in found})
     rows = []
     for method in dict.fromkeys(r['method'] for r in found):
@@ -56,7 +56,7 @@ def _growth(found: list[dict], key: str) -> str:
             [f'{method}, {short_name(found[0]["config"])}', *(cell(mine[v]) if v in mine else '' for v in values)]
         )
         rows.append(['', *(_absolute(mine[v]) if v in mine else '' for v in values)])
-    return table([key, *map(str, values)], rows)
+    return table([head, *map(str, values)], rows)
 
 
 def _absolute(result: dict) -> str:
@@ -71,6 +71,7 @@ TITLES = {
     'basis': 'Public records behind a basis of rank 25, preconditioned',
 }
 KEYS = {'batch': 'expected_batch_size', 'basis': 'expected_batch_size'}
+HEADS = {**KEYS, 'basis': 'public records'}
 
 
 def write_page(page: Path, suites: dict[str, list[dict]], results: list[dict]) -> None:
@@ -90,8 +91,9 @@ def write_page(page: Path, suites: dict[str, list[dict]], results: list[dict]) -
                 _draw(found, plot, machine)
                 parts.append(f'![Time and memory beside the plain step]({plot.name})\n')
             else:
-                standard = [r for r in mine if any(_same(r, job, KEYS.get(suite, suite)) for job in jobs)]
-                parts.append(f'### {TITLES[suite]}\n\n{_growth(standard, KEYS.get(suite, suite))}')
+                key, head = KEYS.get(suite, suite), HEADS.get(suite, suite)
+                standard = [r for r in mine if any(_same(r, job, key) for job in jobs)]
+                parts.append(f'### {TITLES[suite]}\n\n{_growth(standard, key, head)}')
     text = page.read_text()
     before, after = text.partition(MARKS[0])[0], text.partition(MARKS[1])[2]
     page.write_text(f'{before}{MARKS[0]}\n' + '\n'.join(parts) + f'{MARKS[1]}{after}')

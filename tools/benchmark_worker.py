@@ -39,6 +39,7 @@ METHODS: dict[str, dict] = {  # the most telling first: a run may be cut
     **{f'projected, {order}': settings for order, settings in PROJECTED.items()},
     'feature': dict(public_weight=1.0),
     'dpsgd, bfloat16': dict(amp_dtype='bfloat16'),
+    'dpsgd, channels last': dict(memory_format=torch.channels_last),
 }
 
 
@@ -72,7 +73,7 @@ def make_step(
     model_cfg.backbone.init_cfg = None
     if method == PLAIN:
         model_cfg.head.type = model_cfg.head.type.removeprefix('Private')
-    model = MODELS.build(model_cfg).to(device).train()
+    model = MODELS.build(model_cfg).to(device, memory_format=settings.pop('memory_format', None)).train()
     public = rows if method == BASIS else rows // 2 if 'public_weight' in settings else 0
     batch = make_batch(cfg, rows, public)
     if method in PEERS:
@@ -95,7 +96,8 @@ def make_step(
     if method == BASIS:
         wrapper.prepare(model)
         projector = Projector(rank=rank, preconditioned=True, dtype='bfloat16')
-        return lambda: projector.fit(wrapper.public_gradients(batch) for _ in range(expected_batch_size // rows))
+        calls = range(expected_batch_size // rows)
+        return lambda: projector.fit((wrapper.public_gradients(batch) for _ in calls), expected_batch_size)
     halves = [slice(rows - public), slice(rows - public, rows)] if public else [slice(rows)]
     if settings.get('engine') == 'loop':
         halves = [slice(row, row + 1) for row in range(rows)]

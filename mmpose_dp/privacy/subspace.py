@@ -77,17 +77,18 @@ class Projector:
             raise PrivacyError('the projector has no basis yet: add PublicDataHook to default_hooks, or call fit()')
         return self.basis[0].shape[0]
 
-    def fit(self, gradients: Iterable[Sequence[Tensor]]) -> None:
+    def fit(self, gradients: Iterable[Sequence[Tensor]], num_samples: int) -> None:
         """Makes V from public per-sample gradients.
 
         Args:
             gradients: batches of public rows; each is one tensor a parameter, (rows, *parameter shape).
+            num_samples: m, their rows, or more.
 
         The m x m Gram matrix is decomposed instead of the p x p second moment, and each parameter's gradients are
         overwritten by its part of V, so that about m x p numbers are all that is held. Rows that are not finite are
         left out. Raises PrivacyError where nothing is left.
         """
-        stacks = self._stack(gradients)
+        stacks = self._stack(gradients, num_samples)
         scales = _scales(stacks) if self.preconditioned else []
         for stack, scale in zip(stacks, scales):
             stack *= scale
@@ -116,18 +117,18 @@ class Projector:
                 stack *= len(stack) ** 0.5 / length
         self.basis = stacks
 
-    def _stack(self, gradients: Iterable[Sequence[Tensor]]) -> list[Tensor]:
-        columns: list[list[Tensor]] = []  # by parameter, the batches' rows
+    def _stack(self, gradients: Iterable[Sequence[Tensor]], num_samples: int) -> list[Tensor]:
+        stacks: list[Tensor] = []  # by parameter; all at once, since joining batches would hold them twice
+        filled = 0
         for batch in gradients:
             finite = torch.stack([g.flatten(1).isfinite().all(1) for g in batch]).all(0)
-            columns = columns or [[] for _ in batch]
-            for column, grads in zip(columns, batch):
-                column.append(grads[finite].to(self.dtype))
-        stacks = []
-        for column in columns:  # joined and freed one by one: two whole copies would not fit
-            stacks.append(torch.cat(column))
-            column.clear()
-        if not stacks or stacks[0].shape[0] == 0 or not any(s.any() for s in stacks):
+            stacks = stacks or [g.new_empty((num_samples, *g.shape[1:]), dtype=self.dtype) for g in batch]
+            end = filled + int(finite.sum())
+            for stack, grads in zip(stacks, batch):
+                stack[filled:end] = grads[finite]
+            filled = end
+        stacks = [stack[:filled] for stack in stacks]
+        if not any(stack.any() for stack in stacks):
             raise PrivacyError(
                 'the public data gave no usable gradient to build the projector from: check that the public half of '
                 'the data set has annotated keypoints'

@@ -28,7 +28,9 @@ def truth(hrnet):
     private, public = rows[[0, 2, 3]], rows[[1, 4]]
     params = [p for p in model.parameters() if p.requires_grad]
     projector = Projector(rank=2)
-    projector.fit([[c.view(-1, *p.shape) for c, p in zip(public.split([p.numel() for p in params], 1), params)]])
+    projector.fit(
+        [[c.view(-1, *p.shape) for c, p in zip(public.split([p.numel() for p in params], 1), params)]], len(public)
+    )
     return private, public, float(norms(private).mean()), projector.basis
 
 
@@ -232,7 +234,7 @@ class TestNoise:
         )
         if wrapper.projector is not None:
             torch.manual_seed(0)
-            wrapper.projector.fit([[torch.randn(5, *p.shape) for p in params]])
+            wrapper.projector.fit([[torch.randn(5, *p.shape) for p in params]], 5)
         updates = []
         for _ in range(steps):
             before = flat(params).clone()

@@ -61,7 +61,8 @@ class PublicDataHook(Hook):
         projector = wrapper.projector
         assert projector is not None
         if get_rank() == 0:
-            projector.fit(self._gradients(runner, wrapper))
+            count = self.num_samples or projector.max_rank
+            projector.fit(self._gradients(runner, wrapper, count), count)
         rank = torch.tensor(projector.rank if get_rank() == 0 else 0)
         broadcast(rank)
         if get_rank() > 0:
@@ -69,10 +70,9 @@ class PublicDataHook(Hook):
         for part in projector.basis:
             broadcast(part)
 
-    def _gradients(self, runner: Runner, wrapper: DPOptimWrapper) -> Iterator[list[Tensor]]:
+    def _gradients(self, runner: Runner, wrapper: DPOptimWrapper, count: int) -> Iterator[list[Tensor]]:
         dataset = runner.train_dataloader.dataset
         sampler = runner.train_dataloader.batch_sampler
-        count = self.num_samples or wrapper.projector.max_rank  # type: ignore[union-attr]
         chosen = [dataset.public_rows[int(i)] for i in sampler.random.choice(dataset.num_public, count)]
         for start in range(0, count, sampler.micro_batch_size):
             batch = collate_rows([dataset[i] for i in chosen[start : start + sampler.micro_batch_size]])
