@@ -113,7 +113,7 @@ def rows_of(size: Size, synthetic: bool = True) -> tuple[dict[str, Row], dict[st
         return {**private(size.papers_batch, public), **papers_schedule(size.epochs)}
 
     def projector(**changed: Any) -> Settings:
-        ours = dict(rank=25, order='project-then-clip', refresh_interval=8, preconditioned=True, dtype='bfloat16')
+        ours = dict(rank=100, order='project-then-clip', refresh_interval=8, preconditioned=True, dtype='bfloat16')
         return {PROJECTOR: dict(_delete_=True, **{**ours, **changed})}
 
     def adam(*rates: float) -> list[Settings]:
@@ -131,6 +131,15 @@ def rows_of(size: Size, synthetic: bool = True) -> tuple[dict[str, Row], dict[st
         **no_views_first,  # it starts from the row that trained on them
         'default_hooks.public_data.num_samples': 200,
         PUBLIC_WEIGHT: 0.005,
+    }
+    best = sgd(0.25)[0]
+    # so few that their noise is small in the whole space
+    few = {
+        PROJECTOR: None,
+        'optim_wrapper.trainable': 'norms+backbone.conv1.*+backbone.layer1.*',
+        PUBLIC_WEIGHT: 0.02,
+        **adam(3e-3)[0],
+        **schedule(2 * size.epochs),
     }
     # as many images as ours sees
     epochs, plain = {**common, **schedule(size.public_epochs + size.epochs)}, dict(private=False)
@@ -185,7 +194,7 @@ def rows_of(size: Size, synthetic: bool = True) -> tuple[dict[str, Row], dict[st
             'hybrid_eps08',
             'publiconly',
             ours,
-            (sgd(0.25)[0], sgd(0.5)[0], {**projector(rank=100), **sgd(0.25)[0]}),
+            (best, {**projector(rank=25), **best}, few),
         ),
         'nonprivate': Row(
             'non-private', 'nonprivate', settings=epochs, candidates=tuple(adam(3e-3, 6e-3, 1.2e-2)), **plain
@@ -193,7 +202,6 @@ def rows_of(size: Size, synthetic: bool = True) -> tuple[dict[str, Row], dict[st
     }
     if not synthetic:
         del table['pretrain']  # it is given
-    best = sgd(0.25)[0]
     changes: dict[str, tuple[str, Settings]] = {
         'noise_then_project': (
             "the paper's order of projection",
@@ -202,7 +210,8 @@ def rows_of(size: Size, synthetic: bool = True) -> tuple[dict[str, Row], dict[st
         'not_preconditioned': ('without the preconditioner', projector(preconditioned=False)),
         'no_public_gradient': ('without the public gradient', {PUBLIC_WEIGHT: 0.0}),
         'papers_batch': ("at the paper's batch", private(size.papers_batch, 64)),
-        'rank_100': ('rank 100', projector(rank=100)),
+        'rank_25': ('rank 25', projector(rank=25)),
+        'whole_model': ('without a projector, AdamW', {PROJECTOR: None, PUBLIC_WEIGHT: 0.02, **adam(1e-3)[0]}),
         'residual': ('residual private loss', {f'{data}.private_loss': 'residual'}),
         'outside': ('with what lies outside the subspace (GEP)', projector(preconditioned=False, outside=0.3)),
         'automatic': ('automatic clipping', {'optim_wrapper.clipping': 'automatic'}),
@@ -214,10 +223,4 @@ def rows_of(size: Size, synthetic: bool = True) -> tuple[dict[str, Row], dict[st
         for name, (text, change) in changes.items()
     }
     levers['no_views_first'] = Row('ours, without views first', 'hybrid_eps08', 'pretrain', {**ours, **best})
-    levers['no_projection'] = Row(
-        'ours, without a projector, AdamW',
-        'feature_eps08',
-        'publiconly',
-        {**private(size.large_batch, 64), PUBLIC_WEIGHT: 0.02, **adam(1e-3)[0]},
-    )
     return table, levers
