@@ -24,10 +24,11 @@ def steps_of(optimizer):
     return {int(state['step']) for state in optimizer.state.values()}
 
 
-def test_each_optimizer_takes_its_own_steps(synthetic, tmp_path):
+def test_each_optimizer_takes_its_own_steps(synthetic, tmp_path, recwarn):
     wrapper = train_until(config(synthetic, tmp_path), 2 * PUBLIC_STEPS).optim_wrapper
     assert isinstance(wrapper, DPOptimWrapper)
     assert not wrapper.optimizer.state and steps_of(wrapper.public_optimizer) == {2 * PUBLIC_STEPS}
+    assert not [w for w in recwarn if 'scheduler.step' in str(w.message)]
     # the scheduler knows the other one alone
     assert [g['lr'] for g in wrapper.optimizer.param_groups] == [pytest.approx(0.1 * 0.1)]
     assert [g['lr'] for g in wrapper.public_optimizer.param_groups] == [pytest.approx(1e-2 * 0.1)]

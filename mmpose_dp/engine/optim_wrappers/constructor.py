@@ -1,5 +1,7 @@
 """Builds DPOptimWrapper for a model: its norms first, then what is trained, then the checks. Must not train anything."""
 
+import warnings
+
 from mmengine.model import is_model_wrapper
 from mmengine.optim import DefaultOptimWrapperConstructor
 from mmpose.registry import OPTIM_WRAPPER_CONSTRUCTORS
@@ -51,6 +53,8 @@ class DPOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         choose_trainable(core, **self.subset)
         wrapper = super().__call__(model)
         if self.public_optimizer is not None:
+            # in public epochs it is this one that steps before the scheduler does
+            warnings.filterwarnings('ignore', 'Detected call of `scheduler.step')
             plain = dict(type='OptimWrapper', optimizer=self.public_optimizer)
             wrapper.public_optimizer = DefaultOptimWrapperConstructor(plain, self.paramwise_cfg)(model).optimizer
         wrapper.prepare(core)
