@@ -97,7 +97,7 @@ def papers_schedule(epochs: int) -> Settings:
 
 
 def rows_of(size: Size, synthetic: bool = True) -> tuple[dict[str, Row], dict[str, Row]]:
-    """The table's rows, and the levers: ``ours`` with one thing changed."""
+    """The table's rows, and the levers: ``ours`` in a subspace, and that with one thing changed."""
     data, draw = 'train_dataloader.dataset', 'train_dataloader.batch_sampler'
     common: Settings = {}
     if synthetic:
@@ -211,6 +211,9 @@ def rows_of(size: Size, synthetic: bool = True) -> tuple[dict[str, Row], dict[st
         'no_public_gradient': ('without the public gradient', {PUBLIC_WEIGHT: 0.0}),
         'papers_batch': ("at the paper's batch", private(size.papers_batch, 64)),
         'rank_25': ('rank 25', projector(rank=25)),
+        'head': ("the paper's subset", {'optim_wrapper.trainable': 'head+last_stage+norms'}),
+        'small_norm': ('C 0.01, lr 2.5', {'optim_wrapper.max_grad_norm': 0.01, **sgd(2.5)[0]}),
+        'large_norm': ('C 1, lr 0.025', {'optim_wrapper.max_grad_norm': 1.0, **sgd(0.025)[0]}),
         'whole_model': ('without a projector, AdamW', {PROJECTOR: None, PUBLIC_WEIGHT: 0.02, **adam(1e-3)[0]}),
         'residual': ('residual private loss', {f'{data}.private_loss': 'residual'}),
         'outside': ('with what lies outside the subspace (GEP)', projector(preconditioned=False, outside=0.3)),
@@ -218,9 +221,9 @@ def rows_of(size: Size, synthetic: bool = True) -> tuple[dict[str, Row], dict[st
         'augmentations': ('two augmentations a record', {f'{data}.augmentations': 2}),
         'average': ('averaged weights (EMA)', {'custom_hooks': [AVERAGE]}),
     }
-    levers = {
-        name: Row(f'ours, {text}', 'hybrid_eps08', 'publiconly', {**ours, **best, **change})
-        for name, (text, change) in changes.items()
-    }
-    levers['no_views_first'] = Row('ours, without views first', 'hybrid_eps08', 'pretrain', {**ours, **best})
+    base = {**ours, **best}
+    levers = {'subspace': Row('in a subspace of rank 100, SGD', 'hybrid_eps08', 'publiconly', base)}
+    for name, (text, change) in changes.items():
+        levers[name] = Row(f'the same, {text}', 'hybrid_eps08', 'publiconly', {**base, **change})
+    levers['no_views_first'] = Row('the same, without views first', 'hybrid_eps08', 'pretrain', base)
     return table, levers
