@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -111,19 +112,21 @@ def write_page(page: Path, benchmark: Any) -> None:
     """Remakes the part between the marks, the plot and the CSV beside the page."""
     results = benchmark.results
 
-    def scores(name: str, epsilon: float | None) -> dict[str, float]:
+    def scores(name: str, epsilon: float | None, kept: str = 'pckh') -> dict[str, float]:
         try:
             settings = json.dumps(benchmark.settings(name))
         except ValueError:  # not tuned yet
             return {}
         mine = dict(row=name, epsilon=str(epsilon), split='reported', settings=settings)
-        return {r['seed']: float(r['pckh']) for r in results.lines if mine.items() <= r.items()}
+        return {r['seed']: float(r[kept]) for r in results.lines if mine.items() <= r.items() and r[kept]}
 
     epsilons = sorted(benchmark.epsilons)
     parts = [
         main_table(benchmark.table, scores, epsilons),
         f'![PCKh against epsilon]({page.stem}.png)\n',
         gaps(benchmark.table, scores, epsilons),
+        '## On the other domain\n',
+        main_table(benchmark.table, partial(scores, kept='pckh_other_domain'), epsilons),
         '## What each lever brings\n',
         lever_table(benchmark.levers, scores, epsilons),
         '## What was tried\n',
