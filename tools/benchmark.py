@@ -125,7 +125,7 @@ def suites(configs: Sequence[str]) -> dict[str, list[dict]]:
         ],
         'rows': [job(HRNET, 'dpsgd', rows=rows) for rows in (2, 4, 16)],
         'rank': [job(SMALL, f'projected, {order}', rank=rank) for order in PROJECTED for rank in (10, 25, 100)],
-        'basis': [job(HRNET, BASIS, expected_batch_size=records, rank=25) for records in (48, 96)],
+        'basis': [job(HRNET, BASIS, expected_batch_size=records, rank=25) for records in (24, 48)],
         'quick': [job(TINY, method, rows=4, expected_batch_size=8) for method in (*METHODS, BASIS) if method != PLAIN],
     }
 

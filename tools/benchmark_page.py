@@ -68,7 +68,7 @@ TITLES = {
     'rank': "The projector's rank",
     'batch': 'Expected batch, at a fixed number of rows in memory',
     'processes': 'Processes that share a batch, one core each',
-    'basis': 'Public records behind a basis of rank 25, preconditioned',
+    'basis': 'Public records behind a basis of rank 25 at most, preconditioned',
 }
 KEYS = {'batch': 'expected_batch_size', 'basis': 'expected_batch_size'}
 HEADS = {**KEYS, 'basis': 'public records'}
