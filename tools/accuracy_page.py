@@ -73,7 +73,8 @@ def lever_table(levers: Rows, scores: Scores, epsilons: list[float]) -> str:
 def in_words(settings: dict) -> str:
     """A candidate's values."""
     parts = [v if isinstance(v, dict) else {k.rpartition('.')[2]: v} for k, v in settings.items()]
-    return ', '.join(f'{k} {v}' for part in parts for k, v in part.items() if k != '_delete_') or 'as it is'
+    hidden = ('_delete_', 'val_interval', 'param_scheduler')
+    return ', '.join(f'{k} {v}' for part in parts for k, v in part.items() if k not in hidden) or 'as it is'
 
 
 def tuning(benchmark: Any) -> str:
