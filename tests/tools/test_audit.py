@@ -91,9 +91,9 @@ def public_rows_of_the_private_batch(monkeypatch):
 def basis_from_private_gradients(monkeypatch):
     """The paper's release again: the subspace is that of private images."""
 
-    def gradients(self, runner, wrapper):
+    def gradients(self, runner, wrapper, count):
         staying = [record for group in runner.train_loop.sampler._groups.values() for record in group]
-        chosen = runner.train_loop.sampler.random.choice(len(staying), 16)
+        chosen = runner.train_loop.sampler.random.choice(len(staying), count)
         for i in chosen:
             yield [g[None] for g in wrapper.canary_gradient(staying[int(i)])]
 
