@@ -93,7 +93,7 @@ def basis_from_private_gradients(monkeypatch):
 
     def gradients(self, runner, wrapper, count):
         staying = [record for group in runner.train_loop.sampler._groups.values() for record in group]
-        chosen = runner.train_loop.sampler.random.choice(len(staying), count)
+        chosen = runner.train_loop.sampler.random.choice(len(staying), 16)
         for i in chosen:
             yield [g[None] for g in wrapper.canary_gradient(staying[int(i)])]
 
