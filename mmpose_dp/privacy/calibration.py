@@ -7,6 +7,8 @@ import math
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 
+from scipy.optimize import brentq
+
 from .accounting import History, StepEvent, epsilon
 from .errors import PrivacyError
 
@@ -46,18 +48,16 @@ def calibrate_noise_multiplier(
         )
     factors = factors or ((1.0, steps),)
 
-    def fits(kind: str) -> Callable[[float], bool]:
-        def within(sigma: float) -> bool:
+    def over(kind: str) -> Callable[[float], float]:
+        def ratio(sigma: float) -> float:
             taken = [*history, *planned(sigma, sample_rate, factors)]
-            return epsilon(taken, target_delta, kind) <= target_epsilon
+            return epsilon(taken, target_delta, kind) / target_epsilon
 
-        return within
+        return ratio
 
-    if accountant == 'rdp':
-        sigma = _smallest(fits('rdp'), 1.0, 2.0, _PRECISION)
-    else:
-        sigma = _smallest(fits('rdp'), 1.0, 2.0, 0.1)  # cheap; the others lie a little below
-        sigma = _smallest(fits(accountant), *((1.0, 2.0) if sigma is None else (sigma, 1.1)), _PRECISION)
+    sigma = _smallest(over('rdp'), 1.0, 2.0, _PRECISION)
+    if accountant != 'rdp':  # RDP was cheap; the others lie a little below
+        sigma = _smallest(over(accountant), *((1.0, 2.0) if sigma is None else (sigma, 1.1)), _PRECISION)
     if sigma is None:
         tighter = '' if accountant == 'pld' else ", or write accountant='pld'"
         raise PrivacyError(
@@ -91,16 +91,16 @@ def calibrate_sample_rates(
     def rates_at(sigma: float, kind: str) -> list[Fraction]:
         return [_highest_rate(target, target_delta, sigma, kind, history, factors) for target, _ in budgets]
 
-    def enough(kind: str) -> Callable[[float], bool]:
-        def drawn(sigma: float) -> bool:
-            rates = rates_at(sigma, kind)
-            return sum(q * n for q, (_, n) in zip(rates, budgets)) >= expected_batch_size
+    def over(kind: str) -> Callable[[float], float]:
+        def ratio(sigma: float) -> float:
+            drawn = sum(q * n for q, (_, n) in zip(rates_at(sigma, kind), budgets))
+            return float(expected_batch_size / drawn) if drawn else math.inf
 
-        return drawn
+        return ratio
 
-    sigma = _smallest(enough('rdp'), 1.0, 2.0, _PERSONAL_PRECISION if accountant == 'rdp' else 0.1)
+    sigma = _smallest(over('rdp'), 1.0, 2.0, _PERSONAL_PRECISION)
     if sigma is not None and accountant != 'rdp':
-        sigma = _smallest(enough(accountant), sigma, 1.05, _PERSONAL_PRECISION)
+        sigma = _smallest(over(accountant), sigma, 1.05, _PERSONAL_PRECISION)
     if sigma is None:
         raise PrivacyError(
             f'the personal budgets {[target for target, _ in budgets]} cannot be met in {steps} steps of '
@@ -141,20 +141,30 @@ def planned(sigma: float, rate: Fraction, factors: Factors) -> History:
     return [(StepEvent(sigma * factor, rate), steps) for factor, steps in factors]
 
 
-def _smallest(fits: Callable[[float], bool], start: float, factor: float, precision: float) -> float | None:
-    """The least sigma that fits, rounded up by ``precision``; None where none does. Steps of ``factor`` first."""
+def _smallest(ratio: Callable[[float], float], start: float, factor: float, precision: float) -> float | None:
+    """The least sigma whose ``ratio``, which falls in sigma, is 1 or below, rounded up by ``precision``; None where none is.
+
+    Steps of ``factor`` first, from ``start``. Each ratio may take a second.
+    """
     high = start
-    while not fits(high):
+    while ratio(high) > 1:
         high *= factor
         if high > _SIGMAS[1]:
             return None
     low = high / factor
-    while low > _SIGMAS[0] and fits(low):
+    while ratio(low) <= 1:
+        if low < _SIGMAS[0]:
+            return low
         high, low = low, low / factor
-    while high > low * (1 + precision):
-        middle = math.sqrt(low * high)
-        low, high = (low, middle) if fits(middle) else (middle, high)
-    return high
+
+    def excess(log_sigma: float) -> float:
+        return math.log(min(max(ratio(math.exp(log_sigma)), 1e-9), 1e9))
+
+    root = brentq(excess, math.log(low), math.log(high), xtol=precision / 2)
+    sigma = min(math.exp(root + precision / 2), high)
+    while ratio(sigma) > 1:  # grids make small steps in the curve
+        sigma *= 1 + precision / 2
+    return sigma
 
 
 def steps_within(target_epsilon: float, target_delta: float, ahead: History, accountant: str, history: History) -> int:
