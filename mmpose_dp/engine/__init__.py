@@ -4,10 +4,12 @@ from .auditing import AuditedOptimWrapper, AuditHook
 from .hooks import PrivacyBudgetHook, PublicDataHook, newest_checkpoint
 from .loops import PrivateTrainLoop
 from .optim_wrappers import DPOptimWrapper, DPOptimWrapperConstructor
+from .optimizers import DPAdamBC
 
 __all__ = [
     'AuditHook',
     'AuditedOptimWrapper',
+    'DPAdamBC',
     'DPOptimWrapper',
     'DPOptimWrapperConstructor',
     'PrivacyBudgetHook',

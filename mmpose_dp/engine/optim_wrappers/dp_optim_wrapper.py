@@ -36,8 +36,16 @@ from mmpose_dp.privacy import (
     gradient_of,
 )
 
+from ..optimizers import DPAdamBC
 from .public_optimizer import WithPublicOptimizer
-from .settings import check_settings, from_settings, head_message, refuse_batch_statistics, refuse_changed_buffers
+from .settings import (
+    check_optimizer,
+    check_settings,
+    from_settings,
+    head_message,
+    refuse_batch_statistics,
+    refuse_changed_buffers,
+)
 
 
 @OPTIM_WRAPPERS.register_module()
@@ -106,6 +114,7 @@ class DPOptimWrapper(WithPublicOptimizer):
         self.public_weight = public_weight
         self.clipping = clipping
         check_clipping(clipping, self.projector)
+        check_optimizer(optimizer, self.projector)
         self.engine_kind = engine
         self.amp_dtype = None if amp_dtype is None else getattr(torch, amp_dtype)
         self.loss_scale = loss_scale or (1024.0 if amp_dtype == 'float16' else 1.0)
@@ -274,6 +283,7 @@ class DPOptimWrapper(WithPublicOptimizer):
 
     def finish_step(self, step_kwargs: dict | None = None, zero_kwargs: dict | None = None) -> None:
         """Ends a logical batch: also right when it was empty."""
+        noise_std = 0.0
         if self.public_only:
             update, weight = [torch.zeros_like(p, dtype=torch.float32) for p in self.params], 1.0
         else:
@@ -282,10 +292,13 @@ class DPOptimWrapper(WithPublicOptimizer):
             if self.plan is not None:
                 self.ledger.count(self.plan.event_at(self.ledger.run_steps))
             update, weight = self._private_gradient(sigma, max_grad_norm), self.public_weight
+            noise_std = sigma * max_grad_norm / self.expected_batch_size
         for gradient, public in zip(update, self._public_mean() if weight else []):
             gradient += weight * public
         for param, gradient in zip(self.params, update):
             param.grad = gradient.to(param.dtype)
+        if isinstance(self.optimizer, DPAdamBC):
+            self.optimizer.noise_std = noise_std
         # an overflow is skipped as in AmpOptimWrapper. The noised update alone decides: a private row must not
         if all(bool(gradient.isfinite().all()) for gradient in update):
             if self.public_only:

@@ -5,10 +5,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from mmpose_dp.models import FeatureMaskingHead
-from mmpose_dp.privacy import PrivacyError
+from mmpose_dp.privacy import PrivacyError, Projector
 from mmpose_dp.privacy.schedule import is_number
+
+from ..optimizers import DPAdamBC
 
 
 def check_settings(plain_settings: dict, **own: Any) -> None:
@@ -35,6 +38,15 @@ def check_settings(plain_settings: dict, **own: Any) -> None:
     for key, (fits, what) in wanted.items():
         if not fits(own[key]):
             raise PrivacyError(f'optim_wrapper.{key}={own[key]!r} must be {what}')
+
+
+def check_optimizer(optimizer: Optimizer, projector: Projector | None) -> None:
+    """Raises PrivacyError for an optimizer that cannot know the noise it is to take off."""
+    if isinstance(optimizer, DPAdamBC) and projector is not None:
+        raise PrivacyError(
+            "optim_wrapper.optimizer.type='DPAdamBC' takes off the same noise everywhere, and a projector spreads it unevenly: "
+            'write optim_wrapper.projector=None, or another optimizer'
+        )
 
 
 def from_settings(kind: type, value: Any, key: str) -> Any:
