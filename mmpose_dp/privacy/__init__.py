@@ -1,7 +1,7 @@
 """The lines on which the guarantee rests. Pure torch, numpy, opacus and dp-accounting: nothing of OpenMMLab.
 
 Read in this order: plan, noise, per_sample (with capture, row_norm, layer_rules, operations, row_gradients, row_mixing,
-loop_engine), clipping, subspace, mechanism, accounting, calibration, schedule, ledger, statement.
+loop_engine), clipping, adaptive_norm, subspace, mechanism, accounting, calibration, schedule, ledger, statement.
 """
 
 from .accounting import (
@@ -10,6 +10,7 @@ from .accounting import (
     epsilon,
     group_epsilon,
 )
+from .adaptive_norm import AdaptiveNorm
 from .calibration import calibrate_noise_multiplier, calibrate_sample_rates, steps_within
 from .clipping import ClippedCoordinates, ClippedParts, ClippedSum, LayerwiseClippedSum, Rows, clip_factors
 from .errors import OneRecordAtATime, PrivacyError
@@ -27,6 +28,7 @@ from .subspace import Projector
 __all__ = [
     'ACCOUNTANTS',
     'LEDGER_NAME',
+    'AdaptiveNorm',
     'Block',
     'Budget',
     'ClippedCoordinates',

@@ -75,6 +75,17 @@ def clip_factors(norms: Tensor, max_grad_norm: float, automatic: bool = False) -
     return torch.where(torch.isfinite(norms), factors, torch.zeros_like(factors))
 
 
+def votes(norms: Tensor, max_grad_norm: float, vote: float) -> list[Tensor]:
+    """The sum of ``vote`` for each record within the norm, and -``vote`` for each beyond it: one tensor of shape (1,).
+
+    None where ``vote`` is 0. A record that is not finite has none.
+    """
+    if not vote:
+        return []
+    signs = torch.where(norms <= max_grad_norm, 1.0, -1.0) * torch.isfinite(norms)
+    return [vote * signs.sum().view(1)]
+
+
 class ClippedSum:
     """Collects sum_i g_i * min(1, C / ||g_i||) over the private records (Abadi et al. 2016, algorithm 1).
 
@@ -87,6 +98,7 @@ class ClippedSum:
         max_grad_norm: C.
         scale: what the losses were multiplied by (mixed precision).
         automatic: see clip_factors.
+        vote: the length of a record's vote beside its vector, see votes.
     """
 
     def __init__(
@@ -96,9 +108,10 @@ class ClippedSum:
         max_grad_norm: float,
         scale: float = 1.0,
         automatic: bool = False,
+        vote: float = 0.0,
     ) -> None:
         self._params, self._rows, self._max_grad_norm, self._scale = params, rows, max_grad_norm, scale
-        self._automatic = automatic
+        self._automatic, self._vote = automatic, vote
         self._private = in_line(rows.private)
         self._squares = torch.zeros(rows.num_records, device=params[0].device)
         self._whole: list[Block] = []
@@ -117,8 +130,9 @@ class ClippedSum:
             self._stacks.append((index, stack))
 
     def total(self) -> list[Tensor]:
-        """The sum, one float32 tensor a parameter. Records that are not finite are left out: 0 * NaN is NaN."""
-        factors = clip_factors(self._squares.sqrt() / self._scale, self._max_grad_norm, self._automatic) / self._scale
+        """The sum, one float32 tensor a parameter, then the votes. Records that are not finite are left out: 0 * NaN is NaN."""
+        norms = self._squares.sqrt() / self._scale
+        factors = clip_factors(norms, self._max_grad_norm, self._automatic) / self._scale
         total: list[Tensor | None] = [None] * len(self._params)
         keep = factors.nonzero().flatten()
         weights = factors[keep]
@@ -129,7 +143,8 @@ class ClippedSum:
         all_kept = len(keep) == len(factors)
         for index, stack in self._stacks:
             total[index] = (weights @ (stack if all_kept else stack[keep])).view_as(self._params[index])
-        return [torch.zeros_like(p, dtype=torch.float32) if x is None else x for p, x in zip(self._params, total)]
+        whole = [torch.zeros_like(p, dtype=torch.float32) if x is None else x for p, x in zip(self._params, total)]
+        return [*whole, *votes(norms, self._max_grad_norm, self._vote)]
 
 
 class LayerwiseClippedSum:
@@ -171,10 +186,16 @@ class ClippedCoordinates:
     """
 
     def __init__(
-        self, rows: Rows, max_grad_norm: float, projector: Projector, scale: float = 1.0, automatic: bool = False
+        self,
+        rows: Rows,
+        max_grad_norm: float,
+        projector: Projector,
+        scale: float = 1.0,
+        automatic: bool = False,
+        vote: float = 0.0,
     ) -> None:
         self._rows, self._max_grad_norm, self._projector, self._scale = rows, max_grad_norm, projector, scale
-        self._automatic = automatic
+        self._automatic, self._vote = automatic, vote
         self._private = in_line(rows.private)
         self._coordinates = torch.zeros(rows.num_records, projector.rank, device=projector.basis[0].device)
 
@@ -184,11 +205,13 @@ class ClippedCoordinates:
             self._coordinates += self._rows.sum_by_record(self._projector.coordinates(index, grads))
 
     def total(self) -> list[Tensor]:
-        """The sum: one tensor of shape (rank,), float32."""
+        """The sum: one tensor of shape (rank,), float32; then the votes."""
         coordinates = self._coordinates / self._scale
-        factors = clip_factors(coordinates.norm(dim=1), self._max_grad_norm, self._automatic)
+        norms = coordinates.norm(dim=1)
+        factors = clip_factors(norms, self._max_grad_norm, self._automatic)
         keep = factors > 0  # 0 * NaN is NaN: leave such a record out
-        return [(coordinates[keep] * factors[keep, None]).sum(0)]
+        total = (coordinates[keep] * factors[keep, None]).sum(0)
+        return [total, *votes(norms, self._max_grad_norm, self._vote)]
 
 
 class ClippedParts:

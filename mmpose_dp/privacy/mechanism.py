@@ -8,16 +8,18 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from .adaptive_norm import shares
 from .clipping import ClippedCoordinates, ClippedParts, ClippedSum, LayerwiseClippedSum, Rows
 from .errors import PrivacyError
+from .schedule import Schedule
 from .subspace import Projector
 
-CLIPPINGS = ('flat', 'automatic', 'per-layer')
+CLIPPINGS = ('flat', 'automatic', 'adaptive', 'per-layer')
 
 RecordCollector = ClippedSum | ClippedCoordinates | ClippedParts | LayerwiseClippedSum
 
 
-def check_clipping(clipping: str, projector: Projector | None) -> None:
+def check_clipping(clipping: str, projector: Projector | None, schedule: Schedule | None = None) -> None:
     """Raises PrivacyError for a pair that has no meaning, with the key of ``optim_wrapper``."""
     if clipping not in CLIPPINGS:
         raise PrivacyError(f'optim_wrapper.clipping={clipping!r} must be one of {CLIPPINGS}')
@@ -26,8 +28,13 @@ def check_clipping(clipping: str, projector: Projector | None) -> None:
             "optim_wrapper.clipping='per-layer' has no meaning with project-then-clip: write clipping='flat' or "
             "projector.order='noise-then-project'"
         )
-    if clipping == 'automatic' and projector is not None and projector.outside:
-        raise PrivacyError("optim_wrapper.clipping='automatic' is not offered with projector.outside: write 'flat'")
+    if clipping in ('automatic', 'adaptive') and projector is not None and projector.outside:
+        raise PrivacyError(f"optim_wrapper.clipping='{clipping}' is not offered with projector.outside: write 'flat'")
+    if clipping == 'adaptive' and schedule is not None and schedule.max_grad_norm != 1:
+        raise PrivacyError(
+            f"optim_wrapper.schedule.max_grad_norm={schedule.max_grad_norm} and clipping='adaptive' both move C: "
+            "write clipping='flat', or take max_grad_norm out of the schedule"
+        )
 
 
 def in_coordinates(projector: Projector | None) -> bool:
@@ -44,21 +51,25 @@ def collector_for(
     scale: float = 1.0,
 ) -> RecordCollector:
     """What adds up the clipped vectors of one micro-batch's records; see the collectors for the arguments."""
-    automatic = clipping == 'automatic'
+    automatic, vote = clipping == 'automatic', 0.0
+    if clipping == 'adaptive':
+        max_grad_norm, vote = shares(max_grad_norm)
     if projector is not None and in_coordinates(projector):
         if projector.outside:
             return ClippedParts(params, rows, max_grad_norm, projector, scale)
-        return ClippedCoordinates(rows, max_grad_norm, projector, scale, automatic)
+        return ClippedCoordinates(rows, max_grad_norm, projector, scale, automatic, vote)
     if clipping == 'per-layer':
         return LayerwiseClippedSum(params, rows, max_grad_norm, scale)
-    return ClippedSum(params, rows, max_grad_norm, scale, automatic)
+    return ClippedSum(params, rows, max_grad_norm, scale, automatic, vote)
 
 
-def empty_sum(params: Sequence[nn.Parameter], projector: Projector | None) -> list[Tensor]:
+def empty_sum(params: Sequence[nn.Parameter], projector: Projector | None, clipping: str = 'flat') -> list[Tensor]:
     """The collector's total where no record was drawn: zeros of the same shapes."""
     shapes: list[tuple[int, ...]] = [tuple(p.shape) for p in params]
     if projector is not None and in_coordinates(projector):
         shapes = [(projector.rank,), *(shapes if projector.outside else [])]
+    if clipping == 'adaptive':
+        shapes.append((1,))  # the votes
     return [torch.zeros(shape, dtype=torch.float32, device=params[0].device) for shape in shapes]
 
 

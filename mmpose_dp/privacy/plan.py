@@ -48,6 +48,7 @@ class PrivacyPlan:
         secure_mode: whether the noise is hardened against attacks on floating-point numbers.
         expose_private_metrics: whether losses of private batches are logged, outside the guarantee.
         schedule: how sigma and C go on from their first values.
+        adaptive_norm: whether C goes on by the records' noised votes instead.
         budgets: personal budgets, smallest first; empty where one epsilon holds for all.
         assignment: which of the ``budgets`` each record has, by number, in the order of the records.
         prior: what earlier trainings on the same data have spent of the budget.
@@ -71,6 +72,7 @@ class PrivacyPlan:
     secure_mode: bool = False
     expose_private_metrics: bool = False
     schedule: Schedule = Schedule()
+    adaptive_norm: bool = False
     budgets: tuple[Budget, ...] = ()
     assignment: tuple[int, ...] = ()
     prior: History = ()

@@ -83,7 +83,9 @@ def build_statement(plan: PrivacyPlan, ledger: Ledger, *, pretraining: str) -> d
         'steps': ledger.run_steps,
         'steps_of_earlier_trainings': ledger.steps - ledger.run_steps,
         'epochs': round(ledger.run_steps * plan.expected_batch_size / plan.num_records, 2),
-        'max_grad_norm': _course(plan.max_grad_norm, plan.max_grad_norm_at(plan.steps)),
+        'max_grad_norm': _course(plan.max_grad_norm, plan.max_grad_norm_at(plan.steps))
+        if not plan.adaptive_norm
+        else f'{plan.max_grad_norm:.4g} at first, then by votes of the records, which are noised and counted with the rest',
         'noise_multiplier': _course(plan.noise_multiplier, plan.event_at(plan.steps).noise_multiplier),
         'public_data': ', '.join([*_of_all(plan, ledger, 'public_view'), *public_data]) or 'none',
         'public_views': _of_all(plan, ledger, 'public_view'),

@@ -5,11 +5,12 @@ from fractions import Fraction
 
 import pytest
 import torch
-from runs import config, tiny, train
+from runs import config, tiny, train, train_until
 from runs import unvalidated as short
 
 from mmpose_dp.engine import DPOptimWrapper
 from mmpose_dp.privacy import LEDGER_NAME, Ledger, PrivacyError, StepEvent, epsilon
+from mmpose_dp.privacy.adaptive_norm import shares
 
 
 def annotated(folder, target, name, value):
@@ -155,3 +156,34 @@ def test_an_overflow_is_skipped_and_counted(synthetic, tmp_path):
     assert runner.optim_wrapper.ledger.steps == 4
     assert not runner.optim_wrapper.optimizer.state  # no step was made
     assert all(p.isfinite().all() for p in runner.model.parameters())
+
+
+@pytest.mark.parametrize(('method', 'public_steps'), [('dpsgd', 0), ('hybrid', 5)])
+def test_an_adaptive_norm_is_used_logged_kept_and_stated(synthetic, tmp_path, method, public_steps, monkeypatch):
+    """Noise and clipping follow the same C; a resume goes on from it."""
+    used, whole = [], DPOptimWrapper._private_gradient
+
+    def recorded(self, sigma, norm):
+        used.append(norm)
+        if self._private_sum is not None:  # a whole number of votes: the records were clipped to the C of the noise
+            votes = float(self._private_sum[-1]) / shares(norm)[1]
+            assert votes == pytest.approx(round(votes), abs=1e-4)
+        return whole(self, sigma, norm)
+
+    monkeypatch.setattr(DPOptimWrapper, '_private_gradient', recorded)
+    options = dict(optim_wrapper__clipping='adaptive', optim_wrapper__max_grad_norm=0.5)
+    train_until(
+        short(synthetic, tmp_path, method, **options), public_steps + 6
+    )  # the last checkpoint is after 4 of them
+    assert used[0] == 0.5 and len(set(used)) == len(used) == 6
+    runner = train(short(synthetic, tmp_path, method, resume=True, **options))
+    assert used[6] == used[4] and len(used) == runner.train_loop.private_steps  # the two lost ones are spent
+    norm = 0.5 * runner.optim_wrapper.adaptive_norm.factor
+    assert runner.message_hub.get_scalar('train/max_grad_norm').current() == pytest.approx(norm)
+    assert 'votes of the records' in statement_of(tmp_path)['max_grad_norm']
+
+
+def test_an_adaptive_norm_beside_a_schedule_of_c_is_refused(synthetic, tmp_path):
+    options = dict(optim_wrapper__clipping='adaptive', optim_wrapper__schedule=dict(max_grad_norm=0.5))
+    with pytest.raises(PrivacyError, match='both move C'):
+        train(short(synthetic, tmp_path, **options))

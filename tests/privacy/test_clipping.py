@@ -6,14 +6,13 @@ from torch import nn
 
 from mmpose_dp.privacy import (
     ClippedCoordinates,
-    ClippedParts,
     ClippedSum,
-    LayerwiseClippedSum,
     LoopEngine,
     Projector,
     Rows,
     RuleEngine,
     clip_factors,
+    collector_for,
     layer_rules,
 )
 
@@ -74,23 +73,26 @@ def test_rows_of_one_record_are_added_before_the_norm(model):
     torch.testing.assert_close(clipped_sum(model, x, rows), want, rtol=1e-4, atol=1e-6)
 
 
+KINDS = [
+    *('flat', 'automatic', 'adaptive', 'per-layer'),
+    *('flat, projected', 'automatic, projected', 'adaptive, projected', 'flat, parts'),
+]
+
+
 @pytest.mark.parametrize('scale', [1e-3, 1.0, 1e3, 1e25, float('inf'), float('nan')])
-@pytest.mark.parametrize('kind', ['flat', 'projected', 'automatic', 'automatic, projected', 'per-layer', 'parts'])
+@pytest.mark.parametrize('kind', KINDS)
 def test_one_record_moves_the_sum_by_at_most_c(model, scale, kind):
     x = torch.randn(4, 3, 6, 6)
     x[2] *= scale
-    projector = Projector(rank=3, outside=0.5)
-    projector.basis = [5 * torch.randn(3, *p.shape) for p in model.parameters()]  # far from orthonormal
+    basis = [5 * torch.randn(3, *p.shape) for p in model.parameters()]  # far from orthonormal
 
     def total(batch):
-        rows, params, automatic = rows_of(len(batch)), list(model.parameters()), 'automatic' in kind
-        if 'projected' in kind:
-            return collect(ClippedCoordinates(rows, C, projector, automatic=automatic), model, batch)
-        if kind == 'parts':
-            return collect(ClippedParts(params, rows, C, projector), model, batch)
-        if kind == 'per-layer':
-            return collect(LayerwiseClippedSum(params, rows, C), model, batch)
-        return collect(ClippedSum(params, rows, C, automatic=automatic), model, batch)
+        inside = Projector(rank=3, outside=0.5 if 'parts' in kind else 0.0)
+        inside.basis = basis
+        clipping, _, space = kind.partition(', ')
+        params = list(model.parameters())
+        collector = collector_for(params, rows_of(len(batch)), C, inside if space else None, clipping)
+        return collect(collector, model, batch)
 
     moved = total(x) - total(x[[0, 1, 3]])
     assert moved.isfinite().all()

@@ -24,6 +24,8 @@ CHOICES = [
     (None, 'per-layer', LayerwiseClippedSum),
     (dict(order='noise-then-project'), 'per-layer', LayerwiseClippedSum),
     (dict(), 'automatic', ClippedCoordinates),
+    (None, 'adaptive', ClippedSum),
+    (dict(), 'adaptive', ClippedCoordinates),
     (dict(outside=0.5), 'flat', ClippedParts),
 ]
 
@@ -37,18 +39,21 @@ def test_no_record_gives_the_same_shapes_as_some(settings, clipping, kind):
     check_clipping(clipping, projector)
     collector = collector_for(params, Rows.from_keys([0, 1]), 0.1, projector, clipping)
     assert type(collector) is kind
-    total, empty = collector.total(), empty_sum(params, projector)
+    total, empty = collector.total(), empty_sum(params, projector, clipping)
     assert [x.shape for x in total] == [x.shape for x in empty]
     assert all(x.dtype == torch.float32 and not x.any() for x in empty)
+    if clipping == 'adaptive':
+        empty.pop()  # the votes
     assert [x.shape for x in gradient_of(empty, projector)] == [p.shape for p in params]
 
 
 @pytest.mark.parametrize(
     ('settings', 'clipping', 'message'),
     [
-        (None, 'adaptive', "clipping='adaptive' must be one of"),
+        (None, 'median', "clipping='median' must be one of"),
         (dict(), 'per-layer', 'no meaning with project-then-clip'),
         (dict(outside=1.0), 'automatic', 'not offered with projector.outside'),
+        (dict(outside=1.0), 'adaptive', 'not offered with projector.outside'),
     ],
 )
 def test_pairs_without_meaning_are_refused(settings, clipping, message):

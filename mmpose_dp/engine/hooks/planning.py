@@ -31,6 +31,7 @@ def make_plan(
         secret_randomness=all(x.random.is_secret for x in (wrapper, loop.sampler, dataset)),
         secure_mode=wrapper.secure_mode,
         schedule=wrapper.schedule,
+        adaptive_norm=wrapper.adaptive_norm is not None,
         **promised,
     )
     budgets, settings['assignment'] = _budgets(dataset, target_epsilon)

@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 
 from mmpose_dp.models import FeatureMaskingHead, has_batch_statistics
 from mmpose_dp.privacy import (
+    AdaptiveNorm,
     Collector,
     Ledger,
     OneRecordAtATime,
@@ -63,8 +64,9 @@ class DPOptimWrapper(WithPublicOptimizer):
         expected_batch_size: B, what the sum is divided by. None: taken from the plan.
         projector: None, or the arguments of :class:`mmpose_dp.privacy.Projector`.
         public_weight: w, the weight of the public gradient. 0 ignores public rows.
-        clipping: 'flat' (to C), 'automatic' (every record weighs about C: Bu et al. 2023) or 'per-layer' (each of P parameters
-            to C / sqrt(P); not with ``project-then-clip``, which clips coordinates).
+        clipping: 'flat' (to C), 'automatic' (every record weighs about C: Bu et al. 2023), 'adaptive' (C begins at
+            ``max_grad_norm`` and moves to where half of the records are clipped: Andrew et al. 2021) or 'per-layer' (each of
+            P parameters to C / sqrt(P); not with ``project-then-clip``, which clips coordinates).
         engine: 'auto', 'rules' or 'loop' (see mmpose_dp.privacy.per_sample).
         schedule: None, or the arguments of :class:`mmpose_dp.privacy.Schedule`: how sigma and C go on from the values above.
         amp_dtype: None, 'bfloat16' or 'float16' to run the forward in mixed precision; norms and sums stay in float32.
@@ -113,7 +115,8 @@ class DPOptimWrapper(WithPublicOptimizer):
         self.schedule = from_settings(Schedule, schedule, 'schedule') or Schedule()
         self.public_weight = public_weight
         self.clipping = clipping
-        check_clipping(clipping, self.projector)
+        check_clipping(clipping, self.projector, self.schedule)
+        self.adaptive_norm = AdaptiveNorm() if clipping == 'adaptive' else None
         check_optimizer(optimizer, self.projector)
         self.engine_kind = engine
         self.amp_dtype = None if amp_dtype is None else getattr(torch, amp_dtype)
@@ -151,10 +154,26 @@ class DPOptimWrapper(WithPublicOptimizer):
 
     def _now(self) -> tuple[float | None, float]:
         """sigma and C of the step at hand."""
+        factor = 1.0 if self.adaptive_norm is None else self.adaptive_norm.factor
         if self.plan is None:
-            return self.noise_multiplier, self.max_grad_norm
+            return self.noise_multiplier, self.max_grad_norm * factor
         step = self.ledger.run_steps
-        return self.plan.event_at(step).noise_multiplier, self.plan.max_grad_norm_at(step)
+        return self.plan.event_at(step).noise_multiplier, self.plan.max_grad_norm_at(step) * factor
+
+    def state_dict(self) -> dict:
+        """As mmengine's, and where C has got to."""
+        state = super().state_dict()
+        if self.adaptive_norm is not None:
+            state['adaptive_norm'] = self.adaptive_norm.factor
+        return state
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        """Takes the state of the optimizers, and C."""
+        state = dict(state_dict)
+        factor = state.pop('adaptive_norm', 1.0)
+        super().load_state_dict(state)
+        if self.adaptive_norm is not None:
+            self.adaptive_norm.factor = factor
 
     # ---- the model -------------------------------------------------------------------------------------------------
     def prepare(self, model: nn.Module, expose_private_metrics: bool = False) -> None:
@@ -309,6 +328,8 @@ class DPOptimWrapper(WithPublicOptimizer):
         self._inner_count += 1
         joined = {name: torch.cat(values) for name, values in self._seen.items()}
         self.released = {name: float(values.mean()) for name, values in joined.items() if len(values)}
+        if self.adaptive_norm is not None:
+            self.released['max_grad_norm'] = self._now()[1]
         self._reset()
 
     def _private_gradient(self, sigma: float | None, max_grad_norm: float) -> list[Tensor]:
@@ -318,7 +339,7 @@ class DPOptimWrapper(WithPublicOptimizer):
                 'noise_multiplier or expected_batch_size is not set: add PrivacyBudgetHook to default_hooks, which '
                 'calibrates them, or give both to DPOptimWrapper'
             )
-        total = self._private_sum or empty_sum(self.params, self.projector)
+        total = self._private_sum or empty_sum(self.params, self.projector, self.clipping)
         if get_rank() == 0:  # the ranks' sums are added, so the noise enters the total exactly once
             scale = sigma * max_grad_norm
             noise = self.random.gaussian(sum(x.numel() for x in total) if scale else 0)
@@ -327,6 +348,8 @@ class DPOptimWrapper(WithPublicOptimizer):
         for x in total:
             all_reduce(x)
             x /= self.expected_batch_size
+        if self.adaptive_norm is not None:
+            self.adaptive_norm.follow(float(total.pop()), max_grad_norm)
         return gradient_of(total, self.projector)
 
     def _public_mean(self) -> list[Tensor]:

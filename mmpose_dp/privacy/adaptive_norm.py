@@ -1,0 +1,36 @@
+"""A clipping norm that follows the records' gradients, told by votes that are noised with everything else.
+
+Must not look at a record: of their norms it learns what the noised votes say, which is post-processing.
+"""
+
+import math
+
+_QUANTILE = 0.5  # of the records are to lie within C
+_RATE = 0.2  # how fast the logarithm of C follows (both: Andrew et al. 2021, section 3)
+_SHARE = 0.1  # a vote's length in units of the clipped vector's
+
+
+def shares(max_grad_norm: float) -> tuple[float, float]:
+    """What a record's vector is clipped to, and the length of its vote beside it: together they have norm C at most."""
+    inside = max_grad_norm / math.sqrt(1 + _SHARE**2)
+    return inside, _SHARE * inside
+
+
+class AdaptiveNorm:
+    """C that moves to where half of the records are clipped (Andrew et al. 2021, algorithm 1).
+
+    The paper counts the records within C by a query of its own, and raises the noise of both so that together they cost what
+    one did. Here a record's vote is one more entry of its clipped vector, which comes to the same: a vector of norm C under
+    noise of deviation ``noise_multiplier`` * C, so the ledger has nothing to add. The vector itself is clipped to 0.995 C.
+
+    Attributes:
+        factor: C of the step at hand, in units of the first step's.
+    """
+
+    def __init__(self) -> None:
+        self.factor = 1.0
+
+    def follow(self, mean_vote: float, max_grad_norm: float) -> None:
+        """Takes the noised sum of the votes of one step, over the expected batch size; ``max_grad_norm`` is that step's C."""
+        within = 0.5 + mean_vote / (2 * shares(max_grad_norm)[1])
+        self.factor *= math.exp(-_RATE * (within - _QUANTILE))
