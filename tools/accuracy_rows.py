@@ -133,8 +133,9 @@ def rows_of(size: Size, synthetic: bool = True) -> tuple[dict[str, Row], dict[st
         PUBLIC_WEIGHT: 0.005,
     }
     best = sgd(0.25)[0]
-    # so few that their noise is small in the whole space
+    # so few that their noise is small in the whole space, with smaller batches and so more steps
     few = {
+        f'{draw}.expected_batch_size': size.large_batch // 2,
         PROJECTOR: None,
         'optim_wrapper.trainable': 'norms+backbone.conv1.*+backbone.layer1.*',
         PUBLIC_WEIGHT: 0.02,
@@ -215,9 +216,14 @@ def rows_of(size: Size, synthetic: bool = True) -> tuple[dict[str, Row], dict[st
         'small_norm': ('C 0.01, lr 2.5', {'optim_wrapper.max_grad_norm': 0.01, **sgd(2.5)[0]}),
         'large_norm': ('C 1, lr 0.025', {'optim_wrapper.max_grad_norm': 1.0, **sgd(0.025)[0]}),
         'whole_model': ('without a projector, AdamW', {PROJECTOR: None, PUBLIC_WEIGHT: 0.02, **adam(1e-3)[0]}),
+        'bias_corrected': (
+            'without a projector, DPAdamBC',
+            {PROJECTOR: None, PUBLIC_WEIGHT: 0.02, OPTIMIZER: dict(_delete_=True, type='DPAdamBC', lr=1e-3)},
+        ),
         'residual': ('residual private loss', {f'{data}.private_loss': 'residual'}),
         'outside': ('with what lies outside the subspace (GEP)', projector(preconditioned=False, outside=0.3)),
         'automatic': ('automatic clipping', {'optim_wrapper.clipping': 'automatic'}),
+        'adaptive': ('adaptive clipping', {'optim_wrapper.clipping': 'adaptive'}),
         'augmentations': ('two augmentations a record', {f'{data}.augmentations': 2}),
         'average': ('averaged weights (EMA)', {'custom_hooks': [AVERAGE]}),
     }
