@@ -7,6 +7,7 @@ and writes the seed into every checkpoint.
 
 import math
 import os
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 
@@ -82,6 +83,14 @@ class RandomSource:
             for start in starts:
                 fill(start)
         return torch.from_numpy(out)
+
+    def add_gaussian(self, tensors: Sequence[torch.Tensor], deviation: float) -> None:
+        """Adds N(0, deviation^2) to every entry of float32 tensors, in place, all from one draw. Nothing for 0."""
+        if not deviation:
+            return
+        noise = self.gaussian(sum(x.numel() for x in tensors))
+        for x, part in zip(tensors, noise.split([x.numel() for x in tensors])):
+            x.add_(part.view(x.shape).to(x.device), alpha=deviation)
 
     def _normal(self, size: int) -> np.ndarray:
         half = (size + 1) // 2

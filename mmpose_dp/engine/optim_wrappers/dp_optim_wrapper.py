@@ -16,7 +16,7 @@ from mmpose.registry import OPTIM_WRAPPERS
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from mmpose_dp.models import FeatureMaskingHead, has_batch_statistics
+from mmpose_dp.models import has_batch_statistics
 from mmpose_dp.privacy import (
     AdaptiveNorm,
     Collector,
@@ -37,20 +37,20 @@ from mmpose_dp.privacy import (
     gradient_of,
 )
 
-from ..optimizers import DPAdamBC
-from .public_optimizer import WithPublicOptimizer
 from .settings import (
     check_optimizer,
     check_settings,
     from_settings,
-    head_message,
+    private_head,
     refuse_batch_statistics,
     refuse_changed_buffers,
 )
+from .step_metrics import StepMetrics
+from .stepping import SteppingOptimWrapper
 
 
 @OPTIM_WRAPPERS.register_module()
-class DPOptimWrapper(WithPublicOptimizer):
+class DPOptimWrapper(SteppingOptimWrapper):
     """DP-SGD, Projected DP-SGD, Feature DP and their hybrid as an mmengine optimizer wrapper.
 
     One logical step adds up the clipped gradients of the private rows, adds N(0, (noise_multiplier * max_grad_norm)^2)
@@ -131,7 +131,7 @@ class DPOptimWrapper(WithPublicOptimizer):
         # set by PrivateTrainLoop: more micro-batches of this logical batch follow / a step on public rows alone
         self.accumulating = False
         self.public_only = False
-        self.expose_private_metrics = False
+        self._metrics = StepMetrics()
         self.released: dict[str, float] = {}  # what may be logged of the last step
         self._reset()
 
@@ -139,7 +139,6 @@ class DPOptimWrapper(WithPublicOptimizer):
         self._private_sum: list[Tensor] | None = None  # tensors by parameter, or [coordinates]
         self._public_sum: list[Tensor] | None = None
         self._public_rows = 0
-        self._seen: dict[str, list[Tensor]] = {}  # what may be logged of this step, by row
 
     def attach(self, plan: PrivacyPlan) -> None:
         """Takes sigma and B from the plan. Raises PrivacyError where the wrapper was given others."""
@@ -160,32 +159,14 @@ class DPOptimWrapper(WithPublicOptimizer):
         step = self.ledger.run_steps
         return self.plan.event_at(step).noise_multiplier, self.plan.max_grad_norm_at(step) * factor
 
-    def state_dict(self) -> dict:
-        """As mmengine's, and where C has got to."""
-        state = super().state_dict()
-        if self.adaptive_norm is not None:
-            state['adaptive_norm'] = self.adaptive_norm.factor
-        return state
-
-    def load_state_dict(self, state_dict: dict) -> None:
-        """Takes the state of the optimizers, and C."""
-        state = dict(state_dict)
-        factor = state.pop('adaptive_norm', 1.0)
-        super().load_state_dict(state)
-        if self.adaptive_norm is not None:
-            self.adaptive_norm.factor = factor
-
     # ---- the model -------------------------------------------------------------------------------------------------
     def prepare(self, model: nn.Module, expose_private_metrics: bool = False) -> None:
         """Finds the private head and builds the per-sample engine. Raises PrivacyError on a model it cannot serve.
 
         With ``expose_private_metrics`` losses and accuracies of private rows are released too, outside the guarantee.
         """
-        heads = [m for m in model.modules() if isinstance(m, FeatureMaskingHead)]
-        if len(heads) != 1:
-            raise PrivacyError(head_message(model, len(heads)))
-        self._head = heads[0]
-        self._head.compute_acc = self.expose_private_metrics = expose_private_metrics
+        self._head = private_head(model)
+        self._head.compute_acc = self._metrics.exposed = expose_private_metrics
         self._norms = [(n, m) for n, m in model.named_modules() if has_batch_statistics(m)]
         refuse_batch_statistics(self._norms)
         if getattr(getattr(model, 'data_preprocessor', None), 'batch_augments', None):
@@ -256,7 +237,7 @@ class DPOptimWrapper(WithPublicOptimizer):
                 refuse_changed_buffers(self._model, self._buffers)
                 self._buffers_checked, self._buffers = True, {}
             self._add(losses, rows)
-        self._note_metrics(values, rows)
+        self._metrics.note(values, rows, self._head.record_accuracies)
         if not self.accumulating:
             self.finish_step(step_kwargs, zero_kwargs)
 
@@ -292,17 +273,8 @@ class DPOptimWrapper(WithPublicOptimizer):
         self._public_sum = _added(self._public_sum, [g.float() / self.loss_scale for g in part])
         self._public_rows += len(rows.public)
 
-    def _note_metrics(self, losses: Tensor, rows: Rows) -> None:
-        """Keeps what may be logged: losses of public rows, and all of private rows where expose_private_metrics says so."""
-        public = (rows.records < 0).to(losses.device)
-        self._seen.setdefault('loss_public', []).append(losses[public])
-        if self.expose_private_metrics:
-            for name, values in {'loss': losses, **self._head.record_accuracies}.items():
-                self._seen.setdefault(f'{name}_private', []).append(values.to(public.device)[~public])
-
     def finish_step(self, step_kwargs: dict | None = None, zero_kwargs: dict | None = None) -> None:
         """Ends a logical batch: also right when it was empty."""
-        noise_std = 0.0
         if self.public_only:
             update, weight = [torch.zeros_like(p, dtype=torch.float32) for p in self.params], 1.0
         else:
@@ -316,18 +288,15 @@ class DPOptimWrapper(WithPublicOptimizer):
             gradient += weight * public
         for param, gradient in zip(self.params, update):
             param.grad = gradient.to(param.dtype)
-        if isinstance(self.optimizer, DPAdamBC):
-            self.optimizer.noise_std = noise_std
         # an overflow is skipped as in AmpOptimWrapper. The noised update alone decides: a private row must not
         if all(bool(gradient.isfinite().all()) for gradient in update):
             if self.public_only:
                 self.public_step()
             else:
-                self.step(**(step_kwargs or {}))
+                self.private_step(noise_std, step_kwargs or {})
         self.zero_grad(**(zero_kwargs or {}))
         self._inner_count += 1
-        joined = {name: torch.cat(values) for name, values in self._seen.items()}
-        self.released = {name: float(values.mean()) for name, values in joined.items() if len(values)}
+        self.released = self._metrics.take()
         if self.adaptive_norm is not None:
             self.released['max_grad_norm'] = self._now()[1]
         self._reset()
@@ -341,10 +310,7 @@ class DPOptimWrapper(WithPublicOptimizer):
             )
         total = self._private_sum or empty_sum(self.params, self.projector, self.clipping)
         if get_rank() == 0:  # the ranks' sums are added, so the noise enters the total exactly once
-            scale = sigma * max_grad_norm
-            noise = self.random.gaussian(sum(x.numel() for x in total) if scale else 0)
-            for x, part in zip(total, noise.split([x.numel() for x in total]) if scale else ()):
-                x.add_(part.view(x.shape).to(x.device), alpha=scale)
+            self.random.add_gaussian(total, sigma * max_grad_norm)
         for x in total:
             all_reduce(x)
             x /= self.expected_batch_size

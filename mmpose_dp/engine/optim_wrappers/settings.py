@@ -59,15 +59,18 @@ def from_settings(kind: type, value: Any, key: str) -> Any:
         raise PrivacyError(f'optim_wrapper.{key}={value!r} does not fit: {error}') from error
 
 
-def head_message(model: nn.Module, found: int) -> str:
-    """Why there is not one private head, and what to write."""
-    if found > 1:
-        return f'the model has {found} private heads; exactly one is supported'
+def private_head(model: nn.Module) -> FeatureMaskingHead:
+    """The model's one private head. Raises PrivacyError where there is not one, with what to write."""
+    heads = [m for m in model.modules() if isinstance(m, FeatureMaskingHead)]
+    if len(heads) == 1:
+        return heads[0]
+    if heads:
+        raise PrivacyError(f'the model has {len(heads)} private heads; exactly one is supported')
     head = type(getattr(model, 'head', None)).__name__
     known = sorted(cls.__name__ for cls in FeatureMaskingHead.__subclasses__())
     twin = f'Private{head}'
     hint = f"write model.head.type='{twin}'" if twin in known else f'private heads exist for: {", ".join(known)}'
-    return f'model.head is {head}, which has no per-record losses: {hint}'
+    raise PrivacyError(f'model.head is {head}, which has no per-record losses: {hint}')
 
 
 def refuse_batch_statistics(norms: Iterable[tuple[str, nn.Module]]) -> None:

@@ -1,0 +1,65 @@
+"""What moves the parameters once a gradient may be seen, and what of it a checkpoint keeps.
+
+Plain training wants another optimizer than noised gradients do, so the steps on public rows alone may have their own. Must not
+see a gradient of private rows before it is noised.
+"""
+
+from typing import Any
+
+from mmengine.optim import OptimWrapper
+from torch.optim import Optimizer
+
+from mmpose_dp.privacy import AdaptiveNorm
+
+from ..optimizers import DPAdamBC
+
+
+class SteppingOptimWrapper(OptimWrapper):
+    """An OptimWrapper that may have two optimizers of the same parameters, with the state of both in its ``state_dict``.
+
+    ``param_scheduler`` moves the learning rates of ``optimizer``; those of ``public_optimizer`` follow in proportion.
+
+    Attributes:
+        public_optimizer: takes the steps on public rows alone; None: ``optimizer`` does.
+        adaptive_norm: where C has got to; None: it does not move.
+    """
+
+    public_optimizer: Optimizer | None = None
+    adaptive_norm: AdaptiveNorm | None = None
+
+    def private_step(self, noise_std: float, step_kwargs: dict[str, Any]) -> None:
+        """A step of ``optimizer`` on gradients with noise of this deviation in each entry."""
+        if isinstance(self.optimizer, DPAdamBC):
+            self.optimizer.noise_std = noise_std
+        self.step(**step_kwargs)
+
+    def public_step(self) -> None:
+        """A step of ``public_optimizer``, or of ``optimizer`` where there is no other, on gradients without noise."""
+        if self.public_optimizer is None:
+            self.private_step(0.0, {})
+            return
+        first = self.optimizer.param_groups[0]
+        factor = first['lr'] / first.get('initial_lr', first['lr'])
+        for group in self.public_optimizer.param_groups:
+            group.setdefault('initial_lr', group['lr'])
+            group['lr'] = group['initial_lr'] * factor
+        self.public_optimizer.step()
+
+    def state_dict(self) -> dict:
+        """As mmengine's, and the public optimizer's and C's under keys of their own."""
+        state = super().state_dict()
+        if self.public_optimizer is not None:
+            state['public_optimizer'] = self.public_optimizer.state_dict()
+        if self.adaptive_norm is not None:
+            state['adaptive_norm'] = self.adaptive_norm.factor
+        return state
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        """Takes the state of what there is."""
+        state = dict(state_dict)
+        public, factor = state.pop('public_optimizer', None), state.pop('adaptive_norm', 1.0)
+        super().load_state_dict(state)
+        if public is not None and self.public_optimizer is not None:
+            self.public_optimizer.load_state_dict(public)
+        if self.adaptive_norm is not None:
+            self.adaptive_norm.factor = factor
