@@ -22,6 +22,7 @@ METHODS = {
     'projected': dict(projector=True),
     'feature': dict(public_weight=0.7),
     'hybrid': dict(projector=True, public_weight=0.7),
+    'adaptive': dict(clipping='adaptive'),
 }
 B = 4
 LR = 1e6  # moves so far that rounding of the parameters is not seen
@@ -96,6 +97,9 @@ def main():
     mine = range(rank, len(ROWS), world)
     moved = {name: movement(settings, mine) for name, settings in METHODS.items()}
     moved['one rank drew nothing'] = movement({}, range(5) if rank == 0 else [])
+    moved['one rank drew nothing, adaptive'] = movement(
+        dict(clipping='adaptive'), range(5) if rank == 0 else [], steps=2
+    )
     moved['noise'] = movement({}, [], noise_multiplier=3.0)
     moved['ledger'] = ledger()
     torch.save(moved, Path(sys.argv[1]) / f'rank{rank}.pt')

@@ -2,7 +2,7 @@
 
 The attacker knows every noised gradient, the basis, which public views were drawn when, and each canary's gradient. Under
 Feature DP a canary that is left out stays in the public half: in and out differ in what the view removes and in nothing else.
-Must not be used for a training whose weights are wanted.
+The votes that move C with clipping='adaptive' are not attacked. Must not be used for a training whose weights are wanted.
 """
 
 from typing import Any
@@ -42,7 +42,7 @@ class AuditedOptimWrapper(DPOptimWrapper):
 
     def canary_gradient(self, record: int) -> list[Tensor]:
         """What one canary adds to the sum before clipping, one tensor a parameter."""
-        return [_LOUD * self.max_grad_norm * x for x in self.canaries.direction(self.canary_of[record])]
+        return [_LOUD * self._now()[1] * x for x in self.canaries.direction(self.canary_of[record])]
 
     def _backward(self, losses: list[Tensor], rows: Rows, *collectors: Collector) -> None:
         """The real gradients with those of canaries exchanged; the first row of a record carries it."""

@@ -8,6 +8,7 @@ import math
 _QUANTILE = 0.5  # of the records are to lie within C
 _RATE = 0.2  # how fast the logarithm of C follows (both: Andrew et al. 2021, section 3)
 _SHARE = 0.1  # a vote's length in units of the clipped vector's
+_REACH = 1e3  # how far C may go
 
 
 def shares(max_grad_norm: float) -> tuple[float, float]:
@@ -23,14 +24,27 @@ class AdaptiveNorm:
     one did. Here a record's vote is one more entry of its clipped vector, which comes to the same: a vector of norm C under
     noise of deviation ``noise_multiplier`` * C, so the ledger has nothing to add. The vector itself is clipped to 0.995 C.
 
+    C stays within a thousandth and a thousand times of the first: where all records agree, it would else leave what float32 tells.
+
+    Args:
+        first: C of the first step.
+
     Attributes:
-        factor: C of the step at hand, in units of the first step's.
+        max_grad_norm: C of the step at hand.
     """
 
-    def __init__(self) -> None:
-        self.factor = 1.0
+    def __init__(self, first: float) -> None:
+        self._limits = first / _REACH, first * _REACH
+        self.max_grad_norm = first
 
-    def follow(self, mean_vote: float, max_grad_norm: float) -> None:
-        """Takes the noised sum of the votes of one step, over the expected batch size; ``max_grad_norm`` is that step's C."""
-        within = 0.5 + mean_vote / (2 * shares(max_grad_norm)[1])
-        self.factor *= math.exp(-_RATE * (within - _QUANTILE))
+    def follow(self, mean_vote: float) -> None:
+        """Takes the noised sum of the votes of one step, over the expected batch size. Nothing where that overflowed."""
+        if not math.isfinite(mean_vote):
+            return
+        within = 0.5 + mean_vote / (2 * shares(self.max_grad_norm)[1])
+        self.go_on_from(self.max_grad_norm * math.exp(min(max(-_RATE * (within - _QUANTILE), -1.0), 1.0)))
+
+    def go_on_from(self, max_grad_norm: float) -> None:
+        """Sets C, inside its limits."""
+        low, high = self._limits
+        self.max_grad_norm = min(max(max_grad_norm, low), high)

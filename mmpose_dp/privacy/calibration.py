@@ -9,7 +9,7 @@ from fractions import Fraction
 
 from scipy.optimize import brentq
 
-from .accounting import History, StepEvent, epsilon
+from .accounting import History, StepEvent, epsilon, rough_epsilon
 from .errors import PrivacyError
 
 _SIGMAS = (1e-2, 1e4)  # where calibration looks
@@ -18,6 +18,7 @@ _PERSONAL_PRECISION = 1e-2  # the same where every try is a search by itself; th
 _ALL_BUT_SPENT = 0.99  # of the budget: what a whole training leaves over is no budget for another
 _RATE_BITS = 32  # a calibrated sampling rate is a whole multiple of 2**-32
 
+Spent = Callable[[History], float]  # epsilon of a history
 Factors = Sequence[tuple[float, int]]  # of a schedule: (noise in units of the first step's, steps)
 
 
@@ -48,16 +49,16 @@ def calibrate_noise_multiplier(
         )
     factors = factors or ((1.0, steps),)
 
-    def over(kind: str) -> Callable[[float], float]:
-        def ratio(sigma: float) -> float:
-            taken = [*history, *planned(sigma, sample_rate, factors)]
-            return epsilon(taken, target_delta, kind) / target_epsilon
+    def taken(sigma: float) -> History:
+        return [*history, *planned(sigma, sample_rate, factors)]
 
-        return ratio
-
-    sigma = _smallest(over('rdp'), 1.0, 2.0, _PRECISION)
-    if accountant != 'rdp':  # RDP was cheap; the others lie a little below
-        sigma = _smallest(over(accountant), *((1.0, 2.0) if sigma is None else (sigma, 1.1)), _PRECISION)
+    # a quick bound; the accountants lie a little below
+    start = _smallest(lambda sigma: rough_epsilon(taken(sigma), target_delta) / target_epsilon, 1.0, 2.0, 0.01)
+    sigma = _smallest(
+        lambda sigma: epsilon(taken(sigma), target_delta, accountant) / target_epsilon,
+        *((1.0, 2.0) if start is None else (start, 1.1)),
+        _PRECISION,
+    )
     if sigma is None:
         tighter = '' if accountant == 'pld' else ", or write accountant='pld'"
         raise PrivacyError(
@@ -88,42 +89,43 @@ def calibrate_sample_rates(
     """
     factors = factors or ((1.0, steps),)
 
-    def rates_at(sigma: float, kind: str) -> list[Fraction]:
-        return [_highest_rate(target, target_delta, sigma, kind, history, factors) for target, _ in budgets]
+    def rates_at(sigma: float, spent: Spent) -> list[Fraction]:
+        return [_highest_rate(target, sigma, spent, history, factors) for target, _ in budgets]
 
-    def over(kind: str) -> Callable[[float], float]:
+    def over(spent: Spent) -> Callable[[float], float]:
         def ratio(sigma: float) -> float:
-            drawn = sum(q * n for q, (_, n) in zip(rates_at(sigma, kind), budgets))
+            drawn = sum(q * n for q, (_, n) in zip(rates_at(sigma, spent), budgets))
             return float(expected_batch_size / drawn) if drawn else math.inf
 
         return ratio
 
-    sigma = _smallest(over('rdp'), 1.0, 2.0, _PERSONAL_PRECISION)
-    if sigma is not None and accountant != 'rdp':
-        sigma = _smallest(over(accountant), sigma, 1.05, _PERSONAL_PRECISION)
+    def exactly(history: History) -> float:
+        return epsilon(history, target_delta, accountant)
+
+    sigma = _smallest(over(lambda history: rough_epsilon(history, target_delta)), 1.0, 2.0, _PERSONAL_PRECISION)
+    if sigma is not None:
+        sigma = _smallest(over(exactly), sigma, 1.05, _PERSONAL_PRECISION)
     if sigma is None:
         raise PrivacyError(
             f'the personal budgets {[target for target, _ in budgets]} cannot be met in {steps} steps of '
             f'expected_batch_size {expected_batch_size}: raise them, or lower max_epochs or expected_batch_size'
         )
-    rates = rates_at(sigma, accountant)
+    rates = rates_at(sigma, exactly)
     if not all(rates):
         raise PrivacyError(
             f'a personal budget of {budgets[0][0]} is too small to be drawn at all, or earlier '
             'trainings have spent it: raise it'
         )
     drawn = sum((q * n for q, (_, n) in zip(rates, budgets)), Fraction(0))
-    shrink = expected_batch_size / drawn  # at most 1, exact
+    shrink = min(expected_batch_size / drawn, Fraction(1))  # exact
     return sigma, tuple(q * shrink for q in rates)
 
 
-def _highest_rate(
-    target: float, delta: float, sigma: float, accountant: str, history: History, factors: Factors
-) -> Fraction:
+def _highest_rate(target: float, sigma: float, spent: Spent, history: History, factors: Factors) -> Fraction:
     """The highest sampling rate that keeps the budget, rounded down by one percent; 0 where none does."""
 
     def fits(rate: Fraction) -> bool:
-        return epsilon([*history, *planned(sigma, rate, factors)], delta, accountant) <= target
+        return spent([*history, *planned(sigma, rate, factors)]) <= target
 
     low, high = Fraction(1, 1 << _RATE_BITS), Fraction(1)
     if fits(high):
@@ -157,10 +159,15 @@ def _smallest(ratio: Callable[[float], float], start: float, factor: float, prec
             return low
         high, low = low, low / factor
 
-    def excess(log_sigma: float) -> float:
-        return math.log(min(max(ratio(math.exp(log_sigma)), 1e-9), 1e9))
+    ends = {math.log(low): 1.0, math.log(high): -1.0}  # known; and a ratio of 1 at the upper end is no crossing
 
-    root = brentq(excess, math.log(low), math.log(high), xtol=precision / 2)
+    def excess(log_sigma: float) -> float:
+        if log_sigma in ends:
+            return ends[log_sigma]
+        found = math.log(min(max(ratio(math.exp(log_sigma)), 1e-9), 1e9))
+        return found or -precision  # where all ratios above the crossing are 1, it lies below
+
+    root = brentq(excess, *ends, xtol=precision / 2)
     sigma = min(math.exp(root + precision / 2), high)
     while ratio(sigma) > 1:  # grids make small steps in the curve
         sigma *= 1 + precision / 2

@@ -78,7 +78,7 @@ def clip_factors(norms: Tensor, max_grad_norm: float, automatic: bool = False) -
 def votes(norms: Tensor, max_grad_norm: float, vote: float) -> list[Tensor]:
     """The sum of ``vote`` for each record within the norm, and -``vote`` for each beyond it: one tensor of shape (1,).
 
-    None where ``vote`` is 0. A record that is not finite has none.
+    Nothing where ``vote`` is 0. A record that is not finite has none.
     """
     if not vote:
         return []
@@ -98,7 +98,7 @@ class ClippedSum:
         max_grad_norm: C.
         scale: what the losses were multiplied by (mixed precision).
         automatic: see clip_factors.
-        vote: the length of a record's vote beside its vector, see votes.
+        vote: the length of a record's vote beside its vector, see votes: with one a record weighs hypot(C, vote).
     """
 
     def __init__(

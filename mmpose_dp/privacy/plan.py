@@ -26,6 +26,8 @@ UNITS = {
     'subject': 'one subject with all annotations in the training set',
 }
 
+_LEAST_NORM = 1e-10  # squares of entries below 1e-22 are 0 in float32
+
 
 @dataclass(frozen=True)
 class PrivacyPlan:
@@ -104,6 +106,12 @@ class PrivacyPlan:
             value = getattr(self, name)
             fits = is_number(value) and (value > 0 if low == 'above 0' else value >= 0)
             _require(fits, f'{name}={value!r} must be a number {low}')
+        least = self.max_grad_norm * min(1.0, self.schedule.max_grad_norm)
+        _require(
+            least >= _LEAST_NORM,
+            f'max_grad_norm={least:.3g} is so small that float32 does not tell longer gradients from none: write at least '
+            f'{_LEAST_NORM}, here and at the end of the schedule',
+        )
         _require(is_number(self.target_delta), f'target_delta={self.target_delta!r} must be a number')
         # A mechanism that publishes whole records at random has delta about 1/N: far above it the promise is empty. The
         # paper's 1/22000 for N = 22246 lies on the line; it is let through with a warning.
@@ -190,12 +198,11 @@ class PrivacyPlan:
         return StepEvent(self.noise_multiplier * self._part_at(step)[0], max(rates, default=self.sample_rate), rates)
 
     def max_grad_norm_at(self, step: int) -> float:
-        """C of private step number ``step``: adding or removing one record moves the clipped sum by at most this (L2)."""
-        return self.max_grad_norm * self._part_at(step)[1]
+        """C of private step number ``step``: adding or removing one record moves the clipped sum by at most this (L2).
 
-    def noise_stddev_at(self, step: int) -> float:
-        """sigma * C of private step number ``step``, for each entry of the noise added to the clipped sum."""
-        return self.event_at(step).noise_multiplier * self.max_grad_norm_at(step)
+        With ``adaptive_norm`` it is the first step's, and where C goes from there nobody knows beforehand.
+        """
+        return self.max_grad_norm * self._part_at(step)[1]
 
     def _part_at(self, step: int) -> tuple[float, float]:
         """The schedule's factors; a training that goes on for longer than planned stays with the last ones."""

@@ -48,9 +48,10 @@ def test_two_processes_move_as_one(ranks, method):
     assert (ranks[0][method] - alone).norm() <= 1e-6 * alone.norm()  # another order of summation
 
 
-def test_a_rank_without_records_takes_part(ranks):
-    alone = movement({}, range(5))
-    got = [rank['one rank drew nothing'] for rank in ranks]
+@pytest.mark.parametrize(('name', 'settings', 'steps'), [('', {}, 1), (', adaptive', dict(clipping='adaptive'), 2)])
+def test_a_rank_without_records_takes_part(ranks, name, settings, steps):
+    alone = movement(settings, range(5), steps=steps)
+    got = [rank[f'one rank drew nothing{name}'] for rank in ranks]
     assert torch.equal(*got) and (got[0] - alone).norm() <= 1e-6 * alone.norm()
 
 

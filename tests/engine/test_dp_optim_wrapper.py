@@ -9,7 +9,7 @@ from scipy import stats
 from torch.optim import SGD, AdamW
 
 from mmpose_dp.engine import DPOptimWrapper
-from mmpose_dp.privacy import PrivacyError, PrivacyPlan, Projector
+from mmpose_dp.privacy import AdaptiveNorm, PrivacyError, PrivacyPlan, Projector
 
 B = 4
 PRIVATE, MIXED = [0, 1, 2], [0, None, 1, 2, None]
@@ -248,6 +248,15 @@ class TestNoise:
         assert stats.kstest(scaled, 'norm').pvalue > 1e-3
         assert stats.kstest(scaled * 1.02, 'norm').pvalue < 1e-3
         assert torch.linalg.matrix_rank(updates) == 400
+
+    @pytest.mark.parametrize('projector', [None, dict(order='project-then-clip')])
+    def test_the_votes_that_move_c_are_noised(self, projector, monkeypatch):
+        """Empty steps vote nothing, so what C follows is noise of the deviation of any other entry."""
+        votes = []
+        monkeypatch.setattr(AdaptiveNorm, 'follow', lambda self, mean_vote: votes.append(mean_vote))
+        self.run(clipping='adaptive', projector=projector)
+        assert len(votes) == 400
+        assert stats.kstest(torch.tensor(votes).numpy() / (2.0 * 0.5 / 8), 'norm').pvalue > 1e-3
 
     @pytest.mark.parametrize('order', ['noise-then-project', 'project-then-clip'])
     def test_inside_the_subspace_only(self, order):

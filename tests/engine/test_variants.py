@@ -178,7 +178,7 @@ def test_an_adaptive_norm_is_used_logged_kept_and_stated(synthetic, tmp_path, me
     assert used[0] == 0.5 and len(set(used)) == len(used) == 6
     runner = train(short(synthetic, tmp_path, method, resume=True, **options))
     assert used[6] == used[4] and len(used) == runner.train_loop.private_steps  # the two lost ones are spent
-    norm = 0.5 * runner.optim_wrapper.adaptive_norm.factor
+    norm = runner.optim_wrapper.adaptive_norm.max_grad_norm
     assert runner.message_hub.get_scalar('train/max_grad_norm').current() == pytest.approx(norm)
     assert 'votes of the records' in statement_of(tmp_path)['max_grad_norm']
 

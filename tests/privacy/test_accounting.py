@@ -14,6 +14,7 @@ from mmpose_dp.privacy import (
     PrivacyError,
     StepEvent,
     calibrate_noise_multiplier,
+    calibrate_sample_rates,
     epsilon,
     group_epsilon,
     steps_within,
@@ -121,3 +122,19 @@ def test_rates_are_exact():
     for rate in (Fraction(0), Fraction(3, 2)):
         with pytest.raises(PrivacyError, match='sample_rate'):
             StepEvent(1.0, rate)
+
+
+@pytest.mark.parametrize('accountant', ['rdp', 'pld'])
+def test_a_target_that_a_power_of_two_just_meets(accountant):
+    """Steps of two find such a sigma themselves; the search between them must not ask it again and hear otherwise."""
+    for sigma, steps, delta in ((8.0, 100, 1e-6), (16.0, 20, 1e-5), (1.0, 3, 1e-5)):
+        target = epsilon([(StepEvent(sigma, Fraction(1)), steps)], delta, accountant)
+        found = calibrate_noise_multiplier(target, delta, Fraction(1), steps, accountant)
+        assert sigma * (1 - 1e-3) < found <= sigma * (1 + 2e-4)
+
+
+def test_all_drawn_every_time_is_a_plateau():
+    """With B = N every larger sigma fits as well: the least one is wanted."""
+    sigma, rates = calibrate_sample_rates([(0.55, 50), (4.0, 50)], 1e-5, 100, 10, 'rdp')
+    assert sigma == pytest.approx(calibrate_noise_multiplier(0.55, 1e-5, Fraction(1), 10, 'rdp'), rel=0.02)
+    assert rates == (1, 1)

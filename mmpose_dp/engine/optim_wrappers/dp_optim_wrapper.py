@@ -116,7 +116,7 @@ class DPOptimWrapper(SteppingOptimWrapper):
         self.public_weight = public_weight
         self.clipping = clipping
         check_clipping(clipping, self.projector, self.schedule)
-        self.adaptive_norm = AdaptiveNorm() if clipping == 'adaptive' else None
+        self.adaptive_norm = AdaptiveNorm(self.max_grad_norm) if clipping == 'adaptive' else None
         check_optimizer(optimizer, self.projector)
         self.engine_kind = engine
         self.amp_dtype = None if amp_dtype is None else getattr(torch, amp_dtype)
@@ -153,11 +153,11 @@ class DPOptimWrapper(SteppingOptimWrapper):
 
     def _now(self) -> tuple[float | None, float]:
         """sigma and C of the step at hand."""
-        factor = 1.0 if self.adaptive_norm is None else self.adaptive_norm.factor
-        if self.plan is None:
-            return self.noise_multiplier, self.max_grad_norm * factor
-        step = self.ledger.run_steps
-        return self.plan.event_at(step).noise_multiplier, self.plan.max_grad_norm_at(step) * factor
+        step, plan = self.ledger.run_steps, self.plan
+        sigma = self.noise_multiplier if plan is None else plan.event_at(step).noise_multiplier
+        if self.adaptive_norm is not None:
+            return sigma, self.adaptive_norm.max_grad_norm
+        return sigma, self.max_grad_norm if plan is None else plan.max_grad_norm_at(step)
 
     # ---- the model -------------------------------------------------------------------------------------------------
     def prepare(self, model: nn.Module, expose_private_metrics: bool = False) -> None:
@@ -315,7 +315,7 @@ class DPOptimWrapper(SteppingOptimWrapper):
             all_reduce(x)
             x /= self.expected_batch_size
         if self.adaptive_norm is not None:
-            self.adaptive_norm.follow(float(total.pop()), max_grad_norm)
+            self.adaptive_norm.follow(float(total.pop()))
         return gradient_of(total, self.projector)
 
     def _public_mean(self) -> list[Tensor]:

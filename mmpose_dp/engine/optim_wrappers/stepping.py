@@ -51,15 +51,15 @@ class SteppingOptimWrapper(OptimWrapper):
         if self.public_optimizer is not None:
             state['public_optimizer'] = self.public_optimizer.state_dict()
         if self.adaptive_norm is not None:
-            state['adaptive_norm'] = self.adaptive_norm.factor
+            state['max_grad_norm'] = self.adaptive_norm.max_grad_norm
         return state
 
     def load_state_dict(self, state_dict: dict) -> None:
         """Takes the state of what there is."""
         state = dict(state_dict)
-        public, factor = state.pop('public_optimizer', None), state.pop('adaptive_norm', 1.0)
+        public, max_grad_norm = state.pop('public_optimizer', None), state.pop('max_grad_norm', None)
         super().load_state_dict(state)
         if public is not None and self.public_optimizer is not None:
             self.public_optimizer.load_state_dict(public)
-        if self.adaptive_norm is not None:
-            self.adaptive_norm.factor = factor
+        if max_grad_norm is not None and self.adaptive_norm is not None:
+            self.adaptive_norm.go_on_from(max_grad_norm)
