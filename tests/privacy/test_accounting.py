@@ -19,6 +19,7 @@ from mmpose_dp.privacy import (
     group_epsilon,
     steps_within,
 )
+from mmpose_dp.privacy.calibration import _smallest
 
 RATE, STEPS, DELTA = Fraction(32, 22246), 17379, 1 / 22000  # the paper's: 25 epochs of MPII in batches of 32
 # design.md section 2
@@ -138,3 +139,5 @@ def test_all_drawn_every_time_is_a_plateau():
     sigma, rates = calibrate_sample_rates([(0.55, 50), (4.0, 50)], 1e-5, 100, 10, 'rdp')
     assert sigma == pytest.approx(calibrate_noise_multiplier(0.55, 1e-5, Fraction(1), 10, 'rdp'), rel=0.02)
     assert rates == (1, 1)
+    for edge in (1.07, 1.9, 0.3):
+        assert edge <= _smallest(lambda x: 1.0 if x >= edge else 2.0, 1.0, 2.0, 1e-3) <= edge * 1.002  # noqa: B023
