@@ -23,7 +23,8 @@ from .errors import PrivacyError
 ACCOUNTANTS = ('pld', 'prv', 'rdp')
 _PRV_ERRORS = (0.01, 1e-3)  # of epsilon, and of delta relative to it: what Opacus takes too
 _PRV_POINTS = 1 << 23  # a longer grid takes gigabytes
-_FEW_ORDERS = (1.25, 1.5, 2, 2.5, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 48, 64, 128, 256)  # of RDP, for a quick bound
+_FEW_ORDERS = (2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 48, 64, 128, 256)  # of RDP, for a bound in a millisecond
+_LOW_ORDERS = (1.25, 1.5, 2.5)  # which a large epsilon wants, and which are dear
 
 
 @dataclass(frozen=True)
@@ -87,11 +88,11 @@ def _epsilon(merged: tuple[tuple[StepEvent, int], ...], delta: float, accountant
 
 
 def rough_epsilon(history: History, delta: float) -> float:
-    """As ``epsilon`` by RDP at few orders: an upper bound too, and where a search may begin. Takes milliseconds."""
+    """As ``epsilon`` by RDP at few orders: an upper bound too, and where a search may begin. Takes some milliseconds."""
     merged = _merge(history, delta)
     if any(event.noise_multiplier == 0 for event, _ in merged):
         return math.inf
-    return _opacus(merged, delta, 'rdp', _FEW_ORDERS) if merged else 0.0
+    return _opacus(merged, delta, 'rdp', (*_LOW_ORDERS, *_FEW_ORDERS)) if merged else 0.0
 
 
 def group_epsilon(history: History, delta: float, records: int) -> float:
@@ -135,7 +136,7 @@ def _opacus(history: History, delta: float, accountant: str, orders: Sequence[fl
             if accountant == 'prv':
                 eps_error, delta_error = _PRV_ERRORS[0], delta * _PRV_ERRORS[1]
                 settings = dict(eps_error=eps_error, delta_error=delta_error)
-                reach = 2 * (_opacus(history, delta_error / 4, 'rdp') + 3)
+                reach = 2 * (_opacus(history, delta_error / 4, 'rdp', (*_LOW_ORDERS, *_FEW_ORDERS)) + 3)
                 steps = sum(n for _, n in history)
                 mesh = eps_error / math.sqrt(steps * math.log(12 / delta_error) / 2)
                 if reach / mesh > _PRV_POINTS:
