@@ -137,7 +137,7 @@ def rows_of(size: Size, synthetic: bool = True) -> tuple[dict[str, Row], dict[st
     few = {
         f'{draw}.expected_batch_size': size.large_batch // 2,
         PROJECTOR: None,
-        'optim_wrapper.trainable': 'norms+backbone.conv1.*+backbone.layer1.*',
+        'optim_wrapper.trainable': 'norms+first_stage',
         PUBLIC_WEIGHT: 0.02,
         **adam(3e-3)[0],
         **schedule(2 * size.epochs),

@@ -34,6 +34,20 @@ def test_each_optimizer_takes_its_own_steps(synthetic, tmp_path, recwarn):
     assert [g['lr'] for g in wrapper.public_optimizer.param_groups] == [pytest.approx(1e-2 * 0.1)]
 
 
+def test_public_steps_train_all_and_private_ones_what_is_chosen(synthetic, tmp_path):
+    changed = dict(optim_wrapper__trainable='norms+head', optim_wrapper__projector=None)
+    train_until(config(synthetic, tmp_path, **changed), 2 * PUBLIC_STEPS + 1)
+    first = torch.load(tmp_path / 'epoch_1.pth', weights_only=False)['state_dict']
+    second = torch.load(tmp_path / 'epoch_2.pth', weights_only=False)['state_dict']
+    conv, norm = 'backbone.layer1.0.conv1.weight', 'backbone.bn1.weight'
+    assert not torch.equal(first[conv], second[conv])
+    runner = train(config(synthetic, tmp_path, resume=True, **changed))
+    last = {name: value.cpu() for name, value in runner.model.state_dict().items()}
+    assert torch.equal(second[conv], last[conv]) and not torch.equal(second[norm], last[norm])
+    trained = {name for name, param in runner.model.named_parameters() if param.requires_grad}
+    assert conv not in trained and norm in trained
+
+
 def test_a_resume_keeps_both(synthetic, tmp_path):
     train_until(config(synthetic, tmp_path), PUBLIC_STEPS + 2)
     wrapper = train(config(synthetic, tmp_path, resume=True)).optim_wrapper

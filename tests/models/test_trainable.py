@@ -9,7 +9,7 @@ from torch.optim import SGD
 
 from mmpose_dp.engine import DPOptimWrapper
 from mmpose_dp.models import choose_trainable
-from mmpose_dp.models.trainable import _last_stage
+from mmpose_dp.models.trainable import _stage
 from mmpose_dp.privacy import PrivacyError
 
 RES50 = PREFIX + 'topdown_heatmap/mpii/td-hm_res50_8xb64-210e_mpii-256x256.py'
@@ -64,19 +64,23 @@ def test_what_matches_nothing(res50, trainable):
 
 
 @pytest.mark.parametrize(
-    ('config', 'first'),
+    ('config', 'first', 'last'),
     [
-        (HRNET, 'backbone.stage4.'),
-        (COCO + 'ViTPose-small_8xb64-210e_coco-256x192.py', 'backbone.layers.11.'),
-        (COCO + 'swin-t-p4-w7_8xb32-210e_coco-256x192.py', 'backbone.stages.3.'),
-        (COCO + 'mobilenetv2_8xb64-210e_coco-256x192.py', 'backbone.layer7.'),
-        (COCO + 'pvt-s_8xb64-210e_coco-256x192.py', 'backbone.layers.3.'),
+        (HRNET, 'layer1', 'stage4'),
+        (COCO + 'ViTPose-small_8xb64-210e_coco-256x192.py', 'layers.0', 'layers.11'),
+        (COCO + 'swin-t-p4-w7_8xb32-210e_coco-256x192.py', 'stages.0', 'stages.3'),
+        (COCO + 'mobilenetv2_8xb64-210e_coco-256x192.py', 'layer1', 'layer7'),
+        (COCO + 'pvt-s_8xb64-210e_coco-256x192.py', 'layers.0', 'layers.3'),
     ],
 )
-def test_last_stage(config, first):
+def test_stages(config, first, last):
     model = build(load(config), private=True)
-    prefixes = _last_stage(model)
-    assert prefixes[0] == first and any(name.startswith(first) for name, _ in model.named_parameters())
+    names = [name for name, _ in model.named_parameters()]
+    for wanted, prefixes in ((first, _stage(model, last=False)), (last, _stage(model, last=True))):
+        assert prefixes[0] == f'backbone.{wanted}.' and any(name.startswith(prefixes[0]) for name in names)
+    begin = [name for name in names if name.startswith(_stage(model, last=False))]
+    backbone = [name for name in names if name.startswith('backbone.')]
+    assert backbone[0] in begin and not {*begin} & {n for n in names if n.startswith(_stage(model, last=True))}
 
 
 def test_a_backbone_without_stages():

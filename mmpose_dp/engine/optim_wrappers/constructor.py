@@ -21,9 +21,10 @@ class DPOptimWrapperConstructor(DefaultOptimWrapperConstructor):
 
     - ``norm``: 'frozen' (default; every BatchNorm keeps the statistics it was loaded with, scale and shift are trained) or
       'group' (GroupNorm in its place: :func:`mmpose_dp.models.replace_batch_norm`).
-    - ``public_optimizer``: what optimizer takes the steps of ``train_cfg.public_epochs``, such as dict(type='AdamW', lr=1e-3);
-      None: the same one as the private steps. ``param_scheduler`` moves both in proportion.
     - ``trainable`` and ``lora_rank``: what is trained, see :func:`mmpose_dp.models.choose_trainable`.
+    - ``public_optimizer``: what optimizer takes the steps of ``train_cfg.public_epochs``, such as dict(type='AdamW', lr=1e-3).
+      It trains all that the model does, whatever ``trainable`` leaves to the private steps. None: the same one, and the
+      same parameters, as in private steps. ``param_scheduler`` moves both in proportion.
 
     Examples:
         >>> optim_wrapper = dict(_base_.dp_optim_wrapper, trainable='head+last_stage+norms')
@@ -50,6 +51,7 @@ class DPOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         if self.norm == 'group':
             replace_batch_norm(core)
         freeze_batch_norm(core)
+        before = {param for param in core.parameters() if param.requires_grad}
         choose_trainable(core, **self.subset)
         wrapper = super().__call__(model)
         if self.public_optimizer is not None:
@@ -57,5 +59,6 @@ class DPOptimWrapperConstructor(DefaultOptimWrapperConstructor):
             warnings.filterwarnings('ignore', 'Detected call of `scheduler.step')
             plain = dict(type='OptimWrapper', optimizer=self.public_optimizer)
             wrapper.public_optimizer = DefaultOptimWrapperConstructor(plain, self.paramwise_cfg)(model).optimizer
+            wrapper.public_params = [p for p in core.parameters() if p in before or p.requires_grad]
         wrapper.prepare(core)
         return wrapper

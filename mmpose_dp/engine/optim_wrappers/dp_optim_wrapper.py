@@ -128,9 +128,7 @@ class DPOptimWrapper(SteppingOptimWrapper):
         self.plan: PrivacyPlan | None = None
         self.params = [p for group in optimizer.param_groups for p in group['params'] if p.requires_grad]
         self._model: nn.Module | None = None
-        # set by PrivateTrainLoop: more micro-batches of this logical batch follow / a step on public rows alone
-        self.accumulating = False
-        self.public_only = False
+        self.accumulating = False  # set by PrivateTrainLoop: more micro-batches of this logical batch follow
         self._metrics = StepMetrics()
         self.released: dict[str, float] = {}  # what may be logged of the last step
         self._reset()
@@ -268,15 +266,15 @@ class DPOptimWrapper(SteppingOptimWrapper):
         if rows.num_records:
             raise PrivacyError('a private record was drawn in a step on public rows alone')
         loss = torch.stack(losses).float().sum() * self.loss_scale
-        found = torch.autograd.grad(loss, self.params, allow_unused=True)
-        part = [torch.zeros_like(p, dtype=torch.float32) if g is None else g for p, g in zip(self.params, found)]
+        found = torch.autograd.grad(loss, self.trained, allow_unused=True)
+        part = [torch.zeros_like(p, dtype=torch.float32) if g is None else g for p, g in zip(self.trained, found)]
         self._public_sum = _added(self._public_sum, [g.float() / self.loss_scale for g in part])
         self._public_rows += len(rows.public)
 
     def finish_step(self, step_kwargs: dict | None = None, zero_kwargs: dict | None = None) -> None:
         """Ends a logical batch: also right when it was empty."""
         if self.public_only:
-            update, weight = [torch.zeros_like(p, dtype=torch.float32) for p in self.params], 1.0
+            update, weight = [torch.zeros_like(p, dtype=torch.float32) for p in self.trained], 1.0
         else:
             sigma, max_grad_norm = self._now()
             # counted before its result can be released: a crash from here on over-counts, never under-counts
@@ -286,7 +284,7 @@ class DPOptimWrapper(SteppingOptimWrapper):
             noise_std = sigma * max_grad_norm / self.expected_batch_size
         for gradient, public in zip(update, self._public_mean() if weight else []):
             gradient += weight * public
-        for param, gradient in zip(self.params, update):
+        for param, gradient in zip(self.trained, update):
             param.grad = gradient.to(param.dtype)
         # an overflow is skipped as in AmpOptimWrapper. The noised update alone decides: a private row must not
         if all(bool(gradient.isfinite().all()) for gradient in update):
@@ -319,7 +317,7 @@ class DPOptimWrapper(SteppingOptimWrapper):
         return gradient_of(total, self.projector)
 
     def _public_mean(self) -> list[Tensor]:
-        total = self._public_sum or [torch.zeros_like(p, dtype=torch.float32) for p in self.params]
+        total = self._public_sum or [torch.zeros_like(p, dtype=torch.float32) for p in self.trained]
         rows = torch.tensor(float(self._public_rows), device=total[0].device)
         for x in (*total, rows):
             all_reduce(x)

@@ -7,6 +7,7 @@ see a gradient of private rows before it is noised.
 from typing import Any
 
 from mmengine.optim import OptimWrapper
+from torch import nn
 from torch.optim import Optimizer
 
 from mmpose_dp.privacy import AdaptiveNorm
@@ -20,12 +21,34 @@ class SteppingOptimWrapper(OptimWrapper):
     ``param_scheduler`` moves the learning rates of ``optimizer``; those of ``public_optimizer`` follow in proportion.
 
     Attributes:
+        params: what private steps train.
         public_optimizer: takes the steps on public rows alone; None: ``optimizer`` does.
+        public_params: what it trains, ``params`` among them. Without noise nothing is gained by moving few.
         adaptive_norm: where C has got to; None: it does not move.
     """
 
+    params: list[nn.Parameter]
     public_optimizer: Optimizer | None = None
+    public_params: list[nn.Parameter] | None = None
+    _public_only = False
     adaptive_norm: AdaptiveNorm | None = None
+
+    @property
+    def public_only(self) -> bool:
+        """Whether the steps at hand are on public rows alone; PrivateTrainLoop sets it."""
+        return self._public_only
+
+    @public_only.setter
+    def public_only(self, public_only: bool) -> None:
+        self._public_only = public_only
+        own = set(self.params)
+        for param in self.public_params or ():
+            param.requires_grad_(public_only or param in own)
+
+    @property
+    def trained(self) -> list[nn.Parameter]:
+        """What the steps at hand train."""
+        return self.public_params or self.params if self._public_only else self.params
 
     def private_step(self, noise_std: float, step_kwargs: dict[str, Any]) -> None:
         """A step of ``optimizer`` on gradients with noise of this deviation in each entry."""
