@@ -20,11 +20,11 @@ def choose_trainable(model: nn.Module, trainable: str = 'all', lora_rank: int = 
 
     Args:
         trainable: 'all' (whatever the model trains), or parts joined by '+':
-            'head' (neck and head), 'last_stage' (the backbone from its last stage on), 'first_stage' (up to its first), 'norms' (scale and shift of
-            every norm layer), 'bias' (every bias: BiTFiT, Bu et al. 2022), 'lora' (low-rank updates of linear layers and
-            1x1 convolutions: Hu et al. 2021, Yu et al. 2022), or a pattern on parameter names such as
-            'backbone.stage4.*'. The paper's subset (arXiv 2504.10190) is 'head+last_stage+norms'; docs/accuracy.md has a case for
-            'norms+first_stage' after epochs on public views, which lack the detail that the first layers see.
+            'head' (neck and head), 'first_stage' (the backbone up to its first stage), 'last_stage' (from its last on), 'norms'
+            (scale and shift of every norm layer), 'bias' (every bias: BiTFiT, Bu et al. 2022), 'lora' (low-rank updates of
+            linear layers and 1x1 convolutions: Hu et al. 2021, Yu et al. 2022), or a pattern on parameter names such as
+            'backbone.stage4.*'. The paper's subset (arXiv 2504.10190) is 'head+last_stage+norms'; docs/accuracy.md has a case
+            for 'norms+first_stage' after epochs on public views, which lack the detail that the first layers see.
         lora_rank: rank of the updates that 'lora' adds.
 
     Raises PrivacyError for a part that matches no parameter.
@@ -43,8 +43,9 @@ def choose_trainable(model: nn.Module, trainable: str = 'all', lora_rank: int = 
             found = names & _part(model, part)
             if not found:
                 raise PrivacyError(
-                    f"optim_wrapper.trainable={trainable!r}: {part!r} matches no trainable parameter. Write 'all', or parts "
-                    "joined by '+' out of head, first_stage, last_stage, norms, bias, lora and patterns such as 'backbone.stage4.*' "
+                    f"optim_wrapper.trainable={trainable!r}: {part!r} matches no trainable parameter. Write 'all', or "
+                    "parts joined by '+' out of head, first_stage, last_stage, norms, bias, lora and patterns "
+                    "such as 'backbone.stage4.*' "
                     f'(this model has {", ".join(sorted(names)[:3])}, ...)'
                 )
             chosen |= found
