@@ -133,11 +133,10 @@ def rows_of(size: Size, synthetic: bool = True) -> tuple[dict[str, Row], dict[st
         PUBLIC_WEIGHT: 0.005,
     }
     best = sgd(0.25)[0]
-    # so few that their noise is small in the whole space, with smaller batches and so more steps
+    # so few that their noise is small in the whole space: norms+first_stage
     few = {
-        f'{draw}.expected_batch_size': size.large_batch // 2,
         PROJECTOR: None,
-        'optim_wrapper.trainable': 'norms+first_stage',
+        'optim_wrapper.trainable': 'norms+backbone.conv1.*+backbone.layer1.*',
         PUBLIC_WEIGHT: 0.02,
         **adam(3e-3)[0],
         **schedule(2 * size.epochs),
