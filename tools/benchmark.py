@@ -78,24 +78,29 @@ class Worker:
             process.join()
 
 
-def measure(job: dict, steps: int) -> dict:
+def measure(job: dict, steps: int, rounds: int = 1) -> dict:
     """The job with its result, or with the reason why it 'failed'.
 
-    A ratio is that of the times for one record, or of the peaks: the method's to the plain step's beside it.
+    A ratio is that of the times for one record, or of the peaks: the method's to the plain step's beside it. The allocator
+    makes a peak differ from one process to another, so of several ``rounds``, with processes of their own, the median counts.
     """
-    result = dict(job, torch=torch.__version__, opacus=opacus.__version__, steps=steps)
-    workers = {name: Worker(job, name) for name in (PLAIN, job['method'])}
-    taken: dict[str, list[float]] = {name: [] for name in workers}
-    try:
-        peaks = [worker.ask('memory') for worker in workers.values()]
-        for _ in range(steps):
+    result = dict(job, torch=torch.__version__, opacus=opacus.__version__, steps=steps, rounds=rounds)
+    taken: dict[str, list[float]] = {name: [] for name in (PLAIN, job['method'])}
+    held: dict[str, list[float]] = {name: [] for name in taken}
+    for _ in range(rounds):
+        workers = {name: Worker(job, name) for name in taken}
+        try:
             for name, worker in workers.items():
-                taken[name].append(worker.ask('time'))
-    except RuntimeError as error:
-        return dict(result, failed=str(error))
-    finally:
-        for worker in workers.values():
-            worker.close()
+                held[name].append(worker.ask('memory'))
+            for _ in range(steps):
+                for name, worker in workers.items():
+                    taken[name].append(worker.ask('time'))
+        except RuntimeError as error:
+            return dict(result, failed=str(error))
+        finally:
+            for worker in workers.values():
+                worker.close()
+    peaks = [median(peaks) for peaks in held.values()]
     plain, method = (
         [t / n for t in times] for times, n in zip(taken.values(), (job['rows'], job['expected_batch_size']))
     )
@@ -145,6 +150,7 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument('--configs', nargs='+', default=CONFIGS, help='private configs, for the suite "models"')
     parser.add_argument('--steps', type=int, default=3, help='timed steps; the median of their ratios counts')
+    parser.add_argument('--rounds', type=int, default=1, help='how often with new processes; medians count')
     parser.add_argument('--out', type=Path, default=REPO / 'work_dirs/benchmark', help='where the results are kept')
     parser.add_argument(
         '--page', type=Path, default=REPO / 'docs/performance.md', help='the page whose tables are remade'
@@ -164,7 +170,7 @@ def main() -> None:
         found = next((r for r in results if wanted.items() <= r.items()), None)
         measured = found is None
         if found is None:
-            found = measure(wanted, args.steps)
+            found = measure(wanted, args.steps, args.rounds)
             results.append(found)
             with open(path, 'a') as file:
                 file.write(json.dumps(found) + '\n')

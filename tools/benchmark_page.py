@@ -79,7 +79,9 @@ def write_page(page: Path, suites: dict[str, list[dict]], results: list[dict]) -
     parts = []
     for machine in dict.fromkeys(r['machine'] for r in results):
         mine = [r for r in results if r['machine'] == machine]
-        version = f'torch {mine[-1]["torch"]}, opacus {mine[-1]["opacus"]}, median of {mine[-1]["steps"]} steps'
+        steps = sorted({r['steps'] * r.get('rounds', 1) for r in mine})
+        taken = ' to '.join(map(str, dict.fromkeys((steps[0], steps[-1]))))
+        version = f'torch {mine[-1]["torch"]}, opacus {mine[-1]["opacus"]}, medians of {taken} steps'
         parts.append(f'## {machine}\n\n`python tools/benchmark.py`, {version}.\n')
         for suite, jobs in suites.items():
             found = [r for r in mine if any(_same(job, r) for job in jobs)]
