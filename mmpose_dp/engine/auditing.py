@@ -42,7 +42,8 @@ class AuditedOptimWrapper(DPOptimWrapper):
 
     def canary_gradient(self, record: int) -> list[Tensor]:
         """What one canary adds to the sum before clipping, one tensor a parameter."""
-        return [_LOUD * self._now()[1] * x for x in self.canaries.direction(self.canary_of[record])]
+        length = _LOUD * self._now()[1]
+        return [length * x for x in self.canaries.direction(self.canary_of[record])]
 
     def _backward(self, losses: list[Tensor], rows: Rows, *collectors: Collector) -> None:
         """The real gradients with those of canaries exchanged; the first row of a record carries it."""

@@ -24,7 +24,7 @@ ACCOUNTANTS = ('pld', 'prv', 'rdp')
 _PRV_ERRORS = (0.01, 1e-3)  # of epsilon, and of delta relative to it: what Opacus takes too
 _PRV_POINTS = 1 << 23  # a longer grid takes gigabytes
 _FEW_ORDERS = (2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 48, 64, 128, 256)  # of RDP, for a bound in a millisecond
-_LOW_ORDERS = (1.25, 1.5, 2.5)  # which a large epsilon wants, and which are dear
+_ROUGH_ORDERS = (1.25, 1.5, 2.5, *_FEW_ORDERS)  # with the low ones, which a large epsilon wants and which are dear
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def rough_epsilon(history: History, delta: float) -> float:
     merged = _merge(history, delta)
     if any(event.noise_multiplier == 0 for event, _ in merged):
         return math.inf
-    return _opacus(merged, delta, 'rdp', (*_LOW_ORDERS, *_FEW_ORDERS)) if merged else 0.0
+    return _opacus(merged, delta, 'rdp', _ROUGH_ORDERS) if merged else 0.0
 
 
 def group_epsilon(history: History, delta: float, records: int) -> float:
@@ -136,7 +136,7 @@ def _opacus(history: History, delta: float, accountant: str, orders: Sequence[fl
             if accountant == 'prv':
                 eps_error, delta_error = _PRV_ERRORS[0], delta * _PRV_ERRORS[1]
                 settings = dict(eps_error=eps_error, delta_error=delta_error)
-                reach = 2 * (_opacus(history, delta_error / 4, 'rdp', (*_LOW_ORDERS, *_FEW_ORDERS)) + 3)
+                reach = 2 * (_opacus(history, delta_error / 4, 'rdp', _ROUGH_ORDERS) + 3)
                 steps = sum(n for _, n in history)
                 mesh = eps_error / math.sqrt(steps * math.log(12 / delta_error) / 2)
                 if reach / mesh > _PRV_POINTS:

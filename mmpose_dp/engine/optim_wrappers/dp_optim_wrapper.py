@@ -296,7 +296,7 @@ class DPOptimWrapper(SteppingOptimWrapper):
         self._inner_count += 1
         self.released = self._metrics.take()
         if self.adaptive_norm is not None:
-            self.released['max_grad_norm'] = self._now()[1]
+            self.released['max_grad_norm'] = self.adaptive_norm.max_grad_norm
         self._reset()
 
     def _private_gradient(self, sigma: float | None, max_grad_norm: float) -> list[Tensor]:
