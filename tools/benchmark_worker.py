@@ -101,8 +101,9 @@ def make_step(
     halves = [slice(rows - public), slice(rows - public, rows)] if public else [slice(rows)]
     if settings.get('engine') == 'loop':
         halves = [slice(row, row + 1) for row in range(rows)]
+    # as PoissonBatchSampler hands them out: all private ones first
+    halves = [half for half in halves for _ in range(expected_batch_size // rows)]
     micro_batches = [{key: values[half] for key, values in batch.items()} for half in halves]
-    micro_batches *= expected_batch_size // rows
 
     def step() -> None:
         for i, micro_batch in enumerate(micro_batches):

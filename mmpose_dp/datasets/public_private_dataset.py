@@ -1,4 +1,4 @@
-"""One data set of two halves: private records first, public ones after them.
+"""One data set of two halves: private records first, public ones after them, public views before other public data.
 
 One data loader then serves both, and each row carries its half in its metainfo. Must not let a private record reach a row
 that is not its own, nor call public what is not.
@@ -42,7 +42,8 @@ class PublicPrivateDataset(Dataset):
         private: config of the private data set, any MMPose top-down data set.
         public_view: config of a PublicView transform: the public half is then the private set seen through it (Feature DP
             and hybrid). It is put right after GetBBoxCenterScale, before anything random.
-        public: config of a data set that is really public (Projected DP-SGD).
+        public: config of a data set that is really public (Projected DP-SGD). With a public_view too, its rows follow the
+            views in the public half and are drawn as they are: sharp pictures keep what the views lack from being unlearned.
         privacy_unit: 'instance' (each annotated person is a record), 'image' (all people of an image are one) or 'subject'
             (everything of one subject is one).
         subjects: with 'subject', the annotation field that names each annotation's subject, or a JSON file
@@ -50,7 +51,7 @@ class PublicPrivateDataset(Dataset):
         personal_epsilon: None, or the annotation field (or JSON file) with the budget that a record's owner allows;
             records without one have the hook's target_epsilon.
         private_loss: 'full' (a record's gradient is that of its loss on x) or 'residual' (that less the gradient on its public
-            view, from two rows under the same augmentation; with the public gradient in the update, the sum is unbiased).
+            view, from two rows under the same augmentation; with the views' gradient in the update, the sum is unbiased).
         augmentations: a drawn record's rows are augmented so many times and their mean gradient is taken (De et al. 2022).
         debug_seed: of the augmentations, for tests only; the run is then NOT PRIVATE.
 
@@ -75,27 +76,24 @@ class PublicPrivateDataset(Dataset):
         augmentations: int = 1,
         debug_seed: int | None = None,
     ) -> None:
-        if private_loss not in ('full', 'residual') or (private_loss == 'residual' and public_view is None):
+        only_views = public_view is not None and public is None
+        if private_loss not in ('full', 'residual') or (private_loss == 'residual' and not only_views):
             raise PrivacyError(
-                f"train_dataloader.dataset.private_loss={private_loss!r} must be 'full', or 'residual' with a public_view"
+                f"train_dataloader.dataset.private_loss={private_loss!r} must be 'full', or 'residual' with a public_view and "
+                'no public beside it'
             )
         if type(augmentations) is not int or augmentations < 1:
             raise PrivacyError(
                 f'train_dataloader.dataset.augmentations={augmentations!r} must be a whole number above 0'
             )
-        if public_view is not None and public is not None:
-            raise PrivacyError('train_dataloader.dataset: give public_view or public, not both')
         for name, value in (('private', private), ('public_view', public_view), ('public', public)):
             if value is not None and not (isinstance(value, dict) and 'type' in value):
                 raise PrivacyError(f"train_dataloader.dataset.{name}={value!r} must be a config: dict(type='...', ...)")
         self.private = _build(private, 'private')
-        self.public_view: Any = None
-        self.public: BaseDataset | None = None
-        if public_view is not None:
-            self.public = _build(_with_view(private, public_view), 'private')
-            self.public_view = TRANSFORMS.build(public_view)
-        elif public is not None:
-            self.public = _build(public, 'public')
+        self.views = None if public_view is None else _build(_with_view(private, public_view), 'private')
+        self.public_view: Any = None if public_view is None else TRANSFORMS.build(public_view)
+        self.public = None if public is None else _build(public, 'public')
+        if self.public is not None:
             _refuse_shared_data(self.private, self.public)
         self.random = RandomSource()
         self.private_loss, self.augmentations = private_loss, augmentations
@@ -136,7 +134,7 @@ class PublicPrivateDataset(Dataset):
     @property
     def num_public(self) -> int:
         """M, rows of the public half."""
-        return 0 if self.public is None else len(self.public)
+        return sum(len(part) for part in (self.views, self.public) if part is not None)
 
     @property
     def public_rows(self) -> range:
@@ -178,20 +176,21 @@ class PublicPrivateDataset(Dataset):
             packed['data_samples'].set_metainfo(dict(dp_record=record, dp_weight=1.0 if record is None else weight))
         return [packed for packed, _ in rows]
 
+    def _located(self, index: int) -> tuple[BaseDataset, int]:
+        """The data set that an index is in, and the row there."""
+        for part in (self.private, self.views, self.public):
+            if part is not None and index < len(part):
+                return part, index
+            index -= 0 if part is None else len(part)
+        raise IndexError(f'PublicPrivateDataset has {len(self)} rows')
+
     def _path(self, index: int) -> str:
-        private = len(self.private)
-        if index >= private and self.public_view is None:
-            return self.public.get_data_info(index - private)['img_path']  # type: ignore[union-attr]
-        return self.private.get_data_info(index % private)['img_path']
+        source, row = self._located(index)
+        return source.get_data_info(row)['img_path']
 
     def _packed(self, index: int, coins: Sequence[int]) -> dict | None:
-        private = len(self.private)
-        if index < private:
-            source, info = self.private, self.private.get_data_info(index)
-        else:
-            assert self.public is not None
-            source, index = self.public, index - private
-            info = source.get_data_info(index) if self.public_view is None else self._view_info(index)
+        source, row = self._located(index)
+        info = self._view_info(row) if source is self.views else source.get_data_info(row)
         with _fixed_randomness(coins):
             return source.pipeline(info)  # not prepare_data, which gives a pipeline all other records
 
@@ -203,10 +202,13 @@ class PublicPrivateDataset(Dataset):
         return dict(info, people=[{key: other[key] for key in keys} for other in others])
 
     @property
+    def view_description(self) -> str | None:
+        """What the public view keeps, for the statement."""
+        return None if self.public_view is None else self.public_view.description
+
+    @property
     def public_description(self) -> str | None:
-        """What is treated as public, for the statement."""
-        if self.public_view is not None:
-            return self.public_view.description
+        """What data is public beside the views, for the statement."""
         if self.public is None:
             return None
         name, digest = osp.basename(self.public.ann_file), _digest(self.public.ann_file)[:12]

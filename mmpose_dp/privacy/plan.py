@@ -45,7 +45,7 @@ class PrivacyPlan:
         target_epsilon: the budget, or None where none was set.
         accountant: 'pld', 'prv' or 'rdp'.
         public_view: what phi keeps of a record, in words (feature and hybrid).
-        public_data: the public data set, in words (projected).
+        public_data: the public data set, in words (projected; feature and hybrid may have one beside their views).
         secret_randomness: False where a debug seed was set; the run is then NOT PRIVATE.
         secure_mode: whether the noise is hardened against attacks on floating-point numbers.
         expose_private_metrics: whether losses of private batches are logged, outside the guarantee.
@@ -125,7 +125,7 @@ class PrivacyPlan:
             f'method={self.method!r} {"needs" if self.is_feature_dp else "must not have"} a public_view',
         )
         _require(
-            (self.public_data is not None) == (self.method == 'projected'),
+            self.is_feature_dp or (self.public_data is not None) == (self.method == 'projected'),
             f'method={self.method!r} {"needs" if self.method == "projected" else "must not have"} public_data',
         )
         if self.target_epsilon is not None:

@@ -145,12 +145,20 @@ class RowGradients:
 class RowSum:
     """Collects the sum of the given rows' gradients and holds nothing else.
 
+    Args:
+        params: the trainable parameters.
+        rows: indices of the rows to add up.
+        scale: what the losses were multiplied by (mixed precision).
+        total: a sum to go on with, which is changed; by default from zero.
+
     Attributes:
         total: the sum, one float32 tensor a parameter.
     """
 
-    def __init__(self, params: Sequence[nn.Parameter], rows: Tensor, scale: float = 1.0) -> None:
-        self.total = [torch.zeros_like(p, dtype=torch.float32) for p in params]
+    def __init__(
+        self, params: Sequence[nn.Parameter], rows: Tensor, scale: float = 1.0, total: list[Tensor] | None = None
+    ) -> None:
+        self.total = total or [torch.zeros_like(p, dtype=torch.float32) for p in params]
         self._rows, self._scale = in_line(rows), scale
 
     def add(self, block: Block) -> None:

@@ -47,14 +47,31 @@ def test_halves_and_metainfo(synthetic):
     assert private['data_samples'].metainfo['img_path'] == public['data_samples'].metainfo['img_path']
     sharp, soft = (np.abs(np.diff(x['inputs'].numpy().astype(float))).mean() for x in (private, public))
     assert soft < 0.6 * sharp
-    assert dataset.public_description.startswith('Gaussian blur')
+    assert dataset.view_description.startswith('Gaussian blur') and dataset.public_description is None
 
 
 def test_without_public_half_and_with_another_set(synthetic, synthetic_public):
     plain = PublicPrivateDataset(mpii(synthetic))
-    assert (plain.num_public, plain.public_description) == (0, None)
+    assert (plain.num_public, plain.view_description, plain.public_description) == (0, None, None)
     other = PublicPrivateDataset(mpii(synthetic), public=mpii(synthetic_public))
     assert other.num_public == 40 and 'mpii_train.json' in other.public_description
+    assert other.view_description is None
+    assert other[40][0]['data_samples'].metainfo['img_path'].startswith(str(synthetic_public))
+
+
+def test_views_and_public_pictures_beside_them(synthetic, synthetic_public):
+    dataset = PublicPrivateDataset(mpii(synthetic), public_view=VIEW, public=mpii(synthetic_public))
+    assert (dataset.num_records, dataset.num_public, len(dataset)) == (40, 80, 120)
+    rows = [dataset[index][0] for index in (3, 43, 83)]
+    meta = [row['data_samples'].metainfo for row in rows]
+    assert [m['dp_record'] for m in meta] == [3, None, None]
+    roots = (synthetic, synthetic, synthetic_public)
+    assert all(m['img_path'].startswith(str(root)) for m, root in zip(meta, roots))
+    _, view, public = (np.abs(np.diff(row['inputs'].numpy().astype(float))).mean() for row in rows)
+    assert view < 0.6 * public  # the public picture is not blurred
+    assert 'blur' in dataset.view_description and 'mpii_train.json' in dataset.public_description
+    with pytest.raises(PrivacyError, match='shares|has the private annotation'):
+        PublicPrivateDataset(mpii(synthetic), public_view=VIEW, public=mpii(synthetic))
 
 
 def test_nothing_random_stands_before_the_view(synthetic):
@@ -125,7 +142,8 @@ def test_shared_public_data_is_refused(synthetic, synthetic_public, tmp_path):
     ('settings', 'message'),
     [
         (dict(privacy_unit='family'), 'privacy_unit'),
-        (dict(public_view=VIEW, public={}), 'not both'),
+        (dict(public_view=VIEW, public={}), 'public={} must be a config'),
+        (dict(private_loss='residual', public_view=VIEW, public=dict(type='MpiiDataset')), 'no public beside it'),
         (dict(private_loss='residual'), 'with a public_view'),
         (dict(augmentations=0), 'augmentations=0 must be'),
     ],

@@ -187,3 +187,18 @@ def test_an_adaptive_norm_beside_a_schedule_of_c_is_refused(synthetic, tmp_path)
     options = dict(optim_wrapper__clipping='adaptive', optim_wrapper__schedule=dict(max_grad_norm=0.5))
     with pytest.raises(PrivacyError, match='both move C'):
         train(short(synthetic, tmp_path, **options))
+
+
+def test_public_pictures_beside_the_views(synthetic, synthetic_public, tmp_path):
+    """The public epochs pass over both, the statement names both, and a resume keeps both."""
+    cfg = short(synthetic, tmp_path, 'hybrid')
+    dataset = cfg.train_dataloader.dataset
+    dataset.public = dict(dataset.private, data_root=str(synthetic_public))
+    runner = train(cfg)
+    assert runner.train_loop.sampler.steps_per_epoch(True) == (40 + 40) // 8
+    told = statement_of(tmp_path)
+    assert told['private'] and told['guarantee'].endswith('feature DP')
+    assert 'blur' in told['public_data'] and 'MpiiDataset mpii_train.json' in told['public_data']
+    assert len(told['public_views']) == 1 and any('public data set' in line for line in told['not_protected'])
+    with pytest.raises(PrivacyError, match="public_data='MpiiDataset"):
+        train(short(synthetic, tmp_path, 'hybrid', resume=True, train_cfg__max_epochs=4))

@@ -34,6 +34,14 @@ def statement_of(method, steps=40, **changes):
     return build_statement(plan, ledger, pretraining='coco.pth'), plan
 
 
+@pytest.mark.parametrize('method', ['feature', 'hybrid'])
+def test_public_data_beside_the_views_is_named(method):
+    statement, _ = statement_of(method, public_data='COCO')
+    assert statement['public_data'] == 'Gaussian blur, COCO'
+    told = '\n'.join(statement['not_protected'])
+    assert 'the public data set: COCO' in told and 'the public view of every training record' in told
+
+
 @pytest.mark.parametrize('method', BY_METHOD)
 def test_everything_a_reviewer_asks_for_is_there(method):
     statement, plan = statement_of(method)

@@ -26,8 +26,8 @@ def make_plan(
         expected_batch_size=loop.sampler.expected_batch_size,
         steps=loop.private_steps,
         max_grad_norm=wrapper.max_grad_norm,
-        public_view=dataset.public_description if dataset.public_view is not None else None,
-        public_data=dataset.public_description if dataset.public_view is None else None,
+        public_view=dataset.view_description,
+        public_data=dataset.public_description,
         secret_randomness=all(x.random.is_secret for x in (wrapper, loop.sampler, dataset)),
         secure_mode=wrapper.secure_mode,
         schedule=wrapper.schedule,
@@ -54,8 +54,8 @@ def facts_of_views(loop: PrivateTrainLoop, wrapper: DPOptimWrapper) -> dict[str,
         privacy_unit=dataset.privacy_unit,
         num_records=dataset.num_records,
         personal_budgets=[],
-        public_view=dataset.public_description,
-        public_data=None,
+        public_view=dataset.view_description,
+        public_data=dataset.public_description,
     )
 
 
@@ -73,7 +73,7 @@ def _budgets(dataset: PublicPrivateDataset, target_epsilon: float | None) -> tup
 
 def _method(dataset: PublicPrivateDataset, wrapper: DPOptimWrapper, loop: PrivateTrainLoop) -> str:
     """What the combination of public half and projector is called."""
-    if dataset.public is None:
+    if not dataset.num_public:
         if wrapper.projector is not None:
             raise PrivacyError(
                 'optim_wrapper.projector needs public data: set train_dataloader.dataset.public_view (Feature DP) or '

@@ -251,14 +251,15 @@ class DPOptimWrapper(SteppingOptimWrapper):
             raise PrivacyError(
                 'a public row is in one forward with private ones: give model.train_step one half at a time'
             )
-        public = RowSum(self.params, wanted, self.loss_scale) if len(wanted) else None
+        # goes on with the sum so far: a second one would cost the memory of all parameters once more
+        public = RowSum(self.params, wanted, self.loss_scale, self._public_sum) if len(wanted) else None
         self._backward(losses, rows, *(collector for collector in (private, public) if collector is not None))
         if self.engine.one_at_a_time and rows.num_records + (len(rows.public) > 0) > 1:
             raise OneRecordAtATime(f'{self.engine}: give model.train_step one record at a time, its rows together')
         if private is not None:
             self._private_sum = _added(self._private_sum, private.total())
         if public is not None:
-            self._public_sum = _added(self._public_sum, public.total)
+            self._public_sum = public.total
             self._public_rows += len(wanted)
 
     def _add_public(self, losses: list[Tensor], rows: Rows) -> None:

@@ -18,7 +18,7 @@ class Halves(PublicPrivateDataset):
     def __init__(self, groups=None, augmentations=1):
         self._records = groups or [[i] for i in range(60)]
         self.augmentations, self.private_loss = augmentations, 'full'
-        self.private, self.public = range(60), range(30)
+        self.private, self.views, self.public = range(60), None, range(30)
 
     def __getitem__(self, index):
         return index
