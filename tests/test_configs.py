@@ -39,7 +39,7 @@ def test_a_private_config_is_what_its_name_says(path):
     assert ('public_data' in cfg.default_hooks) == ('projector' in cfg.optim_wrapper)
     dataset = cfg.train_dataloader.dataset
     assert ('public_view' in dataset) == (method in ('feature', 'hybrid'))
-    assert ('public' in dataset) == (method == 'projected')
+    assert ('public' in dataset) == (method == 'projected' or 'coco' in path.stem)
     if 'humanart' in path.stem:
         assert dataset.private.type == 'HumanArtDataset' and 'coco' not in dataset.private.ann_file
     else:
@@ -63,16 +63,17 @@ def test_a_leaf_states_only_what_is_its_own(path):
     assert '_base_' in lines[0]
 
 
-def test_coco_as_public_data_has_mpiis_joints(synthetic):
-    cfg = Config.fromfile(REPO / 'configs/dp/hrnet_mpii_projected_coco_eps08.py').train_dataloader.dataset
+@pytest.mark.parametrize('method', ['projected', 'hybrid'])
+def test_coco_as_public_data_has_mpiis_joints(synthetic, method):
+    cfg = Config.fromfile(REPO / f'configs/dp/hrnet_mpii_{method}_coco_eps08.py').train_dataloader.dataset
     cfg.private.update(data_root=str(synthetic))
     cfg.public.update(data_root=str(shared('coco')), ann_file='test_coco.json', data_prefix=dict(img=''))
+    cfg.public.pop('indices', None)  # more than this COCO has
     dataset = DATASETS.build(cfg)
     # every public record through the whole pipeline; COCO has no pelvis, thorax, upper neck and head top
-    weights = torch.cat(
-        [dataset[i][0]['data_samples'].gt_instance_labels.keypoint_weights for i in dataset.public_rows]
-    )
-    assert weights.shape == (dataset.num_public, 16) and not weights[:, 6:10].any() and weights.any(0).sum() == 12
+    coco = range(len(dataset) - len(dataset.public), len(dataset))
+    weights = torch.cat([dataset[i][0]['data_samples'].gt_instance_labels.keypoint_weights for i in coco])
+    assert weights.shape == (len(coco), 16) and not weights[:, 6:10].any() and weights.any(0).sum() == 12
     # and before any augmentation, each joint by its name
     public, own = dataset.public, parse_pose_metainfo(dict(from_file='configs/_base_/datasets/coco.py'))
     assert public.metainfo['keypoint_name2id']['thorax'] == 7

@@ -20,6 +20,7 @@ class Row:
         settings: config keys that are not tuned.
         candidates: what is tried on the tuning people; the best is what the table reports.
         private: has an epsilon.
+        pictures: trains on the people of the public domain too, beside the views or the private people.
     """
 
     text: str
@@ -28,6 +29,7 @@ class Row:
     settings: Settings = field(default_factory=dict)
     candidates: tuple[Settings, ...] = ({},)
     private: bool = True
+    pictures: bool = False
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,10 @@ class Size:
     def large_batch(self) -> int:
         """A sixteenth of all people: sigma / B falls with B, as far as the steps allow."""
         return self.private // 16
+
+    def with_pictures(self, epochs: int) -> int:
+        """Epochs over the people of both domains that see at least as many images as so many over the private ones."""
+        return -(-epochs * self.private // (self.private + self.public))
 
 
 FULL = Size()
@@ -143,13 +149,14 @@ def rows_of(size: Size, synthetic: bool = True) -> tuple[dict[str, Row], dict[st
     }
     # as many images as ours sees
     epochs, plain = {**common, **schedule(size.public_epochs + size.epochs)}, dict(private=False)
-    steps = size.public_epochs * (size.private // 64)  # public epochs have a length of their own
-    cosine = dict(type='CosineAnnealingLR', eta_min=0.0, T_max=steps, by_epoch=False)
-    views = {
-        **private(size.large_batch, 64, size.public_epochs),
-        'param_scheduler': [cosine],
-        'train_cfg.public_epochs': size.public_epochs,
-    }
+    both = size.with_pictures(size.public_epochs)
+
+    def views(epochs: int, rows: int) -> Settings:
+        steps = epochs * (rows // 64)  # public epochs have a length of their own
+        cosine = dict(type='CosineAnnealingLR', eta_min=0.0, T_max=steps, by_epoch=False)
+        first = {'param_scheduler': [cosine], 'train_cfg.public_epochs': epochs}
+        return {**private(size.large_batch, 64, epochs), **first}
+
     table = {
         'pretrain': Row(
             'pretrained on public people', 'pretrain', None, {**common, **schedule(size.pretrain_epochs)}, **plain
@@ -158,8 +165,17 @@ def rows_of(size: Size, synthetic: bool = True) -> tuple[dict[str, Row], dict[st
             'public-only: then on the public views',
             'hybrid_eps08',
             'pretrain',
-            views,
+            views(size.public_epochs, size.private),
             tuple(adam(3e-3, 6e-3, 1.2e-2)),
+            **plain,
+        ),
+        'public_pictures': Row(
+            'public-only: on the public views and public people',
+            'hybrid_eps08',
+            'pretrain',
+            views(both, size.private + size.public),
+            tuple(adam(3e-3, 6e-3, 1.2e-2)),
+            pictures=True,
             **plain,
         ),
         'dpsgd_paper': Row(
@@ -190,18 +206,35 @@ def rows_of(size: Size, synthetic: bool = True) -> tuple[dict[str, Row], dict[st
             candidates=tuple(adam(1e-3, 3e-4, 1e-4)),
         ),
         'ours': Row(
-            'hybrid, ours',
+            'hybrid, ours from public-only on views',
             'hybrid_eps08',
             'publiconly',
             ours,
             (best, {**projector(rank=25), **best}, few),
         ),
+        'ours_pictures': Row(
+            'hybrid, ours from public-only on views and public people',
+            'hybrid_eps08',
+            'public_pictures',
+            ours,
+            (best, {**few, **adam(1e-3)[0]}, few),
+        ),
         'nonprivate': Row(
             'non-private', 'nonprivate', settings=epochs, candidates=tuple(adam(3e-3, 6e-3, 1.2e-2)), **plain
+        ),
+        'nonprivate_pictures': Row(
+            'non-private, on public people too',
+            'nonprivate',
+            settings={**common, **schedule(both + size.with_pictures(2 * size.epochs))},
+            candidates=tuple(adam(3e-3, 6e-3, 1.2e-2)),
+            pictures=True,
+            **plain,
         ),
     }
     if not synthetic:
         del table['pretrain']  # it is given
+        # MPII's config has no public people
+        table = {name: row for name, row in table.items() if not name.endswith('_pictures')}
     changes: dict[str, tuple[str, Settings]] = {
         'noise_then_project': (
             "the paper's order of projection",

@@ -35,6 +35,14 @@ def config_of(job: dict) -> Config:
     private.data_root = job['train_on'] or private.data_root
     if 'public' in dataset:
         dataset.public.data_root = job['public'] or dataset.public.data_root
+    elif job['pictures']:
+        public = dict(private, data_root=job['public'])
+        if dataset is private:
+            metainfo = dict(from_file='configs/_base_/datasets/mpii.py')
+            both = dict(type='CombinedDataset', metainfo=metainfo, datasets=[private, public], pipeline=[])
+            cfg.train_dataloader.dataset = both
+        else:
+            dataset.public = public
     cfg.merge_from_dict(job['settings'])
     if job['epsilon'] is not None:
         cfg.default_hooks.privacy_budget.target_epsilon = job['epsilon']

@@ -147,6 +147,7 @@ class Benchmark:
             folder=str(self._folder(identity)),
             load_from=str(start) if row.start else None,
             train_on=None if self.family == 'mpii' else roots['reported' if row.start else 'other domain'],
+            pictures=row.pictures,
             public=None if self.family == 'mpii' else roots['other domain'],
             test_config=f'configs/dp/hrnet_{self.family}_nonprivate.py',
             test_on=[None] if self.family == 'mpii' else [roots[split] for split in splits],

@@ -1,6 +1,7 @@
 _base_ = [
     'mmpose::body_2d_keypoint/topdown_heatmap/mpii/td-hm_hrnet-w32_8xb64-210e_mpii-256x256.py',
-    '../_base_/projected_coco.py',
+    '../_base_/projected.py',
+    '../_base_/coco_as_mpii.py',
 ]
 
 model = dict(backbone=dict(init_cfg=None), head=dict(type='PrivateHeatmapHead'))  # start from load_from
@@ -10,7 +11,7 @@ train_dataloader = dict(
         _base_.dp_dataset,
         private=_base_.train_dataloader.dataset,
         public=dict(
-            _base_.dp_public, pipeline=[_base_.train_pipeline[0], _base_.dp_joints, *_base_.train_pipeline[1:]]
+            _base_.dp_coco, pipeline=[_base_.train_pipeline[0], _base_.dp_joints, *_base_.train_pipeline[1:]]
         ),
     ),
 )

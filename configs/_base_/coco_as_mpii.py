@@ -1,11 +1,8 @@
-# Projected DP-SGD with COCO as the public data set, its joints put in MPII's order. COCO annotates neither pelvis, thorax, upper
-# neck nor head top: they have weight 0 in public rows.
+# COCO as public data for a private set in MPII's format, its joints put in MPII's order. COCO annotates neither pelvis, thorax,
+# upper neck nor head top: they have weight 0 in public rows.
 # A leaf gives it the private set's pipeline with dp_joints second:
-#   public=dict(_base_.dp_public, pipeline=[_base_.train_pipeline[0], _base_.dp_joints, *_base_.train_pipeline[1:]])
-_base_ = './projected.py'
-
-dp_public = dict(
-    _delete_=True,
+#   public=dict(_base_.dp_coco, pipeline=[_base_.train_pipeline[0], _base_.dp_joints, *_base_.train_pipeline[1:]])
+dp_coco = dict(
     type='CocoDataset',
     data_root='data/coco/',
     data_mode='topdown',
