@@ -10,9 +10,7 @@ train_dataloader = dict(
     dataset=dict(
         _base_.dp_dataset,
         private=_base_.train_dataloader.dataset,
-        public=dict(
-            _base_.dp_coco, pipeline=[_base_.train_pipeline[0], _base_.dp_joints, *_base_.train_pipeline[1:]]
-        ),
+        public=dict(_base_.dp_coco, pipeline=[_base_.train_pipeline[0], _base_.dp_joints, *_base_.train_pipeline[1:]]),
     ),
 )
 custom_imports = _base_.dp_imports
