@@ -63,6 +63,16 @@ def gaps(rows: Rows, scores: Scores, epsilons: list[float], top: str) -> str:
     return table([head, *(f'epsilon {epsilon}' for epsilon in epsilons)], lines)
 
 
+def wide_table(wide: Rows, scores: Scores, epsilon: float) -> str:
+    """PCKh of each row on the wide model, beside the small one's."""
+    lines = []
+    for name, row in wide.items():
+        at = epsilon if row.private else None
+        if scores(name, at):
+            lines.append([row.text, cell(scores(str(row.like), at)), cell(scores(name, at))])
+    return table([f'mean PCKh@0.5, epsilon {epsilon}', 'small model', 'wide model'], lines)
+
+
 def lever_table(levers: Rows, scores: Scores, epsilons: list[float]) -> str:
     """What each single change brings."""
     lines = [['ours', *(cell(scores('ours', epsilon)) for epsilon in epsilons)]]
@@ -132,6 +142,8 @@ def write_page(page: Path, benchmark: Any) -> None:
         main_table(benchmark.table, partial(scores, kept='pckh_other_domain'), epsilons),
         '## What each lever brings\n',
         lever_table(benchmark.levers, scores, epsilons),
+        '## On a model of millions of parameters\n',
+        wide_table(benchmark.wide, scores, benchmark.size.epsilons[0]),
         '## What was tried\n',
         tuning(benchmark),
     ]

@@ -3,7 +3,7 @@
 Every private row of the table has as many candidates as the others. Must not train anything.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 Settings = dict[str, Any]  # config keys, as in --cfg-options
@@ -21,6 +21,7 @@ class Row:
         candidates: what is tried on the tuning people; the best is what the table reports.
         private: has an epsilon.
         pictures: trains on the people of the public domain too, beside the views or the private people.
+        like: the row whose settings it takes, as they were tuned there; its own settings come on top.
     """
 
     text: str
@@ -30,6 +31,7 @@ class Row:
     candidates: tuple[Settings, ...] = ({},)
     private: bool = True
     pictures: bool = False
+    like: str | None = None
 
 
 @dataclass(frozen=True)
@@ -68,13 +70,19 @@ OPTIMIZER = 'optim_wrapper.optimizer'
 PROJECTOR = 'optim_wrapper.projector'
 PUBLIC_WEIGHT = 'optim_wrapper.public_weight'
 AVERAGE = dict(type='EMAHook', ema_type='ExpMomentumEMA', momentum=0.1, gamma=10)
-MODEL: Settings = {  # 0.7 M parameters, quick on a CPU
-    'model.backbone': dict(
-        _delete_=True, type='ResNet', depth=18, base_channels=16, stem_channels=16, strides=(1, 2, 2, 1), init_cfg=None
-    ),
-    'model.head.in_channels': 128,
-    'model.head.in_featuremap_size': (4, 4),
-}
+
+
+def model(channels: int) -> Settings:
+    """A ResNet-18 for 64 x 64 crops, of ``channels`` in its first stage (64 in the original), with a SimCC head."""
+    sizes = dict(base_channels=channels, stem_channels=channels, strides=(1, 2, 2, 1))
+    return {
+        'model.backbone': dict(_delete_=True, type='ResNet', depth=18, **sizes, init_cfg=None),
+        'model.head.in_channels': 8 * channels,
+        'model.head.in_featuremap_size': (4, 4),
+    }
+
+
+MODEL, WIDE = model(16), model(48)  # 0.7 million parameters, quick on a CPU; 6 million
 
 
 def each(*parts: list[Settings]) -> tuple[Settings, ...]:
@@ -100,6 +108,27 @@ def papers_schedule(epochs: int) -> Settings:
     """The paper's: a tenth of the learning rate for the last fifth."""
     step = dict(type='MultiStepLR', milestones=[0.8 * epochs], gamma=0.1, by_epoch=True, convert_to_iter_based=True)
     return {**schedule(epochs), 'param_scheduler': [step]}
+
+
+def wide_rows(rows: dict[str, Row]) -> dict[str, Row]:
+    """Some of ``rows`` on a model of millions of parameters, with the settings that were tuned on the small one."""
+    names = (
+        'pretrain',
+        'publiconly',
+        'dpsgd_paper',
+        'dpsgd',
+        'projected',
+        'hybrid_paper',
+        'subspace',
+        'ours',
+        'nonprivate',
+    )
+    wide = {}
+    for name in names:
+        row = rows[name]
+        start = f'wide_{row.start}' if row.start else None
+        wide[f'wide_{name}'] = replace(row, start=start, settings=WIDE, candidates=(), like=name)
+    return wide
 
 
 def rows_of(size: Size, synthetic: bool = True) -> tuple[dict[str, Row], dict[str, Row]]:
@@ -235,6 +264,7 @@ def rows_of(size: Size, synthetic: bool = True) -> tuple[dict[str, Row], dict[st
         del table['pretrain']  # it is given
         # MPII's config has no public people
         table = {name: row for name, row in table.items() if not name.endswith('_pictures')}
+    whole = {PROJECTOR: None, PUBLIC_WEIGHT: 0.02, **adam(1e-3)[0]}
     changes: dict[str, tuple[str, Settings]] = {
         'noise_then_project': (
             "the paper's order of projection",
@@ -244,13 +274,18 @@ def rows_of(size: Size, synthetic: bool = True) -> tuple[dict[str, Row], dict[st
         'no_public_gradient': ('without the public gradient', {PUBLIC_WEIGHT: 0.0}),
         'papers_batch': ("at the paper's batch", private(size.papers_batch, 64)),
         'rank_25': ('rank 25', projector(rank=25)),
+        'refresh_2': ('found anew every 2 steps', projector(refresh_interval=2)),
         'head': ("the paper's subset", {'optim_wrapper.trainable': 'head+last_stage+norms'}),
         'small_norm': ('C 0.01, lr 2.5', {'optim_wrapper.max_grad_norm': 0.01, **sgd(2.5)[0]}),
         'large_norm': ('C 1, lr 0.025', {'optim_wrapper.max_grad_norm': 1.0, **sgd(0.025)[0]}),
-        'whole_model': ('without a projector, AdamW', {PROJECTOR: None, PUBLIC_WEIGHT: 0.02, **adam(1e-3)[0]}),
+        'whole_model': ('without a projector, AdamW', whole),
+        'per_layer': (
+            'without a projector, AdamW, per-layer clipping',
+            {**whole, 'optim_wrapper.clipping': 'per-layer'},
+        ),
         'bias_corrected': (
             'without a projector, DPAdamBC',
-            {PROJECTOR: None, PUBLIC_WEIGHT: 0.02, OPTIMIZER: dict(_delete_=True, type='DPAdamBC', lr=1e-3)},
+            {**whole, OPTIMIZER: dict(_delete_=True, type='DPAdamBC', lr=1e-3)},
         ),
         'residual': ('residual private loss', {f'{data}.private_loss': 'residual'}),
         'outside': ('with what lies outside the subspace (GEP)', projector(preconditioned=False, outside=0.3)),

@@ -26,7 +26,7 @@ import mmpose_dp  # noqa: F401  (first: checks and mends the install)
 
 # isort: split
 from accuracy_page import write_page
-from accuracy_rows import FULL, MPII, QUICK, Row, Size, rows_of
+from accuracy_rows import FULL, MPII, QUICK, Row, Size, rows_of, wide_rows
 from accuracy_worker import REPO, run_job, set_up
 
 from mmpose_dp.datasets.synthetic import make_synthetic_mpii
@@ -70,7 +70,8 @@ class Benchmark:
     def __init__(self, args: argparse.Namespace) -> None:
         self.size = MPII if args.mpii else QUICK if args.quick else FULL
         self.table, self.levers = rows_of(self.size, synthetic=args.mpii is None)
-        self.rows: dict[str, Row] = {**self.table, **self.levers}
+        self.wide = {} if args.mpii else wide_rows({**self.table, **self.levers})
+        self.rows: dict[str, Row] = {**self.table, **self.levers, **self.wide}
         if args.quick:  # untuned
             self.rows = {name: replace(row, candidates=row.candidates[:1]) for name, row in self.rows.items()}
         self.epsilons, self.seeds = args.epsilons or self.size.epsilons, args.seeds or self.size.seeds
@@ -84,6 +85,8 @@ class Benchmark:
     def settings(self, name: str) -> dict:
         """The row's settings with the candidate that was best on the tuning people."""
         row = self.rows[name]
+        if row.like:
+            return {**self.settings(row.like), **row.settings}
         if len(row.candidates) == 1:
             return dict(row.settings, **row.candidates[0])
         tuned = [line for candidate in row.candidates if (line := self.tuned(name, candidate)) is not None]
@@ -108,7 +111,7 @@ class Benchmark:
                 yield self._identity(name, candidate, *self._tuning(self.rows[name]))
 
     def reported_jobs(self, names: list[str]) -> Iterator[dict]:
-        """Each row as it was tuned, seed by seed; levers at the first epsilon."""
+        """Each row as it was tuned, seed by seed; levers and the wide model at the first epsilon."""
         for seed in range(self.seeds):
             for number, epsilon in enumerate(self.epsilons):
                 for name in names if number == 0 else [n for n in names if n in self.table and self.rows[n].private]:
@@ -158,7 +161,8 @@ class Benchmark:
         return reported and not self._checkpoint(identity['row'], identity['seed']).exists()
 
     def _describe(self, identity: dict) -> str:
-        fixed = self.rows[identity['row']].settings
+        row = self.rows[identity['row']]
+        fixed = self.settings(row.like) if row.like else row.settings
         own = {key: value for key, value in json.loads(identity['settings']).items() if key not in fixed}
         return f'{identity["row"]}, epsilon {identity["epsilon"]}, seed {identity["seed"]}, {identity["split"]} people, {own}'
 
