@@ -134,6 +134,7 @@ def write_page(page: Path, benchmark: Any) -> None:
         return {r['seed']: float(r[kept]) for r in results.lines if mine.items() <= r.items() and r[kept]}
 
     epsilons = sorted(benchmark.epsilons)
+    largest = benchmark.size.epsilons[0]
     parts = [
         main_table(benchmark.table, scores, epsilons),
         f'![PCKh against epsilon]({page.stem}.png)\n',
@@ -142,8 +143,11 @@ def write_page(page: Path, benchmark: Any) -> None:
         main_table(benchmark.table, partial(scores, kept='pckh_other_domain'), epsilons),
         '## What each lever brings\n',
         lever_table(benchmark.levers, scores, epsilons),
-        '## On a model of millions of parameters\n',
-        wide_table(benchmark.wide, scores, benchmark.size.epsilons[0]),
+        *(
+            ['## On a model of millions of parameters\n', wide_table(benchmark.wide, scores, largest)]
+            if benchmark.wide
+            else []
+        ),
         '## What was tried\n',
         tuning(benchmark),
     ]

@@ -1,5 +1,5 @@
-# The hybrid whose public epochs train on COCO beside the public views: what a blur takes away is not unlearned in them, which was
-# the largest single gain in docs/accuracy.md.
+# The hybrid whose public epochs train on COCO beside the public views: what a blur takes away is not unlearned in them.
+# docs/accuracy.md has what such public pictures brought there.
 _base_ = [
     'mmpose::body_2d_keypoint/topdown_heatmap/mpii/td-hm_hrnet-w32_8xb64-210e_mpii-256x256.py',
     '../_base_/hybrid.py',

@@ -111,9 +111,12 @@ class PublicPrivateDataset(Dataset):
 
     def _refuse_useless_pipeline(self) -> None:
         """A fault of the pipeline is told before training; of a single record it may not be, then it is left out."""
-        for half, rows in (('private', range(len(self.private))), ('public', self.public_rows)):
+        first = 0
+        for part, name in ((self.private, 'private'), (self.views, 'public_view'), (self.public, 'public')):
+            if part is None:
+                continue
             failed = None
-            for row in rows[:3]:
+            for row in range(first, first + min(3, len(part))):
                 try:
                     self._packed(row, [0] * 6)
                     break
@@ -122,9 +125,10 @@ class PublicPrivateDataset(Dataset):
             else:
                 if failed is not None:
                     raise PrivacyError(
-                        f'train_dataloader.dataset.{half}: the pipeline fails on its first rows: '
+                        f'train_dataloader.dataset.{name}: the pipeline fails on its first rows: '
                         f'{type(failed).__name__}: {failed}'
                     ) from failed
+            first += len(part)
 
     @property
     def num_records(self) -> int:

@@ -89,6 +89,7 @@ def build_statement(plan: PrivacyPlan, ledger: Ledger, *, pretraining: str) -> d
         'noise_multiplier': _course(plan.noise_multiplier, plan.event_at(plan.steps).noise_multiplier),
         'public_data': ', '.join([*_of_all(plan, ledger, 'public_view'), *public_data]) or 'none',
         'public_views': _of_all(plan, ledger, 'public_view'),
+        'public_data_sets': public_data,
         'pretraining': f'{pretraining}. Its training data is treated as public',
         'cost_of_tuning': 'included as far as it was done in this work dir'
         if ledger.steps > ledger.run_steps

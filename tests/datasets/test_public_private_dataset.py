@@ -74,6 +74,14 @@ def test_views_and_public_pictures_beside_them(synthetic, synthetic_public):
         PublicPrivateDataset(mpii(synthetic), public_view=VIEW, public=mpii(synthetic))
 
 
+def test_public_pictures_that_are_missing_are_told_beside_views_too(synthetic, synthetic_public, tmp_path):
+    shutil.copytree(synthetic_public / 'annotations', tmp_path / 'annotations')
+    (tmp_path / 'images').mkdir()
+    for view in (None, VIEW):
+        with pytest.raises(PrivacyError, match=r'dataset\.public: the pipeline fails on its first rows'):
+            PublicPrivateDataset(mpii(synthetic), public_view=view, public=mpii(tmp_path))
+
+
 def test_nothing_random_stands_before_the_view(synthetic):
     """Each record would have had a view of every strength of it."""
     settings = mpii(synthetic)

@@ -48,6 +48,15 @@ def test_views_elsewhere_are_told(views, synthetic, tmp_path):
     assert 'private training made' in told(tmp_path / 'b')
 
 
+def test_public_pictures_elsewhere_are_told(synthetic, synthetic_public, tmp_path):
+    cfg = config(synthetic, tmp_path / 'a', 'feature', **VIEWS)
+    half = cfg.train_dataloader.dataset
+    half.public = dict(half.private, data_root=f'{synthetic_public}/')
+    train(cfg)
+    train(config(synthetic, tmp_path / 'b', load_from=str(tmp_path / 'a/epoch_1.pth')))
+    assert 'trained on MpiiDataset mpii_train.json' in told(tmp_path / 'b')
+
+
 def test_a_private_folder_takes_no_training_on_views_alone(synthetic, tmp_path):
     train(config(synthetic, tmp_path))
     with pytest.raises(PrivacyError, match='views alone.*another work_dir'):

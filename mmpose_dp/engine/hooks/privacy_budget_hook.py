@@ -225,8 +225,8 @@ class PrivacyBudgetHook(Hook):
         if isinstance(runner.optim_wrapper, DPOptimWrapper):
             statement = None if self.plan is None else self._state(runner)
             ledger = runner.optim_wrapper.ledger
-            view = (self._facts or {}).get('public_view')
-            descent = self.descent.joined(Descent(ledger.steps > 0, (view,) if view else ()))
+            view, data = ((self._facts or {}).get(key) for key in ('public_view', 'public_data'))
+            descent = self.descent.joined(Descent(ledger.steps > 0, (view,) if view else (), (data,) if data else ()))
             checkpoint[CHECKPOINT_KEY] = dict(
                 ledger=ledger.state_dict(),
                 statement=statement,

@@ -20,23 +20,28 @@ class Descent:
     Attributes:
         private: one of them took private steps.
         public_views: what their public views kept of each record, in words.
+        public_data_sets: the data sets that they took as public, in words.
     """
 
     private: bool = False
     public_views: tuple[str, ...] = ()
+    public_data_sets: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, checkpoint: Any) -> 'Descent':
         """That of a checkpoint of ours or a published one; of any other nothing is known."""
         published, privacy = _part(checkpoint, 'privacy_statement'), _part(checkpoint, CHECKPOINT_KEY)
         if published:  # made by tools/publish_model.py
-            return cls(True, tuple(published.get('public_views', ())))
+            return cls(True, tuple(published.get('public_views', ())), tuple(published.get('public_data_sets', ())))
         entries, descent = spent_in(checkpoint), _part(privacy, 'descent')
-        return cls(bool(entries) or descent.get('private', False), tuple(descent.get('public_views', ())))
+        private = bool(entries) or descent.get('private', False)
+        return cls(private, tuple(descent.get('public_views', ())), tuple(descent.get('public_data_sets', ())))
 
     def joined(self, other: 'Descent') -> 'Descent':
         """What is known of both."""
-        return Descent(self.private or other.private, tuple(dict.fromkeys([*self.public_views, *other.public_views])))
+        views = dict.fromkeys([*self.public_views, *other.public_views])
+        data = dict.fromkeys([*self.public_data_sets, *other.public_data_sets])
+        return Descent(self.private or other.private, tuple(views), tuple(data))
 
     def in_words(self) -> str:
         """What a statement says of it; empty where there is nothing to say."""
@@ -46,6 +51,10 @@ class Descent:
         told += [
             f', which were trained on public views ({view}): were these of the same records, what they show is not protected'
             for view in self.public_views
+        ]
+        told += [
+            f', which were trained on {data} as public data: what is in it is not protected'
+            for data in self.public_data_sets
         ]
         return ''.join(told)
 
