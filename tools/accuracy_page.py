@@ -131,7 +131,9 @@ def write_page(page: Path, benchmark: Any) -> None:
         except ValueError:  # not tuned yet
             return {}
         mine = dict(row=name, epsilon=str(epsilon), split='reported', settings=settings)
-        return {r['seed']: float(r[kept]) for r in results.lines if mine.items() <= r.items() and r[kept]}
+        found = [r for r in results.lines if mine.items() <= r.items() and r[kept]]
+        # the first of two: a start that was run again because its checkpoint was lost is not the one that others started from
+        return {r['seed']: float(r[kept]) for r in reversed(found)}
 
     epsilons = sorted(benchmark.epsilons)
     largest = benchmark.size.epsilons[0]

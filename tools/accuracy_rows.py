@@ -276,6 +276,7 @@ def rows_of(size: Size, synthetic: bool = True) -> tuple[dict[str, Row], dict[st
         'rank_25': ('rank 25', projector(rank=25)),
         'refresh_2': ('found anew every 2 steps', projector(refresh_interval=2)),
         'head': ("the paper's subset", {'optim_wrapper.trainable': 'head+last_stage+norms'}),
+        'first_stage': ('norms and first stage alone', {'optim_wrapper.trainable': few['optim_wrapper.trainable']}),
         'small_norm': ('C 0.01, lr 2.5', {'optim_wrapper.max_grad_norm': 0.01, **sgd(2.5)[0]}),
         'large_norm': ('C 1, lr 0.025', {'optim_wrapper.max_grad_norm': 1.0, **sgd(0.025)[0]}),
         'whole_model': ('without a projector, AdamW', whole),

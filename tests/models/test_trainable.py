@@ -35,6 +35,11 @@ def trained(model):
             ['head.final_layer.weight', 'backbone.layer4.0.conv1.weight', 'backbone.bn1.weight'],
             ['backbone.layer3.0.conv1.weight', 'backbone.conv1.weight'],
         ),
+        (
+            'norms+first_stage',
+            ['backbone.conv1.weight', 'backbone.layer1.0.conv1.weight', 'backbone.layer4.0.bn1.weight'],
+            ['backbone.layer2.0.conv1.weight', 'head.final_layer.weight'],
+        ),
         ('bias', ['backbone.bn1.bias', 'head.final_layer.bias'], ['backbone.bn1.weight', 'head.final_layer.weight']),
         ('backbone.layer4.*', ['backbone.layer4.2.conv3.weight'], ['head.final_layer.bias']),
         (
