@@ -111,14 +111,13 @@ class PublicPrivateDataset(Dataset):
 
     def _refuse_useless_pipeline(self) -> None:
         """A fault of the pipeline is told before training; of a single record it may not be, then it is left out."""
-        first = 0
         for part, name in ((self.private, 'private'), (self.views, 'public_view'), (self.public, 'public')):
             if part is None:
                 continue
             failed = None
-            for row in range(first, first + min(3, len(part))):
+            for row in range(min(3, len(part))):
                 try:
-                    self._packed(row, [0] * 6)
+                    self._packed(part, row, [0] * 6)
                     break
                 except Exception as error:
                     failed = error
@@ -128,7 +127,6 @@ class PublicPrivateDataset(Dataset):
                         f'train_dataloader.dataset.{name}: the pipeline fails on its first rows: '
                         f'{type(failed).__name__}: {failed}'
                     ) from failed
-            first += len(part)
 
     @property
     def num_records(self) -> int:
@@ -163,16 +161,20 @@ class PublicPrivateDataset(Dataset):
         holds, so training goes on.
         """
         record = None if index >= len(self.private) else self._record_of[index]
+        part, row = self._located(index)
         rows = []
         try:
             for _ in range(1 if record is None else self.augmentations):
                 coins = [int(x) for x in self.random.uint64(6)]
-                rows.append((self._packed(index, coins), 1.0 / self.augmentations))
+                rows.append((self._packed(part, row, coins), 1.0 / self.augmentations))
                 if record is not None and self.private_loss == 'residual':  # seen through its view under the same coins
-                    rows.append((self._packed(index + len(self.private), coins), -1.0 / self.augmentations))
+                    rows.append((self._packed(self.views, row, coins), -1.0 / self.augmentations))
         except Exception as error:  # whatever a damaged file or annotation makes of the pipeline
             # a warning, not the log: it names a record that was drawn
-            warnings.warn(f'{self._path(index)} contributes nothing, since its pipeline failed: {error}', stacklevel=1)
+            warnings.warn(
+                f'{part.get_data_info(row)["img_path"]} contributes nothing, since its pipeline failed: {error}',
+                stacklevel=1,
+            )
             return []
         if any(packed is None for packed, _ in rows):
             return []
@@ -188,15 +190,10 @@ class PublicPrivateDataset(Dataset):
             index -= 0 if part is None else len(part)
         raise IndexError(f'PublicPrivateDataset has {len(self)} rows')
 
-    def _path(self, index: int) -> str:
-        source, row = self._located(index)
-        return source.get_data_info(row)['img_path']
-
-    def _packed(self, index: int, coins: Sequence[int]) -> dict | None:
-        source, row = self._located(index)
-        info = self._view_info(row) if source is self.views else source.get_data_info(row)
+    def _packed(self, part: BaseDataset, row: int, coins: Sequence[int]) -> dict | None:
+        info = self._view_info(row) if part is self.views else part.get_data_info(row)
         with _fixed_randomness(coins):
-            return source.pipeline(info)  # not prepare_data, which gives a pipeline all other records
+            return part.pipeline(info)  # not prepare_data, which gives a pipeline all other records
 
     def _view_info(self, index: int) -> dict:
         """What the pipeline starts from, with the other people of the image, whom a region view hides too."""

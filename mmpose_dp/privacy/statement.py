@@ -55,7 +55,7 @@ def build_statement(plan: PrivacyPlan, ledger: Ledger, *, pretraining: str) -> d
     spent = ledger.epsilon(delta, plan.accountant)
     secret = plan.secret_randomness and ledger.is_secret
     exposed = plan.expose_private_metrics or ledger.exposes_private_metrics
-    public_data = _of_all(plan, ledger, 'public_data')
+    views, public_data = (_of_all(plan, ledger, name) for name in ('public_view', 'public_data'))
     kind = 'feature DP' if plan.is_feature_dp else 'DP'
     return {
         'private': plan.is_private and secret and math.isfinite(spent),
@@ -87,8 +87,8 @@ def build_statement(plan: PrivacyPlan, ledger: Ledger, *, pretraining: str) -> d
         if not plan.adaptive_norm
         else f'{plan.max_grad_norm:.4g} at first, then by votes of the records, which are noised and counted with the rest',
         'noise_multiplier': _course(plan.noise_multiplier, plan.event_at(plan.steps).noise_multiplier),
-        'public_data': ', '.join([*_of_all(plan, ledger, 'public_view'), *public_data]) or 'none',
-        'public_views': _of_all(plan, ledger, 'public_view'),
+        'public_data': ', '.join([*views, *public_data]) or 'none',
+        'public_views': views,
         'public_data_sets': public_data,
         'pretraining': f'{pretraining}. Its training data is treated as public',
         'cost_of_tuning': 'included as far as it was done in this work dir'

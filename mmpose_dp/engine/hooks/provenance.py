@@ -31,11 +31,9 @@ class Descent:
     def of(cls, checkpoint: Any) -> 'Descent':
         """That of a checkpoint of ours or a published one; of any other nothing is known."""
         published, privacy = _part(checkpoint, 'privacy_statement'), _part(checkpoint, CHECKPOINT_KEY)
-        if published:  # made by tools/publish_model.py
-            return cls(True, tuple(published.get('public_views', ())), tuple(published.get('public_data_sets', ())))
-        entries, descent = spent_in(checkpoint), _part(privacy, 'descent')
-        private = bool(entries) or descent.get('private', False)
-        return cls(private, tuple(descent.get('public_views', ())), tuple(descent.get('public_data_sets', ())))
+        told = published or _part(privacy, 'descent')  # published: made by tools/publish_model.py
+        private = bool(published or spent_in(checkpoint)) or told.get('private', False)
+        return cls(private, tuple(told.get('public_views', ())), tuple(told.get('public_data_sets', ())))
 
     def joined(self, other: 'Descent') -> 'Descent':
         """What is known of both."""
