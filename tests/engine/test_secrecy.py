@@ -22,7 +22,6 @@ def everything(folder):
 def run(synthetic, tmp_path_factory):
     """A finished hybrid training, and what it must keep to itself."""
     secret = dict(losses=[], noise=[], pictures=[])
-    patch = pytest.MonkeyPatch()
     taken, bits, packed = DPOptimWrapper._taken, RandomSource._bytes, PublicPrivateDataset._packed
 
     def losses(self):
@@ -35,18 +34,18 @@ def run(synthetic, tmp_path_factory):
         secret['noise'].append(drawn[:32])
         return drawn
 
-    def picture(self, index, coins):
-        row = packed(self, index, coins)
-        if row is not None and index < len(self.private):
-            secret['pictures'].append(row['inputs'].numpy())
-        return row
+    def picture(self, part, row, coins):
+        found = packed(self, part, row, coins)
+        if found is not None and part is self.private:
+            secret['pictures'].append(found['inputs'].numpy())
+        return found
 
-    patch.setattr(DPOptimWrapper, '_taken', losses)
-    patch.setattr(RandomSource, '_bytes', noise)
-    patch.setattr(PublicPrivateDataset, '_packed', picture)
     folder = tmp_path_factory.mktemp('secrecy')
-    train(tiny(config(synthetic, folder)))
-    patch.undo()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(DPOptimWrapper, '_taken', losses)
+        patch.setattr(RandomSource, '_bytes', noise)
+        patch.setattr(PublicPrivateDataset, '_packed', picture)
+        train(tiny(config(synthetic, folder)))
     return folder, secret
 
 
