@@ -84,6 +84,7 @@ def measure(job: dict, steps: int, rounds: int = 1) -> dict:
     A ratio is that of the times for one record, or of the peaks: the method's to the plain step's beside it. The allocator
     makes a peak differ from one process to another, so of several ``rounds``, with processes of their own, the median counts.
     """
+    steps = job.get('steps', steps)
     result = dict(job, torch=torch.__version__, opacus=opacus.__version__, steps=steps, rounds=rounds)
     taken: dict[str, list[float]] = {name: [] for name in (PLAIN, job['method'])}
     held: dict[str, list[float]] = {name: [] for name in taken}
@@ -126,7 +127,9 @@ def suites(configs: Sequence[str]) -> dict[str, list[dict]]:
         'models': [job(config, method) for method in METHODS if method != PLAIN for config in configs],
         'processes': [job(HRNET, 'dpsgd', threads=1, processes=n) for n in (1, 2)],
         'batch': [
-            job(TINY, method, rows=64, expected_batch_size=batch) for method in both for batch in (64, 256, 1024, 4096)
+            job(SMALL, method, expected_batch_size=batch, steps=max(1, 1024 // batch))  # each over as many images
+            for method in both
+            for batch in (64, 256, 1024, 4096)
         ],
         'rows': [job(HRNET, 'dpsgd', rows=rows) for rows in (2, 4, 16)],
         'rank': [job(SMALL, f'projected, {order}', rank=rank) for order in PROJECTED for rank in (10, 25, 100)],

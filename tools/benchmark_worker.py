@@ -65,8 +65,11 @@ def make_batch(cfg: Config, rows: int, public: int) -> dict:
 
 def make_step(
     cfg: Config, method: str, rows: int, expected_batch_size: int, rank: int, device: str
-) -> Callable[[], Any]:
-    """One training step of a method on its own copy of the model; the same ``rows`` over again make up its batch."""
+) -> tuple[Callable[[], Any], Callable[[], Any]]:
+    """One training step of a method on its own copy of the model; the same ``rows`` over again make up its batch.
+
+    Before it stands the one to take first, in which a private method checks its engine: of few rows, since a batch may be long.
+    """
     torch.manual_seed(0)
     settings = dict(METHODS.get(method, {}))
     model_cfg = copy.deepcopy(cfg.model)
@@ -77,13 +80,14 @@ def make_step(
     public = rows if method == BASIS else rows // 2 if 'public_weight' in settings else 0
     batch = make_batch(cfg, rows, public)
     if method in PEERS:
-        return PEERS[method](model, batch, expected_batch_size // rows)
+        peer = PEERS[method](model, batch, expected_batch_size // rows)
+        return peer, peer
     freeze_batch_norm(model)
     params = [p for p in model.parameters() if p.requires_grad]
     optimizer = SGD(params, lr=1e-4)
     if method == PLAIN:
         plain = OptimWrapper(optimizer)
-        return lambda: model.train_step(batch, plain)
+        return (lambda: model.train_step(batch, plain),) * 2
     order = settings.pop('projector', None)
     wrapper = DPOptimWrapper(
         optimizer,
@@ -97,7 +101,7 @@ def make_step(
         wrapper.prepare(model)
         projector = Projector(rank=rank, preconditioned=True, dtype='bfloat16')
         calls = range(expected_batch_size // rows)
-        return lambda: projector.fit((wrapper.public_gradients(batch) for _ in calls), expected_batch_size)
+        return (lambda: projector.fit((wrapper.public_gradients(batch) for _ in calls), expected_batch_size),) * 2
     halves = [slice(rows - public), slice(rows - public, rows)] if public else [slice(rows)]
     if settings.get('engine') == 'loop':
         halves = [slice(row, row + 1) for row in range(rows)]
@@ -105,12 +109,12 @@ def make_step(
     halves = [half for half in halves for _ in range(expected_batch_size // rows)]
     micro_batches = [{key: values[half] for key, values in batch.items()} for half in halves]
 
-    def step() -> None:
+    def step(micro_batches: list[dict] = micro_batches) -> None:
         for i, micro_batch in enumerate(micro_batches):
             wrapper.accumulating = i + 1 < len(micro_batches)
             model.train_step(micro_batch, wrapper)
 
-    return step
+    return lambda: step([micro_batches[0], micro_batches[-1]]), step
 
 
 def random_projector(order: str, rank: int, params: list[nn.Parameter]) -> Projector:
@@ -165,8 +169,8 @@ def serve(pipe: Connection, job: dict, method: str, process: int, port: int) -> 
             torch.distributed.init_process_group('gloo', meeting, rank=process, world_size=shares)
         memory = Memory(device)
         sizes = (job['rows'], job['expected_batch_size'] // shares, job['rank'])
-        step = make_step(Config.fromfile(job['config']), method, *sizes, device)
-        step()  # the first one checks the engine
+        first, step = make_step(Config.fromfile(job['config']), method, *sizes, device)
+        first()
         while request := pipe.recv():
             if request == 'memory':
                 pipe.send(memory.peak(step))
