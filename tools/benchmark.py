@@ -4,10 +4,11 @@
     python tools/benchmark.py --only models --configs configs/dp/my_config.py
     python tools/benchmark.py --only quick        # each method once on a tiny model
 
-Each method has a process of its own and takes turns, step by step, with a plain one, so that a slow minute of the machine hits
-both. Every method gets the same number of random images a step (feature and hybrid: half private, half public views). Results
-are added to work_dirs/benchmark/results.jsonl, one JSON object a line, and what is there already is not measured again: a run
-that was cut goes on, and lines of another machine may be added. docs/performance.md is remade from all of them as it goes.
+Each method has a process of its own and takes turns, step by step (of a long one, 64 images at a time), with a plain one, so that
+a slow minute of the machine hits both. Every method gets the same number of random images a step (feature and hybrid: half
+private, half public views). Results are added to work_dirs/benchmark/results.jsonl, one JSON object a line, and what is there
+already is not measured again: a run that was cut goes on, and lines of another machine may be added. docs/performance.md is
+remade from all of them as it goes.
 """
 
 import argparse
@@ -18,12 +19,12 @@ import socket
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from statistics import median
+from statistics import fmean, median
 
 import opacus
 import torch
 from benchmark_page import cell, short_name, write_page
-from benchmark_worker import BASIS, METHODS, PLAIN, PROJECTED, serve
+from benchmark_worker import BASIS, METHODS, PLAIN, PROJECTED, serve, turns_of
 
 REPO = Path(__file__).resolve().parent.parent
 CONFIGS = tuple(
@@ -58,7 +59,7 @@ class Worker:
             self._processes.append(process)
 
     def ask(self, what: str) -> float:
-        """Seconds of a step ('time') or its peak in bytes ('memory'). Raises RuntimeError with what went wrong in there."""
+        """What ``serve`` answers to 'reset', 'time' or 'peak'. Raises RuntimeError with what went wrong in there."""
         try:
             for pipe in self._pipes:
                 with suppress(OSError):  # it failed, and has said why before it ended
@@ -81,7 +82,7 @@ class Worker:
 def measure(job: dict, steps: int, rounds: int = 1) -> dict:
     """The job with its result, or with the reason why it 'failed'.
 
-    A ratio is that of the times for one record, or of the peaks: the method's to the plain step's beside it. The allocator
+    A ratio is that of the times for one record, or of the peaks: the method's to that of the plain steps beside it. The allocator
     makes a peak differ from one process to another, so of several ``rounds``, with processes of their own, the median counts.
     """
     steps = job.get('steps', steps)
@@ -91,11 +92,16 @@ def measure(job: dict, steps: int, rounds: int = 1) -> dict:
     for _ in range(rounds):
         workers = {name: Worker(job, name) for name in taken}
         try:
-            for name, worker in workers.items():
-                held[name].append(worker.ask('memory'))
+            for worker in workers.values():
+                worker.ask('reset')
+                worker.ask('time')  # does not count: it takes again what was given back
             for _ in range(steps):
-                for name, worker in workers.items():
-                    taken[name].append(worker.ask('time'))
+                turns = [[worker.ask('time') for worker in workers.values()] for _ in range(turns_of(job))]
+                beside, whole = zip(*turns)
+                taken[PLAIN].append(fmean(beside))
+                taken[job['method']].append(sum(whole))
+            for name, worker in workers.items():
+                held[name].append(worker.ask('peak'))
         except RuntimeError as error:
             return dict(result, failed=str(error))
         finally:

@@ -7,7 +7,7 @@ import copy
 import ctypes
 import gc
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,12 @@ METHODS: dict[str, dict] = {  # the most telling first: a run may be cut
     'dpsgd, bfloat16': dict(amp_dtype='bfloat16'),
     'dpsgd, channels last': dict(memory_format=torch.channels_last),
 }
+TURN = 64  # images of a long batch before the plain step has its turn again
+
+
+def turns_of(job: dict) -> int:
+    """How many turns one step of the job's method takes."""
+    return 1 if job['method'] in (PLAIN, BASIS, *PEERS) else max(1, job['expected_batch_size'] // TURN)
 
 
 def make_batch(cfg: Config, rows: int, public: int) -> dict:
@@ -64,9 +70,9 @@ def make_batch(cfg: Config, rows: int, public: int) -> dict:
 
 
 def make_step(
-    cfg: Config, method: str, rows: int, expected_batch_size: int, rank: int, device: str
-) -> tuple[Callable[[], Any], Callable[[], Any]]:
-    """One training step of a method on its own copy of the model; the same ``rows`` over again make up its batch.
+    cfg: Config, method: str, rows: int, expected_batch_size: int, rank: int, device: str, turns: int
+) -> tuple[Callable[[], Iterator[None]], Callable[[], Iterator[None]]]:
+    """One training step of a method on its own copy of the model, turn by turn; the same ``rows`` over again make up its batch.
 
     Before it stands the one to take first, in which a private method checks its engine: of few rows, since a batch may be long.
     """
@@ -80,14 +86,13 @@ def make_step(
     public = rows if method == BASIS else rows // 2 if 'public_weight' in settings else 0
     batch = make_batch(cfg, rows, public)
     if method in PEERS:
-        peer = PEERS[method](model, batch, expected_batch_size // rows)
-        return peer, peer
+        return (_in_one_turn(PEERS[method](model, batch, expected_batch_size // rows)),) * 2
     freeze_batch_norm(model)
     params = [p for p in model.parameters() if p.requires_grad]
     optimizer = SGD(params, lr=1e-4)
     if method == PLAIN:
         plain = OptimWrapper(optimizer)
-        return (lambda: model.train_step(batch, plain),) * 2
+        return (_in_one_turn(lambda: model.train_step(batch, plain)),) * 2
     order = settings.pop('projector', None)
     wrapper = DPOptimWrapper(
         optimizer,
@@ -101,7 +106,11 @@ def make_step(
         wrapper.prepare(model)
         projector = Projector(rank=rank, preconditioned=True, dtype='bfloat16')
         calls = range(expected_batch_size // rows)
-        return (lambda: projector.fit((wrapper.public_gradients(batch) for _ in calls), expected_batch_size),) * 2
+
+        def fit() -> None:
+            projector.fit((wrapper.public_gradients(batch) for _ in calls), expected_batch_size)
+
+        return (_in_one_turn(fit),) * 2
     halves = [slice(rows - public), slice(rows - public, rows)] if public else [slice(rows)]
     if settings.get('engine') == 'loop':
         halves = [slice(row, row + 1) for row in range(rows)]
@@ -109,12 +118,22 @@ def make_step(
     halves = [half for half in halves for _ in range(expected_batch_size // rows)]
     micro_batches = [{key: values[half] for key, values in batch.items()} for half in halves]
 
-    def step(micro_batches: list[dict] = micro_batches) -> None:
-        for i, micro_batch in enumerate(micro_batches):
-            wrapper.accumulating = i + 1 < len(micro_batches)
+    def step(micro_batches: list[dict], turns: int) -> Iterator[None]:
+        for i, micro_batch in enumerate(micro_batches, 1):
+            wrapper.accumulating = i < len(micro_batches)
             model.train_step(micro_batch, wrapper)
+            if not i % (len(micro_batches) // turns):
+                yield
 
-    return lambda: step([micro_batches[0], micro_batches[-1]]), step
+    return lambda: step([micro_batches[0], micro_batches[-1]], 1), lambda: step(micro_batches, turns)
+
+
+def _in_one_turn(step: Callable[[], Any]) -> Callable[[], Iterator[None]]:
+    def turns() -> Iterator[None]:
+        step()
+        yield
+
+    return turns
 
 
 def random_projector(order: str, rank: int, params: list[nn.Parameter]) -> Projector:
@@ -128,7 +147,7 @@ def random_projector(order: str, rank: int, params: list[nn.Parameter]) -> Proje
 
 
 class Memory:
-    """Peak memory of a step beyond what the process held before the model was made, in bytes."""
+    """Peak memory beyond what the process held before the model was made, in bytes."""
 
     def __init__(self, device: str) -> None:
         self._on_gpu = device != 'cpu'
@@ -139,21 +158,25 @@ class Memory:
         lines = Path('/proc/self/status').read_text().splitlines()
         return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(field))
 
-    def peak(self, step: Callable[[], Any]) -> int:
-        """Runs one step and returns its peak."""
+    def reset(self) -> int:
+        """Forgets the peak so far, and gives back what is free."""
         gc.collect()
         if self._on_gpu:
             torch.cuda.reset_peak_memory_stats()
-            step()
-            return torch.cuda.max_memory_allocated()
-        ctypes.CDLL('libc.so.6').malloc_trim(0)
-        Path('/proc/self/clear_refs').write_text('5')  # resets the high-water mark
-        step()
-        return self._resident('VmHWM') - self._before
+        else:
+            ctypes.CDLL('libc.so.6').malloc_trim(0)
+            Path('/proc/self/clear_refs').write_text('5')  # resets the high-water mark
+        return 0
+
+    def peak(self) -> int:
+        """The peak since then."""
+        return torch.cuda.max_memory_allocated() if self._on_gpu else self._resident('VmHWM') - self._before
 
 
 def serve(pipe: Connection, job: dict, method: str, process: int, port: int) -> None:
-    """Answers 'time' and 'memory' with what a step takes. A failure is answered by its text, and ends it.
+    """Answers 'time' with the seconds of a step's next turn (see ``turns_of``), and 'reset' and 'peak' as ``Memory`` does.
+
+    A failure is answered by its text, and ends it.
 
     Args:
         job: what tools/benchmark.py measures: config, rows, expected_batch_size, rank, device, threads, processes.
@@ -169,14 +192,16 @@ def serve(pipe: Connection, job: dict, method: str, process: int, port: int) -> 
             torch.distributed.init_process_group('gloo', meeting, rank=process, world_size=shares)
         memory = Memory(device)
         sizes = (job['rows'], job['expected_batch_size'] // shares, job['rank'])
-        first, step = make_step(Config.fromfile(job['config']), method, *sizes, device)
-        first()
+        first, step = make_step(Config.fromfile(job['config']), method, *sizes, device, turns_of(job))
+        list(first())
+        turns: Iterator[None] = iter(())
         while request := pipe.recv():
-            if request == 'memory':
-                pipe.send(memory.peak(step))
+            if request != 'time':
+                pipe.send(memory.peak() if request == 'peak' else memory.reset())
                 continue
             start = time.perf_counter()
-            step()
+            if next(turns, 'over') == 'over':
+                next(turns := step())
             if device != 'cpu':
                 torch.cuda.synchronize()
             pipe.send(time.perf_counter() - start)
