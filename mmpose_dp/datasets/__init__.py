@@ -1,6 +1,7 @@
 """Data sets, samplers and transforms of private training. Must not import the engine."""
 
 from .batches import by_record, collate_rows
+from .overlap import refuse_private_validation
 from .public_private_dataset import PublicPrivateDataset
 from .samplers import MicroBatch, PoissonBatchSampler
 from .transforms import PublicView
@@ -12,4 +13,5 @@ __all__ = [
     'PublicView',
     'by_record',
     'collate_rows',
+    'refuse_private_validation',
 ]

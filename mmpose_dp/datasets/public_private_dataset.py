@@ -5,7 +5,6 @@ that is not its own, nor call public what is not.
 """
 
 import copy
-import hashlib
 import os.path as osp
 import random
 import warnings
@@ -23,6 +22,7 @@ from torch.utils.data import Dataset
 
 from mmpose_dp.privacy import PrivacyError, RandomSource
 
+from .overlap import digest, refuse_shared_data
 from .records import group_rows, image_paths, personal_epsilons
 
 # they put several records into one row; MMPose's own are found by their base class
@@ -94,7 +94,7 @@ class PublicPrivateDataset(Dataset):
         self.public_view: Any = None if public_view is None else TRANSFORMS.build(public_view)
         self.public = None if public is None else _build(public, 'public')
         if self.public is not None:
-            _refuse_shared_data(self.private, self.public)
+            refuse_shared_data(self.private, self.public)
         self.random = RandomSource()
         self.private_loss, self.augmentations = private_loss, augmentations
         self.privacy_unit = privacy_unit
@@ -117,7 +117,9 @@ class PublicPrivateDataset(Dataset):
             failed = None
             for row in range(min(3, len(part))):
                 try:
-                    self._packed(part, row, [0] * 6)
+                    packed = self._packed(part, row, [0] * 6)
+                    if packed is not None and not {'inputs', 'data_samples'} <= packed.keys():
+                        raise ValueError('it does not end with PackPoseInputs')
                     break
                 except Exception as error:
                     failed = error
@@ -212,8 +214,8 @@ class PublicPrivateDataset(Dataset):
         """What data is public beside the views, for the statement."""
         if self.public is None:
             return None
-        name, digest = osp.basename(self.public.ann_file), _digest(self.public.ann_file)[:12]
-        return f'{type(self.public).__name__} {name} (sha256 {digest})'
+        path = self.public.ann_file
+        return f'{type(self.public).__name__} {osp.basename(path)} (sha256 {digest(path)[:12]})'
 
 
 @contextmanager
@@ -300,26 +302,3 @@ def _with_view(cfg: dict, view: dict) -> dict:
     cfg['pipeline'] = list(cfg['pipeline'])
     cfg['pipeline'].insert(names.index('GetBBoxCenterScale') + 1, view)
     return cfg
-
-
-def _refuse_shared_data(private: BaseDataset, public: BaseDataset) -> None:
-    advice = 'it is then not public. Use other data, or public_view for Feature DP'
-    if _digest(private.ann_file) == _digest(public.ann_file):
-        raise PrivacyError(
-            f'train_dataloader.dataset.public has the private annotation file {private.ann_file}: {advice}'
-        )
-    shared = _images(private) & _images(public)
-    if shared:
-        raise PrivacyError(
-            f'train_dataloader.dataset.public shares {len(shared)} image files with the private set '
-            f'({osp.basename(min(shared))}, ...): {advice}'
-        )
-
-
-def _digest(path: str) -> str:
-    with open(path, 'rb') as file:
-        return hashlib.sha256(file.read()).hexdigest()
-
-
-def _images(dataset: BaseDataset) -> set[str]:
-    return set(image_paths(dataset))

@@ -18,6 +18,9 @@ LEDGER_NAME = 'privacy_ledger.jsonl'
 _FORMAT = 2
 # what the statement says of a whole training, so that a resume must not change it; the noise and the rate may change
 _KEPT = ('privacy_unit', 'personal_budgets', 'personal_assignment', 'method', 'public_view', 'public_data')
+_HARMLESS = dict(
+    secret_randomness=True, secure_mode=True, expose_private_metrics=False
+)  # else it stays with the whole run
 _START = hashlib.sha256(b'mmpose_dp privacy ledger').hexdigest()
 
 
@@ -78,6 +81,11 @@ class Ledger:
     def is_secret(self) -> bool:
         """False where a run drew its noise or its batches from a debug seed."""
         return all(run.get('secret_randomness', True) for run in self._runs)
+
+    @property
+    def is_hardened(self) -> bool:
+        """False where a run, or a part of one, made its noise without secure_mode."""
+        return all(run.get('secure_mode', False) for run in self._runs)
 
     @property
     def exposes_private_metrics(self) -> bool:
@@ -165,9 +173,9 @@ class Ledger:
         if 'run' in line:
             self._runs.append(dict(line['run']))
             self._prior = len(self._entries)
-        elif 'resumed' in line:  # once not secret, never secret again; once exposed, always
+        elif 'resumed' in line:  # once not secret, never secret again; nor hardened; once exposed, always
             run, resumed = self._runs[-1], line['resumed']
-            for name, harmless in (('secret_randomness', True), ('expose_private_metrics', False)):
+            for name, harmless in _HARMLESS.items():
                 if resumed.get(name, harmless) != harmless:
                     run[name] = resumed[name]
         else:

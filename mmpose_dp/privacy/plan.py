@@ -179,6 +179,7 @@ class PrivacyPlan:
             public_view=self.public_view,
             public_data=self.public_data,
             secret_randomness=self.secret_randomness,
+            secure_mode=self.secure_mode,
             expose_private_metrics=self.expose_private_metrics,
         )
 

@@ -53,6 +53,8 @@ def build_statement(plan: PrivacyPlan, ledger: Ledger, *, pretraining: str) -> d
     """
     delta = plan.target_delta
     spent = ledger.epsilon(delta, plan.accountant)
+    taken = ledger.run_history or tuple(plan.ahead())  # a resume may have gone on with other noise
+    rates = [plan.sample_rate if plan.budgets else event.sample_rate for event, _ in taken]
     secret = plan.secret_randomness and ledger.is_secret
     exposed = plan.expose_private_metrics or ledger.exposes_private_metrics
     views, public_data = (_of_all(plan, ledger, name) for name in ('public_view', 'public_data'))
@@ -75,18 +77,20 @@ def build_statement(plan: PrivacyPlan, ledger: Ledger, *, pretraining: str) -> d
         'privacy_unit': f'{plan.privacy_unit}: {UNITS[plan.privacy_unit]}',
         'num_records': plan.num_records,
         'expected_batch_size': plan.expected_batch_size,
-        'sample_rate': str(plan.sample_rate),
+        'sample_rate': ', then '.join(dict.fromkeys(map(str, rates))),
         'sampling_assumed': 'Poisson: each record independently with probability sample_rate, at every step',
         'sampling_used': "Poisson, from the operating system's entropy" if secret else 'Poisson, from a debug seed',
         'noise_source': ("the operating system's entropy" if secret else 'a debug seed')
-        + (', hardened against floating-point attacks (secure_mode)' if plan.secure_mode else ''),
+        + (
+            ', hardened against floating-point attacks (secure_mode)' if plan.secure_mode and ledger.is_hardened else ''
+        ),
         'steps': ledger.run_steps,
         'steps_of_earlier_trainings': ledger.steps - ledger.run_steps,
-        'epochs': round(ledger.run_steps * plan.expected_batch_size / plan.num_records, 2),
+        'epochs': round(float(sum(steps * rate for (_, steps), rate in zip(ledger.run_history, rates))), 2),
         'max_grad_norm': _course(plan.max_grad_norm, plan.max_grad_norm_at(plan.steps))
         if not plan.adaptive_norm
         else f'{plan.max_grad_norm:.4g} at first, then by votes of the records, which are noised and counted with the rest',
-        'noise_multiplier': _course(plan.noise_multiplier, plan.event_at(plan.steps).noise_multiplier),
+        'noise_multiplier': _course(taken[0][0].noise_multiplier, taken[-1][0].noise_multiplier),
         'public_data': ', '.join([*views, *public_data]) or 'none',
         'public_views': views,
         'public_data_sets': public_data,

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from fractions import Fraction
 
 import pytest
@@ -90,6 +91,25 @@ def test_what_earlier_trainings_in_the_ledger_did_is_told():
     assert 'the public data set: COCO' in told['not_protected'] and 'expose_private_metrics' in str(told['not_covered'])
     ledger.count(StepEvent(0.0, Fraction(1, 20)))
     assert not build_statement(plan, ledger, pretraining='none')['private']
+
+
+def test_what_a_resume_changed_is_told():
+    """Noise and rate of all steps, not of the last setting; noise is hardened where all of it was."""
+    plan = statement_of('dpsgd', secure_mode=True)[1]
+    changed = dict(noise_multiplier=2 * plan.noise_multiplier, expected_batch_size=100)
+    for others in (dict(secure_mode=False), dict(secure_mode=True)):
+        first, second = replace(plan, **others), replace(plan, **changed)
+        ledger = Ledger()
+        ledger.begin_run(**first.facts)
+        ledger.count(first.event, 20)
+        ledger.resume_run(**second.facts)
+        ledger.count(second.event, 5)
+        told = build_statement(second, ledger, pretraining='none')
+        assert told['noise_multiplier'] == f'{plan.noise_multiplier:.4g}, going to {2 * plan.noise_multiplier:.4g}'
+        assert told['sample_rate'] == '1/20, then 1/10' and told['epochs'] == 1.5
+        assert ('secure_mode' in told['noise_source']) == others['secure_mode']
+    ledger.resume_run(**replace(second, secure_mode=False).facts)
+    assert 'secure_mode' not in build_statement(second, ledger, pretraining='none')['noise_source']
 
 
 def test_what_a_smaller_neighbour_shows_is_told():

@@ -54,6 +54,7 @@ def facts_of_views(loop: PrivateTrainLoop, wrapper: DPOptimWrapper) -> dict[str,
         privacy_unit=dataset.privacy_unit,
         num_records=dataset.num_records,
         personal_budgets=[],
+        secure_mode=wrapper.secure_mode,
         public_view=dataset.view_description,
         public_data=dataset.public_description,
     )

@@ -12,6 +12,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from mmpose.registry import HOOKS
 
+from mmpose_dp.datasets import refuse_private_validation
 from mmpose_dp.models import fit_joints, replace_batch_norm
 from mmpose_dp.privacy import LEDGER_NAME, PrivacyError, PrivacyPlan, build_statement, write_statement
 
@@ -86,6 +87,8 @@ class PrivacyBudgetHook(Hook):
         for key in ('activation_checkpointing', 'efficient_conv_bn_eval', 'compile'):
             if runner.cfg.get(key):
                 raise PrivacyError(f'{key} changes how gradients are found and cannot be used here: write {key}=None')
+        if runner.val_loop is not None:
+            refuse_private_validation(loop.dataloader.dataset.private, runner.val_loop.dataloader.dataset)
         find_start(runner)
         wrapper.prepare(getattr(runner.model, 'module', runner.model), self.expose_private_metrics)
         if loop.private_steps:

@@ -1,0 +1,70 @@
+"""What the private set shares with a data set that is to be public, or that training is validated on.
+
+Must not look into pictures: files are told by their names and, annotations, by their content.
+"""
+
+import hashlib
+import os.path as osp
+from typing import Any
+
+from mmengine.dataset import BaseDataset
+from mmengine.logging import MMLogger
+
+from mmpose_dp.privacy import PrivacyError
+
+from .records import image_paths
+
+
+def refuse_shared_data(private: BaseDataset, public: BaseDataset) -> None:
+    """Raises PrivacyError where the public data set has the private annotation file, or images of the private set."""
+    advice = 'it is then not public. Use other data, or public_view for Feature DP'
+    if _same_annotations(private, public):
+        raise PrivacyError(
+            f'train_dataloader.dataset.public has the private annotation file {private.ann_file}: {advice}'
+        )
+    shared = _shared_images(private, public)
+    if shared:
+        raise PrivacyError(
+            f'train_dataloader.dataset.public shares {len(shared)} image files with the private set '
+            f'({osp.basename(min(shared))}, ...): {advice}'
+        )
+
+
+def refuse_private_validation(private: BaseDataset, validation: Any) -> None:
+    """Scores on private records, which logs and the best checkpoint show, have no noise.
+
+    Args:
+        private: the private data set.
+        validation: any data set of MMPose's, also one that joins several.
+
+    Raises:
+        PrivacyError: it has the private annotation file. Images that both have are warned of: other people are annotated there.
+    """
+    for part in getattr(validation, 'datasets', [validation]):
+        if not isinstance(part, BaseDataset):
+            continue
+        if _same_annotations(private, part):
+            raise PrivacyError(
+                f'val_dataloader.dataset has the private annotation file {private.ann_file}: scores on private records are '
+                'outside the guarantee. Validate on other people, or not: val_cfg=None, val_dataloader=None, val_evaluator=None'
+            )
+        shared = _shared_images(private, part)
+        if shared:
+            MMLogger.get_current_instance().warning(
+                f'val_dataloader.dataset shares {len(shared)} image files with the private set ({osp.basename(min(shared))}, '
+                '...): its scores, which are outside the guarantee, depend on private pictures.'
+            )
+
+
+def digest(path: str) -> str:
+    """SHA-256 of a file."""
+    with open(path, 'rb') as file:
+        return hashlib.sha256(file.read()).hexdigest()
+
+
+def _same_annotations(one: BaseDataset, other: BaseDataset) -> bool:
+    return digest(one.ann_file) == digest(other.ann_file)
+
+
+def _shared_images(one: BaseDataset, other: BaseDataset) -> set[str]:
+    return set(image_paths(one)) & set(image_paths(other))

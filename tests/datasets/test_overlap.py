@@ -1,0 +1,73 @@
+"""Data that is to be public is not the private set's, and neither are the people that training is validated on."""
+
+import json
+import shutil
+
+import pytest
+from mmengine.logging import MMLogger
+from mmpose.registry import DATASETS
+from runs import config, tiny, train
+
+from mmpose_dp.datasets import PublicPrivateDataset, refuse_private_validation
+from mmpose_dp.privacy import PrivacyError
+
+
+def mpii(root, split='train'):
+    return dict(
+        type='MpiiDataset',
+        data_root=str(root),
+        data_mode='topdown',
+        ann_file=f'annotations/mpii_{split}.json',
+        data_prefix=dict(img='images/'),
+        pipeline=[dict(type='LoadImage'), dict(type='PackPoseInputs')],
+    )
+
+
+@pytest.fixture
+def edited(synthetic, tmp_path):
+    """The private images beside annotations that name one person alone."""
+    shutil.copytree(synthetic / 'annotations', tmp_path / 'annotations')
+    (tmp_path / 'images').symlink_to(synthetic / 'images')
+    people = json.loads((tmp_path / 'annotations/mpii_train.json').read_text())
+    (tmp_path / 'annotations/mpii_train.json').write_text(json.dumps(people[:1]))
+    return tmp_path
+
+
+def test_shared_public_data_is_refused(synthetic, edited):
+    with pytest.raises(PrivacyError, match='has the private annotation file'):
+        PublicPrivateDataset(mpii(synthetic), public=mpii(synthetic))
+    with pytest.raises(PrivacyError, match='shares 1 image files'):
+        PublicPrivateDataset(mpii(synthetic), public=mpii(edited))
+
+
+def test_scores_on_private_records_are_refused(synthetic, tmp_path):
+    cfg = tiny(config(synthetic, tmp_path, 'dpsgd'))
+    cfg.val_dataloader.dataset.update(ann_file=cfg.train_dataloader.dataset.private.ann_file, headbox_file=None)
+    with pytest.raises(PrivacyError, match=r'val_dataloader\.dataset has the private.*mpii_train\.json.*val_cfg=None'):
+        train(cfg)
+    assert not list(tmp_path.glob('*.jsonl')) and not list(tmp_path.glob('*.pth'))
+
+
+def test_they_are_found_in_joined_sets(synthetic, synthetic_public):
+    private = DATASETS.build(mpii(synthetic))
+
+    def joined(*parts):
+        parts = [dict(part, pipeline=[]) for part in parts]
+        return DATASETS.build(
+            dict(type='CombinedDataset', metainfo=dict(from_file='configs/_base_/datasets/mpii.py'), datasets=parts)
+        )
+
+    refuse_private_validation(private, joined(mpii(synthetic, 'val'), mpii(synthetic_public)))
+    with pytest.raises(PrivacyError, match='scores on private records'):
+        refuse_private_validation(private, joined(mpii(synthetic, 'val'), mpii(synthetic)))
+
+
+def test_images_that_both_have_are_warned_of(synthetic, edited, caplog):
+    logger = MMLogger.get_current_instance()
+    logger.addHandler(caplog.handler)
+    private = DATASETS.build(mpii(synthetic))
+    refuse_private_validation(private, DATASETS.build(mpii(synthetic, 'val')))
+    assert 'shares' not in caplog.text
+    refuse_private_validation(private, DATASETS.build(mpii(edited)))
+    assert 'shares 1 image files with the private set' in caplog.text
+    logger.removeHandler(caplog.handler)
