@@ -21,6 +21,28 @@ HRNET = PREFIX + 'topdown_heatmap/mpii/td-hm_hrnet-w32_8xb64-210e_mpii-256x256.p
 SIMCC = PREFIX + 'simcc/mpii/simcc_res50_wo-deconv-8xb64-210e_mpii-256x256.py'
 RLE = PREFIX + 'topdown_regression/mpii/td-reg_res50_rle-8xb64-210e_mpii-256x256.py'
 RTMPOSE = PREFIX + 'rtmpose/mpii/rtmpose-m_8xb64-210e_mpii-256x256.py'
+CODEC = dict(type='MSRAHeatmap', input_size=(64, 64), heatmap_size=(16, 16), sigma=2)
+PIPELINE = [
+    dict(type='LoadImage'),
+    dict(type='GetBBoxCenterScale'),
+    dict(type='RandomFlip', direction='horizontal'),
+    dict(type='RandomBBoxTransform', shift_prob=0),
+    dict(type='TopdownAffine', input_size=(64, 64)),
+    dict(type='GenerateTarget', encoder=CODEC),
+    dict(type='PackPoseInputs'),
+]
+
+
+def mpii(root: Path, split: str = 'train') -> dict:
+    """The config of a data set laid out as MPII."""
+    return dict(
+        type='MpiiDataset',
+        data_root=str(root),
+        data_mode='topdown',
+        ann_file=f'annotations/mpii_{split}.json',
+        data_prefix=dict(img='images/'),
+        pipeline=PIPELINE,
+    )
 
 
 def load(base: str, size: int | None = None) -> Config:

@@ -8,6 +8,7 @@ import ctypes
 import gc
 import time
 from collections.abc import Callable, Iterator
+from itertools import chain
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -86,13 +87,13 @@ def make_step(
     public = rows if method == BASIS else rows // 2 if 'public_weight' in settings else 0
     batch = make_batch(cfg, rows, public)
     if method in PEERS:
-        return (_in_one_turn(PEERS[method](model, batch, expected_batch_size // rows)),) * 2
+        return _in_one_turn(PEERS[method](model, batch, expected_batch_size // rows))
     freeze_batch_norm(model)
     params = [p for p in model.parameters() if p.requires_grad]
     optimizer = SGD(params, lr=1e-4)
     if method == PLAIN:
         plain = OptimWrapper(optimizer)
-        return (_in_one_turn(lambda: model.train_step(batch, plain)),) * 2
+        return _in_one_turn(lambda: model.train_step(batch, plain))
     order = settings.pop('projector', None)
     wrapper = DPOptimWrapper(
         optimizer,
@@ -110,7 +111,7 @@ def make_step(
         def fit() -> None:
             projector.fit((wrapper.public_gradients(batch) for _ in calls), expected_batch_size)
 
-        return (_in_one_turn(fit),) * 2
+        return _in_one_turn(fit)
     halves = [slice(rows - public), slice(rows - public, rows)] if public else [slice(rows)]
     if settings.get('engine') == 'loop':
         halves = [slice(row, row + 1) for row in range(rows)]
@@ -128,12 +129,14 @@ def make_step(
     return lambda: step([micro_batches[0], micro_batches[-1]], 1), lambda: step(micro_batches, turns)
 
 
-def _in_one_turn(step: Callable[[], Any]) -> Callable[[], Iterator[None]]:
+def _in_one_turn(step: Callable[[], Any]) -> tuple[Callable[[], Iterator[None]], Callable[[], Iterator[None]]]:
+    """The first step is then like any other."""
+
     def turns() -> Iterator[None]:
         step()
         yield
 
-    return turns
+    return turns, turns
 
 
 def random_projector(order: str, rank: int, params: list[nn.Parameter]) -> Projector:
@@ -194,14 +197,13 @@ def serve(pipe: Connection, job: dict, method: str, process: int, port: int) -> 
         sizes = (job['rows'], job['expected_batch_size'] // shares, job['rank'])
         first, step = make_step(Config.fromfile(job['config']), method, *sizes, device, turns_of(job))
         list(first())
-        turns: Iterator[None] = iter(())
+        turns = chain.from_iterable(iter(step, None))  # of one step after the other, without end
         while request := pipe.recv():
             if request != 'time':
                 pipe.send(memory.peak() if request == 'peak' else memory.reset())
                 continue
             start = time.perf_counter()
-            if next(turns, 'over') == 'over':
-                next(turns := step())
+            next(turns)
             if device != 'cpu':
                 torch.cuda.synchronize()
             pipe.send(time.perf_counter() - start)

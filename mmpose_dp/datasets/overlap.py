@@ -5,6 +5,7 @@ Must not look into pictures: files are told by their names and, annotations, by 
 
 import hashlib
 import os.path as osp
+from collections.abc import Set
 from typing import Any
 
 from mmengine.dataset import BaseDataset
@@ -15,14 +16,14 @@ from mmpose_dp.privacy import PrivacyError
 from .records import image_paths
 
 
-def refuse_shared_data(private: BaseDataset, public: BaseDataset) -> None:
-    """Raises PrivacyError where the public data set has the private annotation file, or images of the private set."""
+def refuse_shared_data(private: BaseDataset, images: Set[str], public: BaseDataset) -> None:
+    """Raises PrivacyError where the public data set has the private annotation file, or some of the private ``images``."""
     advice = 'it is then not public. Use other data, or public_view for Feature DP'
     if _same_annotations(private, public):
         raise PrivacyError(
             f'train_dataloader.dataset.public has the private annotation file {private.ann_file}: {advice}'
         )
-    shared = _shared_images(private, public)
+    shared = images & set(image_paths(public))
     if shared:
         raise PrivacyError(
             f'train_dataloader.dataset.public shares {len(shared)} image files with the private set '
@@ -30,11 +31,12 @@ def refuse_shared_data(private: BaseDataset, public: BaseDataset) -> None:
         )
 
 
-def refuse_private_validation(private: BaseDataset, validation: Any) -> None:
+def refuse_private_validation(private: BaseDataset, images: Set[str], validation: Any) -> None:
     """Scores on private records, which logs and the best checkpoint show, have no noise.
 
     Args:
         private: the private data set.
+        images: its image files, as ``image_paths`` names them.
         validation: any data set of MMPose's, also one that joins several.
 
     Raises:
@@ -48,7 +50,7 @@ def refuse_private_validation(private: BaseDataset, validation: Any) -> None:
                 f'val_dataloader.dataset has the private annotation file {private.ann_file}: scores on private records are '
                 'outside the guarantee. Validate on other people, or not: val_cfg=None, val_dataloader=None, val_evaluator=None'
             )
-        shared = _shared_images(private, part)
+        shared = images & set(image_paths(part))
         if shared:
             MMLogger.get_current_instance().warning(
                 f'val_dataloader.dataset shares {len(shared)} image files with the private set ({osp.basename(min(shared))}, '
@@ -64,7 +66,3 @@ def digest(path: str) -> str:
 
 def _same_annotations(one: BaseDataset, other: BaseDataset) -> bool:
     return digest(one.ann_file) == digest(other.ann_file)
-
-
-def _shared_images(one: BaseDataset, other: BaseDataset) -> set[str]:
-    return set(image_paths(one)) & set(image_paths(other))

@@ -8,7 +8,7 @@ import copy
 import os.path as osp
 import random
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Set
 from contextlib import contextmanager
 from typing import Any
 
@@ -93,15 +93,15 @@ class PublicPrivateDataset(Dataset):
         self.views = None if public_view is None else _build(_with_view(private, public_view), 'private')
         self.public_view: Any = None if public_view is None else TRANSFORMS.build(public_view)
         self.public = None if public is None else _build(public, 'public')
+        self._same_image: dict[str, list[int]] = {}
+        for row, path in enumerate(image_paths(self.private)):
+            self._same_image.setdefault(path, []).append(row)
         if self.public is not None:
-            refuse_shared_data(self.private, self.public)
+            refuse_shared_data(self.private, self.images, self.public)
         self.random = RandomSource()
         self.private_loss, self.augmentations = private_loss, augmentations
         self.privacy_unit = privacy_unit
         self.metainfo = self.private.metainfo
-        self._same_image: dict[str, list[int]] = {}
-        for row, path in enumerate(image_paths(self.private)):
-            self._same_image.setdefault(path, []).append(row)
         _refuse_missing_images(self._same_image, private)
         self._records = group_rows(self.private, privacy_unit, subjects)
         self.personal_epsilons = personal_epsilons(self.private, self._records, personal_epsilon)
@@ -129,6 +129,11 @@ class PublicPrivateDataset(Dataset):
                         f'train_dataloader.dataset.{name}: the pipeline fails on its first rows: '
                         f'{type(failed).__name__}: {failed}'
                     ) from failed
+
+    @property
+    def images(self) -> Set[str]:
+        """The image files of the private records."""
+        return self._same_image.keys()
 
     @property
     def num_records(self) -> int:

@@ -18,9 +18,8 @@ LEDGER_NAME = 'privacy_ledger.jsonl'
 _FORMAT = 2
 # what the statement says of a whole training, so that a resume must not change it; the noise and the rate may change
 _KEPT = ('privacy_unit', 'personal_budgets', 'personal_assignment', 'method', 'public_view', 'public_data')
-_HARMLESS = dict(
-    secret_randomness=True, secure_mode=True, expose_private_metrics=False
-)  # else it stays with the whole run
+# another value in a resume stays with the whole run
+_HARMLESS = dict(secret_randomness=True, secure_mode=True, expose_private_metrics=False)
 _START = hashlib.sha256(b'mmpose_dp privacy ledger').hexdigest()
 
 

@@ -53,9 +53,10 @@ def build_statement(plan: PrivacyPlan, ledger: Ledger, *, pretraining: str) -> d
     """
     delta = plan.target_delta
     spent = ledger.epsilon(delta, plan.accountant)
-    taken = ledger.run_history or tuple(plan.ahead())  # a resume may have gone on with other noise
+    taken = ledger.run_history or plan.ahead()  # a resume may have gone on with other noise
     rates = [plan.sample_rate if plan.budgets else event.sample_rate for event, _ in taken]
     secret = plan.secret_randomness and ledger.is_secret
+    hardened = plan.secure_mode and ledger.is_hardened
     exposed = plan.expose_private_metrics or ledger.exposes_private_metrics
     views, public_data = (_of_all(plan, ledger, name) for name in ('public_view', 'public_data'))
     kind = 'feature DP' if plan.is_feature_dp else 'DP'
@@ -81,9 +82,7 @@ def build_statement(plan: PrivacyPlan, ledger: Ledger, *, pretraining: str) -> d
         'sampling_assumed': 'Poisson: each record independently with probability sample_rate, at every step',
         'sampling_used': "Poisson, from the operating system's entropy" if secret else 'Poisson, from a debug seed',
         'noise_source': ("the operating system's entropy" if secret else 'a debug seed')
-        + (
-            ', hardened against floating-point attacks (secure_mode)' if plan.secure_mode and ledger.is_hardened else ''
-        ),
+        + (', hardened against floating-point attacks (secure_mode)' if hardened else ''),
         'steps': ledger.run_steps,
         'steps_of_earlier_trainings': ledger.steps - ledger.run_steps,
         'epochs': round(float(sum(steps * rate for (_, steps), rate in zip(ledger.run_history, rates))), 2),

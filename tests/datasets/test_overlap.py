@@ -4,23 +4,13 @@ import json
 import shutil
 
 import pytest
+from helpers import mpii
 from mmengine.logging import MMLogger
 from mmpose.registry import DATASETS
 from runs import config, tiny, train
 
 from mmpose_dp.datasets import PublicPrivateDataset, refuse_private_validation
 from mmpose_dp.privacy import PrivacyError
-
-
-def mpii(root, split='train'):
-    return dict(
-        type='MpiiDataset',
-        data_root=str(root),
-        data_mode='topdown',
-        ann_file=f'annotations/mpii_{split}.json',
-        data_prefix=dict(img='images/'),
-        pipeline=[dict(type='LoadImage'), dict(type='PackPoseInputs')],
-    )
 
 
 @pytest.fixture
@@ -49,7 +39,7 @@ def test_scores_on_private_records_are_refused(synthetic, tmp_path):
 
 
 def test_they_are_found_in_joined_sets(synthetic, synthetic_public):
-    private = DATASETS.build(mpii(synthetic))
+    private = PublicPrivateDataset(mpii(synthetic))
 
     def joined(*parts):
         parts = [dict(part, pipeline=[]) for part in parts]
@@ -57,17 +47,17 @@ def test_they_are_found_in_joined_sets(synthetic, synthetic_public):
             dict(type='CombinedDataset', metainfo=dict(from_file='configs/_base_/datasets/mpii.py'), datasets=parts)
         )
 
-    refuse_private_validation(private, joined(mpii(synthetic, 'val'), mpii(synthetic_public)))
+    refuse_private_validation(private.private, private.images, joined(mpii(synthetic, 'val'), mpii(synthetic_public)))
     with pytest.raises(PrivacyError, match='scores on private records'):
-        refuse_private_validation(private, joined(mpii(synthetic, 'val'), mpii(synthetic)))
+        refuse_private_validation(private.private, private.images, joined(mpii(synthetic, 'val'), mpii(synthetic)))
 
 
 def test_images_that_both_have_are_warned_of(synthetic, edited, caplog):
     logger = MMLogger.get_current_instance()
     logger.addHandler(caplog.handler)
-    private = DATASETS.build(mpii(synthetic))
-    refuse_private_validation(private, DATASETS.build(mpii(synthetic, 'val')))
+    private = PublicPrivateDataset(mpii(synthetic))
+    refuse_private_validation(private.private, private.images, DATASETS.build(mpii(synthetic, 'val')))
     assert 'shares' not in caplog.text
-    refuse_private_validation(private, DATASETS.build(mpii(edited)))
+    refuse_private_validation(private.private, private.images, DATASETS.build(mpii(edited)))
     assert 'shares 1 image files with the private set' in caplog.text
     logger.removeHandler(caplog.handler)

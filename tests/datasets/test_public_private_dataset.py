@@ -7,35 +7,14 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from helpers import PIPELINE, mpii
 from mmengine.runner import set_random_seed
 from mmpose.registry import DATASETS
 
 from mmpose_dp.datasets import PublicPrivateDataset, collate_rows
 from mmpose_dp.privacy import PrivacyError
 
-CODEC = dict(type='MSRAHeatmap', input_size=(64, 64), heatmap_size=(16, 16), sigma=2)
-PIPELINE = [
-    dict(type='LoadImage'),
-    dict(type='GetBBoxCenterScale'),
-    dict(type='RandomFlip', direction='horizontal'),
-    dict(type='RandomBBoxTransform', shift_prob=0),
-    dict(type='TopdownAffine', input_size=(64, 64)),
-    dict(type='GenerateTarget', encoder=CODEC),
-    dict(type='PackPoseInputs'),
-]
 VIEW = dict(type='PublicView', mode='blur')
-
-
-def mpii(root, **settings):
-    return dict(
-        type='MpiiDataset',
-        data_root=str(root),
-        data_mode='topdown',
-        ann_file='annotations/mpii_train.json',
-        data_prefix=dict(img='images/'),
-        pipeline=PIPELINE,
-        **settings,
-    )
 
 
 def test_halves_and_metainfo(synthetic):

@@ -88,7 +88,8 @@ class PrivacyBudgetHook(Hook):
             if runner.cfg.get(key):
                 raise PrivacyError(f'{key} changes how gradients are found and cannot be used here: write {key}=None')
         if runner.val_loop is not None:
-            refuse_private_validation(loop.dataloader.dataset.private, runner.val_loop.dataloader.dataset)
+            dataset = loop.dataloader.dataset
+            refuse_private_validation(dataset.private, dataset.images, runner.val_loop.dataloader.dataset)
         find_start(runner)
         wrapper.prepare(getattr(runner.model, 'module', runner.model), self.expose_private_metrics)
         if loop.private_steps:
