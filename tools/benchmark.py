@@ -24,7 +24,7 @@ from statistics import fmean, median
 import opacus
 import torch
 from benchmark_page import cell, short_name, write_page
-from benchmark_worker import BASIS, METHODS, PLAIN, PROJECTED, serve, turns_of
+from benchmark_worker import BASIS, METHODS, PLAIN, PROJECTED, batches_of, serve, turns_of
 
 REPO = Path(__file__).resolve().parent.parent
 CONFIGS = tuple(
@@ -39,6 +39,7 @@ CONFIGS = tuple(
 )
 HRNET, SMALL, TINY = CONFIGS[0], CONFIGS[-1], 'configs/dp/hrnet_synthetic_hybrid_eps08.py'
 ROWS, BATCH, RANK = 8, 32, 50  # in memory at once; of a logical batch, as in the paper; of the projector
+LOGICAL = 64, 256, 1024, 4096  # batches, for the suites 'batch' and 'rotation'
 
 
 class Worker:
@@ -96,7 +97,10 @@ def measure(job: dict, steps: int, rounds: int = 1) -> dict:
                 worker.ask('reset')
                 worker.ask('time')  # does not count: it takes again what was given back
             for _ in range(steps):
-                turns = [[worker.ask('time') for worker in workers.values()] for _ in range(turns_of(job))]
+                turns = [
+                    [worker.ask('time') for worker in workers.values()]
+                    for _ in range(turns_of(job['method'], job['expected_batch_size']))
+                ]
                 beside, whole = zip(*turns)
                 taken[PLAIN].append(fmean(beside))
                 taken[job['method']].append(sum(whole))
@@ -117,6 +121,31 @@ def measure(job: dict, steps: int, rounds: int = 1) -> dict:
     return result
 
 
+def measure_together(job: dict) -> dict:
+    """The job of several batches with what a record takes in each, or with the reason why it 'failed'.
+
+    Processes differ by more than batches do, so that all are in one process here and take turns of as many images, until the
+    largest has had one step.
+    """
+    result = dict(job, torch=torch.__version__, opacus=opacus.__version__, steps=1)
+    batches = batches_of(job)
+    plain, method = Worker(dict(job, expected_batch_size=job['rows']), PLAIN), Worker(job, job['method'])
+    try:
+        rounds = [
+            [plain.ask('time'), *(method.ask('time') for _ in batches)]
+            for _ in range(turns_of(job['method'], max(batches)))
+        ]
+    except RuntimeError as error:
+        return dict(result, failed=str(error))
+    finally:
+        plain.close()
+        method.close()
+    beside, *taken = (fmean(times) for times in zip(*rounds))
+    seconds = [time * turns_of(job['method'], batch) / batch for time, batch in zip(taken, batches)]
+    plain_seconds = beside / job['rows']
+    return dict(result, plain_seconds=plain_seconds, seconds=seconds, time=[t / plain_seconds for t in seconds])
+
+
 def machine(device: str) -> str:
     """What the figures were measured on."""
     if device != 'cpu':
@@ -135,8 +164,9 @@ def suites(configs: Sequence[str]) -> dict[str, list[dict]]:
         'batch': [
             job(SMALL, method, expected_batch_size=batch, steps=max(1, 1024 // batch))  # each over as many images
             for method in both
-            for batch in (64, 256, 1024, 4096)
+            for batch in LOGICAL
         ],
+        'rotation': [job(SMALL, method, expected_batch_size=list(LOGICAL)) for method in both],
         'rows': [job(HRNET, 'dpsgd', rows=rows) for rows in (2, 4, 16)],
         'rank': [job(SMALL, f'projected, {order}', rank=rank) for order in PROJECTED for rank in (10, 25, 100)],
         'basis': [job(HRNET, BASIS, expected_batch_size=records, rank=25) for records in (24, 48)],
@@ -144,7 +174,7 @@ def suites(configs: Sequence[str]) -> dict[str, list[dict]]:
     }
 
 
-def job(config: str, method: str, **settings: int) -> dict:
+def job(config: str, method: str, **settings: int | list[int]) -> dict:
     """One thing to measure, see ``benchmark_worker.serve``."""
     device = 'cuda' if torch.cuda.is_available() else 'cpu'
     standard = dict(rows=ROWS, expected_batch_size=BATCH, rank=RANK, threads=torch.get_num_threads(), processes=1)
@@ -179,7 +209,8 @@ def main() -> None:
         found = next((r for r in results if wanted.items() <= r.items()), None)
         measured = found is None
         if found is None:
-            found = measure(wanted, args.steps, args.rounds)
+            together = isinstance(wanted['expected_batch_size'], list)
+            found = measure_together(wanted) if together else measure(wanted, args.steps, args.rounds)
             results.append(found)
             with open(path, 'a') as file:
                 file.write(json.dumps(found) + '\n')

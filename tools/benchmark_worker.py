@@ -8,7 +8,7 @@ import ctypes
 import gc
 import time
 from collections.abc import Callable, Iterator
-from itertools import chain
+from itertools import chain, cycle
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -45,9 +45,15 @@ METHODS: dict[str, dict] = {  # the most telling first: a run may be cut
 TURN = 64  # images of a long batch before the plain step has its turn again
 
 
-def turns_of(job: dict) -> int:
-    """How many turns one step of the job's method takes."""
-    return 1 if job['method'] in (PLAIN, BASIS, *PEERS) else max(1, job['expected_batch_size'] // TURN)
+def batches_of(job: dict) -> list[int]:
+    """The logical batches that take turns in the job's process: one, or several to compare."""
+    batches = job['expected_batch_size']
+    return batches if isinstance(batches, list) else [batches]
+
+
+def turns_of(method: str, batch: int) -> int:
+    """How many turns one step of a method takes."""
+    return 1 if method in (PLAIN, BASIS, *PEERS) else max(1, batch // TURN)
 
 
 def make_batch(cfg: Config, rows: int, public: int) -> dict:
@@ -179,6 +185,7 @@ class Memory:
 def serve(pipe: Connection, job: dict, method: str, process: int, port: int) -> None:
     """Answers 'time' with the seconds of a step's next turn (see ``turns_of``), and 'reset' and 'peak' as ``Memory`` does.
 
+    Where the job has several batches, each has a model of its own, and their turns come in rotation.
     A failure is answered by its text, and ends it.
 
     Args:
@@ -194,10 +201,13 @@ def serve(pipe: Connection, job: dict, method: str, process: int, port: int) -> 
             meeting = f'tcp://localhost:{port}'
             torch.distributed.init_process_group('gloo', meeting, rank=process, world_size=shares)
         memory = Memory(device)
-        sizes = (job['rows'], job['expected_batch_size'] // shares, job['rank'])
-        first, step = make_step(Config.fromfile(job['config']), method, *sizes, device, turns_of(job))
-        list(first())
-        turns = chain.from_iterable(iter(step, None))  # of one step after the other, without end
+        streams = []
+        for batch in batches_of(job):
+            sizes = (job['rows'], batch // shares, job['rank'])
+            first, step = make_step(Config.fromfile(job['config']), method, *sizes, device, turns_of(method, batch))
+            list(first())
+            streams.append(chain.from_iterable(iter(step, None)))  # the turns of one step after the other, without end
+        turns = (next(stream) for stream in cycle(streams))
         while request := pipe.recv():
             if request != 'time':
                 pipe.send(memory.peak() if request == 'peak' else memory.reset())

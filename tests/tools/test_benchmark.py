@@ -8,7 +8,7 @@ import pytest
 from helpers import REPO
 
 sys.path.insert(0, str(REPO / 'tools'))
-from benchmark import TINY, job, measure, suites  # noqa: E402
+from benchmark import TINY, job, measure, measure_together, suites  # noqa: E402
 from benchmark_page import write_page  # noqa: E402
 
 
@@ -37,3 +37,16 @@ def test_processes_that_share_a_batch_and_the_page(tmp_path):
     text = page.read_text()
     assert text.startswith('Before.') and text.endswith('After.\n') and 'old' not in text
     assert '| hybrid |' in text and (tmp_path / 'performance.png').exists()
+
+
+def test_batches_that_take_turns_in_one_process(tmp_path):
+    wanted = job(TINY, 'hybrid', rows=4, expected_batch_size=[8, 128], threads=1)
+    result = measure_together(wanted)
+    assert len(result['seconds']) == len(result['time']) == 2 and min(result['time']) > 0
+    page = tmp_path / 'performance.md'
+    page.write_text('<!-- benchmark -->\n<!-- /benchmark -->\n')
+    alone = job(TINY, 'hybrid', rows=4, expected_batch_size=8, threads=1)
+    write_page(page, dict(batch=[alone], rotation=[wanted]), [result, dict(result, failed='no')])
+    text = page.read_text()
+    assert '| expected_batch_size | 8 | 128 |' in text and f'({result["time"][1]:.2f} x)' in text
+    assert text.count('does not run') == 3 and 'a process each' not in text
