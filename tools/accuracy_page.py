@@ -144,6 +144,7 @@ def write_page(page: Path, benchmark: Any) -> None:
         '## On the other domain\n',
         main_table(benchmark.table, partial(scores, kept='pckh_other_domain'), epsilons),
         '## What each lever brings\n',
+        '*The same* is *in a subspace of rank 100, SGD* with one change, from the same start: compare with that row.\n',
         lever_table(benchmark.levers, scores, epsilons),
         *(
             ['## On a model of millions of parameters\n', wide_table(benchmark.wide, scores, largest)]
@@ -155,6 +156,6 @@ def write_page(page: Path, benchmark: Any) -> None:
     ]
     plot(benchmark.table, scores, epsilons, page.with_suffix('.png'))
     page.with_suffix('.csv').write_text(results.path.read_text())
-    text = page.read_text()
+    text = page.read_text() if page.exists() else '\n'.join(MARKS) + '\n'
     start, end = (text.index(mark) for mark in MARKS)
     page.write_text(text[: start + len(MARKS[0])] + '\n' + '\n'.join(parts) + text[end:])

@@ -235,14 +235,14 @@ def rows_of(size: Size, synthetic: bool = True) -> tuple[dict[str, Row], dict[st
             candidates=tuple(adam(1e-3, 3e-4, 1e-4)),
         ),
         'ours': Row(
-            'hybrid, ours from public-only on views',
+            'ours, from public-only on views',
             'hybrid_eps08',
             'publiconly',
             ours,
             (best, {**projector(rank=25), **best}, few),
         ),
         'ours_pictures': Row(
-            'hybrid, ours from public-only on views and public people',
+            'ours, from public-only on views and public people',
             'hybrid_eps08',
             'public_pictures',
             ours,

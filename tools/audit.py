@@ -23,10 +23,10 @@ from mmpose_dp.engine import AuditHook
 def parse_args() -> argparse.Namespace:
     """The arguments."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('config')
+    parser.add_argument('config', help='private config; it takes as long as its training')
     parser.add_argument('--canaries', type=int, help='records made into canaries (all)')
-    parser.add_argument('--confidence', type=float, default=0.95)
-    parser.add_argument('--work-dir', help='work_dirs/audit')
+    parser.add_argument('--confidence', type=float, default=0.95, help='of the lower bounds (default 0.95)')
+    parser.add_argument('--work-dir', help='for its ledger and log, a new one for each audit (default work_dirs/audit)')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, default={}, metavar='KEY=VALUE')
     return parser.parse_args()
 

@@ -1,14 +1,18 @@
 """Speed and memory of private steps as ratios to the plain step on the same images, measured in the same run.
 
-    python tools/benchmark.py                     # everything in docs/performance.md, and that page: over an hour on 2 cores
+    python tools/benchmark.py                     # everything in docs/performance.md, and that page: some hours on 2 cores
     python tools/benchmark.py --only models --configs configs/dp/my_config.py
     python tools/benchmark.py --only quick        # each method once on a tiny model
+
+Suites: "models" has every method on every model, "processes" a batch that two processes share, "batch" the peak memory and
+"rotation" the time of a record from 64 to 4096 of them a step, "rows", "rank" and "basis" what grows with the rows in memory, the
+projector's rank and the public records behind its basis.
 
 Each method has a process of its own and takes turns, step by step (of a long one, 64 images at a time), with a plain one, so that
 a slow minute of the machine hits both. Every method gets the same number of random images a step (feature and hybrid: half
 private, half public views). Results are added to work_dirs/benchmark/results.jsonl, one JSON object a line, and what is there
-already is not measured again: a run that was cut goes on, and lines of another machine may be added. docs/performance.md is
-remade from all of them as it goes.
+already is not measured again: a run that was cut goes on, and lines of another machine may be added. The page is remade from
+all of them as it goes.
 """
 
 import argparse
@@ -184,17 +188,17 @@ def job(config: str, method: str, **settings: int | list[int]) -> dict:
 def parse_args() -> argparse.Namespace:
     """The arguments."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        '--only', nargs='+', choices=suites(()), default=[name for name in suites(()) if name != 'quick']
-    )
+    parser.add_argument('--only', nargs='+', choices=suites(()), help='suites, see above; all but "quick" by default')
     parser.add_argument('--configs', nargs='+', default=CONFIGS, help='private configs, for the suite "models"')
     parser.add_argument('--steps', type=int, default=3, help='timed steps; the median of their ratios counts')
     parser.add_argument('--rounds', type=int, default=1, help='how often with new processes; medians count')
     parser.add_argument('--out', type=Path, default=REPO / 'work_dirs/benchmark', help='where the results are kept')
     parser.add_argument(
-        '--page', type=Path, default=REPO / 'docs/performance.md', help='the page whose tables are remade'
+        '--page', type=Path, help='whose tables and plot are replaced (docs/performance.md; with --only, one in --out)'
     )
-    return parser.parse_args()
+    args = parser.parse_args()
+    args.page = args.page or (args.out if args.only else REPO / 'docs') / 'performance.md'
+    return args
 
 
 def main() -> None:
@@ -203,7 +207,8 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     path = args.out / 'results.jsonl'
     results = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    every, chosen = suites(args.configs), args.only
+    every = suites(args.configs)
+    chosen = args.only or [name for name in every if name != 'quick']
     on_page = suites(list(dict.fromkeys([*CONFIGS, *args.configs])))
     for number, wanted in enumerate(jobs := [one for suite in chosen for one in every[suite]], 1):
         found = next((r for r in results if wanted.items() <= r.items()), None)

@@ -7,7 +7,8 @@
 The people are drawn (tools/make_synthetic_mpii.py): pretraining is on the public domain, private training on the other. A row's
 settings are chosen among its candidates with one seed at the largest epsilon, by people whom the table does not show; each row
 has as many. Every run is a line of results.csv in --out as it ends, and what stands there is not run again: a run that was cut
-goes on. Must not choose anything by the people that are reported.
+goes on, and with a copy of docs/accuracy.csv there so do the published ones. Must not choose anything by the people that are
+reported.
 """
 
 import argparse
@@ -202,8 +203,15 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--mpii', type=Path, metavar='CHECKPOINT', help='use data/mpii, and start from this checkpoint')
     parser.add_argument('--out', type=Path, default=REPO / 'work_dirs/accuracy', help='where results.csv is kept')
     parser.add_argument('--data', type=Path, default=REPO / 'data/accuracy', help='where the people are drawn')
-    parser.add_argument('--page', type=Path, default=REPO / 'docs/accuracy.md', help='the page whose tables are remade')
-    return parser.parse_args()
+    parser.add_argument(
+        '--page',
+        type=Path,
+        help='whose tables, plot and CSV are replaced (docs/accuracy.md; of a part, accuracy.md in --out)',
+    )
+    args = parser.parse_args()
+    of_a_part = args.only or args.epsilons or args.seeds or args.quick or args.mpii
+    args.page = args.page or (args.out / 'accuracy.md' if of_a_part else REPO / 'docs/accuracy.md')
+    return args
 
 
 def main() -> None:

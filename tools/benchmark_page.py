@@ -101,7 +101,7 @@ def write_page(page: Path, suites: dict[str, list[dict]], results: list[dict]) -
         steps = sorted({r['steps'] * r.get('rounds', 1) for r in mine})
         taken = ' to '.join(map(str, dict.fromkeys((steps[0], steps[-1]))))
         version = f'torch {mine[-1]["torch"]}, opacus {mine[-1]["opacus"]}, medians of {taken} steps'
-        parts.append(f'## {machine}\n\n`python tools/benchmark.py`, {version}.\n')
+        parts.append(f'## {machine}\n\n`python tools/benchmark.py` (`--steps`, 3 by default), {version}.\n')
         for suite, jobs in suites.items():
             found = [r for r in mine if any(_same(job, r) for job in jobs)]
             if not found:
@@ -117,7 +117,7 @@ def write_page(page: Path, suites: dict[str, list[dict]], results: list[dict]) -
                 key, head = KEYS.get(suite, suite), HEADS.get(suite, suite)
                 standard = [r for r in mine if isinstance(r[key], int) and any(_same(r, job, key) for job in jobs)]
                 parts.append(f'### {TITLES[suite]}\n\n{_growth(standard, key, head)}')
-    text = page.read_text()
+    text = page.read_text() if page.exists() else ''
     before, after = text.partition(MARKS[0])[0], text.partition(MARKS[1])[2]
     page.write_text(f'{before}{MARKS[0]}\n' + '\n'.join(parts) + f'{MARKS[1]}{after}')
 

@@ -31,7 +31,9 @@ from torch import nn
 from mmpose_dp.datasets import collate_rows
 from mmpose_dp.datasets.records import group_rows
 from mmpose_dp.engine import DPOptimWrapper
+from mmpose_dp.engine.hooks.planning import method_of
 from mmpose_dp.privacy import PrivacyError, PrivacyPlan, Schedule, epsilon_curve
+from mmpose_dp.privacy.plan import METHODS
 
 TOLERANCE = 1e-4  # of a parameter's gradient, in float64: what is above is a wrong rule and not rounding
 
@@ -65,9 +67,19 @@ def private_model(cfg: Config) -> tuple[nn.Module, DPOptimWrapper]:
         settings['constructor'] = 'DPOptimWrapperConstructor'
     _without_downloads(cfg.model)
     model = MODELS.build(cfg.model).train()
+    report_method(cfg, model)
     wrapper = build_optim_wrapper(model, Config(dict(settings, projector=None, amp_dtype=None))._cfg_dict)
     assert isinstance(wrapper, DPOptimWrapper)
     return model, wrapper
+
+
+def report_method(cfg: Config, model: nn.Module) -> None:
+    """Prints what a private config's method is called. Raises PrivacyError for parts that do not go together."""
+    data, settings = cfg.train_dataloader.dataset, cfg.get('optim_wrapper') or {}
+    if data.type == 'PublicPrivateDataset' and settings.get('type') == 'DPOptimWrapper':
+        wrapper = build_optim_wrapper(copy.deepcopy(model), settings)
+        halves = (data.get(half) is not None for half in ('public_view', 'public'))
+        print(f'Method: {METHODS[method_of(*halves, wrapper, cfg.train_cfg.get("public_epochs", 0))]}')
 
 
 def _without_downloads(node: Any) -> None:
@@ -80,11 +92,13 @@ def _without_downloads(node: Any) -> None:
 
 def private_data(cfg: Config) -> tuple[dict, Any]:
     """The private data set's config, and the data set itself where its files are there."""
-    dataset = cfg.train_dataloader.dataset
-    dataset = dataset.get('private', dataset)
+    whole = cfg.train_dataloader.dataset
+    dataset = whole.get('private', whole)
     built = DATASETS.build(dict(dataset, lazy_init=True))
     if not Path(built.ann_file).is_file():
         return dataset, None
+    if whole.type == 'PublicPrivateDataset':  # refuses what is wrong with either half
+        return dataset, DATASETS.build(whole).private
     built.full_init()
     return dataset, built
 

@@ -20,9 +20,9 @@ from mmpose_dp.privacy import ACCOUNTANTS, Ledger, PrivacyError
 def parse_args() -> argparse.Namespace:
     """The arguments."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('command', choices=['show', 'add'])
-    parser.add_argument('ledgers', nargs='+', type=Path)
-    parser.add_argument('--delta', type=float, required=True)
+    parser.add_argument('command', choices=['show', 'add'], help='each by itself, or their sum')
+    parser.add_argument('ledgers', nargs='+', type=Path, help='privacy_ledger.jsonl files, not folders')
+    parser.add_argument('--delta', type=float, required=True, help='at which epsilon is told')
     parser.add_argument('--out', type=Path, help='where add writes the sum; must not exist')
     return parser.parse_args()
 

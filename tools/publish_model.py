@@ -43,8 +43,8 @@ def published(checkpoint: dict) -> dict:
 def main() -> None:
     """Reads, strips, writes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('checkpoint', type=Path)
-    parser.add_argument('out', type=Path)
+    parser.add_argument('checkpoint', type=Path, help="a private training's, such as epoch_35.pth")
+    parser.add_argument('out', type=Path, help='the file to give away')
     args = parser.parse_args()
     if not args.checkpoint.is_file():
         raise PrivacyError(f'{args.checkpoint}: there is no such checkpoint')

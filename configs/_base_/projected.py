@@ -1,5 +1,5 @@
 # Projected DP-SGD: the subspace comes from a data set that is really public. Default: the synthetic public domain
-#   python tools/make_synthetic_mpii.py --out data/synthetic_public --domain public --train 2000 --val 200
+#   python tools/make_synthetic_mpii.py --out data/synthetic_public --domain public --train 6000 --val 1000 --image-size 128
 # A leaf gives it the private set's own pipeline: dataset=dict(public=dict(_base_.dp_public, pipeline=...)).
 _base_ = './private.py'
 

@@ -13,3 +13,6 @@ train_cfg = _base_.dp_train_cfg
 optim_wrapper = _base_.dp_optim_wrapper
 param_scheduler = _base_.dp_param_scheduler
 default_hooks = _base_.dp_hooks
+custom_hooks = _base_.custom_hooks[
+    :1
+]  # averages the weights; the other changes the pipeline at an epoch that is not reached

@@ -1,4 +1,5 @@
 # Training on the public views alone: what Feature DP gives for free. The row that a private method has to beat.
+# No step is private: the budget, projector and clipping it inherits are not used.
 # Validated on images as they are, tested on their public views.
 _base_ = './hrnet_synthetic_hybrid_eps08.py'
 

@@ -3,7 +3,6 @@
 Must not look into pictures: files are told by their names and, annotations, by their content.
 """
 
-import hashlib
 import os.path as osp
 from collections.abc import Set
 from typing import Any
@@ -13,7 +12,7 @@ from mmengine.logging import MMLogger
 
 from mmpose_dp.privacy import PrivacyError
 
-from .records import image_paths
+from .records import digest, image_paths
 
 
 def refuse_shared_data(private: BaseDataset, images: Set[str], public: BaseDataset) -> None:
@@ -37,31 +36,26 @@ def refuse_private_validation(private: BaseDataset, images: Set[str], validation
     Args:
         private: the private data set.
         images: its image files, as ``image_paths`` names them.
-        validation: any data set of MMPose's, also one that joins several.
+        validation: any data set of MMPose's, also one that joins several, or of mmengine's that wraps one.
 
     Raises:
         PrivacyError: it has the private annotation file. Images that both have are warned of: other people are annotated there.
     """
-    for part in getattr(validation, 'datasets', [validation]):
-        if not isinstance(part, BaseDataset):
-            continue
-        if _same_annotations(private, part):
+    if hasattr(validation, 'dataset') or hasattr(validation, 'datasets'):
+        for part in getattr(validation, 'datasets', None) or [validation.dataset]:
+            refuse_private_validation(private, images, part)
+    elif isinstance(validation, BaseDataset):
+        if _same_annotations(private, validation):
             raise PrivacyError(
                 f'val_dataloader.dataset has the private annotation file {private.ann_file}: scores on private records are '
                 'outside the guarantee. Validate on other people, or not: val_cfg=None, val_dataloader=None, val_evaluator=None'
             )
-        shared = images & set(image_paths(part))
+        shared = images & set(image_paths(validation))
         if shared:
             MMLogger.get_current_instance().warning(
                 f'val_dataloader.dataset shares {len(shared)} image files with the private set ({osp.basename(min(shared))}, '
                 '...): its scores, which are outside the guarantee, depend on private pictures.'
             )
-
-
-def digest(path: str) -> str:
-    """SHA-256 of a file."""
-    with open(path, 'rb') as file:
-        return hashlib.sha256(file.read()).hexdigest()
 
 
 def _same_annotations(one: BaseDataset, other: BaseDataset) -> bool:

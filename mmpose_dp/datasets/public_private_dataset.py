@@ -22,16 +22,18 @@ from torch.utils.data import Dataset
 
 from mmpose_dp.privacy import PrivacyError, RandomSource
 
-from .overlap import digest, refuse_shared_data
-from .records import group_rows, image_paths, personal_epsilons
+from .overlap import refuse_shared_data
+from .records import digest, group_rows, image_paths, personal_epsilons, source_in_words
+from .transforms import PublicView
 
 # they put several records into one row; MMPose's own are found by their base class
 _MIXING = ('Mosaic', 'MixUp', 'CutMix', 'CopyPaste', 'YOLOXMixUp')
+_PADDING = 1.25  # GetBBoxCenterScale's own
 _MPII_LAYOUT = """MMPose expects
-  data/mpii/annotations/mpii_train.json, mpii_val.json, mpii_gt_val.mat
-  data/mpii/images/*.jpg
+  {root}/annotations/mpii_train.json, mpii_val.json, mpii_gt_val.mat
+  {root}/images/*.jpg
 Put MPII there (MMPose docs, "2D Body Keypoint Datasets"), point data_root at it, or draw the synthetic set in its place:
-  python tools/make_synthetic_mpii.py --out data/mpii --domain private --train 6000 --val 1000"""
+  python tools/make_synthetic_mpii.py --out {root} --domain {half} --train 6000 --val 1000"""
 
 
 @DATASETS.register_module()
@@ -49,7 +51,7 @@ class PublicPrivateDataset(Dataset):
         subjects: with 'subject', the annotation field that names each annotation's subject, or a JSON file
             ``{image file name: subject}``.
         personal_epsilon: None, or the annotation field (or JSON file) with the budget that a record's owner allows;
-            records without one have the hook's target_epsilon.
+            rows without one have the hook's target_epsilon. Of several people in a record the smallest budget counts.
         private_loss: 'full' (a record's gradient is that of its loss on x) or 'residual' (that less the gradient on its public
             view, from two rows under the same augmentation; with the views' gradient in the update, the sum is unbiased).
         augmentations: a drawn record's rows are augmented so many times and their mean gradient is taken (De et al. 2022).
@@ -92,6 +94,8 @@ class PublicPrivateDataset(Dataset):
         self.private = _build(private, 'private')
         self.views = None if public_view is None else _build(_with_view(private, public_view), 'private')
         self.public_view: Any = None if public_view is None else TRANSFORMS.build(public_view)
+        if isinstance(self.public_view, PublicView):
+            self.public_view.check_joints(self.private.metainfo['keypoint_id2name'])
         self.public = None if public is None else _build(public, 'public')
         self._same_image: dict[str, list[int]] = {}
         for row, path in enumerate(image_paths(self.private)):
@@ -104,6 +108,7 @@ class PublicPrivateDataset(Dataset):
         self.metainfo = self.private.metainfo
         _refuse_missing_images(self._same_image, private)
         self._records = group_rows(self.private, privacy_unit, subjects)
+        self.subjects = None if subjects is None else source_in_words(subjects)
         self.personal_epsilons = personal_epsilons(self.private, self._records, personal_epsilon)
         self._record_of = {row: r for r, rows in enumerate(self._records) for row in rows}
         self._refuse_useless_pipeline()
@@ -212,7 +217,13 @@ class PublicPrivateDataset(Dataset):
     @property
     def view_description(self) -> str | None:
         """What the public view keeps, for the statement."""
-        return None if self.public_view is None else self.public_view.description
+        if self.views is None:
+            return None
+        steps = self.views.pipeline.transforms
+        padding = next(
+            (s.padding for s in steps if hasattr(s, 'padding')), _PADDING
+        )  # of GetBBoxCenterScale: sizes follow it
+        return self.public_view.description + (f', boxes padded by {padding:g}' if padding != _PADDING else '')
 
     @property
     def public_description(self) -> str | None:
@@ -280,7 +291,9 @@ def _refuse_missing_files(cfg: dict, key: str) -> None:
     images = osp.join(root, (cfg.get('data_prefix') or {}).get('img') or '')
     for found, wanted in ((osp.isfile(path), path), (osp.isdir(images), images)):
         if not found:
-            hint = _MPII_LAYOUT if 'Mpii' in str(cfg['type']) else "Lay it out as MMPose's docs say, or set data_root."
+            hint = "Lay it out as MMPose's docs say, or set data_root."
+            if 'Mpii' in str(cfg['type']):
+                hint = _MPII_LAYOUT.format(root=root.rstrip('/') or '.', half=key.rpartition('.')[2])
             raise PrivacyError(f'{key}: {wanted} does not exist. {hint}')
 
 

@@ -3,6 +3,7 @@
 Must not look at pictures or keypoints.
 """
 
+import hashlib
 import json
 import os.path as osp
 from typing import Any
@@ -14,6 +15,9 @@ from mmpose_dp.privacy.schedule import is_number
 
 UNITS = ('instance', 'image', 'subject')
 _KEY = 'train_dataloader.dataset'
+_ROW_A_HAND = (
+    'CocoWholeBodyHandDataset',
+)  # of MMPose's data sets the only one that makes several rows of an annotation
 
 
 def group_rows(dataset: BaseDataset, unit: str, subjects: str | None) -> list[list[int]]:
@@ -30,6 +34,11 @@ def group_rows(dataset: BaseDataset, unit: str, subjects: str | None) -> list[li
         raise PrivacyError(
             f"{_KEY}: privacy_unit='subject' and subjects=<annotation field or mapping file> go together; "
             f'here they are {unit!r} and {subjects!r}'
+        )
+    if unit == 'instance' and _has_row_a_hand(dataset):
+        raise PrivacyError(
+            f"{_KEY}: {type(dataset).__name__} has a row for each hand, and a person has two: write privacy_unit='image' or "
+            "'subject'"
         )
     if unit == 'instance':
         return [[row] for row in range(len(dataset))]
@@ -49,10 +58,12 @@ def group_rows(dataset: BaseDataset, unit: str, subjects: str | None) -> list[li
     return list(records.values())
 
 
-def personal_epsilons(dataset: BaseDataset, records: list[list[int]], source: str | None) -> list[float | None]:
-    """Each record's own epsilon, the smallest of its rows; None where the general target holds. Raises PrivacyError."""
+def personal_epsilons(
+    dataset: BaseDataset, records: list[list[int]], source: str | None
+) -> list[tuple[float | None, ...]]:
+    """The budgets of each record's rows, whose smallest counts; None for the general target. Raises PrivacyError."""
     if source is None:
-        return [None] * len(records)
+        return [(None,)] * len(records)
     values = annotated(dataset, source, 'personal_epsilon')
     for row, value in enumerate(values):
         if value is not None and not (is_number(value) and value > 0):
@@ -60,8 +71,14 @@ def personal_epsilons(dataset: BaseDataset, records: list[list[int]], source: st
                 f'{_KEY}.personal_epsilon={source!r} gives {value!r} for {_name(dataset, row)}: write a number above 0, or '
                 'leave it out for target_epsilon'
             )
-    own = [[values[row] for row in rows if values[row] is not None] for rows in records]
-    return [min(found) if found else None for found in own]
+    return [tuple({values[row] for row in rows}) for rows in records]
+
+
+def source_in_words(source: str) -> str:
+    """What names the subjects, for the ledger and the statement: an annotation field, or a file and what is in it."""
+    return (
+        f'{osp.basename(source)} (sha256 {digest(source)[:12]})' if _is_file(source) else f'annotation field {source}'
+    )
 
 
 def annotated(dataset: BaseDataset, source: str, key: str) -> list[Any]:
@@ -76,15 +93,32 @@ def annotated(dataset: BaseDataset, source: str, key: str) -> list[Any]:
         raise PrivacyError(
             f'{_KEY}.{key}={source!r} must be the name of an annotation field or the path of a JSON file'
         )
-    if source.endswith('.json'):
+    if _is_file(source):
         mapping = _read(source, key)
         if not isinstance(mapping, dict):
             raise PrivacyError(f'{_KEY}.{key}: {source} must hold {{image file name: value}}')
-        return [mapping.get(osp.basename(path)) for path in image_paths(dataset)]
+        paths = [dataset.get_data_info(row)['img_path'] for row in range(len(dataset))]  # by the names annotations have
+        by_name = {osp.basename(path): path for path in paths}
+        doubled = next((path for path in paths if by_name[osp.basename(path)] != path), None)
+        if doubled is not None:
+            raise PrivacyError(
+                f'{_KEY}.{key}: {source} names images by their file name, which {doubled} shares with '
+                f'{by_name[osp.basename(doubled)]}: put the values into a field of each annotation and name that field'
+            )
+        values = [mapping.get(osp.basename(path)) for path in paths]
+        if all(value is None for value in values):
+            raise PrivacyError(f'{_KEY}.{key}: {source} names no image of {dataset.ann_file}')
+        return values
     content = _read(dataset.ann_file, key)
     listed = content if isinstance(content, list) else content['annotations']
     by_id = dict(enumerate(listed)) if isinstance(content, list) else {ann['id']: ann for ann in listed}
-    values = [by_id[dataset.get_data_info(row)['id']].get(source) for row in range(len(dataset))]
+    infos = [dataset.get_data_info(row) for row in range(len(dataset))]
+    if _has_row_a_hand(dataset) or any(info['id'] not in by_id for info in infos):  # it numbers its rows anew
+        raise PrivacyError(
+            f'{_KEY}.{key}={source!r}: {type(dataset).__name__} does not say which annotation a row comes from: give a JSON '
+            'file {image file name: value}'
+        )
+    values = [by_id[info['id']].get(source) for info in infos]
     if all(value is None for value in values):
         raise PrivacyError(f'{_KEY}.{key}={source!r}: no annotation in {dataset.ann_file} has that field')
     return values
@@ -94,6 +128,20 @@ def image_paths(dataset: BaseDataset) -> list[str]:
     """The image file of every row; a link and what it points to are one."""
     paths = [dataset.get_data_info(row)['img_path'] for row in range(len(dataset))]
     return [path if '://' in path else osp.realpath(path) for path in paths]
+
+
+def digest(path: str) -> str:
+    """SHA-256 of a file."""
+    with open(path, 'rb') as file:
+        return hashlib.sha256(file.read()).hexdigest()
+
+
+def _has_row_a_hand(dataset: BaseDataset) -> bool:
+    return any(kind.__name__ in _ROW_A_HAND for kind in type(dataset).__mro__)
+
+
+def _is_file(source: str) -> bool:
+    return source.endswith('.json')
 
 
 def _name(dataset: BaseDataset, row: int) -> str:

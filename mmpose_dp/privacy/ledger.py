@@ -17,7 +17,7 @@ from .errors import PrivacyError
 LEDGER_NAME = 'privacy_ledger.jsonl'
 _FORMAT = 2
 # what the statement says of a whole training, so that a resume must not change it; the noise and the rate may change
-_KEPT = ('privacy_unit', 'personal_budgets', 'personal_assignment', 'method', 'public_view', 'public_data')
+_KEPT = ('privacy_unit', 'subjects', 'personal_budgets', 'personal_assignment', 'method', 'public_view', 'public_data')
 # another value in a resume stays with the whole run
 _HARMLESS = dict(secret_randomness=True, secure_mode=True, expose_private_metrics=False)
 _START = hashlib.sha256(b'mmpose_dp privacy ledger').hexdigest()
@@ -104,15 +104,17 @@ class Ledger:
     def begin_run(self, **facts: Any) -> None:
         """Opens a training. ``facts`` are plain JSON values, those of ``PrivacyPlan.facts``.
 
-        Raises PrivacyError where an earlier run had another privacy unit, since their steps do not add up, or a public view
-        that this run does not have: what both guarantee together is Feature DP for that view. Plain DP may come first.
+        Raises PrivacyError where an earlier run had another privacy unit, or other subjects, since their steps do not add up,
+        or a public view that this run does not have: what both guarantee together is Feature DP for that view. Plain DP may
+        come first.
         """
         for run in self._runs:
-            if run.get('privacy_unit') != facts.get('privacy_unit'):
-                raise PrivacyError(
-                    f'the ledger holds a training with privacy_unit={run.get("privacy_unit")!r} and this one has '
-                    f'{facts.get("privacy_unit")!r}: their steps do not add up. Give another work_dir'
-                )
+            for name in ('privacy_unit', 'subjects'):
+                if run.get(name) != facts.get(name):
+                    raise PrivacyError(
+                        f'the ledger holds a training with {name}={run.get(name)!r} and this one has {facts.get(name)!r}: their '
+                        'steps do not add up. Give another work_dir'
+                    )
             if run.get('public_view') not in (None, facts.get('public_view')):
                 raise PrivacyError(
                     f'the ledger holds a training with public_view={run["public_view"]!r} and this one has '

@@ -44,6 +44,7 @@ class PrivacyPlan:
         target_delta: delta.
         target_epsilon: the budget, or None where none was set.
         accountant: 'pld', 'prv' or 'rdp'.
+        subjects: with 'subject', what names each record's subject, in words.
         public_view: what phi keeps of a record, in words (feature and hybrid).
         public_data: the public data set, in words (projected; feature and hybrid may have one beside their views).
         secret_randomness: False where a debug seed was set; the run is then NOT PRIVATE.
@@ -68,6 +69,7 @@ class PrivacyPlan:
     target_delta: float
     target_epsilon: float | None = None
     accountant: str = 'pld'
+    subjects: str | None = None
     public_view: str | None = None
     public_data: str | None = None
     secret_randomness: bool = True
@@ -173,6 +175,7 @@ class PrivacyPlan:
         return dict(
             method=self.method,
             privacy_unit=self.privacy_unit,
+            subjects=self.subjects,
             num_records=self.num_records,
             personal_budgets=[[budget.epsilon, budget.num_records] for budget in self.budgets],
             personal_assignment=list(self.assignment) or None,  # who has which is public

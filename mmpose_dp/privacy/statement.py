@@ -75,7 +75,8 @@ def build_statement(plan: PrivacyPlan, ledger: Ledger, *, pretraining: str) -> d
         'accountant': plan.accountant,
         'epsilon_by_accountant': {name: _json(_try_epsilon(ledger, delta, name)) for name in ACCOUNTANTS},
         **_groups(plan, ledger, spent),
-        'privacy_unit': f'{plan.privacy_unit}: {UNITS[plan.privacy_unit]}',
+        'privacy_unit': f'{plan.privacy_unit}: {UNITS[plan.privacy_unit]}'
+        + (f', by {plan.subjects}' if plan.subjects else ''),
         'num_records': plan.num_records,
         'expected_batch_size': plan.expected_batch_size,
         'sample_rate': ', then '.join(dict.fromkeys(map(str, rates))),

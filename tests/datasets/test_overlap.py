@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 from helpers import mpii
+from mmengine.dataset import RepeatDataset
 from mmengine.logging import MMLogger
 from mmpose.registry import DATASETS
 from runs import config, tiny, train
@@ -50,6 +51,9 @@ def test_they_are_found_in_joined_sets(synthetic, synthetic_public):
     refuse_private_validation(private.private, private.images, joined(mpii(synthetic, 'val'), mpii(synthetic_public)))
     with pytest.raises(PrivacyError, match='scores on private records'):
         refuse_private_validation(private.private, private.images, joined(mpii(synthetic, 'val'), mpii(synthetic)))
+    repeated = RepeatDataset(DATASETS.build(mpii(synthetic)), 2)
+    with pytest.raises(PrivacyError, match='scores on private records'):
+        refuse_private_validation(private.private, private.images, repeated)
 
 
 def test_images_that_both_have_are_warned_of(synthetic, edited, caplog):

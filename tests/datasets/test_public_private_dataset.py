@@ -180,3 +180,15 @@ def test_a_pipeline_is_given_no_other_record(synthetic):
     dataset.private.pipeline.transforms.insert(0, lambda results: seen.append(set(results)) or results)
     dataset[3]
     assert seen and 'dataset' not in seen[0]
+
+
+def test_the_description_tells_views_of_other_boxes_apart(synthetic):
+    """A blur's size follows the padded box: with a tighter one, more of the picture is left."""
+    tight = mpii(synthetic)
+    tight['pipeline'] = [
+        dict(step, padding=1.0) if step['type'] == 'GetBBoxCenterScale' else step for step in tight['pipeline']
+    ]
+    usual, other = (
+        PublicPrivateDataset(cfg, dict(type='PublicView')).view_description for cfg in (mpii(synthetic), tight)
+    )
+    assert 'padded' not in usual and other == f'{usual}, boxes padded by 1'

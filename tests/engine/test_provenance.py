@@ -81,6 +81,11 @@ def test_weights_that_init_cfg_loads_are_named(synthetic, tmp_path):
     cfg.model.backbone.init_cfg = dict(type='Pretrained', checkpoint=start)
     assert loaded_by_init_cfg(train(cfg).model) == [start]
     assert 'init_cfg from backbone.pth' in told(tmp_path / 'b') and 'private training made' in told(tmp_path / 'b')
+    torch.save(dict(state_dict={'head.none': torch.zeros(1)}), tmp_path / 'head.pth')  # leaves the backbone as it is
+    cfg = config(synthetic, tmp_path / 'c', load_from=str(tmp_path / 'head.pth'))
+    cfg.model.backbone.init_cfg = dict(type='Pretrained', checkpoint=start)
+    train(cfg)
+    assert 'backbone.pth and loaded from head.pth, which a private training made' in told(tmp_path / 'c')
 
 
 def test_private_steps_without_the_hook_are_refused(synthetic, tmp_path):

@@ -68,6 +68,9 @@ def test_a_lost_ledger_is_missed(synthetic, tmp_path):
     (tmp_path / LEDGER_NAME).rename(tmp_path / 'kept.jsonl')
     with pytest.raises(PrivacyError, match='is missing.*epoch_1.pth.*another work_dir'):
         train(config(synthetic, tmp_path, train_cfg__max_epochs=1))
+    torch.save(dict(state_dict={}), tmp_path / 'plain.pth')  # newer, and of no private training
+    with pytest.raises(PrivacyError, match='is missing.*epoch_1.pth.*another work_dir'):
+        train(config(synthetic, tmp_path, train_cfg__max_epochs=1))
     (tmp_path / 'kept.jsonl').rename(tmp_path / LEDGER_NAME)
     with pytest.raises(PrivacyError, match='already spent'):
         train(config(synthetic, tmp_path, train_cfg__max_epochs=1))

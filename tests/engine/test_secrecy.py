@@ -6,7 +6,8 @@ import struct
 import numpy as np
 import pytest
 import torch
-from runs import config, logged, tiny, train
+from mmengine.logging import MessageHub
+from runs import config, logged, tiny, train, unvalidated
 
 from mmpose_dp.datasets import PublicPrivateDataset
 from mmpose_dp.engine import DPOptimWrapper
@@ -108,3 +109,12 @@ def test_private_metrics_on_request_and_said_so(synthetic, tmp_path):
     assert 'message hub' in statement['released'] and any(
         'expose_private_metrics' in x for x in statement['not_covered']
     )
+
+
+def test_losses_of_an_earlier_training_in_the_process_stay_out(synthetic, tmp_path):
+    """mmengine gives a second training of one experiment_name the first one's message hub, and checkpoints hold it."""
+    cfg = unvalidated(synthetic, tmp_path, train_cfg__max_epochs=1)
+    MessageHub.get_instance(cfg.experiment_name).update_scalar('train/loss', 0.123)
+    train(cfg)
+    kept = torch.load(tmp_path / 'epoch_1.pth', weights_only=False)['message_hub']['log_scalars']
+    assert 'train/loss' not in kept and 'train/lr' in kept

@@ -2,9 +2,10 @@
 
 import pytest
 import torch
+from mmengine.runner import Runner
 from runs import train, train_until, unvalidated
 
-from mmpose_dp.engine import DPOptimWrapper
+from mmpose_dp.engine import DPOptimWrapper, PrivateTrainLoop
 
 PUBLIC_STEPS, PRIVATE_STEPS = 5, 4  # an epoch
 
@@ -56,3 +57,29 @@ def test_a_resume_keeps_both(synthetic, tmp_path):
     assert all('momentum_buffer' in state for state in wrapper.optimizer.state.values())
     kept = torch.load(tmp_path / 'epoch_3.pth', weights_only=False)['optimizer']
     assert {int(s['step']) for s in kept['public_optimizer']['state'].values()} == {2 * PUBLIC_STEPS}
+
+
+def test_an_interrupted_batch_is_forgotten(synthetic, tmp_path, monkeypatch):
+    """Going on in the same process, as in a notebook: a record drawn again would be in one sum twice."""
+    runner = Runner.from_cfg(unvalidated(synthetic, tmp_path, train_dataloader__batch_size=1))
+    loop, wrapper, whole = runner.train_loop, runner.optim_wrapper, PrivateTrainLoop._train_on
+
+    def interrupted(self, wrapper, batch, is_last):
+        whole(self, wrapper, batch, is_last)
+        if not is_last:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(PrivateTrainLoop, '_train_on', interrupted)
+        runner.train()
+    assert wrapper.accumulating and wrapper._private_sum is not None
+    before, found, call = wrapper.ledger.steps, [], runner.call_hook
+
+    def look(name, **arguments):
+        if name == 'before_train_iter':
+            found.append((wrapper.accumulating, wrapper._private_sum))
+        call(name, **arguments)
+
+    monkeypatch.setattr(runner, 'call_hook', look)
+    loop.run_epoch()
+    assert found and set(found) == {(False, None)} and wrapper.ledger.steps == before + len(found)

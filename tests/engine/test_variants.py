@@ -90,6 +90,12 @@ def test_a_subject_is_one_record(synthetic, tmp_path):
         assert [row // 4 for row in record] == [record[0] // 4] * 4
     statement = statement_of(tmp_path / 'work')
     assert statement['privacy_unit'].startswith('subject') and 'epsilon_for_k_subjects' in statement
+    assert statement['privacy_unit'].endswith(', by annotation field subject_id')
+    coarse = annotated(data, tmp_path / 'coarse', 'clinic', lambda i: i // 8)
+    for resume in (True, False):  # a subject is then something else, and one epsilon could not hold for both
+        again = {**options, 'train_dataloader__dataset__subjects': 'clinic', 'train_cfg__max_epochs': 2}
+        with pytest.raises(PrivacyError, match='subjects=.*clinic.*another work_dir'):
+            train(short(coarse, tmp_path / 'work', resume=resume, **again))
     capped = short(data, tmp_path / 'capped', train_dataloader__batch_sampler__max_rows_per_record=2, **options)
     sampler = train(capped).train_loop.sampler
     draws = [record for _ in range(50) for record in sampler.draw()]
@@ -202,3 +208,20 @@ def test_public_pictures_beside_the_views(synthetic, synthetic_public, tmp_path)
     assert len(told['public_views']) == 1 and any('public data set' in line for line in told['not_protected'])
     with pytest.raises(PrivacyError, match="public_data='MpiiDataset"):
         train(short(synthetic, tmp_path, 'hybrid', resume=True, train_cfg__max_epochs=4))
+
+
+def test_who_names_no_budget_keeps_the_general_one_beside_others(synthetic, tmp_path):
+    """Two people a picture: one allows 8, the other was promised target_epsilon, and the picture has that."""
+    data = annotated(synthetic, tmp_path / 'data', 'wish', lambda i: 8.0 if i % 2 == 0 else None)
+    people = json.loads((data / 'annotations/mpii_train.json').read_text())
+    for even, odd in zip(people[::2], people[1:10:2]):  # five pictures of two, who share one
+        odd['image'] = even['image']
+    (data / 'annotations/mpii_train.json').write_text(json.dumps(people))
+    options = dict(
+        train_dataloader__dataset__personal_epsilon='wish',
+        train_dataloader__dataset__privacy_unit='image',
+        default_hooks__privacy_budget__target_epsilon=4.0,
+        default_hooks__privacy_budget__accountant='rdp',
+    )
+    plan = train(short(data, tmp_path / 'work', train_cfg__max_epochs=1, **options)).optim_wrapper.plan
+    assert [(budget.epsilon, budget.num_records) for budget in plan.budgets] == [(4.0, 20), (8.0, 15)]

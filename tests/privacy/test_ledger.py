@@ -36,6 +36,8 @@ def test_runs_are_told_apart():
     assert not ledger.is_secret
     with pytest.raises(PrivacyError, match='privacy_unit'):
         ledger.begin_run(privacy_unit='image')
+    with pytest.raises(PrivacyError, match='subjects=None.*another work_dir'):
+        ledger.begin_run(privacy_unit='instance', subjects='annotation field patient')
 
 
 def test_a_run_is_resumed_as_it_was(tmp_path):

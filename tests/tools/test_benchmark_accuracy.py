@@ -34,10 +34,7 @@ def test_the_order_of_the_methods(tmp_path):
     assert all(7.9 < float(spent[row]) <= 8.0 for row in ('dpsgd', 'ours')) and spent['nonprivate'] == 'None'
     assert all(line['pckh_other_domain'] for line in lines)
     text = page.read_text()
-    assert f'| hybrid, ours from public-only on views | {pckh["ours"]:.1f} |' in text
+    assert f'| ours, from public-only on views | {pckh["ours"]:.1f} |' in text
     other = next(line['pckh_other_domain'] for line in lines if line['row'] == 'ours')
-    assert (
-        f'| hybrid, ours from public-only on views | {float(other):.1f} |'
-        in text.partition('## On the other domain')[2]
-    )
+    assert f'| ours, from public-only on views | {float(other):.1f} |' in text.partition('## On the other domain')[2]
     assert (tmp_path / 'accuracy.png').exists() and (tmp_path / 'accuracy.csv').exists()

@@ -66,7 +66,7 @@ def bases(*names):
 def test_a_private_config_of_ones_own(check, synthetic):
     status, page = check(bases('hrnet_synthetic', 'dpsgd'), PRIVATE.format(data=synthetic))
     assert status == 0 and 'This config can be made private' in page and 'To be made private' not in page
-    assert 'Records: 40 of MpiiDataset' in page
+    assert 'Records: 40 of MpiiDataset' in page and 'Method: DP-SGD' in page
     assert re.search(r'by the layer: \d+ parameters of Conv2d, ', page)
     assert 'by the operations that use it: 1 parameters of OwnBackbone' in page
     assert float(re.search(r'largest deviation (\S+) ', page)[1]) < 1e-5
@@ -100,6 +100,16 @@ def test_without_the_data_set_the_budget_needs_its_size(check):
         ("model['head'] = dict(_delete_=True, type='EDPoseHead')", "model.head.type='EDPoseHead' has no private twin"),
         ("optim_wrapper = dict(optim_wrapper, trainable='tail')", "'tail' matches no trainable parameter"),
         ('optim_wrapper = dict(optim_wrapper, accumulative_counts=4)', 'optim_wrapper.accumulative_counts=4'),
+        ('optim_wrapper = dict(optim_wrapper, projector=dict(rank=4))', 'optim_wrapper.projector needs public data'),
+        (
+            "train_dataloader['dataset']['public_view'] = dict(mode='blur')",
+            "dataset.public_view={'mode': 'blur'} must be a config",
+        ),
+        (
+            'optim_wrapper = dict(optim_wrapper, public_weight=1.0)\n'
+            "train_dataloader['dataset']['public'] = train_dataloader['dataset']['private']",
+            'dataset.public without optim_wrapper.projector',
+        ),
         ("default_hooks['privacy_budget']['target_delta'] = 0.5", 'target_delta=0.5 is too large for 40 records'),
     ],
 )

@@ -5,6 +5,8 @@ must really remove what it says. Must not be random, must not look at other reco
 an annotation is missing.
 """
 
+from collections.abc import Mapping
+
 import cv2
 import numpy as np
 from mmcv.transforms import BaseTransform
@@ -43,7 +45,7 @@ class PublicView(BaseTransform):
         mode: one of the above.
         kernel_size, sigma: of the blur, in pixels of a 256-pixel crop.
         block: of the pixelation, likewise.
-        head_keypoints: indices of upper neck and head top; MPII's by default.
+        head_keypoints: indices of upper neck and head top; MPII's by default. Joints of other names are refused.
     """
 
     def __init__(
@@ -74,6 +76,15 @@ class PublicView(BaseTransform):
             'face': f'everything but the heads (joints {self.head_keypoints[0]}, {self.head_keypoints[1]}) of annotated people',
             'person': 'everything but the boxes of annotated people',
         }[self.mode]
+
+    def check_joints(self, names: Mapping[int, str]) -> None:
+        """Raises PrivacyError where mode 'face' would hide something else than heads; ``names`` are a data set's joints."""
+        found = [names.get(joint, 'no joint') for joint in self.head_keypoints]
+        if self.mode == 'face' and not all('neck' in name or 'head' in name for name in found):
+            raise PrivacyError(
+                f'public_view.head_keypoints={self.head_keypoints} are {" and ".join(found)} in this data set, so that faces would '
+                "stay visible: give the numbers of neck and head top, or write mode='person'"
+            )
 
     def transform(self, results: dict) -> dict:
         """Reads img (H, W, 3) uint8, bbox_center and bbox_scale (1, 2), keypoints (1, K, 2) and keypoints_visible (1, K);

@@ -22,6 +22,7 @@ def make_plan(
     settings: dict[str, Any] = dict(
         method=_method(dataset, wrapper, loop),
         privacy_unit=dataset.privacy_unit,
+        subjects=dataset.subjects,
         num_records=dataset.num_records,
         expected_batch_size=loop.sampler.expected_batch_size,
         steps=loop.private_steps,
@@ -52,6 +53,7 @@ def facts_of_views(loop: PrivateTrainLoop, wrapper: DPOptimWrapper) -> dict[str,
     return dict(
         method=_method(dataset, wrapper, loop),
         privacy_unit=dataset.privacy_unit,
+        subjects=dataset.subjects,
         num_records=dataset.num_records,
         personal_budgets=[],
         secure_mode=wrapper.secure_mode,
@@ -62,31 +64,36 @@ def facts_of_views(loop: PrivateTrainLoop, wrapper: DPOptimWrapper) -> dict[str,
 
 def _budgets(dataset: PublicPrivateDataset, target_epsilon: float | None) -> tuple[tuple[Budget, ...], tuple[int, ...]]:
     """The personal budgets, smallest first, and which of them each record has; none where nobody has one."""
-    if not any(dataset.personal_epsilons):
+    named = dataset.personal_epsilons
+    if not any(epsilon is not None for epsilons in named for epsilon in epsilons):
         return (), ()
-    own = [target_epsilon if own is None else own for own in dataset.personal_epsilons]
-    if None in own:
+    if target_epsilon is None and any(None in epsilons for epsilons in named):
         raise PrivacyError('some records have no personal_epsilon: give PrivacyBudgetHook a target_epsilon for them')
+    own = [min(target_epsilon if epsilon is None else epsilon for epsilon in epsilons) for epsilons in named]
     counts = sorted(Counter(own).items())
     order = [epsilon for epsilon, _ in counts]
     return tuple(Budget(float(epsilon), n) for epsilon, n in counts), tuple(order.index(epsilon) for epsilon in own)
 
 
 def _method(dataset: PublicPrivateDataset, wrapper: DPOptimWrapper, loop: PrivateTrainLoop) -> str:
-    """What the combination of public half and projector is called."""
-    if not dataset.num_public:
+    return method_of(dataset.public_view is not None, dataset.public is not None, wrapper, loop.public_epochs)
+
+
+def method_of(has_view: bool, has_public: bool, wrapper: DPOptimWrapper, public_epochs: int) -> str:
+    """What the combination of public half (a public_view, a public data set) and projector is called. Raises PrivacyError."""
+    if not has_view and not has_public:
         if wrapper.projector is not None:
             raise PrivacyError(
                 'optim_wrapper.projector needs public data: set train_dataloader.dataset.public_view (Feature DP) or '
                 'public (a data set that is really public)'
             )
         return 'dpsgd'
-    if wrapper.projector is None and not wrapper.public_weight and not loop.public_epochs:
+    if wrapper.projector is None and not wrapper.public_weight and not public_epochs:
         raise PrivacyError(
             'train_dataloader.dataset has a public half that nothing uses: set optim_wrapper.public_weight or projector, '
             'or train_cfg.public_epochs, or take the public half out'
         )
-    if dataset.public_view is not None:
+    if has_view:
         return 'feature' if wrapper.projector is None else 'hybrid'
     if wrapper.projector is None:
         raise PrivacyError(

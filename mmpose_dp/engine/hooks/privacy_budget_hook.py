@@ -90,6 +90,8 @@ class PrivacyBudgetHook(Hook):
         if runner.val_loop is not None:
             dataset = loop.dataloader.dataset
             refuse_private_validation(dataset.private, dataset.images, runner.val_loop.dataloader.dataset)
+        # of a training with the same experiment_name in this process: its losses would be in this one's checkpoints
+        runner.message_hub.log_scalars.clear()
         find_start(runner)
         wrapper.prepare(getattr(runner.model, 'module', runner.model), self.expose_private_metrics)
         if loop.private_steps:
@@ -117,14 +119,19 @@ class PrivacyBudgetHook(Hook):
                     'views alone: give another work_dir'
                 )
             self._facts = facts_of_views(loop, wrapper)
+        if not runner._resume:
+            self._tell_start(runner)
+
+    def _tell_start(self, runner: Runner) -> None:
+        """Where the weights come from: what ``load_from`` leaves as it is may still be ``init_cfg``'s."""
         starts = loaded_by_init_cfg(runner.model)
-        if runner._load_from and not runner._resume:
-            self.pretraining = f'weights loaded from {Path(runner._load_from).name}'
-        elif starts and not runner._resume:
-            self.pretraining = f'weights loaded by init_cfg from {", ".join(Path(start).name for start in starts)}'
+        told = [f'loaded by init_cfg from {", ".join(Path(start).name for start in starts)}'] if starts else []
+        told += [f'loaded from {Path(runner._load_from).name}'] if runner._load_from else []
+        if told:
+            self.pretraining = f'weights {" and ".join(told)}'
             for start in starts:
                 self._descend(runner, descent_of_file(start))
-        elif not runner._resume:
+        else:
             runner.logger.warning(
                 'Private training starts without load_from. It rarely works from random weights: start from a checkpoint '
                 'that was trained on public data.'

@@ -84,11 +84,10 @@ def open_ledger(runner: Runner) -> Ledger:
 
 
 def _spent_without_ledger(folder: Path) -> str | None:
-    """The newest checkpoint in a work dir without a ledger, if private steps made it."""
-    newest = newest_checkpoint(folder)
-    if newest is None:
-        return None
-    return newest if spent_in(CheckpointLoader.load_checkpoint(newest, 'cpu')) else None
+    """A checkpoint in a work dir without a ledger that private steps made."""
+    found = sorted(path for path in folder.glob('*.pth') if is_intact(path))
+    spent = (str(path) for path in found if spent_in(CheckpointLoader.load_checkpoint(str(path), 'cpu')))
+    return next(spent, None)
 
 
 def check_resumed(checkpoint: Any, ledger: Ledger) -> None:

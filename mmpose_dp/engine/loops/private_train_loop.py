@@ -56,6 +56,10 @@ class PrivateTrainLoop(EpochBasedTrainLoop):
                 'train_dataloader.batch_sampler must be dict(type="PoissonBatchSampler", expected_batch_size=...): the '
                 'accountant relies on its draw'
             )
+        if not getattr(self.dataloader, 'in_order', True):
+            raise PrivacyError(
+                'train_dataloader.in_order=False would put micro-batches of several draws into one step: take it out'
+            )
         if public_epochs and not sampler.public_batch_size:
             raise PrivacyError(
                 'train_cfg.public_epochs needs a public half: set train_dataloader.batch_sampler.public_batch_size and '
@@ -96,6 +100,7 @@ class PrivateTrainLoop(EpochBasedTrainLoop):
         """One epoch, or what is left of it after a resume."""
         wrapper = self.runner.optim_wrapper
         assert isinstance(wrapper, DPOptimWrapper)
+        wrapper.forget_batch()
         public_only = self._epoch < self.public_epochs
         wrapper.public_only = self.sampler.public_only = public_only
         public_statistics(self.runner.model, public_only)

@@ -138,6 +138,12 @@ class DPOptimWrapper(SteppingOptimWrapper):
         self._public_sum: list[Tensor] | None = None
         self._public_rows = 0
 
+    def forget_batch(self) -> None:
+        """Drops an unfinished logical batch, which an interruption leaves behind: a record counts once in a sum."""
+        self._reset()
+        self._metrics.take()
+        self.accumulating = False
+
     def attach(self, plan: PrivacyPlan) -> None:
         """Takes sigma and B from the plan. Raises PrivacyError where the wrapper was given others."""
         for name in ('noise_multiplier', 'expected_batch_size', 'max_grad_norm'):

@@ -120,3 +120,16 @@ def test_it_stands_before_anything_random(synthetic):
 def test_a_view_that_hides_nothing_is_refused(settings):
     with pytest.raises(PrivacyError, match='public_view'):
         PublicView(**settings)
+
+
+def test_a_face_is_where_the_data_set_has_its_head(synthetic):
+    """MPII's joint numbers on COCO are an elbow and a wrist: the face would stay visible and the statement say otherwise."""
+    coco = {0: 'nose', 8: 'right_elbow', 9: 'left_wrist'}
+    with pytest.raises(PrivacyError, match=r"\(8, 9\) are right_elbow and left_wrist.*mode='person'"):
+        PublicView('face').check_joints(coco)
+    with pytest.raises(PrivacyError, match='no joint'):
+        PublicView('face', head_keypoints=(12, 13)).check_joints(coco)
+    PublicView('face', head_keypoints=(12, 13)).check_joints({12: 'top_head', 13: 'neck'})
+    PublicView('person').check_joints(coco)
+    with pytest.raises(PrivacyError, match='right_elbow|r_|l_'):
+        views(mpii(synthetic), mode='face', head_keypoints=(10, 11))

@@ -1,0 +1,76 @@
+"""Which rows make up a record, and whose word counts in it."""
+
+import json
+
+import pytest
+from helpers import mpii
+from mmengine.dataset import BaseDataset
+
+from mmpose_dp.datasets import PublicPrivateDataset
+from mmpose_dp.datasets.records import annotated, group_rows, personal_epsilons
+from mmpose_dp.privacy import PrivacyError
+
+
+class Listed(BaseDataset):
+    """Rows in COCO's annotation format; some data sets make rows of their own numbers of it."""
+
+    def __init__(self, folder, rows, annotations):
+        self.ann_file, self.rows = str(folder / 'annotations.json'), rows
+        (folder / 'annotations.json').write_text(json.dumps(dict(annotations=annotations)))
+
+    def __len__(self):
+        return len(self.rows)
+
+    def get_data_info(self, index):
+        number, image = self.rows[index]
+        return dict(id=number, img_path=image)
+
+
+class CocoWholeBodyHandDataset(Listed):
+    """As MMPose's: a row for each hand, numbered anew."""
+
+
+def test_of_several_people_the_smallest_budget_counts(tmp_path):
+    """Who names none was promised target_epsilon, also beside one who allows more."""
+    people = [dict(id=7, wish=5.0), dict(id=8), dict(id=9, wish=0.5), dict(id=10)]
+    dataset = Listed(tmp_path, [(7, 'a'), (8, 'a'), (9, 'b'), (10, 'c')], people)
+    named = personal_epsilons(dataset, [[0, 1], [2], [3]], 'wish')
+    assert [set(epsilons) for epsilons in named] == [{5.0, None}, {0.5}, {None}]
+
+
+def test_images_of_one_name_have_no_value_by_name(tmp_path):
+    path = tmp_path / 'subjects.json'
+    path.write_text(json.dumps({'1.jpg': 'anna', '2.jpg': 'ben'}))
+    apart = Listed(tmp_path, [(0, '/x/a/1.jpg'), (1, '/x/a/2.jpg'), (2, '/x/a/1.jpg')], [])
+    assert annotated(apart, str(path), 'subjects') == ['anna', 'ben', 'anna']
+    assert group_rows(apart, 'subject', str(path)) == [[0, 2], [1]]
+    alike = Listed(tmp_path, [(0, '/x/a/1.jpg'), (1, '/x/b/1.jpg')], [])
+    with pytest.raises(
+        PrivacyError, match=r'subjects\.json names images by their file name, which /x/a/1\.jpg shares with'
+    ):
+        annotated(alike, str(path), 'subjects')
+
+
+def test_rows_that_are_numbered_anew_have_no_annotation(tmp_path):
+    people = [dict(id=0, wish=1.0), dict(id=1, wish=2.0), dict(id=2, wish=3.0)]
+    hands = CocoWholeBodyHandDataset(tmp_path, [(0, 'a'), (1, 'a'), (2, 'b')], people)
+    with pytest.raises(PrivacyError, match='does not say which annotation a row comes from: give a JSON file'):
+        annotated(hands, 'wish', 'personal_epsilon')
+    with pytest.raises(PrivacyError, match="a row for each hand.*privacy_unit='image'"):
+        group_rows(hands, 'instance', None)
+    assert group_rows(hands, 'image', None) == [[0, 1], [2]]
+    with pytest.raises(PrivacyError, match='does not say which annotation'):
+        annotated(Listed(tmp_path, [(0, 'a'), (5, 'a')], people), 'wish', 'personal_epsilon')
+
+
+def test_what_a_subject_is_can_be_told(synthetic, tmp_path):
+    path = tmp_path / 'subjects.json'
+    names = [person['image'] for person in json.loads((synthetic / 'annotations/mpii_train.json').read_text())]
+    told = set()
+    for pictures in (2, 3):
+        path.write_text(json.dumps({name: i // pictures for i, name in enumerate(names)}))
+        dataset = PublicPrivateDataset(mpii(synthetic), privacy_unit='subject', subjects=str(path))
+        assert dataset.subjects.startswith('subjects.json (sha256 ')
+        told.add(dataset.subjects)
+    assert len(told) == 2
+    assert PublicPrivateDataset(mpii(synthetic)).subjects is None
