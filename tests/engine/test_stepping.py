@@ -62,7 +62,7 @@ def test_a_resume_keeps_both(synthetic, tmp_path):
 def test_an_interrupted_batch_is_forgotten(synthetic, tmp_path, monkeypatch):
     """Going on in the same process, as in a notebook: a record drawn again would be in one sum twice."""
     runner = Runner.from_cfg(unvalidated(synthetic, tmp_path, train_dataloader__batch_size=1))
-    loop, wrapper, whole = runner.train_loop, runner.optim_wrapper, PrivateTrainLoop._train_on
+    whole = PrivateTrainLoop._train_on
 
     def interrupted(self, wrapper, batch, is_last):
         whole(self, wrapper, batch, is_last)
@@ -72,6 +72,7 @@ def test_an_interrupted_batch_is_forgotten(synthetic, tmp_path, monkeypatch):
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(PrivateTrainLoop, '_train_on', interrupted)
         runner.train()
+    loop, wrapper = runner.train_loop, runner.optim_wrapper
     assert wrapper.accumulating and wrapper._private_sum is not None
     before, found, call = wrapper.ledger.steps, [], runner.call_hook
 

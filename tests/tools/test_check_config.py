@@ -102,7 +102,8 @@ def test_without_the_data_set_the_budget_needs_its_size(check):
         ('optim_wrapper = dict(optim_wrapper, accumulative_counts=4)', 'optim_wrapper.accumulative_counts=4'),
         ('optim_wrapper = dict(optim_wrapper, projector=dict(rank=4))', 'optim_wrapper.projector needs public data'),
         (
-            "train_dataloader['dataset']['public_view'] = dict(mode='blur')",
+            "train_dataloader['dataset']['public_view'] = dict(mode='blur')\n"
+            'optim_wrapper = dict(optim_wrapper, public_weight=1.0)',
             "dataset.public_view={'mode': 'blur'} must be a config",
         ),
         (
