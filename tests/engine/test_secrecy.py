@@ -6,7 +6,7 @@ import struct
 import numpy as np
 import pytest
 import torch
-from mmengine.logging import MessageHub
+from mmengine.runner import Runner
 from runs import config, logged, tiny, train, unvalidated
 
 from mmpose_dp.datasets import PublicPrivateDataset
@@ -112,9 +112,10 @@ def test_private_metrics_on_request_and_said_so(synthetic, tmp_path):
 
 
 def test_losses_of_an_earlier_training_in_the_process_stay_out(synthetic, tmp_path):
-    """mmengine gives a second training of one experiment_name the first one's message hub, and checkpoints hold it."""
-    cfg = unvalidated(synthetic, tmp_path, train_cfg__max_epochs=1)
-    MessageHub.get_instance(cfg.experiment_name).update_scalar('train/loss', 0.123)
-    train(cfg)
+    """Two runners made in the same second under one name share a message hub, and checkpoints hold it."""
+    first, second = (Runner.from_cfg(unvalidated(synthetic, tmp_path, train_cfg__max_epochs=1)) for _ in range(2))
+    second.message_hub = first.message_hub
+    first.message_hub.update_scalar('train/loss', 0.123)
+    second.train()
     kept = torch.load(tmp_path / 'epoch_1.pth', weights_only=False)['message_hub']['log_scalars']
     assert 'train/loss' not in kept and 'train/lr' in kept

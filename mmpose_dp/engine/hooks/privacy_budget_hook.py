@@ -90,7 +90,7 @@ class PrivacyBudgetHook(Hook):
         if runner.val_loop is not None:
             dataset = loop.dataloader.dataset
             refuse_private_validation(dataset.private, dataset.images, runner.val_loop.dataloader.dataset)
-        # of a training with the same experiment_name in this process: its losses would be in this one's checkpoints
+        # a runner of the same name and second shares the hub: its losses would be in this one's checkpoints
         runner.message_hub.log_scalars.clear()
         find_start(runner)
         wrapper.prepare(getattr(runner.model, 'module', runner.model), self.expose_private_metrics)

@@ -31,9 +31,8 @@ def check_settings(plain_settings: dict, **own: Any) -> None:
         'public_weight': (lambda x: is_number(x) and x >= 0, 'a number, 0 or above'),
         'amp_dtype': (lambda x: x in (None, 'bfloat16', 'float16'), "'bfloat16', 'float16' or None"),
         'loss_scale': (
-            lambda x: (
-                x is None or is_number(x) and x >= 1
-            ),  # below, squares of gradients could vanish, and clipping with them
+            # below 1, squares of gradients could vanish, and clipping with them
+            lambda x: x is None or is_number(x) and x >= 1,
             'a fixed number, 1 or above: a dynamic scale would follow the private gradients and tell of them',
         ),
     }
