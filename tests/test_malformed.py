@@ -36,7 +36,7 @@ BAD_SETTINGS = {
     f'{WRAPPER}.schedule': [dict(noise_multiplier=0), dict(sigma=1), 'linear'],
     f'{WRAPPER}.engine': ['fast', 1],
     f'{WRAPPER}.amp_dtype': ['float64', 16],
-    f'{WRAPPER}.loss_scale': ['dynamic', 0, 1e-20],
+    f'{WRAPPER}.loss_scale': ['dynamic', 0, 0.5],
     f'{WRAPPER}.debug_seed': ['secret', -1],
     f'{WRAPPER}.clip_grad': [dict(max_norm=1)],
     f'{WRAPPER}.accumulative_counts': [2],

@@ -75,6 +75,11 @@ class TestRefusals:
                 self.wrapper(model, noise_multiplier=0.0, expected_batch_size=B),
             )
 
+    def test_a_loss_scale_that_could_hide_a_gradient_from_clipping(self, hrnet):
+        """1e-20 of it has squares that are 0 in float32: its norm would be 0, and nothing would be clipped."""
+        with pytest.raises(PrivacyError, match='loss_scale=1e-20 must be a fixed number, 1 or above'):
+            self.wrapper(build(hrnet, private=True), loss_scale=1e-20)
+
     def test_no_sigma(self, hrnet):
         model = build(hrnet, private=True)
         with pytest.raises(PrivacyError, match='PrivacyBudgetHook'):
