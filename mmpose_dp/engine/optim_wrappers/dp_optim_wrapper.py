@@ -128,21 +128,17 @@ class DPOptimWrapper(SteppingOptimWrapper):
         self.plan: PrivacyPlan | None = None
         self.params = [p for group in optimizer.param_groups for p in group['params'] if p.requires_grad]
         self._model: nn.Module | None = None
-        self.accumulating = False  # set by PrivateTrainLoop: more micro-batches of this logical batch follow
         self._metrics = StepMetrics()
         self.released: dict[str, float] = {}  # what may be logged of the last step
-        self._reset()
+        self.forget_batch()
 
-    def _reset(self) -> None:
+    def forget_batch(self) -> None:
+        """Drops the logical batch, also an unfinished one that an interruption left: a record counts once in a sum."""
         self._private_sum: list[Tensor] | None = None  # tensors by parameter, or [coordinates]
         self._public_sum: list[Tensor] | None = None
         self._public_rows = 0
-
-    def forget_batch(self) -> None:
-        """Drops an unfinished logical batch, which an interruption leaves behind: a record counts once in a sum."""
-        self._reset()
         self._metrics.take()
-        self.accumulating = False
+        self.accumulating = False  # set by PrivateTrainLoop: more micro-batches of this logical batch follow
 
     def attach(self, plan: PrivacyPlan) -> None:
         """Takes sigma and B from the plan. Raises PrivacyError where the wrapper was given others."""
@@ -304,7 +300,7 @@ class DPOptimWrapper(SteppingOptimWrapper):
         self.released = self._metrics.take()
         if self.adaptive_norm is not None:
             self.released['max_grad_norm'] = self.adaptive_norm.max_grad_norm
-        self._reset()
+        self.forget_batch()
 
     def _private_gradient(self, sigma: float | None, max_grad_norm: float) -> list[Tensor]:
         """(sum of clipped gradients + noise) / B, one float32 tensor a parameter."""
