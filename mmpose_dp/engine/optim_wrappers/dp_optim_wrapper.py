@@ -145,9 +145,7 @@ class DPOptimWrapper(SteppingOptimWrapper):
         for name in ('noise_multiplier', 'expected_batch_size', 'max_grad_norm'):
             own, planned = getattr(self, name), getattr(plan, name)
             if own is not None and own != planned:
-                raise PrivacyError(
-                    f'optim_wrapper.{name}={own} contradicts the plan ({planned}): leave one of them out'
-                )
+                raise PrivacyError(f'optim_wrapper.{name}={own} contradicts the plan ({planned}): leave it out')
             setattr(self, name, planned)
         self.plan = plan
 
