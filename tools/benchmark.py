@@ -28,7 +28,7 @@ from statistics import fmean, median
 import opacus
 import torch
 from benchmark_page import cell, short_name, write_page
-from benchmark_worker import BASIS, METHODS, PLAIN, PROJECTED, batches_of, serve, turns_of
+from benchmark_worker import BASIS, METHODS, PLAIN, PROJECTED, serve, turns_of
 
 REPO = Path(__file__).resolve().parent.parent
 CONFIGS = tuple(
@@ -132,20 +132,18 @@ def measure_together(job: dict) -> dict:
     largest has had one step.
     """
     result = dict(job, torch=torch.__version__, opacus=opacus.__version__, steps=1)
-    batches = batches_of(job)
+    batches = job['expected_batch_size']
+    turns = [turns_of(job['method'], batch) for batch in batches]
     plain, method = Worker(dict(job, expected_batch_size=job['rows']), PLAIN), Worker(job, job['method'])
     try:
-        rounds = [
-            [plain.ask('time'), *(method.ask('time') for _ in batches)]
-            for _ in range(turns_of(job['method'], max(batches)))
-        ]
+        rounds = [[plain.ask('time'), *(method.ask('time') for _ in batches)] for _ in range(max(turns))]
     except RuntimeError as error:
         return dict(result, failed=str(error))
     finally:
         plain.close()
         method.close()
     beside, *taken = (fmean(times) for times in zip(*rounds))
-    seconds = [time * turns_of(job['method'], batch) / batch for time, batch in zip(taken, batches)]
+    seconds = [time * n / batch for time, n, batch in zip(taken, turns, batches)]
     plain_seconds = beside / job['rows']
     return dict(result, plain_seconds=plain_seconds, seconds=seconds, time=[t / plain_seconds for t in seconds])
 

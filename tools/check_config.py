@@ -67,17 +67,17 @@ def private_model(cfg: Config) -> tuple[nn.Module, DPOptimWrapper]:
         settings['constructor'] = 'DPOptimWrapperConstructor'
     _without_downloads(cfg.model)
     model = MODELS.build(cfg.model).train()
-    report_method(cfg, model)
-    wrapper = build_optim_wrapper(model, Config(dict(settings, projector=None, amp_dtype=None))._cfg_dict)
+    wrapper = build_optim_wrapper(model, Config(dict(settings))._cfg_dict)
     assert isinstance(wrapper, DPOptimWrapper)
+    report_method(cfg, wrapper)
+    wrapper.amp_dtype = None  # gradients are compared in float64
     return model, wrapper
 
 
-def report_method(cfg: Config, model: nn.Module) -> None:
+def report_method(cfg: Config, wrapper: DPOptimWrapper) -> None:
     """Prints what a private config's method is called. Raises PrivacyError for parts that do not go together."""
     data, settings = cfg.train_dataloader.dataset, cfg.get('optim_wrapper') or {}
     if data.type == 'PublicPrivateDataset' and settings.get('type') == 'DPOptimWrapper':
-        wrapper = build_optim_wrapper(copy.deepcopy(model), settings)
         halves = (data.get(half) is not None for half in ('public_view', 'public'))
         print(f'Method: {METHODS[method_of(*halves, wrapper, cfg.train_cfg.get("public_epochs", 0))]}')
 

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from mmengine.dataset import BaseDataset
 from mmpose.datasets.dataset_wrappers import CombinedDataset
+from mmpose.datasets.transforms import GetBBoxCenterScale
 from mmpose.datasets.transforms.mix_img_transforms import MixImageTransform
 from mmpose.registry import DATASETS, TRANSFORMS
 from torch.utils.data import Dataset
@@ -23,7 +24,7 @@ from torch.utils.data import Dataset
 from mmpose_dp.privacy import PrivacyError, RandomSource
 
 from .overlap import refuse_shared_data
-from .records import digest, group_rows, image_paths, personal_epsilons, source_in_words
+from .records import file_in_words, group_rows, image_paths, personal_epsilons, source_in_words
 from .transforms import PublicView
 
 # they put several records into one row; MMPose's own are found by their base class
@@ -219,10 +220,8 @@ class PublicPrivateDataset(Dataset):
         """What the public view keeps, for the statement."""
         if self.views is None:
             return None
-        steps = self.views.pipeline.transforms
-        padding = next(
-            (s.padding for s in steps if hasattr(s, 'padding')), _PADDING
-        )  # of GetBBoxCenterScale: sizes follow it
+        # the sizes of the view follow the padded box; _with_view saw to it that there is one
+        padding = next(s.padding for s in self.views.pipeline.transforms if isinstance(s, GetBBoxCenterScale))
         return self.public_view.description + (f', boxes padded by {padding:g}' if padding != _PADDING else '')
 
     @property
@@ -230,8 +229,7 @@ class PublicPrivateDataset(Dataset):
         """What data is public beside the views, for the statement."""
         if self.public is None:
             return None
-        path = self.public.ann_file
-        return f'{type(self.public).__name__} {osp.basename(path)} (sha256 {digest(path)[:12]})'
+        return f'{type(self.public).__name__} {file_in_words(self.public.ann_file)}'
 
 
 @contextmanager

@@ -15,9 +15,7 @@ from mmpose_dp.privacy.schedule import is_number
 
 UNITS = ('instance', 'image', 'subject')
 _KEY = 'train_dataloader.dataset'
-_ROW_A_HAND = (
-    'CocoWholeBodyHandDataset',
-)  # of MMPose's data sets the only one that makes several rows of an annotation
+_ROW_A_HAND = 'CocoWholeBodyHandDataset'  # MMPose's only data set that makes several rows of an annotation
 
 
 def group_rows(dataset: BaseDataset, unit: str, subjects: str | None) -> list[list[int]]:
@@ -35,12 +33,12 @@ def group_rows(dataset: BaseDataset, unit: str, subjects: str | None) -> list[li
             f"{_KEY}: privacy_unit='subject' and subjects=<annotation field or mapping file> go together; "
             f'here they are {unit!r} and {subjects!r}'
         )
-    if unit == 'instance' and _has_row_a_hand(dataset):
-        raise PrivacyError(
-            f"{_KEY}: {type(dataset).__name__} has a row for each hand, and a person has two: write privacy_unit='image' or "
-            "'subject'"
-        )
     if unit == 'instance':
+        if _has_row_a_hand(dataset):
+            raise PrivacyError(
+                f"{_KEY}: {type(dataset).__name__} has a row for each hand, and a person has two: write privacy_unit='image' "
+                "or 'subject'"
+            )
         return [[row] for row in range(len(dataset))]
     if subjects is None:
         owners: list[Any] = image_paths(dataset)
@@ -76,9 +74,7 @@ def personal_epsilons(
 
 def source_in_words(source: str) -> str:
     """What names the subjects, for the ledger and the statement: an annotation field, or a file and what is in it."""
-    return (
-        f'{osp.basename(source)} (sha256 {digest(source)[:12]})' if _is_file(source) else f'annotation field {source}'
-    )
+    return file_in_words(source) if _is_file(source) else f'annotation field {source}'
 
 
 def annotated(dataset: BaseDataset, source: str, key: str) -> list[Any]:
@@ -93,11 +89,12 @@ def annotated(dataset: BaseDataset, source: str, key: str) -> list[Any]:
         raise PrivacyError(
             f'{_KEY}.{key}={source!r} must be the name of an annotation field or the path of a JSON file'
         )
+    infos = [dataset.get_data_info(row) for row in range(len(dataset))]
     if _is_file(source):
         mapping = _read(source, key)
         if not isinstance(mapping, dict):
             raise PrivacyError(f'{_KEY}.{key}: {source} must hold {{image file name: value}}')
-        paths = [dataset.get_data_info(row)['img_path'] for row in range(len(dataset))]  # by the names annotations have
+        paths = [info['img_path'] for info in infos]  # by the names annotations have, whatever they link to
         by_name = {osp.basename(path): path for path in paths}
         doubled = next((path for path in paths if by_name[osp.basename(path)] != path), None)
         if doubled is not None:
@@ -112,7 +109,6 @@ def annotated(dataset: BaseDataset, source: str, key: str) -> list[Any]:
     content = _read(dataset.ann_file, key)
     listed = content if isinstance(content, list) else content['annotations']
     by_id = dict(enumerate(listed)) if isinstance(content, list) else {ann['id']: ann for ann in listed}
-    infos = [dataset.get_data_info(row) for row in range(len(dataset))]
     if _has_row_a_hand(dataset) or any(info['id'] not in by_id for info in infos):  # it numbers its rows anew
         raise PrivacyError(
             f'{_KEY}.{key}={source!r}: {type(dataset).__name__} does not say which annotation a row comes from: give a JSON '
@@ -136,8 +132,13 @@ def digest(path: str) -> str:
         return hashlib.sha256(file.read()).hexdigest()
 
 
+def file_in_words(path: str) -> str:
+    """A file's name and a short digest of what is in it, for the ledger and the statement."""
+    return f'{osp.basename(path)} (sha256 {digest(path)[:12]})'
+
+
 def _has_row_a_hand(dataset: BaseDataset) -> bool:
-    return any(kind.__name__ in _ROW_A_HAND for kind in type(dataset).__mro__)
+    return any(kind.__name__ == _ROW_A_HAND for kind in type(dataset).__mro__)
 
 
 def _is_file(source: str) -> bool:
