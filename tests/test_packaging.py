@@ -28,6 +28,7 @@ ALLOWED = {
     'datasets': {'privacy', 'datasets'},
     'engine': {'privacy', 'models', 'datasets', 'engine'},
 }
+LONG = {'before_run', '__post_init__', 'rows_of'}  # to be split: add no name here
 PRIVACY_STANDS_ON = {'torch', 'opacus', 'numpy', 'scipy', 'dp_accounting', 'mmpose_dp'}
 
 
@@ -96,10 +97,14 @@ def test_the_package_imports_no_tool_and_no_test(path):
 
 # ---- files ---------------------------------------------------------------------------------------
 @pytest.mark.parametrize('path', OWN_FILES, ids=name)
-def test_a_module_says_what_it_is_for_and_fits_on_a_few_pages(path):
-    text = path.read_text()
-    assert ast.get_docstring(ast.parse(text)), 'the module has no docstring'
-    assert text.count('\n') <= 330, 'the module should be split'
+def test_a_module_says_what_it_is_for_in_short_functions(path):
+    tree = ast.parse(path.read_text())
+    assert ast.get_docstring(tree), 'the module has no docstring'
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and node.name not in LONG:
+            own = node.body[1:] if ast.get_docstring(node) else node.body  # a docstring may be as long as it must
+            lines = own[-1].end_lineno - own[0].lineno + 1 if own else 0
+            assert lines <= 50, f'{node.name} has {lines} lines: split it'
 
 
 def test_no_file_names_a_registry_or_a_download_host():
