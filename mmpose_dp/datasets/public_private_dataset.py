@@ -160,6 +160,10 @@ class PublicPrivateDataset(Dataset):
         """Indices that make up a private record."""
         return self._records[record]
 
+    def record_of(self, row: int) -> int:
+        """The private record that an index belongs to."""
+        return self._record_of[row]
+
     @property
     def rows_per_index(self) -> int:
         """Rows that a private index gives."""

@@ -1,7 +1,8 @@
 """The lines on which the guarantee rests. Pure torch, numpy, opacus and dp-accounting: nothing of OpenMMLab.
 
 Read in this order: plan, noise, per_sample (with capture, row_norm, layer_rules, operations, row_gradients, row_mixing,
-loop_engine), clipping, adaptive_norm, subspace, mechanism, accounting, calibration, schedule, ledger, statement.
+loop_engine), replay, fingerprint, clipping, adaptive_norm, subspace, mechanism, accounting, calibration, schedule, ledger,
+statement.
 """
 
 from .accounting import (
@@ -14,11 +15,12 @@ from .adaptive_norm import AdaptiveNorm
 from .calibration import calibrate_noise_multiplier, calibrate_sample_rates, steps_within
 from .clipping import ClippedCoordinates, ClippedParts, ClippedSum, LayerwiseClippedSum, Rows, clip_factors
 from .errors import OneRecordAtATime, PrivacyError
+from .fingerprint import Fingerprint
 from .ledger import LEDGER_NAME, Ledger
 from .loop_engine import LoopEngine
 from .mechanism import check_clipping, collector_for, empty_sum, gradient_of
 from .noise import RandomSource
-from .per_sample import RuleEngine, build_engine
+from .per_sample import Engine, RuleEngine, build_engine
 from .plan import PrivacyPlan
 from .row_gradients import Block, Collector, RowGradients, RowSum
 from .schedule import Budget, Schedule
@@ -37,6 +39,8 @@ __all__ = [
     'Collector',
     'LayerwiseClippedSum',
     'Ledger',
+    'Engine',
+    'Fingerprint',
     'LoopEngine',
     'OneRecordAtATime',
     'PrivacyError',

@@ -41,7 +41,10 @@ class Capture:
         ends: where a backward may stop, below which no gradient is wanted.
         arrive: is given a call and the gradient of its output when a backward reaches it, if not None.
         half: whether mixed precision was seen.
+        paused: records nothing for now.
     """
+
+    paused = False
 
     def __init__(self, names: Mapping[nn.Module, str]) -> None:
         self._names = names
@@ -72,6 +75,8 @@ class Capture:
 
     def _norm(self, module: nn.Module, x: Tensor) -> Tensor:
         """The forward of a BatchNorm while it is captured."""
+        if self.paused:
+            return type(module).forward(module, x)
         if x.dtype != module.weight.dtype:  # mixed precision: its rule works in float32
             return self._record(module, (x,), type(module).forward(module, x))
         call = Call(module)
@@ -81,6 +86,8 @@ class Capture:
         return output
 
     def _record(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+        if self.paused:
+            return output
         if output._is_view():  # (InstanceNorm's) its place in the graph would change with an in-place change
             output = output.clone()
         self.half |= output.dtype in (torch.bfloat16, torch.float16)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from .row_gradients import Collector, StackBlock
-from .row_mixing import MixedRows, gradients_at_inputs, one_by_one
+from .row_mixing import Inputs, MixedRows, gradients_at_inputs, one_by_one
 
 
 class LoopEngine:
@@ -30,7 +30,8 @@ class LoopEngine:
         self._names = {module: name for name, module in model.named_modules() if not [*module.children()]}
         self._edges: list[tuple[str, GradientEdge]] = []
         self._model = model
-        self._inputs: list[Tensor] = []
+        self._inputs = Inputs()
+        self._paused = False
         self._unmixed = False
 
     def __str__(self) -> str:
@@ -52,8 +53,17 @@ class LoopEngine:
             for handle in handles:
                 handle.remove()
 
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """See RuleEngine.paused."""
+        self._paused = self._inputs.paused = True
+        try:
+            yield
+        finally:
+            self._paused = self._inputs.paused = False
+
     def _record(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        if isinstance(output, Tensor) and output.requires_grad:
+        if not self._paused and isinstance(output, Tensor) and output.requires_grad:
             self._edges.append((self._names[module], get_gradient_edge(output)))
 
     def backward(self, losses: Sequence[Tensor], *collectors: Collector) -> None:
@@ -71,7 +81,7 @@ class LoopEngine:
                     mixing.look(row, 'the images', grad)
             self._unmixed = mixing.refuse()
         self._edges.clear()
-        self._inputs = []
+        self._inputs = Inputs()
         for i, stack in enumerate(one_by_one(losses, self.params)):
             for collector in collectors:
                 collector.add(StackBlock([i], stack))

@@ -21,7 +21,7 @@ from .layer_rules import Rule, rule_for
 from .loop_engine import LoopEngine
 from .operations import OperationBlock, OperationRecorder, Use
 from .row_gradients import Block, Collector, LayerBlock, RowSum, StackBlock
-from .row_mixing import MixedRows, gradients_at_inputs, one_by_one
+from .row_mixing import Inputs, MixedRows, gradients_at_inputs, one_by_one
 
 
 class _Layer(NamedTuple):
@@ -80,7 +80,7 @@ class RuleEngine:
         ]
         self._capture = Capture({module: layer.name for module, layer in self._layers.items()})
         self._model = model
-        self._inputs: list[Tensor] = []
+        self._inputs = Inputs()
         self._unmixed = False  # seen on a batch of several rows, all finite
         self._checked: set[bool] = set()  # the sum, for one row, for several
 
@@ -123,6 +123,18 @@ class RuleEngine:
         asked = gradients_at_inputs(self._model, not self._unmixed)
         with asked as self._inputs, self._capture.entered(), self._recorder if self._recorder.params else nullcontext():
             yield
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Records nothing inside, for a forward of its own within a captured one."""
+        switches = (self._capture, self._recorder, self._inputs)
+        for switch in switches:
+            switch.paused = True
+        try:
+            yield
+        finally:
+            for switch in switches:
+                switch.paused = False
 
     def _walk(
         self, loss: Tensor, uses: Sequence[Use], arrive: Callable[[Call, Tensor], None], keep_graph: bool
@@ -203,7 +215,7 @@ class RuleEngine:
                 self._checked.add(rows > 1)
         self._capture.clear()
         self._recorder.clear()
-        self._inputs = []
+        self._inputs = Inputs()
 
     def _refuse_mixed_rows(self, losses: Sequence[Tensor], uses: Sequence[Use]) -> bool:
         """Raises PrivacyError if rows mix; whether everything could be looked at."""

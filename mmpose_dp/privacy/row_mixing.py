@@ -62,17 +62,23 @@ class MixedRows:
         return self._complete and self._seen == {*self.to_look_at}
 
 
+class Inputs(list[Tensor]):
+    """The inputs of forwards; nothing is added while ``paused``."""
+
+    paused = False
+
+
 @contextmanager
-def gradients_at_inputs(model: nn.Module, wanted: bool) -> Iterator[list[Tensor]]:
+def gradients_at_inputs(model: nn.Module, wanted: bool) -> Iterator[Inputs]:
     """If ``wanted``, forwards inside get inputs that require a gradient, listed in what this gives: frozen parts mix rows too."""
-    inputs: list[Tensor] = []
+    inputs = Inputs()
     if not wanted:
         yield inputs
         return
 
     def ask(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         def asked(value: Any) -> Any:
-            if not isinstance(value, Tensor) or not value.is_floating_point():
+            if inputs.paused or not isinstance(value, Tensor) or not value.is_floating_point():
                 return value
             inputs.append(value.detach().requires_grad_())
             return inputs[-1].clone()  # a leaf could not be changed in place

@@ -124,14 +124,25 @@ class PrivateTrainLoop(EpochBasedTrainLoop):
             self.runner.call_hook('before_train_iter', batch_idx=index, data_batch=None)
             if self.stop_training:
                 return
+            wrapper.replay.chosen = micro.replayed
+            self._steps_before = wrapper.ledger.run_steps
         wrapper.accumulating = not micro.is_last
         if batch['inputs']:
             self._train_on(wrapper, batch, micro.is_last)
         elif micro.is_last:
             wrapper.finish_step()
         if micro.is_last:
+            self._refuse_uncounted(wrapper)
             self.runner.call_hook('after_train_iter', batch_idx=index, data_batch=None, outputs=wrapper.released)
             self._iter += 1
+
+    def _refuse_uncounted(self, wrapper: DPOptimWrapper) -> None:
+        """Raises PrivacyError unless the logical batch made exactly one step, and a counted one if it was private."""
+        made = wrapper.ledger.run_steps - self._steps_before
+        if wrapper.accumulating or made != (0 if wrapper.public_only or wrapper.plan is None else 1):
+            raise PrivacyError(
+                f'a logical batch made {made} counted steps: train_step must call optim_wrapper.update_params(loss) exactly once'
+            )
 
     def _train_on(self, wrapper: DPOptimWrapper, batch: dict, is_last: bool) -> None:
         """One forward, or one a record where the engine turns out to need that; then nothing of the batch was added yet."""

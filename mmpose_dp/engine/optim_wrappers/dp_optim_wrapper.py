@@ -20,6 +20,7 @@ from mmpose_dp.models import has_batch_statistics
 from mmpose_dp.privacy import (
     AdaptiveNorm,
     Collector,
+    Fingerprint,
     Ledger,
     OneRecordAtATime,
     PrivacyError,
@@ -37,13 +38,13 @@ from mmpose_dp.privacy import (
     gradient_of,
 )
 
+from .replaying import Replay, gradient_alone
 from .settings import (
     check_optimizer,
     check_settings,
     from_settings,
     private_head,
     refuse_batch_statistics,
-    refuse_changed_buffers,
 )
 from .step_metrics import StepMetrics
 from .stepping import SteppingOptimWrapper
@@ -129,6 +130,8 @@ class DPOptimWrapper(SteppingOptimWrapper):
         self.params = [p for group in optimizer.param_groups for p in group['params'] if p.requires_grad]
         self._model: nn.Module | None = None
         self._metrics = StepMetrics()
+        self.replay = Replay(RandomSource(debug_seed))
+        self._stood: Fingerprint | None = None  # the model after the last step, or before the first
         self.released: dict[str, float] = {}  # what may be logged of the last step
         self.forget_batch()
 
@@ -138,6 +141,7 @@ class DPOptimWrapper(SteppingOptimWrapper):
         self._public_sum: list[Tensor] | None = None
         self._public_rows = 0
         self._metrics.take()
+        self.replay.forget()
         self.accumulating = False  # set by PrivateTrainLoop: more micro-batches of this logical batch follow
 
     def attach(self, plan: PrivacyPlan) -> None:
@@ -173,7 +177,7 @@ class DPOptimWrapper(SteppingOptimWrapper):
             if getattr(module, 'with_cp', False):
                 module.with_cp = False
         self.engine = build_engine(self.engine_kind, model, self.params, self._head.called_once_a_row())
-        self._model, self._buffers_checked = model, False
+        self._model, self._stood = model, None
 
     def should_sync(self) -> bool:
         """Never: clipped sums are added over ranks here, gradients are not averaged by DDP."""
@@ -187,15 +191,18 @@ class DPOptimWrapper(SteppingOptimWrapper):
             self.prepare(core)
         if not self.public_only:
             refuse_batch_statistics(self._norms)
-        if not self._buffers_checked:
-            self._buffers = {name: buffer.clone() for name, buffer in core.named_buffers()}
+        if not self.public_only and self._stood is None:
+            self._stood = Fingerprint(core)
         # dropout and the like: from mmengine's seed, one more record would change what the others meet in a known way
         torch.manual_seed(int(self._layers_random.uint64(1)[0]))
         device = next(core.parameters()).device.type
         amp = torch.autocast(device, dtype=self.amp_dtype) if self.amp_dtype else nullcontext()
-        capture = nullcontext() if self.public_only else self.engine.capture()
-        with super().optim_context(model), capture, amp:
-            yield
+        with super().optim_context(model), amp:
+            if self.public_only:
+                yield
+                return
+            with self.engine.capture(), self.replay.armed(core, self._gradient_alone):
+                yield
 
     def public_gradients(self, batch: dict) -> list[Tensor]:
         """Per-sample gradients of a collated batch of public rows: (rows, *shape) float32, one tensor a parameter."""
@@ -209,17 +216,32 @@ class DPOptimWrapper(SteppingOptimWrapper):
         self._backward(losses, rows, gradients)
         return gradients.per_row(torch.arange(len(losses)))
 
+    def _gradient_alone(self, part: dict) -> list[Tensor | None]:
+        """The gradient of one record's scaled loss by plain autograd, without capture."""
+        assert self._model is not None
+
+        def loss() -> Tensor:
+            losses, rows = self._taken()
+            return torch.stack(self._scaled(losses, rows)).sum()
+
+        return gradient_alone(self._model, self.engine, part, loss)
+
     def _taken(self) -> tuple[list[Tensor], Rows]:
         """The losses and rows of the last forward, which the head then forgets."""
-        losses, rows = self._head.record_losses, self._head.rows
-        self._head.record_losses = self._head.rows = None
+        losses = rows = None
+        if self._model is not None:
+            losses, rows = self._head.record_losses, self._head.rows
+            self._head.record_losses = self._head.rows = None
         if losses is None or rows is None:
             raise PrivacyError('update_params was called without a training forward of the private head before it')
         return losses, rows
 
     def _backward(self, losses: list[Tensor], rows: Rows, *collectors: Collector) -> None:
+        self.engine.backward(self._scaled(losses, rows), *collectors)
+
+    def _scaled(self, losses: list[Tensor], rows: Rows) -> list[Tensor]:
         weights = rows.weights or [1.0] * len(losses)
-        self.engine.backward([loss.float() * (self.loss_scale * w) for loss, w in zip(losses, weights)], *collectors)
+        return [loss.float() * (self.loss_scale * w) for loss, w in zip(losses, weights)]
 
     # ---- the step --------------------------------------------------------------------------------------------------
     def update_params(self, loss: Tensor, step_kwargs: dict | None = None, zero_kwargs: dict | None = None) -> None:
@@ -231,10 +253,13 @@ class DPOptimWrapper(SteppingOptimWrapper):
         if self.public_only:
             self._add_public(losses, rows)
         else:
-            if not self._buffers_checked:  # after the first forward, before anything is released
-                refuse_changed_buffers(self._model, self._buffers)
-                self._buffers_checked, self._buffers = True, {}
-            self._add(losses, rows)
+            try:
+                self._add(losses, rows)
+            except OneRecordAtATime:
+                raise
+            except PrivacyError:
+                self._count()  # that a record could end the training is a release too
+                raise
         self._metrics.note(values, rows, self._head.record_accuracies)
         if not self.accumulating:
             self.finish_step(step_kwargs, zero_kwargs)
@@ -253,9 +278,13 @@ class DPOptimWrapper(SteppingOptimWrapper):
             )
         # goes on with the sum so far: a second one would cost the memory of all parameters once more
         public = RowSum(self.params, wanted, self.loss_scale, self._public_sum) if len(wanted) else None
-        self._backward(losses, rows, *(collector for collector in (private, public) if collector is not None))
+        check = self.replay.check_for(rows, self.max_grad_norm * self.loss_scale)
+        self._backward(losses, rows, *(collector for collector in (private, public, check) if collector is not None))
         if self.engine.one_at_a_time and rows.num_records + (len(rows.public) > 0) > 1:
             raise OneRecordAtATime(f'{self.engine}: give model.train_step one record at a time, its rows together')
+        if check is not None:
+            assert self._model is not None
+            self.replay.judge(check, self.amp_dtype or self.params[0].dtype, [*self.engine.ways()], self._model)
         if private is not None:
             self._private_sum = _added(self._private_sum, private.total())
         if public is not None:
@@ -278,9 +307,8 @@ class DPOptimWrapper(SteppingOptimWrapper):
             update, weight = [torch.zeros_like(p, dtype=torch.float32) for p in self.trained], 1.0
         else:
             sigma, max_grad_norm = self._now()
-            # counted before its result can be released: a crash from here on over-counts, never under-counts
-            if self.plan is not None:
-                self.ledger.count(self.plan.event_at(self.ledger.run_steps))
+            self._count()
+            self._refuse_faults()
             update, weight = self._private_gradient(sigma, max_grad_norm), self.public_weight
             noise_std = sigma * max_grad_norm / self.expected_batch_size
         for gradient, public in zip(update, self._public_mean() if weight else []):
@@ -293,12 +321,42 @@ class DPOptimWrapper(SteppingOptimWrapper):
                 self.public_step()
             else:
                 self.private_step(noise_std, step_kwargs or {})
-        self.zero_grad(**(zero_kwargs or {}))
+        self.optimizer.zero_grad(**(zero_kwargs or {}))
+        if self._model is not None and not self.public_only:
+            self._stood = Fingerprint(self._model)
         self._inner_count += 1
         self.released = self._metrics.take()
         if self.adaptive_norm is not None:
             self.released['max_grad_norm'] = self.adaptive_norm.max_grad_norm
         self.forget_batch()
+
+    def _count(self) -> None:
+        """Counts the step before its result can be released: a crash from here on over-counts, never under-counts."""
+        if self.plan is not None:
+            self.ledger.count(self.plan.event_at(self.ledger.run_steps))
+
+    def _refuse_faults(self) -> None:
+        """Raises PrivacyError, on every rank, where the step at hand must not be released. It is counted by now."""
+        fault = self.replay.fault or self.changed_outside()
+        anywhere = torch.tensor(float(bool(fault)), device=self.params[0].device)
+        all_reduce(anywhere)
+        if not float(anywhere):
+            return
+        raise PrivacyError(
+            f'private step {self.ledger.run_steps} is not released, and counted: '
+            f'{fault or "another process found that its records depend on one another, or that the model was changed"}. '
+            'Every record must contribute what it would contribute alone: change or freeze the layer, and leave the model to the '
+            'optimizer'
+        )
+
+    def changed_outside(self) -> str:
+        """What moved a parameter or a buffer since the last private step other than that step, in words; empty if nothing did."""
+        name = '' if self._stood is None or self._model is None else self._stood.changed(self._model)
+        if not name:
+            return ''
+        return (
+            f'{name} was changed by the training forward or by a hook, which would put private batches into checkpoints'
+        )
 
     def _private_gradient(self, sigma: float | None, max_grad_norm: float) -> list[Tensor]:
         """(sum of clipped gradients + noise) / B, one float32 tensor a parameter."""

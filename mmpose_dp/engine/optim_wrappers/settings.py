@@ -3,8 +3,7 @@
 from collections.abc import Iterable
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
 from mmpose_dp.models import FeatureMaskingHead
@@ -83,10 +82,3 @@ def refuse_batch_statistics(norms: Iterable[tuple[str, nn.Module]]) -> None:
                 "running statistics leak as well, or keeps none. Write optim_wrapper.constructor='DPOptimWrapperConstructor', "
                 "which freezes it, or call mmpose_dp.models.freeze_batch_norm(model); one without statistics needs norm='group'"
             )
-
-
-def refuse_changed_buffers(model: nn.Module, before: dict[str, Tensor]) -> None:
-    """Raises PrivacyError where a buffer is not what it was: no private batch may leave a trace."""
-    for name, buffer in model.named_buffers():
-        if not torch.equal(buffer, before[name]):
-            raise PrivacyError(f'the training forward changed the buffer {name}: it would leak the private batch')

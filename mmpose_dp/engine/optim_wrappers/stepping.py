@@ -7,12 +7,17 @@ see a gradient of private rows before it is noised.
 from typing import Any
 
 from mmengine.optim import OptimWrapper
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from mmpose_dp.privacy import AdaptiveNorm
+from mmpose_dp.privacy import AdaptiveNorm, PrivacyError
 
 from ..optimizers import DPAdamBC
+
+_NOT_PRIVATE = (
+    'optim_wrapper.{}() would train without clipping, noise and ledger: let train_step call optim_wrapper.update_params(loss), '
+    'which does all of backward, step and zero_grad'
+)
 
 
 class SteppingOptimWrapper(OptimWrapper):
@@ -54,7 +59,7 @@ class SteppingOptimWrapper(OptimWrapper):
         """A step of ``optimizer`` on gradients with noise of this deviation in each entry."""
         if isinstance(self.optimizer, DPAdamBC):
             self.optimizer.noise_std = noise_std
-        self.step(**step_kwargs)
+        self.optimizer.step(**step_kwargs)
 
     def public_step(self) -> None:
         """A step of ``public_optimizer``, or of ``optimizer`` where there is no other, on gradients without noise."""
@@ -67,6 +72,18 @@ class SteppingOptimWrapper(OptimWrapper):
             group.setdefault('initial_lr', group['lr'])
             group['lr'] = group['initial_lr'] * factor
         self.public_optimizer.step()
+
+    def backward(self, loss: Tensor, **kwargs: Any) -> None:
+        """Refused: see step."""
+        raise PrivacyError(_NOT_PRIVATE.format('backward'))
+
+    def step(self, **kwargs: Any) -> None:
+        """Refused: it would neither clip nor add noise, and the ledger would not know of it."""
+        raise PrivacyError(_NOT_PRIVATE.format('step'))
+
+    def zero_grad(self, **kwargs: Any) -> None:
+        """Refused: see step."""
+        raise PrivacyError(_NOT_PRIVATE.format('zero_grad'))
 
     def state_dict(self) -> dict:
         """As mmengine's, and the public optimizer's and C's under keys of their own."""

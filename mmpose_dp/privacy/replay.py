@@ -1,0 +1,242 @@
+"""One record of a batch is run again alone: its gradient must be the one that it has among the other records.
+
+That the loss of a record depends on that record alone is what per-record sensitivity rests on, and no look at the code of a
+model proves it. So every private step tests it on one record at random. Must not clip, weigh or release anything, and must not
+judge by anything but the two gradients of the record.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from .row_gradients import Block
+
+# How far the two gradients may be apart, relative to the longer one. Rounding moves a few ReLUs over their kinks, so the gaps of
+# honest models are larger than the precision: tests/engine/test_independence.py and docs/guarantee.md have what was measured.
+_LIMITS = {torch.float64: 1e-3, torch.float32: 1e-2, torch.float16: 0.1, torch.bfloat16: 0.3}
+_TF32_LIMIT = 0.1
+# a gradient shorter than this share of C moves the clipped sum by less than the share, whatever its direction
+_SHORT = 1e-3
+
+_GENERATORS = {
+    *('bernoulli', 'bernoulli_', 'binomial', 'cauchy_', 'exponential_', 'geometric_', 'log_normal_', 'multinomial'),
+    *('normal', 'normal_', 'poisson', 'rand', 'rand_like', 'randint', 'randint_like', 'randn', 'randn_like'),
+    *('random', 'random_', 'randperm', 'uniform', 'uniform_'),
+}
+
+
+def tolerance(dtype: torch.dtype, device: torch.device) -> float:
+    """The largest relative gap between the two gradients of a record that rounding explains.
+
+    Args:
+        dtype: of the forward, the lower of the parameters' and mixed precision's.
+        device: where it runs; convolutions on a GPU are in TF32 unless PyTorch is told otherwise.
+    """
+    limit = _LIMITS.get(dtype, _LIMITS[torch.float32])
+    if device.type == 'cuda' and torch.backends.cudnn.allow_tf32:
+        limit = max(limit, _TF32_LIMIT)
+    return limit
+
+
+class RandomTape(TorchDispatchMode):
+    """Gives a record, among others, the random numbers that dropout and drop paths took when it ran alone.
+
+    Attributes:
+        fault: why the numbers could not be handed over; empty if they could.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._tape: list[tuple[Any, Tensor]] = []
+        self._rows: Sequence[int] | None = None  # None: recording
+        self._position = self._total = 0
+        self.fault = ''
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether the record took no random number."""
+        return not self._tape
+
+    def play(self, rows: Sequence[int], total: int) -> 'RandomTape':
+        """From now on the given rows, of ``total``, get what was recorded."""
+        self._rows, self._total, self._position = rows, total, 0
+        return self
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Calls an operation; one that makes random numbers is recorded, or its rows are overwritten."""
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        if torch.Tag.nondeterministic_seeded not in func.tags:
+            return result
+        name = func.overloadpacket.__name__
+        if name == 'native_dropout':
+            self._dropout(func, args, result)
+        elif name in _GENERATORS:
+            self._pass(func, result)
+        elif _is_random(func, args, kwargs):
+            self.fault = f'{name} draws random numbers inside: switch its dropout off'
+        return result
+
+    def _dropout(self, func: Any, args: tuple[Any, ...], result: tuple[Tensor, Tensor]) -> None:
+        values, probability, train = args
+        if train and probability:
+            output, mask = result
+            if self._pass(func, mask):
+                output.copy_(values * mask / (1 - probability))
+
+    def _pass(self, func: Any, numbers: Tensor) -> bool:
+        """Records the numbers, or writes what was recorded over those of the rows; whether it wrote."""
+        if self._rows is None:
+            self._tape.append((func, numbers.clone()))
+            return False
+        if self._position == len(self._tape) or self._tape[self._position][0] is not func:
+            self.fault = self.fault or 'alone, the record met other random layers than among other records'
+            return False
+        alone = self._tape[self._position][1]
+        self._position += 1
+        if not _write_rows(numbers, alone, self._rows, self._total):
+            self.fault = self.fault or f'{func} draws random numbers whose shape does not follow the rows'
+            return False
+        return True
+
+
+def _is_random(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """False for an operation that could drop something, and is told not to."""
+    names = [argument.name for argument in func._schema.arguments]
+    given = {**dict(zip(names, args)), **kwargs}
+    probability = next((given[name] for name in ('dropout_p', 'p', 'dropout') if name in given), None)
+    if probability is None and any('dropout' in name for name in names):
+        return False  # its default is 0
+    return probability is None or float(probability) > 0
+
+
+def _write_rows(numbers: Tensor, alone: Tensor, rows: Sequence[int], total: int) -> bool:
+    """Writes (len(rows) * merged, ...) into the rows of (total * merged, ...), on whichever dimension has the rows."""
+    if numbers.shape == alone.shape:  # the record is all there is, or all rows share the numbers
+        numbers.copy_(alone)
+        return True
+    differ = [d for d in range(numbers.dim()) if alone.dim() == numbers.dim() and numbers.shape[d] != alone.shape[d]]
+    if len(differ) != 1 or numbers.shape[differ[0]] * len(rows) != alone.shape[differ[0]] * total:
+        return False
+    axis = differ[0]
+    merged = alone.shape[axis] // len(rows)
+    for place, row in enumerate(rows):
+        numbers.narrow(axis, row * merged, merged).copy_(alone.narrow(axis, place * merged, merged))
+    return True
+
+
+class ReplayCheck:
+    """Collects how far one record's gradient among others is from the one that it has alone. See Collector.
+
+    Args:
+        alone: the gradient of the record's loss alone, one tensor per parameter or None for zero.
+        rows: the record's rows in the batch.
+        max_grad_norm: C, in units of the losses as they are scaled.
+    """
+
+    def __init__(self, alone: Sequence[Tensor | None], rows: Sequence[int], max_grad_norm: float) -> None:
+        self._alone: dict[int, Tensor] = {i: x for i, x in enumerate(alone) if x is not None}
+        self._rows, self._floor = rows, _SHORT * max_grad_norm
+        self._among = self._lone = self._apart = 0.0  # squares
+        self._gaps: dict[int, float] = {}
+
+    def add(self, block: Block) -> None:
+        """See Collector.add."""
+        for index, grads in zip(block.indices, block.per_row(self._rows)):
+            self._compare(index, grads.sum(0), self._alone.pop(index, None))
+
+    def _compare(self, index: int, among: Tensor, alone: Tensor | None) -> None:
+        gap = among if alone is None else among - alone.float()
+        self._among += _square(among)
+        self._lone += 0.0 if alone is None else _square(alone)
+        self._gaps[index] = _square(gap)
+        self._apart += self._gaps[index]
+
+    def gap(self) -> float:
+        """The distance of the two gradients, relative to the longer one; 0 where neither is finite, infinity where one is not."""
+        for alone in self._alone.values():  # no block had these: the gradient among others is zero
+            self._lone += _square(alone)
+            self._apart += _square(alone)
+        self._alone = {}
+        finite = [torch.isfinite(torch.tensor(x)).item() for x in (self._among, self._lone)]
+        if not all(finite):
+            return float('inf') if any(finite) else 0.0
+        longer = max(self._among, self._lone, self._floor**2)
+        return float((self._apart / longer) ** 0.5)
+
+    def worst(self) -> int | None:
+        """The parameter, by number, in which the two are farthest apart."""
+        return max(self._gaps, key=lambda index: self._gaps[index]) if self._gaps else None
+
+
+def _square(x: Tensor) -> float:
+    return float(torch.linalg.vector_norm(x, dtype=torch.float64 if x.device.type == 'cpu' else None)) ** 2
+
+
+def first_difference(
+    model: nn.Module, alone: Callable[[], object], among: Callable[[], object], rows: Sequence[int], limit: float
+) -> str | None:
+    """The first module whose output for the record is not the same alone and among others, by name; None if none is found.
+
+    Args:
+        model: its modules without children are watched.
+        alone: runs the forward on the record alone.
+        among: runs it on the batch.
+        rows: the record's rows in the batch.
+        limit: the relative difference that counts.
+    """
+    with _watched(model, None) as seen_alone:
+        alone()
+    with _watched(model, (rows, len(rows), seen_alone)) as seen_among:
+        among()
+    for (name, want), (_, got) in zip(seen_alone, seen_among):
+        if want is None or got is None or want.shape != got.shape:
+            continue
+        scale = float(want.double().norm())
+        if not float((got.double() - want.double()).norm()) <= limit * scale + 1e-30:
+            return name
+    return None
+
+
+@contextmanager
+def _watched(model: nn.Module, like: Any) -> Iterator[list[tuple[str, Tensor | None]]]:
+    """The outputs of the modules without children, in the order of their calls; with ``like``, those of the record's rows."""
+    seen: list[tuple[str, Tensor | None]] = []
+
+    def hook(name: str) -> Callable[..., None]:
+        def watch(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+            if not isinstance(output, Tensor) or not output.dim():
+                seen.append((name, None))
+            elif like is None:
+                seen.append((name, output.detach().clone()))
+            else:
+                seen.append((name, _rows_like(output.detach(), *like, len(seen))))
+
+        return watch
+
+    leaves = [(name, module) for name, module in model.named_modules() if not [*module.children()]]
+    handles = [module.register_forward_hook(hook(name)) for name, module in leaves]
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _rows_like(
+    output: Tensor, rows: Sequence[int], count: int, alone: list[tuple[str, Tensor | None]], call: int
+) -> Tensor | None:
+    """The rows of a batch's output that belong to the record, by the shape that the same call had alone."""
+    want = alone[call][1] if call < len(alone) else None
+    if want is None or want.shape[1:] != output.shape[1:] or len(want) % count:
+        return None
+    merged = len(want) // count
+    if any((row + 1) * merged > len(output) for row in rows):
+        return None
+    return torch.cat([output[row * merged : (row + 1) * merged] for row in rows]).clone()
