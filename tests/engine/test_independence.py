@@ -1,0 +1,320 @@
+"""Models whose records depend on one another in ways that no look at the first batch shows: each is stopped before a release.
+
+Every one is right on the first steps, and begins to mix later, as in the middle of a training.
+"""
+
+import pytest
+import torch
+from helpers import CODEC, batch, flat
+from mmengine.config import Config
+from mmpose.models.data_preprocessors import PoseDataPreprocessor
+from mmpose.models.pose_estimators import TopdownPoseEstimator
+from mmpose.registry import MODELS
+from runs import train, unvalidated
+from torch import nn
+from torch.optim import SGD
+
+from mmpose_dp.engine import DPOptimWrapper
+from mmpose_dp.models import freeze_batch_norm
+from mmpose_dp.privacy import PrivacyError, PrivacyPlan
+
+C, N = 0.1, 8
+CFG = Config(dict(codec=CODEC))
+
+
+class Trunk(nn.Module):
+    """A backbone of two convolutions; ``late`` begins to act when ``wake`` was called."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.awake = nn.Conv2d(3, 8, 4, stride=4), nn.Conv2d(8, 8, 3, padding=1), False
+
+    def late(self, h):
+        return h
+
+    def wake(self):
+        self.awake = True
+
+    def forward(self, x):
+        h = torch.relu(self.a(x))
+        return (torch.relu(self.b(self.late(h) if self.awake else h)),)
+
+
+class GatedNorm(Trunk):
+    """Batch statistics behind a gate that is 0 at the start and that a schedule opens."""
+
+    def __init__(self):
+        super().__init__()
+        self.awake, self.gate = True, nn.Parameter(torch.zeros(8, 1, 1), requires_grad=False)
+
+    def late(self, h):
+        return h + self.gate * (h - h.mean(0)) / (h.std(0, unbiased=False) + 1e-3)
+
+    def wake(self):
+        self.gate.data.fill_(1.0)
+
+
+class GradientNorm(Trunk):
+    """A tensor hook that normalises gradients over the batch."""
+
+    def late(self, h):
+        if h.requires_grad:
+            h.register_hook(lambda g: g / (g.norm() + 1e-12))
+        return h
+
+
+class Maximum(Trunk):
+    """A maximum over the batch under detach."""
+
+    def late(self, h):
+        return h / h.detach().abs().amax() * 3
+
+
+class Memory(Trunk):
+    """Remembers the last batch in an attribute."""
+
+    seen = 0.0
+
+    def late(self, h):
+        out = h - self.seen
+        self.seen = h.detach().mean(0)
+        return out
+
+
+class Routed(Trunk):
+    """The loudest places of the batch, whosever they are, go through an expert."""
+
+    def __init__(self):
+        super().__init__()
+        self.expert = nn.Linear(8, 8)
+
+    def late(self, h):
+        places = h.flatten(2).transpose(1, 2).reshape(-1, 8)
+        chosen = places.sum(1).topk(len(places) // 2).indices
+        routed = torch.zeros_like(places).index_copy(0, chosen, torch.relu(self.expert(places[chosen])))
+        return h + routed.view(len(h), -1, 8).transpose(1, 2).reshape(h.shape)
+
+
+class Standardised(PoseDataPreprocessor):
+    """Statistics of the batch before the model begins."""
+
+    awake = False
+
+    def forward(self, data, training=False):
+        data = super().forward(data, training)
+        if self.awake:
+            data['inputs'] = data['inputs'] + 50 * data['inputs'].mean()
+        return data
+
+
+class Observed(Trunk):
+    """A buffer that the second forward writes first (an observer that begins after its warm-up)."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer('seen', torch.zeros(()))
+
+    def late(self, h):
+        self.seen.copy_(h.detach().mean())
+        return h
+
+
+class Written(Trunk):
+    """A frozen weight that the forward writes, past autograd's version counter."""
+
+    def __init__(self):
+        super().__init__()
+        self.frozen = nn.Parameter(torch.zeros(1), requires_grad=False)
+
+    def late(self, h):
+        self.frozen.data = h.detach().mean().view(1)
+        return h
+
+
+class Dropping(Trunk):
+    """Dropout and drop paths: honest, and random."""
+
+    def __init__(self):
+        super().__init__()
+        self.awake, self.drop = True, nn.Dropout(0.5)
+
+    def late(self, h):
+        keep = torch.rand(len(h), 1, 1, 1).add_(0.7).floor_()
+        places = self.drop(h.flatten(2).transpose(1, 2))
+        return h * keep + places.transpose(1, 2).reshape(h.shape) * h.new_empty(h.shape).bernoulli_(0.9)
+
+
+TRUNKS = (Trunk, GatedNorm, GradientNorm, Maximum, Memory, Routed, Observed, Written, Dropping)
+for _cls in (*TRUNKS, Standardised):
+    MODELS.register_module(module=_cls, name=f'Independence{_cls.__name__}', force=True)
+
+
+def made(trunk='Trunk', preprocessor='PoseDataPreprocessor', **settings):
+    """A model with the trunk, a wrapper with a plan, and the ledger's count."""
+    torch.manual_seed(0)
+    head = dict(type='PrivateHeatmapHead', in_channels=8, out_channels=16, deconv_out_channels=None)
+    head['loss'] = dict(type='KeypointMSELoss', use_target_weight=True, loss_weight=1e3)
+    model = MODELS.build(
+        dict(
+            type='TopdownPoseEstimator',
+            data_preprocessor=dict(type=preprocessor, mean=[127.0] * 3, std=[60.0] * 3),
+            backbone=dict(type=f'Independence{trunk}'),
+            head=head,
+        )
+    )
+    freeze_batch_norm(model)
+    model.train()
+    plan = PrivacyPlan(
+        method='dpsgd',
+        privacy_unit='instance',
+        num_records=100,
+        expected_batch_size=N,
+        steps=10,
+        max_grad_norm=C,
+        noise_multiplier=1.0,
+        target_delta=1e-3,
+    )
+    params = [p for p in model.parameters() if p.requires_grad]
+    wrapper = DPOptimWrapper(SGD(params, lr=1e-3), max_grad_norm=C, noise_multiplier=1.0, **settings)
+    wrapper.prepare(model)
+    wrapper.attach(plan)
+    return model, wrapper
+
+
+def step(model, wrapper, seed=0, count=N):
+    model.train_step(batch(CFG, list(range(count)), seed=seed, dtype=torch.float32), wrapper)
+
+
+def refused_step(model, wrapper, match, seed=5):
+    """The step counts, and what is trained stays as it was."""
+    before, counted = flat(wrapper.params).clone(), wrapper.ledger.steps
+    with pytest.raises(PrivacyError, match=match):
+        step(model, wrapper, seed)
+    assert wrapper.ledger.steps == counted + 1
+    assert torch.equal(flat(wrapper.params), before)
+
+
+MIXING = {
+    'GatedNorm': 'from backbone.b on',
+    'GradientNorm': 'from the backward at backbone.a.weight on',
+    'Maximum': 'from backbone.b on',
+    'Memory': 'from backbone.b on',
+    'Routed': 'from backbone.(expert|b) on|leading entries',
+}
+
+
+@pytest.mark.parametrize('trunk', MIXING)
+def test_mixing_that_begins_late_stops_before_a_release(trunk):
+    model, wrapper = made(trunk)
+    for seed in range(3):
+        step(model, wrapper, seed)
+    model.backbone.wake()
+    wrapper._stood = None  # the gate is opened by hand here, by the optimizer in a training
+    if trunk == 'Memory':  # the record alone is the first thing that it remembers
+        wrapper.replay.chosen = 0
+    refused_step(model, wrapper, MIXING[trunk])
+
+
+def test_statistics_of_the_batch_in_the_preprocessor():
+    model, wrapper = made(preprocessor='IndependenceStandardised')
+    step(model, wrapper)
+    model.data_preprocessor.awake = True
+    refused_step(model, wrapper, 'from the data_preprocessor on')
+
+
+@pytest.mark.parametrize(('trunk', 'name'), [('Observed', 'backbone.seen'), ('Written', 'backbone.frozen')])
+def test_what_only_the_second_forward_writes(trunk, name):
+    model, wrapper = made(trunk)
+    step(model, wrapper)
+    model.backbone.wake()
+    refused_step(model, wrapper, f'{name} was changed by the training forward')
+
+
+def test_what_a_hook_writes_between_two_steps():
+    model, wrapper = made('Observed')
+    step(model, wrapper)
+    model.backbone.seen.fill_(3.0)
+    assert wrapper.changed_outside().startswith('backbone.seen')
+    refused_step(model, wrapper, 'backbone.seen was changed')
+
+
+@pytest.mark.parametrize('engine', ['auto', 'loop'])
+@pytest.mark.parametrize('amp', [None, 'bfloat16'])
+def test_random_layers_do_not_blur_the_comparison(engine, amp):
+    model, wrapper = made('Dropping', engine=engine, amp_dtype=amp)
+    for seed in range(6):
+        if engine == 'loop':
+            wrapper.accumulating = True
+            step(model, wrapper, seed, 1)
+            wrapper.accumulating = False
+            step(model, wrapper, seed, 1)
+        else:
+            step(model, wrapper, seed)
+        assert not wrapper.replay.fault
+    assert wrapper.ledger.steps == 6
+
+
+def test_records_of_several_rows_are_replayed_together():
+    model, wrapper = made('Dropping')
+    keys = [3, 1, 3, 2, 1, 3]
+    for seed in range(4):
+        model.train_step(batch(CFG, keys, seed=seed, dtype=torch.float32), wrapper)
+    assert wrapper.ledger.steps == 4
+
+
+def test_a_record_that_is_not_finite_is_no_mismatch():
+    model, wrapper = made()
+    for chosen in (0, 1):
+        data = batch(CFG, [0, 1, 2], dtype=torch.float32)
+        data['data_samples'][1].gt_fields.heatmaps[:] = torch.nan
+        wrapper.replay.chosen = chosen
+        model.train_step(data, wrapper)
+    assert wrapper.ledger.steps == 2
+
+
+@pytest.mark.parametrize('name', ['backward', 'step', 'zero_grad'])
+def test_the_parts_of_a_plain_step_are_refused(name):
+    model, wrapper = made()
+    with pytest.raises(PrivacyError, match=rf'{name}\(\) would train without clipping'):
+        getattr(wrapper, name)(*([torch.tensor(1.0)] if name == 'backward' else []))
+
+
+def test_update_params_without_a_forward():
+    bare = DPOptimWrapper(SGD(nn.Linear(1, 1).parameters(), 0.1), max_grad_norm=1.0)
+    for wrapper in (bare, made()[1]):
+        with pytest.raises(PrivacyError, match='without a training forward'):
+            wrapper.update_params(torch.tensor(1.0))
+
+
+def test_a_train_step_that_preprocesses_elsewhere():
+    model, wrapper = made()
+    data = model.data_preprocessor(batch(CFG, [0, 1], dtype=torch.float32), True)
+    with pytest.raises(PrivacyError, match='did not call self.data_preprocessor'):
+        with wrapper.optim_context(model):
+            losses = model(**data, mode='loss')
+        wrapper.update_params(model.parse_losses(losses)[0])
+
+
+class Bypassing(TopdownPoseEstimator):
+    """A train_step of its own that never ends a step, or ends two."""
+
+    calls = 0
+
+    def train_step(self, data, optim_wrapper):
+        with optim_wrapper.optim_context(self):
+            losses = self._run_forward(self.data_preprocessor(data, True), mode='loss')
+        loss, log = self.parse_losses(losses)
+        if self.calls:
+            optim_wrapper.update_params(loss)
+            optim_wrapper.finish_step()
+        return log
+
+
+@pytest.mark.parametrize('calls', [0, 2])
+def test_a_logical_batch_makes_one_counted_step(synthetic, tmp_path, calls, monkeypatch):
+    MODELS.register_module(module=Bypassing, name='IndependenceBypassing', force=True)
+    monkeypatch.setattr(Bypassing, 'calls', calls)
+    cfg = unvalidated(synthetic, tmp_path, 'dpsgd', train_cfg__max_epochs=1, train_dataloader__batch_size=64)
+    cfg.model.type = 'IndependenceBypassing'
+    with pytest.raises(PrivacyError, match=f'made {calls} counted steps'):
+        train(cfg)
