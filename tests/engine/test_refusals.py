@@ -59,7 +59,7 @@ class TestRefusals:
         model = build(hrnet, private=True)
         model.register_buffer('seen', torch.zeros(1))
         model.backbone.register_forward_pre_hook(lambda *_: model.seen.add_(1) and None)
-        with pytest.raises(PrivacyError, match='changed the buffer seen'):
+        with pytest.raises(PrivacyError, match='seen was changed by the training forward'):
             model.train_step(
                 batch(hrnet, PRIVATE),
                 self.wrapper(model, noise_multiplier=0.0, expected_batch_size=B),

@@ -24,7 +24,8 @@ class MicroBatch(NamedTuple):
     Attributes:
         rows: how many there are.
         is_last: whether they end their logical batch.
-        replayed: the private record of the logical batch, chosen at random, that is to be replayed alone; None without any.
+        replayed: a row of the private record, chosen at random in the logical batch, that is to be replayed alone; None without
+            any.
     """
 
     rows: int
@@ -99,11 +100,11 @@ class PoissonBatchSampler:
                 f'{dataset.num_public} public records of train_dataloader.dataset'
             )
         self.random = RandomSource(debug_seed)
+        self._replay = RandomSource(debug_seed)
         self.sample_rate = Fraction(expected_batch_size, self.num_records)
         self._max_rows = max_rows_per_record
         self._shard = range(rank, self.num_records, world)
         self._rows_of, self._rows_per_index = dataset.rows_of, dataset.rows_per_index
-        self._record_of = dataset.record_of
         # records that are drawn with one rate, and the rate
         self._groups = {self.sample_rate: list(self._shard)}
         self._public = dataset.public_rows
@@ -163,17 +164,12 @@ class PoissonBatchSampler:
             limits = (private_limit, self.micro_batch_size)
             batches = [rows for half, limit in zip(halves, limits) for rows in _pack(half, limit)]
             batches = batches or [[]]  # an empty draw: the step still happens
-            replayed = self._one_of(halves[0])
+            one = self._replay.choice(len(halves[0]), 1) if halves[0] else ()
+            replayed = next((halves[0][i][0] for i in one), None)
             for i, rows in enumerate(batches):
                 self.pending.append(MicroBatch(len(rows), i + 1 == len(batches), replayed))
                 yield rows
         self.steps_done = 0
-
-    def _one_of(self, records: list[list[int]]) -> int | None:
-        """The number of a private record at random, from a list of records' rows."""
-        if not records:
-            return None
-        return self._record_of(records[int(self.random.choice(len(records), 1)[0])][0])
 
 
 def _pack(records: list[list[int]], limit: int) -> list[list[int]]:

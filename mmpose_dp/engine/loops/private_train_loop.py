@@ -124,7 +124,8 @@ class PrivateTrainLoop(EpochBasedTrainLoop):
             self.runner.call_hook('before_train_iter', batch_idx=index, data_batch=None)
             if self.stop_training:
                 return
-            wrapper.replay.chosen = micro.replayed
+            row = micro.replayed
+            wrapper.replay.chosen = None if row is None else self.dataloader.dataset.record_of(row)
             self._steps_before = wrapper.ledger.run_steps
         wrapper.accumulating = not micro.is_last
         if batch['inputs']:
