@@ -60,7 +60,8 @@ def _bias(module: nn.Module, b: Tensor) -> dict[str, Tensor]:
 
 
 def _channel_affine(normed: Tensor, b: Tensor) -> dict[str, Tensor]:
-    return {'weight': torch.linalg.vecdot(normed.flatten(2), b.flatten(2)), 'bias': b.flatten(2).sum(2)}
+    normed, b = (x.reshape(*x.shape[:2], -1) if x.numel() else x.new_zeros(*x.shape[:2], 0) for x in (normed, b))
+    return {'weight': torch.linalg.vecdot(normed, b), 'bias': b.sum(2)}
 
 
 def batch_norm_backward(
@@ -129,9 +130,10 @@ def _runs_forward_of(module: nn.Module, base: type[nn.Module]) -> bool:
 def rule_for(module: nn.Module) -> Rule | None:
     """The rule that serves ``module``, or None.
 
-    None for a parametrized weight, padding by reflection or by name, batch statistics, and any forward not known here.
+    None for a weight made from other parameters, padding by reflection or by name, batch statistics, and any forward not
+    known here.
     """
-    if hasattr(module, 'parametrizations'):
+    if not isinstance(module._parameters.get('weight'), nn.Parameter):
         return None
     for base, rule in _RULES:
         if isinstance(module, base) and _runs_forward_of(module, base):

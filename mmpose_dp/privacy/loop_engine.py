@@ -59,16 +59,16 @@ class LoopEngine:
     def backward(self, losses: Sequence[Tensor], *collectors: Collector) -> None:
         """See RuleEngine.backward. Raises PrivacyError if rows mix."""
         if not self._unmixed and len(losses) > 1:
-            mixing = MixedRows(losses)
+            mixing = MixedRows(losses, outermost=False)
             edges = self._edges
             ends: list[Any] = [*(edge for _, edge in edges), *self._inputs]
             for row in mixing.to_look_at:
                 found = torch.autograd.grad(losses[row], ends, retain_graph=True, allow_unused=True) if ends else ()
-                for (name, _), grad in reversed([*zip(edges, found)]):
+                for i, ((name, _), grad) in reversed([*enumerate(zip(edges, found))]):
                     if grad is not None and grad.shape[:1] == (len(losses),):  # elsewhere rows may lie in any order
-                        mixing.look(row, name, grad)
-                for grad in found[len(edges) :]:
-                    mixing.look(row, 'the images', grad)
+                        mixing.look(row, name, grad, place=i)
+                for i, grad in enumerate(found[len(edges) :], len(edges)):
+                    mixing.look(row, 'the images', grad, place=i)
             self._unmixed = mixing.refuse()
         self._edges.clear()
         self._inputs = []

@@ -158,6 +158,8 @@ class RuleEngine:
         found on the first batch, before anything is released).
         """
         each, rows, uses = list(losses), len(losses), list(self._recorder.uses)
+        if not rows:
+            return self._forget()
         loss = torch.stack(each).sum()
         if rows > 1 and not self._unmixed:
             self._unmixed = self._refuse_mixed_rows(each, uses)
@@ -201,6 +203,9 @@ class RuleEngine:
         if first:
             if self._refuse_wrong_sum(loss, total.total, 0.05 if self._capture.half else 1e-3):
                 self._checked.add(rows > 1)
+        self._forget()
+
+    def _forget(self) -> None:
         self._capture.clear()
         self._recorder.clear()
         self._inputs = []
