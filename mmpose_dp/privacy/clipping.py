@@ -82,7 +82,7 @@ def votes(norms: Tensor, max_grad_norm: float, vote: float) -> list[Tensor]:
     """
     if not vote:
         return []
-    signs = (2.0 * (norms <= max_grad_norm) - 1) * torch.isfinite(norms)
+    signs = ((norms <= max_grad_norm).float() * 2 - 1) * torch.isfinite(norms)
     return [vote * signs.sum().view(1)]
 
 
