@@ -3,7 +3,7 @@
 Must not let pass a layer at which the loss of one row has a gradient in another.
 """
 
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -62,13 +62,13 @@ class MixedRows:
         for name, read, left in self._places.values():  # the first one is the nearest to where it happens
             if read not in left and left and self._outermost:
                 raise PrivacyError(
-                    f'{name} holds its rows in another dimension or order than this engine reads, which wants rows outermost: '
+                    f'{name or "the model"} holds its rows in another dimension or order than this engine reads, which wants rows outermost: '
                     "write optim_wrapper.engine='loop', which serves any order"
                 )
             if not left:
                 order = "; if its rows only stand in another order, write optim_wrapper.engine='loop'"
                 raise PrivacyError(
-                    f'from {name} on, the loss of one record depends on the rows of another (a norm with batch statistics, a '
+                    f'from {name or "the model"} on, the loss of one record depends on the rows of another (a norm with batch statistics, a '
                     'loss that normalises over the batch). No engine can make that private: put something in its place that '
                     f'treats each record by itself, such as GroupNorm for a norm{order if self._outermost else ""}'
                 )
@@ -88,6 +88,37 @@ def _strays(grad: Tensor, row: int, rows: int, layout: Layout) -> bool:
     axis, outer = layout
     by_row = grad.unflatten(axis, (rows, -1) if outer else (-1, rows)).movedim(axis + (not outer), 0)
     return bool(by_row[:row].any() or by_row[row + 1 :].any())
+
+
+def refuse_counting_layers(model: nn.Module) -> None:
+    """Raises PrivacyError for an embedding that divides by counts over the batch, or rescales its weight by what the batch holds."""
+    for name, module in model.named_modules():
+        if isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
+            for key, plain in (('scale_grad_by_freq', False), ('max_norm', None)):
+                if getattr(module, key) not in (None, False):
+                    raise PrivacyError(
+                        f'{key}={getattr(module, key)} of {name or "the model"} makes one record depend on the others of its '
+                        f'batch: write {key}={plain}'
+                    )
+
+
+@contextmanager
+def steady_weights(trained: Mapping[str, nn.Parameter]) -> Iterator[None]:
+    """Raises PrivacyError if a trained parameter is frozen, or if what is done inside changes one, which would leave a trace."""
+    frozen = [name for name, p in trained.items() if not p.requires_grad]
+    if frozen:
+        raise PrivacyError(
+            f'{len(frozen)} parameters were frozen after the optimizer was built ({", ".join(frozen[:3])}): freeze before, and '
+            'call model.train() before, where a backbone has frozen_stages'
+        )
+    before = {name: p._version for name, p in trained.items()}
+    yield
+    for name, p in trained.items():
+        if p._version != before[name]:
+            raise PrivacyError(
+                f'the training forward changed the parameter {name} in place, which would leak the batch: change parameters by '
+                'the optimizer alone'
+            )
 
 
 @contextmanager
