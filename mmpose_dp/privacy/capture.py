@@ -62,7 +62,8 @@ class Capture:
         """Records every call made inside the context."""
         self.clear()
         norms = {module for module in self._names if can_fold(module)}
-        handles = [module.register_forward_hook(self._record) for module in self._names if module not in norms]
+        others = [module for module in self._names if module not in norms]
+        handles = [module.register_forward_hook(self._record, with_kwargs=True) for module in others]
         for module in norms:
             module.forward = partial(self._norm, module)
         try:
@@ -73,26 +74,28 @@ class Capture:
             for handle in handles:
                 handle.remove()
 
-    def _norm(self, module: nn.Module, x: Tensor) -> Tensor:
+    def _norm(self, module: nn.Module, input: Tensor) -> Tensor:  # torch's name: callers may write input=
         """The forward of a BatchNorm while it is captured."""
         if self.paused:
-            return type(module).forward(module, x)
+            return type(module).forward(module, input)
+        x = input
         if x.dtype != module.weight.dtype:  # mixed precision: its rule works in float32
-            return self._record(module, (x,), type(module).forward(module, x))
+            return self._record(module, (x,), {}, type(module).forward(module, x))
         call = Call(module)
         output = row_batch_norm(module, x, partial(self._arrived, call))
         # only behind it, at a parameter, has the backward passed it
         self._add(call, x, output, next(p for p in module.parameters() if p.requires_grad))
         return output
 
-    def _record(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+    def _record(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
         if self.paused:
             return output
+        x = args[0] if args else kwargs['input']
         if output._is_view():  # (InstanceNorm's) its place in the graph would change with an in-place change
             output = output.clone()
         self.half |= output.dtype in (torch.bfloat16, torch.float16)
-        call = Call(module, args[0].detach(), args[0]._version)
-        self._add(call, args[0], output)
+        call = Call(module, x.detach(), x._version)
+        self._add(call, x, output)
         # the hook is set now: a later in-place change (ReLU, residual add) of the output does not move it
         output.register_hook(partial(self._arrived, call))
         return output

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from .row_gradients import Block, in_line
+from .row_gradients import Block, as_vectors, in_line
 from .subspace import Projector
 
 
@@ -82,7 +82,7 @@ def votes(norms: Tensor, max_grad_norm: float, vote: float) -> list[Tensor]:
     """
     if not vote:
         return []
-    signs = torch.where(norms <= max_grad_norm, 1.0, -1.0) * torch.isfinite(norms)
+    signs = ((norms <= max_grad_norm).float() * 2 - 1) * torch.isfinite(norms)
     return [vote * signs.sum().view(1)]
 
 
@@ -113,7 +113,7 @@ class ClippedSum:
         self._params, self._rows, self._max_grad_norm, self._scale = params, rows, max_grad_norm, scale
         self._automatic, self._vote = automatic, vote
         self._private = in_line(rows.private)
-        self._squares = torch.zeros(rows.num_records, device=params[0].device)
+        self._squares = torch.zeros(rows.num_records, dtype=torch.float32, device=params[0].device)
         self._whole: list[Block] = []
         self._stacks: list[tuple[int, Tensor]] = []  # (parameter, (records, its size))
 
@@ -125,7 +125,7 @@ class ClippedSum:
             self._whole.append(block)
             return
         for index, grads in zip(block.indices, block.per_row(self._private)):
-            stack = self._rows.sum_by_record(grads.flatten(1))
+            stack = self._rows.sum_by_record(as_vectors(grads))
             self._squares += torch.linalg.vecdot(stack, stack)
             self._stacks.append((index, stack))
 
@@ -165,7 +165,7 @@ class LayerwiseClippedSum:
     def add(self, block: Block) -> None:
         """See Collector.add."""
         for index, grads in zip(block.indices, block.per_row(self._private)):
-            stack = self._rows.sum_by_record(grads.flatten(1))
+            stack = self._rows.sum_by_record(as_vectors(grads))
             norms = torch.linalg.vecdot(stack, stack).sqrt() / self._scale
             factors = clip_factors(norms, self._share) / self._scale
             keep = factors > 0  # 0 * NaN is NaN
@@ -197,7 +197,7 @@ class ClippedCoordinates:
         self._rows, self._max_grad_norm, self._projector, self._scale = rows, max_grad_norm, projector, scale
         self._automatic, self._vote = automatic, vote
         self._private = in_line(rows.private)
-        self._coordinates = torch.zeros(rows.num_records, projector.rank, device=projector.basis[0].device)
+        self._coordinates = projector.no_coordinates(rows.num_records)
 
     def add(self, block: Block) -> None:
         """See Collector.add."""
@@ -229,13 +229,13 @@ class ClippedParts:
         self._params, self._rows, self._projector, self._scale = params, rows, projector, scale
         self._inside = max_grad_norm / math.sqrt(1 + projector.outside**2)
         self._private = in_line(rows.private)
-        self._coordinates = torch.zeros(rows.num_records, projector.rank, device=projector.basis[0].device)
+        self._coordinates = projector.no_coordinates(rows.num_records)
         self._stacks: list[tuple[int, Tensor]] = []
 
     def add(self, block: Block) -> None:
         """See Collector.add."""
         for index, grads in zip(block.indices, block.per_row(self._private)):
-            stack = self._rows.sum_by_record(grads.flatten(1)) / self._scale
+            stack = self._rows.sum_by_record(as_vectors(grads)) / self._scale
             self._coordinates += self._projector.coordinates(index, stack)
             self._stacks.append((index, stack))
 

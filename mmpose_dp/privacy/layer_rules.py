@@ -35,6 +35,9 @@ def _factors(module: nn.Module, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     # a transposed convolution is the convolution read backwards: input and output gradient change places
     whole, windowed = (b, a) if isinstance(module, nn.Conv2d) else (a, b)
     patches = _patches(module, windowed)
+    if patches.shape[-1] != whole[0, 0].numel():  # output padding of a stride or more: windows behind the last input
+        sizes = [_windows(module, windowed.shape[2 + i], i) for i in (0, 1)]
+        patches = patches.unflatten(-1, sizes)[..., : whole.shape[2], : whole.shape[3]].flatten(2)
     blocks = len(a) * module.groups
     return whole.reshape(blocks, -1, patches.shape[-1]), patches.reshape(blocks, -1, patches.shape[-1])
 
@@ -44,6 +47,12 @@ def _patches(module: nn.Conv2d | nn.ConvTranspose2d, x: Tensor) -> Tensor:
     if module.kernel_size == (1, 1) and not any(module.padding):
         return x[..., :: module.stride[0], :: module.stride[1]].flatten(2)
     return F.unfold(x, module.kernel_size, module.dilation, module.padding, module.stride)  # type: ignore[arg-type]
+
+
+def _windows(module: nn.Conv2d | nn.ConvTranspose2d, size: int, i: int) -> int:
+    """How many windows there are along spatial dimension ``i``."""
+    padding, kernel = int(module.padding[i]), module.dilation[i] * (module.kernel_size[i] - 1) + 1
+    return (size + 2 * padding - kernel) // module.stride[i] + 1
 
 
 def _outer(module: nn.Module, a: Tensor, b: Tensor) -> dict[str, Tensor]:
@@ -60,7 +69,8 @@ def _bias(module: nn.Module, b: Tensor) -> dict[str, Tensor]:
 
 
 def _channel_affine(normed: Tensor, b: Tensor) -> dict[str, Tensor]:
-    return {'weight': torch.linalg.vecdot(normed.flatten(2), b.flatten(2)), 'bias': b.flatten(2).sum(2)}
+    normed, b = (x.reshape(*x.shape[:2], -1) if x.numel() else x.new_zeros(*x.shape[:2], 0) for x in (normed, b))
+    return {'weight': torch.linalg.vecdot(normed, b), 'bias': b.sum(2)}
 
 
 def batch_norm_backward(
@@ -129,9 +139,10 @@ def _runs_forward_of(module: nn.Module, base: type[nn.Module]) -> bool:
 def rule_for(module: nn.Module) -> Rule | None:
     """The rule that serves ``module``, or None.
 
-    None for a parametrized weight, padding by reflection or by name, batch statistics, and any forward not known here.
+    None for a weight made from other parameters, padding by reflection or by name, batch statistics, and any forward not
+    known here.
     """
-    if hasattr(module, 'parametrizations'):
+    if not isinstance(module._parameters.get('weight'), nn.Parameter):
         return None
     for base, rule in _RULES:
         if isinstance(module, base) and _runs_forward_of(module, base):
@@ -146,9 +157,19 @@ def rule_for(module: nn.Module) -> Rule | None:
     return None
 
 
+def _transposed_size(module: nn.Module, size: int, i: int) -> int:
+    """What a transposed convolution makes of ``size``, without output padding."""
+    assert isinstance(module, nn.ConvTranspose2d)
+    kernel = module.dilation[i] * (module.kernel_size[i] - 1) + 1
+    return (size - 1) * module.stride[i] - 2 * int(module.padding[i]) + kernel
+
+
 def _convolution_backward(module: nn.Conv2d | nn.ConvTranspose2d, a: Tensor, b: Tensor, groups: int) -> Tensor:
     """The weight's gradient, summed over the rows; with ``groups`` times the layer's groups, one a group."""
     shape = (groups * module.weight.shape[0], *module.weight.shape[1:])
+    transposed = isinstance(module, nn.ConvTranspose2d)
+    # not the module's own: a call may ask for an output_size
+    extra = [b.shape[2 + i] - _transposed_size(module, a.shape[2 + i], i) for i in (0, 1)] if transposed else [0, 0]
     return torch.ops.aten.convolution_backward(
         b,
         a,
@@ -157,8 +178,8 @@ def _convolution_backward(module: nn.Conv2d | nn.ConvTranspose2d, a: Tensor, b: 
         module.stride,
         module.padding,
         module.dilation,
-        isinstance(module, nn.ConvTranspose2d),
-        module.output_padding,
+        transposed,
+        extra,
         groups * module.groups,
         [False, True, False],
     )[1]

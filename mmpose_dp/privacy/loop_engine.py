@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from .row_gradients import Collector, StackBlock
-from .row_mixing import Inputs, MixedRows, gradients_at_inputs, one_by_one
+from .row_mixing import Inputs, MixedRows, gradients_at_inputs, one_by_one, refuse_counting_layers, steady_weights
 
 
 class LoopEngine:
@@ -26,7 +26,8 @@ class LoopEngine:
 
     def __init__(self, model: nn.Module, params: Sequence[nn.Parameter]) -> None:
         self.params = list(params)
-        self._param_names = [name for name, p in model.named_parameters() if any(p is q for q in self.params)]
+        refuse_counting_layers(model)
+        self._named = {name: p for name, p in model.named_parameters() if any(p is q for q in self.params)}
         self._names = {module: name for name, module in model.named_modules() if not [*module.children()]}
         self._edges: list[tuple[str, GradientEdge]] = []
         self._model = model
@@ -39,7 +40,7 @@ class LoopEngine:
 
     def ways(self) -> dict[str, str]:
         """See RuleEngine.ways."""
-        return dict.fromkeys(self._param_names, 'loop')
+        return dict.fromkeys(self._named, 'loop')
 
     @contextmanager
     def capture(self) -> Iterator[None]:
@@ -47,7 +48,8 @@ class LoopEngine:
         self._edges.clear()
         handles = [] if self._unmixed else [module.register_forward_hook(self._record) for module in self._names]
         try:
-            with gradients_at_inputs(self._model, not self._unmixed) as self._inputs:
+            asked = gradients_at_inputs(self._model, not self._unmixed)
+            with asked as self._inputs, steady_weights(self._named):
                 yield
         finally:
             for handle in handles:
@@ -69,16 +71,16 @@ class LoopEngine:
     def backward(self, losses: Sequence[Tensor], *collectors: Collector) -> None:
         """See RuleEngine.backward. Raises PrivacyError if rows mix."""
         if not self._unmixed and len(losses) > 1:
-            mixing = MixedRows(losses)
+            mixing = MixedRows(losses, outermost=False)
             edges = self._edges
             ends: list[Any] = [*(edge for _, edge in edges), *self._inputs]
             for row in mixing.to_look_at:
                 found = torch.autograd.grad(losses[row], ends, retain_graph=True, allow_unused=True) if ends else ()
-                for (name, _), grad in reversed([*zip(edges, found)]):
+                for i, ((name, _), grad) in reversed([*enumerate(zip(edges, found))]):
                     if grad is not None and grad.shape[:1] == (len(losses),):  # elsewhere rows may lie in any order
-                        mixing.look(row, name, grad)
-                for grad in found[len(edges) :]:
-                    mixing.look(row, 'the images', grad)
+                        mixing.look(row, name, grad, place=i)
+                for i, grad in enumerate(found[len(edges) :], len(edges)):
+                    mixing.look(row, 'the images', grad, place=i)
             self._unmixed = mixing.refuse()
         self._edges.clear()
         self._inputs = Inputs()

@@ -197,6 +197,8 @@ class OperationRecorder(TorchFunctionMode):
         if out is None:  # no gradient flows here; but a write that returns nothing, or no graph at all, hides one
             self.lost |= origins if result is None or not torch.is_grad_enabled() else frozenset()
             return result
+        if not out.numel():  # an empty batch shows nothing
+            return result
         edge = get_gradient_edge(out)
         found = [Use(func, held, spec, made, [], axis, versions, edge, origins) for axis in (0, 1)]
         found = [use for use in found if _slices(use, rows, out.detach())]

@@ -21,7 +21,10 @@ from .layer_rules import Rule, rule_for
 from .loop_engine import LoopEngine
 from .operations import OperationBlock, OperationRecorder, Use
 from .row_gradients import Block, Collector, LayerBlock, RowSum, StackBlock
-from .row_mixing import Inputs, MixedRows, gradients_at_inputs, one_by_one
+from .row_mixing import Inputs, MixedRows, gradients_at_inputs, one_by_one, refuse_counting_layers, steady_weights
+
+
+_LOOP = "optim_wrapper.engine='loop'"
 
 
 class _Layer(NamedTuple):
@@ -55,7 +58,11 @@ class RuleEngine:
         position = {id(p): i for i, p in enumerate(self.params)}
         owners = Counter(id(p) for module in model.modules() for p in module.parameters(recurse=False))
         if not position.keys() <= owners.keys():
-            raise PrivacyError("the optimizer holds a parameter that is not the model's")
+            raise PrivacyError(
+                "the optimizer holds a parameter that is not the model's: build it from the model's own parameters, after any "
+                'replacement of layers'
+            )
+        refuse_counting_layers(model)
         self._param_names = {position[id(p)]: name for name, p in model.named_parameters() if id(p) in position}
         in_losses = {position[id(p)] for module in called_once_a_row for p in module.parameters() if id(p) in position}
         no_rule = {key for key, count in owners.items() if count > 1} | {id(self.params[i]) for i in in_losses}
@@ -121,7 +128,9 @@ class RuleEngine:
         """Records every call of a trainable layer, and of operations on other parameters, made inside the context."""
         self._recorder.clear()
         asked = gradients_at_inputs(self._model, not self._unmixed)
-        with asked as self._inputs, self._capture.entered(), self._recorder if self._recorder.params else nullcontext():
+        recorder = self._recorder if self._recorder.params else nullcontext()
+        named = {name: self.params[i] for i, name in self._param_names.items()}
+        with asked as self._inputs, steady_weights(named), self._capture.entered(), recorder:
             yield
 
     @contextmanager
@@ -170,6 +179,8 @@ class RuleEngine:
         found on the first batch, before anything is released).
         """
         each, rows, uses = list(losses), len(losses), list(self._recorder.uses)
+        if not rows:
+            return self._forget()
         loss = torch.stack(each).sum()
         if rows > 1 and not self._unmixed:
             self._unmixed = self._refuse_mixed_rows(each, uses)
@@ -202,7 +213,7 @@ class RuleEngine:
             hand(block)
         looped = sorted(self._in_losses | self._recorder.lost)
         if looped and not keep_graph:
-            raise PrivacyError(f'{self.looped[:5]} are used otherwise than in the first batch: use engine="loop"')
+            raise PrivacyError(f'{self.looped[:5]} are used otherwise than in the first batch: write ' + _LOOP)
         if self._strict and looped:
             raise PrivacyError(
                 f'no per-sample rule serves {self.looped[:5]}. Write optim_wrapper.engine="auto" (a backward a record for '
@@ -213,6 +224,9 @@ class RuleEngine:
         if first:
             if self._refuse_wrong_sum(loss, total.total, 0.05 if self._capture.half else 1e-3):
                 self._checked.add(rows > 1)
+        self._forget()
+
+    def _forget(self) -> None:
         self._capture.clear()
         self._recorder.clear()
         self._inputs = Inputs()
@@ -240,19 +254,19 @@ class RuleEngine:
         for call in calls:
             assert call.grad is not None
             if call.input is None:
-                folded.append(_by_row(call.grad, rows).sum(1))
+                folded.append(_by_row(call.grad, rows, layer.name).sum(1))
             elif call.input._version != call.version:
                 raise PrivacyError(
-                    f'the input of {layer.name} was changed in place after it was read; use engine="loop"'
+                    f'the input of {layer.name} was changed in place after it was read: take that change out, or write {_LOOP}'
                 )
             else:
-                block.calls.append((_by_row(call.input, rows), _by_row(call.grad, rows)))
+                block.calls.append((_by_row(call.input, rows, layer.name), _by_row(call.grad, rows, layer.name)))
                 call.input = call.input.new_empty(0)
             call.grad = None  # the blocks alone hold them now
         if not folded:
             return [block]
         if block.calls:
-            raise PrivacyError(f'{layer.name} ran in two precisions: use engine="loop"')
+            raise PrivacyError(f'{layer.name} ran in two precisions: write {_LOOP}')
         stack = torch.stack(folded).sum(0).float()
         places = {'weight': 0, 'bias': 1}
         return [StackBlock([i], stack[:, places[name]]) for name, i in zip(layer.param_names, layer.indices)]
@@ -280,15 +294,15 @@ class RuleEngine:
             if gap > limit * float(mine.norm()) + 1e-5 * scale:
                 raise PrivacyError(
                     f'the per-sample gradient of {self._param_names[i]} is not what autograd finds (it is used outside its '
-                    "layer's forward): use engine='loop'"
+                    f"layer's forward): write {_LOOP}"
                 )
         return True
 
 
-def _by_row(x: Tensor, rows: int) -> Tensor:
+def _by_row(x: Tensor, rows: int, name: str) -> Tensor:
     """(rows * merged, ...) -> (rows, merged, ...)."""
     if x.shape[0] % rows:
-        raise PrivacyError(f'a layer saw {x.shape[0]} leading entries for {rows} rows: use engine="loop"')
+        raise PrivacyError(f'{name} saw {x.shape[0]} leading entries for {rows} rows: write {_LOOP}')
     return x.unflatten(0, (rows, -1))
 
 

@@ -174,6 +174,11 @@ def in_line(rows: Tensor) -> Sequence[int]:
     return line if numbers == list(line) else numbers
 
 
+def as_vectors(x: Tensor) -> Tensor:
+    """(rows, *parameter shape) -> (rows, its size), also where the parameter's shape is ()."""
+    return x.flatten(1) if x.dim() > 1 else x[:, None]
+
+
 def _plus(total: list[Tensor], part: list[Tensor]) -> list[Tensor]:
     return [x + y for x, y in zip(total, part)] if total else part
 

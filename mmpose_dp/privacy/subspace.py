@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .errors import PrivacyError
+from .row_gradients import as_vectors
 
 ORDERS = ('project-then-clip', 'noise-then-project')
 
@@ -121,7 +122,7 @@ class Projector:
         stacks: list[Tensor] = []  # by parameter; all at once, since joining batches would hold them twice
         filled = 0
         for batch in gradients:
-            finite = torch.stack([g.flatten(1).isfinite().all(1) for g in batch]).all(0)
+            finite = torch.stack([as_vectors(g).isfinite().all(1) for g in batch]).all(0)
             stacks = stacks or [g.new_empty((num_samples, *g.shape[1:]), dtype=self.dtype) for g in batch]
             end = filled + int(finite.sum())
             for stack, grads in zip(stacks, batch):
@@ -135,14 +136,18 @@ class Projector:
             )
         return stacks
 
+    def no_coordinates(self, rows: int) -> Tensor:
+        """Zeros to add coordinates to: (rows, k) float32."""
+        return torch.zeros(rows, self.rank, dtype=torch.float32, device=self.basis[0].device)
+
     def coordinates(self, index: int, grads: Tensor) -> Tensor:
         """V_l^T g for the rows of one parameter: (rows, *shape) -> (rows, k) float32."""
-        basis = self.basis[index].flatten(1)
-        return (grads.flatten(1).to(basis.dtype) @ basis.T).float()
+        basis = as_vectors(self.basis[index])
+        return (as_vectors(grads).to(basis.dtype) @ basis.T).float()
 
     def inside(self, index: int, coordinates: Tensor) -> Tensor:
         """V_l c for the rows of one parameter: (rows, k) -> (rows, its size) float32."""
-        basis = self.basis[index].flatten(1)
+        basis = as_vectors(self.basis[index])
         return (coordinates.to(basis.dtype) @ basis).float()
 
     def expand(self, coordinates: Tensor) -> list[Tensor]:
@@ -164,7 +169,7 @@ def _scales(stacks: Sequence[Tensor]) -> list[Tensor]:
 
 def _gram(stack: Tensor) -> Tensor:
     """G G^T in float64 from float32 products, (m, m), chunk by chunk so that half precision needs no full copy."""
-    flat = stack.flatten(1)
+    flat = as_vectors(stack)
     gram = torch.zeros(len(flat), len(flat), dtype=torch.float64, device=flat.device)
     for chunk in flat.split(1 << 18, dim=1):
         chunk = chunk.float()
@@ -174,7 +179,7 @@ def _gram(stack: Tensor) -> Tensor:
 
 def _mix_rows(mix: Tensor, stack: Tensor) -> Tensor:
     """mix @ stack over the rows: (k, m) x (m, *shape) -> (k, *shape), in the stack's dtype."""
-    flat = stack.flatten(1)
+    flat = as_vectors(stack)
     out = flat.new_empty(len(mix), flat.shape[1])
     for start in range(0, flat.shape[1], 1 << 18):
         out[:, start : start + (1 << 18)] = mix @ flat[:, start : start + (1 << 18)].float()

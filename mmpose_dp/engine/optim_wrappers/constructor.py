@@ -51,8 +51,14 @@ class DPOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         if self.norm == 'group':
             replace_batch_norm(core)
         freeze_batch_norm(core)
+        core.train()  # many backbones freeze their stages (frozen_stages) only here
         before = {param for param in core.parameters() if param.requires_grad}
+        if not before:
+            raise PrivacyError(
+                'the model has no parameter to train: lower model.backbone.frozen_stages, or thaw its head'
+            )
         choose_trainable(core, **self.subset)
+        core.train()  # and frozen stages stay frozen, with the updates that 'lora' added to them
         wrapper = super().__call__(model)
         if self.public_optimizer is not None:
             # in public epochs it is this one that steps before the scheduler does

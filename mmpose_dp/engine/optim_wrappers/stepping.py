@@ -66,11 +66,11 @@ class SteppingOptimWrapper(OptimWrapper):
         if self.public_optimizer is None:
             self.private_step(0.0, {})
             return
-        first = self.optimizer.param_groups[0]
-        factor = first['lr'] / first.get('initial_lr', first['lr'])
+        factors = self._scheduled()
+        common = next(iter(factors.values()), 1.0)
         for group in self.public_optimizer.param_groups:
             group.setdefault('initial_lr', group['lr'])
-            group['lr'] = group['initial_lr'] * factor
+            group['lr'] = group['initial_lr'] * next((factors[p] for p in group['params'] if p in factors), common)
         self.public_optimizer.step()
 
     def backward(self, loss: Tensor, **kwargs: Any) -> None:
@@ -84,6 +84,11 @@ class SteppingOptimWrapper(OptimWrapper):
     def zero_grad(self, **kwargs: Any) -> None:
         """Refused: see step."""
         raise PrivacyError(_NOT_PRIVATE.format('zero_grad'))
+
+    def _scheduled(self) -> dict[nn.Parameter, float]:
+        """Where ``param_scheduler`` has got to with each parameter, in units of its first learning rate, if that is not 0."""
+        groups = [group for group in self.optimizer.param_groups if group.get('initial_lr', group['lr'])]
+        return {p: group['lr'] / group.get('initial_lr', group['lr']) for group in groups for p in group['params']}
 
     def state_dict(self) -> dict:
         """As mmengine's, and the public optimizer's and C's under keys of their own."""
