@@ -14,7 +14,16 @@ from mmpose.registry import HOOKS
 
 from mmpose_dp.datasets import refuse_private_validation
 from mmpose_dp.models import fit_joints, replace_batch_norm
-from mmpose_dp.privacy import LEDGER_NAME, PrivacyError, PrivacyPlan, build_statement, write_statement
+from mmpose_dp.privacy import (
+    LEDGER_NAME,
+    PrivacyError,
+    PrivacyPlan,
+    as_given,
+    build_statement,
+    ceiling,
+    rounded_up,
+    write_statement,
+)
 
 from ..loops import PrivateTrainLoop
 from ..optim_wrappers import DPOptimWrapper
@@ -155,7 +164,7 @@ class PrivacyBudgetHook(Hook):
         assert plan is not None
         count = sum(p.numel() for p in getattr(runner.model, 'module', runner.model).parameters())
         runner.logger.info(
-            f'Private training ({plan.method}): epsilon {plan.target_epsilon}, delta {plan.target_delta:.3g}, '
+            f'Private training ({plan.method}): epsilon {plan.target_epsilon}, delta {as_given(plan.target_delta)}, '
             f'noise_multiplier {plan.noise_multiplier:.4f}, max_grad_norm {plan.max_grad_norm}, sample_rate '
             f'{plan.event.sample_rate}, {plan.steps} steps, accountant {plan.accountant}; '
             f'{sum(p.numel() for p in wrapper.params):,} of {count:,} parameters are trained.'
@@ -168,7 +177,7 @@ class PrivacyBudgetHook(Hook):
         if plan.prior:
             spent = wrapper.ledger.epsilon(plan.target_delta, plan.accountant)
             runner.logger.warning(
-                f'Earlier trainings in {runner.work_dir} have spent epsilon {spent:.3f} of the budget.'
+                f'Earlier trainings in {runner.work_dir} have spent epsilon {rounded_up(spent)} of the budget.'
             )
         for warning in plan.warnings:
             runner.logger.warning(warning)
@@ -214,7 +223,7 @@ class PrivacyBudgetHook(Hook):
             and self.every_n_train_iters(runner, self.interval)
         ):
             epsilon = runner.optim_wrapper.ledger.epsilon(self.target_delta, self.accountant)
-            runner.message_hub.update_scalar('train/epsilon', epsilon)
+            runner.message_hub.update_scalar('train/epsilon', ceiling(epsilon))  # the log line has four places
 
     def after_train(self, runner: Runner) -> None:
         """Writes the statement of the whole training beside the checkpoints."""
