@@ -217,7 +217,8 @@ def report_budget(cfg: Config, num_records: int | None) -> None:
         else PrivacyPlan(noise_multiplier=sigma, target_epsilon=target, **settings)
     )
     print(
-        f'\nBudget: epsilon {target}, delta {as_given(plan.target_delta)}, N {num_records:,} (one record: one {plan.privacy_unit}), '
+        f'\nBudget: epsilon {target}, delta {as_given(plan.target_delta)}, N {num_records:,} '
+        f'(one record: one {plan.privacy_unit}), '
         f'expected batch {size}:\n  noise_multiplier {plan.noise_multiplier:.4f}, {plan.steps:,} private steps '
         f'(accountant {plan.accountant})\n  epoch    epsilon spent'
     )

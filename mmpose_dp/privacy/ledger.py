@@ -135,8 +135,8 @@ class Ledger:
             if not _same(self._runs[-1], facts, name):
                 raise PrivacyError(
                     f'the training to resume had {name}={self._runs[-1].get(name)!r} and the config says '
-                    f'{_other(self._runs[-1], facts, name)}: one statement could not hold for both. Put the old value back, or start anew in another '
-                    'work_dir'
+                    f'{_other(self._runs[-1], facts, name)}: one statement could not hold for both. Put the old '
+                    'value back, or start anew in another work_dir'
                 )
         self._append({'resumed': _sealed(facts)})
 

@@ -1,6 +1,7 @@
 """Which vector of a record is clipped and noised, by projector and clipping, and what the noised sum means for the parameters.
 
-Every choice gives vectors of norm at most C, less the room for rounding. Must not add noise, and must not look at the private sum but to map it back.
+Every choice gives vectors of norm at most C, less the room for rounding.
+Must not add noise, and must not look at the private sum but to map it back.
 """
 
 from collections.abc import Sequence

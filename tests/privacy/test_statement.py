@@ -1,7 +1,6 @@
 """The statement says what was done, to whom it applies, and what it does not protect."""
 
 import json
-import math
 from dataclasses import replace
 from fractions import Fraction
 

@@ -60,7 +60,7 @@ def test_a_published_checkpoint_holds_nothing_else(searched, tmp_path):
     checkpoint = torch.load(searched / 'a/epoch_1.pth', weights_only=False)
     given = published(checkpoint)
     assert set(given) == {'state_dict', 'meta', 'privacy_statement'}
-    assert set(given['meta']) == {'dataset_meta', 'mmpose_dp_version'}
+    assert set(given['meta']) == {'dataset_meta', 'mmpose_dp_version', 'descent'}
     assert given['privacy_statement']['private'] and given['privacy_statement']['steps'] == 4
     torch.save(given, tmp_path / 'model.pth')
     data = (tmp_path / 'model.pth').read_bytes()
