@@ -18,6 +18,7 @@ from mmengine.config import Config, DictAction
 from mmengine.runner import Runner
 
 from mmpose_dp.engine import AuditHook
+from mmpose_dp.privacy import rounded_up
 
 
 def parse_args() -> argparse.Namespace:
@@ -62,7 +63,7 @@ def main() -> None:
     assert found is not None
     refuted = found.epsilon_lower_bound > claim
     print(f'\n{len(hook.chosen)} canaries, {hook.members.sum()} of them in; best attack: {found.attack}')
-    print(f'epsilon claimed                                             {claim:.3f}')
+    print(f'epsilon claimed                                             {rounded_up(claim)}')
     print(f'lower bound, any mechanism (Steinke et al. 2023)            {found.one_run:.3f}')
     print(f'lower bound, canaries as independent trials                 {found.independent:.3f}')
     print('REFUTED: the claim does not hold' if refuted else 'not refuted')

@@ -32,7 +32,7 @@ from mmpose_dp.datasets import collate_rows
 from mmpose_dp.datasets.records import group_rows
 from mmpose_dp.engine import DPOptimWrapper
 from mmpose_dp.engine.hooks.planning import method_of
-from mmpose_dp.privacy import PrivacyError, PrivacyPlan, Schedule, epsilon_curve
+from mmpose_dp.privacy import PrivacyError, PrivacyPlan, Schedule, as_given, epsilon_curve, rounded_up
 from mmpose_dp.privacy.plan import METHODS
 
 TOLERANCE = 1e-4  # of a parameter's gradient, in float64: what is above is a wrong rule and not rounding
@@ -217,12 +217,13 @@ def report_budget(cfg: Config, num_records: int | None) -> None:
         else PrivacyPlan(noise_multiplier=sigma, target_epsilon=target, **settings)
     )
     print(
-        f'\nBudget: epsilon {target}, delta {plan.target_delta:.3g}, N {num_records:,} (one record: one {plan.privacy_unit}), '
+        f'\nBudget: epsilon {target}, delta {as_given(plan.target_delta)}, N {num_records:,} '
+        f'(one record: one {plan.privacy_unit}), '
         f'expected batch {size}:\n  noise_multiplier {plan.noise_multiplier:.4f}, {plan.steps:,} private steps '
         f'(accountant {plan.accountant})\n  epoch    epsilon spent'
     )
     for steps, spent in epsilon_curve(plan, 5):
-        print(f'  {first + steps / per_epoch:5.1f}    {spent:.3f}')
+        print(f'  {first + steps / per_epoch:5.1f}    {rounded_up(spent)}')
     for warning in plan.warnings:
         print(f'  {warning}')
 

@@ -23,6 +23,8 @@ import mmpose_dp  # noqa: F401  (first: checks and mends the install)
 # isort: split
 from demo_page import draw_page
 
+from mmpose_dp.privacy import rounded_up
+
 HERE = Path(__file__).resolve().parent
 CONFIGS = HERE.parent / 'configs/dp'
 PEOPLE = {'public': 6000, 'private': 4000}
@@ -122,7 +124,7 @@ ROWS = {
     'start': 'public-pretrained start, no private data',
     'public-only': 'public-only: trained on the public views',
     'public-only, tested on views': '   the same model, given views of the test images',
-    'hybrid': 'hybrid, epsilon {epsilon:.2f}',
+    'hybrid': 'hybrid, epsilon {epsilon}',
     'non-private': 'non-private training',
 }
 
@@ -133,7 +135,7 @@ def table(results: list[dict[str, float]], epsilon: float) -> str:
     for key, text in ROWS.items():
         values = [r[key] for r in results]
         spread = f'  +- {stdev(values):.1f} ({len(values)} seeds)' if len(values) > 1 else ''
-        lines.append(f'{text.format(epsilon=epsilon):<52}{mean(values):>7.1f}{spread}')
+        lines.append(f'{text.format(epsilon=rounded_up(epsilon)):<52}{mean(values):>7.1f}{spread}')
     return '\n'.join(lines)
 
 

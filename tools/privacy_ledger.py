@@ -14,7 +14,9 @@ from pathlib import Path
 
 from cli import run
 
-from mmpose_dp.privacy import ACCOUNTANTS, Ledger, PrivacyError
+from mmpose_dp.privacy import ACCOUNTANTS, Ledger, PrivacyError, as_given, rounded_up
+
+_SEAL = 'subjects_seal'  # a fact that only a resume reads
 
 
 def parse_args() -> argparse.Namespace:
@@ -22,7 +24,7 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('command', choices=['show', 'add'], help='each by itself, or their sum')
     parser.add_argument('ledgers', nargs='+', type=Path, help='privacy_ledger.jsonl files, not folders')
-    parser.add_argument('--delta', type=float, required=True, help='at which epsilon is told')
+    parser.add_argument('--delta', type=float, required=True, help='the delta that epsilon is computed for')
     parser.add_argument('--out', type=Path, help='where add writes the sum; must not exist')
     return parser.parse_args()
 
@@ -32,7 +34,7 @@ def report(ledger: Ledger, delta: float) -> None:
     for run_number, facts in enumerate(ledger.runs, 1):
         print(
             f'training {run_number}: '
-            + ', '.join(f'{key} {value}' for key, value in facts.items() if value not in (None, []))
+            + ', '.join(f'{key} {value}' for key, value in facts.items() if value not in (None, []) and key != _SEAL)
         )
     for event, steps in ledger.history:
         rates = f' (personal: {", ".join(map(str, event.personal_rates))})' if event.personal_rates else ''
@@ -43,7 +45,7 @@ def report(ledger: Ledger, delta: float) -> None:
         print('NOT PRIVATE: a debug seed was set')
     for accountant in ACCOUNTANTS:
         try:
-            print(f'epsilon {ledger.epsilon(delta, accountant):.4f} at delta {delta:g} ({accountant})')
+            print(f'epsilon {rounded_up(ledger.epsilon(delta, accountant))} at delta {as_given(delta)} ({accountant})')
         except PrivacyError as error:
             print(f'epsilon by {accountant}: {error}')
 
@@ -66,6 +68,11 @@ def main() -> None:
                 raise PrivacyError(f'--out {args.out} exists; a ledger is never overwritten')
             total.keep_at(args.out)
         report(total, args.delta)
+        if any(_SEAL in facts for facts in total.runs):
+            print(
+                'Whether all of these trainings had the same subjects is not known from their ledgers: the sum holds only if they '
+                'had. A training that goes on from the sum compares its own with each.'
+            )
 
 
 if __name__ == '__main__':

@@ -4,7 +4,7 @@ python tools/publish_model.py work_dirs/a/epoch_35.pth model.pth
 
 A checkpoint on the way holds the optimizer, the message hub (logged scalars), the seed, the whole config with its paths, the host's
 time and git state. Kept are the weights, the joints' names and colours, and the checkpoint's own privacy statement: what had been
-spent when it was written.
+spent when it was written, and what the trainings behind it had made public.
 """
 
 import argparse
@@ -35,7 +35,11 @@ def published(checkpoint: dict) -> dict:
             'the checkpoint holds no privacy statement: it was made without a private step, or by an older version of '
             'mmpose_dp. Resume it with this version, for at least one private step, and publish the result'
         )
-    meta = dict(dataset_meta=checkpoint.get('meta', {}).get('dataset_meta'), mmpose_dp_version=mmpose_dp.__version__)
+    meta = dict(
+        dataset_meta=checkpoint.get('meta', {}).get('dataset_meta'),
+        mmpose_dp_version=mmpose_dp.__version__,
+        descent=privacy.get('descent'),  # what the trainings behind it had, so that one that starts from it can say so
+    )
     weights = {name: value.clone() for name, value in checkpoint['state_dict'].items()}
     return dict(state_dict=weights, meta=meta, privacy_statement=privacy['statement'])
 

@@ -12,7 +12,7 @@ from cli import add_common_arguments, merge_common, run, start_ranks_on_cpu
 from mmengine.config import Config
 from mmengine.runner import Runner
 
-from mmpose_dp.engine import newest_checkpoint
+from mmpose_dp.engine import PrivacyBudgetHook, ProvenanceHook, newest_checkpoint
 from mmpose_dp.privacy import PrivacyError
 
 
@@ -75,7 +75,10 @@ def main() -> None:
     args = parse_args()
     cfg = merge_args(Config.fromfile(args.config), args)
     start_ranks_on_cpu(cfg)
-    Runner.from_cfg(cfg).train()
+    runner = Runner.from_cfg(cfg)
+    if not any(isinstance(hook, (PrivacyBudgetHook, ProvenanceHook)) for hook in runner.hooks):
+        runner.register_hook(ProvenanceHook())  # or one plain training would make those before it forgotten
+    runner.train()
 
 
 if __name__ == '__main__':

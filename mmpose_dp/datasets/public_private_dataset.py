@@ -24,7 +24,7 @@ from torch.utils.data import Dataset
 from mmpose_dp.privacy import PrivacyError, RandomSource
 
 from .overlap import refuse_shared_data
-from .records import file_in_words, group_rows, image_paths, personal_epsilons, source_in_words
+from .records import file_in_words, group_rows, image_paths, personal_epsilons, source_in_words, subjects_digest
 from .transforms import PublicView
 
 # they put several records into one row; MMPose's own are found by their base class
@@ -110,6 +110,7 @@ class PublicPrivateDataset(Dataset):
         _refuse_missing_images(self._same_image, private)
         self._records = group_rows(self.private, privacy_unit, subjects)
         self.subjects = None if subjects is None else source_in_words(subjects)
+        self.subjects_digest = None if subjects is None else subjects_digest(subjects, self._records)
         self.personal_epsilons = personal_epsilons(self.private, self._records, personal_epsilon)
         self._record_of = {row: r for r, rows in enumerate(self._records) for row in rows}
         self._refuse_useless_pipeline()

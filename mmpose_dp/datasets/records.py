@@ -73,8 +73,16 @@ def personal_epsilons(
 
 
 def source_in_words(source: str) -> str:
-    """What names the subjects, for the ledger and the statement: an annotation field, or a file and what is in it."""
-    return file_in_words(source) if _is_file(source) else f'annotation field {source}'
+    """What names the subjects, for the ledger and the statement: an annotation field or a file, by name alone.
+
+    Who is which subject is private, so nothing computed from it, not even a digest, may be in what is published.
+    """
+    return osp.basename(source) if _is_file(source) else f'annotation field {source}'
+
+
+def subjects_digest(source: str, records: list[list[int]]) -> str:
+    """SHA-256 of which records are one subject. The ledger keeps it under a key of its own; it must not be published."""
+    return digest(source) if _is_file(source) else hashlib.sha256(json.dumps(records).encode()).hexdigest()
 
 
 def annotated(dataset: BaseDataset, source: str, key: str) -> list[Any]:
@@ -133,7 +141,7 @@ def digest(path: str) -> str:
 
 
 def file_in_words(path: str) -> str:
-    """A file's name and a short digest of what is in it, for the ledger and the statement."""
+    """A file's name and a short digest of what is in it, for the ledger and the statement: of public data only."""
     return f'{osp.basename(path)} (sha256 {digest(path)[:12]})'
 
 

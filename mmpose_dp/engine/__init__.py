@@ -1,7 +1,7 @@
 """Connects the privacy core to mmengine's runner. Must not hold a line of the guarantee itself."""
 
 from .auditing import AuditedOptimWrapper, AuditHook
-from .hooks import PrivacyBudgetHook, PublicDataHook, newest_checkpoint
+from .hooks import PrivacyBudgetHook, ProvenanceHook, PublicDataHook, newest_checkpoint
 from .loops import PrivateTrainLoop
 from .optim_wrappers import DPOptimWrapper, DPOptimWrapperConstructor
 from .optimizers import DPAdamBC
@@ -14,6 +14,7 @@ __all__ = [
     'DPOptimWrapperConstructor',
     'PrivacyBudgetHook',
     'PrivateTrainLoop',
+    'ProvenanceHook',
     'PublicDataHook',
     'newest_checkpoint',
 ]

@@ -1,6 +1,6 @@
 """What a model needs to be trained privately. Must not import the engine."""
 
-from .checkpoints import fit_joints
+from .checkpoints import LoadWatch, explain_misfit, fit_joints, is_within, weights_of
 from .heads import FeatureMaskingHead, private_twin
 from .lora import add_low_rank
 from .norms import freeze_batch_norm, has_batch_statistics, public_statistics, replace_batch_norm
@@ -8,12 +8,16 @@ from .trainable import choose_trainable
 
 __all__ = [
     'FeatureMaskingHead',
+    'LoadWatch',
     'add_low_rank',
     'choose_trainable',
+    'explain_misfit',
     'fit_joints',
     'freeze_batch_norm',
     'has_batch_statistics',
+    'is_within',
     'private_twin',
     'public_statistics',
     'replace_batch_norm',
+    'weights_of',
 ]

@@ -1,8 +1,8 @@
 """The lines on which the guarantee rests. Pure torch, numpy, opacus and dp-accounting: nothing of OpenMMLab.
 
 Read in this order: plan, noise, per_sample (with capture, row_norm, layer_rules, operations, row_gradients, row_mixing,
-loop_engine), replay, fingerprint, clipping, adaptive_norm, subspace, mechanism, accounting, calibration, schedule, ledger,
-statement.
+loop_engine), replay, fingerprint, clipping, rounding, adaptive_norm, subspace, mechanism, accounting, calibration, schedule,
+ledger, figures, statement.
 """
 
 from .accounting import (
@@ -15,6 +15,7 @@ from .adaptive_norm import AdaptiveNorm
 from .calibration import calibrate_noise_multiplier, calibrate_sample_rates, steps_within
 from .clipping import ClippedCoordinates, ClippedParts, ClippedSum, LayerwiseClippedSum, Rows, clip_factors
 from .errors import OneRecordAtATime, PrivacyError
+from .figures import as_given, ceiling, rounded_up
 from .fingerprint import Fingerprint
 from .ledger import LEDGER_NAME, Ledger
 from .loop_engine import LoopEngine
@@ -53,10 +54,12 @@ __all__ = [
     'RuleEngine',
     'Schedule',
     'StepEvent',
+    'as_given',
     'build_engine',
     'build_statement',
     'calibrate_noise_multiplier',
     'calibrate_sample_rates',
+    'ceiling',
     'check_clipping',
     'clip_factors',
     'collector_for',
@@ -65,6 +68,7 @@ __all__ = [
     'epsilon_curve',
     'gradient_of',
     'group_epsilon',
+    'rounded_up',
     'statement_markdown',
     'steps_within',
     'write_statement',

@@ -11,6 +11,7 @@ from scipy.optimize import brentq
 
 from .accounting import History, StepEvent, epsilon, rough_epsilon
 from .errors import PrivacyError
+from .figures import as_given, rounded_up
 
 _SIGMAS = (1e-2, 1e4)  # where calibration looks
 _PRECISION = 1e-4  # relative, of a calibrated noise multiplier
@@ -44,7 +45,7 @@ def calibrate_noise_multiplier(
     spent = epsilon(history, target_delta, accountant)
     if spent >= _ALL_BUT_SPENT * target_epsilon:
         raise PrivacyError(
-            f'target_epsilon={target_epsilon} is already spent: the steps in the ledger cost {spent:.4g}. Raise '
+            f'target_epsilon={target_epsilon} is already spent: the steps in the ledger cost {rounded_up(spent)}. Raise '
             'target_epsilon; or, if earlier trainings on this data need not count, give another work_dir'
         )
     factors = factors or ((1.0, steps),)
@@ -62,7 +63,7 @@ def calibrate_noise_multiplier(
     if sigma is None:
         tighter = '' if accountant == 'pld' else ", or write accountant='pld'"
         raise PrivacyError(
-            f'target_epsilon={target_epsilon} at delta {target_delta:.3g} cannot be met in {steps} '
+            f'target_epsilon={target_epsilon} at delta {as_given(target_delta)} cannot be met in {steps} '
             f'steps of sample_rate {sample_rate}: raise target_epsilon, or lower max_epochs or '
             f'expected_batch_size{tighter}'
         )

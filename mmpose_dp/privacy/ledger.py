@@ -5,8 +5,11 @@ Must not forget a step, must not rewrite a line, and must not take over a damage
 """
 
 import hashlib
+import hmac
 import json
 import os
+import re
+import secrets
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -20,6 +23,7 @@ _FORMAT = 2
 _KEPT = ('privacy_unit', 'subjects', 'personal_budgets', 'personal_assignment', 'method', 'public_view', 'public_data')
 # another value in a resume stays with the whole run
 _HARMLESS = dict(secret_randomness=True, secure_mode=True, expose_private_metrics=False)
+_SUBJECTS = re.compile(r'(.*?)(?: \(sha256 ([0-9a-f]{12})\))?', re.DOTALL)
 _START = hashlib.sha256(b'mmpose_dp privacy ledger').hexdigest()
 
 
@@ -106,14 +110,14 @@ class Ledger:
 
         Raises PrivacyError where an earlier run had another privacy unit, or other subjects, since their steps do not add up,
         or a public view that this run does not have: what both guarantee together is Feature DP for that view. Plain DP may
-        come first.
+        come first. Of ``subjects_digest`` only a keyed digest is kept.
         """
         for run in self._runs:
             for name in ('privacy_unit', 'subjects'):
-                if run.get(name) != facts.get(name):
+                if not _same(run, facts, name):
                     raise PrivacyError(
-                        f'the ledger holds a training with {name}={run.get(name)!r} and this one has {facts.get(name)!r}: their '
-                        'steps do not add up. Give another work_dir'
+                        f'the ledger holds a training with {name}={run.get(name)!r} and this one has {_other(run, facts, name)}: '
+                        'their steps do not add up. Give another work_dir'
                     )
             if run.get('public_view') not in (None, facts.get('public_view')):
                 raise PrivacyError(
@@ -121,20 +125,20 @@ class Ledger:
                     f'{facts.get("public_view")!r}: what the first view showed is not protected, and the statement of this '
                     'training could not say so. Give another work_dir'
                 )
-        self._append({'run': facts})
+        self._append({'run': _sealed(facts)})
 
     def resume_run(self, **facts: Any) -> None:
         """Goes on with the last training. Raises PrivacyError where it guaranteed something else."""
         if not self._runs:
             raise PrivacyError('the privacy ledger holds no training to resume')
         for name in _KEPT:
-            if self._runs[-1].get(name) != facts.get(name):
+            if not _same(self._runs[-1], facts, name):
                 raise PrivacyError(
                     f'the training to resume had {name}={self._runs[-1].get(name)!r} and the config says '
-                    f'{facts.get(name)!r}: one statement could not hold for both. Put the old value back, or start anew in another '
-                    'work_dir'
+                    f'{_other(self._runs[-1], facts, name)}: one statement could not hold for both. Put the old '
+                    'value back, or start anew in another work_dir'
                 )
-        self._append({'resumed': facts})
+        self._append({'resumed': _sealed(facts)})
 
     def count(self, event: StepEvent, steps: int = 1) -> None:
         """Adds steps, on the disk first. There is no way to take one back."""
@@ -291,6 +295,55 @@ def _write(file: int, data: bytes) -> None:
 
 def _dump(line: dict[str, Any]) -> bytes:
     return json.dumps(line).encode() + b'\n'
+
+
+def _same(run: dict[str, Any], facts: dict[str, Any], name: str) -> bool:
+    """Whether a training in the ledger and one that is to follow agree in a fact.
+
+    Subjects agree if the name does and, where the ledger and ``subjects_digest`` tell, who is which subject.
+    """
+    old, new = run.get(name), facts.get(name)
+    if name != 'subjects' or None in (old, new):
+        return old == new
+    (old, old_start), (new, new_start) = _name_and_digest(old), _name_and_digest(new)
+    digest, seal = facts.get('subjects_digest'), run.get('subjects_seal')
+    if old != new:
+        return False
+    if digest is None:  # of a ledger that is added: digests under two keys cannot be compared
+        return old_start is None or new_start is None or old_start == new_start
+    if old_start is not None:
+        return digest.startswith(old_start)
+    return seal is None or hmac.compare_digest(seal, _keyed(digest, seal.partition(':')[0]))
+
+
+def _other(run: dict[str, Any], facts: dict[str, Any], name: str) -> str:
+    """The new value of a fact that differs, for a message."""
+    if name == 'subjects' and run.get(name) is not None and facts.get(name) is not None:
+        if _name_and_digest(run[name])[0] == _name_and_digest(facts[name])[0]:
+            return 'other subjects under that name'
+    return repr(facts.get(name))
+
+
+def _name_and_digest(subjects: str) -> tuple[str, str | None]:
+    """What names the subjects, and the beginning of a plain digest, which older ledgers have."""
+    found = _SUBJECTS.fullmatch(subjects)
+    assert found is not None  # the pattern takes any text
+    return found[1], found[2]
+
+
+def _sealed(facts: dict[str, Any]) -> dict[str, Any]:
+    """What is kept of the facts: of who is which subject a digest under a random key, which the line holds as well.
+
+    The chain of hashes, whose end is in every checkpoint, then says nothing of the subjects to somebody without the file.
+    """
+    kept = {name: value for name, value in facts.items() if name != 'subjects_digest'}
+    if facts.get('subjects_digest') is not None:
+        kept['subjects_seal'] = _keyed(facts['subjects_digest'], secrets.token_hex(32))
+    return kept
+
+
+def _keyed(digest: str, key: str) -> str:
+    return f'{key}:{hmac.new(key.encode(), digest.encode(), hashlib.sha256).hexdigest()}'
 
 
 def _seal(head: str, content: dict[str, Any]) -> str:

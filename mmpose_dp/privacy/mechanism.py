@@ -1,6 +1,7 @@
 """Which vector of a record is clipped and noised, by projector and clipping, and what the noised sum means for the parameters.
 
-Every choice gives vectors of norm at most C. Must not add noise, and must not look at the private sum but to map it back.
+Every choice gives vectors of norm at most C, less the room for rounding.
+Must not add noise, and must not look at the private sum but to map it back.
 """
 
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from .adaptive_norm import shares
 from .clipping import ClippedCoordinates, ClippedParts, ClippedSum, LayerwiseClippedSum, Rows
 from .errors import PrivacyError
+from .rounding import clipping_norm
 from .schedule import Schedule
 from .subspace import Projector
 
@@ -50,10 +52,11 @@ def collector_for(
     clipping: str = 'flat',
     scale: float = 1.0,
 ) -> RecordCollector:
-    """What adds up the clipped vectors of one micro-batch's records; see the collectors for the arguments."""
+    """What adds up the clipped vectors of one micro-batch's records, with room for rounding; see the collectors' arguments."""
     automatic, vote = clipping == 'automatic', 0.0
     if clipping == 'adaptive':
         max_grad_norm, vote = shares(max_grad_norm)
+    max_grad_norm = clipping_norm(max_grad_norm)  # less than what the noise is for
     if projector is not None and in_coordinates(projector):
         if projector.outside:
             return ClippedParts(params, rows, max_grad_norm, projector, scale)

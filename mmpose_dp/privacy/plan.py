@@ -11,6 +11,7 @@ from typing import Any
 from .accounting import ACCOUNTANTS, History, StepEvent, epsilon
 from .calibration import calibrate_noise_multiplier, calibrate_sample_rates, first_steps, steps_within
 from .errors import PrivacyError
+from .figures import as_given, rounded_up
 from .ledger import Ledger
 from .schedule import Budget, Schedule, is_number
 
@@ -45,9 +46,11 @@ class PrivacyPlan:
         target_epsilon: the budget, or None where none was set.
         accountant: 'pld', 'prv' or 'rdp'.
         subjects: with 'subject', what names each record's subject, in words.
+        subjects_digest: a digest of which records are one subject, for the ledger to compare and never to be published.
         public_view: what phi keeps of a record, in words (feature and hybrid).
         public_data: the public data set, in words (projected; feature and hybrid may have one beside their views).
         secret_randomness: False where a debug seed was set; the run is then NOT PRIVATE.
+        arithmetic: the numbers of the forwards and where they are computed, such as 'bfloat16 on a CPU'.
         secure_mode: whether the noise is hardened against attacks on floating-point numbers.
         expose_private_metrics: whether losses of private batches are logged, outside the guarantee.
         schedule: how sigma and C go on from their first values.
@@ -70,9 +73,11 @@ class PrivacyPlan:
     target_epsilon: float | None = None
     accountant: str = 'pld'
     subjects: str | None = None
+    subjects_digest: str | None = None
     public_view: str | None = None
     public_data: str | None = None
     secret_randomness: bool = True
+    arithmetic: str = 'float32 on a CPU'
     secure_mode: bool = False
     expose_private_metrics: bool = False
     schedule: Schedule = Schedule()
@@ -119,7 +124,7 @@ class PrivacyPlan:
         # paper's 1/22000 for N = 22246 lies on the line; it is let through with a warning.
         _require(
             0 < self.target_delta < 1.1 / self.num_records,
-            f'target_delta={self.target_delta:.3g} is too large for {self.num_records} records: write at most '
+            f'target_delta={as_given(self.target_delta)} is too large for {self.num_records} records: write at most '
             f'{0.5 / self.num_records:.1g}',
         )
         _require(
@@ -138,7 +143,7 @@ class PrivacyPlan:
         for spent, target in zip(self.epsilons, self._targets):
             _require(
                 spent <= target,
-                f'noise_multiplier={self.noise_multiplier} spends epsilon {spent:.3f} in {self.steps} steps, more than '
+                f'noise_multiplier={self.noise_multiplier} spends epsilon {rounded_up(spent)} in {self.steps} steps, more than '
                 f'target_epsilon={target}: leave noise_multiplier out to have it calibrated',
             )
 
@@ -176,6 +181,7 @@ class PrivacyPlan:
             method=self.method,
             privacy_unit=self.privacy_unit,
             subjects=self.subjects,
+            subjects_digest=self.subjects_digest,
             num_records=self.num_records,
             personal_budgets=[[budget.epsilon, budget.num_records] for budget in self.budgets],
             personal_assignment=list(self.assignment) or None,  # who has which is public
@@ -202,7 +208,7 @@ class PrivacyPlan:
         return StepEvent(self.noise_multiplier * self._part_at(step)[0], max(rates, default=self.sample_rate), rates)
 
     def max_grad_norm_at(self, step: int) -> float:
-        """C of private step number ``step``: adding or removing one record moves the clipped sum by at most this (L2).
+        """C of private step number ``step``: emptying one record's slot moves the clipped sum by at most this (L2).
 
         With ``adaptive_norm`` it is the first step's, and where C goes from there nobody knows beforehand.
         """
@@ -267,19 +273,22 @@ class PrivacyPlan:
     @property
     def adjacency(self) -> str:
         """Which neighbouring data sets are made indistinguishable."""
+        slots = f'two training sets of {self.num_records} slots each; N, the number of slots, is public'
+        record = f'a record ({UNITS[self.privacy_unit]})'
         if self.is_feature_dp:
             return (
-                f'two training sets of which one also holds the private part of one more record ({UNITS[self.privacy_unit]}): '
-                'what the public view removes. The public view, keypoint labels, boxes and membership are the same in both'
+                f"{slots}. They differ in one slot: the private part of {record} is in one set, and in the other the slot's "
+                'private part is empty. The private part is what the public view removes. The public view, keypoint labels, '
+                'boxes and membership are the same in both'
             )
-        return f'two training sets of which one holds one more record ({UNITS[self.privacy_unit]})'
+        return f'{slots}. They differ in one slot, which holds {record} in one set and is empty in the other'
 
     @property
     def warnings(self) -> tuple[str, ...]:
         """What a user should know before training."""
         found = []
         if self.target_delta > 1 / self.num_records:
-            found.append(f'target_delta={self.target_delta:.3g} is above 1/N = {1 / self.num_records:.3g}')
+            found.append(f'target_delta={as_given(self.target_delta)} is above 1/N = {1 / self.num_records:.3g}')
         if not self.is_private:
             found.append(
                 'NOT PRIVATE: ' + ('a debug seed is set' if self.noise_multiplier else 'noise_multiplier is 0')

@@ -6,7 +6,6 @@ Must not say more than the plan and the ledger support, and must hold nothing co
 import json
 import math
 import os
-from decimal import ROUND_CEILING, Context
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,10 @@ from typing import Any
 from .accounting import ACCOUNTANTS, epsilon, group_epsilon
 from .calibration import first_steps
 from .errors import PrivacyError
+from .figures import as_given, rounded_up
 from .ledger import Ledger
 from .plan import METHODS, UNITS, PrivacyPlan
+from .rounding import rounding_in_words
 
 _PACKAGES = {
     'mmpose_dp': ('mmpose_dp',),
@@ -38,7 +39,7 @@ _NOT_COVERED = [
     'anything else computed from private records and released: logs, losses, statistics, pictures',
     'the machine that trains: whoever can read its memory or disk sees the private data',
     'how long steps take and how much memory, which the log shows, and when files were written: it hints at how many records '
-    'were drawn',
+    'were drawn: keep logs to yourself',
     'the number of records, num_records',
 ]
 
@@ -49,7 +50,7 @@ def build_statement(plan: PrivacyPlan, ledger: Ledger, *, pretraining: str) -> d
     Args:
         plan: the plan that was trained by.
         ledger: the steps that were taken; epsilon is that of the ledger, not of the plan.
-        pretraining: where the initial weights came from, in words.
+        pretraining: where the initial weights came from, and what is known of their training data, in words.
     """
     delta = plan.target_delta
     spent = ledger.epsilon(delta, plan.accountant)
@@ -62,7 +63,7 @@ def build_statement(plan: PrivacyPlan, ledger: Ledger, *, pretraining: str) -> d
     kind = 'feature DP' if plan.is_feature_dp else 'DP'
     return {
         'private': plan.is_private and secret and math.isfinite(spent),
-        'guarantee': f'({_number(spent)}, {_number(delta)})-{kind}',
+        'guarantee': f'({rounded_up(spent)}, {as_given(delta)})-{kind}',
         'method': ' and '.join(METHODS[method] for method in _of_all(plan, ledger, 'method')),
         'adjacency': plan.adjacency,
         'protected': _protected(plan),
@@ -89,12 +90,13 @@ def build_statement(plan: PrivacyPlan, ledger: Ledger, *, pretraining: str) -> d
         'epochs': round(float(sum(steps * rate for (_, steps), rate in zip(ledger.run_history, rates))), 2),
         'max_grad_norm': _course(plan.max_grad_norm, plan.max_grad_norm_at(plan.steps))
         if not plan.adaptive_norm
-        else f'{plan.max_grad_norm:.4g} at first, then by votes of the records, which are noised and counted with the rest',
+        else f'{as_given(plan.max_grad_norm)} at first, then by votes of the records, which are noised and counted with the rest',
         'noise_multiplier': _course(taken[0][0].noise_multiplier, taken[-1][0].noise_multiplier),
+        'rounding': rounding_in_words(plan.arithmetic),
         'public_data': ', '.join([*views, *public_data]) or 'none',
         'public_views': views,
         'public_data_sets': public_data,
-        'pretraining': f'{pretraining}. Its training data is treated as public',
+        'pretraining': pretraining,
         'cost_of_tuning': 'included as far as it was done in this work dir'
         if ledger.steps > ledger.run_steps
         else 'not included',
@@ -133,7 +135,13 @@ def _not_protected(plan: PrivacyPlan, public_data: list[str]) -> list[str]:
             f'what other records show of a person: the crops of neighbours in the same picture{shown} '
             "(privacy_unit='image' counts a picture as one record)"
         )
+    elif plan.is_feature_dp:
+        told.append(
+            'what the public views of a picture show of anybody in it, neighbours of the person a view was made for among them'
+        )
     told += [f'the public data set: {name}' for name in public_data]
+    if plan.subjects:
+        told.append(f'which records are one subject (the mapping by {plan.subjects})')
     if plan.budgets:
         told.append('which personal budget a record has')
     told += [
@@ -151,14 +159,14 @@ def _groups(plan: PrivacyPlan, ledger: Ledger, spent: float) -> dict[str, Any]:
     }
     if plan.budgets:
         found['personal_epsilon'] = {
-            f'{budget.num_records} records with budget {budget.epsilon:g}': _json(value)
+            f'{budget.num_records} records with budget {as_given(budget.epsilon)}': _json(value)
             for budget, value in zip(plan.budgets, plan.epsilons_of(ledger.prior, ledger.run_history))
         }
     return found
 
 
 def _course(first: float, last: float) -> float | str:
-    return first if first == last else f'{first:.4g}, going to {last:.4g}'
+    return first if first == last else f'{as_given(first)}, going to {as_given(last)}'
 
 
 def _try_epsilon(ledger: Ledger, delta: float, accountant: str) -> float | None:
@@ -177,13 +185,6 @@ def _try_group(ledger: Ledger, delta: float, records: int, single: float) -> flo
 def _json(value: float | None) -> float | str:
     """JSON knows neither infinity nor what could not be computed."""
     return value if value is not None and math.isfinite(value) else 'not bounded'
-
-
-def _number(value: float) -> str:
-    """Four digits, rounded up: what is promised must not be less than what was computed."""
-    if not math.isfinite(value):
-        return 'not bounded'
-    return f'{float(Context(prec=4, rounding=ROUND_CEILING).create_decimal_from_float(value)):.4g}'
 
 
 def _versions() -> dict[str, str]:
@@ -236,13 +237,16 @@ def statement_markdown(statement: dict[str, Any]) -> str:
         if key in told:
             continue
         if isinstance(value, dict):
-            value = ', '.join(f'{k}: {_cell(v)}' for k, v in value.items())
-        lines.append(f'| {key.replace("_", " ")} | {_cell(value)} |')
+            value = ', '.join(f'{k}: {_cell(key, v)}' for k, v in value.items())
+        lines.append(f'| {key.replace("_", " ")} | {_cell(key, value)} |')
     return '\n'.join(lines) + '\n'
 
 
-def _cell(value: Any) -> str:
-    return f'{value:.4g}' if isinstance(value, float) else str(value)
+def _cell(key: str, value: Any) -> str:
+    """A figure of the table: what was computed as an epsilon is rounded up, everything else stands as it is."""
+    if not isinstance(value, float):
+        return str(value)
+    return rounded_up(value) if key.startswith(('epsilon', 'personal_epsilon')) else as_given(value)
 
 
 def write_statement(statement: dict[str, Any], out_dir: str | os.PathLike[str]) -> None:

@@ -1,14 +1,23 @@
 """What weights were trained on is not forgotten: not after a hop over another training, not after one that spent nothing."""
 
+import copy
 import json
 import sys
+from collections import OrderedDict
 
 import pytest
 import torch
 from helpers import REPO
-from runs import train, unvalidated
+from mmengine.config import Config
+from mmengine.hooks import Hook
+from mmengine.model import PretrainedInit
+from mmengine.runner import Runner
+from runs import Interruption, tiny, train, unvalidated
+from torch import nn
 
-from mmpose_dp.engine.hooks.provenance import Descent, loaded_by_init_cfg
+from mmpose_dp.engine import PrivacyBudgetHook, ProvenanceHook
+from mmpose_dp.engine.hooks.provenance import Descent, pretraining_in
+from mmpose_dp.models import LoadWatch
 from mmpose_dp.privacy import LEDGER_NAME, Ledger, PrivacyError
 
 sys.path.insert(0, str(REPO / 'tools'))
@@ -46,6 +55,7 @@ def test_views_elsewhere_are_told(views, synthetic, tmp_path):
     torch.save(given, tmp_path / 'given.pth')
     train(config(synthetic, tmp_path / 'b', load_from=str(tmp_path / 'given.pth')))
     assert 'private training made' in told(tmp_path / 'b')
+    assert 'public views (Gaussian blur' in told(tmp_path / 'b')  # of the training before the published one
 
 
 def test_public_pictures_elsewhere_are_told(synthetic, synthetic_public, tmp_path):
@@ -79,13 +89,19 @@ def test_weights_that_init_cfg_loads_are_named(synthetic, tmp_path):
     torch.save({**kept, 'state_dict': runner.model.backbone.state_dict()}, start)
     cfg = config(synthetic, tmp_path / 'b')
     cfg.model.backbone.init_cfg = dict(type='Pretrained', checkpoint=start)
-    assert loaded_by_init_cfg(train(cfg).model) == [start]
-    assert 'init_cfg from backbone.pth' in told(tmp_path / 'b') and 'private training made' in told(tmp_path / 'b')
-    torch.save(dict(state_dict={'head.none': torch.zeros(1)}), tmp_path / 'head.pth')  # leaves the backbone as it is
+    train(cfg)
+    count = sum(x.is_floating_point() for x in runner.model.backbone.state_dict().values())
+    assert f'init_cfg from backbone.pth ({count} of {count} tensors of model.backbone)' in told(tmp_path / 'b')
+    assert 'private training made' in told(tmp_path / 'b')
+    head = {k: v for k, v in runner.model.state_dict().items() if k == 'head.final_layer.bias'}
+    torch.save(dict(state_dict=head), tmp_path / 'head.pth')  # leaves the backbone as it is
     cfg = config(synthetic, tmp_path / 'c', load_from=str(tmp_path / 'head.pth'))
     cfg.model.backbone.init_cfg = dict(type='Pretrained', checkpoint=start)
     train(cfg)
-    assert 'backbone.pth and loaded from head.pth, which a private training made' in told(tmp_path / 'c')
+    total = sum(x.is_floating_point() for x in runner.model.state_dict().values())
+    assert f'; and loaded from head.pth (1 of {total} tensors of model), of unknown origin' in told(tmp_path / 'c')
+    assert 'backbone.pth' in told(tmp_path / 'c') and 'private training made' in told(tmp_path / 'c')
+    assert Descent.of(torch.load(tmp_path / 'c/epoch_1.pth', weights_only=False)).unknown == ('head.pth',)
 
 
 def test_private_steps_without_the_hook_are_refused(synthetic, tmp_path):
@@ -94,3 +110,188 @@ def test_private_steps_without_the_hook_are_refused(synthetic, tmp_path):
     with pytest.raises(PrivacyError, match='counted nowhere.*PrivacyBudgetHook'):
         train(cfg)
     assert not list(tmp_path.glob('*.pth'))
+
+
+# ---- trainings without privacy in between --------------------------------------------------------------------------
+def plain(data, work_dir, load_from=None, resume=False, epochs=1):
+    """A training of MMPose's own, as tools/train.py runs it, of one epoch."""
+    cfg = tiny(Config.fromfile(REPO / 'configs/dp/hrnet_synthetic_nonprivate.py'))
+    cfg.update(work_dir=str(work_dir), load_from=load_from and str(load_from), resume=resume)
+    cfg.experiment_name = cfg.visualizer.name = f'plain_{work_dir.name}_{epochs}'
+    cfg.train_dataloader.dataset.data_root = str(data)
+    cfg.train_dataloader.update(num_workers=0, persistent_workers=False, batch_size=20)
+    for key in ('val_cfg', 'val_dataloader', 'val_evaluator', 'test_cfg', 'test_dataloader', 'test_evaluator'):
+        cfg[key] = None
+    cfg.train_cfg.max_epochs = epochs
+    cfg.default_hooks.checkpoint.interval = 1
+    runner = Runner.from_cfg(cfg)
+    runner.register_hook(ProvenanceHook())
+    runner.train()
+    return work_dir / f'epoch_{epochs}.pth'
+
+
+def descent_in(path):
+    return Descent.of(torch.load(path, weights_only=False), path.name)
+
+
+def test_a_plain_training_in_between_hands_it_on(views, synthetic, tmp_path):
+    """Loaded, resumed and loaded again: what lies behind it is the same, and its own data is named."""
+    first = plain(synthetic, tmp_path / 'a', load_from=views / 'epoch_1.pth')
+    second = plain(synthetic, tmp_path / 'a', load_from=first, resume=True, epochs=2)
+    third = plain(synthetic, tmp_path / 'b', load_from=second)
+    for path in (first, second, third):
+        found = descent_in(path)
+        assert found.plain_data_sets == ('MpiiDataset mpii_train.json',) and not found.unknown
+        assert len(found.public_views) == 1 and 'Gaussian blur' in found.public_views[0]
+    train(config(synthetic, tmp_path / 'c', load_from=str(third)))
+    assert 'public views (Gaussian blur' in told(tmp_path / 'c')
+    assert 'trained on MpiiDataset mpii_train.json without privacy' in told(tmp_path / 'c')
+    with pytest.raises(PrivacyError, match='NOT PRIVATE: made by a training without privacy'):
+        published(torch.load(third, weights_only=False))
+
+
+def test_a_plain_training_from_a_foreign_file(synthetic, tmp_path, start_file):
+    assert descent_in(plain(synthetic, tmp_path / 'a', load_from=start_file)).unknown == ('start.pth',)
+    assert descent_in(plain(synthetic, tmp_path / 'b')) == Descent(plain_data_sets=('MpiiDataset mpii_train.json',))
+
+
+def test_what_nobody_recorded_is_of_unknown_origin():
+    """Whatever a file holds: a descent is read from a key of ours alone, and an odd one is nothing."""
+    for odd in (
+        None,
+        3,
+        {},
+        dict(state_dict={}),
+        dict(privacy=None),
+        dict(privacy_statement='none'),
+        dict(meta={'x': 1}),
+    ):
+        assert Descent.of(odd, 'x.pth') == Descent(unknown=('x.pth',))
+    known = Descent.of(dict(privacy=dict(descent=dict(unknown=['coco.pth']))), 'x.pth')
+    assert 'descend from coco.pth, of unknown origin' in known.in_words('x.pth')
+    assert 'descend' not in Descent(unknown=('x.pth',)).in_words('x.pth')
+    assert pretraining_in(dict(privacy=dict(pretraining='weights loaded from coco.pth'))).endswith('treated as public')
+
+
+# ---- what was really loaded ----------------------------------------------------------------------------------------
+class Begun(Hook):
+    def before_train_epoch(self, runner):
+        raise Interruption
+
+
+def beginning(data, work_dir, backbone=None, **options):
+    """Goes as far as the first epoch and returns what the statement would say of the weights."""
+    options = {'optim_wrapper__noise_multiplier': 1.0, 'default_hooks__privacy_budget__target_epsilon': None, **options}
+    cfg = config(data, work_dir, **options)
+    cfg.model.backbone.init_cfg = backbone
+    runner = Runner.from_cfg(cfg)
+    runner.register_hook(Begun())
+    with pytest.raises(Interruption):
+        runner.train()
+    return next(hook for hook in runner.hooks if isinstance(hook, PrivacyBudgetHook)).pretraining
+
+
+@pytest.fixture(scope='module')
+def weights(synthetic, tmp_path_factory):
+    """The tensors of a model as ``config`` builds it."""
+    return Runner.from_cfg(config(synthetic, tmp_path_factory.mktemp('weights'))).model.state_dict()
+
+
+@pytest.fixture(scope='module')
+def start_file(weights, tmp_path_factory):
+    path = tmp_path_factory.mktemp('start') / 'start.pth'
+    torch.save(dict(state_dict=weights), path)
+    return path
+
+
+def backbone(weights):
+    return {k.removeprefix('backbone.'): v for k, v in weights.items() if k.startswith('backbone.')}
+
+
+MISFITS = {
+    'no prefix': (lambda w: dict(state_dict=backbone(w)), r'model\.backbone\.init_cfg=.*checkpoint=\.\.\.\)'),
+    'another prefix': (
+        lambda w: {f'encoder.{k}': v for k, v in backbone(w).items()},
+        r"model\.backbone.*prefix='encoder\.'",
+    ),
+    'a prefix too many': (lambda w: {f'model.{k}': v for k, v in w.items()}, r"model\.init_cfg.*prefix='model\.'"),
+    'other shapes': (lambda w: {k: torch.stack([v, v]) for k, v in w.items()}, 'of another size'),
+    'under model': (lambda w: dict(model=dict(w), epoch=3), "under the key 'model'"),
+    'under state_dict_ema': (lambda w: dict(state_dict_ema=dict(w)), "under the key 'state_dict_ema'"),
+    'nothing': (lambda w: dict(state_dict={}), 'no weights where mmengine looks'),
+    'no dict': (lambda w: list(w.values()), 'a list and not weights'),
+    'something else': (
+        lambda w: dict(state_dict={'a.b': torch.ones(2)}),
+        r'It has a\.b, \.\.\. and model has backbone',
+    ),
+}
+
+
+@pytest.mark.parametrize('case', MISFITS)
+def test_a_file_that_fits_nothing_is_refused(synthetic, tmp_path, weights, case):
+    """Before a step is counted: it would be a training from random weights whose statement names the file."""
+    make, message = MISFITS[case]
+    torch.save(make(weights), tmp_path / 'odd.pth')
+    with pytest.raises(PrivacyError, match=f'(?s)load_from=.*odd.pth.*{message}'):
+        beginning(synthetic, tmp_path / 'w', load_from=str(tmp_path / 'odd.pth'))
+    assert not (tmp_path / 'w' / LEDGER_NAME).exists()
+
+
+@pytest.mark.parametrize('kind', ['bare', 'module.', 'half'])
+def test_a_file_that_fits_is_counted(synthetic, tmp_path, weights, kind):
+    found = {k: v for k, v in weights.items() if v.is_floating_point()}
+    count = len(found)
+    given = {
+        'bare': weights,
+        'module.': {f'module.{k}': v for k, v in weights.items()},
+        'half': dict(list(found.items())[::2]),
+    }
+    torch.save(given[kind], tmp_path / 'start.pth')
+    words = beginning(synthetic, tmp_path / 'w', load_from=str(tmp_path / 'start.pth'))
+    share = (count + 1) // 2 if kind == 'half' else count
+    assert words.startswith(f'weights loaded from start.pth ({share} of {count} tensors of model), of unknown')
+
+
+def test_a_resume_of_nothing_says_what_was_loaded(synthetic, tmp_path, weights):
+    """resume=True at a first start: there is no checkpoint, and the backbone is init_cfg's."""
+    torch.save({f'net.{k}': v for k, v in backbone(weights).items()}, tmp_path / 'b.pth')
+    settings = dict(type=PretrainedInit, checkpoint=str(tmp_path / 'b.pth'), prefix='net.')
+    settings = [dict(type='Kaiming', layer='Conv2d'), settings]
+    words = beginning(synthetic, tmp_path / 'w', settings, resume=True)
+    assert words.startswith('weights loaded by init_cfg from b.pth (')
+    assert beginning(synthetic, tmp_path / 'x', resume=True) == 'none: random weights'
+
+
+@pytest.mark.parametrize(
+    ('settings', 'message'),
+    [
+        (dict(), r'model\.backbone\.init_cfg: checkpoint=.* fits nothing of model\.backbone.*prefix=.net\.'),
+        (dict(prefix='neck.'), r"model\.backbone\.init_cfg: .*no tensor under prefix='neck\.': it has net\."),
+        (dict(checkpoint='nowhere.pth'), r'model\.backbone\.init_cfg: checkpoint=nowhere\.pth cannot be read'),
+    ],
+    ids=['prefix missing', 'prefix wrong', 'no file'],
+)
+def test_an_init_cfg_that_loads_nothing_is_refused(synthetic, tmp_path, weights, settings, message):
+    torch.save({f'net.{k}': v for k, v in backbone(weights).items()}, tmp_path / 'b.pth')
+    settings = {**dict(type='Pretrained', checkpoint=str(tmp_path / 'b.pth')), **settings}
+    with pytest.raises(PrivacyError, match=f'(?s){message}'):
+        beginning(synthetic, tmp_path / 'w', settings)
+    assert not (tmp_path / 'w' / LEDGER_NAME).exists()
+
+
+def test_loads_are_noted_wherever_they_come_from():
+    """By a part's own code, into one part, in any order; a copy of the model (EMA's) does not count."""
+    model = nn.Sequential(OrderedDict(a=nn.Linear(2, 3), b=nn.Sequential(nn.BatchNorm1d(3), nn.Linear(3, 1))))
+    watch = LoadWatch(model)
+    copy.deepcopy(model).load_state_dict(model.state_dict())
+    assert watch.loads == [] and watch.found('') is None and len(watch.shapes) == 8
+    model.b.load_state_dict(model.b.state_dict())
+    assert watch.found('b') == {
+        f'b.{k}' for k in ('0.weight', '0.bias', '0.running_mean', '0.running_var', '1.weight', '1.bias')
+    }
+    assert watch.found('a') is None and watch.found('') == watch.found('b')
+    model.load_state_dict({'a.weight': torch.ones(3, 2), 'a.bias': torch.ones(3)}, strict=False)
+    assert watch.found('', 1) == {'a.weight', 'a.bias'} and watch.found('a') is None
+    watch.close()
+    model.a.load_state_dict(model.a.state_dict())
+    assert len(watch.loads) == 2

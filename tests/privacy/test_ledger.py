@@ -40,6 +40,41 @@ def test_runs_are_told_apart():
         ledger.begin_run(privacy_unit='instance', subjects='annotation field patient')
 
 
+def test_subjects_are_compared_by_a_digest_that_only_the_file_can_check(tmp_path):
+    """A plain digest would let everybody who has it try out who is which subject."""
+    subjects = dict(privacy_unit='subject', subjects='subjects.json')
+    first, second = (ledger_of((A, 3), subjects_digest='a' * 64, **subjects) for _ in range(2))
+    assert first.head != second.head and 'a' * 64 not in str(first.runs)  # each has a key of its own
+    first.keep_at(tmp_path / LEDGER_NAME)
+    first = Ledger.read(tmp_path / LEDGER_NAME)
+    first.resume_run(subjects_digest='a' * 64, **subjects)
+    first.begin_run(subjects_digest='a' * 64, **subjects)
+    for open_run in (first.resume_run, first.begin_run):
+        with pytest.raises(PrivacyError, match="subjects='subjects.json' and .* other subjects under that name"):
+            open_run(subjects_digest='b' * 64, **subjects)
+    second.add(first)  # the tool that adds cannot compare; the training that goes on from the sum does
+    with pytest.raises(PrivacyError, match='other subjects under that name'):
+        second.begin_run(subjects_digest='b' * 64, **subjects)
+    second.begin_run(subjects_digest='a' * 64, **subjects)
+
+
+def test_a_ledger_with_a_plain_digest_still_resumes():
+    """As they were written before the digest had a key."""
+    subjects = dict(privacy_unit='subject', subjects='subjects.json')
+    old = ledger_of((A, 3), privacy_unit='subject', subjects=f'subjects.json (sha256 {"a" * 12})')
+    old.resume_run(subjects_digest='a' * 64, **subjects)
+    old.begin_run(subjects_digest='a' * 64, **subjects)
+    for open_run, name, digest in (
+        (old.begin_run, 'subjects.json', 'b' * 64),
+        (old.begin_run, 'others.json', 'a' * 64),
+        (old.resume_run, 'subjects.json', 'b' * 64),
+    ):
+        with pytest.raises(PrivacyError, match='subjects='):
+            open_run(privacy_unit='subject', subjects=name, subjects_digest=digest)
+    with pytest.raises(PrivacyError, match='subjects='):
+        old.add(ledger_of((A, 1), privacy_unit='subject', subjects=f'subjects.json (sha256 {"b" * 12})'))
+
+
 def test_a_run_is_resumed_as_it_was(tmp_path):
     """Its statement could not hold for both parts; and nobody washes a debug seed or exposed metrics clean afterwards."""
     facts = dict(privacy_unit='instance', personal_budgets=[[1.0, 4]], method='feature', public_view='blur')

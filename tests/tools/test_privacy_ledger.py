@@ -10,7 +10,7 @@ import torch
 from helpers import REPO
 from runs import config, tiny, train
 
-from mmpose_dp.privacy import LEDGER_NAME, Ledger, PrivacyError
+from mmpose_dp.privacy import LEDGER_NAME, Ledger, PrivacyError, rounded_up
 
 sys.path.insert(0, str(REPO / 'tools'))
 from publish_model import published  # noqa: E402
@@ -38,7 +38,7 @@ def test_a_search_is_paid_for(searched, synthetic):
     total = Ledger.read(searched / 'last' / LEDGER_NAME)
     single = Ledger.read(ledgers[0]).epsilon(1e-3)
     assert total.steps == 8 and single < total.epsilon(1e-3) < 2 * single
-    assert f'epsilon {total.epsilon(1e-3):.4f}' in done.stdout
+    assert f'epsilon {rounded_up(total.epsilon(1e-3))} at delta 0.001 ' in done.stdout
     runner = train(tiny(config(synthetic, searched / 'last', 'dpsgd', train_cfg__max_epochs=1)))
     assert 7.9 < runner.optim_wrapper.ledger.epsilon(1e-3) <= 8.0 and runner.optim_wrapper.ledger.steps == 12
     assert tool('show', searched / 'last' / LEDGER_NAME, '--delta', '1e-3').stdout.count('training ') == 3
@@ -60,7 +60,7 @@ def test_a_published_checkpoint_holds_nothing_else(searched, tmp_path):
     checkpoint = torch.load(searched / 'a/epoch_1.pth', weights_only=False)
     given = published(checkpoint)
     assert set(given) == {'state_dict', 'meta', 'privacy_statement'}
-    assert set(given['meta']) == {'dataset_meta', 'mmpose_dp_version'}
+    assert set(given['meta']) == {'dataset_meta', 'mmpose_dp_version', 'descent'}
     assert given['privacy_statement']['private'] and given['privacy_statement']['steps'] == 4
     torch.save(given, tmp_path / 'model.pth')
     data = (tmp_path / 'model.pth').read_bytes()

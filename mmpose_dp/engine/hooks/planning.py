@@ -6,6 +6,8 @@ Must not decide what is private: it names what it finds, or refuses it.
 from collections import Counter
 from typing import Any
 
+import torch
+
 from mmpose_dp.datasets import PublicPrivateDataset
 from mmpose_dp.privacy import Budget, PrivacyError, PrivacyPlan
 
@@ -23,6 +25,7 @@ def make_plan(
         method=_method(dataset, wrapper, loop),
         privacy_unit=dataset.privacy_unit,
         subjects=dataset.subjects,
+        subjects_digest=dataset.subjects_digest,
         num_records=dataset.num_records,
         expected_batch_size=loop.sampler.expected_batch_size,
         steps=loop.private_steps,
@@ -30,6 +33,7 @@ def make_plan(
         public_view=dataset.view_description,
         public_data=dataset.public_description,
         secret_randomness=all(x.random.is_secret for x in (wrapper, loop.sampler, dataset)),
+        arithmetic=_arithmetic(wrapper),
         secure_mode=wrapper.secure_mode,
         schedule=wrapper.schedule,
         adaptive_norm=wrapper.adaptive_norm is not None,
@@ -54,12 +58,20 @@ def facts_of_views(loop: PrivateTrainLoop, wrapper: DPOptimWrapper) -> dict[str,
         method=_method(dataset, wrapper, loop),
         privacy_unit=dataset.privacy_unit,
         subjects=dataset.subjects,
+        subjects_digest=dataset.subjects_digest,
         num_records=dataset.num_records,
         personal_budgets=[],
         secure_mode=wrapper.secure_mode,
         public_view=dataset.view_description,
         public_data=dataset.public_description,
     )
+
+
+def _arithmetic(wrapper: DPOptimWrapper) -> str:
+    """The numbers of the forwards and where they are computed: rounding follows both."""
+    device = wrapper.params[0].device.type if wrapper.params else 'cpu'
+    precision = wrapper.amp_dtype or torch.get_default_dtype()
+    return f'{str(precision).removeprefix("torch.")} on a {"CPU" if device == "cpu" else "GPU"}'
 
 
 def _budgets(dataset: PublicPrivateDataset, target_epsilon: float | None) -> tuple[tuple[Budget, ...], tuple[int, ...]]:

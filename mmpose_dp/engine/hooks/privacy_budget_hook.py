@@ -13,13 +13,31 @@ from mmengine.runner import Runner
 from mmpose.registry import HOOKS
 
 from mmpose_dp.datasets import refuse_private_validation
-from mmpose_dp.models import fit_joints, replace_batch_norm
-from mmpose_dp.privacy import LEDGER_NAME, PrivacyError, PrivacyPlan, build_statement, write_statement
+from mmpose_dp.models import LoadWatch, fit_joints, replace_batch_norm
+from mmpose_dp.privacy import (
+    LEDGER_NAME,
+    PrivacyError,
+    PrivacyPlan,
+    as_given,
+    build_statement,
+    ceiling,
+    rounded_up,
+    write_statement,
+)
 
 from ..loops import PrivateTrainLoop
 from ..optim_wrappers import DPOptimWrapper
 from .planning import facts_of_views, make_plan
-from .provenance import CHECKPOINT_KEY, Descent, descent_of_file, loaded_by_init_cfg, spent_in
+from .provenance import (
+    CHECKPOINT_KEY,
+    Descent,
+    Start,
+    part_of,
+    pretraining_in,
+    pretraining_of,
+    spent_in,
+    starts_of_init_cfg,
+)
 from .resuming import check_resumed, find_start, open_ledger
 
 _HINTS = ('time', 'data_time', 'memory', 'eta')  # in the message hub: they show how many records were drawn
@@ -62,6 +80,9 @@ class PrivacyBudgetHook(Hook):
         self.plan: PrivacyPlan | None = None
         self.pretraining = 'none: random weights'
         self.descent = Descent()
+        self._starts: list[Start] = []
+        self._watch: LoadWatch | None = None
+        self._own_loads: int | None = None  # what the model had loaded before load_from was
         self._facts: dict | None = None  # what the ledger is told of this training
         self._steps_left = 0
         self._engine_reported = False
@@ -119,32 +140,34 @@ class PrivacyBudgetHook(Hook):
                     'views alone: give another work_dir'
                 )
             self._facts = facts_of_views(loop, wrapper)
-        if not runner._resume:
-            self._tell_start(runner)
+        if not (runner._resume and runner._load_from):  # resume=True with nothing to resume from is a first start
+            model = getattr(runner.model, 'module', runner.model)
+            self._starts, self._watch = starts_of_init_cfg(model), LoadWatch(model)
 
     def _tell_start(self, runner: Runner) -> None:
-        """Where the weights come from: what ``load_from`` leaves as it is may still be ``init_cfg``'s."""
-        starts = loaded_by_init_cfg(runner.model)
-        told = [f'loaded by init_cfg from {", ".join(Path(start).name for start in starts)}'] if starts else []
-        told += [f'loaded from {Path(runner._load_from).name}'] if runner._load_from else []
-        if told:
-            self.pretraining = f'weights {" and ".join(told)}'
-            for start in starts:
-                self._descend(runner, descent_of_file(start))
-        else:
+        """Where the weights come from: what ``load_from`` leaves as it is may still be ``init_cfg``'s.
+
+        Raises PrivacyError for a file that fits nothing of the model.
+        """
+        assert self._watch is not None
+        self._watch.close()
+        self.pretraining = pretraining_of(self._starts, self._watch, self._own_loads)
+        for start in self._starts:
+            self._descend(runner, start)
+        if self.pretraining.startswith('none'):
             runner.logger.warning(
                 'Private training starts without load_from. It rarely works from random weights: start from a checkpoint '
                 'that was trained on public data.'
             )
 
-    def _descend(self, runner: Runner, descent: Descent) -> None:
-        """Takes over what is known of the weights that training starts from."""
-        self.descent = self.descent.joined(descent)
-        self.pretraining += descent.in_words()
-        if descent.in_words():
-            runner.logger.warning(
-                f'{self.pretraining}. Add a ledger with tools/privacy_ledger.py add, or resume its training.'
-            )
+    def _descend(self, runner: Runner, start: Start) -> None:
+        """Takes over what is known of a file that training starts from."""
+        self.descent = self.descent.joined(start.descent)
+        told = f'{start.key}={start.path}{start.descent.in_words(Path(start.path).name)}.'
+        if start.descent.private:
+            runner.logger.warning(f'{told} Add its ledger with tools/privacy_ledger.py add, or resume its training.')
+        else:
+            runner.logger.warning(told)
 
     def _draw_by_budget(self, loop: PrivateTrainLoop) -> None:
         assert self.plan is not None
@@ -155,7 +178,7 @@ class PrivacyBudgetHook(Hook):
         assert plan is not None
         count = sum(p.numel() for p in getattr(runner.model, 'module', runner.model).parameters())
         runner.logger.info(
-            f'Private training ({plan.method}): epsilon {plan.target_epsilon}, delta {plan.target_delta:.3g}, '
+            f'Private training ({plan.method}): epsilon {plan.target_epsilon}, delta {as_given(plan.target_delta)}, '
             f'noise_multiplier {plan.noise_multiplier:.4f}, max_grad_norm {plan.max_grad_norm}, sample_rate '
             f'{plan.event.sample_rate}, {plan.steps} steps, accountant {plan.accountant}; '
             f'{sum(p.numel() for p in wrapper.params):,} of {count:,} parameters are trained.'
@@ -168,13 +191,18 @@ class PrivacyBudgetHook(Hook):
         if plan.prior:
             spent = wrapper.ledger.epsilon(plan.target_delta, plan.accountant)
             runner.logger.warning(
-                f'Earlier trainings in {runner.work_dir} have spent epsilon {spent:.3f} of the budget.'
+                f'Earlier trainings in {runner.work_dir} have spent epsilon {rounded_up(spent)} of the budget.'
             )
         for warning in plan.warnings:
             runner.logger.warning(warning)
 
     def before_train(self, runner: Runner) -> None:
-        """How many steps the budget still allows, after a checkpoint's ledger has been taken over."""
+        """How many steps the budget still allows, after a checkpoint's ledger has been taken over.
+
+        Raises PrivacyError where the training would start from a file that fits nothing of the model.
+        """
+        if self._watch is not None:
+            self._tell_start(runner)
         if self._facts is None:
             return
         ledger = runner.optim_wrapper.ledger
@@ -214,7 +242,7 @@ class PrivacyBudgetHook(Hook):
             and self.every_n_train_iters(runner, self.interval)
         ):
             epsilon = runner.optim_wrapper.ledger.epsilon(self.target_delta, self.accountant)
-            runner.message_hub.update_scalar('train/epsilon', epsilon)
+            runner.message_hub.update_scalar('train/epsilon', ceiling(epsilon))  # the log line has four places
 
     def after_train(self, runner: Runner) -> None:
         """Writes the statement of the whole training beside the checkpoints."""
@@ -255,14 +283,16 @@ class PrivacyBudgetHook(Hook):
         if not isinstance(runner.optim_wrapper, DPOptimWrapper):
             return
         if not runner._resume:
+            assert self._watch is not None
+            self._starts.append(Start.of('load_from', str(runner._load_from), '', checkpoint))
+            self._own_loads = len(self._watch.loads)
             _fit(runner, checkpoint)
-            self._descend(runner, Descent.of(checkpoint))
             return
         self._resumed = True
-        self.descent = Descent.of(checkpoint)
+        self.descent = Descent.of(checkpoint, Path(str(runner._load_from)).name)
+        self.pretraining = pretraining_in(checkpoint)
         if self.plan is not None:
             check_resumed(checkpoint, runner.optim_wrapper.ledger)
-            self.pretraining = checkpoint[CHECKPOINT_KEY].get('pretraining', 'not known')
         elif spent_in(checkpoint):
             raise PrivacyError(
                 f'train_cfg.public_epochs={runner.train_loop.public_epochs} leaves no private step, so the ledger of the '
@@ -272,11 +302,14 @@ class PrivacyBudgetHook(Hook):
 
 def _fit(runner: Runner, checkpoint: dict) -> None:
     """Tells what of a checkpoint of another data set is kept."""
-    known = checkpoint.get('meta', {}).get('dataset_meta') or {}
+    known = part_of(part_of(checkpoint, 'meta'), 'dataset_meta')
     joints = [
         [meta.get('keypoint_id2name', {}).get(i, '') for i in range(meta.get('num_keypoints', 0))]
         for meta in (known, runner.train_dataloader.dataset.metainfo)
     ]
     model = getattr(runner.model, 'module', runner.model)
-    for line in fit_joints(checkpoint.get('state_dict', checkpoint), model.state_dict(), *joints):
+    saved = checkpoint.get('state_dict', checkpoint)
+    for name in [name for name in saved if str(name).startswith('module.')]:  # as mmengine will read it
+        saved[name.removeprefix('module.')] = saved.pop(name)
+    for line in fit_joints(saved, model.state_dict(), *joints):
         runner.logger.warning(f'load_from: {line}')

@@ -14,7 +14,7 @@ from mmengine.runner import CheckpointLoader, Runner
 
 from mmpose_dp.privacy import LEDGER_NAME, Ledger, PrivacyError
 
-from .provenance import CHECKPOINT_KEY, spent_in
+from .provenance import CHECKPOINT_KEY, part_of, spent_in
 
 _NEEDED = ('meta', 'state_dict', 'message_hub')
 
@@ -42,6 +42,7 @@ def find_start(runner: Runner) -> None:
         runner._load_from = chosen[0]
     start = runner._load_from
     if start and '://' not in str(start):
+        start = runner._load_from = os.path.expanduser(start)  # as mmengine reads it
         if not os.path.isfile(start):
             raise PrivacyError(f'load_from={start}: there is no such file')
         if not is_intact(Path(start)):
@@ -97,9 +98,10 @@ def check_resumed(checkpoint: Any, ledger: Ledger) -> None:
         raise PrivacyError(
             f'the checkpoint to resume from lacks {", ".join(missing)}: it holds weights only. Use load_from without resume'
         )
-    if not isinstance(checkpoint.get(CHECKPOINT_KEY), dict):
+    privacy = part_of(checkpoint, CHECKPOINT_KEY)
+    if 'ledger' not in privacy:
         raise PrivacyError(
             'the checkpoint to resume from has no privacy ledger, so what it has spent is unknown. To start a new '
             'private training from its weights, use load_from without resume'
         )
-    ledger.check_covers(checkpoint[CHECKPOINT_KEY].get('ledger'))
+    ledger.check_covers(privacy['ledger'])
