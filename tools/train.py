@@ -9,7 +9,7 @@ import copy
 import mmpose_dp  # noqa: F401  (first: checks and mends the install)
 
 # isort: split
-from cli import add_common_arguments, merge_common, run, start_ranks_on_cpu
+from cli import add_common_arguments, merge_common, refuse_unwritable, run, start_ranks_on_cpu
 from mmengine.config import Config
 from mmengine.optim import AmpOptimWrapper, OptimWrapper
 from mmengine.runner import Runner
@@ -85,6 +85,7 @@ def main() -> None:
     """Builds the runner and trains."""
     args = parse_args()
     cfg = without_leftovers(merge_args(Config.fromfile(args.config), args))
+    refuse_unwritable(cfg.work_dir)
     start_ranks_on_cpu(cfg)
     Runner.from_cfg(cfg).train()
 

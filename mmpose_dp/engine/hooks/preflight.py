@@ -7,6 +7,7 @@ are put back.
 
 import copy
 import random
+import shutil
 import tempfile
 import warnings
 from collections.abc import Iterator
@@ -213,22 +214,28 @@ def _check_folder(runner: Runner, hook: CheckpointHook) -> None:
         if hook.backend_args is not None:
             get_file_backend(str(folder), backend_args=hook.backend_args)
         Path(folder).mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=folder) as file:
-            file.write(bytes(4096))
-            file.flush()
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+        free, needed = shutil.disk_usage(folder).free, _size_of_checkpoint(runner, hook)
+        if free < needed:
+            raise OSError(f'{free / 2**20:.0f} MiB are free, and a checkpoint is about {needed / 2**20:.0f} MiB')
     except Exception as error:  # OSError, or whatever a storage backend raises
         raise PrivacyError(
             f'{where}: checkpoints cannot be written to {folder}: {type(error).__name__}: {error}'
         ) from error
 
 
+def _size_of_checkpoint(runner: Runner, hook: CheckpointHook) -> int:
+    """Bytes of the weights and, where it is kept, of an optimizer's two moments."""
+    trained = sum(p.numel() for p in runner.optim_wrapper.params) if hook.save_optimizer else 0
+    return sum(x.numel() * x.element_size() for x in _core(runner).state_dict().values()) + 8 * trained
+
+
 def _check_monitors(runner: Runner, metrics: dict[str, Any] | None) -> None:
     """What waits for a metric that never comes."""
     waiting = [('EarlyStoppingHook', hook.monitor) for hook in runner.hooks if isinstance(hook, EarlyStoppingHook)]
     waiting += [('param_scheduler', s.monitor) for s in _schedulers(runner) if hasattr(s, 'monitor')]
-    for name, monitor in waiting:
-        if metrics is None:
-            raise PrivacyError(f'{name}.monitor={monitor!r} needs validation, and val_cfg is None: take it out')
+    for name, monitor in waiting if metrics is not None else ():
         if monitor not in metrics:
             raise PrivacyError(
                 f'{name}.monitor={monitor!r}: val_evaluator gives {", ".join(metrics)}; write one of them'
