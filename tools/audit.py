@@ -17,7 +17,7 @@ from cli import run
 from mmengine.config import Config, DictAction
 from mmengine.runner import Runner
 
-from mmpose_dp.engine import AuditHook
+from mmpose_dp.engine import AuditHook, without_leftovers
 from mmpose_dp.privacy import rounded_up
 
 
@@ -34,6 +34,7 @@ def parse_args() -> argparse.Namespace:
 
 def audited(cfg: Config, canaries: int | None, confidence: float) -> Config:
     """The config with canaries planted, and without what an audit has no use for."""
+    without_leftovers(cfg)
     cfg.optim_wrapper.type = 'AuditedOptimWrapper'
     cfg.custom_hooks = [dict(type='AuditHook', num_canaries=canaries, confidence=confidence)]
     cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None

@@ -5,11 +5,13 @@
 It builds the model with random weights, takes a few records (yours if the data set is there, random ones if not), finds each
 record's gradient as private training does and once more by looping plain MMPose over single records, and compares the two.
 It also prints the noise, the steps, epsilon as it would be spent, and the memory. The exit status is 0 if the config can be
-made private, 2 with a message if not. Must not train, download or write anything.
+made private, 2 with a message if not; where the data are there, everything that training looks at before its first step is
+looked at here too. Must not train, download or leave anything behind.
 """
 
 import argparse
 import copy
+import tempfile
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -20,18 +22,22 @@ import mmpose_dp  # noqa: F401  (first: checks and mends the install)
 import numpy as np
 import torch
 from cli import run
+from mmcv.transforms import LoadImageFromFile
 from mmengine.config import Config, DictAction
 from mmengine.dataset import Compose
+from mmengine.hooks import CheckpointHook
 from mmengine.optim import build_optim_wrapper
+from mmengine.runner import Runner
 from mmpose.datasets.datasets.utils import parse_pose_metainfo
-from mmpose.registry import DATASETS, MODELS
+from mmpose.registry import DATASETS, HOOKS, LOOPS, MODELS, OPTIM_WRAPPERS, TRANSFORMS
 from mmpose.utils import register_all_modules
 from torch import nn
 
-from mmpose_dp.datasets import collate_rows
-from mmpose_dp.datasets.records import group_rows
-from mmpose_dp.engine import DPOptimWrapper
+from mmpose_dp.datasets import PublicPrivateDataset, collate_rows
+from mmpose_dp.engine import DPOptimWrapper, PrivacyBudgetHook, PrivateTrainLoop, class_of, without_leftovers
+from mmpose_dp.engine.dry_run import blank_batch, try_batch
 from mmpose_dp.engine.hooks.planning import method_of
+from mmpose_dp.models import FeatureMaskingHead
 from mmpose_dp.privacy import PrivacyError, PrivacyPlan, Schedule, as_given, epsilon_curve, rounded_up
 from mmpose_dp.privacy.plan import METHODS
 
@@ -48,36 +54,100 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def make_head_private(cfg: Config) -> None:
+    """Puts the private twin into the config where MMPose's own head stands. Raises PrivacyError where there is none."""
+    head = cfg.model.get('head')
+    if not isinstance(head, dict):
+        raise PrivacyError('model.head is missing: private training is for top-down models, whose head has the loss')
+    kind = class_of(head.get('type'), MODELS)
+    if issubclass_of(kind, FeatureMaskingHead):
+        return
+    name = getattr(kind, '__name__', head.get('type'))
+    if MODELS.get(f'Private{name}') is None:
+        raise PrivacyError(
+            f'model.head.type={name!r} has no private twin. If its loss calls self.forward(feats) and compares the '
+            f'result with the data samples, make one: mmpose_dp.models.private_twin({name})'
+        )
+    print(f"To be made private: write model.head.type='Private{name}'.")
+    head.type = f'Private{name}'
+
+
 def private_model(cfg: Config) -> tuple[nn.Module, DPOptimWrapper]:
-    """The model with its private head and the wrapper that the config asks for, without noise. Raises PrivacyError."""
-    head, settings = cfg.model.head, cfg.get('optim_wrapper') or {}
-    if not head.type.startswith('Private'):
-        if MODELS.get(f'Private{head.type}') is None:
-            raise PrivacyError(
-                f'model.head.type={head.type!r} has no private twin. If its loss calls self.forward(feats) and compares the '
-                f'result with the data samples, make one: mmpose_dp.models.private_twin({head.type})'
-            )
-        print(f"To be made private: write model.head.type='Private{head.type}'.")
-        head.type = f'Private{head.type}'
-    if settings.get('type') != 'DPOptimWrapper':
+    """The model and the wrapper that the config asks for, without noise. Raises PrivacyError."""
+    settings = cfg.get('optim_wrapper') or {}
+    if not has_private_wrapper(cfg):
         print(
             'To be made private: put the parts of configs/_base_/hybrid.py (or dpsgd.py ...) in their places, see README.'
         )
         settings = dict(type='DPOptimWrapper', optimizer=dict(type='SGD', lr=1.0), max_grad_norm=1.0)
         settings['constructor'] = 'DPOptimWrapperConstructor'
-    _without_downloads(cfg.model)
     model = MODELS.build(cfg.model).train()
     wrapper = build_optim_wrapper(model, Config(dict(settings))._cfg_dict)
     assert isinstance(wrapper, DPOptimWrapper)
-    report_method(cfg, wrapper)
-    wrapper.amp_dtype = None  # gradients are compared in float64
     return model, wrapper
+
+
+def issubclass_of(kind: Any, parent: type) -> bool:
+    """Whether ``kind`` is a class made from ``parent``."""
+    return isinstance(kind, type) and issubclass(kind, parent)
+
+
+def has_private_wrapper(cfg: Config) -> bool:
+    """Whether optim_wrapper is a private one."""
+    return issubclass_of(class_of((cfg.get('optim_wrapper') or {}).get('type'), OPTIM_WRAPPERS), DPOptimWrapper)
+
+
+def has_private_data(cfg: Config) -> bool:
+    """Whether train_dataloader.dataset says what is private."""
+    return issubclass_of(class_of(cfg.train_dataloader.dataset.get('type'), DATASETS), PublicPrivateDataset)
+
+
+def is_private(cfg: Config) -> bool:
+    """Whether tools/train.py would train this config privately."""
+    hooks = [*(cfg.get('default_hooks') or {}).values(), *(cfg.get('custom_hooks') or [])]
+    kinds = [class_of(hook.get('type'), HOOKS) for hook in hooks if isinstance(hook, dict)]
+    loop = class_of((cfg.get('train_cfg') or {}).get('type'), LOOPS)
+    return (
+        has_private_wrapper(cfg)
+        and has_private_data(cfg)
+        and issubclass_of(loop, PrivateTrainLoop)
+        and any(issubclass_of(kind, PrivacyBudgetHook) for kind in kinds)
+    )
+
+
+def trial(cfg: Config, folder: str) -> Runner:
+    """The runner of a private config, and all that training does with it before its first step. Raises PrivacyError.
+
+    It writes to ``folder`` alone. Hooks that are not of mmpose_dp are built and not called.
+    """
+    cfg = copy.deepcopy(cfg)
+    cfg.work_dir, cfg.launcher, cfg.log_level, cfg.resume = folder, 'none', 'ERROR', False
+    if isinstance(cfg.get('visualizer'), dict):
+        cfg.visualizer.vis_backends = []
+    for hook in (cfg.get('default_hooks') or {}).values():
+        if isinstance(hook, dict) and issubclass_of(class_of(hook.get('type'), HOOKS), CheckpointHook):
+            hook.pop('out_dir', None)
+    validation = (cfg.get('val_dataloader') or {}).get('dataset')
+    if validation is not None and not _is_there(validation):
+        print(
+            'Validation: the data of val_dataloader are not there, so it is not tried. Training would stop for want of them.'
+        )
+        cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
+    runner = Runner.from_cfg(cfg)
+    runner.train_loop  # noqa: B018  (a property that builds)
+    runner.optim_wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
+    if runner.param_schedulers is not None:
+        runner.param_schedulers = runner.build_param_scheduler(runner.param_schedulers)
+    for hook in runner.hooks:
+        if type(hook).__module__.startswith('mmpose_dp.'):
+            hook.before_run(runner)
+    return runner
 
 
 def report_method(cfg: Config, wrapper: DPOptimWrapper) -> None:
     """Prints what a private config's method is called. Raises PrivacyError for parts that do not go together."""
-    data, settings = cfg.train_dataloader.dataset, cfg.get('optim_wrapper') or {}
-    if data.type == 'PublicPrivateDataset' and settings.get('type') == 'DPOptimWrapper':
+    data = cfg.train_dataloader.dataset
+    if has_private_data(cfg) and has_private_wrapper(cfg):
         halves = (data.get(half) is not None for half in ('public_view', 'public'))
         print(f'Method: {METHODS[method_of(*halves, wrapper, cfg.train_cfg.get("public_epochs", 0))]}')
 
@@ -97,22 +167,32 @@ def private_data(cfg: Config) -> tuple[dict, Any]:
     built = DATASETS.build(dict(dataset, lazy_init=True))
     if not Path(built.ann_file).is_file():
         return dataset, None
-    if whole.type == 'PublicPrivateDataset':  # refuses what is wrong with either half
+    if has_private_data(cfg):  # refuses what is wrong with either half
         return dataset, DATASETS.build(whole).private
     built.full_init()
     return dataset, built
 
 
 def records(settings: dict, dataset: Any, count: int) -> dict:
-    """``count`` rows through the training pipeline: the data set's first, or random pictures of random joints."""
+    """``count`` rows through the training pipeline: the data set's first that can be used, or random pictures of random joints.
+
+    Raises PrivacyError where the pipeline can use none.
+    """
+    rows: list[dict] = []
     if dataset is not None:
-        rows = [dataset.prepare_data(i) for i in range(min(count, len(dataset)))]
+        for i in range(len(dataset)):
+            row = dataset.prepare_data(i) if len(rows) < count else None
+            rows += [] if row is None else [row]
     else:
         rng = np.random.default_rng(0)
-        meta = parse_pose_metainfo(settings.get('metainfo') or DATASETS.get(settings['type']).METAINFO)
-        pipeline = Compose([step for step in settings['pipeline'] if step['type'] != 'LoadImage'])
-        rows = [pipeline(_random_person(rng, meta)) for _ in range(count)]
-    return collate_rows([[row for row in rows if row is not None]])
+        meta = parse_pose_metainfo(settings.get('metainfo') or class_of(settings['type'], DATASETS).METAINFO)
+        steps = settings['pipeline']
+        pipeline = Compose([s for s in steps if not issubclass_of(class_of(s['type'], TRANSFORMS), LoadImageFromFile)])
+        made = [pipeline(_random_person(rng, meta)) for _ in range(count)]
+        rows = [row for row in made if row is not None]
+    if not rows:
+        raise PrivacyError('train_dataloader.dataset: the pipeline rejects every row, so there is nothing to train on')
+    return collate_rows([rows])
 
 
 def _random_person(rng: np.random.Generator, meta: dict) -> dict:
@@ -163,7 +243,8 @@ def compare(model: nn.Module, wrapper: DPOptimWrapper, batch: dict) -> dict[str,
         for name, place, grad in zip(names, places, grads):
             want = torch.zeros_like(ours[place][row]) if grad is None else grad
             scale = max(float(want.norm()), 1e-3 * size)  # a gradient that is all but zero is all rounding
-            gaps[name] = max(gaps[name], float((ours[place][row].double() - want).norm()) / scale)
+            gap = float((ours[place][row].double() - want).norm())
+            gaps[name] = max(gaps[name], gap / scale if scale else gap)  # a row without a usable joint has no gradient
     return gaps
 
 
@@ -186,57 +267,65 @@ def report_gradients(model: nn.Module, wrapper: DPOptimWrapper, batch: dict) -> 
     return gaps[worst] <= TOLERANCE
 
 
-def report_budget(cfg: Config, num_records: int | None) -> None:
-    """Prints sigma, steps and epsilon over the epochs. Raises PrivacyError for a budget that cannot be met."""
-    hooks, loader = cfg.get('default_hooks', {}), cfg.train_dataloader
-    budget, size = hooks.get('privacy_budget'), loader.get('batch_sampler', {}).get('expected_batch_size')
-    if not budget or not size:
+def report_budget(cfg: Config, num_records: int | None, plan: PrivacyPlan | None = None) -> None:
+    """Prints sigma, steps and epsilon over the epochs, of ``plan`` or else of a config whose data are not there."""
+    loader, train_cfg = cfg.train_dataloader, cfg.get('train_cfg') or {}
+    size, first = loader.get('batch_sampler', {}).get('expected_batch_size'), train_cfg.get('public_epochs', 0)
+    if not cfg.get('default_hooks', {}).get('privacy_budget') or not size:
         print('\nNo budget yet: default_hooks.privacy_budget and train_dataloader.batch_sampler say it.')
         return
-    if num_records is None:
+    if first and first == train_cfg.get('max_epochs'):
+        print(
+            f'\nBudget: all {first} epochs are public (train_cfg.public_epochs), so no private step is made and no epsilon spent.'
+        )
+        return
+    if num_records is None and plan is None:
         print('\nThe data set is not there: give --num-records N to see noise and epsilon.')
         return
-    per_epoch, first = num_records // size, cfg.train_cfg.get('public_epochs', 0)
+    plan = plan or planned(cfg, num_records or 0, size)
+    print(
+        f'\nBudget: epsilon {plan.target_epsilon}, delta {as_given(plan.target_delta)}, N {plan.num_records:,} (one record: one '
+        f'{plan.privacy_unit}), expected batch {size}:\n  noise_multiplier {plan.noise_multiplier:.4f}, {plan.steps:,} private '
+        f'steps (accountant {plan.accountant})\n  epoch    epsilon spent'
+    )
+    for steps, spent in epsilon_curve(plan, 5):
+        print(f'  {first + steps / (plan.num_records // size):5.1f}    {rounded_up(spent)}')
+    for warning in plan.warnings:
+        print(f'  {warning}')
+
+
+def planned(cfg: Config, num_records: int, size: int) -> PrivacyPlan:
+    """The plan for ``num_records`` and an expected batch of ``size``. Raises PrivacyError for a budget that cannot be met."""
+    budget, dataset = cfg.default_hooks.privacy_budget, cfg.train_dataloader.dataset
     settings = dict(
         method='dpsgd',  # the noise of every method is that of DP-SGD
-        privacy_unit=loader.dataset.get('privacy_unit', 'instance'),
+        privacy_unit=dataset.get('privacy_unit', 'instance'),
         num_records=num_records,
         expected_batch_size=size,
-        steps=(cfg.train_cfg.max_epochs - first) * per_epoch,
+        steps=(cfg.train_cfg.max_epochs - cfg.train_cfg.get('public_epochs', 0)) * (num_records // size),
         max_grad_norm=cfg.optim_wrapper.max_grad_norm,
         target_delta=budget.target_delta,
         accountant=budget.get('accountant', 'pld'),
         schedule=Schedule(**cfg.optim_wrapper.get('schedule') or {}),
     )
+    if not 1 <= size <= num_records:
+        raise PrivacyError(
+            f'train_dataloader.batch_sampler.expected_batch_size={size} must lie between 1 and the number of private records, '
+            f'{num_records}'
+        )
     sigma, target = cfg.optim_wrapper.get('noise_multiplier'), budget.get('target_epsilon')
     if sigma is None and target is None:
         raise PrivacyError('give PrivacyBudgetHook a target_epsilon, or DPOptimWrapper a noise_multiplier')
-    plan = (
-        PrivacyPlan.calibrate(target_epsilon=target, **settings)
-        if sigma is None
-        else PrivacyPlan(noise_multiplier=sigma, target_epsilon=target, **settings)
-    )
-    print(
-        f'\nBudget: epsilon {target}, delta {as_given(plan.target_delta)}, N {num_records:,} '
-        f'(one record: one {plan.privacy_unit}), '
-        f'expected batch {size}:\n  noise_multiplier {plan.noise_multiplier:.4f}, {plan.steps:,} private steps '
-        f'(accountant {plan.accountant})\n  epoch    epsilon spent'
-    )
-    for steps, spent in epsilon_curve(plan, 5):
-        print(f'  {first + steps / per_epoch:5.1f}    {rounded_up(spent)}')
-    for warning in plan.warnings:
-        print(f'  {warning}')
+    if sigma is None:
+        return PrivacyPlan.calibrate(target_epsilon=target, **settings)
+    return PrivacyPlan(noise_multiplier=sigma, target_epsilon=target, **settings)
 
 
-def _count(cfg: Config, dataset: Any) -> int | None:
-    if dataset is None:
-        return None
-    ours = cfg.train_dataloader.dataset
-    return len(group_rows(dataset, ours.get('privacy_unit', 'instance'), ours.get('subjects')))
+def report_memory(cfg: Config, model: nn.Module, wrapper: DPOptimWrapper, batch: dict, largest_forward: int) -> None:
+    """Prints what training is expected to hold, from the tensors that one forward of the records keeps.
 
-
-def report_memory(cfg: Config, model: nn.Module, wrapper: DPOptimWrapper, batch: dict) -> None:
-    """Prints what training is expected to hold, from the tensors that one forward of the records keeps."""
+    ``largest_forward``: the most rows of one forward; more than ``batch_size`` where a record has more.
+    """
     model.float()
     kept: dict[int, int] = {}
 
@@ -249,13 +338,15 @@ def report_memory(cfg: Config, model: nn.Module, wrapper: DPOptimWrapper, batch:
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
     own = {p.untyped_storage().data_ptr() for p in model.parameters()}
     a_row = sum(size for key, size in kept.items() if key not in own) / len(batch['inputs'])
-    rows, trained = cfg.train_dataloader.get('batch_size', 32), sum(p.numel() for p in wrapper.params)
+    usual, trained = cfg.train_dataloader.get('batch_size', 32), sum(p.numel() for p in wrapper.params)
+    rows = max(usual, largest_forward)
+    whose = 'train_dataloader.batch_size' if rows == usual else 'of one record, which go through one forward'
     largest = max(p.numel() for p in wrapper.params)
     projector = (cfg.get('optim_wrapper') or {}).get('projector')
     parts = {
         'weights': weights,
         'sums, noise and optimizer state': 5 * 4 * trained,
-        f'activations of {rows} rows (train_dataloader.batch_size)': a_row * rows,
+        f'activations of {rows} rows ({whose})': a_row * rows,
         f"the largest parameter's gradients for {rows} rows": 4.0 * largest * rows,
     }
     if projector:
@@ -264,6 +355,46 @@ def report_memory(cfg: Config, model: nn.Module, wrapper: DPOptimWrapper, batch:
     print(f'\nMemory: about {sum(parts.values()) / 2**30:.2f} GiB')
     for name, size in parts.items():
         print(f'  {size / 2**30:6.2f} GiB  {name}')
+    if rows > usual:
+        print(
+            f'  A record has up to {rows} rows, more than train_dataloader.batch_size={usual}: write '
+            'train_dataloader.batch_sampler.max_rows_per_record to take fewer of a record at a time'
+        )
+
+
+def report(cfg: Config, args: argparse.Namespace, folder: str) -> bool:
+    """Prints all parts; whether the gradients are right. Raises PrivacyError for what training would refuse."""
+    plan, largest = None, 0
+    make_head_private(cfg)
+    settings = cfg.train_dataloader.dataset
+    if is_private(cfg) and _is_there(cfg.train_dataloader.dataset.get('private')):
+        runner = trial(cfg, folder)
+        model, wrapper, whole = runner.model, runner.optim_wrapper, runner.train_dataloader.dataset
+        dataset, largest = whole.private, runner.train_loop.sampler.largest_forward
+        hook = next(hook for hook in runner.hooks if isinstance(hook, PrivacyBudgetHook))
+        plan = None if args.num_records else hook.plan
+    else:
+        model, wrapper = private_model(cfg)
+        settings, dataset = private_data(cfg)
+    report_method(cfg, wrapper)
+    wrapper.amp_dtype = None  # gradients are compared in float64
+    print(f'Records: {"random" if dataset is None else f"{len(dataset):,} of " + type(dataset).__name__}')
+    batch = records(settings, dataset, args.records)
+    for row in range(len(batch['inputs'])):
+        one = {key: values[row] for key, values in batch.items()}
+        try_batch(model, blank_batch(one), 'train_dataloader.dataset')
+    right = report_gradients(model, wrapper, batch)
+    known = len(dataset) if dataset is not None and plan is None and is_private(cfg) else None
+    report_budget(cfg, args.num_records or known, plan)
+    report_memory(cfg, model, wrapper, batch, largest)
+    return right
+
+
+def _is_there(dataset: Any) -> bool:
+    """Whether the annotations that a data set's config names are on this machine, as far as it names a file."""
+    if not isinstance(dataset, dict) or not isinstance(dataset.get('ann_file'), str):
+        return True  # what is wrong with it is told where it is built
+    return (Path(dataset.get('data_root') or '') / dataset['ann_file']).is_file()
 
 
 def main() -> None:
@@ -271,16 +402,13 @@ def main() -> None:
     args = parse_args()
     cfg = Config.fromfile(args.config)
     cfg.merge_from_dict(args.cfg_options)
+    without_leftovers(cfg)
+    _without_downloads(cfg.model)
     register_all_modules()
     torch.manual_seed(0)
     print(f'Config {Path(args.config).name}')
-    model, wrapper = private_model(cfg)
-    settings, dataset = private_data(cfg)
-    print(f'Records: {"random" if dataset is None else f"{len(dataset):,} of " + type(dataset).__name__}')
-    batch = records(settings, dataset, args.records)
-    right = report_gradients(model, wrapper, batch)
-    report_budget(cfg, args.num_records or _count(cfg, dataset))
-    report_memory(cfg, model, wrapper, batch)
+    with tempfile.TemporaryDirectory() as folder:
+        right = report(cfg, args, folder)
     if not right:
         raise PrivacyError(
             "the gradients are not those of plain MMPose: write optim_wrapper.engine='loop', and please report the model"

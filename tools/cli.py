@@ -6,6 +6,7 @@ Must not decide anything about privacy.
 import argparse
 import os
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -46,6 +47,18 @@ def merge_common(cfg: Config, args: argparse.Namespace) -> None:
         hook.update(enable=True, show=args.show, out_dir=args.show_dir, interval=args.interval)
         if args.show:
             hook.update(wait_time=args.wait_time)
+
+
+def refuse_unwritable(folder: str) -> None:
+    """Raises PrivacyError for a work dir that cannot be made or written to."""
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise PrivacyError(
+            f'work_dir={folder}: nothing can be written there ({error}). Give another --work-dir'
+        ) from error
 
 
 def start_ranks_on_cpu(cfg: Config) -> None:

@@ -4,15 +4,25 @@ Must not hold anything of the guarantee: that is all in the config and the packa
 """
 
 import argparse
+import copy
 
 import mmpose_dp  # noqa: F401  (first: checks and mends the install)
 
 # isort: split
-from cli import add_common_arguments, merge_common, run, start_ranks_on_cpu
+from cli import add_common_arguments, merge_common, refuse_unwritable, run, start_ranks_on_cpu
 from mmengine.config import Config
+from mmengine.optim import AmpOptimWrapper, OptimWrapper
 from mmengine.runner import Runner
+from mmpose.registry import OPTIM_WRAPPERS
 
-from mmpose_dp.engine import PrivacyBudgetHook, ProvenanceHook, newest_checkpoint
+from mmpose_dp.engine import (
+    DPOptimWrapper,
+    PrivacyBudgetHook,
+    ProvenanceHook,
+    class_of,
+    newest_checkpoint,
+    without_leftovers,
+)
 from mmpose_dp.privacy import PrivacyError
 
 
@@ -39,19 +49,19 @@ def parse_args() -> argparse.Namespace:
 
 def merge_args(cfg: Config, args: argparse.Namespace) -> Config:
     """Puts the arguments into the config. Raises PrivacyError for one that cannot be private."""
-    wrapper = str(cfg.optim_wrapper.get('type', 'OptimWrapper')).removeprefix('mmpose.')
-    private = wrapper == 'DPOptimWrapper'
+    wrapper = class_of(cfg.optim_wrapper.get('type', 'OptimWrapper'), OPTIM_WRAPPERS)
+    private = isinstance(wrapper, type) and issubclass(wrapper, DPOptimWrapper)
     merge_common(cfg, args)
     if args.no_validate:
         cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
     if args.amp and private:
         cfg.optim_wrapper.amp_dtype = 'bfloat16'  # norms and sums stay in float32
     elif args.amp:
-        if wrapper not in ('OptimWrapper', 'AmpOptimWrapper'):
-            raise SystemExit(f'--amp does not know optim_wrapper.type={wrapper!r}')
+        if wrapper not in (OptimWrapper, AmpOptimWrapper):
+            raise SystemExit(f'--amp does not know optim_wrapper.type={cfg.optim_wrapper.type!r}')
         cfg.optim_wrapper.type = 'AmpOptimWrapper'
         cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
-    if args.resume == 'auto' and private and newest_checkpoint(cfg.work_dir) is None:
+    if args.resume == 'auto' and private and _newest(cfg, args.cfg_options) is None:
         pass  # killed before its first checkpoint: it starts again, from load_from if there is one, and the ledger goes on
     elif args.resume:
         cfg.resume = True
@@ -70,10 +80,19 @@ def merge_args(cfg: Config, args: argparse.Namespace) -> Config:
     return cfg
 
 
+def _newest(cfg: Config, options: dict) -> str | None:
+    """The checkpoint that ``--resume`` goes on from, where the config and ``options`` keep checkpoints."""
+    whole = copy.deepcopy(cfg)
+    whole.merge_from_dict(options)
+    kept = (whole.get('default_hooks') or {}).get('checkpoint') or {}
+    return newest_checkpoint(whole.work_dir, kept.get('out_dir'), kept.get('filename_tmpl'))
+
+
 def main() -> None:
     """Builds the runner and trains."""
     args = parse_args()
-    cfg = merge_args(Config.fromfile(args.config), args)
+    cfg = without_leftovers(merge_args(Config.fromfile(args.config), args))
+    refuse_unwritable(cfg.work_dir)
     start_ranks_on_cpu(cfg)
     runner = Runner.from_cfg(cfg)
     if not any(isinstance(hook, (PrivacyBudgetHook, ProvenanceHook)) for hook in runner.hooks):

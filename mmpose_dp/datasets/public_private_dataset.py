@@ -25,6 +25,7 @@ from mmpose_dp.privacy import PrivacyError, RandomSource
 
 from .overlap import refuse_shared_data
 from .records import file_in_words, group_rows, image_paths, personal_epsilons, source_in_words, subjects_digest
+from .switching import switch_pipeline
 from .transforms import PublicView
 
 # they put several records into one row; MMPose's own are found by their base class
@@ -66,6 +67,8 @@ class PublicPrivateDataset(Dataset):
     Raises PrivacyError, naming the key, for missing files, mixing transforms, data sets that repeat records, and public
     data that is not public.
     """
+
+    switched = False  # whether ``pipeline`` was set since training last looked
 
     def __init__(
         self,
@@ -136,6 +139,16 @@ class PublicPrivateDataset(Dataset):
                         f'train_dataloader.dataset.{name}: the pipeline fails on its first rows: '
                         f'{type(failed).__name__}: {failed}'
                     ) from failed
+
+    @property
+    def pipeline(self) -> Any:
+        """The private data set's pipeline. Setting it, as mmdet's PipelineSwitchHook does, reaches the public views too."""
+        return self.private.pipeline
+
+    @pipeline.setter
+    def pipeline(self, pipeline: Any) -> None:
+        switch_pipeline(self, pipeline, _MIXING)
+        self.switched = True
 
     @property
     def images(self) -> Set[str]:

@@ -2,6 +2,7 @@
 
 from .auditing import AuditedOptimWrapper, AuditHook
 from .hooks import PrivacyBudgetHook, ProvenanceHook, PublicDataHook, newest_checkpoint
+from .leftovers import class_of, without_leftovers
 from .loops import PrivateTrainLoop
 from .optim_wrappers import DPOptimWrapper, DPOptimWrapperConstructor
 from .optimizers import DPAdamBC
@@ -16,5 +17,7 @@ __all__ = [
     'PrivateTrainLoop',
     'ProvenanceHook',
     'PublicDataHook',
+    'class_of',
     'newest_checkpoint',
+    'without_leftovers',
 ]

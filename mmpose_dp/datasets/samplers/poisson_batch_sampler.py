@@ -123,6 +123,13 @@ class PoissonBatchSampler:
         """Never draws these private records again; rates and ``num_records`` stay. For audits."""
         self._groups = {rate: [r for r in group if r not in records] for rate, group in self._groups.items()}
 
+    @property
+    def largest_forward(self) -> int:
+        """The most rows that one forward can have: ``batch_size``, or those of the record with the most."""
+        most = max(len(self._rows_of(record)) for record in range(self.num_records))
+        most = most if self._max_rows is None else min(most, self._max_rows)
+        return max(self.micro_batch_size, most * self._rows_per_index)
+
     def steps_per_epoch(self, public_only: bool) -> int:
         """Logical steps of one epoch; exact integers, since the accountant counts them."""
         if public_only:

@@ -28,6 +28,7 @@ from mmpose_dp.privacy import (
 from ..loops import PrivateTrainLoop
 from ..optim_wrappers import DPOptimWrapper
 from .planning import facts_of_views, make_plan
+from .preflight import refuse_late_failures
 from .provenance import (
     CHECKPOINT_KEY,
     Descent,
@@ -97,24 +98,19 @@ class PrivacyBudgetHook(Hook):
                 replace_batch_norm(getattr(runner.model, 'module', runner.model))
             return
         wrapper = runner.optim_wrapper
-        if not isinstance(loop, PrivateTrainLoop):
-            raise PrivacyError("train_cfg.type must be 'PrivateTrainLoop' with PrivacyBudgetHook")
-        if not isinstance(wrapper, DPOptimWrapper):
-            raise PrivacyError("optim_wrapper.type must be 'DPOptimWrapper' with PrivacyBudgetHook")
-        if runner.auto_scale_lr and runner.auto_scale_lr.get('enable'):
-            raise PrivacyError(
-                'auto_scale_lr scales by a batch size that private training does not have: set lr itself'
-            )
-        for key in ('activation_checkpointing', 'efficient_conv_bn_eval', 'compile'):
-            if runner.cfg.get(key):
-                raise PrivacyError(f'{key} changes how gradients are found and cannot be used here: write {key}=None')
-        if runner.val_loop is not None:
-            dataset = loop.dataloader.dataset
-            refuse_private_validation(dataset.private, dataset.images, runner.val_loop.dataloader.dataset)
+        _refuse_parts(runner)
         # a runner of the same name and second shares the hub: its losses would be in this one's checkpoints
         runner.message_hub.log_scalars.clear()
         find_start(runner)
         wrapper.prepare(getattr(runner.model, 'module', runner.model), self.expose_private_metrics)
+        self._plan(runner, loop, wrapper)
+        refuse_late_failures(runner)
+        if not (runner._resume and runner._load_from):  # resume=True with nothing to resume from is a first start
+            model = getattr(runner.model, 'module', runner.model)
+            self._starts, self._watch = starts_of_init_cfg(model), LoadWatch(model)
+
+    def _plan(self, runner: Runner, loop: PrivateTrainLoop, wrapper: DPOptimWrapper) -> None:
+        """Opens the ledger and fixes the noise; in a training on public views alone, what the ledger keeps of it."""
         if loop.private_steps:
             wrapper.ledger = open_ledger(runner)
             resuming = runner._resume and runner._load_from
@@ -140,9 +136,6 @@ class PrivacyBudgetHook(Hook):
                     'views alone: give another work_dir'
                 )
             self._facts = facts_of_views(loop, wrapper)
-        if not (runner._resume and runner._load_from):  # resume=True with nothing to resume from is a first start
-            model = getattr(runner.model, 'module', runner.model)
-            self._starts, self._watch = starts_of_init_cfg(model), LoadWatch(model)
 
     def _tell_start(self, runner: Runner) -> None:
         """Where the weights come from: what ``load_from`` leaves as it is may still be ``init_cfg``'s.
@@ -192,6 +185,12 @@ class PrivacyBudgetHook(Hook):
             spent = wrapper.ledger.epsilon(plan.target_delta, plan.accountant)
             runner.logger.warning(
                 f'Earlier trainings in {runner.work_dir} have spent epsilon {rounded_up(spent)} of the budget.'
+            )
+        rows, usual = runner.train_loop.sampler.largest_forward, runner.train_loop.sampler.micro_batch_size
+        if rows > usual:
+            runner.logger.warning(
+                f'A record has up to {rows} rows, which go through one forward: memory is needed for {rows} rows, not for the '
+                f'{usual} of train_dataloader.batch_size. train_dataloader.batch_sampler.max_rows_per_record takes fewer.'
             )
         for warning in plan.warnings:
             runner.logger.warning(warning)
@@ -313,3 +312,19 @@ def _fit(runner: Runner, checkpoint: dict) -> None:
         saved[name.removeprefix('module.')] = saved.pop(name)
     for line in fit_joints(saved, model.state_dict(), *joints):
         runner.logger.warning(f'load_from: {line}')
+
+
+def _refuse_parts(runner: Runner) -> None:
+    """Raises PrivacyError for parts of a runner that private training cannot use."""
+    if not isinstance(runner.train_loop, PrivateTrainLoop):
+        raise PrivacyError("train_cfg.type must be 'PrivateTrainLoop' with PrivacyBudgetHook")
+    if not isinstance(runner.optim_wrapper, DPOptimWrapper):
+        raise PrivacyError("optim_wrapper.type must be 'DPOptimWrapper' with PrivacyBudgetHook")
+    if runner.auto_scale_lr and runner.auto_scale_lr.get('enable'):
+        raise PrivacyError('auto_scale_lr scales by a batch size that private training does not have: set lr itself')
+    for key in ('activation_checkpointing', 'efficient_conv_bn_eval', 'compile'):
+        if runner.cfg.get(key):
+            raise PrivacyError(f'{key} changes how gradients are found and cannot be used here: write {key}=None')
+    if runner.val_loop is not None:
+        dataset = runner.train_dataloader.dataset
+        refuse_private_validation(dataset.private, dataset.images, runner.val_loop.dataloader.dataset)

@@ -3,7 +3,9 @@
 Must not guess what was spent: without the ledger there is no resume.
 """
 
+import glob
 import os
+import re
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -19,10 +21,48 @@ from .provenance import CHECKPOINT_KEY, part_of, spent_in
 _NEEDED = ('meta', 'state_dict', 'message_hub')
 
 
-def newest_checkpoint(work_dir: str | os.PathLike[str]) -> str | None:
-    """The newest checkpoint of a work dir that was written to its end; a kill can leave half of one behind."""
-    found = [path for path in Path(work_dir).glob('*.pth') if not path.name.startswith('best_') and is_intact(path)]
-    return str(max(found, key=lambda path: path.stat().st_mtime)) if found else None
+def checkpoint_folders(work_dir: str | os.PathLike[str], out_dir: Any = None) -> list[str]:
+    """Where a training's checkpoints are: its work dir and, last, where ``CheckpointHook.out_dir`` puts them."""
+    work_dir = os.fspath(work_dir)
+    if out_dir in (None, work_dir):
+        return [work_dir]
+    name = os.path.basename(os.path.abspath(work_dir))
+    return [work_dir, f'{str(out_dir).rstrip("/")}/{name}']
+
+
+def newest_checkpoint(
+    work_dir: str | os.PathLike[str], out_dir: Any = None, filename_tmpl: str | None = None
+) -> str | None:
+    """The newest checkpoint of a training that was written to its end; a kill can leave half of one behind.
+
+    Args:
+        work_dir: of the training.
+        out_dir, filename_tmpl: CheckpointHook's. What is on a remote storage is found by the name that mmengine leaves in the
+            work dir.
+    """
+    found = [path for path in _checkpoints(work_dir, out_dir, filename_tmpl) if not path.name.startswith('best_')]
+    found = [path for path in found if is_intact(path)]
+    if found:
+        return str(max(found, key=lambda path: path.stat().st_mtime))
+    last = Path(work_dir) / 'last_checkpoint'
+    named = last.read_text().strip() if '://' in str(out_dir or '') and last.is_file() else ''
+    return named or None
+
+
+def _checkpoints(work_dir: str | os.PathLike[str], out_dir: Any, filename_tmpl: str | None) -> list[Path]:
+    """Every file that is named as a checkpoint; published statements and the like are not."""
+    patterns = {'*.pth'}
+    if isinstance(filename_tmpl, str):
+        patterns |= {re.sub(r'\{[^}]*\}', '*', glob.escape(filename_tmpl))}
+    folders = [Path(folder) for folder in checkpoint_folders(work_dir, out_dir) if '://' not in folder]
+    found = {path for folder in folders for pattern in patterns for path in folder.glob(pattern)}
+    return sorted(path for path in found if path.is_file() and path.name != LEDGER_NAME)
+
+
+def _kept_by(runner: Runner) -> dict[str, Any]:
+    """Where and under what names a runner's checkpoints are kept."""
+    hook = next((hook for hook in runner.hooks if isinstance(hook, CheckpointHook)), None)
+    return {} if hook is None else dict(out_dir=hook.out_dir, filename_tmpl=hook.filename_tmpl)
 
 
 def is_intact(path: Path) -> bool:
@@ -37,7 +77,7 @@ def is_intact(path: Path) -> bool:
 def find_start(runner: Runner) -> None:
     """Settles what to load, and refuses what cannot be loaded. Raises PrivacyError."""
     if runner._resume and not runner._load_from:
-        chosen = [newest_checkpoint(runner.work_dir)]
+        chosen = [newest_checkpoint(runner.work_dir, **_kept_by(runner))]
         broadcast_object_list(chosen)  # all ranks go on from the same one
         runner._load_from = chosen[0]
     start = runner._load_from
@@ -62,12 +102,12 @@ def open_ledger(runner: Runner) -> Ledger:
     a resume without one.
     """
     resuming = runner._resume and runner._load_from
-    folder = Path(runner._load_from).parent if resuming else Path(runner.work_dir)
+    folder = _folder_of_ledger(runner) if resuming else Path(runner.work_dir)
     path, shared = folder / LEDGER_NAME, [None, None]
     if is_main_process() and path.is_file():
         shared = [path.read_bytes(), None]
     elif is_main_process() and not resuming:
-        shared = [None, _spent_without_ledger(folder)]
+        shared = [None, _spent_without_ledger(runner)]
     broadcast_object_list(shared)
     if shared[1] is not None:
         raise PrivacyError(
@@ -84,9 +124,18 @@ def open_ledger(runner: Runner) -> Ledger:
     return Ledger()
 
 
-def _spent_without_ledger(folder: Path) -> str | None:
-    """A checkpoint in a work dir without a ledger that private steps made."""
-    found = sorted(path for path in folder.glob('*.pth') if is_intact(path))
+def _folder_of_ledger(runner: Runner) -> Path:
+    """The folder of the checkpoint to resume from; the work dir where the checkpoint lies in ``CheckpointHook.out_dir``."""
+    beside = os.path.dirname(str(runner._load_from))
+    kept = checkpoint_folders(runner.work_dir, _kept_by(runner).get('out_dir'))
+    elsewhere = '://' in beside or os.path.realpath(beside) in [os.path.realpath(folder) for folder in kept]
+    return Path(runner.work_dir if elsewhere else beside)
+
+
+def _spent_without_ledger(runner: Runner) -> str | None:
+    """A checkpoint of this work dir that private steps made; there is no ledger."""
+    settings = {'out_dir': None, 'filename_tmpl': None, **_kept_by(runner)}
+    found = [path for path in _checkpoints(runner.work_dir, **settings) if is_intact(path)]
     spent = (str(path) for path in found if spent_in(CheckpointLoader.load_checkpoint(str(path), 'cpu')))
     return next(spent, None)
 

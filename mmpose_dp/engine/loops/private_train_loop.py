@@ -4,6 +4,8 @@ It handles empty draws, the public-only epochs and resuming inside an epoch. Mus
 from one, to any hook.
 """
 
+from typing import Any
+
 from mmengine.dist import broadcast
 from mmengine.runner import EpochBasedTrainLoop, Runner
 from mmpose.registry import LOOPS
@@ -15,6 +17,8 @@ from mmpose_dp.models import public_statistics
 from mmpose_dp.privacy import OneRecordAtATime, PrivacyError
 
 from ..optim_wrappers import DPOptimWrapper
+from .settings import check_train_cfg, train_loader, without_idle_workers
+from .watch import Watch
 
 
 @LOOPS.register_module()
@@ -31,25 +35,41 @@ class PrivateTrainLoop(EpochBasedTrainLoop):
         public_epochs: the first so many epochs train on the public half alone: no noise, and no privacy is spent beyond
             what calling it public already gave away. "Public views first, private images second." BatchNorm learns its
             statistics in them, as in plain training, and keeps them afterwards.
-        val_begin, val_interval: as in mmengine.
+        val_begin, val_interval, dynamic_intervals: as in mmengine.
+        others: ``by_epoch=True`` is taken; any other key of mmengine's own loops is refused by name.
     """
 
     def __init__(
         self,
         runner: Runner,
         dataloader: DataLoader | dict,
-        max_epochs: int,
+        max_epochs: int | None = None,
         public_epochs: int = 0,
         val_begin: int = 1,
         val_interval: int = 1,
+        dynamic_intervals: list[tuple[int, int]] | None = None,
+        **others: Any,
     ) -> None:
-        if {type(max_epochs), type(public_epochs)} != {int} or not 0 <= public_epochs <= max_epochs:
-            raise PrivacyError(
-                f'train_cfg.public_epochs={public_epochs!r} must be a whole number between 0 and max_epochs={max_epochs!r}'
-            )
+        dynamic_intervals = check_train_cfg(
+            max_epochs, public_epochs, val_begin, val_interval, dynamic_intervals, others
+        )
         if isinstance(dataloader, dict):
-            dataloader = {**dataloader, 'collate_fn': dict(type='collate_rows')}
-        super().__init__(runner, dataloader, max_epochs, val_begin, val_interval)
+            dataloader = train_loader(dataloader)
+        try:
+            super().__init__(runner, dataloader, max_epochs, val_begin, val_interval, dynamic_intervals)
+        except PrivacyError:
+            raise
+        except Exception as error:  # torch's and mmengine's, for settings of theirs
+            raise PrivacyError(f'train_dataloader cannot be built: {type(error).__name__}: {error}') from error
+        self.sampler = self._checked_sampler(public_epochs)
+        self.public_epochs = public_epochs
+        self._check_schedulers()
+        self._max_iters = self._first_iter(max_epochs)
+        self._build_validation()
+        self.watch = Watch(self.dataloader)
+
+    def _checked_sampler(self, public_epochs: int) -> PoissonBatchSampler:
+        """The batch sampler. Raises PrivacyError for a loader whose batches are not its draws."""
         sampler = self.dataloader.batch_sampler
         if not isinstance(sampler, PoissonBatchSampler) or self.dataloader.collate_fn.func is not collate_rows:
             raise PrivacyError(
@@ -65,18 +85,31 @@ class PrivateTrainLoop(EpochBasedTrainLoop):
                 'train_cfg.public_epochs needs a public half: set train_dataloader.batch_sampler.public_batch_size and '
                 'train_dataloader.dataset.public_view (or public)'
             )
-        self.sampler = sampler
-        self.public_epochs = public_epochs
-        schedulers = runner.cfg.get('param_scheduler') or []
+        return sampler
+
+    def _check_schedulers(self) -> None:
+        """Raises PrivacyError where mmengine would convert epochs to steps by a number that is wrong in some of them."""
+        sampler, schedulers = self.sampler, self.runner.cfg.get('param_scheduler') or []
         converted = [
             s for s in ([schedulers] if isinstance(schedulers, dict) else schedulers) if s.get('convert_to_iter_based')
         ]
-        if converted and public_epochs and sampler.steps_per_epoch(True) != sampler.steps_per_epoch(False):
+        if converted and self.public_epochs and sampler.steps_per_epoch(True) != sampler.steps_per_epoch(False):
             raise PrivacyError(
                 f'param_scheduler: convert_to_iter_based=True counts {sampler.steps_per_epoch(False)} steps in every epoch, and '
                 f'public epochs have {sampler.steps_per_epoch(True)}: write by_epoch=False with T_max, begin and end in steps'
             )
-        self._max_iters = self._first_iter(max_epochs)
+
+    def _build_validation(self) -> None:
+        """Builds the validation loop, which mmengine would build next, so that what is wrong with it is one sentence."""
+        runner = self.runner
+        if isinstance(runner._val_dataloader, dict):
+            runner._val_dataloader = without_idle_workers(runner._val_dataloader)
+        try:
+            runner.val_loop  # noqa: B018  (a property that builds)
+        except Exception as error:
+            raise PrivacyError(
+                f'val_dataloader, val_evaluator or val_cfg cannot be used: {type(error).__name__}: {error}'
+            ) from error
 
     def _first_iter(self, epoch: int) -> int:
         """Logical steps before ``epoch``."""
@@ -94,21 +127,38 @@ class PrivateTrainLoop(EpochBasedTrainLoop):
             raise PrivacyError(
                 'private steps would be counted nowhere: add privacy_budget=dict(type="PrivacyBudgetHook", ...) to default_hooks'
             )
+        self._begin_watch()
         return super().run()
+
+    def _begin_watch(self) -> None:
+        model, wrapper = self.runner.model, self.runner.optim_wrapper
+        frozen = {id(p) for p in wrapper.trained if not p.requires_grad}
+        names = [name for name, param in model.named_parameters() if id(param) in frozen]
+        if names:
+            raise PrivacyError(
+                f'{names[0]} was frozen by a hook after the optimizer was built: it would still get its noise. Write '
+                'optim_wrapper.trainable in the place of that hook'
+            )
+        model.train()  # some backbones freeze their first stages in there
+        self.watch.take_trained(model)
 
     def run_epoch(self) -> None:
         """One epoch, or what is left of it after a resume."""
         wrapper = self.runner.optim_wrapper
         assert isinstance(wrapper, DPOptimWrapper)
         wrapper.forget_batch()
+        self.watch.check(self.dataloader, self.runner.model)
         public_only = self._epoch < self.public_epochs
         wrapper.public_only = self.sampler.public_only = public_only
         public_statistics(self.runner.model, public_only)
+        self.watch.take_trained(self.runner.model)
         self.sampler.steps_done = self._iter - self._first_iter(self._epoch)
         self.runner.call_hook('before_train_epoch')
+        self.watch.check(self.dataloader, self.runner.model)
         self.runner.model.train()
         for batch in self.dataloader:
             self._run_micro_batch(wrapper, batch)
+            self.watch.check(self.dataloader, self.runner.model)
             if self.stop_training:
                 break
         if public_only:  # each rank has learned its own

@@ -1,20 +1,51 @@
 """Builds DPOptimWrapper for a model: its norms first, then what is trained, then the checks. Must not train anything."""
 
 import warnings
+from contextlib import redirect_stdout
+from io import StringIO
+from typing import Any
 
 from mmengine.model import is_model_wrapper
 from mmengine.optim import DefaultOptimWrapperConstructor
+from mmpose.engine.optim_wrappers import LayerDecayOptimWrapperConstructor
 from mmpose.registry import OPTIM_WRAPPER_CONSTRUCTORS
 from torch import nn
 
 from mmpose_dp.models import choose_trainable, freeze_batch_norm, replace_batch_norm
 from mmpose_dp.privacy import PrivacyError
 
+from ..leftovers import without_deletions
 from .dp_optim_wrapper import DPOptimWrapper
+from .settings import check_paramwise
+
+
+class LayeredConstructor(DefaultOptimWrapperConstructor):
+    """mmengine's constructor, which also takes the two keys of MMPose's LayerDecayOptimWrapperConstructor."""
+
+    def add_params(self, params: list[dict], module: nn.Module, prefix: str = '', **inner: Any) -> None:
+        """As mmengine's; with ``layer_decay_rate`` as MMPose's LayerDecayOptimWrapperConstructor, which ViTPose's configs name.
+
+        Raises PrivacyError where layer decay knows no layer of the model, and so would change no learning rate.
+        """
+        if 'layer_decay_rate' not in self.paramwise_cfg:
+            super().add_params(params, module, prefix, **inner)
+            return
+        decayed = LayerDecayOptimWrapperConstructor(
+            dict(self.optim_wrapper_cfg, optimizer=self.optimizer_cfg), self.paramwise_cfg
+        )
+        with redirect_stdout(StringIO()):  # it prints its settings
+            decayed.add_params(params, module)
+        for group in params if self.base_wd is None else ():
+            del group['weight_decay']  # the optimizer's own: MMPose would put None there
+        if len({group['lr'] for group in params}) == 1 and self.paramwise_cfg['layer_decay_rate'] != 1:
+            raise PrivacyError(
+                'optim_wrapper.paramwise_cfg.layer_decay_rate changes no learning rate here: it is for vision transformers, whose '
+                'layers are backbone.layers. Take it and num_layers out, or write custom_keys'
+            )
 
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()
-class DPOptimWrapperConstructor(DefaultOptimWrapperConstructor):
+class DPOptimWrapperConstructor(LayeredConstructor):
     """mmengine's constructor for private training. A model that cannot be made private is refused before data is read.
 
     Beside DPOptimWrapper's own arguments, ``optim_wrapper`` may hold
@@ -31,7 +62,7 @@ class DPOptimWrapperConstructor(DefaultOptimWrapperConstructor):
     """
 
     def __init__(self, optim_wrapper_cfg: dict, paramwise_cfg: dict | None = None) -> None:
-        settings = dict(optim_wrapper_cfg)
+        settings = without_deletions(dict(optim_wrapper_cfg))
         self.norm = settings.pop('norm', 'frozen')
         self.public_optimizer = settings.pop('public_optimizer', None)
         self.subset = {key: settings.pop(key) for key in ('trainable', 'lora_rank') if key in settings}
@@ -43,7 +74,15 @@ class DPOptimWrapperConstructor(DefaultOptimWrapperConstructor):
             )
         if self.norm not in ('frozen', 'group'):
             raise PrivacyError(f"optim_wrapper.norm={self.norm!r} is unknown; write 'frozen' or 'group'")
-        super().__init__(settings, paramwise_cfg)
+        check_paramwise(paramwise_cfg)
+        try:
+            super().__init__(settings, paramwise_cfg)
+        except (
+            TypeError,
+            ValueError,
+            AssertionError,
+        ) as error:  # mmengine's, such as a decay_mult without weight_decay
+            raise PrivacyError(f'optim_wrapper: {error}') from error
 
     def __call__(self, model: nn.Module) -> DPOptimWrapper:
         """Returns the wrapper, prepared for the model. Raises PrivacyError."""
@@ -64,7 +103,7 @@ class DPOptimWrapperConstructor(DefaultOptimWrapperConstructor):
             # in public epochs it is this one that steps before the scheduler does
             warnings.filterwarnings('ignore', 'Detected call of `scheduler.step')
             plain = dict(type='OptimWrapper', optimizer=self.public_optimizer)
-            wrapper.public_optimizer = DefaultOptimWrapperConstructor(plain, self.paramwise_cfg)(model).optimizer
+            wrapper.public_optimizer = LayeredConstructor(plain, self.paramwise_cfg)(model).optimizer
             wrapper.public_params = [p for p in core.parameters() if p in before or p.requires_grad]
         wrapper.prepare(core)
         return wrapper

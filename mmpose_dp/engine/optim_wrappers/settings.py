@@ -12,6 +12,20 @@ from mmpose_dp.privacy.schedule import is_number
 
 from ..optimizers import DPAdamBC
 
+# what mmengine's DefaultOptimWrapperConstructor reads, and what MMPose's LayerDecayOptimWrapperConstructor reads
+_PARAMWISE = {
+    *(
+        'bias_lr_mult',
+        'bias_decay_mult',
+        'norm_decay_mult',
+        'flat_decay_mult',
+        'dwconv_decay_mult',
+        'dcn_offset_lr_mult',
+    ),
+    *('bypass_duplicate', 'custom_keys'),
+}
+_LAYER_DECAY = {'layer_decay_rate', 'num_layers'}
+
 
 def check_settings(plain_settings: dict, **own: Any) -> None:
     """Raises PrivacyError, naming the key of ``optim_wrapper``, for a value that cannot be."""
@@ -38,6 +52,33 @@ def check_settings(plain_settings: dict, **own: Any) -> None:
     for key, (fits, what) in wanted.items():
         if not fits(own[key]):
             raise PrivacyError(f'optim_wrapper.{key}={own[key]!r} must be {what}')
+
+
+def check_paramwise(paramwise_cfg: Any) -> None:
+    """Raises PrivacyError for a key of ``optim_wrapper.paramwise_cfg`` that nothing would read."""
+    if paramwise_cfg is None:
+        return
+    if not isinstance(paramwise_cfg, dict):
+        raise PrivacyError(f'optim_wrapper.paramwise_cfg={paramwise_cfg!r} must be a dict, or left out')
+    unknown = sorted(set(paramwise_cfg) - _PARAMWISE - _LAYER_DECAY)
+    if unknown:
+        raise PrivacyError(
+            f'optim_wrapper.paramwise_cfg.{unknown[0]} is unknown to DPOptimWrapperConstructor, which takes '
+            f'{", ".join(sorted(_PARAMWISE | _LAYER_DECAY))}: take it out'
+        )
+    given = _LAYER_DECAY & set(paramwise_cfg)
+    if not given:
+        return
+    if given != _LAYER_DECAY:
+        raise PrivacyError(
+            'optim_wrapper.paramwise_cfg: layer_decay_rate and num_layers go together; give both or none'
+        )
+    rate, layers = paramwise_cfg['layer_decay_rate'], paramwise_cfg['num_layers']
+    if not (is_number(rate) and rate > 0) or type(layers) is not int or layers < 1:
+        raise PrivacyError(
+            f'optim_wrapper.paramwise_cfg: layer_decay_rate={rate!r} must be a number above 0 and num_layers={layers!r} a whole '
+            'number above 0'
+        )
 
 
 def check_optimizer(optimizer: Optimizer, projector: Projector | None) -> None:

@@ -1,0 +1,81 @@
+"""Another pipeline for a data set that is in use: what mmdet's PipelineSwitchHook does by ``dataset.pipeline = ...``.
+
+Must not let the switch change the public view of a record, which was given away once, nor bring other records into a row.
+"""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from mmcv.transforms import LoadImageFromFile
+from mmengine.dataset import Compose
+from mmpose.datasets.transforms import GetBBoxCenterScale
+from mmpose.datasets.transforms.mix_img_transforms import MixImageTransform
+
+from mmpose_dp.privacy import PrivacyError
+
+if TYPE_CHECKING:
+    from .public_private_dataset import PublicPrivateDataset
+
+_KEY = 'train_dataloader.dataset.pipeline'
+
+
+def switch_pipeline(dataset: 'PublicPrivateDataset', pipeline: Any, mixing: tuple[str, ...]) -> None:
+    """Gives the private data set another pipeline, and its views the same one behind the view that they have.
+
+    Other public data keeps its own. Raises PrivacyError, before anything is changed, for a transform named in ``mixing`` or
+    of MMPose's mixing kind, and where views would look different than before.
+    """
+    transforms = list(pipeline.transforms if hasattr(pipeline, 'transforms') else Compose(pipeline).transforms)
+    for step in _nested(transforms):
+        if isinstance(step, MixImageTransform) or type(step).__name__ in mixing:
+            raise PrivacyError(f'{_KEY}: {type(step).__name__} mixes several records into one row; take it out')
+    with_view = None
+    if dataset.views is not None:
+        old = dataset.views.pipeline.transforms
+        until = _index_of_box(old)
+        start = transforms[: _index_of_box(transforms) + 1]
+        if _settings(start) != _settings(old[: until + 1]):
+            raise PrivacyError(
+                f'{_KEY}: a switch must begin with the same LoadImage and GetBBoxCenterScale as train_dataloader.dataset.private, '
+                'or every record would have a second public view'
+            )
+        with_view = Compose([*start, old[until + 1], *transforms[len(start) :]])
+    dataset.private.pipeline = Compose(transforms)
+    if with_view is not None:
+        dataset.views.pipeline = with_view
+
+
+def fingerprint(dataset: 'PublicPrivateDataset') -> list[Any]:
+    """What a row is made by: the parts of the data set, their pipelines and every transform, and the view in words."""
+    parts = [part for part in (dataset.private, dataset.views, dataset.public) if part is not None]
+    made = [x for part in parts for x in (part, part.pipeline, *_nested(part.pipeline.transforms))]
+    return [*made, dataset.view_description]
+
+
+def same(one: list[Any], other: list[Any]) -> bool:
+    """Whether two fingerprints are of the same objects."""
+    return len(one) == len(other) and all(a is b for a, b in zip(one[:-1], other[:-1])) and one[-1] == other[-1]
+
+
+def _nested(transforms: Any) -> Iterator[Any]:
+    """Every transform, those within others (RandomApply's) too."""
+    for step in transforms if isinstance(transforms, (list, tuple)) else [transforms]:
+        if isinstance(step, (list, tuple)):
+            yield from _nested(step)
+            continue
+        yield step
+        yield from _nested(getattr(step, 'transforms', ()))
+
+
+def _index_of_box(transforms: list[Any]) -> int:
+    found = [i for i, step in enumerate(transforms) if isinstance(step, GetBBoxCenterScale)]
+    if not found:
+        raise PrivacyError(f'{_KEY}: a public_view needs a top-down pipeline with GetBBoxCenterScale')
+    return found[0]
+
+
+def _settings(transforms: list[Any]) -> list[tuple[type, str]]:
+    """What decides the pictures that a view is made of."""
+    hidden = {'file_client', 'file_client_args', 'backend_args'}
+    plain = [(type(step), {k: v for k, v in vars(step).items() if k not in hidden}) for step in transforms]
+    return [(LoadImageFromFile if issubclass(kind, LoadImageFromFile) else kind, repr(own)) for kind, own in plain]

@@ -1,0 +1,143 @@
+"""One batch through preprocessor, backbone, head and loss, so that what does not fit is named before training.
+
+Must not show values: what it takes is made of noise, and its messages hold shapes.
+"""
+
+import copy
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mmpose_dp.datasets import collate_rows
+from mmpose_dp.models import FeatureMaskingHead
+from mmpose_dp.privacy import PrivacyError
+
+
+def blank_batch(row: dict) -> dict:
+    """A batch of one packed row, with noise of the same shapes and types in the place of picture and targets."""
+    row = copy.deepcopy(row)
+    image = row['inputs']
+    row['inputs'] = torch.randint(0, 256, image.shape).to(image.dtype)
+    sample = row['data_samples']
+    for name in ('gt_instance_labels', 'gt_fields'):
+        for value in _tensors(sample.get(name)):
+            value.uniform_(0, 1) if value.is_floating_point() else value.zero_()
+    return collate_rows([[row]])
+
+
+def try_batch(model: nn.Module, batch: dict, key: str, amp_dtype: torch.dtype | None = None) -> None:
+    """Runs a training forward without gradients. Raises PrivacyError, naming the part of the model that does not fit ``key``.
+
+    The head's loss is the one that its private twin takes row by row.
+    """
+    head = next(m for m in model.modules() if isinstance(m, FeatureMaskingHead))
+    labels = batch['data_samples'][0].get('gt_instance_labels')
+    _check_joints(head, labels, key)
+    targets = {name: tuple(x.shape) for name, x in _targets(batch['data_samples'][0]).items()}
+    device = next(model.parameters()).device.type
+    amp = torch.autocast(device, dtype=amp_dtype) if amp_dtype else nullcontext()
+    with _traced(model, head) as seen, torch.no_grad(), amp, warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        warnings.filterwarnings('error', message='Using a target size')  # torch would stretch one to the other
+        try:
+            model(**model.data_preprocessor(batch, True), mode='loss')
+        except Exception as error:
+            told = ' '.join(str(error).split())[:300]
+            raise PrivacyError(f'{_what_failed(seen, key, targets)}: {type(error).__name__}: {told}') from error
+    _check_decoder(head, batch, key)
+
+
+def _check_joints(head: nn.Module, labels: Any, key: str) -> None:
+    """A head with one joint, or another number of them, may fit by stretching: that is told by the numbers alone."""
+    weights = None if labels is None else labels.get('keypoint_weights')
+    if not isinstance(weights, Tensor) or not weights.dim():
+        return
+    joints = weights.shape[-1]
+    for name in ('out_channels', 'num_joints'):
+        own = getattr(head, name, None)
+        if type(own) is int and own not in (joints, 3 * joints):  # three maps a joint: UDP's combined targets
+            raise PrivacyError(
+                f'model.head.{name}={own} and the {joints} joints of {key} do not fit: write {name}={joints}'
+            )
+
+
+def _check_decoder(head: nn.Module, batch: dict, key: str) -> None:
+    size = getattr(getattr(head, 'decoder', None), 'input_size', None)
+    height, width = batch['inputs'][0].shape[-2:]
+    if size is not None and tuple(int(x) for x in size) != (width, height):
+        raise PrivacyError(
+            f'model.head.decoder.input_size={tuple(size)} and the {(width, height)} of the images that {key} gives (width, height) '
+            'do not fit, so predictions would be of another scale: use one codec for both'
+        )
+
+
+@contextmanager
+def _traced(model: nn.Module, head: nn.Module) -> Iterator[dict]:
+    """Inside, the parts of the model leave the shapes of what they gave, and the head takes its parent's loss."""
+    seen: dict[str, Any] = {}
+
+    def forward(feats: Any) -> Any:
+        seen['feats'] = _shapes(feats)
+        outputs = plain_forward(feats)
+        seen['head'] = _shapes(outputs)
+        return outputs
+
+    def loss(feats: Any, batch_data_samples: list, train_cfg: dict | None = None) -> dict:
+        seen.setdefault('feats', _shapes(feats))
+        return super(FeatureMaskingHead, head).loss(feats, batch_data_samples, dict(train_cfg or {}, compute_acc=False))
+
+    def note(name: str) -> Any:
+        return lambda module, inputs, outputs: seen.update({name: _shapes(outputs)})
+
+    plain_forward = head.forward
+    parts = [(name, getattr(model, name, None)) for name in ('data_preprocessor', 'backbone', 'neck')]
+    handles = [part.register_forward_hook(note(name)) for name, part in parts if isinstance(part, nn.Module)]
+    head.forward, head.loss = forward, loss
+    try:
+        yield seen
+    finally:
+        del head.forward, head.loss
+        for handle in handles:
+            handle.remove()
+
+
+def _what_failed(seen: dict, key: str, targets: dict) -> str:
+    if 'data_preprocessor' not in seen:
+        return f'model.data_preprocessor does not take the images of {key}'
+    if 'backbone' not in seen:
+        return f'model.backbone does not take the images of {key}'
+    if 'feats' not in seen:
+        return f'model.neck (or the model between backbone and head) does not take what model.backbone gives, {seen["backbone"]}'
+    if 'head' not in seen:
+        return (
+            f'model.head does not take what the backbone gives, {seen["feats"]} (rows, channels, height, width): make its '
+            'in_channels, input_size and in_featuremap_size fit'
+        )
+    return (
+        f'model.head gives {seen["head"]} and {key} has the targets {targets or "none"}: make model.head (out_channels, '
+        'deconv_out_channels, loss) and the codec in GenerateTarget fit each other'
+    )
+
+
+def _targets(sample: Any) -> dict[str, Tensor]:
+    parts = (sample.get('gt_fields'), sample.get('gt_instance_labels'))
+    return {name: x for part in parts if part is not None for name, x in part.items() if isinstance(x, Tensor)}
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    """Every tensor in nested tuples, lists and data elements."""
+    if isinstance(value, Tensor):
+        yield value
+        return
+    parts = value.values() if hasattr(value, 'values') else value if isinstance(value, (tuple, list)) else ()
+    for part in parts:
+        yield from _tensors(part)
+
+
+def _shapes(value: Any) -> str:
+    """The shapes of every tensor, in words."""
+    return ', '.join(str(tuple(x.shape)) for x in _tensors(value))

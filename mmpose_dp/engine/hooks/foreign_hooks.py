@@ -1,0 +1,91 @@
+"""Hooks of others that cannot do here what they do in plain training: each is refused by name.
+
+Must not run one: what a hook reads is told from its source.
+"""
+
+import ast
+import inspect
+import textwrap
+from collections.abc import Iterator
+from typing import Any
+
+from mmengine.hooks import Hook
+
+from mmpose_dp.privacy import PrivacyError
+
+# by the name of the class, or of one that it is made from
+_REFUSED = {
+    'CheckInvalidLossHook': 'it would stop training by the loss of private records, which nobody may see; a record whose '
+    'gradient is not finite contributes nothing',
+    'YOLOXPoseModeSwitchHook': 'it exchanges the data loader, whose draws the accountant relies on; to switch pipelines, take '
+    'mmdet.PipelineSwitchHook',
+    'YOLOXModeSwitchHook': 'it switches mixing transforms off, and there are none in private training; to switch pipelines, take '
+    'mmdet.PipelineSwitchHook',
+    'MeanTeacherHook': 'it trains a second model inside the first',
+}
+_METHODS = ('before_train_iter', 'after_train_iter', '_before_iter', '_after_iter')
+_RELEASED = (
+    'a hook sees no private batch and no private loss, so data_batch is None and outputs holds what may be released'
+)
+
+
+def refuse_hooks(hooks: list[Hook]) -> None:
+    """Raises PrivacyError for a hook that needs what private training does not show or does not let be changed."""
+    for hook in hooks:
+        for kind in type(hook).__mro__:
+            if kind.__name__ in _REFUSED:
+                raise PrivacyError(
+                    f'custom_hooks: {type(hook).__name__} cannot be used in private training: {_REFUSED[kind.__name__]}. '
+                    'Take it out'
+                )
+        for name, what in _reads(type(hook)):
+            raise PrivacyError(
+                f'custom_hooks: {type(hook).__name__}.{name} reads {what}, which private training does not show: {_RELEASED}. '
+                'Take it out, or let it do without'
+            )
+
+
+def _reads(kind: type) -> Iterator[tuple[str, str]]:
+    """The methods around a training step that use the batch, or a loss that is not released, and what they use."""
+    for name in _METHODS:
+        method = getattr(kind, name, None)
+        if method is None or method.__module__.split('.')[0] in ('mmengine', 'mmpose', 'mmpose_dp'):
+            continue
+        try:
+            tree = ast.parse(textwrap.dedent(inspect.getsource(method)))
+        except (OSError, TypeError, SyntaxError):
+            continue
+        parameters = [*inspect.signature(method).parameters, *[''] * 5]
+        batch, outputs = parameters[3], parameters[4]
+        if batch and _is_used(tree, batch):
+            yield name, batch
+        if outputs and _reads_loss(tree, outputs):
+            yield name, f"{outputs}['loss']"
+
+
+def _is_used(tree: ast.AST, name: str) -> bool:
+    """Whether something is taken from ``name`` without a look at whether it is None."""
+    nodes = list(ast.walk(tree))
+    if any(isinstance(node, ast.Compare) and _is(node.left, name) for node in nodes):
+        return False
+    tests = [node.test for node in nodes if isinstance(node, (ast.If, ast.IfExp))]
+    if any(_is(test, name) or (isinstance(test, ast.UnaryOp) and _is(test.operand, name)) for test in tests):
+        return False
+    taken = [node.value for node in nodes if isinstance(node, (ast.Subscript, ast.Attribute))]
+    taken += [node.iter for node in nodes if isinstance(node, ast.For)]
+    taken += [
+        arg
+        for node in nodes
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == 'len'
+        for arg in node.args
+    ]
+    return any(_is(node, name) for node in taken)
+
+
+def _reads_loss(tree: ast.AST, name: str) -> bool:
+    read = [node for node in ast.walk(tree) if isinstance(node, ast.Subscript) and _is(node.value, name)]
+    return any(isinstance(node.slice, ast.Constant) and node.slice.value == 'loss' for node in read)
+
+
+def _is(node: Any, name: str) -> bool:
+    return isinstance(node, ast.Name) and node.id == name

@@ -1,0 +1,42 @@
+"""What inheritance leaves in a config and no class takes. Must not change what a setting means.
+
+``_delete_=True`` takes a base's keys away. Where there is no base, mmengine leaves it among the settings; and MMPose's
+``default_runtime.py`` has ``train_cfg.by_epoch``, which mmengine does not accept beside ``train_cfg.type``.
+"""
+
+from typing import Any
+
+from mmengine.config import Config
+from mmengine.registry import Registry
+from mmpose.registry import LOOPS
+
+from mmpose_dp.privacy import PrivacyError
+
+
+def class_of(kind: Any, registry: Registry) -> Any:
+    """The class that a config's ``type`` names: with a scope ('mmpose.X'), without one, or itself; None if there is none."""
+    return registry.get(kind) if isinstance(kind, str) else kind
+
+
+def without_deletions(node: Any) -> Any:
+    """Takes every ``_delete_`` out of nested dicts and lists, in place; returns ``node``."""
+    if isinstance(node, dict):
+        node.pop('_delete_', None)
+    parts = node.values() if isinstance(node, dict) else node if isinstance(node, (list, tuple)) else ()
+    for part in parts:
+        without_deletions(part)
+    return node
+
+
+def without_leftovers(cfg: Config) -> Config:
+    """Takes leftovers of inheritance out of a config, in place. Raises PrivacyError for ``train_cfg.by_epoch=False``."""
+    without_deletions(cfg._cfg_dict)
+    train_cfg = cfg.get('train_cfg')
+    if isinstance(train_cfg, dict) and 'by_epoch' in train_cfg:
+        loop = class_of(train_cfg.get('type'), LOOPS)
+        if getattr(loop, '__name__', '') == 'PrivateTrainLoop' and train_cfg.pop('by_epoch') is not True:
+            raise PrivacyError(
+                'train_cfg.by_epoch must be True or left out: private training counts epochs, of num_records // '
+                'expected_batch_size steps each. Write train_cfg.max_epochs'
+            )
+    return cfg

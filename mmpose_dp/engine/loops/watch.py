@@ -1,0 +1,56 @@
+"""Notices what a hook changed under the loop's hands: the data loader, the pipelines, what is trained.
+
+The loop and the optimizer wrapper know these things from before training. Must not depend on what a private record holds.
+"""
+
+from torch import nn
+from torch.utils.data import DataLoader
+
+from mmpose_dp.datasets.switching import fingerprint, same
+from mmpose_dp.privacy import PrivacyError
+
+
+class Watch:
+    """What the loop was built with.
+
+    Args:
+        dataloader: the loop's.
+    """
+
+    def __init__(self, dataloader: DataLoader) -> None:
+        self._dataloader = dataloader
+        self._parts = dataloader.dataset, dataloader.batch_sampler, dataloader.collate_fn
+        self.take_pipelines()
+        self._trained: dict[str, bool] = {}
+
+    def take_pipelines(self) -> None:
+        """The pipelines are right as they are."""
+        dataset = self._parts[0]
+        dataset.switched = False
+        self._made_by = fingerprint(dataset)
+
+    def take_trained(self, model: nn.Module) -> None:
+        """What requires a gradient is right as it is."""
+        self._trained = {name: param.requires_grad for name, param in model.named_parameters()}
+
+    def check(self, dataloader: DataLoader, model: nn.Module) -> None:
+        """Raises PrivacyError, with what to do instead, where something is not what it was."""
+        found = dataloader.dataset, dataloader.batch_sampler, dataloader.collate_fn
+        if dataloader is not self._dataloader or any(a is not b for a, b in zip(found, self._parts)):
+            raise PrivacyError(
+                'a hook exchanged the data loader of train_loop, its data set or its sampler: the accountant relies on those '
+                'that training began with. Take that hook out; to switch pipelines, take mmdet.PipelineSwitchHook'
+            )
+        if self._parts[0].switched:
+            self.take_pipelines()
+        elif not same(self._made_by, fingerprint(self._parts[0])):
+            raise PrivacyError(
+                'a hook changed a pipeline inside train_dataloader.dataset, which neither the public views nor the checks on '
+                'mixing transforms would follow: assign train_dataloader.dataset.pipeline, as mmdet.PipelineSwitchHook does'
+            )
+        for name, param in model.named_parameters():
+            if param.requires_grad != self._trained.get(name, param.requires_grad):
+                raise PrivacyError(
+                    f'a hook {"thawed" if param.requires_grad else "froze"} {name} during training: per-sample gradients and noise '
+                    'are for what is trained from the start. Write optim_wrapper.trainable, or start a training for each part'
+                )
