@@ -137,8 +137,9 @@ class PublicPrivateDataset(Dataset):
             other = difference(self._form, form)
             if other:
                 raise PrivacyError(
-                    f'{key}: the pipeline gives rows of different form, {other}, and rows are stacked: read pictures with one number '
-                    "of channels (LoadImage's color_type='color'), and bring all to one size (TopdownAffine, with one input_size)"
+                    f'{key}: the pipeline gives rows of different form, {other}, and rows are stacked: read pictures with one '
+                    "number of channels (LoadImage's color_type='color') and bring all to one size (TopdownAffine with one "
+                    'input_size)'
                 )
             found.append((row, coins))
         if len(found) < min(2, len(tried)):
