@@ -131,8 +131,8 @@ def _tell_of_odd_boxes(images: Sequence[dict], annotations: Sequence[dict], path
         )
 
 
-def refuse_useless_rows(dataset: BaseDataset, key: str) -> None:
-    """Looks at the annotations of all rows, and at no picture.
+def look_at_rows(dataset: BaseDataset, key: str) -> set[str]:
+    """Looks at the annotations of all rows, and at no picture; returns the paths of the pictures.
 
     Every step would cost its budget, also where no row has a joint to learn from. One row without is no matter.
 
@@ -144,10 +144,12 @@ def refuse_useless_rows(dataset: BaseDataset, key: str) -> None:
         PrivacyError: no row has a joint that is visible and near its box, all joints are fractions of a picture, rows have
             different numbers of joints, or a row has no picture or several.
     """
-    rows = []
+    rows: list[_Row] = []
+    paths = set()
     for number in range(len(dataset)):
         info = dataset.get_data_info(number)
         _refuse_other_than_a_picture(info, dataset, key)
+        paths.add(info['img_path'])
         row = _row(info)
         if row is not None:
             rows.append(row)
@@ -156,8 +158,12 @@ def refuse_useless_rows(dataset: BaseDataset, key: str) -> None:
                     f'{key}: annotation {info.get("id", number)} has {row.joints.shape[1]} joints, and others have '
                     f'{rows[0].joints.shape[1]}: give every annotation the same joints, those that are not known with visibility 0'
                 )
-    if not rows:  # no data set of joints and boxes
-        return
+    if rows:  # else no data set of joints and boxes
+        _refuse_useless_rows(rows, key)
+    return paths
+
+
+def _refuse_useless_rows(rows: Sequence[_Row], key: str) -> None:
     marked = [_marked(row) for row in rows]
     if all(not one.any() for one in marked):
         raise PrivacyError(

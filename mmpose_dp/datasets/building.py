@@ -5,7 +5,7 @@ Must not accept a data set or a pipeline in which one record reaches another's r
 
 import copy
 import os.path as osp
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from typing import Any
 
 from mmcv.transforms import LoadImageFromFile
@@ -18,7 +18,7 @@ from mmpose.registry import DATASETS, TRANSFORMS
 
 from mmpose_dp.privacy import PrivacyError
 
-from .annotations import refuse_unusable_file, refuse_useless_rows
+from .annotations import look_at_rows, refuse_unusable_file
 from .resolving import is_kind, resolved, type_name
 
 # they put several records into one row; MMPose's own are found by their base class
@@ -41,16 +41,27 @@ def build_half(cfg: dict, half: str) -> BaseDataset:
     try:
         dataset = DATASETS.build(dict(cfg, lazy_init=False))
     except Exception as error:  # whatever a damaged file makes of a parser
+        if _is_empty(cfg):
+            raise PrivacyError(f'{key}: {path} holds no annotated person whose box has a size') from error
         raise PrivacyError(
             f'{key}: {cls.__name__} cannot be made from {path}: {type(error).__name__}: {error}'
         ) from error
     if len(dataset) == 0:
-        raise PrivacyError(f'{key}: {dataset.ann_file} holds no annotated person')
+        raise PrivacyError(f'{key}: {path} holds no annotated person whose box has a size')
     if getattr(dataset, 'data_mode', 'topdown') != 'topdown':
         raise PrivacyError(f"{key}.data_mode={dataset.data_mode!r}: a row is one person; write data_mode='topdown'")
-    refuse_useless_rows(dataset, key)
-    _refuse_missing_images(dataset, cfg, half)
+    paths = look_at_rows(dataset, key)
+    if _reads_local_files(cfg):
+        _refuse_missing_images(paths, dataset, cfg, half)
     return dataset
+
+
+def _is_empty(cfg: dict) -> bool:
+    """Whether the data set is without rows, which mmengine cannot put into bytes."""
+    try:
+        return len(DATASETS.build(dict(cfg, lazy_init=False, serialize_data=False))) == 0
+    except Exception:
+        return False
 
 
 def seen_through(dataset: BaseDataset, cfg: dict, view: dict) -> BaseDataset:
@@ -136,10 +147,7 @@ def _hint(cfg: dict, cls: type, key: str) -> str:
     return "Lay it out as MMPose's docs say, or set data_root."
 
 
-def _refuse_missing_images(dataset: BaseDataset, cfg: dict, half: str) -> None:
-    if not _reads_local_files(cfg):
-        return
-    paths = {dataset.get_data_info(row)['img_path'] for row in range(len(dataset))}
+def _refuse_missing_images(paths: Set[str], dataset: BaseDataset, cfg: dict, half: str) -> None:
     missing = sorted(path for path in paths if '://' not in path and not osp.isfile(path))
     key, folder = f'train_dataloader.dataset.{half}', (dataset.data_prefix or {}).get('img') or ''
     if len(missing) == len(paths) and folder and '://' not in folder and not osp.isdir(folder):
