@@ -19,7 +19,7 @@ from mmpose_dp.privacy import PrivacyError, RandomSource
 from .building import build_half, seen_through
 from .overlap import refuse_shared_data
 from .randomness import fixed_randomness, random_step
-from .records import file_in_words, group_rows, image_paths, personal_epsilons, source_in_words
+from .records import file_in_words, group_rows, image_paths, personal_epsilons, real_path, source_in_words
 from .row_form import Form, difference, form_of
 from .transforms import PublicView
 
@@ -272,7 +272,7 @@ class PublicPrivateDataset(Dataset):
     def _view_info(self, index: int) -> dict:
         """What the pipeline starts from, with the other people of the image, whom a region view hides too."""
         info = self.private.get_data_info(index)
-        others = [self.private.get_data_info(i) for i in self._same_image[osp.realpath(info['img_path'])] if i != index]
+        others = [self.private.get_data_info(i) for i in self._same_image[real_path(info['img_path'])] if i != index]
         keys = ('bbox', 'keypoints', 'keypoints_visible')
         return dict(info, people=[{key: other[key] for key in keys} for other in others])
 

@@ -139,17 +139,18 @@ def _by_image(dataset: BaseDataset, paths: list[str], mapping: dict, source: str
 
 def image_paths(dataset: BaseDataset) -> list[str]:
     """The image file of every row, which has one; a link and what it points to are one."""
-    return [_real(dataset.get_data_info(row)['img_path']) for row in range(len(dataset))]
+    return [real_path(dataset.get_data_info(row)['img_path']) for row in range(len(dataset))]
 
 
 def all_images(dataset: BaseDataset) -> set[str]:
     """The image files of all rows, of which each may have one, several (a video) or none."""
     found = [dataset.get_data_info(row).get('img_path') for row in range(len(dataset))]
     paths = [path for one in found for path in (one if isinstance(one, (list, tuple)) else [one])]
-    return {_real(path) for path in paths if isinstance(path, str)}
+    return {real_path(path) for path in paths if isinstance(path, str)}
 
 
-def _real(path: str) -> str:
+def real_path(path: str) -> str:
+    """What tells one image file from another; a link and what it points to are one, a remote file is its address."""
     return path if '://' in path else osp.realpath(path)
 
 
@@ -159,7 +160,7 @@ def _annotations(dataset: BaseDataset) -> list[Any]:
     for row in range(len(dataset)):
         info = dataset.get_data_info(row)
         parts = [np.asarray(info[key]).tobytes() for key in ('bbox', 'keypoints', 'keypoints_visible') if key in info]
-        owners.append((_real(info['img_path']), *parts) if parts else row)
+        owners.append((real_path(info['img_path']), *parts) if parts else row)
     return owners
 
 
