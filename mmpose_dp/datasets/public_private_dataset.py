@@ -4,7 +4,6 @@ One data loader then serves both, and each row carries its half in its metainfo.
 that is not its own, nor call public what is not.
 """
 
-import os.path as osp
 import warnings
 from collections.abc import Iterable, Sequence, Set
 from typing import Any
@@ -20,7 +19,7 @@ from .building import build_half, seen_through
 from .overlap import refuse_shared_data
 from .randomness import fixed_randomness, random_step
 from .records import file_in_words, group_rows, image_paths, personal_epsilons, real_path, source_in_words
-from .row_form import Form, difference, form_of
+from .row_form import IMAGE, Form, difference, form_of
 from .transforms import PublicView
 
 _LOOKED_AT = 5  # rows, before training: enough for no single one to decide anything
@@ -104,9 +103,12 @@ class PublicPrivateDataset(Dataset):
         self.look_at_first_rows()
         self.random = RandomSource(debug_seed)  # what the check took does not count
 
+    def _name(self, part: BaseDataset) -> str:
+        return next(name for name, one in self._parts().items() if one is part)
+
     def look_at_first_rows(self) -> None:
         """Finds the form of all rows, for the pipelines as they are. Raises PrivacyError for a pipeline that cannot be used."""
-        self._form: Form = {}
+        self._forms: dict[str, Form] = {}
         self._probes = {name: self._looked_at(part, name) for name, part in self._parts().items()}
         self._refuse_random_views()
 
@@ -133,18 +135,27 @@ class PublicPrivateDataset(Dataset):
                 continue
             if form is None:
                 continue
-            self._form = self._form or form
-            other = difference(self._form, form)
-            if other:
-                raise PrivacyError(
-                    f'{key}: the pipeline gives rows of different form, {other}, and rows are stacked: read pictures with one '
-                    "number of channels (LoadImage's color_type='color') and bring all to one size (TopdownAffine with one "
-                    'input_size)'
-                )
+            self._refuse_other_form(name, form)
             found.append((row, coins))
         if len(found) < min(2, len(tried)):
             raise PrivacyError(f'{key}: the pipeline fails on its first rows: {failed}')
         return found
+
+    def _refuse_other_form(self, name: str, form: Form) -> None:
+        """The rows of a half have one form, and the images of all halves."""
+        key = f'train_dataloader.dataset.{name}'
+        images = {IMAGE: next(iter(self._forms.values()), form)[IMAGE]}
+        other = difference(images, {IMAGE: form[IMAGE]})
+        if other:
+            raise PrivacyError(
+                f'{key}: the pipeline gives images of different form, {other}, and rows are stacked: read pictures with one '
+                "number of channels (LoadImage's color_type='color') and bring all to one size (TopdownAffine with one input_size)"
+            )
+        other = difference(self._forms.setdefault(name, form), form)
+        if other:
+            raise PrivacyError(
+                f'{key}: the pipeline gives rows of different form, {other}: give every annotation the same joints and fields'
+            )
 
     def _first_rows(self, part: BaseDataset) -> list[int]:
         """A row each of the first few records, or public rows, that have pictures of their own."""
@@ -176,7 +187,7 @@ class PublicPrivateDataset(Dataset):
 
         Several records decide, all of which could be read when the data set was built, and never the one that was drawn.
         """
-        name = next(name for name, one in self._parts().items() if one is part)
+        name = self._name(part)
         failed = 'nothing is read'
         for row, coins in self._probes[name]:
             try:
@@ -232,6 +243,7 @@ class PublicPrivateDataset(Dataset):
         """
         record = None if index >= len(self.private) else self._record_of[index]
         part, row = self._located(index)
+        half = self._name(part)
         rows = []
         try:
             for _ in range(1 if record is None else self.augmentations):
@@ -240,7 +252,7 @@ class PublicPrivateDataset(Dataset):
                 if record is not None and self.private_loss == 'residual':  # seen through its view under the same coins
                     rows.append((self._packed(self.views, row, coins), -1.0 / self.augmentations))
             for packed, _ in rows:
-                other = '' if packed is None else difference(self._form, form_of(packed))
+                other = '' if packed is None else difference(self._forms[half], form_of(packed))
                 if other:
                     raise ValueError(f'it gives another form than other rows have, {other}')
         except Exception as error:  # whatever a damaged file or annotation makes of the pipeline

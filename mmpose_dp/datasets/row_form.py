@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+IMAGE = 'the image'
 Form = dict[str, tuple[int, ...]]
 
 
@@ -24,7 +25,7 @@ def form_of(packed: dict) -> Form:
         raise ValueError(
             f"it gives an image of {image.dtype}: read 8-bit values (LoadImage's color_type='color'), or floating-point numbers"
         )
-    tensors = dict(_labels(sample), **{'the image': image})
+    tensors = dict(_labels(sample), **{IMAGE: image})
     bad = [name for name, value in tensors.items() if value.is_floating_point() and not bool(value.isfinite().all())]
     if bad:
         raise ValueError(f'{bad[0]} holds numbers that are not finite')

@@ -86,7 +86,7 @@ def test_what_is_odd_in_the_first_rows_is_told_before_training(own, what):
     cfg = dict(own, pipeline=[*PIPELINE, dict(type='Spoil', what=what, rows=range(8))])
     if what.startswith('another'):  # all alike is no matter, two kinds are
         cfg['pipeline'][-1]['rows'] = [1]
-        with pytest.raises(PrivacyError, match='dataset.private: the pipeline gives rows of different form'):
+        with pytest.raises(PrivacyError, match='dataset.private: the pipeline gives (rows|images) of different form'):
             PublicPrivateDataset(cfg)
         return
     with pytest.raises(PrivacyError, match='dataset.private: the pipeline fails on its first rows'):
@@ -119,7 +119,7 @@ def test_halves_of_different_form_are_refused(own, tmp_path):
     smaller = [dict(step, input_size=(16, 16)) if step['type'] == 'TopdownAffine' else step for step in PIPELINE[:4]]
     public = dict(write(tmp_path, content(6)), pipeline=[*smaller, *PIPELINE[5:]])
     with pytest.raises(
-        PrivacyError, match='dataset.public: the pipeline gives rows of different form, the image is 3x16x16'
+        PrivacyError, match='dataset.public: the pipeline gives images of different form, the image is 3x16x16'
     ):
         PublicPrivateDataset(own, public=public)
 
