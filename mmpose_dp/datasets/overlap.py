@@ -12,7 +12,7 @@ from mmengine.logging import MMLogger
 
 from mmpose_dp.privacy import PrivacyError
 
-from .records import digest, image_paths
+from .records import all_images, digest
 
 
 def refuse_shared_data(private: BaseDataset, images: Set[str], public: BaseDataset) -> None:
@@ -22,7 +22,7 @@ def refuse_shared_data(private: BaseDataset, images: Set[str], public: BaseDatas
         raise PrivacyError(
             f'train_dataloader.dataset.public has the private annotation file {private.ann_file}: {advice}'
         )
-    shared = images & set(image_paths(public))
+    shared = images & all_images(public)
     if shared:
         raise PrivacyError(
             f'train_dataloader.dataset.public shares {len(shared)} image files with the private set '
@@ -35,7 +35,7 @@ def refuse_private_validation(private: BaseDataset, images: Set[str], validation
 
     Args:
         private: the private data set.
-        images: its image files, as ``image_paths`` names them.
+        images: its image files, as ``PublicPrivateDataset.images`` names them.
         validation: any data set of MMPose's, also one that joins several, or of mmengine's that wraps one.
 
     Raises:
@@ -50,7 +50,7 @@ def refuse_private_validation(private: BaseDataset, images: Set[str], validation
                 f'val_dataloader.dataset has the private annotation file {private.ann_file}: scores on private records are '
                 'outside the guarantee. Validate on other people, or not: val_cfg=None, val_dataloader=None, val_evaluator=None'
             )
-        shared = images & set(image_paths(validation))
+        shared = images & all_images(validation)
         if shared:
             MMLogger.get_current_instance().warning(
                 f'val_dataloader.dataset shares {len(shared)} image files with the private set ({osp.basename(min(shared))}, '
@@ -59,4 +59,5 @@ def refuse_private_validation(private: BaseDataset, images: Set[str], validation
 
 
 def _same_annotations(one: BaseDataset, other: BaseDataset) -> bool:
-    return digest(one.ann_file) == digest(other.ann_file)
+    files = one.ann_file, other.ann_file
+    return all(map(osp.isfile, files)) and digest(files[0]) == digest(files[1])

@@ -4,38 +4,35 @@ One data loader then serves both, and each row carries its half in its metainfo.
 that is not its own, nor call public what is not.
 """
 
-import copy
-import os.path as osp
-import random
 import warnings
-from collections.abc import Iterable, Iterator, Sequence, Set
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence, Set
 from typing import Any
 
-import numpy as np
-import torch
 from mmengine.dataset import BaseDataset
-from mmpose.datasets.dataset_wrappers import CombinedDataset
 from mmpose.datasets.transforms import GetBBoxCenterScale
-from mmpose.datasets.transforms.mix_img_transforms import MixImageTransform
 from mmpose.registry import DATASETS, TRANSFORMS
 from torch.utils.data import Dataset
 
 from mmpose_dp.privacy import PrivacyError, RandomSource
 
+from .building import MIXING, build_half, seen_through
 from .overlap import refuse_shared_data
-from .records import file_in_words, group_rows, image_paths, personal_epsilons, source_in_words, subjects_digest
+from .randomness import fixed_randomness, random_step
+from .records import (
+    file_in_words,
+    group_rows,
+    image_paths,
+    personal_epsilons,
+    real_path,
+    source_in_words,
+    subjects_digest,
+)
+from .row_form import IMAGE, Form, difference, form_of
 from .switching import switch_pipeline
 from .transforms import PublicView
 
-# they put several records into one row; MMPose's own are found by their base class
-_MIXING = ('Mosaic', 'MixUp', 'CutMix', 'CopyPaste', 'YOLOXMixUp')
+_LOOKED_AT = 5  # rows, before training: enough for no single one to decide anything
 _PADDING = 1.25  # GetBBoxCenterScale's own
-_MPII_LAYOUT = """MMPose expects
-  {root}/annotations/mpii_train.json, mpii_val.json, mpii_gt_val.mat
-  {root}/images/*.jpg
-Put MPII there (MMPose docs, "2D Body Keypoint Datasets"), point data_root at it, or draw the synthetic set in its place:
-  python tools/make_synthetic_mpii.py --out {root} --domain {half} --train 6000 --val 1000"""
 
 
 @DATASETS.register_module()
@@ -95,12 +92,12 @@ class PublicPrivateDataset(Dataset):
         for name, value in (('private', private), ('public_view', public_view), ('public', public)):
             if value is not None and not (isinstance(value, dict) and 'type' in value):
                 raise PrivacyError(f"train_dataloader.dataset.{name}={value!r} must be a config: dict(type='...', ...)")
-        self.private = _build(private, 'private')
-        self.views = None if public_view is None else _build(_with_view(private, public_view), 'private')
+        self.private = build_half(private, 'private')
+        self.views = None if public_view is None else seen_through(self.private, private, public_view)
         self.public_view: Any = None if public_view is None else TRANSFORMS.build(public_view)
         if isinstance(self.public_view, PublicView):
             self.public_view.check_joints(self.private.metainfo['keypoint_id2name'])
-        self.public = None if public is None else _build(public, 'public')
+        self.public = None if public is None else build_half(public, 'public')
         self._same_image: dict[str, list[int]] = {}
         for row, path in enumerate(image_paths(self.private)):
             self._same_image.setdefault(path, []).append(row)
@@ -110,35 +107,112 @@ class PublicPrivateDataset(Dataset):
         self.private_loss, self.augmentations = private_loss, augmentations
         self.privacy_unit = privacy_unit
         self.metainfo = self.private.metainfo
-        _refuse_missing_images(self._same_image, private)
         self._records = group_rows(self.private, privacy_unit, subjects)
         self.subjects = None if subjects is None else source_in_words(subjects)
         self.subjects_digest = None if subjects is None else subjects_digest(subjects, self._records)
         self.personal_epsilons = personal_epsilons(self.private, self._records, personal_epsilon)
         self._record_of = {row: r for r, rows in enumerate(self._records) for row in rows}
-        self._refuse_useless_pipeline()
+        self.look_at_first_rows()
         self.random = RandomSource(debug_seed)  # what the check took does not count
 
-    def _refuse_useless_pipeline(self) -> None:
-        """A fault of the pipeline is told before training; of a single record it may not be, then it is left out."""
-        for part, name in ((self.private, 'private'), (self.views, 'public_view'), (self.public, 'public')):
-            if part is None:
+    def _name(self, part: BaseDataset) -> str:
+        return next(name for name, one in self._parts().items() if one is part)
+
+    def look_at_first_rows(self) -> None:
+        """Finds the form of all rows, for the pipelines as they are. Raises PrivacyError for a pipeline that cannot be used."""
+        self._forms: dict[str, Form] = {}
+        self._probes = {name: self._looked_at(part, name) for name, part in self._parts().items()}
+        self._refuse_random_views()
+
+    def _parts(self) -> dict[str, BaseDataset]:
+        parts = dict(private=self.private, public_view=self.views, public=self.public)
+        return {name: part for name, part in parts.items() if part is not None}
+
+    def _looked_at(self, part: BaseDataset, name: str) -> list[tuple[int, list[int]]]:
+        """The rows of several records that the pipeline can use, with the coins they were tried with.
+
+        A fault of the pipeline is told before training. Of a single record it may not be: it is left out then. That all these
+        rows have one form means that no single record decides which form that is.
+        """
+        key = f'train_dataloader.dataset.{name}'
+        tried, found = self._first_rows(part), []
+        failed = 'it gives nothing'
+        for number, row in enumerate(tried):
+            coins = [number] * 6
+            try:
+                packed = self._packed(part, row, coins)
+                form = None if packed is None else form_of(packed)
+            except Exception as error:
+                failed = f'{type(error).__name__}: {error}'
                 continue
-            failed = None
-            for row in range(min(3, len(part))):
-                try:
-                    packed = self._packed(part, row, [0] * 6)
-                    if packed is not None and not {'inputs', 'data_samples'} <= packed.keys():
-                        raise ValueError('it does not end with PackPoseInputs')
-                    break
-                except Exception as error:
-                    failed = error
-            else:
-                if failed is not None:
-                    raise PrivacyError(
-                        f'train_dataloader.dataset.{name}: the pipeline fails on its first rows: '
-                        f'{type(failed).__name__}: {failed}'
-                    ) from failed
+            if form is None:
+                continue
+            self._refuse_other_form(name, form)
+            found.append((row, coins))
+        if len(found) < min(2, len(tried)):
+            raise PrivacyError(f'{key}: the pipeline fails on its first rows: {failed}')
+        return found
+
+    def _refuse_other_form(self, name: str, form: Form) -> None:
+        """The rows of a half have one form, and the images of all halves."""
+        key = f'train_dataloader.dataset.{name}'
+        images = {IMAGE: next(iter(self._forms.values()), form)[IMAGE]}
+        other = difference(images, {IMAGE: form[IMAGE]})
+        if other:
+            raise PrivacyError(
+                f'{key}: the pipeline gives images of different form, {other}, and rows are stacked: read pictures with one '
+                "number of channels (LoadImage's color_type='color') and bring all to one size (TopdownAffine with one input_size)"
+            )
+        other = difference(self._forms.setdefault(name, form), form)
+        if other:
+            raise PrivacyError(
+                f'{key}: the pipeline gives rows of different form, {other}: give every annotation the same joints and fields'
+            )
+
+    def _first_rows(self, part: BaseDataset) -> list[int]:
+        """A row each of the first few records, or public rows, that have pictures of their own."""
+        rows: Iterable[int] = range(len(part)) if part is self.public else (record[0] for record in self._records)
+        chosen: dict[str, int] = {}
+        for row in rows:
+            chosen.setdefault(part.get_data_info(row)['img_path'], row)
+            if len(chosen) == _LOOKED_AT:
+                break
+        return list(chosen.values())
+
+    def _refuse_random_views(self) -> None:
+        """Before the view, transforms may read and change a picture, but each time alike: a record has one public view."""
+        if self.views is None:
+            return
+        steps = self.views.pipeline.transforms
+        before = steps[: next(i for i, step in enumerate(steps) if isinstance(step, GetBBoxCenterScale))]
+        for row, _ in self._probes['public_view']:
+            step = random_step(before, self._view_info(row))
+            if step is not None:
+                name = getattr(step, '__name__', type(step).__name__)
+                raise PrivacyError(
+                    f'train_dataloader.dataset.private.pipeline has {name} before GetBBoxCenterScale, which is random and could '
+                    'give a record more than one public view: move it behind'
+                )
+
+    def _refuse_lost_data(self, part: BaseDataset) -> None:
+        """A row that is left out costs nothing but itself; data that is gone would cost every step that is left.
+
+        Several records decide, all of which could be read when the data set was built, and never the one that was drawn.
+        """
+        name = self._name(part)
+        failed = 'nothing is read'
+        for row, coins in self._probes[name]:
+            try:
+                if self._packed(part, row, coins) is not None:
+                    return
+            except Exception as error:
+                failed = type(error).__name__
+        if len(self._probes[name]) > 1:
+            raise PrivacyError(
+                f'train_dataloader.dataset.{name}: pictures that could be read when training began no longer can ({failed}): is '
+                f'{(part.data_prefix or {}).get("img") or "their folder"} still there? The step that was begun is not counted. Go '
+                'on with --resume when the data is back'
+            )
 
     @property
     def pipeline(self) -> Any:
@@ -147,7 +221,8 @@ class PublicPrivateDataset(Dataset):
 
     @pipeline.setter
     def pipeline(self, pipeline: Any) -> None:
-        switch_pipeline(self, pipeline, _MIXING)
+        switch_pipeline(self, pipeline, MIXING)
+        self.look_at_first_rows()
         self.switched = True
 
     @property
@@ -188,11 +263,14 @@ class PublicPrivateDataset(Dataset):
 
     def __getitem__(self, index: int) -> list[dict]:
         """The packed rows of an index: one, or ``rows_per_index`` of a private one. None where the pipeline rejects or fails on
-        them: they then contribute nothing, and no other takes their place. Nothing else may depend on what a private record
-        holds, so training goes on.
+        them, or gives them another form than other rows have: they then contribute nothing, and no other takes their place.
+        Nothing else may depend on what a private record holds, so training goes on.
+
+        Raises PrivacyError where other records cannot be read either, since the data is gone then.
         """
         record = None if index >= len(self.private) else self._record_of[index]
         part, row = self._located(index)
+        half = self._name(part)
         rows = []
         try:
             for _ in range(1 if record is None else self.augmentations):
@@ -200,14 +278,18 @@ class PublicPrivateDataset(Dataset):
                 rows.append((self._packed(part, row, coins), 1.0 / self.augmentations))
                 if record is not None and self.private_loss == 'residual':  # seen through its view under the same coins
                     rows.append((self._packed(self.views, row, coins), -1.0 / self.augmentations))
+            for packed, _ in rows:
+                other = '' if packed is None else difference(self._forms[half], form_of(packed))
+                if other:
+                    raise ValueError(f'it gives another form than other rows have, {other}')
         except Exception as error:  # whatever a damaged file or annotation makes of the pipeline
+            self._refuse_lost_data(part)
             # a warning, not the log: it names a record that was drawn
-            warnings.warn(
-                f'{part.get_data_info(row)["img_path"]} contributes nothing, since its pipeline failed: {error}',
-                stacklevel=1,
-            )
+            path = part.get_data_info(row).get('img_path')
+            warnings.warn(f'{path} contributes nothing, since its pipeline failed: {error}', stacklevel=1)
             return []
         if any(packed is None for packed, _ in rows):
+            self._refuse_lost_data(part)
             return []
         for packed, weight in rows:
             packed['data_samples'].set_metainfo(dict(dp_record=record, dp_weight=1.0 if record is None else weight))
@@ -223,13 +305,13 @@ class PublicPrivateDataset(Dataset):
 
     def _packed(self, part: BaseDataset, row: int, coins: Sequence[int]) -> dict | None:
         info = self._view_info(row) if part is self.views else part.get_data_info(row)
-        with _fixed_randomness(coins):
+        with fixed_randomness(coins):
             return part.pipeline(info)  # not prepare_data, which gives a pipeline all other records
 
     def _view_info(self, index: int) -> dict:
         """What the pipeline starts from, with the other people of the image, whom a region view hides too."""
         info = self.private.get_data_info(index)
-        others = [self.private.get_data_info(i) for i in self._same_image[osp.realpath(info['img_path'])] if i != index]
+        others = [self.private.get_data_info(i) for i in self._same_image[real_path(info['img_path'])] if i != index]
         keys = ('bbox', 'keypoints', 'keypoints_visible')
         return dict(info, people=[{key: other[key] for key in keys} for other in others])
 
@@ -238,7 +320,7 @@ class PublicPrivateDataset(Dataset):
         """What the public view keeps, for the statement."""
         if self.views is None:
             return None
-        # the sizes of the view follow the padded box; _with_view saw to it that there is one
+        # the sizes of the view follow the padded box; seen_through saw to it that there is one
         padding = next(s.padding for s in self.views.pipeline.transforms if isinstance(s, GetBBoxCenterScale))
         return self.public_view.description + (f', boxes padded by {padding:g}' if padding != _PADDING else '')
 
@@ -248,91 +330,3 @@ class PublicPrivateDataset(Dataset):
         if self.public is None:
             return None
         return f'{type(self.public).__name__} {file_in_words(self.public.ann_file)}'
-
-
-@contextmanager
-def _fixed_randomness(coins: Sequence[int]) -> Iterator[None]:
-    """Inside, the generators that transforms draw from start from six ``coins``; afterwards they go on as before."""
-    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    random.seed(coins[0])
-    np.random.seed([x % 2**32 for x in coins[1:5]])
-    torch.random.default_generator.manual_seed(coins[5])
-    try:
-        yield
-    finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])
-        torch.set_rng_state(states[2])
-
-
-def _build(cfg: dict, half: str) -> BaseDataset:
-    key = f'train_dataloader.dataset.{half}'
-    for step in _steps(cfg.get('pipeline', [])):
-        name = str(step['type'])
-        cls = TRANSFORMS.get(name)
-        if name in _MIXING or (cls is not None and issubclass(cls, MixImageTransform)):
-            raise PrivacyError(f'{key}.pipeline: {name} mixes several records into one row; take it out')
-    cls = DATASETS.get(str(cfg['type']))
-    if cls is None or not issubclass(cls, BaseDataset) or issubclass(cls, CombinedDataset):
-        raise PrivacyError(
-            f'{key}.type={cfg["type"]}: a wrapper that joins or repeats data sets can use a record twice; give one of '
-            "MMPose's data sets itself"
-        )
-    _refuse_missing_files(cfg, key)
-    try:
-        dataset = DATASETS.build(dict(cfg, lazy_init=False))
-    except Exception as error:  # whatever a damaged file makes of a parser
-        path = osp.join(cfg.get('data_root') or '', cfg.get('ann_file') or '')
-        raise PrivacyError(
-            f'{key}: {cfg["type"]} cannot be made from {path}: {type(error).__name__}: {error}'
-        ) from error
-    if len(dataset) == 0:
-        raise PrivacyError(f'{key}: {dataset.ann_file} holds no annotated person')
-    return dataset
-
-
-def _steps(node: Any) -> Iterator[dict]:
-    """Every transform in a pipeline, those within others (RandomApply's) too."""
-    if isinstance(node, dict):
-        if 'type' in node:
-            yield node
-        node = list(node.values())
-    for part in node if isinstance(node, (list, tuple)) else ():
-        yield from _steps(part)
-
-
-def _refuse_missing_files(cfg: dict, key: str) -> None:
-    root, ann = cfg.get('data_root') or '', cfg.get('ann_file') or ''
-    path = ann if osp.isabs(ann) else osp.join(root, ann)
-    images = osp.join(root, (cfg.get('data_prefix') or {}).get('img') or '')
-    for found, wanted in ((osp.isfile(path), path), (osp.isdir(images), images)):
-        if not found:
-            hint = "Lay it out as MMPose's docs say, or set data_root."
-            if 'Mpii' in str(cfg['type']):
-                hint = _MPII_LAYOUT.format(root=root.rstrip('/') or '.', half=key.rpartition('.')[2])
-            raise PrivacyError(f'{key}: {wanted} does not exist. {hint}')
-
-
-def _refuse_missing_images(paths: Iterable[str], cfg: dict) -> None:
-    missing = [path for path in paths if '://' not in path and not osp.isfile(path)]
-    if missing:
-        raise PrivacyError(
-            f'train_dataloader.dataset.private: {len(missing)} image files named in {cfg.get("ann_file")} do not exist, '
-            f'{missing[0]} among them. Set data_prefix.img, or take them out of the annotations'
-        )
-
-
-def _with_view(cfg: dict, view: dict) -> dict:
-    cfg = copy.deepcopy(cfg)
-    names = [step['type'] for step in cfg['pipeline']]
-    if 'GetBBoxCenterScale' not in names:
-        raise PrivacyError('train_dataloader.dataset.public_view needs a top-down pipeline with GetBBoxCenterScale')
-    before = {name for name in names[: names.index('GetBBoxCenterScale')] if name.split('.')[-1] != 'LoadImage'}
-    if before:
-        raise PrivacyError(
-            f'train_dataloader.dataset.private.pipeline has {sorted(before)} before GetBBoxCenterScale, which could give a record '
-            'more than one public view: move it behind'
-        )
-    cfg['pipeline'] = list(cfg['pipeline'])
-    cfg['pipeline'].insert(names.index('GetBBoxCenterScale') + 1, view)
-    return cfg

@@ -8,6 +8,7 @@ import json
 import os.path as osp
 from typing import Any
 
+import numpy as np
 from mmengine.dataset import BaseDataset
 
 from mmpose_dp.privacy import PrivacyError
@@ -20,6 +21,8 @@ _ROW_A_HAND = 'CocoWholeBodyHandDataset'  # MMPose's only data set that makes se
 
 def group_rows(dataset: BaseDataset, unit: str, subjects: str | None) -> list[list[int]]:
     """The rows of each record. Raises PrivacyError for an unknown unit or a row without subject.
+
+    An annotation that is there twice, under two ids or in a list, is one record of two rows: it is one person.
 
     Args:
         dataset: the private data set.
@@ -39,9 +42,9 @@ def group_rows(dataset: BaseDataset, unit: str, subjects: str | None) -> list[li
                 f"{_KEY}: {type(dataset).__name__} has a row for each hand, and a person has two: write privacy_unit='image' "
                 "or 'subject'"
             )
-        return [[row] for row in range(len(dataset))]
-    if subjects is None:
-        owners: list[Any] = image_paths(dataset)
+        owners: list[Any] = _annotations(dataset)
+    elif subjects is None:
+        owners = image_paths(dataset)
     else:
         owners = annotated(dataset, subjects, 'subjects')
         for row, owner in enumerate(owners):
@@ -102,15 +105,7 @@ def annotated(dataset: BaseDataset, source: str, key: str) -> list[Any]:
         mapping = _read(source, key)
         if not isinstance(mapping, dict):
             raise PrivacyError(f'{_KEY}.{key}: {source} must hold {{image file name: value}}')
-        paths = [info['img_path'] for info in infos]  # by the names annotations have, whatever they link to
-        by_name = {osp.basename(path): path for path in paths}
-        doubled = next((path for path in paths if by_name[osp.basename(path)] != path), None)
-        if doubled is not None:
-            raise PrivacyError(
-                f'{_KEY}.{key}: {source} names images by their file name, which {doubled} shares with '
-                f'{by_name[osp.basename(doubled)]}: put the values into a field of each annotation and name that field'
-            )
-        values = [mapping.get(osp.basename(path)) for path in paths]
+        values = _by_image(dataset, [info['img_path'] for info in infos], mapping, f'{_KEY}.{key}: {source}')
         if all(value is None for value in values):
             raise PrivacyError(f'{_KEY}.{key}: {source} names no image of {dataset.ann_file}')
         return values
@@ -128,10 +123,53 @@ def annotated(dataset: BaseDataset, source: str, key: str) -> list[Any]:
     return values
 
 
+def _by_image(dataset: BaseDataset, paths: list[str], mapping: dict, source: str) -> list[Any]:
+    """The values of images, by the names that annotations have, whatever they link to.
+
+    A name may be the whole path, the path under data_prefix.img, or, where no other image has it, the file name alone.
+    """
+    folder = (getattr(dataset, 'data_prefix', None) or {}).get('img') or ''
+    full = {osp.normpath(name): value for name, value in mapping.items()}
+    owner: dict[str, str] = {}
+    values = []
+    for path in paths:
+        name = osp.basename(path)
+        below = osp.relpath(path, folder) if folder and path.startswith(folder) else path
+        exact = [full[key] for key in (osp.normpath(path), osp.normpath(below)) if osp.dirname(key) and key in full]
+        if not exact and name in mapping and owner.setdefault(name, path) != path:
+            raise PrivacyError(
+                f'{source} names images by their file name, which {path} shares with {owner[name]}: write their paths, or put the '
+                'values into a field of each annotation and name that field'
+            )
+        values.append(exact[0] if exact else mapping.get(name))
+    return values
+
+
 def image_paths(dataset: BaseDataset) -> list[str]:
-    """The image file of every row; a link and what it points to are one."""
-    paths = [dataset.get_data_info(row)['img_path'] for row in range(len(dataset))]
-    return [path if '://' in path else osp.realpath(path) for path in paths]
+    """The image file of every row, which has one; a link and what it points to are one."""
+    return [real_path(dataset.get_data_info(row)['img_path']) for row in range(len(dataset))]
+
+
+def all_images(dataset: BaseDataset) -> set[str]:
+    """The image files of all rows, of which each may have one, several (a video) or none."""
+    found = [dataset.get_data_info(row).get('img_path') for row in range(len(dataset))]
+    paths = [path for one in found for path in (one if isinstance(one, (list, tuple)) else [one])]
+    return {real_path(path) for path in paths if isinstance(path, str)}
+
+
+def real_path(path: str) -> str:
+    """What tells one image file from another; a link and what it points to are one, a remote file is its address."""
+    return path if '://' in path else osp.realpath(path)
+
+
+def _annotations(dataset: BaseDataset) -> list[Any]:
+    """What is annotated in each row: equal for two rows of equal image, box and joints."""
+    owners = []
+    for row in range(len(dataset)):
+        info = dataset.get_data_info(row)
+        parts = [np.asarray(info[key]).tobytes() for key in ('bbox', 'keypoints', 'keypoints_visible') if key in info]
+        owners.append((real_path(info['img_path']), *parts) if parts else row)
+    return owners
 
 
 def digest(path: str) -> str:

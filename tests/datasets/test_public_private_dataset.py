@@ -105,8 +105,9 @@ def test_a_residual_is_the_same_augmentation_seen_twice(synthetic):
 
 def test_a_rejected_row_is_left_out_not_replaced(synthetic):
     dataset = PublicPrivateDataset(mpii(synthetic))
-    dataset.private.pipeline = lambda info: None
-    assert dataset[0] == []
+    pipeline = dataset.private.pipeline
+    dataset.private.pipeline = lambda info: None if info['sample_idx'] == 0 else pipeline(info)
+    assert dataset[0] == [] and len(dataset[1]) == 1
     assert collate_rows([[], []]) == dict(inputs=[], data_samples=[])
     one, other = (dict(inputs=torch.zeros(3, size, 8), data_samples=None) for size in (8, 9))
     assert len(collate_rows([[], [one], [one]])['inputs']) == 2

@@ -46,7 +46,7 @@ def test_images_of_one_name_have_no_value_by_name(tmp_path):
     assert group_rows(apart, 'subject', str(path)) == [[0, 2], [1]]
     alike = Listed(tmp_path, [(0, '/x/a/1.jpg'), (1, '/x/b/1.jpg')], [])
     with pytest.raises(
-        PrivacyError, match=r'subjects\.json names images by their file name, which /x/a/1\.jpg shares with'
+        PrivacyError, match=r'subjects\.json names images by their file name, which /x/b/1\.jpg shares with'
     ):
         annotated(alike, str(path), 'subjects')
 

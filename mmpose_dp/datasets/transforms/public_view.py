@@ -156,17 +156,20 @@ class PublicView(BaseTransform):
 
     def _hide_person(self, window: np.ndarray, person: dict, offset: np.ndarray, box: float) -> None:
         """Paints one person's region grey; the whole box where the head is not annotated."""
-        joints = person['keypoints'][0][list(self.head_keypoints)]
-        known = (person['keypoints_visible'][0][list(self.head_keypoints)] > 0) & (joints > 0).all(1)
-        if self.mode == 'person' or not known.all():
+        if self.mode == 'person' or not self._knows_head(person):  # the person mode is for people of any joints
             x0, y0 = np.maximum(np.floor(person['box'][:2]), 0).astype(int)
             x1, y1 = np.maximum(np.ceil(person['box'][2:]), 0).astype(int)
             window[y0:y1, x0:x1] = GREY
             return
-        neck, head = joints - offset
+        neck, head = person['keypoints'][0][list(self.head_keypoints)] - offset
         radius = max(float(np.linalg.norm(head - neck)), 0.08 * box)
         middle = tuple(int(v) for v in (neck + head) / 2)
         cv2.circle(window, middle, int(np.ceil(radius)), (GREY,) * 3, thickness=-1)
+
+    def _knows_head(self, person: dict) -> bool:
+        ends = list(self.head_keypoints)
+        joints, visible = person['keypoints'][0][ends], person['keypoints_visible'][0][ends]
+        return bool(((visible > 0) & (joints > 0).all(1)).all())
 
     def __repr__(self) -> str:
         return f'{type(self).__name__}({self.description})'

@@ -6,6 +6,9 @@ records and which are public views; one forward serves them all. Parameters, sta
 parent's. Must not report anything computed from a private row except those losses.
 """
 
+import copy
+import warnings
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -18,15 +21,28 @@ from mmpose_dp.privacy import Rows
 _UNUSABLE = 'loss_unusable'  # of a row whose loss cannot be found
 
 
+def _each(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """Nested tuples and lists with every tensor changed."""
+    if isinstance(value, Tensor):
+        return change(value)
+    return type(value)(_each(item, change) for item in value) if isinstance(value, (tuple, list)) else value
+
+
 def _row(value: Any, row: int) -> Any:
     """Row ``row`` of every (rows, ...) tensor in nested tuples and lists, as a batch of one, in float32 at least: in mixed
     precision too, losses are no place for 8 bits, and NumPy has no bfloat16."""
-    if isinstance(value, Tensor):
-        one = value[row : row + 1]
+
+    def taken(x: Tensor) -> Tensor:
+        one = x[row : row + 1]
         return one.float() if one.dtype in (torch.bfloat16, torch.float16) else one
-    if isinstance(value, (tuple, list)):
-        return type(value)(_row(item, row) for item in value)
-    return value
+
+    return _each(value, taken)
+
+
+def _finite_rows(outputs: Any) -> list[bool]:
+    """Of each row, whether all (rows, ...) tensors in nested tuples and lists are finite there; one wait for a GPU."""
+    finite = [x.detach().reshape(len(x), -1).isfinite().all(1) for x in _tensors(outputs)]
+    return torch.stack(finite).all(0).tolist()
 
 
 def _tensors(value: Any) -> list[Tensor]:
@@ -77,9 +93,10 @@ class FeatureMaskingHead:
         outputs, config = self.forward(feats), dict(train_cfg or {}, compute_acc=self.compute_acc)
         each = []
         try:
-            for row, sample in enumerate(batch_data_samples):
+            # looked at before the loss: on a GPU a loss that asserts ends the process, and no exception can be caught
+            for row, (sample, finite) in enumerate(zip(batch_data_samples, _finite_rows(outputs))):
                 self._outputs = _row(outputs, row)
-                each.append(self._loss_of_row(feats, sample, config))
+                each.append(self._loss_of_row(feats, sample, config) if finite else self._unusable())
         finally:
             self._outputs = None
         names = next((one for one in each if _UNUSABLE not in one), each[0])
@@ -93,16 +110,42 @@ class FeatureMaskingHead:
         self.record_losses = [torch.stack([one[name].reshape(()) for name in losses]).sum() for one in each]
         return losses
 
+    def _unusable(self) -> dict:
+        """The loss of a row that contributes nothing: its gradient is not finite."""
+        return {_UNUSABLE: torch.nan * _tensors(self._outputs)[0].sum()}
+
     def _loss_of_row(self, feats: Any, sample: Any, config: dict) -> dict:
-        """The parent's losses of one row; NaN for a row that is not finite where the parent would stop the training for it."""
+        """The parent's losses of one row; NaN where the values of that row are what the parent raises for.
+
+        Nothing that a private row holds may end a training. What is wrong with the form of outputs or labels, which all rows
+        have in common, is raised.
+        """
         try:
             return super().loss(feats, [sample], config)  # type: ignore[misc]
-        except ValueError:  # torch.distributions'; its message shows the row's values
-            parts = [self._outputs, sample.get('gt_instance_labels'), sample.get('gt_fields')]
-            tensors = [x for part in parts for x in _tensors(part)]
-            if all(bool(x.isfinite().all()) for x in tensors):
+        except Exception as error:
+            if not self._works_on_plain_numbers(feats, sample, config):
                 raise
-            return {_UNUSABLE: torch.nan * tensors[0].sum()}
+            # without the error's text, which may show the row's values
+            warnings.warn(f'a row contributes nothing, since its loss raised {type(error).__name__}', stacklevel=1)
+            return self._unusable()
+
+    def _works_on_plain_numbers(self, feats: Any, sample: Any, config: dict) -> bool:
+        """Whether the parent finds losses where the row's outputs and labels are replaced by zeros, or by ones."""
+        outputs, sample = self._outputs, copy.deepcopy(sample)
+        try:
+            for number in (0.0, 1.0):
+                self._outputs = _each(outputs, lambda x, number=number: torch.full_like(x, number))
+                for part in (sample.get('gt_instance_labels'), sample.get('gt_fields')):
+                    for x in _tensors(part):
+                        x.fill_(number)
+                try:
+                    super().loss(feats, [sample], config)  # type: ignore[misc]
+                    return True
+                except Exception:
+                    continue
+            return False
+        finally:
+            self._outputs = outputs
 
 
 def private_twin(head: type[nn.Module], name: str = '') -> type[nn.Module]:
@@ -129,7 +172,15 @@ class _VisPredictHead(heads.VisPredictHead):
         return self.forward(feats)[1]
 
     def loss(self, feats: Any, batch_data_samples: list, train_cfg: dict | None = None) -> dict:
-        """The parent's loss, with what ``forward`` gave in the place of the pose head's own forward."""
+        """The parent's loss, with what ``forward`` gave in the place of the pose head's own forward.
+
+        Raises ValueError for a visibility that binary cross-entropy has no value for, which would end the process on a GPU.
+        """
+        labels = [sample.gt_instance_labels.keypoint_weights for sample in batch_data_samples]
+        if getattr(self.loss_module, 'use_sigmoid', False) and not all(
+            bool(((x >= 0) & (x <= 1)).all()) for x in labels
+        ):
+            raise ValueError('a visibility is outside 0 to 1')
         poses = self.forward(feats)[0]
         self.pose_head.forward = lambda _: poses
         try:

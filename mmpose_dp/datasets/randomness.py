@@ -1,0 +1,72 @@
+"""The generators that transforms draw from: set for one row, and watched for transforms that must not draw.
+
+Must not decide where a draw comes from: PublicPrivateDataset takes its coins from the system's entropy.
+"""
+
+import copy
+import random
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+
+
+@contextmanager
+def fixed_randomness(coins: Sequence[int]) -> Iterator[None]:
+    """Inside, the generators that transforms draw from start from six ``coins``; afterwards they go on as before."""
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    random.seed(coins[0])
+    np.random.seed([x % 2**32 for x in coins[1:5]])
+    torch.random.default_generator.manual_seed(coins[5])
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.set_rng_state(states[2])
+
+
+def random_step(steps: Sequence[Callable], info: dict) -> Any:
+    """The first of ``steps`` that is random on one row, None where none is.
+
+    A step is random where it says so (mmcv's cache_randomness), where it draws from a generator, or where other generators make
+    it give other arrays. A step that fails, or gives nothing, ends the look.
+
+    Args:
+        steps: the first transforms of a pipeline.
+        info: what the pipeline starts from.
+    """
+    for step in steps:
+        if getattr(step, '_methods_with_randomness', None):
+            return step
+        given = []
+        try:
+            for coin in (1, 2):
+                with fixed_randomness([coin] * 6):
+                    before = _state()
+                    given.append(step(copy.deepcopy(info)))
+                    if _state() != before:
+                        return step
+        except Exception:  # of one record: it contributes nothing, see PublicPrivateDataset
+            return None
+        if not isinstance(given[0], dict) or not isinstance(given[1], dict):
+            return None
+        if _arrays(given[0]) != _arrays(given[1]):
+            return step
+        info = given[0]
+    return None
+
+
+def _state() -> tuple:
+    numbers = np.random.get_state()
+    return random.getstate(), numbers[1].tobytes(), numbers[2:], torch.get_rng_state().numpy().tobytes()
+
+
+def _arrays(info: dict) -> dict[str, tuple]:
+    return {
+        key: (value.shape, value.dtype.str, value.tobytes())
+        for key, value in info.items()
+        if isinstance(value, np.ndarray)
+    }

@@ -1,0 +1,179 @@
+"""Annotation files as annotation tools write them: what plain MMPose can use is used, the rest is refused in one sentence."""
+
+import json
+import re
+import shutil
+
+import numpy as np
+import pytest
+from coco_data import content, write
+from helpers import mpii
+
+from mmpose_dp.datasets import PublicPrivateDataset
+from mmpose_dp.privacy import PrivacyError
+
+
+def each(change):
+    def changed(data):
+        for image, ann in zip(data['images'], data['annotations']):
+            change(image, ann)
+
+    return changed
+
+
+def _joints(change):
+    def changed(image, ann):
+        joints = np.array(ann['keypoints'], dtype=float).reshape(-1, 3)
+        change(joints)
+        ann['keypoints'] = joints.flatten().tolist()
+
+    return each(changed)
+
+
+def _texts(image, ann):
+    image['id'] = ann['image_id'] = f'a3f0-{image["id"]:04d}'
+
+
+REFUSED = {
+    'one id in every picture': (each(lambda i, a: a.update(id=1)), 'more than one annotation with the id 1,.*Number'),
+    'an id twice': (lambda d: d['annotations'][5].update(id=3), 'more than one annotation with the id 3'),
+    'an annotation twice': (lambda d: d['annotations'].append(dict(d['annotations'][2])), 'annotation with the id 3'),
+    'an id as 3 and 3.0': (lambda d: d['annotations'][5].update(id=3.0), 'more than one annotation with the id 3.0'),
+    'no id': (lambda d: d['annotations'][4].pop('id'), 'an annotation whose id is None.*an id of its own'),
+    'an id that is a list': (lambda d: d['annotations'][4].update(id=[1]), r'annotation whose id is \[1\]'),
+    'an image id twice': (lambda d: d['images'][1].update(id=1), 'more than one image with the id 1'),
+    'an image without id': (lambda d: d['images'][1].pop('id'), 'an image whose id is None'),
+    'image ids that are texts': (each(_texts), "an image whose id is 'a3f0-0001'.*a whole number"),
+    'image_id as text': (each(lambda i, a: a.update(image_id=str(i['id']))), "no annotation has the id of an image.*'1'"),
+    'no image_id': (each(lambda i, a: a.pop('image_id')), 'no annotation has the id of an image'),
+    'joints in 0 to 1': (_joints(lambda j: np.divide(j[:, :2], 50, out=j[:, :2])), 'between 0 and 1.*multiply'),
+    'joints of larger pictures': (_joints(lambda j: np.multiply(j[:, :2], 10, out=j[:, :2])), 'in or near its box'),
+    'joints that are all invisible': (_joints(lambda j: j[:, 2].fill(0)), 'marked visible'),
+    'joints that are not finite': (_joints(lambda j: j[:, :2].fill(np.nan)), 'marked visible'),
+    'boxes elsewhere': (each(lambda i, a: a.update(bbox=[0.0, 0.0, 2.0, 2.0])), 'in or near its box'),
+    'boxes of no size': (each(lambda i, a: a.update(bbox=[12.0, 8.0, 0.0, 0.0])), 'holds no annotated person'),
+    'a person with fewer joints': (
+        lambda d: d['annotations'][3].update(keypoints=[20.0, 20.0, 2.0]),
+        'annotation 4 has 1 joints, and others have 5',
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize('name', REFUSED)
+def test_refused_before_training(tmp_path, name):
+    change, message = REFUSED[name]
+    data = content()
+    change(data)
+    with pytest.raises(PrivacyError, match=f'(?s)dataset.private.*{message}'):
+        PublicPrivateDataset(write(tmp_path, data))
+
+
+def test_no_row_at_all_in_bytes(tmp_path):
+    data = content()
+    each(lambda image, ann: ann.update(bbox=[12.0, 8.0, 24.0, 0.0]))(data)
+    with pytest.raises(PrivacyError, match='own.json holds no annotated person whose box has a size'):
+        PublicPrivateDataset(dict(write(tmp_path, data), serialize_data=True))
+
+
+def _as_corners(image, ann):
+    x, y, w, h = ann['bbox']
+    ann['bbox'] = [x + 2, y + 2, x + w + 10, y + h + 6]
+
+
+TOLD = {
+    'boxes as two corners': (each(_as_corners), r'8 of 8 boxes.*are these \[x1, y1, x2, y2\]'),
+    'an annotation of no image': (lambda d: d['annotations'][6].update(image_id=99), '1 of 8 annotations'),
+    'most have no joint': (
+        lambda d: [ann.update(keypoints=[400.0, 400.0, 2.0] * 5) for ann in d['annotations'][:6]],
+        'only 2 of 8 annotations',
+    ),
+}
+
+
+@pytest.mark.parametrize('name', TOLD)
+def test_told_on_the_terminal_only(tmp_path, capfd, name):
+    change, message = TOLD[name]
+    data = content()
+    change(data)
+    PublicPrivateDataset(write(tmp_path, data))
+    assert re.search(f'WARNING: train_dataloader.dataset.private: .*{message}', capfd.readouterr().err)
+
+
+def test_what_plain_mmpose_can_use_is_used(tmp_path, capfd):
+    data = content()
+    for ann in data['annotations']:
+        ann['id'] = f'x{ann["id"]}'  # MMPose asks for numbers only of images
+        ann['owner'] = f'p{ann["image_id"] // 2}'
+    dataset = PublicPrivateDataset(write(tmp_path, data), privacy_unit='subject', subjects='owner')
+    assert (len(dataset), dataset.num_records) == (8, 5)
+    assert all(len(dataset[row]) == 1 for row in range(8))
+    assert 'WARNING' not in capfd.readouterr().err
+
+
+def test_one_person_annotated_twice_is_one_record(tmp_path):
+    data = content()
+    data['annotations'].append(dict(data['annotations'][2], id=9))
+    data['annotations'].append(dict(data['annotations'][2], id=10, bbox=[11.0, 8.0, 24.0, 24.0]))
+    dataset = PublicPrivateDataset(write(tmp_path, data))
+    assert (len(dataset), dataset.num_records) == (10, 9)
+    (doubled,) = [dataset.rows_of(r) for r in range(9) if len(dataset.rows_of(r)) > 1]
+    assert len(doubled) == 2 and len({dataset[row][0]['data_samples'].metainfo['dp_record'] for row in doubled}) == 1
+
+
+def test_an_image_under_two_ids_is_one_record(tmp_path):
+    data = content()
+    data['images'][3]['file_name'] = './' + data['images'][2]['file_name']
+    dataset = PublicPrivateDataset(write(tmp_path, data), privacy_unit='image')
+    assert (len(dataset), dataset.num_records) == (8, 7)
+
+
+def test_annotations_with_whole_paths_need_no_data_root(tmp_path):
+    data = content()
+    for image in data['images']:
+        image['file_name'] = f'{tmp_path}/img/{image["file_name"]}'
+    cfg = write(tmp_path, data)
+    for root, prefix in (('', ''), (None, ''), (f'{tmp_path}/', 'nowhere/')):
+        own = dict(cfg, data_root=root, ann_file=f'{tmp_path}/own.json', data_prefix=dict(img=prefix))
+        for view in (None, dict(type='PublicView')):
+            dataset = PublicPrivateDataset(own, public_view=view)
+            assert dataset.num_records == 8 and len(dataset[0]) == 1
+    mapping = tmp_path / 'owners.json'
+    names = [image['file_name'] for image in data['images']]
+    mapping.write_text(json.dumps({name: i // 2 for i, name in enumerate(names)}))
+    dataset = PublicPrivateDataset(own, privacy_unit='subject', subjects=str(mapping))
+    assert dataset.num_records == 4
+
+
+def test_images_of_one_name_have_values_by_their_paths(tmp_path):
+    data = content()
+    for i, image in enumerate(data['images']):
+        image['file_name'] = f'{"ab"[i % 2]}/{i // 2}.png'
+        (tmp_path / 'img' / 'ab'[i % 2]).mkdir(parents=True, exist_ok=True)
+    cfg, mapping = write(tmp_path, data), tmp_path / 'wishes.json'
+    mapping.write_text(json.dumps({image['file_name']: 1.0 + i for i, image in enumerate(data['images'])}))
+    dataset = PublicPrivateDataset(cfg, personal_epsilon=str(mapping))
+    assert sorted(dataset.personal_epsilons) == [(1.0 + i,) for i in range(8)]
+    mapping.write_text(json.dumps({'0.png': 1.0}))
+    with pytest.raises(PrivacyError, match=r'b/0\.png shares with .*a/0\.png: write their paths'):
+        PublicPrivateDataset(cfg, personal_epsilon=str(mapping))
+
+
+def test_names_that_are_no_numbers_in_mpiis_format(synthetic, tmp_path):
+    shutil.copytree(synthetic, tmp_path / 'own')
+    path = tmp_path / 'own/annotations/mpii_train.json'
+    people = json.loads(path.read_text())
+    old = people[0]['image']
+    people[0]['image'] = 'train000.jpg'
+    shutil.copy(tmp_path / 'own/images' / old, tmp_path / 'own/images/train000.jpg')
+    path.write_text(json.dumps(people))
+    with pytest.raises(PrivacyError, match="'train000.jpg' in .*is not a number. Rename.*type='CocoDataset'"):
+        PublicPrivateDataset(mpii(tmp_path / 'own'))
+
+
+def test_a_person_twice_in_a_list_is_one_record(synthetic, tmp_path):
+    shutil.copytree(synthetic, tmp_path / 'own')
+    path = tmp_path / 'own/annotations/mpii_train.json'
+    people = json.loads(path.read_text())
+    path.write_text(json.dumps([*people, people[7]]))
+    dataset = PublicPrivateDataset(mpii(tmp_path / 'own'))
+    assert (len(dataset), dataset.num_records) == (41, 40)
