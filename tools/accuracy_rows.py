@@ -137,8 +137,8 @@ def rows_of(size: Size, synthetic: bool = True) -> tuple[dict[str, Row], dict[st
     common: Settings = {}
     if synthetic:
         common = {**MODEL, 'train_dataloader.num_workers': 0, 'train_dataloader.persistent_workers': False}
-    # the paper's
-    view = {f'{data}.public_view': dict(_delete_=True, type='PublicView', mode='blur', kernel_size=25, sigma=10.0)}
+    # the default
+    view = {f'{data}.public_view': dict(_delete_=True, type='PublicView', mode='blur')}
 
     def private(batch: int, public: int = 0, epochs: int = size.epochs) -> Settings:
         drawn = {f'{draw}.expected_batch_size': batch, **({f'{draw}.public_batch_size': public} if public else {})}

@@ -1,9 +1,9 @@
-# The demo's private training, tuned on the synthetic set. Drawn people have flat colours and sharp edges, which the paper's
-# blur leaves as they are at 64 pixels: the public view is blurred more here, and views first do not help.
+# The demo's private training, tuned on the synthetic set. Drawn people have flat colours and sharp edges, which the default
+# view leaves as they are at 64 pixels: the public view is blurred more here, and views first do not help.
 _base_ = ['../_base_/hrnet_synthetic.py', '../_base_/hybrid.py']
 
 model = dict(head=dict(type='PrivateSimCCHead'))
-public_view = dict(type='PublicView', mode='blur', kernel_size=61, sigma=24.0)
+public_view = dict(type='PublicView', mode='blur', sigma=20.0)
 train_dataloader = dict(
     batch_sampler=dict(_base_.dp_batch_sampler, expected_batch_size=400),
     dataset=dict(_base_.dp_dataset, private=_base_.train_dataloader.dataset, public_view=public_view),

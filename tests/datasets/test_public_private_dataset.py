@@ -87,7 +87,7 @@ def test_image_unit_groups_the_people_of_an_image(synthetic):
 
 
 def test_a_residual_is_the_same_augmentation_seen_twice(synthetic):
-    sharp = dict(type='PublicView', mode='blur', kernel_size=3, sigma=0.01)  # nearly the picture itself
+    sharp = dict(type='PublicView', mode='blur_full_resolution', kernel_size=3, sigma=0.01)  # nearly the picture itself
     for view, equal in ((sharp, True), (VIEW, False)):
         dataset = PublicPrivateDataset(mpii(synthetic), public_view=view, private_loss='residual', augmentations=3)
         rows = dataset[5]

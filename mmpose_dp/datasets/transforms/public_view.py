@@ -6,6 +6,7 @@ an annotation is missing.
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
@@ -14,9 +15,11 @@ from mmpose.registry import TRANSFORMS
 
 from mmpose_dp.privacy import PrivacyError
 
-MODES = ('blur', 'pixelate', 'face', 'person')
+MODES = ('blur', 'blur_full_resolution', 'pixelate', 'face', 'person')
 GREY = 127  # a constant: a mean colour would tell of what it hides
 REFERENCE = 256  # sizes are in pixels of a crop of this height, as in the paper
+SPACING = 2.0  # of the blur's samples, in sigmas: closer ones would hold what a deconvolution needs
+_SIGMAS = {'blur': 8.0, 'blur_full_resolution': 10.0}
 _REACH = 1.6  # RandomBBoxTransform at its widest shows less than this many box sizes around the centre
 
 
@@ -27,11 +30,13 @@ class PublicView(BaseTransform):
     It belongs right after GetBBoxCenterScale and before every random transform: each record then has one public view, and what
     augmentation makes of it gives nothing more away (many blurred crops of one image would: together they hold more detail than
     one). Sizes are given for a crop of 256 pixels and scaled to the record's box in the image. PublicPrivateDataset inserts it
-    by itself. The view keeps 8-bit values. A Gaussian blur attenuates detail rather than erasing it: what is protected is what
-    the quantised view does not hold.
+    by itself. Pictures of floats are rounded to 8 bits first: a view that is not quantised can be inverted.
 
     Modes:
-        'blur': Gaussian blur (arXiv 2504.10190: kernel 25, sigma 10).
+        'blur': Gaussian blur, kept at one sample per two ``sigma``, rounded to 8 bits and interpolated to the picture's size.
+            What it gives back is in docs/guarantee.md; ``tools/audit_view.py`` examines a config's own pictures.
+        'blur_full_resolution': a Gaussian blur with every pixel kept (arXiv 2504.10190: kernel 25, sigma 10). Its truncated
+            kernel is nearly a box filter, and a deconvolution gives most of the picture back, faces too.
         'pixelate': means over squares of ``block`` pixels.
         'face': heads hidden by a grey disc around the neck and head-top joints; where one is missing, the person's box.
         'person': the people's padded boxes hidden.
@@ -43,7 +48,8 @@ class PublicView(BaseTransform):
 
     Args:
         mode: one of the above.
-        kernel_size, sigma: of the blur, in pixels of a 256-pixel crop.
+        sigma: of the blurs, in pixels of a 256-pixel crop; 8 by default, 10 at full resolution.
+        kernel_size: of 'blur_full_resolution' alone, likewise; 25 by default.
         block: of the pixelation, likewise.
         head_keypoints: indices of upper neck and head top; MPII's by default. Joints of other names are refused.
     """
@@ -51,18 +57,23 @@ class PublicView(BaseTransform):
     def __init__(
         self,
         mode: str = 'blur',
-        kernel_size: int = 25,
-        sigma: float = 10.0,
+        kernel_size: int | None = None,
+        sigma: float | None = None,
         block: int = 16,
         head_keypoints: tuple[int, int] = (8, 9),
     ) -> None:
         if mode not in MODES:
             raise PrivacyError(f'public_view.mode={mode!r} is unknown; write one of {MODES}')
-        if kernel_size < 3 or sigma <= 0 or block < 2:
-            raise PrivacyError('public_view: kernel_size must be at least 3, sigma above 0, block at least 2')
+        if mode == 'blur' and kernel_size is not None:
+            raise PrivacyError(
+                f"public_view.kernel_size={kernel_size} has no meaning under mode='blur', which takes sigma alone; for the blur "
+                "that keeps every pixel, and that can be inverted, write mode='blur_full_resolution'"
+            )
         self.mode = mode
-        self.kernel_size = kernel_size
-        self.sigma = sigma
+        self.kernel_size = 25 if kernel_size is None else kernel_size
+        self.sigma = _SIGMAS.get(mode, 1.0) if sigma is None else sigma
+        if self.kernel_size < 3 or not 0 < self.sigma < float('inf') or block < 2:
+            raise PrivacyError('public_view: kernel_size must be at least 3, sigma above 0, block at least 2')
         self.block = block
         self.head_keypoints = tuple(head_keypoints)
 
@@ -71,7 +82,9 @@ class PublicView(BaseTransform):
         """What the view is, for the privacy statement."""
         size = f'in pixels of a {REFERENCE}-pixel crop'
         return {
-            'blur': f'Gaussian blur, kernel {self.kernel_size}, sigma {self.sigma:g} {size}',
+            'blur': f'Gaussian blur, sigma {self.sigma:g}, one 8-bit sample per {SPACING * self.sigma:g} pixels, {size}, '
+            'with cubic interpolation between the samples',
+            'blur_full_resolution': f'Gaussian blur at full resolution, kernel {self.kernel_size}, sigma {self.sigma:g} {size}',
             'pixelate': f'pixelation, blocks of {self.block} {size}',
             'face': f'everything but the heads (joints {self.head_keypoints[0]}, {self.head_keypoints[1]}) of annotated people',
             'person': 'everything but the boxes of annotated people',
@@ -87,13 +100,14 @@ class PublicView(BaseTransform):
             )
 
     def transform(self, results: dict) -> dict:
-        """Reads img (H, W, 3) uint8, bbox_center and bbox_scale (1, 2), keypoints (1, K, 2) and keypoints_visible (1, K);
-        replaces img. Raises PrivacyError after a random transform."""
+        """Reads img (H, W, 3), uint8 or floats from 0 to 255, bbox_center and bbox_scale (1, 2), keypoints (1, K, 2) and
+        keypoints_visible (1, K); replaces img, in its own type. Raises PrivacyError after a random transform and for pictures
+        of other types."""
         if 'flip' in results or 'bbox_rotation' in results or 'transformed_keypoints' in results:
             raise PrivacyError('PublicView must stand right after GetBBoxCenterScale, before every random transform')
         if 'bbox_scale' not in results:
             raise PrivacyError('PublicView needs bbox_center and bbox_scale: put it after GetBBoxCenterScale')
-        image, center = results['img'], results['bbox_center'][0]
+        image, center = _eight_bits(results['img']), results['bbox_center'][0]
         box = float(max(results['bbox_scale'][0]))
         left, top = np.maximum(np.floor(center - _REACH / 2 * 1.5 * box), 0).astype(int)
         right, bottom = np.minimum(np.ceil(center + _REACH / 2 * 1.5 * box), image.shape[1::-1]).astype(int)
@@ -103,7 +117,7 @@ class PublicView(BaseTransform):
             view[top:bottom, left:right] = self._hide(
                 window, box / REFERENCE, center - (left, top), box, results, (left, top)
             )
-        results['img'] = view
+        results['img'] = view.astype(results['img'].dtype, copy=False)
         return results
 
     def _hide(
@@ -116,6 +130,12 @@ class PublicView(BaseTransform):
         offset: tuple[int, int],
     ) -> np.ndarray:
         if self.mode == 'blur':
+            sigma = max(self.sigma * factor, 1.0)
+            rows, columns = (SampledBlur.along(n, start, sigma) for n, start in zip(window.shape[:2], offset[::-1]))
+            samples = np.rint(_both_ways(window.astype(np.float32), rows.blur, columns.blur)).astype(np.float32)
+            shown = _both_ways(samples, rows.interpolation, columns.interpolation)
+            return np.rint(shown).clip(0, 255).astype(np.uint8)
+        if self.mode == 'blur_full_resolution':
             size = 2 * max(round(self.kernel_size * factor) // 2, 1) + 1
             return cv2.GaussianBlur(window, (size, size), max(self.sigma * factor, 0.5))
         if self.mode == 'pixelate':
@@ -150,6 +170,62 @@ class PublicView(BaseTransform):
 
     def __repr__(self) -> str:
         return f'{type(self).__name__}({self.description})'
+
+
+@dataclass(frozen=True)
+class SampledBlur:
+    """The default view along one axis of a window: what is kept of n pixels, and what is shown of that.
+
+    Attributes:
+        blur: (S, n), the Gaussian weights of each sample; they sum to 1 and end at four sigmas.
+        interpolation: (n, S), cubic, with the border's samples repeated outside.
+    """
+
+    blur: np.ndarray
+    interpolation: np.ndarray
+
+    @classmethod
+    def along(cls, n: int, start: int, sigma: float) -> 'SampledBlur':
+        """For pixels start..start + n - 1 of the picture. Samples are at fixed places of the picture, so that the views of two
+        windows of one sigma have their samples in common."""
+        step = SPACING * sigma
+        first, last = np.ceil((start + 0.5) / step - 0.5), np.ceil((start + n + 0.5) / step - 0.5)
+        places = (np.arange(first, last) + 0.5) * step - 0.5 - start
+        if not len(places):
+            places = np.array([(n - 1) / 2])
+        away = np.arange(n) - places[:, None]
+        weights = np.exp(-0.5 * (away / sigma) ** 2) * (np.abs(away) <= 4 * sigma)
+        blur = weights / weights.sum(1, keepdims=True)
+        return cls(blur.astype(np.float32), _cubic((np.arange(n) - places[0]) / step, len(places)))
+
+
+def _cubic(at: np.ndarray, count: int) -> np.ndarray:
+    """(n,) places in units of the samples -> (n, count) weights of Keys' cubic convolution."""
+    weights = np.zeros((len(at), count), np.float32)
+    low = np.floor(at).astype(int)
+    for sample in (low - 1, low, low + 1, low + 2):
+        x = np.abs(at - sample)
+        near, far = (1.5 * x - 2.5) * x * x + 1, ((-0.5 * x + 2.5) * x - 4) * x + 2
+        np.add.at(weights, (np.arange(len(at)), sample.clip(0, count - 1)), np.where(x <= 1, near, far))
+    return weights
+
+
+def _both_ways(image: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """(H, W, C) -> (R, S, C) by matrices (R, H) and (S, W)."""
+    narrow = (rows @ image.reshape(len(image), -1)).reshape(len(rows), *image.shape[1:])
+    return columns @ narrow
+
+
+def _eight_bits(image: np.ndarray) -> np.ndarray:
+    """The picture as uint8. Raises PrivacyError for what is neither that nor floats from 0 to 255."""
+    if image.dtype == np.uint8:
+        return image
+    if np.issubdtype(image.dtype, np.floating) and image.size and image.min() >= 0 and image.max() <= 255:
+        return np.rint(image).astype(np.uint8)
+    raise PrivacyError(
+        f'PublicView takes pictures of 8 bits (uint8, or floats from 0 to 255), and this one has type {image.dtype}: finer values '
+        'would let the view be inverted. Convert the pictures, or take out what changes their values before GetBBoxCenterScale'
+    )
 
 
 def _padded(bbox: np.ndarray) -> np.ndarray:
