@@ -126,12 +126,17 @@ def _not_protected(plan: PrivacyPlan, public_data: list[str]) -> list[str]:
     if plan.privacy_unit != 'image':
         shown = (
             ", and their public views: a blur or pixelation sized for a smaller neighbour hides less than a person's own"
-            if plan.is_feature_dp
+            if plan.is_feature_dp and plan.privacy_unit == 'instance'
             else ''
         )
         told.append(
             f'what other records show of a person: the crops of neighbours in the same picture{shown} '
             "(privacy_unit='image' counts a picture as one record)"
+        )
+    if plan.is_feature_dp and plan.privacy_unit == 'subject':
+        told.append(
+            'what several pictures of a subject, such as the frames of a video, show together: each has a public view of its own, '
+            'and together they hold more than one'
         )
     told += [f'the public data set: {name}' for name in public_data]
     if plan.budgets:
