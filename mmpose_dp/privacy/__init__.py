@@ -1,7 +1,7 @@
 """The lines on which the guarantee rests. Pure torch, numpy, opacus and dp-accounting: nothing of OpenMMLab.
 
 Read in this order: plan, noise, per_sample (with capture, row_norm, layer_rules, operations, row_gradients, row_mixing,
-loop_engine), clipping, adaptive_norm, subspace, mechanism, accounting, calibration, schedule, ledger, statement.
+loop_engine), clipping, adaptive_norm, subspace, mechanism, accounting, calibration, schedule, ledger, statement, view_audit.
 """
 
 from .accounting import (
@@ -24,6 +24,7 @@ from .row_gradients import Block, Collector, RowGradients, RowSum
 from .schedule import Budget, Schedule
 from .statement import build_statement, epsilon_curve, statement_markdown, write_statement
 from .subspace import Projector
+from .view_audit import recoverable_from_view
 
 __all__ = [
     'ACCOUNTANTS',
@@ -60,6 +61,7 @@ __all__ = [
     'epsilon',
     'epsilon_curve',
     'gradient_of',
+    'recoverable_from_view',
     'group_epsilon',
     'statement_markdown',
     'steps_within',

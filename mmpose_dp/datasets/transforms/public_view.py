@@ -105,20 +105,22 @@ class PublicView(BaseTransform):
             )
 
     def transform(self, results: dict) -> dict:
-        """Reads img (H, W, 3), uint8 or floats from 0 to 255, bbox_center and bbox_scale (1, 2), keypoints (1, K, 2) and
-        keypoints_visible (1, K), and people and view_box where they are there; replaces img, in its own type. Raises PrivacyError after a random transform and for pictures
-        of other types."""
+        """Reads img (H, W, 3), uint8 or floats from 0 to 255, bbox_center and bbox_scale (1, 2), keypoints (1, K, 2),
+        keypoints_visible (1, K), and people and view_box where they are there; replaces img, in its own type. Raises
+        PrivacyError after a random transform and for pictures of other types."""
         if 'flip' in results or 'bbox_rotation' in results or 'transformed_keypoints' in results:
             raise PrivacyError('PublicView must stand right after GetBBoxCenterScale, before every random transform')
         if 'bbox_scale' not in results:
             raise PrivacyError('PublicView needs bbox_center and bbox_scale: put it after GetBBoxCenterScale')
         image, center = _eight_bits(results['img']), results['bbox_center'][0]
         box = float(max(results['bbox_scale'][0]))
-        rows, columns = _window(center, box, image.shape)
+        rows, columns = window(center, box, image.shape)
         view = np.full_like(image, GREY)
         if rows.stop > rows.start and columns.stop > columns.start:
             if self.mode in REGION_MODES:
-                view[rows, columns] = self._hide(image[rows, columns], center, box, results, (columns.start, rows.start))
+                view[rows, columns] = self._hide(
+                    image[rows, columns], center, box, results, (columns.start, rows.start)
+                )
             else:
                 view[rows, columns] = self._blurred(image, rows, columns, results.get('view_box', box))
         results['img'] = view.astype(results['img'].dtype, copy=False)
@@ -178,7 +180,7 @@ class PublicView(BaseTransform):
         return f'{type(self).__name__}({self.description})'
 
 
-def _window(center: np.ndarray, box: float, shape: tuple[int, ...]) -> tuple[slice, slice]:
+def window(center: np.ndarray, box: float, shape: tuple[int, ...]) -> tuple[slice, slice]:
     """The rows and columns of the picture that augmentation can reach."""
     left, top = np.maximum(np.floor(center - _REACH / 2 * 1.5 * box), 0).astype(int)
     right, bottom = np.minimum(np.ceil(center + _REACH / 2 * 1.5 * box), shape[1::-1]).astype(int)

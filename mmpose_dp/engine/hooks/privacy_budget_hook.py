@@ -14,7 +14,14 @@ from mmpose.registry import HOOKS
 
 from mmpose_dp.datasets import refuse_private_validation
 from mmpose_dp.models import fit_joints, replace_batch_norm
-from mmpose_dp.privacy import LEDGER_NAME, PrivacyError, PrivacyPlan, build_statement, write_statement
+from mmpose_dp.privacy import (
+    LEDGER_NAME,
+    PrivacyError,
+    PrivacyPlan,
+    build_statement,
+    recoverable_from_view,
+    write_statement,
+)
 
 from ..loops import PrivateTrainLoop
 from ..optim_wrappers import DPOptimWrapper
@@ -227,6 +234,8 @@ class PrivacyBudgetHook(Hook):
         """Writes the statement of the steps so far into the work dir, and returns it."""
         assert self.plan is not None
         statement = build_statement(self.plan, runner.optim_wrapper.ledger, pretraining=self.pretraining)
+        if self.plan.public_view is not None:
+            statement['recoverable_from_view'] = recoverable_from_view(runner.work_dir, self.plan.public_view)
         write_statement(statement, runner.work_dir)
         return statement
 
