@@ -30,6 +30,7 @@ from .records import (
 from .row_form import IMAGE, Form, difference, form_of
 from .switching import switch_pipeline
 from .transforms import PublicView
+from .transforms.public_view import REGION_MODES
 
 _LOOKED_AT = 5  # rows, before training: enough for no single one to decide anything
 _PADDING = 1.25  # GetBBoxCenterScale's own
@@ -309,20 +310,41 @@ class PublicPrivateDataset(Dataset):
             return part.pipeline(info)  # not prepare_data, which gives a pipeline all other records
 
     def _view_info(self, index: int) -> dict:
-        """What the pipeline starts from, with the other people of the image, whom a region view hides too."""
+        """What the pipeline starts from, with the other people of the image, whom a region view hides too, and the size of the
+        image's view where all of it is one."""
         info = self.private.get_data_info(index)
-        others = [self.private.get_data_info(i) for i in self._same_image[real_path(info['img_path'])] if i != index]
+        rows = self._same_image[real_path(info['img_path'])]
+        others = [self.private.get_data_info(i) for i in rows if i != index]
         keys = ('bbox', 'keypoints', 'keypoints_visible')
-        return dict(info, people=[{key: other[key] for key in keys} for other in others])
+        info = dict(info, people=[{key: other[key] for key in keys} for other in others])
+        if self.one_view_per_image:
+            info['view_box'] = max(self._padded_box(person) for person in (info, *others))
+        return info
+
+    @property
+    def one_view_per_image(self) -> bool:
+        """Whether all records of an image have one view, sized for its largest box."""
+        return self.privacy_unit in ('image', 'subject')
+
+    def _padded_box(self, info: dict) -> float:
+        """The longer side of a person's box in pixels, as the pipeline pads it."""
+        box = self._center_scale.transform(dict(info))
+        return float(np.max(box['bbox_scale'][0]))
+
+    @property
+    def _center_scale(self) -> GetBBoxCenterScale:
+        """The views' own; seen_through saw to it that there is one."""
+        return next(s for s in self.views.pipeline.transforms if isinstance(s, GetBBoxCenterScale))
 
     @property
     def view_description(self) -> str | None:
         """What the public view keeps, for the statement."""
         if self.views is None:
             return None
-        # the sizes of the view follow the padded box; seen_through saw to it that there is one
-        padding = next(s.padding for s in self.views.pipeline.transforms if isinstance(s, GetBBoxCenterScale))
-        return self.public_view.description + (f', boxes padded by {padding:g}' if padding != _PADDING else '')
+        padding = self._center_scale.padding  # the sizes of the view follow the padded box
+        told = self.public_view.description + (f', boxes padded by {padding:g}' if padding != _PADDING else '')
+        blurs = isinstance(self.public_view, PublicView) and self.public_view.mode not in REGION_MODES
+        return told + (', one view per image, sized for its largest box' if blurs and self.one_view_per_image else '')
 
     @property
     def public_description(self) -> str | None:

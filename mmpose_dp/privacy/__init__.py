@@ -2,7 +2,7 @@
 
 Read in this order: plan, noise, per_sample (with capture, row_norm, layer_rules, operations, row_gradients, row_mixing,
 loop_engine), replay, fingerprint, clipping, rounding, adaptive_norm, subspace, mechanism, accounting, calibration, schedule,
-ledger, figures, statement.
+ledger, figures, statement, view_audit.
 """
 
 from .accounting import (
@@ -27,6 +27,7 @@ from .row_gradients import Block, Collector, RowGradients, RowSum
 from .schedule import Budget, Schedule
 from .statement import build_statement, epsilon_curve, statement_markdown, write_statement
 from .subspace import Projector
+from .view_audit import recoverable_from_view
 
 __all__ = [
     'ACCOUNTANTS',
@@ -67,6 +68,7 @@ __all__ = [
     'epsilon',
     'epsilon_curve',
     'gradient_of',
+    'recoverable_from_view',
     'group_epsilon',
     'rounded_up',
     'statement_markdown',

@@ -68,8 +68,8 @@ class MixedRows:
                 order = "; if its rows only stand in another order, write optim_wrapper.engine='loop'"
                 raise PrivacyError(
                     f'from {name or "the model"} on, the loss of one record depends on the rows of another (a norm with batch '
-                    'statistics, a loss that normalises over the batch). No engine can make that private: put something in its place '
-                    f'that treats each record by itself, such as GroupNorm for a norm{order if self._outermost else ""}'
+                    'statistics, a loss that normalises over the batch). No engine can make that private: put something in its '
+                    f'place that treats each record by itself, such as GroupNorm for a norm{order if self._outermost else ""}'
                 )
         return self._complete and self._seen == {*self.to_look_at}
 

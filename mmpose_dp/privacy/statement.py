@@ -128,7 +128,7 @@ def _not_protected(plan: PrivacyPlan, public_data: list[str]) -> list[str]:
     if plan.privacy_unit != 'image':
         shown = (
             ", and their public views: a blur or pixelation sized for a smaller neighbour hides less than a person's own"
-            if plan.is_feature_dp
+            if plan.is_feature_dp and plan.privacy_unit == 'instance'
             else ''
         )
         told.append(
@@ -136,8 +136,11 @@ def _not_protected(plan: PrivacyPlan, public_data: list[str]) -> list[str]:
             "(privacy_unit='image' counts a picture as one record)"
         )
     elif plan.is_feature_dp:
+        told.append('what the public view of a picture shows of anybody in it, of the neighbours of a person too')
+    if plan.is_feature_dp and plan.privacy_unit == 'subject':
         told.append(
-            'what the public views of a picture show of anybody in it, neighbours of the person a view was made for among them'
+            'what several pictures of a subject, such as the frames of a video, show together: each has a public view of its own, '
+            'and together they hold more than one'
         )
     told += [f'the public data set: {name}' for name in public_data]
     if plan.subjects:

@@ -15,10 +15,12 @@ from mmpose.registry import TRANSFORMS
 
 from mmpose_dp.privacy import PrivacyError
 
+from .view_axes import SPACING, ViewAxis, both_ways
+
 MODES = ('blur', 'blur_full_resolution', 'pixelate', 'face', 'person')
+REGION_MODES = ('face', 'person')
 GREY = 127  # a constant: a mean colour would tell of what it hides
 REFERENCE = 256  # sizes are in pixels of a crop of this height, as in the paper
-SPACING = 2.0  # of the blur's samples, in sigmas: closer ones would hold what a deconvolution needs
 _SIGMAS = {'blur': 8.0, 'blur_full_resolution': 10.0}
 _REACH = 1.6  # RandomBBoxTransform at its widest shows less than this many box sizes around the centre
 
@@ -45,6 +47,10 @@ class PublicView(BaseTransform):
     record's view hides; PublicPrivateDataset passes them on as ``people``. Nobody knows of people without annotation.
 
     Outside the square that augmentation can reach around the person, every mode is grey.
+
+    Blurs and pixelation are those of the whole picture, of which a record shows its window. Their scale is that of the record's
+    own box, or of ``view_box`` (pixels) where PublicPrivateDataset passes one: with privacy_unit='image' or 'subject' that of
+    the largest box in the picture, so that all its people have one view.
 
     Args:
         mode: one of the above.
@@ -100,54 +106,57 @@ class PublicView(BaseTransform):
             )
 
     def transform(self, results: dict) -> dict:
-        """Reads img (H, W, 3), uint8 or floats from 0 to 255, bbox_center and bbox_scale (1, 2), keypoints (1, K, 2) and
-        keypoints_visible (1, K); replaces img, in its own type. Raises PrivacyError after a random transform and for pictures
-        of other types."""
+        """Reads img (H, W, 3), uint8 or floats from 0 to 255, bbox_center and bbox_scale (1, 2), keypoints (1, K, 2),
+        keypoints_visible (1, K), and people and view_box where they are there; replaces img, in its own type. Raises
+        PrivacyError after a random transform and for pictures of other types."""
         if 'flip' in results or 'bbox_rotation' in results or 'transformed_keypoints' in results:
             raise PrivacyError('PublicView must stand right after GetBBoxCenterScale, before every random transform')
         if 'bbox_scale' not in results:
             raise PrivacyError('PublicView needs bbox_center and bbox_scale: put it after GetBBoxCenterScale')
         image, center = _eight_bits(results['img']), results['bbox_center'][0]
         box = float(max(results['bbox_scale'][0]))
-        left, top = np.maximum(np.floor(center - _REACH / 2 * 1.5 * box), 0).astype(int)
-        right, bottom = np.minimum(np.ceil(center + _REACH / 2 * 1.5 * box), image.shape[1::-1]).astype(int)
+        rows, columns = window(center, box, image.shape)
         view = np.full_like(image, GREY)
-        if right > left and bottom > top:
-            window = image[top:bottom, left:right]
-            view[top:bottom, left:right] = self._hide(
-                window, box / REFERENCE, center - (left, top), box, results, (left, top)
-            )
+        if rows.stop > rows.start and columns.stop > columns.start:
+            if self.mode in REGION_MODES:
+                view[rows, columns] = self._hide(
+                    image[rows, columns], center, box, results, (columns.start, rows.start)
+                )
+            else:
+                view[rows, columns] = self._blurred(image, rows, columns, results.get('view_box', box))
         results['img'] = view.astype(results['img'].dtype, copy=False)
         return results
 
-    def _hide(
-        self,
-        window: np.ndarray,
-        factor: float,
-        center: np.ndarray,
-        box: float,
-        results: dict,
-        offset: tuple[int, int],
-    ) -> np.ndarray:
+    def axis(self, size: int, shown: slice, box: float) -> ViewAxis:
+        """The view of the pixels ``shown`` along an axis of ``size`` pixels, for a padded box of ``box`` pixels. Not for the
+        region modes."""
+        factor, start, stop = box / REFERENCE, shown.start, shown.stop
         if self.mode == 'blur':
-            sigma = max(self.sigma * factor, 1.0)
-            rows, columns = (SampledBlur.along(n, start, sigma) for n, start in zip(window.shape[:2], offset[::-1]))
-            samples = np.rint(_both_ways(window.astype(np.float32), rows.blur, columns.blur)).astype(np.float32)
-            shown = _both_ways(samples, rows.interpolation, columns.interpolation)
-            return np.rint(shown).clip(0, 255).astype(np.uint8)
-        if self.mode == 'blur_full_resolution':
-            size = 2 * max(round(self.kernel_size * factor) // 2, 1) + 1
-            return cv2.GaussianBlur(window, (size, size), max(self.sigma * factor, 0.5))
+            return ViewAxis.sampled_blur(size, start, stop, max(self.sigma * factor, 1.0))
         if self.mode == 'pixelate':
-            height, width = window.shape[:2]
-            block = max(self.block * factor, 2)
-            small = (max(int(width / block), 1), max(int(height / block), 1))
-            return cv2.resize(
-                cv2.resize(window, small, interpolation=cv2.INTER_AREA),
-                (width, height),
-                interpolation=cv2.INTER_NEAREST,
-            )
+            return ViewAxis.pixelation(size, start, stop, max(self.block * factor, 2))
+        return ViewAxis.full_blur(size, start, stop, *self._full_resolution(factor))
+
+    def _full_resolution(self, factor: float) -> tuple[int, float]:
+        return 2 * max(round(self.kernel_size * factor) // 2, 1) + 1, max(self.sigma * factor, 0.5)
+
+    def _blurred(self, image: np.ndarray, rows: slice, columns: slice, box: float) -> np.ndarray:
+        """The window of the picture's view that ``rows`` and ``columns`` show."""
+        if self.mode == 'blur_full_resolution':
+            size, sigma = self._full_resolution(box / REFERENCE)
+            top, left = (max(part.start - size // 2, 0) for part in (rows, columns))
+            read = image[top : rows.stop + size // 2, left : columns.stop + size // 2]
+            blurred = cv2.GaussianBlur(read, (size, size), sigma)
+            return blurred[rows.start - top : rows.stop - top, columns.start - left : columns.stop - left]
+        down, across = self.axis(image.shape[0], rows, box), self.axis(image.shape[1], columns, box)
+        samples = np.rint(both_ways(image[down.read, across.read], down.keep, across.keep))
+        return np.rint(both_ways(samples, down.show, across.show)).clip(0, 255).astype(np.uint8)
+
+    def _hide(
+        self, window: np.ndarray, center: np.ndarray, box: float, results: dict, offset: tuple[int, int]
+    ) -> np.ndarray:
         hidden = window.copy()
+        center = center - offset
         own = dict(results, box=np.concatenate([center - box / 2, center + box / 2]))
         others = [dict(p, box=_padded(p['bbox']) - np.tile(offset, 2)) for p in results.get('people', [])]
         for person in (own, *others):
@@ -175,48 +184,11 @@ class PublicView(BaseTransform):
         return f'{type(self).__name__}({self.description})'
 
 
-@dataclass(frozen=True)
-class SampledBlur:
-    """The default view along one axis of a window: what is kept of n pixels, and what is shown of that.
-
-    Attributes:
-        blur: (S, n), the Gaussian weights of each sample; they sum to 1 and end at four sigmas.
-        interpolation: (n, S), cubic, with the border's samples repeated outside.
-    """
-
-    blur: np.ndarray
-    interpolation: np.ndarray
-
-    @classmethod
-    def along(cls, n: int, start: int, sigma: float) -> 'SampledBlur':
-        """For pixels start..start + n - 1 of the picture. Samples are at fixed places of the picture, so that the views of two
-        windows of one sigma have their samples in common."""
-        step = SPACING * sigma
-        first, last = np.ceil((start + 0.5) / step - 0.5), np.ceil((start + n + 0.5) / step - 0.5)
-        places = (np.arange(first, last) + 0.5) * step - 0.5 - start
-        if not len(places):
-            places = np.array([(n - 1) / 2])
-        away = np.arange(n) - places[:, None]
-        weights = np.exp(-0.5 * (away / sigma) ** 2) * (np.abs(away) <= 4 * sigma)
-        blur = weights / weights.sum(1, keepdims=True)
-        return cls(blur.astype(np.float32), _cubic((np.arange(n) - places[0]) / step, len(places)))
-
-
-def _cubic(at: np.ndarray, count: int) -> np.ndarray:
-    """(n,) places in units of the samples -> (n, count) weights of Keys' cubic convolution."""
-    weights = np.zeros((len(at), count), np.float32)
-    low = np.floor(at).astype(int)
-    for sample in (low - 1, low, low + 1, low + 2):
-        x = np.abs(at - sample)
-        near, far = (1.5 * x - 2.5) * x * x + 1, ((-0.5 * x + 2.5) * x - 4) * x + 2
-        np.add.at(weights, (np.arange(len(at)), sample.clip(0, count - 1)), np.where(x <= 1, near, far))
-    return weights
-
-
-def _both_ways(image: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
-    """(H, W, C) -> (R, S, C) by matrices (R, H) and (S, W)."""
-    narrow = (rows @ image.reshape(len(image), -1)).reshape(len(rows), *image.shape[1:])
-    return columns @ narrow
+def window(center: np.ndarray, box: float, shape: tuple[int, ...]) -> tuple[slice, slice]:
+    """The rows and columns of the picture that augmentation can reach."""
+    left, top = np.maximum(np.floor(center - _REACH / 2 * 1.5 * box), 0).astype(int)
+    right, bottom = np.minimum(np.ceil(center + _REACH / 2 * 1.5 * box), shape[1::-1]).astype(int)
+    return slice(int(top), int(bottom)), slice(int(left), int(right))
 
 
 def _eight_bits(image: np.ndarray) -> np.ndarray:

@@ -21,6 +21,7 @@ from mmpose_dp.privacy import (
     as_given,
     build_statement,
     ceiling,
+    recoverable_from_view,
     rounded_up,
     write_statement,
 )
@@ -254,6 +255,8 @@ class PrivacyBudgetHook(Hook):
         """Writes the statement of the steps so far into the work dir, and returns it."""
         assert self.plan is not None
         statement = build_statement(self.plan, runner.optim_wrapper.ledger, pretraining=self.pretraining)
+        if self.plan.public_view is not None:
+            statement['recoverable_from_view'] = recoverable_from_view(runner.work_dir, self.plan.public_view)
         write_statement(statement, runner.work_dir)
         return statement
 

@@ -1,0 +1,277 @@
+"""Examine a public view: what of your pictures can be recovered from what Feature DP publishes?
+
+python tools/audit_view.py CONFIG [--work-dir W] [--images 24] [--public-images FOLDER]
+python tools/audit_view.py --table [--images 24] --public-images FOLDER
+
+Reconstructs pictures from their views as somebody would who knows all but the picture: by total variation, with the kernel known,
+and by a small network trained for minutes on public people (the config's `public` data set, or a folder of pictures of one person
+each). Prints PSNR, SSIM and the share of detail recovered by frequency, and writes view_audit.json (figures) and view_audit.html
+(SHOWS THE PICTURES: never give it away) into the work dir; a privacy statement there takes the figures over. --table compares the
+views that there are on a folder of public pictures instead, every second one to train on.
+"""
+
+import argparse
+import base64
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mmpose_dp  # noqa: F401  (first: checks and mends the install)
+
+# isort: split
+import cv2
+import numpy as np
+from cli import run
+from mmengine.config import Config, DictAction
+from mmengine.dataset import BaseDataset, Compose
+from mmengine.registry import init_default_scope
+from mmpose.registry import DATASETS
+from mmpose.utils import register_all_modules
+
+from mmpose_dp.datasets import PublicPrivateDataset, PublicView
+from mmpose_dp.datasets.transforms.public_view import REGION_MODES
+from mmpose_dp.datasets.view_inversion import figures, invert_by_tv, train_network
+from mmpose_dp.privacy import PrivacyError
+from mmpose_dp.privacy.view_audit import AUDIT_NAME, in_words, update_statement
+
+TV, NETWORK = 'total variation', 'a network'
+TABLE = {
+    'blur (default)': {},
+    'blur_full_resolution (the paper: 25, sigma 10)': dict(mode='blur_full_resolution'),
+    'pixelate (block 16)': dict(mode='pixelate'),
+}
+PAGE = """<!doctype html><meta charset="utf-8"><title>What the public view gives back</title>
+<style>body{{font-family:sans-serif}}img{{width:256px;image-rendering:pixelated}}td,th{{padding:4px;text-align:left}}</style>
+<h1>What the public view gives back</h1>
+<p style="color:#b00"><b>This page shows {sample}. It must not be given away.</b></p>
+<p>The view: {view}.</p><p>{words}.</p>
+<table><tr>{head}</tr>{rows}</table>
+"""
+
+
+@dataclass(frozen=True)
+class Person:
+    """A picture with one person's padded box, and the box that the picture's view is sized for.
+
+    Attributes:
+        image: (H, W, 3) uint8, in cv2's order of colours.
+        center: (2,), of the box.
+        box, view_box: pixels.
+        annotation: what PublicView reads beside the picture.
+    """
+
+    image: np.ndarray
+    center: np.ndarray
+    box: float
+    view_box: float
+    annotation: dict
+
+    def seen(self, view: PublicView) -> np.ndarray:
+        """(H, W, 3) uint8: the person's public view."""
+        scale = np.array([[self.box, self.box]])
+        told = dict(self.annotation, img=self.image.copy(), bbox_center=self.center[None], bbox_scale=scale)
+        return view.transform(dict(told, view_box=self.view_box))['img']
+
+    def cut(self, picture: np.ndarray, size: int) -> np.ndarray:
+        """(size, size, 3): the padded box of a picture like ``image``."""
+        scale = size / self.box
+        shift = size / 2 - scale * self.center
+        matrix = np.array([[scale, 0, shift[0]], [0, scale, shift[1]]])
+        return cv2.warpAffine(picture, matrix, (size, size), borderMode=cv2.BORDER_REPLICATE)
+
+
+def parse_args() -> argparse.Namespace:
+    """The arguments."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('config', nargs='?', help='config with a public_view')
+    parser.add_argument('--table', action='store_true', help='compare the views on --public-images instead')
+    parser.add_argument('--work-dir', help="where the audit goes (default: the config's)")
+    parser.add_argument('--images', type=int, default=24, help='people to reconstruct (default 24)')
+    parser.add_argument('--public-images', help='folder of public pictures of one person each, to train the network on')
+    parser.add_argument('--minutes', type=float, default=4.0, help='that the network trains for (default 4)')
+    parser.add_argument('--size', type=int, default=128, help='pixels that a box is reduced to (default 128)')
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction, default={}, metavar='KEY=VALUE')
+    return parser.parse_args()
+
+
+def people_of(dataset: BaseDataset, count: int, size: int, one_view_per_image: bool = False) -> list[Person]:
+    """Up to ``count`` people, spread over the data set, none with a box of more than ``size`` pixels. Who cannot be read is left
+    out."""
+    steps = dataset.pipeline.transforms
+    until = next((i for i, step in enumerate(steps) if type(step).__name__ == 'GetBBoxCenterScale'), None)
+    if until is None:
+        raise PrivacyError(f'{type(dataset).__name__}.pipeline has no GetBBoxCenterScale, so that a view has no size')
+    load, center_scale = Compose(list(steps[: until + 1])), steps[until]
+    infos = [dataset.get_data_info(i) for i in range(len(dataset))]
+    sharing: dict[str, list[dict]] = {}
+    for info in infos if one_view_per_image else ():
+        sharing.setdefault(info['img_path'], []).append(info)
+    found = []
+    for index in np.unique(np.linspace(0, len(infos) - 1, count).astype(int)):
+        info = infos[index]
+        try:
+            together = [center_scale.transform(dict(other)) for other in sharing.get(info['img_path'], [info])]
+            view_box = max(float(np.max(other['bbox_scale'][0])) for other in together)
+            found.append(_reduced(load(dict(info)), view_box, size))
+        except Exception as error:  # whatever a damaged file or annotation makes of the pipeline
+            print(f'one person is left out, whose picture cannot be used: {type(error).__name__}')
+    return found
+
+
+def _reduced(loaded: dict, view_box: float, size: int) -> Person:
+    """A loaded record with its picture, box and joints reduced to a box of ``size`` pixels at most."""
+    box, center = float(np.max(loaded['bbox_scale'][0])), np.asarray(loaded['bbox_center'][0], float)
+    factor = min(1.0, size / box)
+    image = np.ascontiguousarray(loaded['img']).astype(np.uint8)
+    if factor < 1:
+        shape = [max(round(n * factor), 1) for n in image.shape[1::-1]]
+        image = cv2.resize(image, shape, interpolation=cv2.INTER_AREA)
+    joints = {'keypoints': loaded['keypoints'] * factor, 'keypoints_visible': loaded['keypoints_visible']}
+    return Person(image, center * factor, box * factor, view_box * factor, joints)
+
+
+def people_in(folder: str, count: int, size: int) -> list[Person]:
+    """Up to ``count`` pictures of a folder, each taken for one person. Raises PrivacyError where it has none."""
+    paths = sorted(p for p in Path(folder).rglob('*') if p.suffix.lower() in ('.jpg', '.jpeg', '.png', '.webp'))
+    if not paths:
+        raise PrivacyError(f'--public-images {folder} holds no picture (jpg, png or webp)')
+    found = []
+    for index in np.unique(np.linspace(0, len(paths) - 1, count).astype(int)):
+        image = cv2.imread(str(paths[index]))
+        if image is not None:
+            height, width = image.shape[:2]
+            box = dict(bbox_center=np.array([[width / 2, height / 2]]), bbox_scale=np.full((1, 2), max(height, width)))
+            nobody = dict(keypoints=np.zeros((1, 16, 2)), keypoints_visible=np.zeros((1, 16)))
+            found.append(_reduced(dict(box, img=image, **nobody), float(max(height, width)), size))
+    return found
+
+
+def examine(
+    view: PublicView, people: Sequence[Person], public: Sequence[Person], minutes: float, size: int
+) -> tuple[dict[str, Any], dict[str, list[np.ndarray]]]:
+    """Figures of the view and of each reconstruction, and the pictures, (size, size, 3), by name."""
+    views = [person.seen(view) for person in people]
+    pictures = {
+        'original': [p.cut(p.image, size) for p in people],
+        'public view': [p.cut(seen, size) for p, seen in zip(people, views)],
+    }
+    recovered: dict[str, Any] = {}
+    if view.mode not in REGION_MODES:
+        solved = [invert_by_tv(seen, view, p.center, p.box, p.view_box) for p, seen in zip(people, views)]
+        pictures[TV] = [p.cut(found, size) for p, found in zip(people, solved)]
+        recovered[TV] = figures(pictures['original'], pictures[TV])
+        name = f'{NETWORK} trained on {len(public)} public people' if public else NETWORK
+        recovered[name] = 'not run, since no public people were given (--public-images)'
+        if public:
+            shown = np.stack([p.cut(p.seen(view), size) for p in public])
+            network = train_network(np.stack([p.cut(p.image, size) for p in public]), shown, 60 * minutes)
+            pictures[name] = list(network.restore(np.stack(pictures['public view'])))
+            recovered[name] = figures(pictures['original'], pictures[name])
+    shown_figures = figures(pictures['original'], pictures['public view'])
+    return dict(pictures=len(people), shown=shown_figures, recovered=recovered), pictures
+
+
+def print_table(audit: dict[str, Any]) -> None:
+    """A line for the view and one for each reconstruction."""
+    bands = [key for key in audit['shown'] if key not in ('psnr', 'ssim')]
+    print(f'{"":48s} PSNR dB   SSIM   share of detail: {", ".join(bands)} per padded box')
+    for name, found in {'public view': audit['shown'], **audit['recovered']}.items():
+        if isinstance(found, dict):
+            shares = '  '.join(f'{found[band]:6.1%}' for band in bands)
+            print(f'{name:48s} {found["psnr"]:7.1f} {found["ssim"]:6.2f}   {shares}')
+        else:
+            print(f'{name:48s} {found}')
+
+
+def write_page(audit: dict[str, Any], pictures: dict[str, list[np.ndarray]], path: Path) -> None:
+    """The pictures side by side in one file."""
+    head = ''.join(f'<th>{name}</th>' for name in pictures)
+    rows = ''
+    for row in zip(*pictures.values()):
+        coded = [base64.b64encode(cv2.imencode('.png', picture)[1].tobytes()).decode() for picture in row]
+        rows += '<tr>' + ''.join(f'<td><img src="data:image/png;base64,{code}"></td>' for code in coded) + '</tr>\n'
+    path.write_text(
+        PAGE.format(sample=audit['sample'], view=audit['view'], words=in_words(audit), head=head, rows=rows)
+    )
+
+
+def audit_config(args: argparse.Namespace) -> None:
+    """Examines a config's view and writes what it found."""
+    cfg = Config.fromfile(args.config)
+    cfg.merge_from_dict(args.cfg_options)
+    init_default_scope(cfg.get('default_scope', 'mmpose'))
+    if not cfg.train_dataloader.dataset.get('public_view'):
+        raise PrivacyError(
+            f'{args.config} has no train_dataloader.dataset.public_view: it publishes no view to examine'
+        )
+    dataset = DATASETS.build(cfg.train_dataloader.dataset)
+    assert isinstance(dataset, PublicPrivateDataset)
+    view = dataset.public_view
+    if not isinstance(view, PublicView):
+        raise PrivacyError(f'public_view.type={type(view).__name__}: only views of type PublicView can be examined')
+    validated = cfg.get('val_dataloader') is not None
+    source = DATASETS.build(cfg.val_dataloader.dataset) if validated else dataset.private
+    people = people_of(source, args.images, args.size, dataset.one_view_per_image)
+    public = _public_people(args, dataset)
+    if not people:
+        raise PrivacyError('no picture of the sample can be used')
+    found, pictures = examine(view, people, public, args.minutes, args.size)
+    audit = dict(view=dataset.view_description, **found, sample='validation people', note='')
+    if not validated:
+        audit['sample'] = 'private pictures (these figures were computed from them without noise)'
+    if view.mode in REGION_MODES:
+        audit['note'] = (
+            'the view paints a region over and leaves the rest as it is: nothing of the region is there to be recovered, and '
+            'everything else is published'
+        )
+    audit['in_words'] = in_words(audit)
+    print_table(audit)
+    work_dir = Path(args.work_dir or cfg.get('work_dir') or Path('work_dirs') / Path(args.config).stem)
+    work_dir.mkdir(parents=True, exist_ok=True)
+    (work_dir / AUDIT_NAME).write_text(json.dumps(audit, indent=2) + '\n')
+    write_page(audit, pictures, work_dir / 'view_audit.html')
+    print(f'{work_dir}/view_audit.html shows {audit["sample"]}: do not give it away')
+    if update_statement(work_dir):
+        print(f'{work_dir}/privacy_statement.md now has these figures')
+
+
+def _public_people(args: argparse.Namespace, dataset: PublicPrivateDataset) -> list[Person]:
+    if args.public_images:
+        return people_in(args.public_images, 3000, args.size)
+    return [] if dataset.public is None else people_of(dataset.public, 3000, args.size)
+
+
+def print_comparison(args: argparse.Namespace) -> None:
+    """The views that there are, on public pictures, as a Markdown table."""
+    if not args.public_images:
+        raise PrivacyError('--table needs --public-images FOLDER')
+    people = people_in(args.public_images, 3000, args.size)
+    tested, trained = people[::2], people[1::2]
+    tested = [tested[i] for i in np.unique(np.linspace(0, len(tested) - 1, args.images).astype(int))]
+    print('| view | view dB (SSIM) | total variation dB (SSIM) | gain | network dB (SSIM) | gain |')
+    print('| --- | ---: | ---: | ---: | ---: | ---: |')
+    for name, settings in TABLE.items():
+        found, _ = examine(PublicView(**settings), tested, trained, args.minutes, args.size)
+        shown, by = found['shown'], list(found['recovered'].values())
+        cells = [f'{shown["psnr"]:.1f} ({shown["ssim"]:.2f})']
+        for one in by:
+            cells += [f'{one["psnr"]:.1f} ({one["ssim"]:.2f})', f'{one["psnr"] - shown["psnr"]:+.1f}']
+        print(f'| {name} | {" | ".join(cells)} |', flush=True)
+
+
+def main() -> None:
+    """Examines a config, or compares the views."""
+    args = parse_args()
+    register_all_modules(init_default_scope=False)
+    if args.table:
+        print_comparison(args)
+    elif args.config:
+        audit_config(args)
+    else:
+        raise PrivacyError('give a config, or --table with --public-images')
+
+
+if __name__ == '__main__':
+    run(main)
