@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Iterable, Sequence, Set
 from typing import Any
 
+import numpy as np
 from mmengine.dataset import BaseDataset
 from mmpose.datasets.transforms import GetBBoxCenterScale
 from mmpose.registry import DATASETS, TRANSFORMS

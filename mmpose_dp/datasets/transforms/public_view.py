@@ -6,7 +6,6 @@ an annotation is missing.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import cv2
 import numpy as np
