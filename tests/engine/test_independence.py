@@ -7,6 +7,8 @@ import pytest
 import torch
 from helpers import CODEC, batch, flat
 from mmengine.config import Config
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
 from mmpose.models.data_preprocessors import PoseDataPreprocessor
 from mmpose.models.pose_estimators import TopdownPoseEstimator
 from mmpose.registry import MODELS
@@ -317,3 +319,19 @@ def test_a_logical_batch_makes_one_counted_step(synthetic, tmp_path, calls, monk
     cfg.model.type = 'IndependenceBypassing'
     with pytest.raises(PrivacyError, match=f'made {calls} counted steps'):
         train(cfg)
+
+
+class Recalibrating(Hook):
+    """What a hook for precise BatchNorm does: it changes buffers between two steps."""
+
+    def after_train_epoch(self, runner):
+        next(runner.model.buffers()).add_(1)
+
+
+def test_what_a_hook_writes_is_in_no_checkpoint(synthetic, tmp_path):
+    cfg = unvalidated(synthetic, tmp_path, 'dpsgd', train_cfg__max_epochs=1, train_dataloader__batch_size=64)
+    runner = Runner.from_cfg(cfg)
+    runner.register_hook(Recalibrating())
+    with pytest.raises(PrivacyError, match='no checkpoint is written: .*running_mean was changed'):
+        runner.train()
+    assert not list(tmp_path.glob('*.pth'))

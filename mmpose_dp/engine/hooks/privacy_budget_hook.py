@@ -262,8 +262,14 @@ class PrivacyBudgetHook(Hook):
 
     # ---- checkpoints -----------------------------------------------------------------------------------------------
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """The ledger and its statement go with every checkpoint, whether or not the optimizer is saved; step times do not."""
+        """The ledger and its statement go with every checkpoint, whether or not the optimizer is saved; step times do not.
+
+        Raises PrivacyError where something but the counted steps moved a parameter or a buffer.
+        """
         if isinstance(runner.optim_wrapper, DPOptimWrapper):
+            fault = runner.optim_wrapper.changed_outside()
+            if fault:
+                raise PrivacyError(f'no checkpoint is written: {fault}')
             statement = None if self.plan is None else self._state(runner)
             ledger = runner.optim_wrapper.ledger
             view, data = ((self._facts or {}).get(key) for key in ('public_view', 'public_data'))
