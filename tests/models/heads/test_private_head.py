@@ -261,3 +261,14 @@ def test_losses_on_values_end_nothing():
     with pytest.warns(UserWarning, match='since its loss raised AssertionError$'):
         head.loss(feats, samples)
     assert [bool(x.isfinite()) for x in head.record_losses] == [False, True, True]
+
+
+def test_a_loss_never_sees_a_row_that_is_not_finite():
+    """On a GPU, a loss that asserts ends the process, and nothing can catch that."""
+    head = MODELS.build(dict(HEADS['mean'], type='PrivateHeatmapHead'))
+    plain, seen = head.loss_module.forward, []
+    head.loss_module.forward = lambda output, *rest: seen.append(output) or plain(output, *rest)
+    feats, samples = drawn('HeatmapHead', 3)
+    feats[0][1, 0, 0, 0] = torch.nan
+    head.loss(feats, samples)
+    assert len(seen) == 2 and all(output.isfinite().all() for output in seen)
