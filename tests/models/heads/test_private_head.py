@@ -1,5 +1,6 @@
 """Private heads: same parameters and predictions as their parents, one loss a record, nothing else reported."""
 
+import numpy as np
 import pytest
 import torch
 from helpers import HRNET, RTMPOSE, SIMCC, batch, build, load
@@ -192,3 +193,82 @@ def test_a_head_of_ones_own():
         assert type(head) is twin and head.loss(*drawn('OwnHead', 2))['loss_kpt'].shape == (2,)
     finally:
         MODELS._module_dict.pop('PrivateOwnHead')
+
+
+# ---- rows that a loss raises for ------------------------------------------------------------------------------------
+RAISING = [
+    name
+    for name in HEADS
+    if name in ('mean', 'visibility', 'points, learned density', 'integral, two losses', 'levels')
+]
+
+
+@pytest.mark.parametrize('name', RAISING)
+@pytest.mark.parametrize('number', [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize('spoiled', ['features', 'labels'])
+def test_a_row_that_is_not_finite_contributes_nothing(name, number, spoiled):
+    """MMPose's losses raise for some (binary cross-entropy, torch.distributions), and others pass it on."""
+    head = MODELS.build(dict(HEADS[name], type=f'Private{HEADS[name]["type"]}'))
+    freeze_batch_norm(head)
+    feats, samples = drawn(HEADS[name]['type'], 3)
+    before = [float(x) for x in head.loss(feats, samples) and head.record_losses]
+    if spoiled == 'features':
+        maps = feats[0]
+        while not torch.is_tensor(maps):
+            maps = maps[0]
+        maps[1, :, 0, 0] = number
+    else:
+        labels = samples[1].gt_instance_labels
+        labels.keypoint_weights = labels.keypoint_weights * number
+    losses = head.loss(feats, samples)
+    assert all(value.shape == (3,) for value in losses.values())
+    after = [float(x) for x in head.record_losses]
+    assert [after[0], after[2]] == [before[0], before[2]]
+    assert not np.isfinite(after[1]) or after[1] == before[1]  # some losses leave labels' weights out
+
+
+def test_a_label_out_of_range_contributes_nothing():
+    head = MODELS.build(dict(HEADS['visibility'], type='PrivateVisPredictHead'))
+    feats, samples = drawn('VisPredictHead', 3)
+    samples[2].gt_instance_labels.keypoint_weights[0, 1] = 2.0  # MPII's files say what they like
+    with pytest.warns(UserWarning, match='a row contributes nothing, since its loss raised ValueError$'):
+        head.loss(feats, samples)
+    assert [bool(x.isfinite()) for x in head.record_losses] == [True, True, False]
+
+
+@pytest.mark.parametrize('name', ['mean', 'visibility'])
+def test_what_no_row_can_be_right_for_is_raised(name):
+    """A head of other joints than the data's: all rows have it, so no record decides."""
+    other = dict(HEADS['mean'], out_channels=K + 2)
+    cfg = other if name == 'mean' else dict(HEADS[name], pose_cfg=other)
+    head = MODELS.build(dict(cfg, type=f'Private{cfg["type"]}'))
+    with pytest.raises((RuntimeError, ValueError, AssertionError)):
+        head.loss(*drawn(cfg['type'], 3))
+
+
+def test_losses_on_values_end_nothing():
+    """Whatever a loss of one's own asserts about values."""
+
+    class Asserting(torch.nn.Module):
+        def forward(self, output, target, *weights):
+            assert float(target.max()) < 1, target
+            return (output - target).square().mean()
+
+    head = MODELS.build(dict(HEADS['mean'], type='PrivateHeatmapHead'))
+    head.loss_module = Asserting()
+    feats, samples = drawn('HeatmapHead', 3)
+    samples[0].gt_fields.heatmaps[0, 0, 0] = 5.0
+    with pytest.warns(UserWarning, match='since its loss raised AssertionError$'):
+        head.loss(feats, samples)
+    assert [bool(x.isfinite()) for x in head.record_losses] == [False, True, True]
+
+
+def test_a_loss_never_sees_a_row_that_is_not_finite():
+    """On a GPU, a loss that asserts ends the process, and nothing can catch that."""
+    head = MODELS.build(dict(HEADS['mean'], type='PrivateHeatmapHead'))
+    plain, seen = head.loss_module.forward, []
+    head.loss_module.forward = lambda output, *rest: seen.append(output) or plain(output, *rest)
+    feats, samples = drawn('HeatmapHead', 3)
+    feats[0][1, 0, 0, 0] = torch.nan
+    head.loss(feats, samples)
+    assert len(seen) == 2 and all(output.isfinite().all() for output in seen)
