@@ -7,11 +7,12 @@ loop_engine), clipping, adaptive_norm, subspace, mechanism, accounting, calibrat
 from .accounting import (
     ACCOUNTANTS,
     StepEvent,
+    as_delta,
     epsilon,
     group_epsilon,
 )
 from .adaptive_norm import AdaptiveNorm
-from .calibration import calibrate_noise_multiplier, calibrate_sample_rates, steps_within
+from .calibration import as_epsilon, calibrate_noise_multiplier, calibrate_sample_rates, steps_within
 from .clipping import ClippedCoordinates, ClippedParts, ClippedSum, LayerwiseClippedSum, Rows, clip_factors
 from .errors import OneRecordAtATime, PrivacyError
 from .ledger import LEDGER_NAME, Ledger
@@ -49,6 +50,8 @@ __all__ = [
     'RuleEngine',
     'Schedule',
     'StepEvent',
+    'as_delta',
+    'as_epsilon',
     'build_engine',
     'build_statement',
     'calibrate_noise_multiplier',

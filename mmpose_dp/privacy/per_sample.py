@@ -23,7 +23,6 @@ from .operations import OperationBlock, OperationRecorder, Use
 from .row_gradients import Block, Collector, LayerBlock, RowSum, StackBlock
 from .row_mixing import MixedRows, gradients_at_inputs, one_by_one, refuse_counting_layers, steady_weights
 
-
 _LOOP = "optim_wrapper.engine='loop'"
 
 

@@ -255,7 +255,9 @@ def check(kind, make):
         each, update = gradients(engine, x)
         for mine, single in zip(each, wanted):
             torch.testing.assert_close(mine.double(), single.double(), rtol=1e-3, atol=1e-5)
-        torch.testing.assert_close(torch.cat([u.flatten() for u in update]).double(), clipped.double(), rtol=1e-3, atol=1e-5)
+        torch.testing.assert_close(
+            torch.cat([u.flatten() for u in update]).double(), clipped.double(), rtol=1e-3, atol=1e-5
+        )
 
 
 @pytest.mark.parametrize('name', SERVED)

@@ -14,7 +14,15 @@ from mmpose.registry import HOOKS
 
 from mmpose_dp.datasets import refuse_private_validation
 from mmpose_dp.models import fit_joints, replace_batch_norm
-from mmpose_dp.privacy import LEDGER_NAME, PrivacyError, PrivacyPlan, build_statement, write_statement
+from mmpose_dp.privacy import (
+    LEDGER_NAME,
+    PrivacyError,
+    PrivacyPlan,
+    as_delta,
+    as_epsilon,
+    build_statement,
+    write_statement,
+)
 
 from ..loops import PrivateTrainLoop
 from ..optim_wrappers import DPOptimWrapper
@@ -55,8 +63,9 @@ class PrivacyBudgetHook(Hook):
         if type(interval) is not int or interval < 1:
             raise PrivacyError(f'default_hooks.privacy_budget.interval={interval!r} must be a whole number above 0')
         self.expose_private_metrics = expose_private_metrics
-        self.target_epsilon = target_epsilon
-        self.target_delta = target_delta
+        key = 'default_hooks.privacy_budget.target_'
+        self.target_epsilon = None if target_epsilon is None else as_epsilon(target_epsilon, f'{key}epsilon')
+        self.target_delta = as_delta(target_delta, f'{key}delta')
         self.accountant = accountant
         self.interval = interval
         self.plan: PrivacyPlan | None = None

@@ -54,7 +54,9 @@ class DPOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         core.train()  # many backbones freeze their stages (frozen_stages) only here
         before = {param for param in core.parameters() if param.requires_grad}
         if not before:
-            raise PrivacyError('the model has no parameter to train: lower model.backbone.frozen_stages, or thaw its head')
+            raise PrivacyError(
+                'the model has no parameter to train: lower model.backbone.frozen_stages, or thaw its head'
+            )
         choose_trainable(core, **self.subset)
         core.train()  # and frozen stages stay frozen, with the updates that 'lora' added to them
         wrapper = super().__call__(model)
