@@ -8,11 +8,12 @@ ledger, figures, statement, view_audit.
 from .accounting import (
     ACCOUNTANTS,
     StepEvent,
+    as_delta,
     epsilon,
     group_epsilon,
 )
 from .adaptive_norm import AdaptiveNorm
-from .calibration import calibrate_noise_multiplier, calibrate_sample_rates, steps_within
+from .calibration import as_epsilon, calibrate_noise_multiplier, calibrate_sample_rates, steps_within
 from .clipping import ClippedCoordinates, ClippedParts, ClippedSum, LayerwiseClippedSum, Rows, clip_factors
 from .errors import OneRecordAtATime, PrivacyError
 from .figures import as_given, ceiling, rounded_up
@@ -56,6 +57,8 @@ __all__ = [
     'Schedule',
     'StepEvent',
     'as_given',
+    'as_delta',
+    'as_epsilon',
     'build_engine',
     'build_statement',
     'calibrate_noise_multiplier',

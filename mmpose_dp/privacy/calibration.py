@@ -6,14 +6,16 @@ Every answer is on the safe side: noise is rounded up, rates and steps are round
 import math
 from collections.abc import Callable, Sequence
 from fractions import Fraction
+from typing import Any
 
 from scipy.optimize import brentq
 
-from .accounting import History, StepEvent, epsilon, rough_epsilon
+from .accounting import History, StepEvent, as_delta, epsilon, rough_epsilon
 from .errors import PrivacyError
-from .figures import as_given, rounded_up
+from .figures import rounded_up
+from .schedule import as_number, as_whole
 
-_SIGMAS = (1e-2, 1e4)  # where calibration looks
+_SIGMAS = (1e-2, 1e9)  # where calibration looks
 _PRECISION = 1e-4  # relative, of a calibrated noise multiplier
 _PERSONAL_PRECISION = 1e-2  # the same where every try is a search by itself; the rates are exact all the same
 _ALL_BUT_SPENT = 0.99  # of the budget: what a whole training leaves over is no budget for another
@@ -38,10 +40,8 @@ def calibrate_noise_multiplier(
     by a relative 1e-4 at most: epsilon of the result is at most ``target_epsilon``. Raises PrivacyError where no noise is
     enough.
     """
-    if not 0 < target_epsilon < math.inf:
-        raise PrivacyError(f'target_epsilon={target_epsilon!r} must be a number above 0')
-    if type(steps) is not int or steps < 1:
-        raise PrivacyError(f'steps={steps!r} must be a whole number above 0')
+    target_epsilon, target_delta = as_epsilon(target_epsilon), as_delta(target_delta)
+    steps = as_whole(steps, 'steps')
     spent = epsilon(history, target_delta, accountant)
     if spent >= _ALL_BUT_SPENT * target_epsilon:
         raise PrivacyError(
@@ -55,19 +55,35 @@ def calibrate_noise_multiplier(
 
     # a quick bound; the accountants lie a little below
     start = _smallest(lambda sigma: rough_epsilon(taken(sigma), target_delta) / target_epsilon, 1.0, 2.0, 0.01)
+    steps_apart = 1.1
+    if start is None:  # a small epsilon: by the Gaussian mechanism's formula (Dwork and Roth 2014, theorem 3.22)
+        length = float(sample_rate) * math.sqrt(steps) * math.sqrt(2 * math.log(1.25 / target_delta))
+        start, steps_apart = min(max(length / target_epsilon, 1.0), _SIGMAS[1]), 2.0
     sigma = _smallest(
-        lambda sigma: epsilon(taken(sigma), target_delta, accountant) / target_epsilon,
-        *((1.0, 2.0) if start is None else (start, 1.1)),
-        _PRECISION,
+        lambda sigma: epsilon(taken(sigma), target_delta, accountant) / target_epsilon, start, steps_apart, _PRECISION
     )
     if sigma is None:
-        tighter = '' if accountant == 'pld' else ", or write accountant='pld'"
-        raise PrivacyError(
-            f'target_epsilon={target_epsilon} at delta {as_given(target_delta)} cannot be met in {steps} '
-            f'steps of sample_rate {sample_rate}: raise target_epsilon, or lower max_epochs or '
-            f'expected_batch_size{tighter}'
-        )
+        raise PrivacyError(_out_of_reach(target_epsilon, target_delta, taken(_SIGMAS[1]), accountant))
     return sigma
+
+
+def _out_of_reach(target_epsilon: float, target_delta: float, most_noise: History, accountant: str) -> str:
+    """What to write instead of a budget that no noise meets."""
+    least = epsilon(most_noise, target_delta, accountant)
+    better = epsilon(most_noise, target_delta, 'pld') <= target_epsilon
+    return (
+        f'target_epsilon={target_epsilon} at target_delta={target_delta:.3g} cannot be met with any noise: with the '
+        f'most that is tried, accountant={accountant!r} still gives {least:.3g}. Raise target_epsilon above that'
+        + (", or write accountant='pld'" if better else ', or raise target_delta')
+    )
+
+
+def as_epsilon(target_epsilon: Any, name: str = 'target_epsilon') -> float:
+    """A budget as a float. Raises PrivacyError, naming the key, for what cannot be one."""
+    number = as_number(target_epsilon, name, 'a number above 0')
+    if number <= 0:
+        raise PrivacyError(f'{name}={target_epsilon!r} must be a number above 0')
+    return number
 
 
 def calibrate_sample_rates(

@@ -9,11 +9,11 @@ from fractions import Fraction
 from typing import Any
 
 from .accounting import ACCOUNTANTS, History, StepEvent, epsilon
-from .calibration import calibrate_noise_multiplier, calibrate_sample_rates, first_steps, steps_within
+from .calibration import as_epsilon, calibrate_noise_multiplier, calibrate_sample_rates, first_steps, steps_within
 from .errors import PrivacyError
 from .figures import as_given, rounded_up
 from .ledger import Ledger
-from .schedule import Budget, Schedule, is_number
+from .schedule import Budget, Schedule, as_number, as_whole
 
 METHODS = {
     'dpsgd': 'DP-SGD',
@@ -27,6 +27,7 @@ UNITS = {
     'subject': 'one subject with all annotations in the training set',
 }
 
+_WHOLE = ('num_records', 'expected_batch_size', 'steps')
 _LEAST_NORM = 1e-10  # squares of entries below 1e-22 are 0 in float32
 
 
@@ -99,27 +100,17 @@ class PrivacyPlan:
             self.accountant in ACCOUNTANTS,
             f'accountant={self.accountant!r} is not offered; write one of {ACCOUNTANTS}',
         )
-        for name in ('num_records', 'expected_batch_size', 'steps'):
-            value = getattr(self, name)
-            _require(
-                type(value) is int and value >= 1,
-                f'{name}={value!r} must be a whole number above 0',
-            )
+        self._take_numbers()
         _require(
             self.expected_batch_size <= self.num_records,
             f'expected_batch_size={self.expected_batch_size} is more than the {self.num_records} private records',
         )
-        for name, low in (('max_grad_norm', 'above 0'), ('noise_multiplier', '0 or above')):
-            value = getattr(self, name)
-            fits = is_number(value) and (value > 0 if low == 'above 0' else value >= 0)
-            _require(fits, f'{name}={value!r} must be a number {low}')
         least = self.max_grad_norm * min(1.0, self.schedule.max_grad_norm)
         _require(
             least >= _LEAST_NORM,
             f'max_grad_norm={least:.3g} is so small that float32 does not tell longer gradients from none: write at least '
             f'{_LEAST_NORM}, here and at the end of the schedule',
         )
-        _require(is_number(self.target_delta), f'target_delta={self.target_delta!r} must be a number')
         # A mechanism that publishes whole records at random has delta about 1/N: far above it the promise is empty. The
         # paper's 1/22000 for N = 22246 lies on the line; it is let through with a warning.
         _require(
@@ -135,17 +126,25 @@ class PrivacyPlan:
             self.is_feature_dp or (self.public_data is not None) == (self.method == 'projected'),
             f'method={self.method!r} {"needs" if self.method == "projected" else "must not have"} public_data',
         )
-        if self.target_epsilon is not None:
-            _require(
-                is_number(self.target_epsilon) and self.target_epsilon > 0,
-                f'target_epsilon={self.target_epsilon!r} must be a number above 0',
-            )
         for spent, target in zip(self.epsilons, self._targets):
             _require(
                 spent <= target,
                 f'noise_multiplier={self.noise_multiplier} spends epsilon {rounded_up(spent)} in {self.steps} steps, more than '
                 f'target_epsilon={target}: leave noise_multiplier out to have it calibrated',
             )
+
+    def _take_numbers(self) -> None:
+        """Plain ints and floats in place of other numbers (fractions, numpy's). Raises PrivacyError for what is none."""
+        found: dict[str, Any] = {name: as_whole(getattr(self, name), name) for name in _WHOLE}
+        for name, low in (('max_grad_norm', 'above 0'), ('noise_multiplier', '0 or above')):
+            found[name] = as_number(getattr(self, name), name, f'a number {low}')
+            fits = found[name] > 0 if low == 'above 0' else found[name] >= 0
+            _require(fits, f'{name}={getattr(self, name)!r} must be a number {low}')
+        found['target_delta'] = as_number(self.target_delta, 'target_delta')
+        if self.target_epsilon is not None:
+            found['target_epsilon'] = as_epsilon(self.target_epsilon)
+        for name, value in found.items():
+            object.__setattr__(self, name, value)
 
     @classmethod
     def calibrate(cls, *, target_epsilon: float, budgets: tuple[Budget, ...] = (), **settings: Any) -> 'PrivacyPlan':
@@ -155,7 +154,7 @@ class PrivacyPlan:
         """
         # every field is checked before the search for sigma, which would fail less clearly
         draft = cls(noise_multiplier=0.0, **settings)
-        _require(is_number(target_epsilon), f'target_epsilon={target_epsilon!r} must be a number')
+        target_epsilon = as_epsilon(target_epsilon)
         factors = [(noise, steps) for noise, _, steps in draft.schedule.parts(draft.steps)]
         # earlier trainings may have had other groups: what they spent counts for all at their highest rate
         shared: dict[str, Any] = dict(accountant=draft.accountant, history=draft.prior, factors=factors)

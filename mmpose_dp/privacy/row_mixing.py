@@ -59,18 +59,24 @@ class MixedRows:
     def refuse(self) -> bool:
         """Raises PrivacyError if rows were seen to mix; whether nothing hid it from sight, such as a NaN or no gradient at all."""
         for name, read, left in self._places.values():  # the first one is the nearest to where it happens
-            if read not in left and left and self._outermost:
+            if read in left or (left and not self._outermost):
+                continue
+            name = name or 'the model'
+            if left:
                 raise PrivacyError(
-                    f'{name or "the model"} holds its rows in another dimension or order than this engine reads, which wants rows '
-                    "outermost: write optim_wrapper.engine='loop', which serves any order"
+                    f'{name} holds its rows in another dimension or order than this engine reads, which wants rows outermost: '
+                    "write optim_wrapper.engine='loop', which serves any order"
                 )
-            if not left:
-                order = "; if its rows only stand in another order, write optim_wrapper.engine='loop'"
-                raise PrivacyError(
-                    f'from {name or "the model"} on, the loss of one record depends on the rows of another (a norm with batch '
-                    'statistics, a loss that normalises over the batch). No engine can make that private: put something in its '
-                    f'place that treats each record by itself, such as GroupNorm for a norm{order if self._outermost else ""}'
-                )
+            order = (
+                "; if its rows only stand in another order, write optim_wrapper.engine='loop'"
+                if self._outermost
+                else ''
+            )
+            raise PrivacyError(
+                f'from {name} on, the loss of one record depends on the rows of another (a norm with batch statistics, a loss '
+                'that normalises over the batch). No engine can make that private: put something in its place that treats '
+                f'each record by itself, such as GroupNorm for a norm{order}'
+            )
         return self._complete and self._seen == {*self.to_look_at}
 
 
@@ -90,7 +96,7 @@ def _strays(grad: Tensor, row: int, rows: int, layout: Layout) -> bool:
 
 
 def refuse_counting_layers(model: nn.Module) -> None:
-    """Raises PrivacyError for an embedding that divides by counts over the batch, or rescales its weight by it."""
+    """Raises PrivacyError for an embedding that divides by counts over the batch, or rescales its weight in a forward."""
     for name, module in model.named_modules():
         if isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
             for key, plain in (('scale_grad_by_freq', False), ('max_norm', None)):

@@ -18,6 +18,8 @@ from mmpose_dp.privacy import (
     LEDGER_NAME,
     PrivacyError,
     PrivacyPlan,
+    as_delta,
+    as_epsilon,
     as_given,
     build_statement,
     ceiling,
@@ -75,8 +77,9 @@ class PrivacyBudgetHook(Hook):
         if type(interval) is not int or interval < 1:
             raise PrivacyError(f'default_hooks.privacy_budget.interval={interval!r} must be a whole number above 0')
         self.expose_private_metrics = expose_private_metrics
-        self.target_epsilon = target_epsilon
-        self.target_delta = target_delta
+        key = 'default_hooks.privacy_budget.target_'
+        self.target_epsilon = None if target_epsilon is None else as_epsilon(target_epsilon, f'{key}epsilon')
+        self.target_delta = as_delta(target_delta, f'{key}delta')
         self.accountant = accountant
         self.interval = interval
         self.plan: PrivacyPlan | None = None
