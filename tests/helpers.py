@@ -14,6 +14,7 @@ from mmpose_dp.datasets import by_record
 from mmpose_dp.engine import DPOptimWrapper
 from mmpose_dp.models import freeze_batch_norm
 from mmpose_dp.privacy import OneRecordAtATime
+from mmpose_dp.privacy.rounding import clipping_norm
 
 REPO = Path(__file__).parents[1]
 PREFIX = 'mmpose::body_2d_keypoint/'
@@ -146,8 +147,8 @@ def flat(tensors) -> torch.Tensor:
 
 
 def clip(rows: torch.Tensor, max_grad_norm: float) -> torch.Tensor:
-    """The clipping of the definition; float64, since torch's float32 norm of 28 million numbers is off by 1e-3."""
-    return (rows * (max_grad_norm / norms(rows)).clamp_max(1)[:, None]).float()
+    """The clipping of the definition, with room for rounding; float64, since torch's float32 norm of 28 million numbers is off by 1e-3."""
+    return (rows * (clipping_norm(max_grad_norm) / norms(rows)).clamp_max(1)[:, None]).float()
 
 
 def norms(rows: torch.Tensor) -> torch.Tensor:

@@ -10,6 +10,7 @@ from torch.optim import SGD, AdamW
 
 from mmpose_dp.engine import DPOptimWrapper
 from mmpose_dp.privacy import AdaptiveNorm, PrivacyError, PrivacyPlan, Projector
+from mmpose_dp.privacy.rounding import clipping_norm
 
 B = 4
 PRIVATE, MIXED = [0, 1, 2], [0, None, 1, 2, None]
@@ -148,7 +149,7 @@ def test_automatic_clipping(hrnet, truth, projected):
     private, _, C, basis = truth
     V = torch.cat([b.flatten(1) for b in basis], 1).double()
     seen = private.double() @ V.T if projected else private.double()
-    want = (seen * (C / (norms(seen) + 0.01))[:, None]).sum(0) / B
+    want = (seen * (clipping_norm(C) / (norms(seen) + 0.01))[:, None]).sum(0) / B
     extra = dict(projector={}, basis=basis) if projected else {}
     got, _ = moved(build(hrnet, True, 1e3), batch(hrnet, MIXED), max_grad_norm=C, clipping='automatic', **extra)
     assert_close(got, (V.T @ want if projected else want).float())
