@@ -14,6 +14,7 @@ import copy
 import tempfile
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import mmpose_dp  # noqa: F401  (first: checks and mends the install)
@@ -144,12 +145,13 @@ def trial(cfg: Config, folder: str) -> Runner:
     return runner
 
 
-def report_method(cfg: Config, wrapper: DPOptimWrapper) -> None:
+def report_method(cfg: Config) -> None:
     """Prints what a private config's method is called. Raises PrivacyError for parts that do not go together."""
-    data = cfg.train_dataloader.dataset
+    data, settings = cfg.train_dataloader.dataset, cfg.get('optim_wrapper') or {}
     if has_private_data(cfg) and has_private_wrapper(cfg):
+        parts = SimpleNamespace(projector=settings.get('projector'), public_weight=settings.get('public_weight', 0.0))
         halves = (data.get(half) is not None for half in ('public_view', 'public'))
-        print(f'Method: {METHODS[method_of(*halves, wrapper, cfg.train_cfg.get("public_epochs", 0))]}')
+        print(f'Method: {METHODS[method_of(*halves, parts, (cfg.get("train_cfg") or {}).get("public_epochs", 0))]}')
 
 
 def _without_downloads(node: Any) -> None:
@@ -366,6 +368,7 @@ def report(cfg: Config, args: argparse.Namespace, folder: str) -> bool:
     """Prints all parts; whether the gradients are right. Raises PrivacyError for what training would refuse."""
     plan, largest = None, 0
     make_head_private(cfg)
+    report_method(cfg)
     settings = cfg.train_dataloader.dataset
     if is_private(cfg) and _is_there(cfg.train_dataloader.dataset.get('private')):
         runner = trial(cfg, folder)
@@ -376,7 +379,6 @@ def report(cfg: Config, args: argparse.Namespace, folder: str) -> bool:
     else:
         model, wrapper = private_model(cfg)
         settings, dataset = private_data(cfg)
-    report_method(cfg, wrapper)
     wrapper.amp_dtype = None  # gradients are compared in float64
     print(f'Records: {"random" if dataset is None else f"{len(dataset):,} of " + type(dataset).__name__}')
     batch = records(settings, dataset, args.records)

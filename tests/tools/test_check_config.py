@@ -1,5 +1,6 @@
 """check_config.py on configs of a user's own, outside the repository: right ones, unfinished ones and hopeless ones."""
 
+import json
 import os
 import re
 import subprocess
@@ -111,6 +112,11 @@ def test_without_the_data_set_the_budget_needs_its_size(check):
             "train_dataloader['dataset']['public'] = train_dataloader['dataset']['private']",
             'dataset.public without optim_wrapper.projector',
         ),
+        (
+            "model['head']['out_channels'] = 17",
+            'model.head.out_channels=17 and the 16 joints of train_dataloader.dataset.private do not fit',
+        ),
+        ("train_cfg['max_iters'] = 5", 'train_cfg.max_iters=5 cannot be used'),
         ("default_hooks['privacy_budget']['target_delta'] = 0.5", 'target_delta=0.5 is too large for 40 records'),
     ],
 )
@@ -119,3 +125,18 @@ def test_what_cannot_be_made_private(check, synthetic, change, message):
     assert status == 2 and 'can be made private' not in page
     assert 'mmpose_dp: ' in page and message in page, page[-2000:]
     assert 'Traceback' not in page
+
+
+def test_public_epochs_alone_and_a_record_without_joints(check, synthetic, tmp_path):
+    (tmp_path / 'data/annotations').mkdir(parents=True)
+    (tmp_path / 'data/images').symlink_to(synthetic / 'images')
+    people = json.loads((synthetic / 'annotations/mpii_train.json').read_text())
+    people[0]['joints_vis'] = [0] * 16
+    (tmp_path / 'data/annotations/mpii_train.json').write_text(json.dumps(people))
+    change = """
+train_cfg = dict(train_cfg, public_epochs=5)
+train_dataloader['dataset']['public_view'] = dict(type='PublicView')
+train_dataloader['batch_sampler']['public_batch_size'] = 8
+"""
+    status, page = check(bases('hrnet_synthetic', 'dpsgd'), PRIVATE.format(data=tmp_path / 'data') + change)
+    assert status == 0 and 'all 5 epochs are public' in page and 'Traceback' not in page, page[-2000:]

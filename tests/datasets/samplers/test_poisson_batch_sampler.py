@@ -152,3 +152,13 @@ def test_bad_settings(settings, message):
 def test_another_data_set_is_refused():
     with pytest.raises(PrivacyError, match="type='PublicPrivateDataset'"):
         PoissonBatchSampler(DefaultSampler(range(10)), 4, expected_batch_size=2)
+
+
+@pytest.mark.parametrize(('limit', 'augmentations', 'rows'), [(None, 1, 20), (None, 2, 40), (3, 1, 8), (5, 2, 10)])
+def test_the_largest_forward_is_known(limit, augmentations, rows):
+    """A record goes through one forward whole, however small batch_size is."""
+    dataset = Halves([list(range(20)), *[[i] for i in range(20, 60)]], augmentations)
+    s = sampler(dataset, expected_batch_size=12, max_rows_per_record=limit)
+    assert s.largest_forward == rows
+    seen = [len(rows) * augmentations for _ in range(20) for rows in s]
+    assert max(seen) <= s.largest_forward

@@ -1,0 +1,363 @@
+"""What would fail after paid steps is refused before the first one, and the look at it leaves nothing behind."""
+
+import copy
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.hooks import CheckpointHook, EarlyStoppingHook, Hook
+from mmengine.optim import OneCycleLR
+from mmengine.runner import Runner
+from mmpose.evaluation import NME
+from mmpose.registry import MODELS
+from runs import config, tiny, train, unvalidated
+
+from mmpose_dp.engine.dry_run import blank_batch, try_batch
+from mmpose_dp.engine.hooks.foreign_hooks import refuse_hooks
+from mmpose_dp.engine.hooks.preflight import halves, refuse_late_failures
+from mmpose_dp.engine.loops.settings import check_train_cfg, train_loader
+from mmpose_dp.privacy import LEDGER_NAME, Ledger, PrivacyError
+
+
+def ready(cfg):
+    """A runner as it is before the first step."""
+    runner = Runner.from_cfg(cfg)
+    runner.train_loop  # noqa: B018
+    runner.optim_wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
+    runner.param_schedulers = runner.build_param_scheduler(runner.param_schedulers)
+    return runner
+
+
+@pytest.fixture(scope='module')
+def runner(synthetic, tmp_path_factory):
+    runner = ready(tiny(config(synthetic, tmp_path_factory.mktemp('ready'), 'hybrid')))
+    runner.model.eval()
+    return runner
+
+
+def test_a_right_training_passes_and_nothing_is_kept(runner):
+    before = {name: x.clone() for name, x in runner.model.state_dict().items()}
+    rates = [group['lr'] for group in runner.optim_wrapper.param_groups]
+    states = [copy.copy(vars(s)) for s in runner.param_schedulers]
+    secret, draws = runner.train_dataloader.dataset.random, torch.get_rng_state()
+    files = sorted(Path(runner.work_dir).rglob('*'))
+    refuse_late_failures(runner)
+    assert all(torch.equal(x, before[name]) for name, x in runner.model.state_dict().items())
+    assert rates == [group['lr'] for group in runner.optim_wrapper.param_groups]
+    assert states == [vars(s) for s in runner.param_schedulers]
+    assert runner.train_dataloader.dataset.random is secret and torch.equal(draws, torch.get_rng_state())
+    assert not runner.model.training and sorted(Path(runner.work_dir).rglob('*')) == files
+    assert not any(metric.results for metric in runner.val_loop.evaluator.metrics)
+    assert runner.model.head.record_losses is None
+
+
+def test_the_model_sees_nothing_of_a_private_record(runner):
+    dataset = runner.train_dataloader.dataset
+    assert [name for name, _ in halves(dataset)] == ['private', 'public_view']
+    row = dataset[0][0]
+    batch = blank_batch(row)
+    labels, own = batch['data_samples'][0].gt_instance_labels, row['data_samples'].gt_instance_labels
+    assert batch['inputs'][0].shape == row['inputs'].shape and not torch.equal(batch['inputs'][0], row['inputs'])
+    for name in ('keypoint_x_labels', 'keypoint_y_labels', 'keypoint_weights'):
+        assert labels[name].shape == own[name].shape and not torch.equal(labels[name], own[name])
+
+
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        (
+            dict(head=dict(out_channels=17)),
+            'model.head.out_channels=17 and the 16 joints of here do not fit: write out_ch',
+        ),
+        (dict(head=dict(out_channels=1)), 'model.head.out_channels=1 and the 16 joints'),
+        (
+            dict(head=dict(in_channels=8)),
+            'model.head does not take what the backbone gives, .1, 32, 2, 2. .*in_channels',
+        ),
+        (dict(head=dict(in_featuremap_size=(4, 4))), 'model.head does not take .*in_featuremap_size'),
+        (dict(head=dict(input_size=(32, 32))), 'model.head gives .*here has the targets .*fit each other'),
+        (dict(head=dict(simcc_split_ratio=1.0)), 'model.head gives .*here has the targets .*fit each other'),
+        (dict(backbone=dict(in_channels=1)), 'model.backbone does not take the images of here'),
+        (dict(head=dict(decoder=dict(input_size=(32, 32)))), 'model.head.decoder.input_size'),
+        (dict(neck=dict(type='FeatureMapProcessor', select_index=7)), 'model.neck'),
+    ],
+)
+def test_parts_of_a_model_that_do_not_fit(runner, change, message):
+    cfg = copy.deepcopy(runner.cfg.model)
+    for key, value in change.items():
+        _merge(cfg, key, value)
+    with pytest.raises(PrivacyError, match=message) as error:
+        try_batch(MODELS.build(cfg), blank_batch(runner.train_dataloader.dataset[0][0]), 'here')
+    assert len(str(error.value)) < 800
+
+
+def _merge(cfg, key, value):
+    if isinstance(value, dict) and isinstance(cfg.get(key), dict):
+        for inner, part in value.items():
+            _merge(cfg[key], inner, part)
+    else:
+        cfg[key] = value
+
+
+def test_a_target_that_is_missing(runner):
+    batch = blank_batch(runner.train_dataloader.dataset[0][0])
+    del batch['data_samples'][0].gt_instance_labels.keypoint_x_labels
+    with pytest.raises(PrivacyError, match='has the targets'):
+        try_batch(runner.model, batch, 'here')
+    assert 'loss' not in vars(runner.model.head) and 'forward' not in vars(runner.model.head)
+
+
+# ---- hooks and schedulers ------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ('settings', 'message'),
+    [
+        (dict(save_best='coco/AP', rule='greater'), "save_best='coco/AP': val_evaluator gives .*PCK"),
+        (dict(save_best='auto'), "rule is needed with save_best='auto'"),
+        (dict(filename_tmpl='last.pth'), "filename_tmpl='last.pth' must hold one"),
+        (dict(filename_tmpl='{epoch}.pth'), 'filename_tmpl'),
+        (dict(interval='often'), "interval='often' must be a whole number"),
+        (dict(out_dir=__file__), 'out_dir: checkpoints cannot be written'),
+        (dict(backend_args=dict(backend='nowhere')), 'checkpoints cannot be written'),
+    ],
+)
+def test_checkpoints_that_would_fail_late(runner, settings, message):
+    with with_hook(runner, CheckpointHook(**settings)), pytest.raises(PrivacyError, match=message):
+        refuse_late_failures(runner)
+
+
+@contextmanager
+def with_hook(runner, hook):
+    """Inside, the runner has one more hook."""
+    before = list(runner._hooks)
+    runner._hooks.append(hook)
+    try:
+        yield
+    finally:
+        runner._hooks[:] = before
+
+
+class _Broken(Hook):
+    def after_val_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        raise RuntimeError('a picture rule')
+
+
+class _Switch(Hook):
+    def __init__(self, steps):
+        self.switch_pipeline = steps
+
+
+class _Reader(Hook):
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        self.count = len(data_batch['inputs'])
+
+
+class _Careful(Hook):
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        self.count = 0 if data_batch is None else len(data_batch['inputs'])
+        super().after_train_iter(runner, batch_idx, data_batch, outputs)
+
+
+class _LossReader(Hook):
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        self.loss = outputs['loss']
+
+
+class CheckInvalidLossHook(Hook):
+    """As mmdet's, by its name."""
+
+
+class YOLOXPoseModeSwitchHook(Hook):
+    """As mmpose's, by its name."""
+
+
+@pytest.mark.parametrize(
+    ('make', 'message'),
+    [
+        (_Broken, 'the hook _Broken, after a validation batch, fails .*a picture rule'),
+        (lambda: EarlyStoppingHook('AP', rule='greater'), "EarlyStoppingHook.monitor='AP': val_evaluator gives"),
+        (lambda: _Switch([dict(type='LoadImage')]), 'needs a top-down pipeline'),
+        (lambda: _Switch([dict(type='NoSuchStep')]), 'switch_pipeline of _Switch'),
+    ],
+)
+def test_hooks_that_would_fail_late(runner, make, message):
+    with with_hook(runner, make()), pytest.raises(PrivacyError, match=message):
+        refuse_late_failures(runner)
+    refuse_late_failures(runner)  # the pipeline is the old one again
+
+
+@pytest.mark.parametrize(
+    ('hook', 'message'),
+    [
+        (_Reader(), '_Reader.after_train_iter reads data_batch'),
+        (_LossReader(), r"reads outputs\['loss'\]"),
+        (CheckInvalidLossHook(), 'CheckInvalidLossHook cannot be used'),
+        (YOLOXPoseModeSwitchHook(), 'exchanges the data loader'),
+    ],
+)
+def test_hooks_that_need_what_is_private(hook, message):
+    with pytest.raises(PrivacyError, match=message):
+        refuse_hooks([_Careful(), CheckpointHook(), hook])
+    refuse_hooks([_Careful(), CheckpointHook()])
+
+
+def test_a_schedule_that_ends_before_training_does(runner):
+    scheduler = OneCycleLR(runner.optim_wrapper, eta_max=1e-3, total_steps=3, by_epoch=False)
+    runner.param_schedulers.append(scheduler)
+    try:
+        with pytest.raises(PrivacyError, match='param_scheduler: OneCycleLR fails in epoch 1 of 3'):
+            refuse_late_failures(runner)
+    finally:
+        runner.param_schedulers.pop()
+
+
+# ---- validation ----------------------------------------------------------------------------------------------------
+def test_an_evaluator_that_would_fail_late(synthetic, tmp_path, runner):
+    evaluator = runner.val_loop.evaluator
+    own, evaluator.metrics = evaluator.metrics, [NME('keypoint_distance', keypoint_indices=[0, 99])]
+    evaluator.dataset_meta = runner.val_dataloader.dataset.metainfo
+    try:
+        with pytest.raises(PrivacyError, match='val_evaluator fails on two rows'):
+            refuse_late_failures(runner)
+        assert not evaluator.metrics[0].results
+    finally:
+        evaluator.metrics = own
+    cfg = tiny(config(synthetic, tmp_path, 'dpsgd'))
+    cfg.val_dataloader.dataset.ann_file = 'annotations/nowhere.json'
+    with pytest.raises(PrivacyError, match='val_dataloader, val_evaluator or val_cfg cannot be used'):
+        train(cfg)
+    assert Ledger.read(tmp_path / LEDGER_NAME).steps == 0
+
+
+# ---- train_cfg and the loader --------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ('settings', 'message'),
+    [
+        (dict(others=dict(max_iters=100)), 'train_cfg.max_iters=100 cannot be used'),
+        (dict(others=dict(by_epoch=False)), 'train_cfg.by_epoch=False'),
+        (dict(others=dict(fp16=True)), 'train_cfg.fp16=True'),
+        (dict(max_epochs=None), 'max_epochs=None'),
+        (dict(val_interval=0), 'train_cfg.val_interval=0 must be'),
+        (dict(val_begin='late'), "train_cfg.val_begin='late'"),
+        (dict(dynamic_intervals=[(2, 0)]), 'train_cfg.dynamic_intervals'),
+        (dict(dynamic_intervals=5), 'train_cfg.dynamic_intervals=5'),
+    ],
+)
+def test_train_cfg(settings, message):
+    right = dict(max_epochs=3, public_epochs=1, val_begin=1, val_interval=1, dynamic_intervals=None, others={})
+    with pytest.raises(PrivacyError, match=message):
+        check_train_cfg(**{**right, **settings})
+    kept = check_train_cfg(**{**right, 'dynamic_intervals': [[2, 1]], 'others': dict(by_epoch=True, _delete_=True)})
+    assert kept == [(2, 1)]
+
+
+def test_train_dataloader():
+    settings = dict(
+        num_workers=0, persistent_workers=True, prefetch_factor=4, drop_last=True, dataset=dict(_delete_=True)
+    )
+    assert train_loader(settings) == dict(
+        num_workers=0, dataset={}, sampler=dict(type='DefaultSampler'), collate_fn=dict(type='collate_rows')
+    )
+    with_workers = dict(num_workers=2, persistent_workers=True, collate_fn=dict(type='pseudo_collate'))
+    assert train_loader(with_workers)['persistent_workers'] is True
+    for key, value in (
+        ('collate_fn', dict(type='yolox_collate')),
+        ('sampler', dict(type='MultiSourceSampler')),
+        ('num_batch_per_epoch', 5),
+    ):
+        with pytest.raises(PrivacyError, match=f'train_dataloader.{key}'):
+            train_loader({key: value})
+
+
+# ---- hooks that change what is trained on ---------------------------------------------------------------------------
+class _Change(Hook):
+    def __init__(self, change, epoch=1):
+        self.change, self.epoch = change, epoch
+
+    def before_train_epoch(self, runner):
+        if runner.epoch == self.epoch:
+            self.change(runner)
+
+
+def _frozen(runner):
+    next(runner.model.backbone.parameters()).requires_grad_(False)
+
+
+def _other_loader(runner):
+    runner.train_loop.dataloader = copy.copy(runner.train_dataloader)
+
+
+def _past_the_views(runner):
+    dataset = runner.train_dataloader.dataset
+    dataset.private.pipeline = copy.copy(dataset.private.pipeline)
+
+
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        (_frozen, 'a hook froze backbone'),
+        (_other_loader, 'exchanged the data loader'),
+        (_past_the_views, 'a hook changed a pip'),
+    ],
+)
+def test_a_change_during_training_is_noticed(synthetic, tmp_path, change, message):
+    runner = Runner.from_cfg(unvalidated(synthetic, tmp_path, train_cfg__max_epochs=2))
+    runner.register_hook(_Change(change))
+    with pytest.raises(PrivacyError, match=message):
+        runner.train()
+    assert Ledger.read(tmp_path / LEDGER_NAME).steps == 4  # the first epoch alone
+
+
+def test_a_pipeline_switch_reaches_data_and_views(runner):
+    dataset = runner.train_dataloader.dataset
+    view = next(step for step in dataset.views.pipeline.transforms if type(step).__name__ == 'PublicView')
+    old, steps = [part.pipeline for part in (dataset.private, dataset.views)], runner.cfg.train_pipeline
+    plain = [step for step in steps if step['type'] != 'RandomFlip']
+    try:
+        dataset.pipeline = plain
+        kinds = [
+            [type(step).__name__ for step in part.pipeline.transforms] for part in (dataset.private, dataset.views)
+        ]
+        assert kinds[0] == [step['type'] for step in plain]
+        assert kinds[1] == [*kinds[0][:2], 'PublicView', *kinds[0][2:]] and view in dataset.views.pipeline.transforms
+        for steps, message in (
+            ([*plain[:2], dict(type='Mosaic'), *plain[2:]], 'Mosaic mixes several records'),
+            ([plain[0], dict(type='GetBBoxCenterScale', padding=1.5), *plain[2:]], 'a second public view'),
+            ([dict(type='LoadImage', to_float32=True), *plain[1:]], 'a second public view'),
+            ([plain[0], *plain[2:]], 'GetBBoxCenterScale'),
+        ):
+            with pytest.raises(PrivacyError, match=message):
+                dataset.pipeline = steps
+    finally:
+        dataset.private.pipeline, dataset.views.pipeline = old
+        dataset.switched = False
+
+
+class _Count(Hook):
+    validations = 0
+
+    def before_val(self, runner):
+        self.validations += 1
+
+
+def test_usual_hooks_and_settings_are_served(synthetic, tmp_path):
+    """An average of the weights, early stopping, by_epoch's interval that changes, and idle workers' settings."""
+    options = dict(
+        train_cfg__max_epochs=2,
+        train_cfg__val_interval=5,
+        train_dataloader__persistent_workers=True,
+        val_dataloader__persistent_workers=True,
+    )
+    cfg = tiny(config(synthetic, tmp_path, 'dpsgd', **options))
+    cfg.train_cfg.dynamic_intervals = [(1, 1)]
+    cfg.custom_hooks = [
+        dict(type='EMAHook', momentum=0.1),
+        dict(type='SyncBuffersHook'),
+        dict(type='EarlyStoppingHook', monitor='PCK', rule='greater', patience=9),
+    ]
+    counted = _Count()
+    runner = Runner.from_cfg(cfg)
+    runner.register_hook(counted)
+    runner.train()
+    assert counted.validations == 2
+    assert 'ema_state_dict' in torch.load(tmp_path / 'epoch_2.pth', weights_only=False)
