@@ -17,6 +17,7 @@ from mmengine.config import Config
 from mmpose.registry import DATASETS
 
 from mmpose_dp.datasets import PublicView
+from mmpose_dp.datasets.view_inversion import invert_by_tv
 
 CONFIG = Path(__file__).parents[1] / 'configs/dp/hrnet_synthetic_hybrid_eps08.py'
 PEOPLE = 6
@@ -56,21 +57,25 @@ def draw_curve(run: Path, path: Path) -> None:
 
 
 def draw_people(run: Path, path: Path) -> None:
-    """A row a person: the private image, its public view, and skeletons by the start, the hybrid and the annotation."""
+    """A row per person: the private image, its public view, what the view gives back, and skeletons by the start, the hybrid
+    and the annotation."""
     cfg = Config.fromfile(CONFIG)
     dataset = DATASETS.build(cfg.val_dataloader.dataset)
     links = dataset.metainfo['skeleton_links']
     view = PublicView(**{k: v for k, v in cfg.train_dataloader.dataset.public_view.items() if k != 'type'})
     predictions = {name: load(run / f'{name}_test/predictions.pkl') for name in ('start', 'hybrid')}
-    figure, axes = plt.subplots(PEOPLE, 5, figsize=(12, 2.5 * PEOPLE), layout='constrained')
+    figure, axes = plt.subplots(PEOPLE, 6, figsize=(14, 2.5 * PEOPLE), layout='constrained')
     chosen = np.linspace(0, len(dataset) - 1, PEOPLE).astype(int)
     for number, (row, index) in enumerate(zip(axes, chosen)):
         info = dataset.get_data_info(int(index))
         image = cv2.imread(info['img_path'])
-        seen = view.transform(dict(info, img=image.copy(), bbox_scale=info['bbox_scale'] * 1.25))['img']
+        padded = info['bbox_scale'] * 1.25
+        seen = view.transform(dict(info, img=image.copy(), bbox_scale=padded))['img']
+        recovered = invert_by_tv(seen, view, info['bbox_center'][0], float(padded.max()))
         columns = {
             'private image': (image, None),
             'public view': (seen, None),
+            'recovered from the view': (recovered, None),
             'public-pretrained start': (image, predictions['start'][info['id']]),
             'hybrid': (image, predictions['hybrid'][info['id']]),
             'annotation': (image, info['keypoints'][0]),

@@ -88,10 +88,9 @@ def _cubic(at: np.ndarray, count: int) -> np.ndarray:
 
 
 def _kernel_of_bytes(kernel_size: int, sigma: float) -> np.ndarray:
-    """(kernel_size,) weights that cv2 uses on bytes, read off its answer to an edge."""
-    edge = np.zeros((1, 4 * kernel_size), np.uint8)
-    edge[:, 2 * kernel_size :] = 255
-    seen = cv2.GaussianBlur(edge, (kernel_size, 1), sigma)[0].astype(float)
-    weights = np.round(np.diff(seen) / 255 * 256) / 256
-    middle = 2 * kernel_size - 1
-    return weights[middle - kernel_size // 2 : middle - kernel_size // 2 + kernel_size]
+    """(kernel_size,) weights that cv2 uses on bytes, read off its answer to one bright pixel among dark ones."""
+    pixel = np.zeros((1, 4 * kernel_size + 1), np.uint8)
+    pixel[:, 2 * kernel_size] = 255
+    seen = cv2.GaussianBlur(pixel, (kernel_size, 1), sigma)[0].astype(float)
+    first = 2 * kernel_size - kernel_size // 2
+    return np.round(seen[first : first + kernel_size] * 256 / 255) / 256

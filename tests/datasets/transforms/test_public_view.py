@@ -1,5 +1,7 @@
 """The public view: what it removes is gone, on drawn and on real people."""
 
+import json
+
 import cv2
 import numpy as np
 import pytest
@@ -9,7 +11,8 @@ from mmpose.structures import PoseDataSample
 from shared_data import shared
 
 from mmpose_dp.datasets import PublicPrivateDataset
-from mmpose_dp.datasets.transforms.public_view import GREY, MODES, PublicView
+from mmpose_dp.datasets.transforms.public_view import GREY, MODES, REGION_MODES, PublicView
+from mmpose_dp.datasets.transforms.view_axes import SPACING, ViewAxis
 from mmpose_dp.privacy import PrivacyError
 
 PIPELINE = [dict(type='LoadImage'), dict(type='GetBBoxCenterScale'), dict(type='KeepImage')]
@@ -69,7 +72,7 @@ def test_no_view_shows_what_another_hides(people, mode):
         assert (result['img'][hidden > 0] == GREY).all()
 
 
-@pytest.mark.parametrize(('mode', 'least'), [('blur', 6), ('pixelate', 4)])
+@pytest.mark.parametrize(('mode', 'least'), [('blur', 6), ('blur_full_resolution', 6), ('pixelate', 4)])
 def test_detail_is_gone(people, mode, least):
     """A pattern finer than the view's scale, laid over the person, leaves less than 1 part in ``least`` in the view."""
     dataset, seen = views(people, mode=mode)
@@ -118,7 +121,16 @@ def test_it_stands_before_anything_random(synthetic):
         PublicView().transform(result)
 
 
-@pytest.mark.parametrize('settings', [dict(mode='none'), dict(sigma=0), dict(kernel_size=1), dict(block=1)])
+@pytest.mark.parametrize(
+    'settings',
+    [
+        dict(mode='none'),
+        dict(sigma=0),
+        dict(sigma=float('inf')),
+        dict(mode='blur_full_resolution', kernel_size=1),
+        dict(block=1),
+    ],
+)
 def test_a_view_that_hides_nothing_is_refused(settings):
     with pytest.raises(PrivacyError, match='public_view'):
         PublicView(**settings)
@@ -135,3 +147,114 @@ def test_a_face_is_where_the_data_set_has_its_head(synthetic):
     PublicView('person').check_joints(coco)
     with pytest.raises(PrivacyError, match='right_elbow|r_|l_'):
         views(mpii(synthetic), mode='face', head_keypoints=(10, 11))
+
+
+BLURS = [mode for mode in MODES if mode not in REGION_MODES]
+
+
+def noise(height=200, width=260, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
+
+
+def view_of(image, center, box, mode='blur', **told):
+    """The view of a person in ``image``."""
+    record = dict(bbox_center=np.array([center], float), bbox_scale=np.array([[box, box]], float), img=image, **told)
+    record.update(keypoints=np.zeros((1, 16, 2)), keypoints_visible=np.zeros((1, 16)))
+    return PublicView(mode).transform(record)['img']
+
+
+def test_the_default_holds_one_byte_per_two_sigmas():
+    """The view is a function of so many 8-bit samples: 16 x 16 for a box of 256 pixels, as the statement says."""
+    assert 'one 8-bit sample per 16 pixels' in PublicView().description and 'sigma 8' in PublicView().description
+    axis = ViewAxis.sampled_blur(256, 0, 256, 8.0)
+    assert axis.keep.shape == (16, 256) and SPACING >= 1
+    assert np.allclose(axis.keep.sum(1), 1) and np.allclose(axis.show.sum(1), 1)
+    view = view_of(noise(256, 256), (128, 128), 256).astype(float)
+    inverse = np.linalg.pinv(axis.show)
+    samples = np.einsum('rh,hwc,sw->rsc', inverse, view, inverse).round()
+    shown = np.einsum('hr,rsc,ws->hwc', axis.show, samples, axis.show)
+    assert np.abs(shown.round().clip(0, 255) - view).max() <= 1
+
+
+def test_its_blur_is_no_box_filter():
+    """Beyond the samples' own band next to nothing is left, also at the frequency where a box filter lets a tenth through."""
+    keep = ViewAxis.sampled_blur(256, 0, 256, 8.0).keep[8]
+    left = np.abs(np.fft.rfft(keep))
+    assert left[16:].max() < 0.05 and left[24:].max() < 1e-3
+
+
+@pytest.mark.parametrize('mode', BLURS)
+def test_a_view_never_needs_more_than_the_picture(mode):
+    for center, box in (((0, 0), 8), ((-50, 5), 30), ((30, 20), 3000), ((59, 39), 1.5), ((55, 35), 40), ((2, 2), 2)):
+        flat = view_of(np.full((40, 60, 3), 7, np.uint8), center, box, mode)
+        assert set(np.unique(flat)) <= {7, GREY}, (center, box)
+    assert view_of(noise(1, 1), (0.5, 0.5), 4, mode).shape == (1, 1, 3)
+
+
+@pytest.mark.parametrize('mode', BLURS)
+def test_two_people_of_one_picture_share_one_view(mode):
+    """Where the windows of two boxes overlap, a few samples inside their edges, both show the same."""
+    image = noise()
+    one = view_of(image, (90.3, 100.1), 60.7, mode, view_box=64.0)
+    other = view_of(image, (140.9, 80.7), 44.2, mode, view_box=64.0)
+    assert np.array_equal(one[80:112, 110:140], other[80:112, 110:140])
+    assert not np.array_equal(one, other)  # each shows its own window alone
+    smaller = view_of(image, (140.9, 80.7), 44.2, mode)
+    assert not np.array_equal(one[80:112, 110:140], smaller[80:112, 110:140])
+
+
+@pytest.mark.parametrize('unit', ['instance', 'image', 'subject'])
+def test_a_picture_that_is_one_record_has_one_view(people, unit, tmp_path):
+    """A small neighbour's view shows a large person no more sharply than that person's own."""
+    settings = dict(people, pipeline=PIPELINE)
+    names = {name: 'somebody' for name in _images(settings)}
+    (tmp_path / 'subjects.json').write_text(json.dumps(names))
+    told = dict(privacy_unit=unit, subjects=str(tmp_path / 'subjects.json') if unit == 'subject' else None)
+    dataset = PublicPrivateDataset(settings, public_view=dict(type='PublicView'), **told)
+    results = [dataset[i][0]['results'] for i in dataset.public_rows]
+    for path in {r['img_path'] for r in results}:
+        together = [r for r in results if r['img_path'] == path]
+        largest = max(float(max(r['bbox_scale'][0])) for r in together)
+        for r in together:
+            assert r.get('view_box', None) == (None if unit == 'instance' else largest)
+    assert ('one view per image' in dataset.view_description) == (unit != 'instance')
+
+
+def _images(cfg):
+    return {path.rpartition('/')[2] for path in PublicPrivateDataset(cfg).images}
+
+
+def test_pictures_of_floats_are_rounded_first():
+    """Without quantisation a blur can be undone; LoadImage(to_float32=True) gives floats."""
+    image = noise()
+    plain = view_of(image, (120, 100), 100)
+    for kind in (np.float32, np.float64, np.float16):
+        seen = view_of(image.astype(kind), (120, 100), 100)
+        assert seen.dtype == kind and np.array_equal(seen, plain)
+    finer = np.clip(image + 0.3, 0, 255)
+    for mode in MODES:
+        assert (view_of(finer, (120, 100), 100, mode) % 1 == 0).all()
+
+
+@pytest.mark.parametrize('mode', MODES)
+@pytest.mark.parametrize(
+    'image', [noise().astype(np.uint16), noise().astype(int), noise() * 2.0, noise() - 100.0, noise() * float('nan')]
+)
+def test_other_pictures_are_refused(image, mode):
+    with pytest.raises(PrivacyError, match='8 bits.*Convert the pictures'):
+        view_of(image, (120, 100), 100, mode)
+
+
+def test_a_kernel_size_belongs_to_the_full_resolution():
+    with pytest.raises(PrivacyError, match="kernel_size=25 has no meaning.*mode='blur_full_resolution'"):
+        PublicView('blur', kernel_size=25)
+    assert 'full resolution, kernel 25, sigma 10' in PublicView('blur_full_resolution').description
+
+
+@pytest.mark.parametrize(('size', 'start', 'stop', 'kernel', 'sigma'), [(60, 0, 60, 25, 10.0), (90, 31, 70, 7, 2.8)])
+def test_the_full_resolution_blur_is_cv2s(size, start, stop, kernel, sigma):
+    """The matrix that inverts it is the blur that is published."""
+    image = noise(size, 1)
+    axis = ViewAxis.full_blur(size, start, stop, kernel, sigma)
+    ours = axis.keep @ image[axis.read, 0].astype(float)
+    assert np.abs(ours - cv2.GaussianBlur(image, (1, kernel), sigma, sigmaY=sigma)[start:stop, 0]).max() <= 1

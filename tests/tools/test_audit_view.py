@@ -1,0 +1,169 @@
+"""The view audit: what it finds, what it writes, and that a statement takes it over."""
+
+import json
+import sys
+
+import cv2
+import numpy as np
+import pytest
+import skimage.data
+from helpers import REPO
+from mmengine.config import Config
+from runs import config
+
+from mmpose_dp.datasets import PublicView
+from mmpose_dp.datasets.view_inversion import BANDS, figures, invert_by_tv, train_network
+from mmpose_dp.privacy import recoverable_from_view
+from mmpose_dp.privacy.view_audit import NOT_EXAMINED, update_statement
+
+sys.path.insert(0, str(REPO / 'tools'))
+import audit_view  # noqa: E402
+
+SIZE = 96
+
+
+@pytest.fixture(scope='module')
+def face():
+    """A portrait that everybody has, (96, 96, 3)."""
+    return cv2.resize(skimage.data.astronaut()[:300, 80:380], (SIZE, SIZE), interpolation=cv2.INTER_AREA)
+
+
+def gain(picture, **view):
+    """(PSNR of the view, dB that an inversion adds)."""
+    center, box = np.array([SIZE / 2, SIZE / 2]), float(SIZE)
+    person = audit_view.Person(picture, center, box, box, nobody())
+    seen = person.seen(PublicView(**view))
+    found = invert_by_tv(seen, PublicView(**view), center, box, iterations=200)
+    before, after = (figures([picture], [x])['psnr'] for x in (seen, found))
+    return before, after - before
+
+
+def nobody():
+    return dict(keypoints=np.zeros((1, 16, 2)), keypoints_visible=np.zeros((1, 16)))
+
+
+def test_the_default_view_gives_little_back_and_the_full_resolution_blur_much(face):
+    assert gain(face)[1] < 2.5
+    assert gain(face, mode='pixelate')[1] < 2.5
+    assert gain(face, mode='blur_full_resolution')[1] > 5  # or the inversion is no attack
+
+
+def test_the_inversion_explains_the_view(face):
+    """What is recovered has the view that was published, up to rounding; so it is the view that it was made from."""
+    for mode in ('blur', 'pixelate', 'blur_full_resolution'):
+        view, center = PublicView(mode), np.array([60.0, 40.0])
+        person = audit_view.Person(face, center, 50.0, 70.0, nobody())
+        seen = person.seen(view)
+        found = invert_by_tv(seen, view, center, 50.0, 70.0, iterations=200)
+        again = audit_view.Person(found, center, 50.0, 70.0, nobody()).seen(view)
+        assert np.abs(again.astype(int) - seen).mean() < 1.5, mode
+        assert not np.array_equal(found, seen)
+
+
+def test_a_network_learns_what_a_view_took(face):
+    """Pictures of one kind, stripes of one width: seconds suffice to see them in their views."""
+    views = np.stack([np.roll(face, k, 1) for k in range(8)])
+    originals = (255 - views).astype(np.uint8)
+    network = train_network(originals, views, seconds=3.0, batch_size=4)
+    before, after = figures(originals, views)['psnr'], figures(originals, network.restore(views))['psnr']
+    assert after > before + 3
+
+
+def test_shares_of_detail():
+    """Each band counts its own frequencies: a picture with one of them lost has lost that band alone."""
+    wave = [np.cos(np.pi * cycles * 2 * (np.arange(128) + 0.5) / 128) for cycles in (2, 6, 12, 32)]
+    picture = np.repeat(128 + 25 * sum(wave)[None, :, None] * np.ones((128, 1, 3)), 1, 0).astype(np.uint8)
+    without = (picture - 25 * wave[2][None, :, None]).astype(np.uint8)
+    shares = list(figures([picture], [without]).values())[2:]
+    assert len(shares) == len(BANDS)
+    assert shares[2] < 0.05 and min(shares[0], shares[1], shares[3]) > 0.9
+
+
+@pytest.fixture(scope='module')
+def audited(synthetic, synthetic_public, tmp_path_factory):
+    """The work dir of an audit of the hybrid's synthetic config, with a network trained for a second."""
+    work_dir = tmp_path_factory.mktemp('audit')
+    path = work_dir / 'config.py'
+    config(synthetic, work_dir).dump(path)
+    statement = dict(public_views=[described(path)], private=True, guarantee='', method='', released='', protected='')
+    (work_dir / 'privacy_statement.json').write_text(
+        json.dumps(dict(statement, adjacency='', not_protected=[], not_covered=[], recoverable_from_view=NOT_EXAMINED))
+    )
+    audit(path, '--public-images', str(synthetic_public), '--minutes', '0.02')
+    return work_dir
+
+
+def described(path):
+    from mmpose.registry import DATASETS
+
+    return DATASETS.build(Config.fromfile(path).train_dataloader.dataset).view_description
+
+
+def audit(path, *options):
+    sys.argv = ['audit_view.py', str(path), '--images', '2', '--size', '48', *options]
+    audit_view.main()
+
+
+def test_what_an_audit_writes(audited):
+    found = json.loads((audited / 'view_audit.json').read_text())
+    assert found['sample'] == 'validation people' and found['pictures'] == 2
+    assert len(found['recovered']) == 2 and all(isinstance(x, dict) for x in found['recovered'].values())
+    page = (audited / 'view_audit.html').read_text()
+    assert page.count('data:image/png;base64,') == 2 * 4
+    assert 'validation people. It must not be given away' in page and 'src="http' not in page
+
+
+def test_a_statement_takes_the_figures_over(audited):
+    words = json.loads((audited / 'view_audit.json').read_text())['in_words']
+    assert json.loads((audited / 'privacy_statement.json').read_text())['recoverable_from_view'] == words
+    assert words in (audited / 'privacy_statement.md').read_text()
+
+
+def test_figures_of_another_view_are_not_used(audited, tmp_path):
+    view = json.loads((audited / 'view_audit.json').read_text())['view']
+    assert recoverable_from_view(audited, view) != NOT_EXAMINED
+    assert recoverable_from_view(audited, f'{view}, boxes padded by 2') == NOT_EXAMINED
+    assert recoverable_from_view(tmp_path, view) == NOT_EXAMINED and not update_statement(tmp_path)
+    (tmp_path / 'view_audit.json').write_text('[1')
+    assert recoverable_from_view(tmp_path, view) == NOT_EXAMINED
+
+
+@pytest.fixture
+def with_view(synthetic, tmp_path):
+    """Audits the synthetic config with another view and no validation people; gives view_audit.json."""
+
+    def audited(**settings):
+        cfg = config(synthetic, tmp_path)
+        cfg.train_dataloader.dataset.public_view = dict(type='PublicView', **settings)
+        cfg.val_dataloader = cfg.val_evaluator = cfg.val_cfg = None
+        cfg.dump(tmp_path / 'config.py')
+        audit(tmp_path / 'config.py')
+        return json.loads((tmp_path / 'view_audit.json').read_text())
+
+    return audited
+
+
+def test_without_public_people_and_without_validation(with_view):
+    found = with_view(mode='pixelate')
+    assert 'computed from them without noise' in found['sample'] and found['sample'] in found['in_words']
+    assert 'not run' in found['recovered']['a network']
+
+
+def test_a_region_is_not_recovered(with_view):
+    found = with_view(mode='person')
+    assert found['recovered'] == {} and 'nothing of the region' in found['in_words']
+
+
+def test_a_config_without_a_view(synthetic, tmp_path):
+    path = tmp_path / 'config.py'
+    config(synthetic, tmp_path, 'dpsgd').dump(path)
+    with pytest.raises(audit_view.PrivacyError, match='publishes no view'):
+        audit(path)
+
+
+def test_a_comparison_of_the_views(synthetic_public, capsys):
+    audit_view.print_comparison(
+        type('Args', (), dict(public_images=str(synthetic_public), images=2, size=32, minutes=0.005))
+    )
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2 + len(audit_view.TABLE) and all(line.count('|') == 7 for line in lines)
