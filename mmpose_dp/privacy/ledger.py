@@ -303,7 +303,7 @@ def _same(run: dict[str, Any], facts: dict[str, Any], name: str) -> bool:
     Subjects agree if the name does and, where the ledger and ``subjects_digest`` tell, who is which subject.
     """
     old, new = run.get(name), facts.get(name)
-    if name != 'subjects' or None in (old, new):
+    if name != 'subjects' or old is None or new is None:
         return old == new
     (old, old_start), (new, new_start) = _name_and_digest(old), _name_and_digest(new)
     digest, seal = facts.get('subjects_digest'), run.get('subjects_seal')

@@ -191,12 +191,17 @@ def first_difference(
         rows: the record's rows in the batch.
         limit: the relative difference that counts.
     """
-    with _watched(model, None) as seen_alone:
+    with _watched(model, lambda output, call: output.clone()) as seen_alone:
         alone()
-    with _watched(model, (rows, len(rows), seen_alone)) as seen_among:
+
+    def of_record(output: Tensor, call: int) -> Tensor | None:
+        want = seen_alone[call][1] if call < len(seen_alone) else None
+        return None if want is None else _rows_like(output, rows, want)
+
+    with _watched(model, of_record) as seen_among:
         among()
     for (name, want), (_, got) in zip(seen_alone, seen_among):
-        if want is None or got is None or want.shape != got.shape:
+        if want is None or got is None:
             continue
         scale = float(want.double().norm())
         if not float((got.double() - want.double()).norm()) <= limit * scale + 1e-30:
@@ -204,19 +209,18 @@ def first_difference(
     return None
 
 
+Seen = list[tuple[str, Tensor | None]]
+
+
 @contextmanager
-def _watched(model: nn.Module, like: Any) -> Iterator[list[tuple[str, Tensor | None]]]:
-    """The outputs of the modules without children, in the order of their calls; with ``like``, those of the record's rows."""
-    seen: list[tuple[str, Tensor | None]] = []
+def _watched(model: nn.Module, kept: Callable[[Tensor, int], Tensor | None]) -> Iterator[Seen]:
+    """What is ``kept`` of the outputs of the modules without children, in the order of their calls."""
+    seen: Seen = []
 
     def hook(name: str) -> Callable[..., None]:
         def watch(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            if not isinstance(output, Tensor) or not output.dim():
-                seen.append((name, None))
-            elif like is None:
-                seen.append((name, output.detach().clone()))
-            else:
-                seen.append((name, _rows_like(output.detach(), *like, len(seen))))
+            usable = isinstance(output, Tensor) and output.dim() > 0
+            seen.append((name, kept(output.detach(), len(seen)) if usable else None))
 
         return watch
 
@@ -229,14 +233,11 @@ def _watched(model: nn.Module, like: Any) -> Iterator[list[tuple[str, Tensor | N
             handle.remove()
 
 
-def _rows_like(
-    output: Tensor, rows: Sequence[int], count: int, alone: list[tuple[str, Tensor | None]], call: int
-) -> Tensor | None:
+def _rows_like(output: Tensor, rows: Sequence[int], want: Tensor) -> Tensor | None:
     """The rows of a batch's output that belong to the record, by the shape that the same call had alone."""
-    want = alone[call][1] if call < len(alone) else None
-    if want is None or want.shape[1:] != output.shape[1:] or len(want) % count:
+    if want.shape[1:] != output.shape[1:] or len(want) % len(rows):
         return None
-    merged = len(want) // count
+    merged = len(want) // len(rows)
     if any((row + 1) * merged > len(output) for row in rows):
         return None
     return torch.cat([output[row * merged : (row + 1) * merged] for row in rows]).clone()

@@ -31,7 +31,7 @@ def as_number(value: Any, name: str, what: str = 'a number') -> float:
 
 def as_whole(value: Any, name: str, least: int = 1) -> int:
     """An int from any whole number, also numpy's. Raises PrivacyError that says what ``name`` must be."""
-    if isinstance(value, Integral) and not isinstance(value, bool) and value >= least:
+    if isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= least:
         return int(value)
     raise PrivacyError(f'{name}={value!r} must be a whole number, {least} or above')
 

@@ -60,10 +60,9 @@ def build_statement(plan: PrivacyPlan, ledger: Ledger, *, pretraining: str) -> d
     hardened = plan.secure_mode and ledger.is_hardened
     exposed = plan.expose_private_metrics or ledger.exposes_private_metrics
     views, public_data = (_of_all(plan, ledger, name) for name in ('public_view', 'public_data'))
-    kind = 'feature DP' if plan.is_feature_dp else 'DP'
     return {
         'private': plan.is_private and secret and math.isfinite(spent),
-        'guarantee': f'({rounded_up(spent)}, {as_given(delta)})-{kind}',
+        'guarantee': f'({rounded_up(spent)}, {as_given(delta)})-{"feature DP" if plan.is_feature_dp else "DP"}',
         'method': ' and '.join(METHODS[method] for method in _of_all(plan, ledger, 'method')),
         'adjacency': plan.adjacency,
         'protected': _protected(plan),
