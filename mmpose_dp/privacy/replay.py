@@ -7,7 +7,7 @@ judge by anything but the two gradients of the record.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -131,17 +131,34 @@ def _write_rows(numbers: Tensor, alone: Tensor, rows: Sequence[int], total: int)
     return True
 
 
+class Halved(NamedTuple):
+    """A tensor as float16 in units of its largest entry: half of the memory, off by 2^-12 of each entry that counts."""
+
+    largest: Tensor
+    values: Tensor
+
+    @classmethod
+    def of(cls, x: Tensor) -> 'Halved':
+        """The tensor, halved."""
+        largest = x.abs().amax().clamp_min(torch.finfo(x.dtype).tiny)
+        return cls(largest, (x / largest).half())
+
+    def float(self) -> Tensor:
+        """The tensor in float32; not finite if an entry was not."""
+        return self.values.float() * self.largest.float()
+
+
 class ReplayCheck:
     """Collects how far one record's gradient among others is from the one that it has alone. See Collector.
 
     Args:
-        alone: the gradient of the record's loss alone, one tensor per parameter or None for zero.
+        alone: the gradient of the record's loss alone, one per parameter or None for zero.
         rows: the record's rows in the batch.
         max_grad_norm: C, in units of the losses as they are scaled.
     """
 
-    def __init__(self, alone: Sequence[Tensor | None], rows: Sequence[int], max_grad_norm: float) -> None:
-        self._alone: dict[int, Tensor] = {i: x for i, x in enumerate(alone) if x is not None}
+    def __init__(self, alone: Sequence[Halved | None], rows: Sequence[int], max_grad_norm: float) -> None:
+        self._alone = {i: x for i, x in enumerate(alone) if x is not None}
         self._rows, self._floor = rows, _SHORT * max_grad_norm
         self._among = self._lone = self._apart = 0.0  # squares
         self._gaps: dict[int, float] = {}
@@ -151,8 +168,9 @@ class ReplayCheck:
         for index, grads in zip(block.indices, block.per_row(self._rows)):
             self._compare(index, grads.sum(0), self._alone.pop(index, None))
 
-    def _compare(self, index: int, among: Tensor, alone: Tensor | None) -> None:
-        gap = among if alone is None else among - alone.float()
+    def _compare(self, index: int, among: Tensor, halved: Halved | None) -> None:
+        alone = None if halved is None else halved.float()
+        gap = among if alone is None else among - alone
         self._among += _square(among)
         self._lone += 0.0 if alone is None else _square(alone)
         self._gaps[index] = _square(gap)
@@ -161,8 +179,9 @@ class ReplayCheck:
     def gap(self) -> float:
         """The distance of the two gradients, relative to the longer one; 0 where neither is finite, infinity where one is not."""
         for alone in self._alone.values():  # no block had these: the gradient among others is zero
-            self._lone += _square(alone)
-            self._apart += _square(alone)
+            square = _square(alone.float())
+            self._lone += square
+            self._apart += square
         self._alone = {}
         finite = [torch.isfinite(torch.tensor(x)).item() for x in (self._among, self._lone)]
         if not all(finite):

@@ -37,6 +37,7 @@ from mmpose_dp.privacy import (
     empty_sum,
     gradient_of,
 )
+from mmpose_dp.privacy.replay import Halved
 
 from .replaying import Replay, gradient_alone
 from .settings import (
@@ -216,7 +217,7 @@ class DPOptimWrapper(SteppingOptimWrapper):
         self._backward(losses, rows, gradients)
         return gradients.per_row(torch.arange(len(losses)))
 
-    def _gradient_alone(self, part: dict) -> list[Tensor | None]:
+    def _gradient_alone(self, part: dict) -> list[Halved | None]:
         """The gradient of one record's scaled loss by plain autograd, without capture."""
         assert self._model is not None
 

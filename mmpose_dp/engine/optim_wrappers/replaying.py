@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from mmpose_dp.privacy import Engine, PrivacyError, RandomSource, Rows
-from mmpose_dp.privacy.replay import RandomTape, ReplayCheck, first_difference, tolerance
+from mmpose_dp.privacy.replay import Halved, RandomTape, ReplayCheck, first_difference, tolerance
 
 _BATCH = 'a batch must be the dict of lists, inputs and data_samples, that collate_rows makes'
 
@@ -39,13 +39,13 @@ class Replay:
         self.chosen: int | None = None
         self.fault = ''
         self._done = self._running = self._began = False
-        self._alone: list[Tensor | None] | None = None
+        self._alone: list[Halved | None] | None = None
         self._rows: Sequence[int] = ()
         self._tape = RandomTape()
         self._batches: tuple[dict, dict] | None = None  # the record's, and the one that it is in
 
     @contextmanager
-    def armed(self, model: nn.Module, run_alone: Callable[[dict], list[Tensor | None]]) -> Iterator[None]:
+    def armed(self, model: nn.Module, run_alone: Callable[[dict], list[Halved | None]]) -> Iterator[None]:
         """Inside, a batch that comes to the model's data preprocessor is looked through for the chosen record.
 
         Args:
@@ -66,7 +66,7 @@ class Replay:
         finally:
             handle.remove()
 
-    def _look(self, batch: Any, run_alone: Callable[[dict], list[Tensor | None]], stack: ExitStack) -> None:
+    def _look(self, batch: Any, run_alone: Callable[[dict], list[Halved | None]], stack: ExitStack) -> None:
         if self._done or self.fault:
             return
         if not isinstance(batch, dict) or {type(batch.get(key)) for key in ('inputs', 'data_samples')} != {list}:
@@ -163,8 +163,8 @@ class Replay:
             self._running = False
 
 
-def gradient_alone(model: nn.Module, engine: Engine, part: dict, loss_of: Callable[[], Tensor]) -> list[Tensor | None]:
-    """The gradient of one record's loss by plain autograd: one tensor per parameter of the engine, or None for zero.
+def gradient_alone(model: nn.Module, engine: Engine, part: dict, loss_of: Callable[[], Tensor]) -> list[Halved | None]:
+    """The gradient of one record's loss by plain autograd: one per parameter of the engine, or None for zero.
 
     Args:
         model: the pose estimator.
@@ -177,4 +177,4 @@ def gradient_alone(model: nn.Module, engine: Engine, part: dict, loss_of: Callab
         loss = loss_of()
         found = torch.autograd.grad(loss, engine.params, allow_unused=True)
     torch.clear_autocast_cache()  # the casts made here must not serve the batch, whose graph is another one
-    return list(found)
+    return [Halved.of(x) if x is not None and x.numel() else None for x in found]
