@@ -147,7 +147,7 @@ def flat(tensors) -> torch.Tensor:
 
 
 def clip(rows: torch.Tensor, max_grad_norm: float) -> torch.Tensor:
-    """The clipping of the definition, with room for rounding; float64: torch's float32 norm of 28 million numbers is off by 1e-3."""
+    """The clipping of the definition, with room for rounding; float64, as torch's norm of 28 million float32 is off by 1e-3."""
     return (rows * (clipping_norm(max_grad_norm) / norms(rows)).clamp_max(1)[:, None]).float()
 
 
