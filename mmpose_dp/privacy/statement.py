@@ -87,9 +87,7 @@ def build_statement(plan: PrivacyPlan, ledger: Ledger, *, pretraining: str) -> d
         'steps': ledger.run_steps,
         'steps_of_earlier_trainings': ledger.steps - ledger.run_steps,
         'epochs': round(float(sum(steps * rate for (_, steps), rate in zip(ledger.run_history, rates))), 2),
-        'max_grad_norm': _course(plan.max_grad_norm, plan.max_grad_norm_at(plan.steps))
-        if not plan.adaptive_norm
-        else f'{as_given(plan.max_grad_norm)} at first, then by votes of the records, which are noised and counted with the rest',
+        'max_grad_norm': _max_grad_norm(plan),
         'noise_multiplier': _course(taken[0][0].noise_multiplier, taken[-1][0].noise_multiplier),
         'rounding': rounding_in_words(plan.arithmetic),
         'public_data': ', '.join([*views, *public_data]) or 'none',
@@ -165,6 +163,13 @@ def _groups(plan: PrivacyPlan, ledger: Ledger, spent: float) -> dict[str, Any]:
             for budget, value in zip(plan.budgets, plan.epsilons_of(ledger.prior, ledger.run_history))
         }
     return found
+
+
+def _max_grad_norm(plan: PrivacyPlan) -> float | str:
+    if plan.adaptive_norm:
+        first = as_given(plan.max_grad_norm)
+        return f'{first} at first, then by votes of the records, which are noised and counted with the rest'
+    return _course(plan.max_grad_norm, plan.max_grad_norm_at(plan.steps))
 
 
 def _course(first: float, last: float) -> float | str:
