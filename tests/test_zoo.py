@@ -9,6 +9,7 @@ from torch.optim import SGD
 from zoo import FOLDER, records, small
 
 from mmpose_dp.engine import DPOptimWrapper
+from mmpose_dp.engine.dry_run import blank_batch, try_batch
 
 MPII = sorted(str(path.relative_to(FOLDER)) for path in FOLDER.rglob('body_2d_keypoint/*/mpii/*.py'))
 HEATMAP, RTMPOSE = 'body_2d_keypoint/topdown_heatmap/coco/td-hm_', 'body_2d_keypoint/rtmpose/coco/rtmpose-'
@@ -100,6 +101,7 @@ def test_the_clipped_sum_is_the_reference(name, synthetic):
     rows = reference_rows(calm(build(cfg, private=False)), data)
     C = float(norms(rows).mean())
     model = calm(build(cfg, private=True))
+    try_batch(model, blank_batch({key: values[0] for key, values in data.items()}), 'data')  # as before training
     params = {n: p for n, p in model.named_parameters() if p.requires_grad}
     buffers = {n: b.clone() for n, b in model.named_buffers()}
     got = {}
