@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .errors import PrivacyError
 from .row_gradients import as_vectors
+from .schedule import as_number, as_whole
 
 ORDERS = ('project-then-clip', 'noise-then-project')
 
@@ -46,8 +47,11 @@ class Projector:
     ) -> None:
         if order not in ORDERS:
             raise PrivacyError(f'projector.order={order!r} is unknown; write one of {ORDERS}')
-        if rank < 1 or refresh_interval < 1:
-            raise PrivacyError('projector.rank and projector.refresh_interval must be at least 1')
+        rank, refresh_interval = (
+            as_whole(rank, 'projector.rank'),
+            as_whole(refresh_interval, 'projector.refresh_interval'),
+        )
+        outside = as_number(outside, 'projector.outside', 'a number, 0 or above')
         if dtype not in ('float32', 'bfloat16'):
             raise PrivacyError(f"projector.dtype={dtype!r} is unknown; write 'float32' or 'bfloat16'")
         if not outside >= 0 or (outside and order != 'project-then-clip'):

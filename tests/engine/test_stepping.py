@@ -59,6 +59,33 @@ def test_a_resume_keeps_both(synthetic, tmp_path):
     assert {int(s['step']) for s in kept['public_optimizer']['state'].values()} == {2 * PUBLIC_STEPS}
 
 
+@pytest.mark.parametrize(
+    ('now', 'first', 'wanted'),
+    [
+        ((0.1, 0.1), (0.1, 0.1), (1.0, 1.0)),
+        ((0.0, 0.05), (0.0, 0.1), (0.5, 0.5)),  # the first group has lr_mult=0
+        ((0.05, 0.0), (0.1, 0.0), (0.5, 0.5)),
+        ((0.05, 0.02), (0.1, 0.2), (0.5, 0.1)),  # a schedule down to one least rate for all
+        ((0.0, 0.0), (0.1, 0.1), (0.0, 0.0)),  # the begin of a warm-up
+        ((0.0, 0.0), (0.0, 0.0), (1.0, 1.0)),
+        ((0.0, 0.1), (None, None), (1.0, 1.0)),  # no schedule
+    ],
+)
+def test_public_rates_follow_their_own_group(now, first, wanted):
+    params = [torch.nn.Parameter(torch.ones(2)) for _ in range(3)]
+    groups = [dict(params=[p], lr=lr) for p, lr in zip(params, now)]
+    for group, lr in zip(groups, first):
+        group.update({} if lr is None else dict(initial_lr=lr))
+    wrapper = DPOptimWrapper(torch.optim.SGD(groups, lr=1.0), max_grad_norm=1.0)
+    # one parameter more, which private steps do not train
+    wrapper.public_optimizer = torch.optim.SGD([dict(params=[p]) for p in params], lr=0.01)
+    for _ in range(2):
+        wrapper.public_step()
+        rates = [group['lr'] for group in wrapper.public_optimizer.param_groups]
+        common = wanted[0] if first[0] or (first[0] is None and now[0]) else wanted[1]
+        assert rates == pytest.approx([0.01 * wanted[0], 0.01 * wanted[1], 0.01 * common])
+
+
 def test_an_interrupted_batch_is_forgotten(synthetic, tmp_path, monkeypatch):
     """Going on in the same process, as in a notebook: a record drawn again would be in one sum twice."""
     runner = Runner.from_cfg(unvalidated(synthetic, tmp_path, train_dataloader__batch_size=1))

@@ -112,3 +112,13 @@ def test_bad_settings(settings, message):
 def test_no_basis_is_an_error():
     with pytest.raises(PrivacyError, match='PublicDataHook'):
         Projector().rank  # noqa: B018
+
+
+@pytest.mark.parametrize('value', ['6', 2.5, True, None, 0, [6]], ids=str)
+def test_settings_of_other_types_are_named(value):
+    for name in ('rank', 'refresh_interval'):
+        with pytest.raises(PrivacyError, match=f'projector.{name}=.*whole number'):
+            Projector(**{name: value})
+    if value not in (2.5, 0):
+        with pytest.raises(PrivacyError, match='projector.outside=.*number'):
+            Projector(outside=value)
