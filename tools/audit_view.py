@@ -6,8 +6,8 @@ python tools/audit_view.py --table [--images 24] --public-images FOLDER
 Reconstructs pictures from their views as somebody would who knows all but the picture: by total variation, with the kernel
 known, and by a small network that refines this, trained for minutes on public people (the config's `public` data set, or a folder
 of pictures of one person each). Prints PSNR, SSIM and the share of detail recovered by frequency, and writes view_audit.json
-(figures) and view_audit.html (SHOWS THE PICTURES: never give it away) into the work dir; a privacy statement there takes the figures
-over. --table compares the views that there are on a folder of public pictures instead, every second one to train on.
+(figures) and view_audit.html (SHOWS THE PICTURES: never give it away) into the work dir; a privacy statement there takes the
+figures over. --table compares the views that there are on a folder of public pictures instead, every second one to train on.
 """
 
 import argparse

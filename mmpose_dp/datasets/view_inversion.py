@@ -123,7 +123,8 @@ class ViewNetwork(nn.Module):
 
 
 def train_network(originals: np.ndarray, given: np.ndarray, seconds: float, batch_size: int = 16) -> ViewNetwork:
-    """A ViewNetwork trained for so long on (N, H, W, 3) uint8 public pictures, from their views and reconstructions (N, H, W, 6)."""
+    """A ViewNetwork trained for so long on (N, H, W, 3) uint8 public pictures,
+    given their views and reconstructions (N, H, W, 6)."""
     network = ViewNetwork()
     optimizer = torch.optim.AdamW(network.parameters(), lr=2e-3, weight_decay=0.0)
     begun, spent = time.monotonic(), 0.0
