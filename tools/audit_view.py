@@ -3,11 +3,11 @@
 python tools/audit_view.py CONFIG [--work-dir W] [--images 24] [--public-images FOLDER]
 python tools/audit_view.py --table [--images 24] --public-images FOLDER
 
-Reconstructs pictures from their views as somebody would who knows all but the picture: by total variation, with the kernel known,
-and by a small network trained for minutes on public people (the config's `public` data set, or a folder of pictures of one person
-each). Prints PSNR, SSIM and the share of detail recovered by frequency, and writes view_audit.json (figures) and view_audit.html
-(SHOWS THE PICTURES: never give it away) into the work dir; a privacy statement there takes the figures over. --table compares the
-views that there are on a folder of public pictures instead, every second one to train on.
+Reconstructs pictures from their views as somebody would who knows all but the picture: by total variation, with the kernel
+known, and by a small network that refines this, trained for minutes on public people (the config's `public` data set, or a folder
+of pictures of one person each). Prints PSNR, SSIM and the share of detail recovered by frequency, and writes view_audit.json
+(figures) and view_audit.html (SHOWS THE PICTURES: never give it away) into the work dir; a privacy statement there takes the
+figures over. --table compares the views that there are on a folder of public pictures instead, every second one to train on.
 """
 
 import argparse
@@ -37,6 +37,7 @@ from mmpose_dp.privacy import PrivacyError
 from mmpose_dp.privacy.view_audit import AUDIT_NAME, in_words, update_statement
 
 TV, NETWORK = 'total variation', 'a network'
+PUBLIC_PEOPLE, QUICK = 1000, 20  # that the network learns from; iterations for what it starts from
 TABLE = {
     'blur (default)': {},
     'blur_full_resolution (the paper: 25, sigma 10)': dict(mode='blur_full_resolution'),
@@ -91,7 +92,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--images', type=int, default=24, help='people to reconstruct (default 24)')
     parser.add_argument('--public-images', help='folder of public pictures of one person each, to train the network on')
     parser.add_argument('--minutes', type=float, default=4.0, help='that the network trains for (default 4)')
-    parser.add_argument('--size', type=int, default=128, help='pixels that a box is reduced to (default 128)')
+    parser.add_argument('--size', type=int, default=128, help='pixels of a reduced box, a multiple of 8 (default 128)')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, default={}, metavar='KEY=VALUE')
     return parser.parse_args()
 
@@ -165,12 +166,20 @@ def examine(
         name = f'{NETWORK} trained on {len(public)} public people' if public else NETWORK
         recovered[name] = 'not run, since no public people were given (--public-images)'
         if public:
-            shown = np.stack([p.cut(p.seen(view), size) for p in public])
-            network = train_network(np.stack([p.cut(p.image, size) for p in public]), shown, 60 * minutes)
-            pictures[name] = list(network.restore(np.stack(pictures['public view'])))
+            originals = np.stack([p.cut(p.image, size) for p in public])
+            given = np.stack([_known_of(p, p.seen(view), view, size) for p in public])
+            network = train_network(originals, given, 60 * minutes)
+            shown = np.stack([_known_of(p, seen, view, size) for p, seen in zip(people, views)])
+            pictures[name] = list(network.restore(shown))
             recovered[name] = figures(pictures['original'], pictures[name])
     shown_figures = figures(pictures['original'], pictures['public view'])
     return dict(pictures=len(people), shown=shown_figures, recovered=recovered), pictures
+
+
+def _known_of(person: Person, seen: np.ndarray, view: PublicView, size: int) -> np.ndarray:
+    """(size, size, 6): what the network is given of a person's view, the view and a quick reconstruction."""
+    quick = invert_by_tv(seen, view, person.center, person.box, person.view_box, iterations=QUICK)
+    return np.concatenate([person.cut(seen, size), person.cut(quick, size)], 2)
 
 
 def print_table(audit: dict[str, Any]) -> None:
@@ -239,15 +248,15 @@ def audit_config(args: argparse.Namespace) -> None:
 
 def _public_people(args: argparse.Namespace, dataset: PublicPrivateDataset) -> list[Person]:
     if args.public_images:
-        return people_in(args.public_images, 3000, args.size)
-    return [] if dataset.public is None else people_of(dataset.public, 3000, args.size)
+        return people_in(args.public_images, PUBLIC_PEOPLE, args.size)
+    return [] if dataset.public is None else people_of(dataset.public, PUBLIC_PEOPLE, args.size)
 
 
 def print_comparison(args: argparse.Namespace) -> None:
     """The views that there are, on public pictures, as a Markdown table."""
     if not args.public_images:
         raise PrivacyError('--table needs --public-images FOLDER')
-    people = people_in(args.public_images, 3000, args.size)
+    people = people_in(args.public_images, 2 * PUBLIC_PEOPLE, args.size)
     tested, trained = people[::2], people[1::2]
     tested = [tested[i] for i in np.unique(np.linspace(0, len(tested) - 1, args.images).astype(int))]
     print('| view | view dB (SSIM) | total variation dB (SSIM) | gain | network dB (SSIM) | gain |')
@@ -264,6 +273,8 @@ def print_comparison(args: argparse.Namespace) -> None:
 def main() -> None:
     """Examines a config, or compares the views."""
     args = parse_args()
+    if args.size < 16 or args.size % 8 or args.images < 1 or not args.minutes > 0:
+        raise PrivacyError('--size must be a multiple of 8 from 16 on, --images and --minutes above 0')
     register_all_modules(init_default_scope=False)
     if args.table:
         print_comparison(args)

@@ -97,44 +97,46 @@ def _divergence(flow: Tensor) -> Tensor:
 
 
 class ViewNetwork(nn.Module):
-    """A small network from view to picture, (N, 3, H, W) in 0..1 with H and W multiples of 4; it starts as the identity."""
+    """A small network that refines a first reconstruction: (N, 6, H, W) in 0..1, view and reconstruction, with H and W multiples
+    of 8, -> (N, 3, H, W). It starts as the reconstruction itself."""
 
-    def __init__(self, width: int = 48, depth: int = 6) -> None:
+    def __init__(self, width: int = 64, depth: int = 4) -> None:
         super().__init__()
-        layers: list[nn.Module] = [nn.PixelUnshuffle(4), nn.Conv2d(48, width, 3, padding=1)]
-        for number in range(depth):
-            dilation = (1, 2, 4)[number % 3]
-            layers += [nn.GELU(), nn.Conv2d(width, width, 3, padding=dilation, dilation=dilation)]
-        last = nn.Conv2d(width, 48, 3, padding=1)
-        nn.init.zeros_(last.weight)
-        nn.init.zeros_(last.bias)  # type: ignore[arg-type]
-        self.layers = nn.Sequential(*layers, nn.GELU(), last, nn.PixelShuffle(4))
+        self.first = nn.Conv2d(6 * 64, width, 3, padding=1)
+        self.blocks = nn.ModuleList(nn.Conv2d(width, width, 3, padding=1) for _ in range(depth))
+        self.last = nn.Conv2d(width, 3 * 64, 3, padding=1)
+        nn.init.zeros_(self.last.weight)
+        nn.init.zeros_(self.last.bias)  # type: ignore[arg-type]
 
-    def forward(self, view: Tensor) -> Tensor:
-        """The picture, of the same shape."""
-        return view + self.layers(view)
+    def forward(self, given: Tensor) -> Tensor:
+        """The refined reconstruction."""
+        hidden = self.first(nn.functional.pixel_unshuffle(4 * (given - 0.5), 8))
+        for block in self.blocks:
+            hidden = hidden + block(nn.functional.gelu(hidden))
+        return given[:, 3:] + nn.functional.pixel_shuffle(self.last(nn.functional.gelu(hidden)), 8) / 4
 
-    def restore(self, views: np.ndarray) -> np.ndarray:
-        """(N, H, W, 3) uint8 views -> pictures of the same form."""
+    def restore(self, given: np.ndarray) -> np.ndarray:
+        """(N, H, W, 6) uint8, views and reconstructions -> (N, H, W, 3) uint8."""
         with torch.no_grad():
-            found = torch.cat([self(_as_input(part)) for part in np.array_split(views, -(-len(views) // 16))])
+            found = torch.cat([self(_as_input(part)) for part in np.array_split(given, -(-len(given) // 16))])
         return (found * 255).clamp(0, 255).round().byte().permute(0, 2, 3, 1).numpy()
 
 
-def train_network(originals: np.ndarray, views: np.ndarray, seconds: float, batch_size: int = 16) -> ViewNetwork:
-    """A ViewNetwork trained for so long on (N, H, W, 3) uint8 public pictures and their views."""
+def train_network(originals: np.ndarray, given: np.ndarray, seconds: float, batch_size: int = 16) -> ViewNetwork:
+    """A ViewNetwork trained for so long on (N, H, W, 3) uint8 public pictures,
+    given their views and reconstructions (N, H, W, 6)."""
     network = ViewNetwork()
     optimizer = torch.optim.AdamW(network.parameters(), lr=2e-3, weight_decay=0.0)
     begun, spent = time.monotonic(), 0.0
     while spent < 1:
         for group in optimizer.param_groups:
             group['lr'] = 2e-3 * (1 + np.cos(np.pi * spent)) / 2
-        drawn = torch.randint(len(views), (batch_size,)).numpy()
-        view, wanted = _as_input(views[drawn]), _as_input(originals[drawn])
+        drawn = torch.randint(len(given), (batch_size,)).numpy()
+        seen, wanted = _as_input(given[drawn]), _as_input(originals[drawn])
         if torch.rand(()) < 0.5:
-            view, wanted = view.flip(3), wanted.flip(3)
+            seen, wanted = seen.flip(3), wanted.flip(3)
         optimizer.zero_grad()
-        nn.functional.mse_loss(network(view), wanted).backward()
+        nn.functional.mse_loss(network(seen), wanted).backward()
         optimizer.step()
         spent = (time.monotonic() - begun) / seconds
     return network.eval()

@@ -206,6 +206,7 @@ def test_public_pictures_beside_the_views(synthetic, synthetic_public, tmp_path)
     told = statement_of(tmp_path)
     assert told['private'] and told['guarantee'].endswith('feature DP')
     assert 'blur' in told['public_data'] and 'MpiiDataset mpii_train.json' in told['public_data']
+    assert told['recoverable_from_view'] == 'not examined: run tools/audit_view.py CONFIG'
     assert len(told['public_views']) == 1 and any('public data set' in line for line in told['not_protected'])
     with pytest.raises(PrivacyError, match="public_data='MpiiDataset"):
         train(short(synthetic, tmp_path, 'hybrid', resume=True, train_cfg__max_epochs=4))

@@ -113,9 +113,13 @@ def test_what_a_resume_changed_is_told():
 
 
 def test_what_a_smaller_neighbour_shows_is_told():
-    told = {unit: statement_of('feature', privacy_unit=unit)[0]['not_protected'] for unit in ('instance', 'image')}
-    assert "privacy_unit='image'" in str(told['instance']) and 'neighbour' in str(told['image'])
+    units = ('instance', 'image', 'subject')
+    told = {unit: str(statement_of('feature', privacy_unit=unit)[0]['not_protected']) for unit in units}
+    assert "privacy_unit='image'" in told['instance'] and 'sized for a smaller neighbour' in told['instance']
+    assert 'neighbours' in told['image'] and 'sized for' not in told['image']
     assert 'neighbour' not in str(statement_of('dpsgd', privacy_unit='image')[0]['not_protected'])
+    assert 'crops of neighbours' in told['subject'] and 'sized for a smaller' not in told['subject']
+    assert [unit for unit in units if 'frames of a video' in told[unit]] == ['subject']
 
 
 def test_no_noise_is_not_private_and_not_bounded():

@@ -145,11 +145,12 @@ class PublicView(BaseTransform):
             size, sigma = self._full_resolution(box / REFERENCE)
             top, left = (max(part.start - size // 2, 0) for part in (rows, columns))
             read = image[top : rows.stop + size // 2, left : columns.stop + size // 2]
-            blurred = cv2.GaussianBlur(read, (size, size), sigma)
+            blurred = cv2.GaussianBlur(read, (size, size), sigma).reshape(read.shape)  # it drops an axis of 1
             return blurred[rows.start - top : rows.stop - top, columns.start - left : columns.stop - left]
         down, across = self.axis(image.shape[0], rows, box), self.axis(image.shape[1], columns, box)
-        samples = np.rint(both_ways(image[down.read, across.read], down.keep, across.keep))
-        return np.rint(both_ways(samples, down.show, across.show)).clip(0, 255).astype(np.uint8)
+        samples = np.rint(both_ways(np.atleast_3d(image)[down.read, across.read], down.keep, across.keep))
+        shown = np.rint(both_ways(samples, down.show, across.show)).clip(0, 255).astype(np.uint8)
+        return shown.reshape(*shown.shape[:2], *image.shape[2:])
 
     def _hide(
         self, window: np.ndarray, center: np.ndarray, box: float, results: dict, offset: tuple[int, int]

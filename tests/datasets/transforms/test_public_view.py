@@ -188,7 +188,8 @@ def test_a_view_never_needs_more_than_the_picture(mode):
     for center, box in (((0, 0), 8), ((-50, 5), 30), ((30, 20), 3000), ((59, 39), 1.5), ((55, 35), 40), ((2, 2), 2)):
         flat = view_of(np.full((40, 60, 3), 7, np.uint8), center, box, mode)
         assert set(np.unique(flat)) <= {7, GREY}, (center, box)
-    assert view_of(noise(1, 1), (0.5, 0.5), 4, mode).shape == (1, 1, 3)
+    for image in (noise(1, 1), noise(30, 30)[..., 0], noise(30, 30)[..., :1]):  # grey pictures too
+        assert view_of(image, (0.5, 0.5), 4, mode).shape == image.shape
 
 
 @pytest.mark.parametrize('mode', BLURS)
