@@ -1,5 +1,6 @@
 """MMPose's configs, made private: the clipped sum is that of plain MMPose looped over single records."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from zoo import FOLDER, records, small
 
 from mmpose_dp.engine import DPOptimWrapper
 from mmpose_dp.engine.dry_run import blank_batch, try_batch
+from mmpose_dp.privacy.replay import ReplayCheck
 
 MPII = sorted(str(path.relative_to(FOLDER)) for path in FOLDER.rglob('body_2d_keypoint/*/mpii/*.py'))
 HEATMAP, RTMPOSE = 'body_2d_keypoint/topdown_heatmap/coco/td-hm_', 'body_2d_keypoint/rtmpose/coco/rtmpose-'
@@ -115,3 +117,39 @@ def test_the_clipped_sum_is_the_reference(name, synthetic):
         gap = float((grad.flatten().double() - part).norm())
         assert gap <= 1e-4 * float(part.norm()) + 1e-6 * float(want.norm()), key
     assert all(torch.equal(b, buffers[n]) for n, b in model.named_buffers())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('dtype', [None, 'bfloat16'])
+@pytest.mark.parametrize('name', MPII + OTHERS, ids=lambda name: Path(name).stem)
+def test_the_replay_stops_no_honest_model(name, dtype, synthetic):
+    """200 steps, dropout and drop paths as they are; REPLAY_STEPS takes fewer."""
+    assert max(gaps(name, dtype, synthetic, int(os.environ.get('REPLAY_STEPS', 200)))) > 0
+
+
+def gaps(name, dtype, data, steps):
+    """How far apart the two gradients of the replayed record were at each step."""
+    cfg = small(name, next((height for key, height in HEIGHT.items() if key in name), 64 if '256x256' in name else 128))
+    model = calm(build(cfg, private=True)).float()
+    model.train()
+    params = [p for p in model.parameters() if p.requires_grad]
+    wrapper = DPOptimWrapper(SGD(params, lr=1e-4), 1.0, noise_multiplier=0.1, expected_batch_size=4, amp_dtype=dtype)
+    found, whole = [], ReplayCheck.gap
+
+    def noted(check):
+        found.append(whole(check))
+        return found[-1]
+
+    ReplayCheck.gap = noted
+    try:
+        for _ in range(steps):
+            batch = records(cfg, data, 4)
+            for sample in batch['data_samples']:
+                for part in (sample.gt_instance_labels, sample.get('gt_fields')):
+                    for key, value in part.items() if part is not None else ():
+                        if torch.is_tensor(value) and value.is_floating_point():
+                            part.set_field(value.float(), key)
+            take(model, batch, wrapper)
+    finally:
+        ReplayCheck.gap = whole
+    return found
