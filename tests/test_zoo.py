@@ -129,7 +129,10 @@ def test_the_replay_stops_no_honest_model(name, dtype, synthetic):
 
 def gaps(name, dtype, data, steps):
     """How far apart the two gradients of the replayed record were at each step."""
-    cfg = small(name, next((height for key, height in HEIGHT.items() if key in name), 64 if '256x256' in name else 128))
+    # torch's bfloat16 gives a convolution of 7 x 7 over 2 x 2 places a wrong gradient on CPUs
+    wide = any(key in name for key in ('rtmpose', 'cspnext'))
+    lowest = 128 if wide or '256x256' not in name else 64
+    cfg = small(name, next((height for key, height in HEIGHT.items() if key in name), lowest))
     model = calm(build(cfg, private=True)).float()
     model.train()
     params = [p for p in model.parameters() if p.requires_grad]
