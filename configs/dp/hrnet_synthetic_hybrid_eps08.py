@@ -3,7 +3,7 @@
 _base_ = ['../_base_/hrnet_synthetic.py', '../_base_/hybrid.py']
 
 model = dict(head=dict(type='PrivateSimCCHead'))
-public_view = dict(type='PublicView', mode='blur', sigma=20.0)
+public_view = dict(type='PublicView', mode='blur', sigma=14.0)
 train_dataloader = dict(
     batch_sampler=dict(_base_.dp_batch_sampler, expected_batch_size=400),
     dataset=dict(_base_.dp_dataset, private=_base_.train_dataloader.dataset, public_view=public_view),

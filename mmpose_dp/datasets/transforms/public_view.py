@@ -20,7 +20,7 @@ MODES = ('blur', 'blur_full_resolution', 'pixelate', 'face', 'person')
 REGION_MODES = ('face', 'person')
 GREY = 127  # a constant: a mean colour would tell of what it hides
 REFERENCE = 256  # sizes are in pixels of a crop of this height, as in the paper
-_SIGMAS = {'blur': 8.0, 'blur_full_resolution': 10.0}
+_SIGMAS = {'blur': 6.0, 'blur_full_resolution': 10.0}
 _REACH = 1.6  # RandomBBoxTransform at its widest shows less than this many box sizes around the centre
 
 
@@ -34,7 +34,7 @@ class PublicView(BaseTransform):
     by itself. Pictures of floats are rounded to 8 bits first: a view that is not quantised can be inverted.
 
     Modes:
-        'blur': Gaussian blur, kept at one sample per two ``sigma``, rounded to 8 bits and interpolated to the picture's size.
+        'blur': Gaussian blur, kept at one sample per three ``sigma``, rounded to 8 bits and interpolated to the picture's size.
             What it gives back is in docs/guarantee.md; ``tools/audit_view.py`` examines a config's own pictures.
         'blur_full_resolution': a Gaussian blur with every pixel kept (arXiv 2504.10190: kernel 25, sigma 10). Its truncated
             kernel is nearly a box filter, and a deconvolution gives most of the picture back, faces too.
@@ -53,7 +53,7 @@ class PublicView(BaseTransform):
 
     Args:
         mode: one of the above.
-        sigma: of the blurs, in pixels of a 256-pixel crop; 8 by default, 10 at full resolution.
+        sigma: of the blurs, in pixels of a 256-pixel crop; 6 by default, 10 at full resolution.
         kernel_size: of 'blur_full_resolution' alone, likewise; 25 by default.
         block: of the pixelation, likewise.
         head_keypoints: indices of upper neck and head top; MPII's by default. Joints of other names are refused.

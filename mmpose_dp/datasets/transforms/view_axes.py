@@ -9,7 +9,9 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-SPACING = 2.0  # of the blur's samples, in sigmas: closer ones would hold what a deconvolution needs
+# Of the blur's samples, in sigmas. Closer ones hold what a deconvolution needs: at two sigmas, sigma 8, it gains up to 4 dB on
+# people; at three, sigma 6, 1.3 dB, and the view itself is nearer to the picture.
+SPACING = 3.0
 
 
 @dataclass(frozen=True)

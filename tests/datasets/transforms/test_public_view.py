@@ -163,11 +163,11 @@ def view_of(image, center, box, mode='blur', **told):
     return PublicView(mode).transform(record)['img']
 
 
-def test_the_default_holds_one_byte_per_two_sigmas():
-    """The view is a function of so many 8-bit samples: 16 x 16 for a box of 256 pixels, as the statement says."""
-    assert 'one 8-bit sample per 16 pixels' in PublicView().description and 'sigma 8' in PublicView().description
-    axis = ViewAxis.sampled_blur(256, 0, 256, 8.0)
-    assert axis.keep.shape == (16, 256) and SPACING >= 1
+def test_the_default_holds_one_byte_per_three_sigmas():
+    """The view is a function of so many 8-bit samples: 14 x 14 for a box of 256 pixels, as the statement says."""
+    assert 'one 8-bit sample per 18 pixels' in PublicView().description and 'sigma 6' in PublicView().description
+    axis = ViewAxis.sampled_blur(256, 0, 256, 6.0)
+    assert axis.keep.shape == (14, 256) and SPACING >= 1
     assert np.allclose(axis.keep.sum(1), 1) and np.allclose(axis.show.sum(1), 1)
     view = view_of(noise(256, 256), (128, 128), 256).astype(float)
     inverse = np.linalg.pinv(axis.show)
@@ -178,9 +178,9 @@ def test_the_default_holds_one_byte_per_two_sigmas():
 
 def test_its_blur_is_no_box_filter():
     """Beyond the samples' own band next to nothing is left, also at the frequency where a box filter lets a tenth through."""
-    keep = ViewAxis.sampled_blur(256, 0, 256, 8.0).keep[8]
+    keep = ViewAxis.sampled_blur(256, 0, 256, 6.0).keep[7]
     left = np.abs(np.fft.rfft(keep))
-    assert left[16:].max() < 0.05 and left[24:].max() < 1e-3
+    assert left[20:].max() < 0.02 and left[32:].max() < 1e-3
 
 
 @pytest.mark.parametrize('mode', BLURS)
