@@ -178,6 +178,8 @@ class DPOptimWrapper(SteppingOptimWrapper):
             if getattr(module, 'with_cp', False):
                 module.with_cp = False
         self.engine = build_engine(self.engine_kind, model, self.params, self._head.called_once_a_row())
+        names = {id(param): name for name, param in model.named_parameters()}
+        self._param_names = [names.get(id(param), '') for param in self.params]
         self._model, self._stood = model, None
 
     def should_sync(self) -> bool:
@@ -285,7 +287,7 @@ class DPOptimWrapper(SteppingOptimWrapper):
             raise OneRecordAtATime(f'{self.engine}: give model.train_step one record at a time, its rows together')
         if check is not None:
             assert self._model is not None
-            self.replay.judge(check, self.amp_dtype or self.params[0].dtype, [*self.engine.ways()], self._model)
+            self.replay.judge(check, self.amp_dtype or self.params[0].dtype, self._param_names, self._model)
         if private is not None:
             self._private_sum = _added(self._private_sum, private.total())
         if public is not None:
