@@ -139,7 +139,7 @@ def gaps(name, dtype, data, steps):
     wrapper = DPOptimWrapper(SGD(params, lr=1e-4), 1.0, noise_multiplier=0.1, expected_batch_size=4, amp_dtype=dtype)
     found, whole = [], ReplayCheck.gap
 
-    def noted(check):
+    def noted(check, rounding=0.0):
         found.append(whole(check))
         return found[-1]
 

@@ -31,8 +31,9 @@ from mmpose.registry import DATASETS
 from mmpose.utils import register_all_modules
 
 from mmpose_dp.datasets import PublicPrivateDataset, PublicView
-from mmpose_dp.datasets.transforms.public_view import REGION_MODES
+from mmpose_dp.datasets.transforms.public_view import REGION_MODES, eight_bits
 from mmpose_dp.datasets.view_inversion import figures, invert_by_tv, train_network
+from mmpose_dp.engine import without_leftovers
 from mmpose_dp.privacy import PrivacyError
 from mmpose_dp.privacy.view_audit import AUDIT_NAME, in_words, update_statement
 
@@ -125,7 +126,9 @@ def _reduced(loaded: dict, view_box: float, size: int) -> Person:
     """A loaded record with its picture, box and joints reduced to a box of ``size`` pixels at most."""
     box, center = float(np.max(loaded['bbox_scale'][0])), np.asarray(loaded['bbox_center'][0], float)
     factor = min(1.0, size / box)
-    image = np.ascontiguousarray(loaded['img']).astype(np.uint8)
+    image = np.ascontiguousarray(eight_bits(loaded['img']))
+    if image.ndim == 2 or image.shape[2] == 1:
+        image = np.repeat(image.reshape(*image.shape[:2], 1), 3, 2)
     if factor < 1:
         shape = [max(round(n * factor), 1) for n in image.shape[1::-1]]
         image = cv2.resize(image, shape, interpolation=cv2.INTER_AREA)
@@ -210,6 +213,7 @@ def audit_config(args: argparse.Namespace) -> None:
     """Examines a config's view and writes what it found."""
     cfg = Config.fromfile(args.config)
     cfg.merge_from_dict(args.cfg_options)
+    without_leftovers(cfg)
     init_default_scope(cfg.get('default_scope', 'mmpose'))
     if not cfg.train_dataloader.dataset.get('public_view'):
         raise PrivacyError(

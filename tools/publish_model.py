@@ -15,11 +15,14 @@ import torch
 from cli import run
 
 import mmpose_dp
-from mmpose_dp.privacy import PrivacyError
+from mmpose_dp.privacy import PrivacyError, with_audit
 
 
-def published(checkpoint: dict) -> dict:
-    """What may be given away. Raises PrivacyError for a checkpoint that is not private."""
+def published(checkpoint: dict, folder: Path | None = None) -> dict:
+    """What may be given away, with the audit of the public view that is in ``folder``, the checkpoint's.
+
+    Raises PrivacyError for a checkpoint that is not private.
+    """
     if 'state_dict' not in checkpoint:
         raise PrivacyError('the checkpoint has no state_dict: nothing to publish')
     if 'privacy' not in checkpoint:
@@ -40,8 +43,9 @@ def published(checkpoint: dict) -> dict:
         mmpose_dp_version=mmpose_dp.__version__,
         descent=privacy.get('descent'),  # what the trainings behind it had, so that one that starts from it can say so
     )
+    statement = privacy['statement'] if folder is None else with_audit(privacy['statement'], folder)
     weights = {name: value.clone() for name, value in checkpoint['state_dict'].items()}
-    return dict(state_dict=weights, meta=meta, privacy_statement=privacy['statement'])
+    return dict(state_dict=weights, meta=meta, privacy_statement=statement)
 
 
 def main() -> None:
@@ -52,7 +56,7 @@ def main() -> None:
     args = parser.parse_args()
     if not args.checkpoint.is_file():
         raise PrivacyError(f'{args.checkpoint}: there is no such checkpoint')
-    given = published(torch.load(args.checkpoint, map_location='cpu', weights_only=False))
+    given = published(torch.load(args.checkpoint, map_location='cpu', weights_only=False), args.checkpoint.parent)
     torch.save(given, args.out)
     print(f'{args.out}: {given["privacy_statement"]["guarantee"]} after {given["privacy_statement"]["steps"]} steps')
 

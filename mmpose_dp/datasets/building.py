@@ -6,7 +6,7 @@ Must not accept a data set or a pipeline in which one record reaches another's r
 import copy
 import os.path as osp
 from collections.abc import Iterator, Set
-from typing import Any
+from typing import Any, NoReturn
 
 from mmcv.transforms import LoadImageFromFile
 from mmengine.dataset import BaseDataset, ClassBalancedDataset, Compose, ConcatDataset, RepeatDataset
@@ -42,18 +42,28 @@ def build_half(cfg: dict, half: str) -> BaseDataset:
         dataset = DATASETS.build(dict(cfg, lazy_init=False))
     except Exception as error:  # whatever a damaged file makes of a parser
         if _is_empty(cfg):
-            raise PrivacyError(f'{key}: {path} holds no annotated person whose box has a size') from error
+            _refuse_empty(path, cfg, cls, key)
         raise PrivacyError(
             f'{key}: {cls.__name__} cannot be made from {path}: {type(error).__name__}: {error}'
         ) from error
     if len(dataset) == 0:
-        raise PrivacyError(f'{key}: {path} holds no annotated person whose box has a size')
+        _refuse_empty(path, cfg, cls, key)
     if getattr(dataset, 'data_mode', 'topdown') != 'topdown':
         raise PrivacyError(f"{key}.data_mode={dataset.data_mode!r}: a row is one person; write data_mode='topdown'")
     paths = look_at_rows(dataset, key)
     if _reads_local_files(cfg):
         _refuse_missing_images(paths, dataset, cfg, half)
     return dataset
+
+
+def _refuse_empty(path: str, cfg: dict, cls: type, key: str) -> NoReturn:
+    folder = osp.join(cfg.get('data_root') or '', (cfg.get('data_prefix') or {}).get('img') or '')
+    hint = (
+        ''
+        if not folder or '://' in folder or osp.isdir(folder)
+        else f', and {folder} does not exist. {_hint(cfg, cls, key)}'
+    )
+    raise PrivacyError(f'{key}: {path} holds no annotated person whose box has a size{hint}')
 
 
 def _is_empty(cfg: dict) -> bool:

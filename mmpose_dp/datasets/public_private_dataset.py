@@ -4,6 +4,7 @@ One data loader then serves both, and each row carries its half in its metainfo.
 that is not its own, nor call public what is not.
 """
 
+import os.path as osp
 import warnings
 from collections.abc import Iterable, Sequence, Set
 from typing import Any
@@ -172,14 +173,15 @@ class PublicPrivateDataset(Dataset):
             )
 
     def _first_rows(self, part: BaseDataset) -> list[int]:
-        """A row each of the first few records, or public rows, that have pictures of their own."""
+        """A row each of a few records, or public rows, that have pictures of their own, in as many folders as there are."""
         rows: Iterable[int] = range(len(part)) if part is self.public else (record[0] for record in self._records)
-        chosen: dict[str, int] = {}
+        pictures: dict[str, int] = {}
         for row in rows:
-            chosen.setdefault(part.get_data_info(row)['img_path'], row)
-            if len(chosen) == _LOOKED_AT:
-                break
-        return list(chosen.values())
+            pictures.setdefault(part.get_data_info(row)['img_path'], row)
+        folders: dict[str, int] = {}
+        for path, row in pictures.items():
+            folders.setdefault(osp.dirname(path), row)
+        return list(dict.fromkeys([*folders.values(), *pictures.values()]))[:_LOOKED_AT]
 
     def _refuse_random_views(self) -> None:
         """Before the view, transforms may read and change a picture, but each time alike: a record has one public view."""
@@ -202,14 +204,17 @@ class PublicPrivateDataset(Dataset):
         Several records decide, all of which could be read when the data set was built, and never the one that was drawn.
         """
         name = self._name(part)
-        failed = 'nothing is read'
+        failed, lost = 'nothing is read', len(self._probes[name]) > 1
         for row, coins in self._probes[name]:
+            folder = osp.dirname(part.get_data_info(row)['img_path'])
+            if folder and '://' not in folder and not osp.isdir(folder):
+                failed, lost = 'a folder is gone', True
+                break
             try:
-                if self._packed(part, row, coins) is not None:
-                    return
+                lost = lost and self._packed(part, row, coins) is None
             except Exception as error:
                 failed = type(error).__name__
-        if len(self._probes[name]) > 1:
+        if lost:
             raise PrivacyError(
                 f'train_dataloader.dataset.{name}: pictures that could be read when training began no longer can ({failed}): is '
                 f'{(part.data_prefix or {}).get("img") or "their folder"} still there? The step that was begun is not counted. Go '

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from mmpose_dp.privacy import Collector, PrivacyError, RowGradients, Rows
 from mmpose_dp.privacy.auditing import AuditResult, Canaries, audit
+from mmpose_dp.privacy.replay import ReplayCheck
 from mmpose_dp.privacy.row_gradients import StackBlock
 
 from .optim_wrappers import DPOptimWrapper
@@ -48,7 +49,8 @@ class AuditedOptimWrapper(DPOptimWrapper):
     def _backward(self, losses: list[Tensor], rows: Rows, *collectors: Collector) -> None:
         """The real gradients with those of canaries exchanged; the first row of a record carries it."""
         gradients = RowGradients(self.params)
-        super()._backward(losses, rows, gradients)
+        checks = [collector for collector in collectors if isinstance(collector, ReplayCheck)]  # of the real ones
+        super()._backward(losses, rows, gradients, *checks)
         real = gradients.per_row(torch.arange(len(losses)))
         for local, key in enumerate(rows.keys):
             if key not in self.canary_of:
@@ -59,7 +61,8 @@ class AuditedOptimWrapper(DPOptimWrapper):
                 stack[mine[0]] = loud
         for i, stack in enumerate(real):
             for collector in collectors:
-                collector.add(StackBlock([i], stack))
+                if collector not in checks:
+                    collector.add(StackBlock([i], stack))
 
     def _private_gradient(self, sigma: float | None, max_grad_norm: float) -> list[Tensor]:
         """The mechanism's release, seen by the attacker."""

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from mmpose_dp.datasets import collate_rows
 from mmpose_dp.models import FeatureMaskingHead
@@ -84,7 +85,7 @@ def _traced(model: nn.Module, head: nn.Module) -> Iterator[dict]:
         seen['feats'] = _shapes(feats)
         outputs = plain_forward(feats)
         seen['head'] = _shapes(outputs)
-        return outputs
+        return tree_map(_precise, outputs)  # as the private head's loss sees them in mixed precision
 
     def loss(feats: Any, batch_data_samples: list, train_cfg: dict | None = None) -> dict:
         seen.setdefault('feats', _shapes(feats))
@@ -136,6 +137,10 @@ def _tensors(value: Any) -> Iterator[Tensor]:
     parts = value.values() if hasattr(value, 'values') else value if isinstance(value, (tuple, list)) else ()
     for part in parts:
         yield from _tensors(part)
+
+
+def _precise(value: Any) -> Any:
+    return value.float() if isinstance(value, Tensor) and value.dtype in (torch.bfloat16, torch.float16) else value
 
 
 def _shapes(value: Any) -> str:

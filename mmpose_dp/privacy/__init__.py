@@ -28,7 +28,7 @@ from .row_gradients import Block, Collector, RowGradients, RowSum
 from .schedule import Budget, Schedule
 from .statement import build_statement, epsilon_curve, statement_markdown, write_statement
 from .subspace import Projector
-from .view_audit import recoverable_from_view
+from .view_audit import with_audit
 
 __all__ = [
     'ACCOUNTANTS',
@@ -71,7 +71,7 @@ __all__ = [
     'epsilon',
     'epsilon_curve',
     'gradient_of',
-    'recoverable_from_view',
+    'with_audit',
     'group_epsilon',
     'rounded_up',
     'statement_markdown',

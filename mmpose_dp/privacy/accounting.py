@@ -122,7 +122,7 @@ def rough_epsilon(history: History, delta: float) -> float:
 
 
 def group_epsilon(history: History, delta: float, records: int) -> float:
-    """Epsilon at ``delta`` for one person with ``records`` records, all of them added or removed.
+    """Epsilon at ``delta`` for one person with ``records`` records, all of whose slots are filled or emptied.
 
     Exact up to the grid (PLD): each record joins a step on its own, so the clipped sum shifts by
     at most j * C with probability Binomial(records, q), a mixture of Gaussians (Choquette-Choo et

@@ -12,7 +12,7 @@ from scipy.optimize import brentq
 
 from .accounting import History, StepEvent, as_delta, epsilon, rough_epsilon
 from .errors import PrivacyError
-from .figures import rounded_up
+from .figures import as_given, rounded_up
 from .schedule import as_number, as_whole
 
 _SIGMAS = (1e-2, 1e9)  # where calibration looks
@@ -72,8 +72,8 @@ def _out_of_reach(target_epsilon: float, target_delta: float, most_noise: Histor
     least = epsilon(most_noise, target_delta, accountant)
     better = epsilon(most_noise, target_delta, 'pld') <= target_epsilon
     return (
-        f'target_epsilon={target_epsilon} at target_delta={target_delta:.3g} cannot be met with any noise: with the '
-        f'most that is tried, accountant={accountant!r} still gives {least:.3g}. Raise target_epsilon above that'
+        f'target_epsilon={target_epsilon} at target_delta={as_given(target_delta)} cannot be met with any noise: with the '
+        f'most that is tried, accountant={accountant!r} still gives {rounded_up(least)}. Raise target_epsilon above that'
         + (", or write accountant='pld'" if better else ', or raise target_delta')
     )
 

@@ -59,7 +59,7 @@ class Rows:
         return values.new_zeros(self.num_records, values.shape[1]).index_add_(0, records, values)
 
 
-_STABILITY = 0.01  # Bu et al. 2023, section 4.1: keeps short gradients shorter than long ones
+STABILITY = 0.01  # Bu et al. 2023, section 4.1: keeps short gradients shorter than long ones
 
 
 def clip_factors(norms: Tensor, max_grad_norm: float, automatic: bool = False) -> Tensor:
@@ -69,7 +69,7 @@ def clip_factors(norms: Tensor, max_grad_norm: float, automatic: bool = False) -
     learning rate. A record with a NaN, infinite or overflowing gradient contributes nothing and leaves the others alone.
     """
     if automatic:
-        factors = max_grad_norm / (norms + _STABILITY)
+        factors = max_grad_norm / (norms + STABILITY)
     else:
         factors = (max_grad_norm / norms.clamp_min(torch.finfo(norms.dtype).tiny)).clamp_max(1.0)
     return torch.where(torch.isfinite(norms), factors, torch.zeros_like(factors))

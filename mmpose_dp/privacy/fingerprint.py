@@ -1,7 +1,7 @@
 """Whether parameters and buffers are what they were: nothing but the counted, noised step may move any of them.
 
 A buffer that a private batch writes, or a weight that something else moves, would be in the next checkpoint without noise. Must
-not keep copies: two sums of bit patterns are compared.
+not keep copies: sums of bit patterns are compared.
 """
 
 import torch
@@ -32,13 +32,16 @@ class Fingerprint:
 @torch.no_grad()
 def _sums_of(model: nn.Module) -> tuple[list[str], Tensor]:
     tensors = [*model.named_parameters(), *model.named_buffers()]
-    sums = [_bit_sum(x) for _, x in tensors]
+    sums = [_bit_sum(x) for x in model.parameters()] + [_bit_sum(x, ordered=True) for x in model.buffers()]
     device = sums[0].device if sums else torch.device('cpu')
     stacked = torch.stack([x.to(device) for x in sums]) if sums else torch.zeros(0, dtype=torch.int64)
     return [name for name, _ in tensors], stacked
 
 
-def _bit_sum(x: Tensor) -> Tensor:
-    """The sum of the bit patterns, int64, which wraps around."""
+def _bit_sum(x: Tensor, ordered: bool = False) -> Tensor:
+    """The sum of the bit patterns, int64, which wraps around; ``ordered``: each times its place, so that their order counts."""
     x = torch.view_as_real(x) if x.is_complex() else x
-    return x.detach().contiguous().view(-1).view(_BITS[x.element_size()]).sum(dtype=torch.int64)
+    bits = x.detach().contiguous().view(-1).view(_BITS[x.element_size()])
+    if ordered:
+        bits = bits * torch.arange(1, 2 * len(bits), 2, device=bits.device)
+    return bits.sum(dtype=torch.int64)

@@ -38,14 +38,19 @@ def in_words(audit: dict[str, Any]) -> str:
     return f'of {audit["pictures"]} {audit["sample"]}: {"; ".join(parts)} (PSNR within the padded box)'
 
 
+def with_audit(statement: dict[str, Any], work_dir: str | os.PathLike[str]) -> dict[str, Any]:
+    """A statement with what the audit in a work dir found about its public views; one without views stays as it is."""
+    found = [recoverable_from_view(work_dir, view) for view in statement.get('public_views', [])]
+    return {**statement, 'recoverable_from_view': '; '.join(found)} if found else statement
+
+
 def update_statement(work_dir: str | os.PathLike[str]) -> bool:
-    """Puts the figures of the audit in a work dir into the statement there; False where there is none of this view."""
+    """Puts the figures of the audit in a work dir into the statement there; False where there is none of its views."""
     try:
         statement = json.loads((Path(work_dir) / 'privacy_statement.json').read_text())
     except FileNotFoundError:
         return False
-    found = [recoverable_from_view(work_dir, view) for view in statement.get('public_views', [])]
-    if not any(words != NOT_EXAMINED for words in found):
+    if all(recoverable_from_view(work_dir, view) == NOT_EXAMINED for view in statement.get('public_views', [])):
         return False
-    write_statement({**statement, 'recoverable_from_view': '; '.join(found)}, work_dir)
+    write_statement(with_audit(statement, work_dir), work_dir)
     return True

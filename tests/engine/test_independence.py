@@ -18,7 +18,9 @@ from torch.optim import SGD
 
 from mmpose_dp.engine import DPOptimWrapper
 from mmpose_dp.models import freeze_batch_norm
-from mmpose_dp.privacy import PrivacyError, PrivacyPlan
+from mmpose_dp.privacy import Fingerprint, PrivacyError, PrivacyPlan
+from mmpose_dp.privacy.replay import Halved, ReplayCheck
+from mmpose_dp.privacy.row_gradients import StackBlock
 
 C, N = 0.1, 8
 CFG = Config(dict(codec=CODEC))
@@ -335,3 +337,28 @@ def test_what_a_hook_writes_is_in_no_checkpoint(synthetic, tmp_path):
     with pytest.raises(PrivacyError, match='no checkpoint is written: data_preprocessor.mean was changed'):
         runner.train()
     assert not list(tmp_path.glob('*.pth'))
+
+
+def test_bit_sums_see_the_order_of_a_buffer():
+    model, _ = made('Observed')
+    model.register_buffer('queue', torch.arange(6.0))
+    before = Fingerprint(model)
+    assert not before.changed(model)
+    model.queue.copy_(model.queue.flip(0))
+    assert before.changed(model) == 'queue'
+
+
+@pytest.mark.parametrize(('second', 'far'), [(3.0, False), (3.1, True)])
+def test_rows_that_cancel_leave_rounding_and_nothing_else(second, far):
+    """A residual on a picture that is its own view: the two rows' gradients are long, and their difference is rounding."""
+    grads = torch.tensor([[3.0, 4.0], [-3.0, -4.0]]) + torch.tensor([[1e-6], [0.0]])
+    check = ReplayCheck([Halved.of(torch.tensor([second - 3.0, 0.0]))], [0, 1], 1e-6)
+    check.add(StackBlock([0], grads))
+    assert (check.gap(1e-3) > 0.01) == far
+
+
+def test_hooks_that_average_buffers_are_left_out(synthetic, tmp_path):
+    cfg = unvalidated(synthetic, tmp_path, 'dpsgd', train_cfg__max_epochs=1, train_dataloader__batch_size=64)
+    cfg.custom_hooks = [dict(type='SyncBuffersHook')]
+    runner = train(cfg)
+    assert not [hook for hook in runner.hooks if type(hook).__name__ == 'SyncBuffersHook']

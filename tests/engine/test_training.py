@@ -256,8 +256,8 @@ def test_a_debug_seed_says_not_private(synthetic, tmp_path):
     [
         (
             'dpsgd',
-            dict(default_hooks__privacy_budget=dict(target_epsilon=1e-6, target_delta=1e-12)),
-            'target_epsilon=1e-06.*cannot be met',
+            dict(default_hooks__privacy_budget=dict(target_epsilon=1e-10, target_delta=1e-12)),
+            'target_epsilon=1e-10.*cannot be met',
         ),
         ('dpsgd', dict(default_hooks__privacy_budget__target_delta=0.5), 'target_delta=0.5'),
         ('dpsgd', dict(default_hooks__privacy_budget__accountant='gdp'), 'gdp'),

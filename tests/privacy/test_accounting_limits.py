@@ -26,6 +26,7 @@ ALL = Fraction(1)
 DELTAS = (0.9, 0.5, 0.1, 1e-3, 1e-5, 1e-8, 1e-10, 1e-12, 1e-13, 1e-14, 1e-16, 1e-30)
 # noise multiplier and steps: epsilon from 0 to 6 * 10^4
 GAUSSIANS = (
+    (0.002, 1),
     (0.003, 1),
     (0.01, 1),
     (0.3, 1),

@@ -13,8 +13,7 @@ from runs import config
 
 from mmpose_dp.datasets import PublicView
 from mmpose_dp.datasets.view_inversion import BANDS, ViewNetwork, figures, invert_by_tv, train_network
-from mmpose_dp.privacy import recoverable_from_view
-from mmpose_dp.privacy.view_audit import NOT_EXAMINED, update_statement
+from mmpose_dp.privacy.view_audit import NOT_EXAMINED, recoverable_from_view, update_statement
 
 sys.path.insert(0, str(REPO / 'tools'))
 import audit_view  # noqa: E402

@@ -24,8 +24,8 @@ class MicroBatch(NamedTuple):
     Attributes:
         rows: how many there are.
         is_last: whether they end their logical batch.
-        replayed: a row of the private record, chosen at random in the logical batch, that is to be replayed alone; None without
-            any.
+        replayed: a row of the private record, chosen at random in the logical batch, that is to be replayed alone; None where it
+            is in another micro-batch, or where there is none.
     """
 
     rows: int
@@ -174,7 +174,8 @@ class PoissonBatchSampler:
             one = self._replay.choice(len(halves[0]), 1) if halves[0] else ()
             replayed = next((halves[0][i][0] for i in one), None)
             for i, rows in enumerate(batches):
-                self.pending.append(MicroBatch(len(rows), i + 1 == len(batches), replayed))
+                here = replayed if replayed in rows else None
+                self.pending.append(MicroBatch(len(rows), i + 1 == len(batches), here))
                 yield rows
         self.steps_done = 0
 

@@ -89,8 +89,9 @@ class PublicView(BaseTransform):
         return {
             'blur': f'Gaussian blur, sigma {self.sigma:g}, one 8-bit sample per {SPACING * self.sigma:g} pixels, {size}, '
             'with cubic interpolation between the samples',
-            'blur_full_resolution': f'Gaussian blur at full resolution, kernel {self.kernel_size}, sigma {self.sigma:g} {size}',
-            'pixelate': f'pixelation, blocks of {self.block} {size}',
+            'blur_full_resolution': f'Gaussian blur at full resolution, kernel {self.kernel_size}, sigma {self.sigma:g} {size}, '
+            'which a deconvolution largely undoes: faces come back',
+            'pixelate': f'pixelation, blocks of {self.block} {size}, at fixed places of the picture',
             'face': f'everything but the heads (joints {self.head_keypoints[0]}, {self.head_keypoints[1]}) of annotated people',
             'person': 'everything but the boxes of annotated people',
         }[self.mode]
@@ -112,7 +113,7 @@ class PublicView(BaseTransform):
             raise PrivacyError('PublicView must stand right after GetBBoxCenterScale, before every random transform')
         if 'bbox_scale' not in results:
             raise PrivacyError('PublicView needs bbox_center and bbox_scale: put it after GetBBoxCenterScale')
-        image, center = _eight_bits(results['img']), results['bbox_center'][0]
+        image, center = eight_bits(results['img']), results['bbox_center'][0]
         box = float(max(results['bbox_scale'][0]))
         rows, columns = window(center, box, image.shape)
         view = np.full_like(image, GREY)
@@ -191,7 +192,7 @@ def window(center: np.ndarray, box: float, shape: tuple[int, ...]) -> tuple[slic
     return slice(int(top), int(bottom)), slice(int(left), int(right))
 
 
-def _eight_bits(image: np.ndarray) -> np.ndarray:
+def eight_bits(image: np.ndarray) -> np.ndarray:
     """The picture as uint8. Raises PrivacyError for what is neither that nor floats from 0 to 255."""
     if image.dtype == np.uint8:
         return image

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from mmengine.dist import is_main_process
-from mmengine.hooks import Hook
+from mmengine.hooks import Hook, SyncBuffersHook
 from mmengine.runner import Runner
 from mmpose.registry import HOOKS
 
@@ -23,8 +23,8 @@ from mmpose_dp.privacy import (
     as_given,
     build_statement,
     ceiling,
-    recoverable_from_view,
     rounded_up,
+    with_audit,
     write_statement,
 )
 
@@ -103,6 +103,8 @@ class PrivacyBudgetHook(Hook):
             return
         wrapper = runner.optim_wrapper
         _refuse_parts(runner)
+        # a mean over ranks is not exact to the bit, and there is nothing to sync: the loop broadcasts what public epochs learn
+        runner._hooks = [hook for hook in runner.hooks if not isinstance(hook, SyncBuffersHook)]
         # a runner of the same name and second shares the hub: its losses would be in this one's checkpoints
         runner.message_hub.log_scalars.clear()
         find_start(runner)
@@ -258,8 +260,7 @@ class PrivacyBudgetHook(Hook):
         """Writes the statement of the steps so far into the work dir, and returns it."""
         assert self.plan is not None
         statement = build_statement(self.plan, runner.optim_wrapper.ledger, pretraining=self.pretraining)
-        if self.plan.public_view is not None:
-            statement['recoverable_from_view'] = recoverable_from_view(runner.work_dir, self.plan.public_view)
+        statement = with_audit(statement, runner.work_dir)
         write_statement(statement, runner.work_dir)
         return statement
 

@@ -174,10 +174,11 @@ class PrivateTrainLoop(EpochBasedTrainLoop):
             self.runner.call_hook('before_train_iter', batch_idx=index, data_batch=None)
             if self.stop_training:
                 return
-            row = micro.replayed
-            wrapper.replay.chosen = None if row is None else self.dataloader.dataset.record_of(row)
             self._steps_before = wrapper.ledger.run_steps
         wrapper.accumulating = not micro.is_last
+        wrapper.replay.here = micro.replayed is not None
+        if micro.replayed is not None:
+            wrapper.replay.chosen = self.dataloader.dataset.record_of(micro.replayed)
         if batch['inputs']:
             self._train_on(wrapper, batch, micro.is_last)
         elif micro.is_last:

@@ -37,6 +37,7 @@ from mmpose_dp.privacy import (
     empty_sum,
     gradient_of,
 )
+from mmpose_dp.privacy.clipping import STABILITY
 from mmpose_dp.privacy.replay import Halved
 
 from .replaying import Replay, gradient_alone
@@ -281,7 +282,8 @@ class DPOptimWrapper(SteppingOptimWrapper):
             )
         # goes on with the sum so far: a second one would cost the memory of all parameters once more
         public = RowSum(self.params, wanted, self.loss_scale, self._public_sum) if len(wanted) else None
-        check = self.replay.check_for(rows, self.max_grad_norm * self.loss_scale)
+        short = min(self.max_grad_norm, STABILITY) if self.clipping == 'automatic' else self.max_grad_norm
+        check = self.replay.check_for(rows, short * self.loss_scale)
         self._backward(losses, rows, *(collector for collector in (private, public, check) if collector is not None))
         if self.engine.one_at_a_time and rows.num_records + (len(rows.public) > 0) > 1:
             raise OneRecordAtATime(f'{self.engine}: give model.train_step one record at a time, its rows together')

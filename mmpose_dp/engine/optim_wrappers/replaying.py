@@ -26,7 +26,9 @@ class Replay:
         random: chooses the record where PrivateTrainLoop has not.
 
     Attributes:
-        chosen: the record, by ``dp_record``, or None: one of the first micro-batch that has private records.
+        chosen: the record, by ``dp_record``, or None: one of the first micro-batch that has private records. Where the chosen one
+            could not be read, another of its micro-batch takes its place.
+        here: whether the chosen record's micro-batch is the one at hand.
         fault: why this logical batch must not be released; empty if nothing is wrong.
     """
 
@@ -37,6 +39,7 @@ class Replay:
     def forget(self) -> None:
         """Begins a logical batch."""
         self.chosen: int | None = None
+        self.here = True
         self.fault = ''
         self._done = self._running = self._began = False
         self._alone: list[Halved | None] | None = None
@@ -98,11 +101,13 @@ class Replay:
         """The places of the chosen record's rows in a batch; none if it is not in it."""
         keys = [sample.metainfo.get('dp_record', -1 - row) for row, sample in enumerate(batch['data_samples'])]
         private = sorted({key for key in keys if key is not None})
-        if self.chosen is None and private:
+        if not private or not self.here:
+            return []
+        if self.chosen not in private:
             self.chosen = private[int(self._random.choice(len(private), 1)[0])]
-        return [row for row, key in enumerate(keys) if key == self.chosen] if private else []
+        return [row for row, key in enumerate(keys) if key == self.chosen]
 
-    def check_for(self, rows: Rows, max_grad_norm: float) -> ReplayCheck | None:
+    def check_for(self, rows: Rows, scale: float) -> ReplayCheck | None:
         """What is to see the gradients of the batch that the last forward was on; None where the chosen record is not in it.
 
         Raises PrivacyError where private rows came by another way than the data preprocessor.
@@ -114,22 +119,24 @@ class Replay:
             )
         if self._alone is None or self._done:
             return None
-        return ReplayCheck(self._alone, self._rows, max_grad_norm)
+        return ReplayCheck(self._alone, self._rows, scale)
 
     def judge(self, check: ReplayCheck, dtype: torch.dtype, names: Sequence[str], model: nn.Module) -> None:
         """Sets ``fault`` if the two gradients are farther apart than rounding explains."""
         self._done, self._alone = True, None
         device = next(model.parameters()).device
         limit = tolerance(dtype, device)
-        gap = check.gap()
+        gap = check.gap(limit / 30)
+        if dtype == torch.float16 and not check.alone_is_finite:
+            gap = 0.0  # it overflowed alone; the rules that clip it work in float32
         if self._tape.fault:
             self.fault = f'one record could not be replayed alone: {self._tape.fault}'
         elif not gap <= limit:
             worst = check.worst()
-            where = self._where(model, limit) or f'the backward at {names[worst]}' if worst is not None else 'the loss'
+            where = self._where(model, limit) or ('the loss' if worst is None else f'the backward at {names[worst]}')
             self.fault = (
-                f'the gradient of one record is not the same alone and among other records, from {where} on (apart by '
-                f'{gap:.2g} of its length; rounding explains {limit:g})'
+                f'the gradient of one record is not the same alone and among other records, from {where} on, by more '
+                f'than the {limit:g} of its length that rounding explains'
             )
         self._batches = None
 
