@@ -362,3 +362,25 @@ def test_hooks_that_average_buffers_are_left_out(synthetic, tmp_path):
     cfg.custom_hooks = [dict(type='SyncBuffersHook')]
     runner = train(cfg)
     assert not [hook for hook in runner.hooks if type(hook).__name__ == 'SyncBuffersHook']
+
+
+@pytest.mark.parametrize(
+    ('name', 'arguments'),
+    [
+        ('get_lr', ()),
+        ('get_momentum', ()),
+        ('scale_loss', (torch.tensor(2.0),)),
+        ('should_update', ()),
+        ('should_sync', ()),
+        ('state_dict', ()),
+        ('finish_step', ()),
+    ],
+)
+def test_each_public_method_of_an_optim_wrapper_by_itself(name, arguments):
+    """A step without a batch is one of noise alone; the others change nothing."""
+    model, wrapper = made()
+    wrapper.initialize_count_status(model, 0, 10)
+    before = flat(wrapper.params).clone()
+    getattr(wrapper, name)(*arguments)
+    assert torch.equal(flat(wrapper.params), before) == (name != 'finish_step')
+    assert wrapper.ledger.steps == (name == 'finish_step')
