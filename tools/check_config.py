@@ -35,7 +35,8 @@ from mmpose.utils import register_all_modules
 from torch import nn
 
 from mmpose_dp.datasets import PublicPrivateDataset, collate_rows
-from mmpose_dp.engine import DPOptimWrapper, PrivacyBudgetHook, PrivateTrainLoop, class_of, without_leftovers
+from mmpose_dp.datasets.resolving import resolved
+from mmpose_dp.engine import DPOptimWrapper, PrivacyBudgetHook, PrivateTrainLoop, without_leftovers
 from mmpose_dp.engine.dry_run import blank_batch, try_batch
 from mmpose_dp.engine.hooks.planning import method_of
 from mmpose_dp.models import FeatureMaskingHead
@@ -60,7 +61,7 @@ def make_head_private(cfg: Config) -> None:
     head = cfg.model.get('head')
     if not isinstance(head, dict):
         raise PrivacyError('model.head is missing: private training is for top-down models, whose head has the loss')
-    kind = class_of(head.get('type'), MODELS)
+    kind = resolved(MODELS, head.get('type'))
     if issubclass_of(kind, FeatureMaskingHead):
         return
     name = getattr(kind, '__name__', head.get('type'))
@@ -95,19 +96,19 @@ def issubclass_of(kind: Any, parent: type) -> bool:
 
 def has_private_wrapper(cfg: Config) -> bool:
     """Whether optim_wrapper is a private one."""
-    return issubclass_of(class_of((cfg.get('optim_wrapper') or {}).get('type'), OPTIM_WRAPPERS), DPOptimWrapper)
+    return issubclass_of(resolved(OPTIM_WRAPPERS, (cfg.get('optim_wrapper') or {}).get('type')), DPOptimWrapper)
 
 
 def has_private_data(cfg: Config) -> bool:
     """Whether train_dataloader.dataset says what is private."""
-    return issubclass_of(class_of(cfg.train_dataloader.dataset.get('type'), DATASETS), PublicPrivateDataset)
+    return issubclass_of(resolved(DATASETS, cfg.train_dataloader.dataset.get('type')), PublicPrivateDataset)
 
 
 def is_private(cfg: Config) -> bool:
     """Whether tools/train.py would train this config privately."""
     hooks = [*(cfg.get('default_hooks') or {}).values(), *(cfg.get('custom_hooks') or [])]
-    kinds = [class_of(hook.get('type'), HOOKS) for hook in hooks if isinstance(hook, dict)]
-    loop = class_of((cfg.get('train_cfg') or {}).get('type'), LOOPS)
+    kinds = [resolved(HOOKS, hook.get('type')) for hook in hooks if isinstance(hook, dict)]
+    loop = resolved(LOOPS, (cfg.get('train_cfg') or {}).get('type'))
     return (
         has_private_wrapper(cfg)
         and has_private_data(cfg)
@@ -126,7 +127,7 @@ def trial(cfg: Config, folder: str) -> Runner:
     if isinstance(cfg.get('visualizer'), dict):
         cfg.visualizer.vis_backends = []
     for hook in (cfg.get('default_hooks') or {}).values():
-        if isinstance(hook, dict) and issubclass_of(class_of(hook.get('type'), HOOKS), CheckpointHook):
+        if isinstance(hook, dict) and issubclass_of(resolved(HOOKS, hook.get('type')), CheckpointHook):
             hook.pop('out_dir', None)
     validation = (cfg.get('val_dataloader') or {}).get('dataset')
     if validation is not None and not _is_there(validation):
@@ -187,9 +188,9 @@ def records(settings: dict, dataset: Any, count: int) -> dict:
             rows += [] if row is None else [row]
     else:
         rng = np.random.default_rng(0)
-        meta = parse_pose_metainfo(settings.get('metainfo') or class_of(settings['type'], DATASETS).METAINFO)
+        meta = parse_pose_metainfo(settings.get('metainfo') or resolved(DATASETS, settings['type']).METAINFO)
         steps = settings['pipeline']
-        pipeline = Compose([s for s in steps if not issubclass_of(class_of(s['type'], TRANSFORMS), LoadImageFromFile)])
+        pipeline = Compose([s for s in steps if not issubclass_of(resolved(TRANSFORMS, s['type']), LoadImageFromFile)])
         made = [pipeline(_random_person(rng, meta)) for _ in range(count)]
         rows = [row for row in made if row is not None]
     if not rows:

@@ -15,11 +15,11 @@ from mmengine.optim import AmpOptimWrapper, OptimWrapper
 from mmengine.runner import Runner
 from mmpose.registry import OPTIM_WRAPPERS
 
+from mmpose_dp.datasets.resolving import resolved
 from mmpose_dp.engine import (
     DPOptimWrapper,
     PrivacyBudgetHook,
     ProvenanceHook,
-    class_of,
     newest_checkpoint,
     without_leftovers,
 )
@@ -49,7 +49,7 @@ def parse_args() -> argparse.Namespace:
 
 def merge_args(cfg: Config, args: argparse.Namespace) -> Config:
     """Puts the arguments into the config. Raises PrivacyError for one that cannot be private."""
-    wrapper = class_of(cfg.optim_wrapper.get('type', 'OptimWrapper'), OPTIM_WRAPPERS)
+    wrapper = resolved(OPTIM_WRAPPERS, cfg.optim_wrapper.get('type', 'OptimWrapper'))
     private = isinstance(wrapper, type) and issubclass(wrapper, DPOptimWrapper)
     merge_common(cfg, args)
     if args.no_validate:

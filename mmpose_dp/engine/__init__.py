@@ -2,7 +2,7 @@
 
 from .auditing import AuditedOptimWrapper, AuditHook
 from .hooks import PrivacyBudgetHook, ProvenanceHook, PublicDataHook, newest_checkpoint
-from .leftovers import class_of, without_leftovers
+from .leftovers import without_leftovers
 from .loops import PrivateTrainLoop
 from .optim_wrappers import DPOptimWrapper, DPOptimWrapperConstructor
 from .optimizers import DPAdamBC
@@ -17,7 +17,6 @@ __all__ = [
     'PrivateTrainLoop',
     'ProvenanceHook',
     'PublicDataHook',
-    'class_of',
     'newest_checkpoint',
     'without_leftovers',
 ]

@@ -7,15 +7,10 @@
 from typing import Any
 
 from mmengine.config import Config
-from mmengine.registry import Registry
 from mmpose.registry import LOOPS
 
+from mmpose_dp.datasets.resolving import resolved
 from mmpose_dp.privacy import PrivacyError
-
-
-def class_of(kind: Any, registry: Registry) -> Any:
-    """The class that a config's ``type`` names: with a scope ('mmpose.X'), without one, or itself; None if there is none."""
-    return registry.get(kind) if isinstance(kind, str) else kind
 
 
 def without_deletions(node: Any) -> Any:
@@ -33,7 +28,7 @@ def without_leftovers(cfg: Config) -> Config:
     without_deletions(cfg._cfg_dict)
     train_cfg = cfg.get('train_cfg')
     if isinstance(train_cfg, dict) and 'by_epoch' in train_cfg:
-        loop = class_of(train_cfg.get('type'), LOOPS)
+        loop = resolved(LOOPS, train_cfg.get('type'))
         if getattr(loop, '__name__', '') == 'PrivateTrainLoop' and train_cfg.pop('by_epoch') is not True:
             raise PrivacyError(
                 'train_cfg.by_epoch must be True or left out: private training counts epochs, of num_records // '

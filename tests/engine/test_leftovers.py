@@ -9,7 +9,8 @@ from mmengine.optim import build_optim_wrapper
 from mmpose.registry import MODELS, OPTIM_WRAPPERS
 from runs import unvalidated
 
-from mmpose_dp.engine import DPOptimWrapper, class_of, newest_checkpoint, without_leftovers
+from mmpose_dp.datasets.resolving import resolved
+from mmpose_dp.engine import DPOptimWrapper, newest_checkpoint, without_leftovers
 from mmpose_dp.engine.hooks.resuming import checkpoint_folders
 from mmpose_dp.engine.optim_wrappers.settings import check_paramwise
 from mmpose_dp.privacy import PrivacyError
@@ -34,8 +35,8 @@ def test_leftovers_are_taken_out():
 
 def test_a_type_may_be_a_class_or_have_a_scope():
     for kind in ('DPOptimWrapper', 'mmpose.DPOptimWrapper', DPOptimWrapper):
-        assert class_of(kind, OPTIM_WRAPPERS) is DPOptimWrapper
-    assert class_of('NoSuchWrapper', OPTIM_WRAPPERS) is None
+        assert resolved(OPTIM_WRAPPERS, kind) is DPOptimWrapper
+    assert resolved(OPTIM_WRAPPERS, 'NoSuchWrapper') is None
 
 
 # ---- paramwise_cfg -------------------------------------------------------------------------------------------------

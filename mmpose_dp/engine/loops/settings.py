@@ -7,9 +7,10 @@ from mmengine.registry import FUNCTIONS
 from mmpose.registry import DATA_SAMPLERS
 
 from mmpose_dp.datasets import collate_rows
+from mmpose_dp.datasets.resolving import resolved
 from mmpose_dp.privacy import PrivacyError
 
-from ..leftovers import class_of, without_deletions
+from ..leftovers import without_deletions
 
 _WORKERS = (
     'persistent_workers',
@@ -57,14 +58,14 @@ def _listed(value: Any) -> list:
 def train_loader(settings: dict) -> dict:
     """``train_dataloader`` as PrivateTrainLoop builds it. Raises PrivacyError for what it would not follow."""
     collate = settings.get('collate_fn')
-    kind = class_of(collate.get('type') if isinstance(collate, dict) else collate, FUNCTIONS)
+    kind = resolved(FUNCTIONS, collate.get('type') if isinstance(collate, dict) else collate)
     if collate is not None and kind not in (pseudo_collate, default_collate, collate_rows):
         raise PrivacyError(
             'train_dataloader.collate_fn: private training joins rows itself, since each must keep its record. Take it out'
         )
     sampler = settings.get('sampler')
     if isinstance(sampler, dict):
-        named = class_of(sampler.get('type'), DATA_SAMPLERS)
+        named = resolved(DATA_SAMPLERS, sampler.get('type'))
         if named not in (DefaultSampler, InfiniteSampler):
             raise PrivacyError(
                 f'train_dataloader.sampler.type={sampler.get("type")!r} would not be followed: every record is drawn by '
