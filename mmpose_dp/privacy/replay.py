@@ -162,27 +162,22 @@ class ReplayCheck:
     def __init__(self, alone: Sequence[Halved | None], rows: Sequence[int], scale: float) -> None:
         self._alone = {i: x for i, x in enumerate(alone) if x is not None}
         self._rows, self._floor = rows, _SHORT * scale
-        self._among = self._lone = self._apart = self._by_row = 0.0  # squares
-        self._gaps: dict[int, float] = {}
+        self._norms: dict[
+            int, list[Tensor]
+        ] = {}  # by parameter: among others, alone, apart, by row; read once at the end
+        self._squares: dict[int, list[float]] = {}
 
     def add(self, block: Block) -> None:
-        """See Collector.add."""
+        """See Collector.add. Reads nothing from the device."""
         for index, grads in zip(block.indices, block.per_row(self._rows)):
-            self._by_row += _square(grads)
-            self._compare(index, grads.sum(0), self._alone.pop(index, None))
-
-    def _compare(self, index: int, among: Tensor, halved: Halved | None) -> None:
-        alone = None if halved is None else halved.float()
-        gap = among if alone is None else among - alone
-        self._among += _square(among)
-        self._lone += 0.0 if alone is None else _square(alone)
-        self._gaps[index] = _square(gap)
-        self._apart += self._gaps[index]
+            among, halved = grads.sum(0), self._alone.pop(index, None)
+            alone = torch.zeros_like(among) if halved is None else halved.float()
+            self._norms[index] = [torch.linalg.vector_norm(x) for x in (among, alone, among - alone, grads)]
 
     @property
     def alone_is_finite(self) -> bool:
         """Whether the gradient alone is; known after ``gap``."""
-        return math.isfinite(self._lone)
+        return math.isfinite(self._sums()[1])
 
     def gap(self, rounding: float = 0.0) -> float:
         """The distance of the two gradients, relative to the longer one; 0 where neither is finite, infinity where one is not.
@@ -191,24 +186,29 @@ class ReplayCheck:
             rounding: the relative rounding of a row's gradient, which is taken off the distance: where the rows of a record
                 all but cancel (a residual on a flat picture), nothing else is left.
         """
-        for alone in self._alone.values():  # no block had these: the gradient among others is zero
-            square = _square(alone.float())
-            self._lone += square
-            self._apart += square
+        for index, halved in self._alone.items():  # no block had these: the gradient among others is zero
+            alone = torch.linalg.vector_norm(halved.float())
+            self._norms[index] = [torch.zeros_like(alone), alone, alone, torch.zeros_like(alone)]
         self._alone = {}
-        finite = [math.isfinite(x) for x in (self._among, self._lone)]
+        if self._norms:
+            table = torch.stack([torch.stack(norms) for norms in self._norms.values()]).tolist()
+            self._squares = {index: [x * x for x in norms] for index, norms in zip(self._norms, table)}
+        among, lone, apart, by_row = self._sums()
+        finite = [math.isfinite(x) for x in (among, lone)]
         if not all(finite):
             return float('inf') if any(finite) else 0.0
-        longer = max(self._among, self._lone, self._floor**2) ** 0.5
-        return max(self._apart**0.5 - rounding * self._by_row**0.5, 0.0) / longer
+        longer = max(among, lone, self._floor**2) ** 0.5
+        return max(apart**0.5 - rounding * by_row**0.5, 0.0) / longer
+
+    def _sums(self) -> tuple[float, float, float, float]:
+        """The squares of the four lengths over all parameters."""
+        columns = [*zip(*self._squares.values())] or [()] * 4
+        among, lone, apart, by_row = (float(sum(column)) for column in columns)
+        return among, lone, apart, by_row
 
     def worst(self) -> int | None:
-        """The parameter, by number, in which the two are farthest apart."""
-        return max(self._gaps, key=lambda index: self._gaps[index]) if self._gaps else None
-
-
-def _square(x: Tensor) -> float:
-    return float(torch.linalg.vector_norm(x, dtype=torch.float64 if x.device.type == 'cpu' else None)) ** 2
+        """The parameter, by number, in which the two are farthest apart; known after ``gap``."""
+        return max(self._squares, key=lambda index: self._squares[index][2]) if self._squares else None
 
 
 def first_difference(
