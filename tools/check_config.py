@@ -35,7 +35,7 @@ from mmpose.utils import register_all_modules
 from torch import nn
 
 from mmpose_dp.datasets import PublicPrivateDataset, collate_rows
-from mmpose_dp.datasets.resolving import resolved
+from mmpose_dp.datasets.resolving import is_kind, resolved
 from mmpose_dp.engine import DPOptimWrapper, PrivacyBudgetHook, PrivateTrainLoop, without_leftovers
 from mmpose_dp.engine.dry_run import blank_batch, try_batch
 from mmpose_dp.engine.hooks.planning import method_of
@@ -62,7 +62,7 @@ def make_head_private(cfg: Config) -> None:
     if not isinstance(head, dict):
         raise PrivacyError('model.head is missing: private training is for top-down models, whose head has the loss')
     kind = resolved(MODELS, head.get('type'))
-    if issubclass_of(kind, FeatureMaskingHead):
+    if is_kind(MODELS, head, FeatureMaskingHead):
         return
     name = getattr(kind, '__name__', head.get('type'))
     if MODELS.get(f'Private{name}') is None:
@@ -89,31 +89,24 @@ def private_model(cfg: Config) -> tuple[nn.Module, DPOptimWrapper]:
     return model, wrapper
 
 
-def issubclass_of(kind: Any, parent: type) -> bool:
-    """Whether ``kind`` is a class made from ``parent``."""
-    return isinstance(kind, type) and issubclass(kind, parent)
-
-
 def has_private_wrapper(cfg: Config) -> bool:
     """Whether optim_wrapper is a private one."""
-    return issubclass_of(resolved(OPTIM_WRAPPERS, (cfg.get('optim_wrapper') or {}).get('type')), DPOptimWrapper)
+    return is_kind(OPTIM_WRAPPERS, cfg.get('optim_wrapper') or {}, DPOptimWrapper)
 
 
 def has_private_data(cfg: Config) -> bool:
     """Whether train_dataloader.dataset says what is private."""
-    return issubclass_of(resolved(DATASETS, cfg.train_dataloader.dataset.get('type')), PublicPrivateDataset)
+    return is_kind(DATASETS, cfg.train_dataloader.dataset, PublicPrivateDataset)
 
 
 def is_private(cfg: Config) -> bool:
     """Whether tools/train.py would train this config privately."""
     hooks = [*(cfg.get('default_hooks') or {}).values(), *(cfg.get('custom_hooks') or [])]
-    kinds = [resolved(HOOKS, hook.get('type')) for hook in hooks if isinstance(hook, dict)]
-    loop = resolved(LOOPS, (cfg.get('train_cfg') or {}).get('type'))
     return (
         has_private_wrapper(cfg)
         and has_private_data(cfg)
-        and issubclass_of(loop, PrivateTrainLoop)
-        and any(issubclass_of(kind, PrivacyBudgetHook) for kind in kinds)
+        and is_kind(LOOPS, cfg.get('train_cfg') or {}, PrivateTrainLoop)
+        and any(isinstance(hook, dict) and is_kind(HOOKS, hook, PrivacyBudgetHook) for hook in hooks)
     )
 
 
@@ -127,7 +120,7 @@ def trial(cfg: Config, folder: str) -> Runner:
     if isinstance(cfg.get('visualizer'), dict):
         cfg.visualizer.vis_backends = []
     for hook in (cfg.get('default_hooks') or {}).values():
-        if isinstance(hook, dict) and issubclass_of(resolved(HOOKS, hook.get('type')), CheckpointHook):
+        if isinstance(hook, dict) and is_kind(HOOKS, hook, CheckpointHook):
             hook.pop('out_dir', None)
     validation = (cfg.get('val_dataloader') or {}).get('dataset')
     if validation is not None and not _is_there(validation):
@@ -190,7 +183,7 @@ def records(settings: dict, dataset: Any, count: int) -> dict:
         rng = np.random.default_rng(0)
         meta = parse_pose_metainfo(settings.get('metainfo') or resolved(DATASETS, settings['type']).METAINFO)
         steps = settings['pipeline']
-        pipeline = Compose([s for s in steps if not issubclass_of(resolved(TRANSFORMS, s['type']), LoadImageFromFile)])
+        pipeline = Compose([s for s in steps if not is_kind(TRANSFORMS, s, LoadImageFromFile)])
         made = [pipeline(_random_person(rng, meta)) for _ in range(count)]
         rows = [row for row in made if row is not None]
     if not rows:

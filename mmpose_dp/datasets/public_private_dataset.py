@@ -119,15 +119,16 @@ class PublicPrivateDataset(Dataset):
         self.random = RandomSource(debug_seed)  # what the check took does not count
 
     def _name(self, part: BaseDataset) -> str:
-        return next(name for name, one in self._parts().items() if one is part)
+        return next(name for name, one in self.parts().items() if one is part)
 
     def look_at_first_rows(self) -> None:
         """Finds the form of all rows, for the pipelines as they are. Raises PrivacyError for a pipeline that cannot be used."""
         self._forms: dict[str, Form] = {}
-        self._probes = {name: self._looked_at(part, name) for name, part in self._parts().items()}
+        self._probes = {name: self._looked_at(part, name) for name, part in self.parts().items()}
         self._refuse_random_views()
 
-    def _parts(self) -> dict[str, BaseDataset]:
+    def parts(self) -> dict[str, BaseDataset]:
+        """The data sets that there are, in the order of their indices, by the key that made them."""
         parts = dict(private=self.private, public_view=self.views, public=self.public)
         return {name: part for name, part in parts.items() if part is not None}
 

@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_map
 
 from mmpose_dp.datasets import collate_rows
 from mmpose_dp.models import FeatureMaskingHead
+from mmpose_dp.models.heads.private_head import tensors_in
 from mmpose_dp.privacy import PrivacyError
 
 
@@ -25,7 +26,7 @@ def blank_batch(row: dict) -> dict:
     row['inputs'] = torch.randint(0, 256, image.shape).to(image.dtype)
     sample = row['data_samples']
     for name in ('gt_instance_labels', 'gt_fields'):
-        for value in _tensors(sample.get(name)):
+        for value in tensors_in(sample.get(name)):
             value.uniform_(0, 1) if value.is_floating_point() else value.zero_()
     return collate_rows([[row]])
 
@@ -129,20 +130,10 @@ def _targets(sample: Any) -> dict[str, Tensor]:
     return {name: x for part in parts if part is not None for name, x in part.items() if isinstance(x, Tensor)}
 
 
-def _tensors(value: Any) -> Iterator[Tensor]:
-    """Every tensor in nested tuples, lists and data elements."""
-    if isinstance(value, Tensor):
-        yield value
-        return
-    parts = value.values() if hasattr(value, 'values') else value if isinstance(value, (tuple, list)) else ()
-    for part in parts:
-        yield from _tensors(part)
-
-
 def _precise(value: Any) -> Any:
     return value.float() if isinstance(value, Tensor) and value.dtype in (torch.bfloat16, torch.float16) else value
 
 
 def _shapes(value: Any) -> str:
     """The shapes of every tensor, in words."""
-    return ', '.join(str(tuple(x.shape)) for x in _tensors(value))
+    return ', '.join(str(tuple(x.shape)) for x in tensors_in(value))

@@ -89,12 +89,10 @@ def _try_records(runner: Runner) -> None:
 
 def halves(dataset: PublicPrivateDataset) -> list[tuple[str, range]]:
     """The parts of a data set by the key that made them, and the indices of their rows."""
-    parts = (('private', dataset.private), ('public_view', dataset.views), ('public', dataset.public))
     found, start = [], 0
-    for name, part in parts:
-        if part is not None:
-            found.append((name, range(start, start + len(part))))
-            start += len(part)
+    for name, part in dataset.parts().items():
+        found.append((name, range(start, start + len(part))))
+        start += len(part)
     return found
 
 

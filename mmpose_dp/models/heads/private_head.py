@@ -41,16 +41,16 @@ def _row(value: Any, row: int) -> Any:
 
 def _finite_rows(outputs: Any) -> list[bool]:
     """Of each row, whether all (rows, ...) tensors in nested tuples and lists are finite there; one wait for a GPU."""
-    finite = [x.detach().reshape(len(x), -1).isfinite().all(1) for x in _tensors(outputs)]
+    finite = [x.detach().reshape(len(x), -1).isfinite().all(1) for x in tensors_in(outputs)]
     return torch.stack(finite).all(0).tolist()
 
 
-def _tensors(value: Any) -> list[Tensor]:
+def tensors_in(value: Any) -> list[Tensor]:
     """Every tensor in nested tuples, lists and data elements."""
     if isinstance(value, Tensor):
         return [value]
     parts = value.values() if hasattr(value, 'values') else value if isinstance(value, (tuple, list)) else ()
-    return [x for part in parts for x in _tensors(part)]
+    return [x for part in parts for x in tensors_in(part)]
 
 
 class FeatureMaskingHead:
@@ -112,7 +112,7 @@ class FeatureMaskingHead:
 
     def _unusable(self) -> dict:
         """The loss of a row that contributes nothing: its gradient is not finite."""
-        return {_UNUSABLE: torch.nan * _tensors(self._outputs)[0].sum()}
+        return {_UNUSABLE: torch.nan * tensors_in(self._outputs)[0].sum()}
 
     def _loss_of_row(self, feats: Any, sample: Any, config: dict) -> dict:
         """The parent's losses of one row; NaN where the values of that row are what the parent raises for.
@@ -136,7 +136,7 @@ class FeatureMaskingHead:
             for number in (0.0, 1.0):
                 self._outputs = _each(outputs, lambda x, number=number: torch.full_like(x, number))
                 for part in (sample.get('gt_instance_labels'), sample.get('gt_fields')):
-                    for x in _tensors(part):
+                    for x in tensors_in(part):
                         x.fill_(number)
                 try:
                     super().loss(feats, [sample], config)  # type: ignore[misc]
