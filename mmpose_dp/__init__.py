@@ -1,15 +1,18 @@
-"""Differentially private training for MMPose's top-down models: importing it fills the registries.
+"""Differentially private training for MMPose's top-down models: importing it fills MMPose's registries.
 
-Must not hold logic. Configs name it in ``custom_imports``. The privacy core needs none of MMPose:
-with the folder ``mmpose_dp`` on the path, ``import privacy`` works on torch, opacus and
-dp-accounting alone.
+Configs name it in ``custom_imports``. Where MMPose is not installed nothing is registered, and ``mmpose_dp.privacy`` (the
+accountants, the ledger, the mechanism) and ``mmpose_dp.gradients`` work by themselves. Must not hold logic.
 """
 
-from . import compat
+from importlib.util import find_spec
+
 from .version import __version__
 
-compat.apply()  # before anything imports mmpose
+if find_spec('mmengine') is not None:
+    from . import compat
 
-from . import datasets, engine, models, privacy  # noqa: E402
+    compat.apply()  # before anything imports mmpose
 
-__all__ = ['__version__', 'datasets', 'engine', 'models', 'privacy']
+    from . import datasets, engine, models  # noqa: F401
+
+__all__ = ['__version__']

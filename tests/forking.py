@@ -13,7 +13,7 @@ from mmengine.runner import Runner
 from mmpose.utils import register_all_modules
 from runs import unvalidated
 
-from mmpose_dp.privacy import PrivacyPlan
+from mmpose_dp.privacy.plan import PrivacyPlan
 
 STEPS = 12
 QUICK = dict(

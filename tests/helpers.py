@@ -13,7 +13,7 @@ from mmpose.structures import PoseDataSample
 from mmpose_dp.datasets import by_record
 from mmpose_dp.engine import DPOptimWrapper
 from mmpose_dp.models import freeze_batch_norm
-from mmpose_dp.privacy import OneRecordAtATime
+from mmpose_dp.privacy.errors import OneRecordAtATime
 from mmpose_dp.privacy.rounding import clipping_norm
 
 REPO = Path(__file__).parents[1]

@@ -14,7 +14,8 @@ from mmengine.model import MMDistributedDataParallel
 from torch.optim import SGD
 
 from mmpose_dp.engine import DPOptimWrapper
-from mmpose_dp.privacy import PrivacyPlan, Projector
+from mmpose_dp.privacy.plan import PrivacyPlan
+from mmpose_dp.privacy.projection import Projector
 
 ROWS = [0, 1, 2, 3, 4, None, None, None, None]
 METHODS = {

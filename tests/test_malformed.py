@@ -17,7 +17,9 @@ import torch
 from mmpose.registry import DATASETS
 from runs import config, tiny, train, train_until
 
-from mmpose_dp.privacy import LEDGER_NAME, Ledger, PrivacyError, StepEvent
+from mmpose_dp.privacy.accounting import StepEvent
+from mmpose_dp.privacy.errors import PrivacyError
+from mmpose_dp.privacy.ledger import LEDGER_NAME, Ledger
 
 NAN, INF = float('nan'), float('inf')
 NO_NUMBER = ['much', NAN, -1]

@@ -2,10 +2,10 @@
 
 import ast
 import contextlib
-import os
 import re
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -22,14 +22,18 @@ OWN_FILES = [
     *sorted((REPO / 'tests').rglob('*.py')),
 ]
 # part -> the parts it may import; the package itself (compat, version) is imported by none of them
+CORE = {'privacy', 'gradients'}
 ALLOWED = {
     'privacy': {'privacy'},
-    'models': {'privacy', 'models'},
-    'datasets': {'privacy', 'datasets'},
-    'engine': {'privacy', 'models', 'datasets', 'engine'},
+    'gradients': CORE,
+    'extras': {*CORE, 'extras'},
+    'models': {*CORE, 'extras', 'models'},
+    'datasets': {*CORE, 'datasets'},
+    'engine': {*CORE, 'extras', 'models', 'datasets', 'engine'},
+    'auditing': {*CORE, 'models', 'datasets', 'engine', 'auditing'},
 }
 LONG = {'before_run', '__post_init__', 'rows_of'}  # to be split: add no name here
-PRIVACY_STANDS_ON = {'torch', 'opacus', 'numpy', 'scipy', 'dp_accounting', 'mmpose_dp'}
+STANDS_ON = {'privacy': {'torch', 'opacus', 'numpy', 'scipy', 'dp_accounting'}, 'gradients': {'torch'}}
 
 
 def name(path: Path) -> str:
@@ -51,31 +55,64 @@ def imports(path: Path) -> set[str]:
 
 
 # ---- who imports whom ----------------------------------------------------------------------------
-@pytest.mark.parametrize('path', sorted((PACKAGE / 'privacy').rglob('*.py')), ids=name)
-def test_the_privacy_core_imports_nothing_of_openmmlab(path):
-    roots = {module.split('.')[0] for module in imports(path)}
-    assert roots <= PRIVACY_STANDS_ON | set(sys.stdlib_module_names)
+@pytest.mark.parametrize('part', STANDS_ON)
+def test_the_guarantee_imports_nothing_of_openmmlab(part):
+    for path in (PACKAGE / part).rglob('*.py'):
+        roots = {module.split('.')[0] for module in imports(path)}
+        assert roots <= {*STANDS_ON[part], 'mmpose_dp'} | set(sys.stdlib_module_names), name(path)
 
 
-def test_the_privacy_core_runs_without_openmmlab():
-    code = """
-import sys
-hidden = ('mmengine', 'mmcv', 'mmdet', 'mmpose', 'mmpose_dp')
-sys.modules.update(dict.fromkeys(hidden))  # importing one of them raises
-import privacy
-from fractions import Fraction
-sigma = privacy.calibrate_noise_multiplier(8.0, 1e-4, Fraction(1, 100), 100, 'rdp')
-assert 0 < sigma < 10
-"""
-    env = dict(os.environ, PYTHONPATH=str(PACKAGE))
+@pytest.mark.parametrize(
+    'part, code',
+    [
+        (
+            'privacy',
+            'from mmpose_dp.privacy import *; from mmpose_dp.privacy import Ledger, calibrate_noise_multiplier; '
+            'from fractions import Fraction; '
+            'assert 0 < calibrate_noise_multiplier(8.0, 1e-4, Fraction(1, 100), 100, "rdp") < 10',
+        ),
+        (
+            'gradients',
+            'import torch; from torch import nn; from mmpose_dp.gradients import build_engine; '
+            'from mmpose_dp.gradients.blocks import RowGradients; '
+            'net = nn.Linear(3, 1); engine = build_engine("rules", net, [*net.parameters()]); found = RowGradients(engine.params)\n'
+            'with engine.capture(): losses = [*net(torch.ones(2, 3)).flatten()]\n'
+            'engine.backward(losses, found); assert found.per_row(torch.arange(2))[0].shape == (2, 1, 3)',
+        ),
+    ],
+)
+def test_it_runs_in_an_environment_with_what_it_stands_on_alone(part, code, tmp_path):
+    only(STANDS_ON[part], tmp_path)
+    (tmp_path / 'mmpose_dp').symlink_to(PACKAGE)
+    start = f'import sys; sys.path.append({str(tmp_path)!r})\n'
+    missing = [p for p in ('mmengine', 'mmpose', 'mmcv', 'opacus') if p not in STANDS_ON[part]]
+    absent = f'\nfrom importlib.util import find_spec; assert not any(map(find_spec, {missing}))'
     done = subprocess.run(
-        [sys.executable, '-W', 'ignore', '-c', code],
-        env=env,
+        [sys.executable, '-I', '-S', '-W', 'ignore', '-c', start + code + absent],
         cwd='/',
         capture_output=True,
         text=True,
     )
     assert done.returncode == 0, done.stderr
+
+
+def only(packages: set[str], folder: Path) -> None:
+    """Fills ``folder`` with links to these packages and to what they require: what a bare environment has installed."""
+    wanted, seen = [name.replace('_', '-') for name in packages], set()
+    while wanted:
+        one = wanted.pop().lower()
+        try:
+            found = metadata.distribution(one)
+        except metadata.PackageNotFoundError:
+            continue  # an extra, or another platform's
+        if one in seen:
+            continue
+        seen.add(one)
+        wanted += [re.split(r'[^\w.-]', line)[0] for line in found.requires or () if 'extra ==' not in line]
+        for top in {file.parts[0] for file in found.files or () if file.parts[0] not in ('..', '__pycache__')}:
+            link = folder / top
+            if not link.exists():
+                link.symlink_to(found.locate_file(top))
 
 
 @pytest.mark.parametrize('path', [p for p in MODULES if p.parent != PACKAGE], ids=name)

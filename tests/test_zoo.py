@@ -10,8 +10,8 @@ from torch.optim import SGD
 from zoo import FOLDER, records, small
 
 from mmpose_dp.engine import DPOptimWrapper
+from mmpose_dp.engine.checks.replay import ReplayCheck
 from mmpose_dp.engine.dry_run import blank_batch, try_batch
-from mmpose_dp.privacy.replay import ReplayCheck
 
 MPII = sorted(str(path.relative_to(FOLDER)) for path in FOLDER.rglob('body_2d_keypoint/*/mpii/*.py'))
 HEATMAP, RTMPOSE = 'body_2d_keypoint/topdown_heatmap/coco/td-hm_', 'body_2d_keypoint/rtmpose/coco/rtmpose-'

@@ -17,8 +17,9 @@ from cli import run
 from mmengine.config import Config, DictAction
 from mmengine.runner import Runner
 
-from mmpose_dp.engine import AuditHook, without_leftovers
-from mmpose_dp.privacy import rounded_up
+from mmpose_dp.auditing.audited_training import AuditHook
+from mmpose_dp.engine import without_leftovers
+from mmpose_dp.privacy.figures import rounded_up
 
 
 def parse_args() -> argparse.Namespace:

@@ -30,12 +30,12 @@ from mmengine.registry import init_default_scope
 from mmpose.registry import DATASETS
 from mmpose.utils import register_all_modules
 
+from mmpose_dp.auditing.view_inversion import figures, invert_by_tv, train_network
 from mmpose_dp.datasets import PublicPrivateDataset, PublicView
 from mmpose_dp.datasets.transforms.public_view import REGION_MODES, eight_bits
-from mmpose_dp.datasets.view_inversion import figures, invert_by_tv, train_network
 from mmpose_dp.engine import without_leftovers
-from mmpose_dp.privacy import PrivacyError
-from mmpose_dp.privacy.view_audit import AUDIT_NAME, in_words, update_statement
+from mmpose_dp.engine.view_audit import AUDIT_NAME, in_words, update_statement
+from mmpose_dp.privacy.errors import PrivacyError
 
 TV, NETWORK = 'total variation', 'a network'
 PUBLIC_PEOPLE, QUICK = 1000, 20  # that the network learns from; iterations for what it starts from

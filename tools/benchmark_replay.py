@@ -20,9 +20,9 @@ from benchmark_worker import make_step
 from mmengine.config import Config
 from mmpose.utils import register_all_modules
 
+from mmpose_dp.engine.checks.replay import ReplayCheck
+from mmpose_dp.engine.checks.replaying import Replay
 from mmpose_dp.engine.optim_wrappers import dp_optim_wrapper
-from mmpose_dp.engine.optim_wrappers.replaying import Replay
-from mmpose_dp.privacy.replay import ReplayCheck
 
 CONFIGS = ('configs/dp/td-hm_mobilenetv2_mpii_hybrid_eps08.py', 'configs/dp/hrnet_mpii_hybrid_eps08.py')
 ROWS = 8

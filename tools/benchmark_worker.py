@@ -27,7 +27,7 @@ from torch.optim import SGD
 
 from mmpose_dp.engine import DPOptimWrapper
 from mmpose_dp.models import freeze_batch_norm
-from mmpose_dp.privacy import Projector
+from mmpose_dp.privacy.projection import Projector
 
 PLAIN, BASIS = 'plain', 'finding a basis'
 PROJECTED = {order: dict(projector=order) for order in ('project-then-clip', 'noise-then-project')}

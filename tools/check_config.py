@@ -39,9 +39,12 @@ from mmpose_dp.datasets.resolving import is_kind, resolved
 from mmpose_dp.engine import DPOptimWrapper, PrivacyBudgetHook, PrivateTrainLoop, without_leftovers
 from mmpose_dp.engine.dry_run import blank_batch, try_batch
 from mmpose_dp.engine.hooks.planning import method_of
+from mmpose_dp.extras.schedule import Schedule
 from mmpose_dp.models import FeatureMaskingHead
-from mmpose_dp.privacy import PrivacyError, PrivacyPlan, Schedule, as_given, epsilon_curve, rounded_up
-from mmpose_dp.privacy.plan import METHODS
+from mmpose_dp.privacy.errors import PrivacyError
+from mmpose_dp.privacy.figures import as_given, rounded_up
+from mmpose_dp.privacy.plan import METHODS, PrivacyPlan
+from mmpose_dp.privacy.statement import epsilon_curve
 
 TOLERANCE = 1e-4  # of a parameter's gradient, in float64: what is above is a wrong rule and not rounding
 

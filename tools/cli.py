@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from mmengine.config import Config, DictAction
 
-from mmpose_dp.privacy import PrivacyError
+from mmpose_dp.privacy.errors import PrivacyError
 
 
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:

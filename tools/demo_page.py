@@ -16,8 +16,8 @@ import matplotlib.pyplot as plt
 from mmengine.config import Config
 from mmpose.registry import DATASETS
 
+from mmpose_dp.auditing.view_inversion import invert_by_tv
 from mmpose_dp.datasets import PublicView
-from mmpose_dp.datasets.view_inversion import invert_by_tv
 
 CONFIG = Path(__file__).parents[1] / 'configs/dp/hrnet_synthetic_hybrid_eps08.py'
 PEOPLE = 6

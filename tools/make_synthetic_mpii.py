@@ -5,7 +5,7 @@ import sys
 import time
 
 from mmpose_dp.datasets.synthetic import make_synthetic_mpii
-from mmpose_dp.privacy import PrivacyError
+from mmpose_dp.privacy.errors import PrivacyError
 
 
 def main() -> None:

@@ -14,7 +14,10 @@ from pathlib import Path
 
 from cli import run
 
-from mmpose_dp.privacy import ACCOUNTANTS, Ledger, PrivacyError, as_given, rounded_up
+from mmpose_dp.privacy.accounting import ACCOUNTANTS
+from mmpose_dp.privacy.errors import PrivacyError
+from mmpose_dp.privacy.figures import as_given, rounded_up
+from mmpose_dp.privacy.ledger import Ledger
 
 _SEAL = 'subjects_seal'  # a fact that only a resume reads
 

@@ -15,7 +15,8 @@ import torch
 from cli import run
 
 import mmpose_dp
-from mmpose_dp.privacy import PrivacyError, with_audit
+from mmpose_dp.engine.view_audit import with_audit
+from mmpose_dp.privacy.errors import PrivacyError
 
 
 def published(checkpoint: dict, folder: Path | None = None) -> dict:

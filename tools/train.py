@@ -23,7 +23,7 @@ from mmpose_dp.engine import (
     newest_checkpoint,
     without_leftovers,
 )
-from mmpose_dp.privacy import PrivacyError
+from mmpose_dp.privacy.errors import PrivacyError
 
 
 def parse_args() -> argparse.Namespace:

@@ -1,6 +1,6 @@
 """Data sets, samplers and transforms of private training. Must not import the engine."""
 
-from .batches import by_record, collate_rows
+from .collate import by_record, collate_rows
 from .overlap import refuse_private_validation
 from .public_private_dataset import PublicPrivateDataset
 from .samplers import MicroBatch, PoissonBatchSampler

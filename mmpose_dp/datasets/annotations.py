@@ -14,7 +14,7 @@ from mmengine.dataset import BaseDataset
 from mmengine.dist import is_main_process
 from mmpose.datasets.datasets import MpiiDataset
 
-from mmpose_dp.privacy import PrivacyError
+from mmpose_dp.privacy.errors import PrivacyError
 
 # joints further from the box's centre than this many longer sides of the box are in no crop, whatever the augmentation
 _REACH = 1.5

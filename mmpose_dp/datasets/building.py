@@ -16,7 +16,7 @@ from mmpose.datasets.transforms import GetBBoxCenterScale
 from mmpose.datasets.transforms.mix_img_transforms import MixImageTransform
 from mmpose.registry import DATASETS, TRANSFORMS
 
-from mmpose_dp.privacy import PrivacyError
+from mmpose_dp.privacy.errors import PrivacyError
 
 from .annotations import look_at_rows, refuse_unusable_file
 from .resolving import is_kind, resolved, type_name

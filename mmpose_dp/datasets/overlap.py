@@ -10,9 +10,9 @@ from typing import Any
 from mmengine.dataset import BaseDataset
 from mmengine.logging import MMLogger
 
-from mmpose_dp.privacy import PrivacyError
+from mmpose_dp.privacy.errors import PrivacyError
 
-from .records import all_images, digest
+from .privacy_units import all_images, digest
 
 
 def refuse_shared_data(private: BaseDataset, images: Set[str], public: BaseDataset) -> None:

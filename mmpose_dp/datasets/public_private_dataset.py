@@ -15,12 +15,12 @@ from mmpose.datasets.transforms import GetBBoxCenterScale
 from mmpose.registry import DATASETS, TRANSFORMS
 from torch.utils.data import Dataset
 
-from mmpose_dp.privacy import PrivacyError, RandomSource
+from mmpose_dp.privacy.errors import PrivacyError
+from mmpose_dp.privacy.noise import RandomSource
 
 from .building import MIXING, build_half, seen_through
 from .overlap import refuse_shared_data
-from .randomness import fixed_randomness, random_step
-from .records import (
+from .privacy_units import (
     file_in_words,
     group_rows,
     image_paths,
@@ -29,6 +29,7 @@ from .records import (
     source_in_words,
     subjects_digest,
 )
+from .randomness import fixed_randomness, random_step
 from .row_form import IMAGE, Form, difference, form_of
 from .switching import switch_pipeline
 from .transforms import PublicView

@@ -11,7 +11,7 @@ from mmengine.dataset import Compose
 from mmpose.datasets.transforms import GetBBoxCenterScale
 from mmpose.datasets.transforms.mix_img_transforms import MixImageTransform
 
-from mmpose_dp.privacy import PrivacyError
+from mmpose_dp.privacy.errors import PrivacyError
 
 if TYPE_CHECKING:
     from .public_private_dataset import PublicPrivateDataset

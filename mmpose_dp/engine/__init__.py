@@ -1,6 +1,5 @@
 """Connects the privacy core to mmengine's runner. Must not hold a line of the guarantee itself."""
 
-from .auditing import AuditedOptimWrapper, AuditHook
 from .hooks import PrivacyBudgetHook, ProvenanceHook, PublicDataHook, newest_checkpoint
 from .leftovers import without_leftovers
 from .loops import PrivateTrainLoop
@@ -8,8 +7,6 @@ from .optim_wrappers import DPOptimWrapper, DPOptimWrapperConstructor
 from .optimizers import DPAdamBC
 
 __all__ = [
-    'AuditHook',
-    'AuditedOptimWrapper',
     'DPAdamBC',
     'DPOptimWrapper',
     'DPOptimWrapperConstructor',

@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_map
 from mmpose_dp.datasets import collate_rows
 from mmpose_dp.models import FeatureMaskingHead
 from mmpose_dp.models.heads.private_head import tensors_in
-from mmpose_dp.privacy import PrivacyError
+from mmpose_dp.privacy.errors import PrivacyError
 
 
 def blank_batch(row: dict) -> dict:

@@ -10,7 +10,7 @@ from mmengine.config import Config
 from mmpose.registry import LOOPS
 
 from mmpose_dp.datasets.resolving import resolved
-from mmpose_dp.privacy import PrivacyError
+from mmpose_dp.privacy.errors import PrivacyError
 
 
 def without_deletions(node: Any) -> Any:

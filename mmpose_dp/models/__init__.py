@@ -1,10 +1,12 @@
 """What a model needs to be trained privately. Must not import the engine."""
 
-from .checkpoints import LoadWatch, explain_misfit, fit_joints, is_within, weights_of
+from mmpose_dp.extras.group_norm import replace_batch_norm
+from mmpose_dp.extras.lora import add_low_rank
+
+from .batch_norm import freeze_batch_norm, has_batch_statistics, public_statistics
 from .heads import FeatureMaskingHead, private_twin
-from .lora import add_low_rank
-from .norms import freeze_batch_norm, has_batch_statistics, public_statistics, replace_batch_norm
-from .trainable import choose_trainable
+from .joint_remap import LoadWatch, explain_misfit, fit_joints, is_within, weights_of
+from .trainable_subset import choose_trainable
 
 __all__ = [
     'FeatureMaskingHead',

@@ -19,7 +19,7 @@ from opacus.accountants import PRVAccountant, RDPAccountant
 from scipy.stats import binom
 
 from .errors import PrivacyError
-from .schedule import as_number, as_whole
+from .validation import as_number, as_whole
 
 ACCOUNTANTS = ('pld', 'prv', 'rdp')
 _PRV_ERRORS = (0.01, 1e-3)  # of epsilon, and of delta relative to it: what Opacus takes too

@@ -13,7 +13,7 @@ from scipy.optimize import brentq
 from .accounting import History, StepEvent, as_delta, epsilon, rough_epsilon
 from .errors import PrivacyError
 from .figures import as_given, rounded_up
-from .schedule import as_number, as_whole
+from .validation import as_number, as_whole
 
 _SIGMAS = (1e-2, 1e9)  # where calibration looks
 _PRECISION = 1e-4  # relative, of a calibrated noise multiplier

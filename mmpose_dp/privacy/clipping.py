@@ -6,58 +6,12 @@ or look at how many records were drawn.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from .row_gradients import Block, as_vectors, in_line
-from .subspace import Projector
-
-
-@dataclass(frozen=True)
-class Rows:
-    """What each row of one forward pass is.
-
-    Attributes:
-        records: (rows,) int64, the record a row belongs to, 0..num_records-1, or -1 for a public row.
-        num_records: how many private records the rows make up. Several rows may be one record (all the people of an
-            image, say): their gradients are added before the norm is taken.
-        keys: (num_records,), what each record is called outside this batch.
-        weights: (rows,), what each row's loss is multiplied by before anything else, or empty for 1 each: 1/K for each of K
-            augmentations, -1 for the public view that a residual takes off. The guarantee does not depend on them, since the
-            norm is taken afterwards.
-    """
-
-    records: Tensor
-    num_records: int
-    keys: tuple[int, ...] = ()
-    weights: tuple[float, ...] = ()
-
-    @classmethod
-    def from_keys(cls, keys: Sequence[int | None], weights: Sequence[float] = ()) -> 'Rows':
-        """Rows from one key a row; equal keys are one record, None is public."""
-        order: dict[int, int] = {}
-        records = [-1 if key is None else order.setdefault(key, len(order)) for key in keys]
-        return cls(torch.tensor(records, dtype=torch.int64), len(order), tuple(order), tuple(weights))
-
-    @property
-    def private(self) -> Tensor:
-        """(private rows,) int64, the indices of the private rows."""
-        return (self.records >= 0).nonzero().flatten()
-
-    @property
-    def public(self) -> Tensor:
-        """(public rows,) int64, the indices of the public rows."""
-        return (self.records < 0).nonzero().flatten()
-
-    def sum_by_record(self, values: Tensor) -> Tensor:
-        """Adds (private rows, d) to (num_records, d)."""
-        records = self.records[self.private].to(values.device)
-        if self.num_records == len(records):
-            return values  # every row is a record of its own, in order
-        return values.new_zeros(self.num_records, values.shape[1]).index_add_(0, records, values)
-
+from .projection import Projector
+from .records import Block, Rows, as_vectors, in_line
 
 STABILITY = 0.01  # Bu et al. 2023, section 4.1: keeps short gradients shorter than long ones
 

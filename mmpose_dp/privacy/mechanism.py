@@ -9,12 +9,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from .adaptive_norm import shares
-from .clipping import ClippedCoordinates, ClippedParts, ClippedSum, LayerwiseClippedSum, Rows
+from mmpose_dp.extras.adaptive_norm import shares
+from mmpose_dp.extras.schedule import Schedule
+
+from .clipping import ClippedCoordinates, ClippedParts, ClippedSum, LayerwiseClippedSum
 from .errors import PrivacyError
+from .projection import Projector
+from .records import Rows
 from .rounding import clipping_norm
-from .schedule import Schedule
-from .subspace import Projector
 
 CLIPPINGS = ('flat', 'automatic', 'adaptive', 'per-layer')
 

@@ -8,12 +8,15 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any
 
+from mmpose_dp.extras.personal_budgets import Budget
+from mmpose_dp.extras.schedule import Schedule
+
 from .accounting import ACCOUNTANTS, History, StepEvent, epsilon
 from .calibration import as_epsilon, calibrate_noise_multiplier, calibrate_sample_rates, first_steps, steps_within
 from .errors import PrivacyError
 from .figures import as_given, rounded_up
 from .ledger import Ledger
-from .schedule import Budget, Schedule, as_number, as_whole
+from .validation import as_number, as_whole
 
 METHODS = {
     'dpsgd': 'DP-SGD',

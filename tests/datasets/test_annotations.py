@@ -10,7 +10,7 @@ from coco_data import content, write
 from helpers import mpii
 
 from mmpose_dp.datasets import PublicPrivateDataset
-from mmpose_dp.privacy import PrivacyError
+from mmpose_dp.privacy.errors import PrivacyError
 
 
 def each(change):

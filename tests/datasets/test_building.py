@@ -18,7 +18,7 @@ from mmpose.registry import DATASETS, TRANSFORMS
 
 from mmpose_dp.datasets import PublicPrivateDataset, PublicView, refuse_private_validation
 from mmpose_dp.datasets.resolving import is_kind, resolved, type_name
-from mmpose_dp.privacy import PrivacyError
+from mmpose_dp.privacy.errors import PrivacyError
 
 VIEW = dict(type='PublicView')
 

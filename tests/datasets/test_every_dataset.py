@@ -10,7 +10,7 @@ from mmpose.registry import DATASETS
 from zoo import _coco_style
 
 from mmpose_dp.datasets import PublicPrivateDataset
-from mmpose_dp.privacy import PrivacyError
+from mmpose_dp.privacy.errors import PrivacyError
 
 
 def classes():

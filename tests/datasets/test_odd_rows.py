@@ -12,7 +12,7 @@ from mmcv.transforms import BaseTransform
 from mmpose.registry import TRANSFORMS
 
 from mmpose_dp.datasets import PublicPrivateDataset
-from mmpose_dp.privacy import PrivacyError
+from mmpose_dp.privacy.errors import PrivacyError
 
 LAST = 7  # a row that nothing is decided by
 UNCHANGED = [dict(type='LoadImage', color_type='unchanged'), *PIPELINE[1:]]

@@ -11,7 +11,7 @@ from mmpose.registry import DATASETS
 from runs import config, tiny, train
 
 from mmpose_dp.datasets import PublicPrivateDataset, refuse_private_validation
-from mmpose_dp.privacy import PrivacyError
+from mmpose_dp.privacy.errors import PrivacyError
 
 
 @pytest.fixture

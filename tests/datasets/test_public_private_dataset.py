@@ -12,7 +12,7 @@ from mmengine.runner import set_random_seed
 from mmpose.registry import DATASETS
 
 from mmpose_dp.datasets import PublicPrivateDataset, collate_rows
-from mmpose_dp.privacy import PrivacyError
+from mmpose_dp.privacy.errors import PrivacyError
 
 VIEW = dict(type='PublicView', mode='blur')
 

@@ -7,8 +7,8 @@ from helpers import mpii
 from mmengine.dataset import BaseDataset
 
 from mmpose_dp.datasets import PublicPrivateDataset
-from mmpose_dp.datasets.records import annotated, group_rows, personal_epsilons
-from mmpose_dp.privacy import PrivacyError
+from mmpose_dp.datasets.privacy_units import annotated, group_rows, personal_epsilons
+from mmpose_dp.privacy.errors import PrivacyError
 
 
 class Listed(BaseDataset):

@@ -14,7 +14,7 @@ import torch
 from helpers import REPO
 from rank_steps import METHODS, ROWS, B, movement
 
-from mmpose_dp.privacy import LEDGER_NAME, Ledger
+from mmpose_dp.privacy.ledger import LEDGER_NAME, Ledger
 
 
 def free_port():

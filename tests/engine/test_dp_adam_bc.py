@@ -5,7 +5,7 @@ import torch
 from runs import train, train_until, unvalidated
 
 from mmpose_dp.engine import DPAdamBC, DPOptimWrapper
-from mmpose_dp.privacy import PrivacyError
+from mmpose_dp.privacy.errors import PrivacyError
 
 SETTINGS = dict(lr=1e-2, betas=(0.8, 0.95), weight_decay=0.1)
 

@@ -9,7 +9,10 @@ from scipy import stats
 from torch.optim import SGD, AdamW
 
 from mmpose_dp.engine import DPOptimWrapper
-from mmpose_dp.privacy import AdaptiveNorm, PrivacyError, PrivacyPlan, Projector
+from mmpose_dp.extras.adaptive_norm import AdaptiveNorm
+from mmpose_dp.privacy.errors import PrivacyError
+from mmpose_dp.privacy.plan import PrivacyPlan
+from mmpose_dp.privacy.projection import Projector
 from mmpose_dp.privacy.rounding import clipping_norm
 
 B = 4

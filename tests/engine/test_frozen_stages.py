@@ -9,7 +9,7 @@ from helpers import RLE, batch, load, take
 from mmpose.registry import MODELS
 
 from mmpose_dp.engine import DPOptimWrapper, DPOptimWrapperConstructor
-from mmpose_dp.privacy import PrivacyError
+from mmpose_dp.privacy.errors import PrivacyError
 
 _HRNET = {
     f'stage{i}': dict(

@@ -17,10 +17,12 @@ from torch import nn
 from torch.optim import SGD
 
 from mmpose_dp.engine import DPOptimWrapper
+from mmpose_dp.engine.checks.fingerprint import Fingerprint
+from mmpose_dp.engine.checks.replay import Halved, ReplayCheck
+from mmpose_dp.gradients.blocks import StackBlock
 from mmpose_dp.models import freeze_batch_norm
-from mmpose_dp.privacy import Fingerprint, PrivacyError, PrivacyPlan
-from mmpose_dp.privacy.replay import Halved, ReplayCheck
-from mmpose_dp.privacy.row_gradients import StackBlock
+from mmpose_dp.privacy.errors import PrivacyError
+from mmpose_dp.privacy.plan import PrivacyPlan
 
 C, N = 0.1, 8
 CFG = Config(dict(codec=CODEC))

@@ -15,7 +15,7 @@ from forking import STEPS
 from helpers import REPO
 
 from mmpose_dp.engine import newest_checkpoint
-from mmpose_dp.privacy import LEDGER_NAME, Ledger
+from mmpose_dp.privacy.ledger import LEDGER_NAME, Ledger
 
 
 class Trainings:

@@ -12,8 +12,8 @@ from runs import unvalidated
 from mmpose_dp.datasets.resolving import resolved
 from mmpose_dp.engine import DPOptimWrapper, newest_checkpoint, without_leftovers
 from mmpose_dp.engine.hooks.resuming import checkpoint_folders
-from mmpose_dp.engine.optim_wrappers.settings import check_paramwise
-from mmpose_dp.privacy import PrivacyError
+from mmpose_dp.engine.optim_wrappers.validation import check_paramwise
+from mmpose_dp.privacy.errors import PrivacyError
 
 
 def test_leftovers_are_taken_out():

@@ -16,8 +16,9 @@ from runs import config, tiny, train, unvalidated
 from mmpose_dp.engine.dry_run import blank_batch, try_batch
 from mmpose_dp.engine.hooks.foreign_hooks import refuse_hooks
 from mmpose_dp.engine.hooks.preflight import halves, refuse_late_failures
-from mmpose_dp.engine.loops.settings import check_train_cfg, train_loader
-from mmpose_dp.privacy import LEDGER_NAME, Ledger, PrivacyError
+from mmpose_dp.engine.loops.validation import check_train_cfg, train_loader
+from mmpose_dp.privacy.errors import PrivacyError
+from mmpose_dp.privacy.ledger import LEDGER_NAME, Ledger
 
 
 def ready(cfg):

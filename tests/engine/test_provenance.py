@@ -18,7 +18,8 @@ from torch import nn
 from mmpose_dp.engine import PrivacyBudgetHook, ProvenanceHook
 from mmpose_dp.engine.hooks.provenance import Descent, pretraining_in
 from mmpose_dp.models import LoadWatch
-from mmpose_dp.privacy import LEDGER_NAME, Ledger, PrivacyError
+from mmpose_dp.privacy.errors import PrivacyError
+from mmpose_dp.privacy.ledger import LEDGER_NAME, Ledger
 
 sys.path.insert(0, str(REPO / 'tools'))
 from publish_model import published  # noqa: E402

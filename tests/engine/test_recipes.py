@@ -7,7 +7,7 @@ from mmpose.datasets.datasets.utils import parse_pose_metainfo
 from runs import config, train
 from torch import nn
 
-from mmpose_dp.privacy import PrivacyError
+from mmpose_dp.privacy.errors import PrivacyError
 
 
 def epochs(synthetic, work_dir, **options):

@@ -6,7 +6,7 @@ from helpers import HRNET, batch, build, load
 from torch.optim import SGD
 
 from mmpose_dp.engine import DPOptimWrapper
-from mmpose_dp.privacy import OneRecordAtATime, PrivacyError
+from mmpose_dp.privacy.errors import OneRecordAtATime, PrivacyError
 
 B = 4
 PRIVATE = [0, 1, 2]

@@ -9,7 +9,9 @@ from helpers import REPO
 from runs import logged, train, train_until
 from runs import unvalidated as config
 
-from mmpose_dp.privacy import LEDGER_NAME, Ledger, PrivacyError, epsilon
+from mmpose_dp.privacy.accounting import epsilon
+from mmpose_dp.privacy.errors import PrivacyError
+from mmpose_dp.privacy.ledger import LEDGER_NAME, Ledger
 
 sys.path.insert(0, str(REPO / 'tools'))
 from publish_model import published  # noqa: E402

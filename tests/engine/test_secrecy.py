@@ -11,7 +11,7 @@ from runs import config, logged, tiny, train, unvalidated
 
 from mmpose_dp.datasets import PublicPrivateDataset
 from mmpose_dp.engine import DPOptimWrapper
-from mmpose_dp.privacy import RandomSource
+from mmpose_dp.privacy.noise import RandomSource
 
 
 def everything(folder):

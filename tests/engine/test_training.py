@@ -11,7 +11,9 @@ from runs import config as full_config
 from runs import logged, tiny, train, train_until
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from mmpose_dp.privacy import LEDGER_NAME, Ledger, PrivacyError, StepEvent, epsilon
+from mmpose_dp.privacy.accounting import StepEvent, epsilon
+from mmpose_dp.privacy.errors import PrivacyError
+from mmpose_dp.privacy.ledger import LEDGER_NAME, Ledger
 
 
 def config(*arguments, **options):

@@ -9,8 +9,10 @@ from runs import config, tiny, train, train_until
 from runs import unvalidated as short
 
 from mmpose_dp.engine import DPOptimWrapper
-from mmpose_dp.privacy import LEDGER_NAME, Ledger, PrivacyError, StepEvent, epsilon
-from mmpose_dp.privacy.adaptive_norm import shares
+from mmpose_dp.extras.adaptive_norm import shares
+from mmpose_dp.privacy.accounting import StepEvent, epsilon
+from mmpose_dp.privacy.errors import PrivacyError
+from mmpose_dp.privacy.ledger import LEDGER_NAME, Ledger
 
 
 def annotated(folder, target, name, value):

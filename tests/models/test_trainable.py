@@ -9,8 +9,8 @@ from torch.optim import SGD
 
 from mmpose_dp.engine import DPOptimWrapper
 from mmpose_dp.models import choose_trainable
-from mmpose_dp.models.trainable import _stage
-from mmpose_dp.privacy import PrivacyError
+from mmpose_dp.models.trainable_subset import _stage
+from mmpose_dp.privacy.errors import PrivacyError
 
 RES50 = PREFIX + 'topdown_heatmap/mpii/td-hm_res50_8xb64-210e_mpii-256x256.py'
 COCO = PREFIX + 'topdown_heatmap/coco/td-hm_'

@@ -10,16 +10,9 @@ from dp_accounting.pld import PLDAccountant
 from dp_accounting.rdp import RdpAccountant
 from opacus.accountants.utils import get_noise_multiplier
 
-from mmpose_dp.privacy import (
-    PrivacyError,
-    StepEvent,
-    calibrate_noise_multiplier,
-    calibrate_sample_rates,
-    epsilon,
-    group_epsilon,
-    steps_within,
-)
-from mmpose_dp.privacy.calibration import _smallest
+from mmpose_dp.privacy.accounting import StepEvent, epsilon, group_epsilon
+from mmpose_dp.privacy.calibration import _smallest, calibrate_noise_multiplier, calibrate_sample_rates, steps_within
+from mmpose_dp.privacy.errors import PrivacyError
 
 RATE, STEPS, DELTA = Fraction(32, 22246), 17379, 1 / 22000  # the paper's: 25 epochs of MPII in batches of 32
 # design.md section 2

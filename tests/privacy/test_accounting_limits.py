@@ -12,15 +12,10 @@ from scipy.optimize import brentq
 from scipy.stats import norm
 
 from mmpose_dp.engine.hooks import PrivacyBudgetHook
-from mmpose_dp.privacy import (
-    ACCOUNTANTS,
-    PrivacyError,
-    PrivacyPlan,
-    StepEvent,
-    calibrate_noise_multiplier,
-    epsilon,
-    group_epsilon,
-)
+from mmpose_dp.privacy.accounting import ACCOUNTANTS, StepEvent, epsilon, group_epsilon
+from mmpose_dp.privacy.calibration import calibrate_noise_multiplier
+from mmpose_dp.privacy.errors import PrivacyError
+from mmpose_dp.privacy.plan import PrivacyPlan
 
 ALL = Fraction(1)
 DELTAS = (0.9, 0.5, 0.1, 1e-3, 1e-5, 1e-8, 1e-10, 1e-12, 1e-13, 1e-14, 1e-16, 1e-30)

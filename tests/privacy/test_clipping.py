@@ -4,17 +4,13 @@ import pytest
 import torch
 from torch import nn
 
-from mmpose_dp.privacy import (
-    ClippedCoordinates,
-    ClippedSum,
-    LoopEngine,
-    Projector,
-    Rows,
-    RuleEngine,
-    clip_factors,
-    collector_for,
-    layer_rules,
-)
+from mmpose_dp.gradients import layer_rules
+from mmpose_dp.gradients.engine import RuleEngine
+from mmpose_dp.gradients.loop_engine import LoopEngine
+from mmpose_dp.privacy.clipping import ClippedCoordinates, ClippedSum, clip_factors
+from mmpose_dp.privacy.mechanism import collector_for
+from mmpose_dp.privacy.projection import Projector
+from mmpose_dp.privacy.records import Rows
 
 C = 0.1
 

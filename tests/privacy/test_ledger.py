@@ -5,7 +5,9 @@ from fractions import Fraction
 
 import pytest
 
-from mmpose_dp.privacy import LEDGER_NAME, Ledger, PrivacyError, StepEvent, epsilon
+from mmpose_dp.privacy.accounting import StepEvent, epsilon
+from mmpose_dp.privacy.errors import PrivacyError
+from mmpose_dp.privacy.ledger import LEDGER_NAME, Ledger
 
 RATE = Fraction(32, 22246)
 A, B = StepEvent(1.1, RATE), StepEvent(0.9, Fraction(1, 100))

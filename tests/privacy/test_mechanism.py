@@ -4,19 +4,11 @@ import pytest
 import torch
 from torch import nn
 
-from mmpose_dp.privacy import (
-    ClippedCoordinates,
-    ClippedParts,
-    ClippedSum,
-    LayerwiseClippedSum,
-    PrivacyError,
-    Projector,
-    Rows,
-    check_clipping,
-    collector_for,
-    empty_sum,
-    gradient_of,
-)
+from mmpose_dp.privacy.clipping import ClippedCoordinates, ClippedParts, ClippedSum, LayerwiseClippedSum
+from mmpose_dp.privacy.errors import PrivacyError
+from mmpose_dp.privacy.mechanism import check_clipping, collector_for, empty_sum, gradient_of
+from mmpose_dp.privacy.projection import Projector
+from mmpose_dp.privacy.records import Rows
 
 CHOICES = [
     (None, 'flat', ClippedSum),

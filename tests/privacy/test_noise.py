@@ -9,7 +9,8 @@ import pytest
 import torch
 from scipy import stats
 
-from mmpose_dp.privacy import RandomSource, noise
+from mmpose_dp.privacy import noise
+from mmpose_dp.privacy.noise import RandomSource
 
 
 def test_gaussian_is_standard_normal_and_a_wrong_scale_is_rejected():

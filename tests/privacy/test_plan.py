@@ -5,7 +5,12 @@ from fractions import Fraction
 
 import pytest
 
-from mmpose_dp.privacy import Budget, Ledger, PrivacyError, PrivacyPlan, Schedule, StepEvent, epsilon
+from mmpose_dp.extras.personal_budgets import Budget
+from mmpose_dp.extras.schedule import Schedule
+from mmpose_dp.privacy.accounting import StepEvent, epsilon
+from mmpose_dp.privacy.errors import PrivacyError
+from mmpose_dp.privacy.ledger import Ledger
+from mmpose_dp.privacy.plan import PrivacyPlan
 
 SETTINGS = dict(
     method='dpsgd',

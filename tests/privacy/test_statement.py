@@ -6,8 +6,10 @@ from fractions import Fraction
 
 import pytest
 
-from mmpose_dp.privacy import Ledger, PrivacyPlan, StepEvent, build_statement, statement_markdown, write_statement
-from mmpose_dp.privacy.statement import epsilon_curve
+from mmpose_dp.privacy.accounting import StepEvent
+from mmpose_dp.privacy.ledger import Ledger
+from mmpose_dp.privacy.plan import PrivacyPlan
+from mmpose_dp.privacy.statement import build_statement, epsilon_curve, statement_markdown, write_statement
 
 SETTINGS = dict(
     privacy_unit='instance',

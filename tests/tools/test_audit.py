@@ -10,7 +10,8 @@ from runs import config, tiny
 from mmpose_dp.datasets import PoissonBatchSampler
 from mmpose_dp.datasets.synthetic import make_synthetic_mpii
 from mmpose_dp.engine import PublicDataHook
-from mmpose_dp.privacy import RandomSource, clipping
+from mmpose_dp.privacy import clipping
+from mmpose_dp.privacy.noise import RandomSource
 
 sys.path.insert(0, str(REPO / 'tools'))
 from audit import attack, audited  # noqa: E402

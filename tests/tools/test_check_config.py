@@ -10,7 +10,7 @@ from fractions import Fraction
 import pytest
 from helpers import REPO
 
-from mmpose_dp.privacy import calibrate_noise_multiplier
+from mmpose_dp.privacy.calibration import calibrate_noise_multiplier
 
 OWN_BACKBONE = """
 import torch

@@ -14,7 +14,7 @@ import pytest
 import torch
 from mmengine.config import Config
 
-from mmpose_dp.privacy import PrivacyError
+from mmpose_dp.privacy.errors import PrivacyError
 
 REPO = Path(__file__).parents[2]
 MMPOSE_TOOLS = Path(mmpose.__file__).parent / '.mim/tools'

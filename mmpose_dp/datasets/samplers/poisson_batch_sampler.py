@@ -13,7 +13,8 @@ from mmengine.dist import get_dist_info
 from mmpose.registry import DATA_SAMPLERS
 from torch.utils.data import Sampler
 
-from mmpose_dp.privacy import PrivacyError, RandomSource
+from mmpose_dp.privacy.errors import PrivacyError
+from mmpose_dp.privacy.noise import RandomSource
 
 from ..public_private_dataset import PublicPrivateDataset
 

@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 from scipy.io import savemat
 
-from mmpose_dp.privacy import PrivacyError
+from mmpose_dp.privacy.errors import PrivacyError
 
 from .appearance import DOMAINS, Clothes, Subject
 from .body import INDEX, JOINTS, pose_joints, random_angles

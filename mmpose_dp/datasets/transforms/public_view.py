@@ -12,7 +12,7 @@ import numpy as np
 from mmcv.transforms import BaseTransform
 from mmpose.registry import TRANSFORMS
 
-from mmpose_dp.privacy import PrivacyError
+from mmpose_dp.privacy.errors import PrivacyError
 
 from .view_axes import SPACING, ViewAxis, both_ways
 

@@ -1,8 +1,8 @@
 """Hooks of private training. Must not hold logic."""
 
 from .privacy_budget_hook import PrivacyBudgetHook
+from .projector_refresh_hook import PublicDataHook
 from .provenance import ProvenanceHook
-from .public_data_hook import PublicDataHook
 from .resuming import newest_checkpoint
 
 __all__ = ['PrivacyBudgetHook', 'ProvenanceHook', 'PublicDataHook', 'newest_checkpoint']

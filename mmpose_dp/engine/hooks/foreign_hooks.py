@@ -11,7 +11,7 @@ from typing import Any
 
 from mmengine.hooks import Hook
 
-from mmpose_dp.privacy import PrivacyError
+from mmpose_dp.privacy.errors import PrivacyError
 
 # by the name of the class, or of one that it is made from
 _REFUSED = {

@@ -9,7 +9,9 @@ from typing import Any
 import torch
 
 from mmpose_dp.datasets import PublicPrivateDataset
-from mmpose_dp.privacy import Budget, PrivacyError, PrivacyPlan
+from mmpose_dp.extras.personal_budgets import Budget
+from mmpose_dp.privacy.errors import PrivacyError
+from mmpose_dp.privacy.plan import PrivacyPlan
 
 from ..loops import PrivateTrainLoop
 from ..optim_wrappers import DPOptimWrapper

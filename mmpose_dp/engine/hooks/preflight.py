@@ -25,7 +25,8 @@ from mmengine.runner.loops import ValLoop
 from torch import nn
 
 from mmpose_dp.datasets import PublicPrivateDataset
-from mmpose_dp.privacy import PrivacyError, RandomSource
+from mmpose_dp.privacy.errors import PrivacyError
+from mmpose_dp.privacy.noise import RandomSource
 
 from ..dry_run import blank_batch, try_batch
 from .foreign_hooks import refuse_hooks

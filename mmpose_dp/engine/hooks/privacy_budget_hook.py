@@ -14,22 +14,17 @@ from mmpose.registry import HOOKS
 
 from mmpose_dp.datasets import refuse_private_validation
 from mmpose_dp.models import LoadWatch, fit_joints, replace_batch_norm
-from mmpose_dp.privacy import (
-    LEDGER_NAME,
-    PrivacyError,
-    PrivacyPlan,
-    as_delta,
-    as_epsilon,
-    as_given,
-    build_statement,
-    ceiling,
-    rounded_up,
-    with_audit,
-    write_statement,
-)
+from mmpose_dp.privacy.accounting import as_delta
+from mmpose_dp.privacy.calibration import as_epsilon
+from mmpose_dp.privacy.errors import PrivacyError
+from mmpose_dp.privacy.figures import as_given, ceiling, rounded_up
+from mmpose_dp.privacy.ledger import LEDGER_NAME
+from mmpose_dp.privacy.plan import PrivacyPlan
+from mmpose_dp.privacy.statement import build_statement, write_statement
 
 from ..loops import PrivateTrainLoop
 from ..optim_wrappers import DPOptimWrapper
+from ..view_audit import with_audit
 from .planning import facts_of_views, make_plan
 from .preflight import refuse_late_failures
 from .provenance import (

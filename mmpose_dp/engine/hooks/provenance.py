@@ -17,7 +17,7 @@ from mmpose.registry import HOOKS
 from torch import nn
 
 from mmpose_dp.models import LoadWatch, explain_misfit, is_within, weights_of
-from mmpose_dp.privacy import PrivacyError
+from mmpose_dp.privacy.errors import PrivacyError
 
 CHECKPOINT_KEY = 'privacy'  # of what a checkpoint says about its own privacy: ledger, statement, pretraining, descent
 

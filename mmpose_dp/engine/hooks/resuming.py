@@ -14,7 +14,8 @@ from mmengine.dist import broadcast_object_list, is_main_process
 from mmengine.hooks import CheckpointHook
 from mmengine.runner import CheckpointLoader, Runner
 
-from mmpose_dp.privacy import LEDGER_NAME, Ledger, PrivacyError
+from mmpose_dp.privacy.errors import PrivacyError
+from mmpose_dp.privacy.ledger import LEDGER_NAME, Ledger
 
 from .provenance import CHECKPOINT_KEY, part_of, spent_in
 

@@ -14,10 +14,10 @@ from torch.utils.data import DataLoader
 
 from mmpose_dp.datasets import PoissonBatchSampler, by_record, collate_rows
 from mmpose_dp.models import public_statistics
-from mmpose_dp.privacy import OneRecordAtATime, PrivacyError
+from mmpose_dp.privacy.errors import OneRecordAtATime, PrivacyError
 
 from ..optim_wrappers import DPOptimWrapper
-from .settings import check_train_cfg, train_loader, without_idle_workers
+from .validation import check_train_cfg, train_loader, without_idle_workers
 from .watch import Watch
 
 

@@ -7,7 +7,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from mmpose_dp.datasets.switching import fingerprint, same
-from mmpose_dp.privacy import PrivacyError
+from mmpose_dp.privacy.errors import PrivacyError
 
 
 class Watch:

@@ -12,11 +12,11 @@ from mmpose.registry import OPTIM_WRAPPER_CONSTRUCTORS
 from torch import nn
 
 from mmpose_dp.models import choose_trainable, freeze_batch_norm, replace_batch_norm
-from mmpose_dp.privacy import PrivacyError
+from mmpose_dp.privacy.errors import PrivacyError
 
 from ..leftovers import without_deletions
 from .dp_optim_wrapper import DPOptimWrapper
-from .settings import check_paramwise
+from .validation import check_paramwise
 
 
 class LayeredConstructor(DefaultOptimWrapperConstructor):

@@ -16,40 +16,26 @@ from mmpose.registry import OPTIM_WRAPPERS
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from mmpose_dp.extras.adaptive_norm import AdaptiveNorm
+from mmpose_dp.extras.schedule import Schedule
+from mmpose_dp.gradients.blocks import RowGradients, RowSum
+from mmpose_dp.gradients.engine import build_engine
 from mmpose_dp.models import has_batch_statistics
-from mmpose_dp.privacy import (
-    AdaptiveNorm,
-    Collector,
-    Fingerprint,
-    Ledger,
-    OneRecordAtATime,
-    PrivacyError,
-    PrivacyPlan,
-    Projector,
-    RandomSource,
-    RowGradients,
-    Rows,
-    RowSum,
-    Schedule,
-    build_engine,
-    check_clipping,
-    collector_for,
-    empty_sum,
-    gradient_of,
-)
 from mmpose_dp.privacy.clipping import STABILITY
-from mmpose_dp.privacy.replay import Halved
+from mmpose_dp.privacy.errors import OneRecordAtATime, PrivacyError
+from mmpose_dp.privacy.ledger import Ledger
+from mmpose_dp.privacy.mechanism import check_clipping, collector_for, empty_sum, gradient_of
+from mmpose_dp.privacy.noise import RandomSource
+from mmpose_dp.privacy.plan import PrivacyPlan
+from mmpose_dp.privacy.projection import Projector
+from mmpose_dp.privacy.records import Collector, Rows
 
-from .replaying import Replay, gradient_alone
-from .settings import (
-    check_optimizer,
-    check_settings,
-    from_settings,
-    private_head,
-    refuse_batch_statistics,
-)
+from ..checks.fingerprint import Fingerprint
+from ..checks.replay import Halved
+from ..checks.replaying import Replay, gradient_alone
 from .step_metrics import StepMetrics
 from .stepping import SteppingOptimWrapper
+from .validation import check_optimizer, check_settings, from_settings, private_head, refuse_batch_statistics
 
 
 @OPTIM_WRAPPERS.register_module()

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from mmpose_dp.privacy import Rows
+from mmpose_dp.privacy.records import Rows
 
 
 class StepMetrics:

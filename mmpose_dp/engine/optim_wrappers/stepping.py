@@ -10,7 +10,8 @@ from mmengine.optim import OptimWrapper
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from mmpose_dp.privacy import AdaptiveNorm, PrivacyError
+from mmpose_dp.extras.adaptive_norm import AdaptiveNorm
+from mmpose_dp.privacy.errors import PrivacyError
 
 from ..optimizers import DPAdamBC
 

@@ -16,7 +16,7 @@ from mmpose.models import heads
 from mmpose.registry import MODELS
 from torch import Tensor, nn
 
-from mmpose_dp.privacy import Rows
+from mmpose_dp.privacy.records import Rows
 
 _UNUSABLE = 'loss_unusable'  # of a row whose loss cannot be found
 

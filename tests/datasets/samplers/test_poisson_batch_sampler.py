@@ -9,7 +9,7 @@ from scipy import stats
 from torch.utils.data import DataLoader
 
 from mmpose_dp.datasets import PoissonBatchSampler, PublicPrivateDataset
-from mmpose_dp.privacy import PrivacyError
+from mmpose_dp.privacy.errors import PrivacyError
 
 
 class Halves(PublicPrivateDataset):

@@ -8,7 +8,7 @@ import pytest
 from mmpose.registry import DATASETS, METRICS
 
 from mmpose_dp.datasets.synthetic import make_synthetic_mpii
-from mmpose_dp.privacy import PrivacyError
+from mmpose_dp.privacy.errors import PrivacyError
 
 
 def val_set(root):

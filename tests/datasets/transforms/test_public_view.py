@@ -13,7 +13,7 @@ from shared_data import shared
 from mmpose_dp.datasets import PublicPrivateDataset
 from mmpose_dp.datasets.transforms.public_view import GREY, MODES, REGION_MODES, PublicView
 from mmpose_dp.datasets.transforms.view_axes import SPACING, ViewAxis
-from mmpose_dp.privacy import PrivacyError
+from mmpose_dp.privacy.errors import PrivacyError
 
 PIPELINE = [dict(type='LoadImage'), dict(type='GetBBoxCenterScale'), dict(type='KeepImage')]
 

@@ -1,0 +1,1 @@
+"""What is checked at every private step. Must not change what the step gives."""

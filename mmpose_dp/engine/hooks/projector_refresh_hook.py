@@ -1,0 +1,80 @@
+"""Brings public records to the projector: fits V before the first private step and every refresh_interval steps.
+
+Must not touch the private half of the data set.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from mmengine.dist import broadcast, get_rank
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
+from mmpose.registry import HOOKS
+from torch import Tensor
+
+from mmpose_dp.datasets import collate_rows
+from mmpose_dp.privacy.errors import PrivacyError
+
+from ..optim_wrappers import DPOptimWrapper
+
+
+@HOOKS.register_module()
+class PublicDataHook(Hook):
+    """Refreshes the projector's basis from per-sample gradients of public records.
+
+    Args:
+        num_samples: public records drawn for each basis, uniformly and independently of the private draw. None: the
+            projector's rank.
+    """
+
+    priority = 'NORMAL'
+
+    def __init__(self, num_samples: int | None = None) -> None:
+        self.num_samples = num_samples
+        self._age = 0
+
+    def before_run(self, runner: Runner) -> None:
+        """Refuses a projector without public data."""
+        wrapper = getattr(runner, 'optim_wrapper', None)
+        if not isinstance(wrapper, DPOptimWrapper) or wrapper.projector is None:
+            return
+        available = runner.train_dataloader.dataset.num_public
+        wanted = self.num_samples or wrapper.projector.max_rank
+        if available < wanted:
+            raise PrivacyError(
+                f'the projector wants {wanted} public records and train_dataloader.dataset has {available}: set '
+                'public_view (Feature DP) or public (a data set that is really public), or lower projector.rank and '
+                'default_hooks.public_data.num_samples'
+            )
+
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: dict | None = None) -> None:
+        """Fits a new basis when the old one is due."""
+        wrapper = runner.optim_wrapper
+        if not isinstance(wrapper, DPOptimWrapper) or wrapper.projector is None or wrapper.public_only:
+            return
+        if not wrapper.projector.is_ready or self._age >= wrapper.projector.refresh_interval:
+            self._refresh(runner, wrapper)
+            self._age = 0
+        self._age += 1
+
+    def _refresh(self, runner: Runner, wrapper: DPOptimWrapper) -> None:
+        projector = wrapper.projector
+        assert projector is not None
+        if get_rank() == 0:
+            count = self.num_samples or projector.max_rank
+            projector.fit(self._gradients(runner, wrapper, count), count)
+        rank = torch.tensor(projector.rank if get_rank() == 0 else 0)
+        broadcast(rank)
+        if get_rank() > 0:
+            projector.basis = [p.new_empty((int(rank), *p.shape), dtype=projector.dtype) for p in wrapper.params]
+        for part in projector.basis:
+            broadcast(part)
+
+    def _gradients(self, runner: Runner, wrapper: DPOptimWrapper, count: int) -> Iterator[list[Tensor]]:
+        dataset = runner.train_dataloader.dataset
+        sampler = runner.train_dataloader.batch_sampler
+        chosen = [dataset.public_rows[int(i)] for i in sampler.random.choice(dataset.num_public, count)]
+        for start in range(0, count, sampler.micro_batch_size):
+            batch = collate_rows([dataset[i] for i in chosen[start : start + sampler.micro_batch_size]])
+            if batch['inputs']:
+                yield wrapper.public_gradients(batch)

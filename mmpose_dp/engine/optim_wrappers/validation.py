@@ -1,0 +1,126 @@
+"""What DPOptimWrapper may be told, which models it takes, and how it says no. Must not train anything."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+
+from mmpose_dp.models import FeatureMaskingHead
+from mmpose_dp.privacy.errors import PrivacyError
+from mmpose_dp.privacy.projection import Projector
+from mmpose_dp.privacy.validation import is_number
+
+from ..optimizers import DPAdamBC
+
+# what mmengine's DefaultOptimWrapperConstructor reads, and what MMPose's LayerDecayOptimWrapperConstructor reads
+_PARAMWISE = {
+    *(
+        'bias_lr_mult',
+        'bias_decay_mult',
+        'norm_decay_mult',
+        'flat_decay_mult',
+        'dwconv_decay_mult',
+        'dcn_offset_lr_mult',
+    ),
+    *('bypass_duplicate', 'custom_keys'),
+}
+_LAYER_DECAY = {'layer_decay_rate', 'num_layers'}
+
+
+def check_settings(plain_settings: dict, **own: Any) -> None:
+    """Raises PrivacyError, naming the key of ``optim_wrapper``, for a value that cannot be."""
+    for key, value in plain_settings.items():
+        if key not in ('clip_grad', 'accumulative_counts'):
+            raise PrivacyError(f'optim_wrapper.{key} is unknown to DPOptimWrapper: take it out')
+        if value not in (None, 1):
+            raise PrivacyError(
+                f'optim_wrapper.{key}={value!r} cannot be kept in private training: clipping is per record '
+                f'(max_grad_norm), large batches come from expected_batch_size. Write {key}=None'
+            )
+    wanted = {
+        'max_grad_norm': (lambda x: is_number(x) and x > 0, 'a number above 0'),
+        'noise_multiplier': (lambda x: x is None or is_number(x) and x >= 0, 'a number, 0 or above, or None'),
+        'expected_batch_size': (lambda x: x is None or type(x) is int and x > 0, 'a whole number above 0, or None'),
+        'public_weight': (lambda x: is_number(x) and x >= 0, 'a number, 0 or above'),
+        'amp_dtype': (lambda x: x in (None, 'bfloat16', 'float16'), "'bfloat16', 'float16' or None"),
+        'loss_scale': (
+            # below 1, squares of gradients could vanish, and clipping with them
+            lambda x: x is None or is_number(x) and x >= 1,
+            'a fixed number, 1 or above: a dynamic scale would follow the private gradients and tell of them',
+        ),
+    }
+    for key, (fits, what) in wanted.items():
+        if not fits(own[key]):
+            raise PrivacyError(f'optim_wrapper.{key}={own[key]!r} must be {what}')
+
+
+def check_paramwise(paramwise_cfg: Any) -> None:
+    """Raises PrivacyError for a key of ``optim_wrapper.paramwise_cfg`` that nothing would read."""
+    if paramwise_cfg is None:
+        return
+    if not isinstance(paramwise_cfg, dict):
+        raise PrivacyError(f'optim_wrapper.paramwise_cfg={paramwise_cfg!r} must be a dict, or left out')
+    unknown = sorted(set(paramwise_cfg) - _PARAMWISE - _LAYER_DECAY)
+    if unknown:
+        raise PrivacyError(
+            f'optim_wrapper.paramwise_cfg.{unknown[0]} is unknown to DPOptimWrapperConstructor, which takes '
+            f'{", ".join(sorted(_PARAMWISE | _LAYER_DECAY))}: take it out'
+        )
+    given = _LAYER_DECAY & set(paramwise_cfg)
+    if not given:
+        return
+    if given != _LAYER_DECAY:
+        raise PrivacyError(
+            'optim_wrapper.paramwise_cfg: layer_decay_rate and num_layers go together; give both or none'
+        )
+    rate, layers = paramwise_cfg['layer_decay_rate'], paramwise_cfg['num_layers']
+    if not (is_number(rate) and rate > 0) or type(layers) is not int or layers < 1:
+        raise PrivacyError(
+            f'optim_wrapper.paramwise_cfg: layer_decay_rate={rate!r} must be a number above 0 and num_layers={layers!r} a whole '
+            'number above 0'
+        )
+
+
+def check_optimizer(optimizer: Optimizer, projector: Projector | None) -> None:
+    """Raises PrivacyError for an optimizer that cannot know the noise it is to take off."""
+    if isinstance(optimizer, DPAdamBC) and projector is not None:
+        raise PrivacyError(
+            "optim_wrapper.optimizer.type='DPAdamBC' takes off the same noise everywhere, and a projector spreads it unevenly: "
+            'write optim_wrapper.projector=None, or another optimizer'
+        )
+
+
+def from_settings(kind: type, value: Any, key: str) -> Any:
+    """An object from the arguments in ``optim_wrapper.<key>``, or as it was given, or None."""
+    if value is None or isinstance(value, kind):
+        return value
+    try:
+        return kind(**value)
+    except TypeError as error:
+        raise PrivacyError(f'optim_wrapper.{key}={value!r} does not fit: {error}') from error
+
+
+def private_head(model: nn.Module) -> FeatureMaskingHead:
+    """The model's one private head. Raises PrivacyError where there is not one, with what to write."""
+    heads = [m for m in model.modules() if isinstance(m, FeatureMaskingHead)]
+    if len(heads) == 1:
+        return heads[0]
+    if heads:
+        raise PrivacyError(f'the model has {len(heads)} private heads; exactly one is supported')
+    head = type(getattr(model, 'head', None)).__name__
+    known = sorted(cls.__name__ for cls in FeatureMaskingHead.__subclasses__())
+    twin = f'Private{head}'
+    hint = f"write model.head.type='{twin}'" if twin in known else f'private heads exist for: {", ".join(known)}'
+    raise PrivacyError(f'model.head is {head}, which has no per-record losses: {hint}')
+
+
+def refuse_batch_statistics(norms: Iterable[tuple[str, nn.Module]]) -> None:
+    """Raises PrivacyError for a norm layer, by name, that a training forward would let mix records."""
+    for name, module in norms:
+        if module.training or getattr(module, 'running_mean', None) is None:
+            raise PrivacyError(
+                f'{name} ({type(module).__name__}) uses batch statistics, which mix records: it is in train mode, where its '
+                "running statistics leak as well, or keeps none. Write optim_wrapper.constructor='DPOptimWrapperConstructor', "
+                "which freezes it, or call mmpose_dp.models.freeze_batch_norm(model); one without statistics needs norm='group'"
+            )

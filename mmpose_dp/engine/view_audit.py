@@ -1,0 +1,56 @@
+"""What a privacy statement says of pictures recovered from public views: the figures of tools/audit_view.py, in words.
+
+Must not examine anything itself, nor use figures of another view than the statement's.
+"""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from mmpose_dp.privacy.statement import write_statement
+
+AUDIT_NAME = 'view_audit.json'
+NOT_EXAMINED = 'not examined: run tools/audit_view.py CONFIG'
+
+
+def recoverable_from_view(work_dir: str | os.PathLike[str], view: str | None) -> str:
+    """What the audit in a work dir found about this view (its description), or that there is none."""
+    try:
+        audit = json.loads((Path(work_dir) / AUDIT_NAME).read_text())
+        return audit['in_words'] if audit['view'] == view else NOT_EXAMINED
+    except (OSError, ValueError, KeyError, TypeError):
+        return NOT_EXAMINED
+
+
+def in_words(audit: dict[str, Any]) -> str:
+    """The figures of an audit as a sentence."""
+    if not audit['recovered']:
+        return audit['note']
+    seen = audit['shown']
+    parts = [f'the view itself has {seen["psnr"]:.1f} dB and SSIM {seen["ssim"]:.2f}']
+    parts += [
+        f'{name} recovers {found["psnr"]:.1f} dB and SSIM {found["ssim"]:.2f}'
+        if isinstance(found, dict)
+        else f'{name}: {found}'
+        for name, found in audit['recovered'].items()
+    ]
+    return f'of {audit["pictures"]} {audit["sample"]}: {"; ".join(parts)} (PSNR within the padded box)'
+
+
+def with_audit(statement: dict[str, Any], work_dir: str | os.PathLike[str]) -> dict[str, Any]:
+    """A statement with what the audit in a work dir found about its public views; one without views stays as it is."""
+    found = [recoverable_from_view(work_dir, view) for view in statement.get('public_views', [])]
+    return {**statement, 'recoverable_from_view': '; '.join(found)} if found else statement
+
+
+def update_statement(work_dir: str | os.PathLike[str]) -> bool:
+    """Puts the figures of the audit in a work dir into the statement there; False where there is none of its views."""
+    try:
+        statement = json.loads((Path(work_dir) / 'privacy_statement.json').read_text())
+    except FileNotFoundError:
+        return False
+    if all(recoverable_from_view(work_dir, view) == NOT_EXAMINED for view in statement.get('public_views', [])):
+        return False
+    write_statement(with_audit(statement, work_dir), work_dir)
+    return True

@@ -1,0 +1,42 @@
+"""What differs from step to step and from record to record: schedules of sigma and C, and personal budgets.
+
+Must not depend on anything but the settings: a schedule that looks at private data would be a release of its own.
+"""
+
+from dataclasses import dataclass
+
+from mmpose_dp.privacy.errors import PrivacyError
+from mmpose_dp.privacy.validation import is_number
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How sigma and C change over the training: exponentially, in ``pieces`` equal parts (Du et al. 2021, Dynamic DP-SGD).
+
+    Attributes:
+        noise_multiplier: sigma of the last part in units of the first part's.
+        max_grad_norm: C of the last part in units of the first part's. It needs no accounting: the noise follows C.
+        pieces: parts; each has an accounting event of its own.
+    """
+
+    noise_multiplier: float = 1.0
+    max_grad_norm: float = 1.0
+    pieces: int = 10
+
+    def __post_init__(self) -> None:
+        for name in ('noise_multiplier', 'max_grad_norm'):
+            value = getattr(self, name)
+            if not is_number(value) or value <= 0:
+                raise PrivacyError(f'schedule.{name}={value!r} must be a number above 0')
+        if type(self.pieces) is not int or self.pieces < 1:
+            raise PrivacyError(f'schedule.pieces={self.pieces!r} must be a whole number above 0')
+
+    def parts(self, steps: int) -> list[tuple[float, float, int]]:
+        """(noise factor, clipping factor, steps) of each part; the first factors are 1."""
+        count = 1 if self.noise_multiplier == self.max_grad_norm == 1 else min(self.pieces, steps)
+        edges = [steps * i // count for i in range(count + 1)]
+        along = [i / max(count - 1, 1) for i in range(count)]
+        return [
+            (self.noise_multiplier**x, self.max_grad_norm**x, end - start)
+            for x, start, end in zip(along, edges, edges[1:])
+        ]

@@ -1,0 +1,49 @@
+"""Batch normalisation that cannot mix records: frozen statistics, or group normalisation in its place.
+
+Must not rename anything: a layer keeps its name and its scale and shift, so model-zoo checkpoints load into it. With frozen
+statistics what is trained loads in plain MMPose too.
+"""
+
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+
+class FrozenStatistics:
+    """Mixed into a BatchNorm class: ``train()`` leaves it in eval mode, but in epochs on public rows alone.
+
+    Attributes:
+        public_only: see ``public_statistics``.
+    """
+
+    public_only = False
+
+    def train(self, mode: bool = True) -> nn.Module:
+        """Stays in eval mode whatever ``mode`` says, unless ``public_only``."""
+        return super().train(mode and self.public_only)  # type: ignore[misc]
+
+
+def has_batch_statistics(module: nn.Module) -> bool:
+    """Whether a forward in train mode would use, or change, statistics over the batch."""
+    return isinstance(module, _BatchNorm) or (
+        isinstance(module, nn.modules.instancenorm._InstanceNorm) and module.track_running_stats
+    )
+
+
+def freeze_batch_norm(model: nn.Module) -> int:
+    """Freezes the statistics of every BatchNorm (SyncBatchNorm included) in place; returns how many there are."""
+    count = 0
+    for module in model.modules():
+        if has_batch_statistics(module):
+            if not isinstance(module, FrozenStatistics):
+                cls = type(module)
+                module.__class__ = type(f'Frozen{cls.__name__}', (FrozenStatistics, cls), {})
+            module.eval()
+            count += 1
+    return count
+
+
+def public_statistics(model: nn.Module, public_only: bool) -> None:
+    """Whether frozen layers learn statistics at the next ``model.train()``: for epochs on public rows alone."""
+    for module in model.modules():
+        if isinstance(module, FrozenStatistics):
+            module.public_only = public_only

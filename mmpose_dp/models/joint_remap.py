@@ -1,0 +1,167 @@
+"""Starting from weights: what a file holds, what of it fits, and joints matched by name if the data set is another.
+
+Must not touch a checkpoint that training resumes from.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mmpose_dp.privacy.errors import PrivacyError
+
+
+def fit_joints(
+    saved: dict[str, Tensor],
+    wanted: dict[str, Tensor],
+    saved_joints: Sequence[str],
+    wanted_joints: Sequence[str],
+) -> list[str]:
+    """Makes ``saved`` fit a model with other joints, in place; returns a line for each tensor that did not fit as it was.
+
+    A tensor with one row a joint (an output layer: COCO's has 17, MPII's 16) gets the model's own rows, with those of the
+    joints that both know replaced. Any other tensor of another shape is left to be skipped.
+
+    Args:
+        saved: a checkpoint's state dict.
+        wanted: the model's.
+        saved_joints: names of the joints in the order of the checkpoint's rows; empty if not known.
+        wanted_joints: names in the model's order.
+    """
+    both = [name for name in wanted_joints if name in saved_joints]
+    lines = []
+    for key, own in wanted.items():
+        if key not in saved or saved[key].shape == own.shape:
+            continue
+        shapes = f'{key} is {tuple(saved[key].shape)} in the checkpoint and {tuple(own.shape)} in the model'
+        rows = (len(saved[key]), len(own)) if saved[key].dim() and own.dim() else None
+        if both and rows == (len(saved_joints), len(wanted_joints)) and saved[key].shape[1:] == own.shape[1:]:
+            fitted = own.detach().clone()
+            for name in both:
+                fitted[wanted_joints.index(name)] = saved[key][saved_joints.index(name)].to(fitted)
+            saved[key] = fitted
+            new = [name for name in wanted_joints if name not in both]
+            lines.append(f'{shapes}: kept for {len(both)} joints, new for {", ".join(new)}')
+        else:
+            lines.append(f'{shapes}: not kept')
+    return lines
+
+
+class LoadWatch:
+    """Notes which tensors of a model are really loaded, whatever loads them, until ``close``.
+
+    Only floating-point tensors count: BatchNorm's counters fit into any model.
+
+    Attributes:
+        loads: for each load, oldest first, the module that was loaded ('' for the whole model) and the tensors that fit.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.loads: list[tuple[str, set[str]]] = []
+        self.shapes = shapes_of(model)
+        self._names = {id(module): name for name, module in model.named_modules()}
+        self._handles = [
+            module._register_load_state_dict_pre_hook(self._note, with_module=True) for module in model.modules()
+        ]
+
+    def __deepcopy__(self, memo: dict) -> 'LoadWatch':
+        return self  # what is loaded into a copy of the model (EMAHook makes one) is ignored, see _note
+
+    def _note(self, module: nn.Module, state_dict: dict, prefix: str, *_: Any) -> None:
+        name = self._names.get(id(module))
+        if name is None:
+            return
+        if not prefix:
+            self.loads.append((name, set()))
+        inside = f'{name}.' if name else ''
+        for own, value in state_dict.items():
+            key = own[len(prefix) :]
+            if '.' not in key and isinstance(value, Tensor) and self.shapes.get(inside + key) == value.shape:
+                self.loads[-1][1].add(inside + key)
+
+    def found(self, module: str, start: int = 0, end: int | None = None) -> set[str] | None:
+        """The tensors that fit when ``module`` or a part of it was loaded, in loads ``start`` to ``end``; None if it was not."""
+        found = [tensors for name, tensors in self.loads[start:end] if is_within(name, module)]
+        return set().union(*found) if found else None
+
+    def inside(self, module: str) -> dict[str, torch.Size]:
+        """The shapes of a module's tensors by their names in it."""
+        start = len(module) + 1 if module else 0
+        return {name[start:]: shape for name, shape in self.shapes.items() if is_within(name, module)}
+
+    def close(self) -> None:
+        """Stops watching."""
+        for handle in self._handles:
+            handle.remove()
+
+
+def is_within(name: str, module: str) -> bool:
+    """Whether a dotted name is that of a module or of something in it; all are in ''."""
+    return not module or name == module or name.startswith(f'{module}.')
+
+
+def shapes_of(model: nn.Module) -> dict[str, torch.Size]:
+    """The shapes of the floating-point tensors that a model's checkpoint holds."""
+    return {
+        name: value.shape
+        for name, value in model.state_dict().items()
+        if isinstance(value, Tensor) and value.is_floating_point()
+    }
+
+
+def weights_of(checkpoint: Any, where: str) -> dict[str, Tensor]:
+    """The tensors that mmengine takes from a checkpoint, by the names that it gives them.
+
+    Raises PrivacyError where there are none, with the key under which they are if they are under another.
+    """
+    if not isinstance(checkpoint, dict):
+        raise PrivacyError(
+            f'{where} holds a {type(checkpoint).__name__} and not weights by name: save the state_dict() of the model instead'
+        )
+    weights = checkpoint.get('state_dict', checkpoint)
+    weights = weights if isinstance(weights, dict) else {}
+    found = {re.sub(r'^module\.', '', str(name)): value for name, value in weights.items() if isinstance(value, Tensor)}
+    if not found:
+        holds = [
+            key
+            for key, part in checkpoint.items()
+            if isinstance(part, dict) and any(isinstance(value, Tensor) for value in part.values())
+        ]
+        advice = (
+            f'Its weights are under the key {holds[0]!r}: save them as dict(state_dict=checkpoint[{holds[0]!r}])'
+            if holds
+            else f'It has {", ".join(map(repr, list(checkpoint)[:4])) or "nothing"}'
+        )
+        raise PrivacyError(f'{where} holds no weights where mmengine looks for them. {advice}')
+    return found
+
+
+def explain_misfit(given: dict[str, torch.Size], wanted: dict[str, torch.Size], into: str) -> str:
+    """Why no tensor of a file fits a module, and what to write if the names differ by what stands before them.
+
+    Args:
+        given: the file's shapes by name.
+        wanted: the module's.
+        into: the module's config key, such as 'model.backbone'.
+    """
+    told = [', '.join([*list(shapes)[:3], '...']) for shapes in (given, wanted)]
+    words = f'It has {told[0]} and {into} has {told[1]}'
+    if any(name in wanted for name in given):
+        return f'{words}. The names agree and the shapes do not: it is of a model of another size'
+    before: Counter[tuple[str, str]] = Counter()
+    ends = {name[i:]: name[:i] for name in wanted for i in (0, *(j + 1 for j, x in enumerate(name) if x == '.'))}
+    for name, shape in given.items():
+        for i in (0, *(j + 1 for j, x in enumerate(name) if x == '.')):
+            if name[i:] in ends:
+                start = ends[name[i:]]
+                before[name[:i], start] += wanted[start + name[i:]] == shape
+                break
+    (strip, add), count = before.most_common(1)[0] if before else (('', ''), 0)
+    if 2 * count < len(given):
+        return words
+    key = '.'.join([into, *add.rstrip('.').split('.')]).rstrip('.')
+    prefix = f', prefix={strip!r}' if strip else ''
+    return f"{words}. Write {key}.init_cfg=dict(type='Pretrained', checkpoint=...{prefix})"

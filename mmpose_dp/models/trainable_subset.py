@@ -1,0 +1,87 @@
+"""Which parameters private training moves: the fewer there are, the less noise the same epsilon puts on them.
+
+Must not leave a name unexplained: a part of the setting that matches no parameter is an error, not a silent nothing.
+"""
+
+import re
+from fnmatch import fnmatchcase
+
+from torch import nn
+
+from mmpose_dp.extras.lora import add_low_rank
+from mmpose_dp.privacy.errors import PrivacyError
+
+_STAGES = re.compile(r'(layer|stage)\d+|(.+_)?(layers|stages|modules)|multi_stage_.+')
+
+
+def choose_trainable(model: nn.Module, trainable: str = 'all', lora_rank: int = 8) -> int:
+    """Freezes every parameter that ``trainable`` does not name; returns how many numbers are left to train.
+
+    Args:
+        trainable: 'all' (whatever the model trains), or parts joined by '+':
+            'head' (neck and head), 'first_stage' (the backbone up to its first stage), 'last_stage' (from its last on), 'norms'
+            (scale and shift of every norm layer), 'bias' (every bias: BiTFiT, Bu et al. 2022), 'lora' (low-rank updates of
+            linear layers and 1x1 convolutions: Hu et al. 2021, Yu et al. 2022), or a pattern on parameter names such as
+            'backbone.stage4.*'. The paper's subset (arXiv 2504.10190) is 'head+last_stage+norms'; docs/accuracy.md has a case
+            for 'norms+first_stage' after epochs on public views, which lack the detail that the first layers see.
+        lora_rank: rank of the updates that 'lora' adds.
+
+    Raises PrivacyError for a part that matches no parameter.
+    """
+    if not isinstance(trainable, str):
+        raise PrivacyError(f'optim_wrapper.trainable={trainable!r} must be a text')
+    if type(lora_rank) is not int or lora_rank < 1:
+        raise PrivacyError(f'optim_wrapper.lora_rank={lora_rank!r} must be a whole number above 0')
+    if trainable != 'all':
+        chosen: set[str] = set()
+        parts = [part.strip() for part in trainable.split('+')]
+        if 'lora' in parts:
+            add_low_rank(model, lora_rank)
+        names = {name for name, param in model.named_parameters() if param.requires_grad}
+        for part in parts:
+            found = names & _part(model, part)
+            if not found:
+                raise PrivacyError(
+                    f"optim_wrapper.trainable={trainable!r}: {part!r} matches no trainable parameter. Write 'all', or "
+                    "parts joined by '+' out of head, first_stage, last_stage, norms, bias, lora and patterns "
+                    "such as 'backbone.stage4.*' "
+                    f'(this model has {", ".join(sorted(names)[:3])}, ...)'
+                )
+            chosen |= found
+        for name, param in model.named_parameters():
+            param.requires_grad_(name in chosen)
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+def _part(model: nn.Module, part: str) -> set[str]:
+    names = [name for name, _ in model.named_parameters()]
+    if part == 'head':
+        return {name for name in names if name.startswith(('head.', 'neck.'))}
+    if part == 'bias':
+        return {name for name in names if name.rpartition('.')[2].endswith('bias')}
+    if part == 'lora':
+        return {name for name in names if '.lora_' in name}
+    if part == 'norms':
+        norms = [(n, m) for n, m in model.named_modules() if 'Norm' in type(m).__name__]
+        return {f'{n}.{key}' for n, m in norms for key, _ in m.named_parameters(recurse=False)}
+    if part in ('first_stage', 'last_stage'):
+        prefixes = _stage(model, last=part == 'last_stage')
+        return {name for name in names if name.startswith(prefixes)}
+    return {name for name in names if fnmatchcase(name, part)}
+
+
+def _stage(model: nn.Module, last: bool) -> tuple[str, ...]:
+    """Prefixes of the backbone's last stage and of all that is defined after it, or of its first and all before it."""
+    children = list(getattr(model, 'backbone', nn.Module()).named_children())
+    stages = [i for i, (name, _) in enumerate(children) if _STAGES.fullmatch(name)]
+    if not stages:
+        raise PrivacyError(
+            'optim_wrapper.trainable: no stages are known of this backbone; write a pattern in place of the stage, such as '
+            f"'backbone.{children[-1][0] if children else 'layer4'}.*'"
+        )
+    number = stages[-1 if last else 0]
+    name, stage = children[number]
+    if isinstance(stage, (nn.ModuleList, nn.Sequential)) and not name[-1].isdigit():
+        name = f'{name}.{len(stage) - 1 if last else 0}'
+    others = children[number + 1 :] if last else children[:number]
+    return (f'backbone.{name}.', *(f'backbone.{other}.' for other, _ in others))

@@ -1,0 +1,86 @@
+"""What the samples of one forward are, and what a backward hands over of them. Must not compute a gradient."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What each row of one forward pass is.
+
+    Attributes:
+        records: (rows,) int64, the record a row belongs to, 0..num_records-1, or -1 for a public row.
+        num_records: how many private records the rows make up. Several rows may be one record (all the people of an
+            image, say): their gradients are added before the norm is taken.
+        keys: (num_records,), what each record is called outside this batch.
+        weights: (rows,), what each row's loss is multiplied by before anything else, or empty for 1 each: 1/K for each of K
+            augmentations, -1 for the public view that a residual takes off. The guarantee does not depend on them, since the
+            norm is taken afterwards.
+    """
+
+    records: Tensor
+    num_records: int
+    keys: tuple[int, ...] = ()
+    weights: tuple[float, ...] = ()
+
+    @classmethod
+    def from_keys(cls, keys: Sequence[int | None], weights: Sequence[float] = ()) -> 'Rows':
+        """Rows from one key a row; equal keys are one record, None is public."""
+        order: dict[int, int] = {}
+        records = [-1 if key is None else order.setdefault(key, len(order)) for key in keys]
+        return cls(torch.tensor(records, dtype=torch.int64), len(order), tuple(order), tuple(weights))
+
+    @property
+    def private(self) -> Tensor:
+        """(private rows,) int64, the indices of the private rows."""
+        return (self.records >= 0).nonzero().flatten()
+
+    @property
+    def public(self) -> Tensor:
+        """(public rows,) int64, the indices of the public rows."""
+        return (self.records < 0).nonzero().flatten()
+
+    def sum_by_record(self, values: Tensor) -> Tensor:
+        """Adds (private rows, d) to (num_records, d)."""
+        records = self.records[self.private].to(values.device)
+        if self.num_records == len(records):
+            return values  # every row is a record of its own, in order
+        return values.new_zeros(self.num_records, values.shape[1]).index_add_(0, records, values)
+
+
+class Block(Protocol):
+    """The gradients of some parameters; ``indices`` are their places in the list of parameters."""
+
+    indices: list[int]
+
+    def per_row(self, rows: Sequence[int]) -> list[Tensor]:
+        """Gradients of the given rows: one (rows, *parameter shape) float32 tensor a parameter."""
+
+    def weighted_sum(self, rows: Sequence[int], weights: Tensor | None = None) -> list[Tensor]:
+        """sum of the given rows' gradients, times ``weights`` (rows,): one float32 tensor a parameter."""
+
+    def ghost_squares(self, rows: Sequence[int]) -> Tensor | None:
+        """Squared norms (rows,) over all the block's parameters where they are cheaper than the gradients; else None."""
+
+
+class Collector(Protocol):
+    """What a backward gives its blocks to."""
+
+    def add(self, block: Block) -> None:
+        """Takes one block. Every parameter comes in at most one; in none, if its gradient is zero for every row."""
+
+
+def in_line(rows: Tensor) -> Sequence[int]:
+    """The rows as numbers, as a range if they stand one after the other: such rows are taken without a copy."""
+    numbers = rows.tolist()
+    line = range(numbers[0], numbers[-1] + 1) if numbers else range(0)
+    return line if numbers == list(line) else numbers
+
+
+def as_vectors(x: Tensor) -> Tensor:
+    """(rows, *parameter shape) -> (rows, its size), also where the parameter's shape is ()."""
+    return x.flatten(1) if x.dim() > 1 else x[:, None]
