@@ -14,6 +14,7 @@ from mmengine.model import MMDistributedDataParallel
 from torch.optim import SGD
 
 from mmpose_dp.engine import DPOptimWrapper
+from mmpose_dp.engine.basis import fit_basis
 from mmpose_dp.privacy.plan import PrivacyPlan
 from mmpose_dp.privacy.projection import Projector
 
@@ -46,7 +47,7 @@ def movement(settings, keys, noise_multiplier=0.0, steps=1):
         rows = torch.randn(5, sum(p.numel() for p in params), generator=generator)
         settings['projector'] = Projector(rank=4)
         parts = rows.split([p.numel() for p in params], 1)
-        settings['projector'].fit([[r.view(-1, *p.shape) for r, p in zip(parts, params)]], len(parts[0]))
+        fit_basis(settings['projector'], [[r.view(-1, *p.shape) for r, p in zip(parts, params)]], len(parts[0]))
     wrapper = DPOptimWrapper(
         SGD(params, lr=LR),
         max_grad_norm=0.05,
@@ -73,7 +74,7 @@ def ledger():
     """What a rank has counted after three steps by a plan."""
     model = build(config(), private=True)
     wrapper = DPOptimWrapper(SGD(model.parameters(), lr=LR), max_grad_norm=0.05)
-    wrapper.attach(
+    wrapper.mechanism.attach(
         PrivacyPlan(
             method='dpsgd',
             privacy_unit='instance',

@@ -281,15 +281,9 @@ def rows_of(size: Size, synthetic: bool = True) -> tuple[dict[str, Row], dict[st
         'large_norm': ('C 1, lr 0.025', {'optim_wrapper.max_grad_norm': 1.0, **sgd(0.025)[0]}),
         'whole_model': ('without a projector, AdamW', whole),
         'per_layer': (
-            'without a projector, AdamW, per-layer clipping',
-            {**whole, 'optim_wrapper.clipping': 'per-layer'},
+            'without a projector, AdamW, per-parameter clipping',
+            {**whole, 'optim_wrapper.clipping': 'per-parameter'},
         ),
-        'bias_corrected': (
-            'without a projector, DPAdamBC',
-            {**whole, OPTIMIZER: dict(_delete_=True, type='DPAdamBC', lr=1e-3)},
-        ),
-        'residual': ('residual private loss', {f'{data}.private_loss': 'residual'}),
-        'outside': ('with what lies outside the subspace (GEP)', projector(preconditioned=False, outside=0.3)),
         'automatic': ('automatic clipping', {'optim_wrapper.clipping': 'automatic'}),
         'adaptive': ('adaptive clipping', {'optim_wrapper.clipping': 'adaptive'}),
         'augmentations': ('two augmentations a record', {f'{data}.augmentations': 2}),

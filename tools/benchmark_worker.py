@@ -26,6 +26,7 @@ from torch import nn
 from torch.optim import SGD
 
 from mmpose_dp.engine import DPOptimWrapper
+from mmpose_dp.engine.basis import fit_basis
 from mmpose_dp.models import freeze_batch_norm
 from mmpose_dp.privacy.projection import Projector
 
@@ -115,7 +116,7 @@ def make_step(
         calls = range(expected_batch_size // rows)
 
         def fit() -> None:
-            projector.fit((wrapper.public_gradients(batch) for _ in calls), expected_batch_size)
+            fit_basis(projector, (wrapper.public_gradients(batch) for _ in calls), expected_batch_size)
 
         return _in_one_turn(fit)
     halves = [slice(rows - public), slice(rows - public, rows)] if public else [slice(rows)]

@@ -14,4 +14,4 @@ dp_optim_wrapper = dict(
 )
 dp_train_cfg = dict(max_epochs=35, public_epochs=10)
 dp_param_scheduler = [dict(type='MultiStepLR', milestones=[30], gamma=0.1, by_epoch=True)]
-dp_hooks = dict(public_data=dict(type='PublicDataHook', num_samples=100))
+dp_hooks = dict(public_data=dict(type='ProjectorRefreshHook', num_samples=100))

@@ -11,4 +11,4 @@ dp_public = dict(
     data_prefix=dict(img='images/'),
 )
 dp_optim_wrapper = dict(projector=dict(rank=100, refresh_interval=50, dtype='bfloat16'))
-dp_hooks = dict(public_data=dict(type='PublicDataHook'))
+dp_hooks = dict(public_data=dict(type='ProjectorRefreshHook'))

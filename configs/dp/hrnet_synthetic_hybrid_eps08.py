@@ -21,6 +21,6 @@ param_scheduler = [dict(type='CosineAnnealingLR', eta_min=0.03, T_max=5, by_epoc
 default_hooks = dict(
     _base_.dp_hooks,
     privacy_budget=dict(_base_.dp_hooks.privacy_budget, interval=5),
-    public_data=dict(type='PublicDataHook'),
+    public_data=dict(type='ProjectorRefreshHook'),
     logger=dict(interval=5),
 )

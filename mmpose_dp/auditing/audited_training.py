@@ -41,10 +41,11 @@ class AuditedOptimWrapper(DPOptimWrapper):
         self.canaries = Canaries(self.params, len(canary_of), torch.Generator().manual_seed(0))
         self.releases: list[tuple[np.ndarray, np.ndarray | None, float, float]] = []
         self._known: tuple[list[Tensor], np.ndarray] | None = None
+        self._watch_releases()
 
     def canary_gradient(self, record: int) -> list[Tensor]:
         """What one canary adds to the sum before clipping, one tensor a parameter."""
-        length = _LOUD * self._now()[1]
+        length = _LOUD * self.mechanism.now()[1]
         return [length * x for x in self.canaries.direction(self.canary_of[record])]
 
     def _backward(self, losses: list[Tensor], rows: Rows, *collectors: Collector) -> None:
@@ -65,12 +66,19 @@ class AuditedOptimWrapper(DPOptimWrapper):
                 if collector not in checks:
                     collector.add(StackBlock([i], stack))
 
-    def _private_gradient(self, sigma: float | None, max_grad_norm: float) -> list[Tensor]:
-        """The mechanism's release, seen by the attacker."""
-        released = super()._private_gradient(sigma, max_grad_norm)
-        seen = self.canaries.components(released) * self.expected_batch_size / max_grad_norm
-        self.releases.append((seen, self._shares(), max_grad_norm, float(sigma or 0.0)))
-        return released
+    def _watch_releases(self) -> None:
+        """From now on what the mechanism releases is seen by the attacker."""
+        mechanism, release = self.mechanism, self.mechanism.release
+
+        def seen(fault: str = '') -> list[Tensor]:
+            sigma, max_grad_norm = mechanism.now()
+            released = release(fault)
+            size = mechanism.expected_batch_size or 1
+            found = self.canaries.components(released) * size / max_grad_norm
+            self.releases.append((found, self._shares(), max_grad_norm, float(sigma or 0.0)))
+            return released
+
+        mechanism.release = seen  # type: ignore[method-assign]
 
     def _shares(self) -> np.ndarray | None:
         """|V^T a| of each canary's direction a, once for each basis."""
@@ -87,7 +95,7 @@ class AuditedOptimWrapper(DPOptimWrapper):
 
 @HOOKS.register_module()
 class AuditHook(Hook):
-    """Flips the coins, leaves out who loses, watches the draws of public views, and attacks at the end.
+    """Flips the seeds, leaves out who loses, watches the draws of public views, and attacks at the end.
 
     Args:
         num_canaries: records made into canaries; None: all.
@@ -115,10 +123,10 @@ class AuditHook(Hook):
         count = self.num_canaries or dataset.num_records
         if count > dataset.num_records:
             raise PrivacyError(f'{count} canaries were asked for and there are {dataset.num_records} private records')
-        chosen = sampler.random.choice(dataset.num_records, count)
+        chosen = sampler.sampling.random.choice(dataset.num_records, count)
         wrapper.plant({int(record): canary for canary, record in enumerate(chosen)})
-        self.members = np.asarray(sampler.random.uint64(count) % 2, dtype=bool)
-        sampler.leave_out({int(record) for record in chosen[~self.members]})
+        self.members = np.asarray(sampler.sampling.random.uint64(count) % 2, dtype=bool)
+        sampler.sampling.leave_out({int(record) for record in chosen[~self.members]})
         self.chosen, self._views, self._drawn = chosen, [], set()
         self._watch(sampler, dataset)
 

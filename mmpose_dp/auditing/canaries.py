@@ -1,7 +1,7 @@
 """Auditing by attack: a lower bound on epsilon from one training with canaries.
 
 Each canary is in the training with probability one half; whoever guesses better than epsilon allows has refuted it. Must not
-use anything but what the mechanism releases or calls public, and the coins only to count right guesses.
+use anything but what the mechanism releases or calls public, and the seeds only to count right guesses.
 
 Sources: Steinke, Nasr and Jagielski 2023 (privacy auditing with one training run, theorem 5.2); gradient canaries as in Nasr
 et al. 2023.
@@ -83,7 +83,7 @@ def audit(scores: dict[str, np.ndarray], members: np.ndarray, delta: float, conf
 
     Args:
         scores: by attack, (canaries,): the higher, the likelier a member; log-likelihood ratios, or on their scale.
-        members: (canaries,) bool, the coins.
+        members: (canaries,) bool, the seeds.
         confidence: that both bounds hold; shared between attacks and thresholds.
     """
     error = (1 - confidence) / (len(scores) * (2 * len(_SHARES) + len(_THRESHOLDS) + 1))

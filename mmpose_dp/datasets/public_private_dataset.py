@@ -55,12 +55,10 @@ class PublicPrivateDataset(Dataset):
             ``{image file name: subject}``.
         personal_epsilon: None, or the annotation field (or JSON file) with the budget that a record's owner allows;
             rows without one have the hook's target_epsilon. Of several people in a record the smallest budget counts.
-        private_loss: 'full' (a record's gradient is that of its loss on x) or 'residual' (that less the gradient on its public
-            view, from two rows under the same augmentation; with the views' gradient in the update, the sum is unbiased).
         augmentations: a drawn record's rows are augmented so many times and their mean gradient is taken (De et al. 2022).
         debug_seed: of the augmentations, for tests only; the run is then NOT PRIVATE.
 
-    Each row is augmented by coins of its own from the system's entropy. By mmengine's seed, which checkpoints hold, the rows
+    Each row is augmented by seeds of its own from the system's entropy. By mmengine's seed, which checkpoints hold, the rows
     drawn before it would decide them: one record more, and all others, public ones too, would look different.
 
     A row whose picture or annotation the pipeline cannot use contributes nothing, and a warning says so.
@@ -79,16 +77,9 @@ class PublicPrivateDataset(Dataset):
         privacy_unit: str = 'instance',
         subjects: str | None = None,
         personal_epsilon: str | None = None,
-        private_loss: str = 'full',
         augmentations: int = 1,
         debug_seed: int | None = None,
     ) -> None:
-        only_views = public_view is not None and public is None
-        if private_loss not in ('full', 'residual') or (private_loss == 'residual' and not only_views):
-            raise PrivacyError(
-                f"train_dataloader.dataset.private_loss={private_loss!r} must be 'full', or 'residual' with a public_view and "
-                'no public beside it'
-            )
         if type(augmentations) is not int or augmentations < 1:
             raise PrivacyError(
                 f'train_dataloader.dataset.augmentations={augmentations!r} must be a whole number above 0'
@@ -108,7 +99,7 @@ class PublicPrivateDataset(Dataset):
         if self.public is not None:
             refuse_shared_data(self.private, self.images, self.public)
         self.random = RandomSource()
-        self.private_loss, self.augmentations = private_loss, augmentations
+        self.augmentations = augmentations
         self.privacy_unit = privacy_unit
         self.metainfo = self.private.metainfo
         self._records = group_rows(self.private, privacy_unit, subjects)
@@ -134,7 +125,7 @@ class PublicPrivateDataset(Dataset):
         return {name: part for name, part in parts.items() if part is not None}
 
     def _looked_at(self, part: BaseDataset, name: str) -> list[tuple[int, list[int]]]:
-        """The rows of several records that the pipeline can use, with the coins they were tried with.
+        """The rows of several records that the pipeline can use, with the seeds they were tried with.
 
         A fault of the pipeline is told before training. Of a single record it may not be: it is left out then. That all these
         rows have one form means that no single record decides which form that is.
@@ -143,9 +134,9 @@ class PublicPrivateDataset(Dataset):
         tried, found = self._first_rows(part), []
         failed = 'it gives nothing'
         for number, row in enumerate(tried):
-            coins = [number] * 6
+            seeds = [number] * 6
             try:
-                packed = self._packed(part, row, coins)
+                packed = self._packed(part, row, seeds)
                 form = None if packed is None else form_of(packed)
             except Exception as error:
                 failed = f'{type(error).__name__}: {error}'
@@ -153,7 +144,7 @@ class PublicPrivateDataset(Dataset):
             if form is None:
                 continue
             self._refuse_other_form(name, form)
-            found.append((row, coins))
+            found.append((row, seeds))
         if len(found) < min(2, len(tried)):
             raise PrivacyError(f'{key}: the pipeline fails on its first rows: {failed}')
         return found
@@ -207,13 +198,13 @@ class PublicPrivateDataset(Dataset):
         """
         name = self._name(part)
         failed, lost = 'nothing is read', len(self._probes[name]) > 1
-        for row, coins in self._probes[name]:
+        for row, seeds in self._probes[name]:
             folder = osp.dirname(part.get_data_info(row)['img_path'])
             if folder and '://' not in folder and not osp.isdir(folder):
                 failed, lost = 'a folder is gone', True
                 break
             try:
-                lost = lost and self._packed(part, row, coins) is None
+                lost = lost and self._packed(part, row, seeds) is None
             except Exception as error:
                 failed = type(error).__name__
         if lost:
@@ -265,7 +256,7 @@ class PublicPrivateDataset(Dataset):
     @property
     def rows_per_index(self) -> int:
         """Rows that a private index gives."""
-        return self.augmentations * (2 if self.private_loss == 'residual' else 1)
+        return self.augmentations
 
     def __len__(self) -> int:
         return len(self.private) + self.num_public
@@ -283,10 +274,8 @@ class PublicPrivateDataset(Dataset):
         rows = []
         try:
             for _ in range(1 if record is None else self.augmentations):
-                coins = [int(x) for x in self.random.uint64(6)]
-                rows.append((self._packed(part, row, coins), 1.0 / self.augmentations))
-                if record is not None and self.private_loss == 'residual':  # seen through its view under the same coins
-                    rows.append((self._packed(self.views, row, coins), -1.0 / self.augmentations))
+                seeds = [int(x) for x in self.random.uint64(6)]
+                rows.append((self._packed(part, row, seeds), 1.0 / self.augmentations))
             for packed, _ in rows:
                 other = '' if packed is None else difference(self._forms[half], form_of(packed))
                 if other:
@@ -312,9 +301,9 @@ class PublicPrivateDataset(Dataset):
             index -= 0 if part is None else len(part)
         raise IndexError(f'PublicPrivateDataset has {len(self)} rows')
 
-    def _packed(self, part: BaseDataset, row: int, coins: Sequence[int]) -> dict | None:
+    def _packed(self, part: BaseDataset, row: int, seeds: Sequence[int]) -> dict | None:
         info = self._view_info(row) if part is self.views else part.get_data_info(row)
-        with fixed_randomness(coins):
+        with fixed_randomness(seeds):
             return part.pipeline(info)  # not prepare_data, which gives a pipeline all other records
 
     def _view_info(self, index: int) -> dict:

@@ -1,6 +1,6 @@
 """The generators that transforms draw from: set for one row, and watched for transforms that must not draw.
 
-Must not decide where a draw comes from: PublicPrivateDataset takes its coins from the system's entropy.
+Must not decide where a draw comes from: PublicPrivateDataset takes its seeds from the system's entropy.
 """
 
 import copy
@@ -14,12 +14,12 @@ import torch
 
 
 @contextmanager
-def fixed_randomness(coins: Sequence[int]) -> Iterator[None]:
-    """Inside, the generators that transforms draw from start from six ``coins``; afterwards they go on as before."""
+def fixed_randomness(seeds: Sequence[int]) -> Iterator[None]:
+    """Inside, the generators that transforms draw from start from six ``seeds``; afterwards they go on as before."""
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    random.seed(coins[0])
-    np.random.seed([x % 2**32 for x in coins[1:5]])
-    torch.random.default_generator.manual_seed(coins[5])
+    random.seed(seeds[0])
+    np.random.seed([x % 2**32 for x in seeds[1:5]])
+    torch.random.default_generator.manual_seed(seeds[5])
     try:
         yield
     finally:

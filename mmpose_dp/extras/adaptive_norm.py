@@ -1,9 +1,17 @@
-"""A clipping norm that follows the records' gradients, told by votes that are noised with everything else.
+"""Adaptive clipping: a C that follows the records' gradients, as far as votes say that are noised with everything else.
 
 Must not look at a record: of their norms it learns what the noised votes say, which is post-processing.
 """
 
 import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mmpose_dp.privacy.mechanism import GaussianMechanism, RecordCollector
+from mmpose_dp.privacy.records import Block, Rows
+from mmpose_dp.privacy.rounding import clipping_norm
 
 _QUANTILE = 0.5  # of the records are to lie within C
 _RATE = 0.2  # how fast the logarithm of C follows (both: Andrew et al. 2021, section 3)
@@ -48,3 +56,50 @@ class AdaptiveNorm:
         """Sets C, inside its limits."""
         low, high = self._limits
         self.max_grad_norm = min(max(max_grad_norm, low), high)
+
+
+class VotingSum:
+    """A collector whose total ends with one more entry: ``vote`` for each record within ``max_grad_norm``, less it for each beyond.
+
+    A record whose gradient is not finite has no vote. With it a record weighs hypot(max_grad_norm, vote) at most.
+    """
+
+    def __init__(self, collector: Any, max_grad_norm: float, vote: float) -> None:
+        self._collector, self._max_grad_norm, self._vote = collector, max_grad_norm, vote
+
+    def add(self, block: Block) -> None:
+        """See Collector.add."""
+        self._collector.add(block)
+
+    def total(self) -> list[Tensor]:
+        """The collector's, then the votes, of shape (1,)."""
+        total, norms = self._collector.total(), self._collector.norms
+        signs = ((norms <= self._max_grad_norm).float() * 2 - 1) * torch.isfinite(norms)
+        return [*total, self._vote * signs.sum().view(1)]
+
+
+class AdaptiveMechanism(GaussianMechanism):
+    """The Gaussian mechanism with ``AdaptiveNorm`` as its C."""
+
+    def __init__(self, params: Any, max_grad_norm: float, *args: Any, **settings: Any) -> None:
+        super().__init__(params, max_grad_norm, *args, **settings)
+        self.adaptive_norm = AdaptiveNorm(self.max_grad_norm)
+
+    def now(self) -> tuple[float | None, float]:
+        """sigma of the plan, and C where the votes have brought it."""
+        return super().now()[0], self.adaptive_norm.max_grad_norm
+
+    def collector(self, records: Rows) -> RecordCollector:
+        """A collector whose vectors and votes together have norm C at most."""
+        inside, vote = shares(self.now()[1])
+        inside = clipping_norm(inside)
+        return VotingSum(self.clipped(records, inside), inside, vote)  # type: ignore[return-value]
+
+    def empty(self) -> list[Tensor]:
+        """The sum of no record."""
+        return [*super().empty(), torch.zeros(1, device=self.params[0].device)]
+
+    def map_back(self, total: list[Tensor]) -> list[Tensor]:
+        """Takes the noised votes off, by which C moves; then as without them."""
+        self.adaptive_norm.follow(float(total.pop()))
+        return super().map_back(total)

@@ -11,14 +11,16 @@ from typing import Any
 _PUBLIC = {
     'accounting': ('ACCOUNTANTS', 'StepEvent', 'as_delta', 'epsilon', 'group_epsilon'),
     'calibration': ('as_epsilon', 'calibrate_noise_multiplier', 'steps_within'),
-    'clipping': ('ClippedCoordinates', 'ClippedSum', 'LayerwiseClippedSum', 'clip_factors'),
+    'clipping': ('ClippedCoordinates', 'ClippedSum', 'PerParameterClippedSum', 'clip_factors'),
     'errors': ('OneRecordAtATime', 'PrivacyError'),
     'figures': ('as_given', 'ceiling', 'rounded_up'),
     'ledger': ('LEDGER_NAME', 'Ledger'),
+    'mechanism': ('GaussianMechanism',),
     'noise': ('RandomSource',),
     'plan': ('PrivacyPlan',),
     'projection': ('Projector',),
     'records': ('Block', 'Collector', 'Rows'),
+    'sampling': ('PoissonSampling',),
     'statement': ('build_statement', 'epsilon_curve', 'statement_markdown', 'write_statement'),
 }
 _HOME = {name: module for module, names in _PUBLIC.items() for name in names}

@@ -29,17 +29,6 @@ def clip_factors(norms: Tensor, max_grad_norm: float, automatic: bool = False) -
     return torch.where(torch.isfinite(norms), factors, torch.zeros_like(factors))
 
 
-def votes(norms: Tensor, max_grad_norm: float, vote: float) -> list[Tensor]:
-    """The sum of ``vote`` for each record within the norm, and -``vote`` for each beyond it: one tensor of shape (1,).
-
-    Nothing where ``vote`` is 0. A record that is not finite has none.
-    """
-    if not vote:
-        return []
-    signs = ((norms <= max_grad_norm).float() * 2 - 1) * torch.isfinite(norms)
-    return [vote * signs.sum().view(1)]
-
-
 class ClippedSum:
     """Collects sum_i g_i * min(1, C / ||g_i||) over the private records (Abadi et al. 2016, algorithm 1).
 
@@ -52,7 +41,6 @@ class ClippedSum:
         max_grad_norm: C.
         scale: what the losses were multiplied by (mixed precision).
         automatic: see clip_factors.
-        vote: the length of a record's vote beside its vector, see votes: with one a record weighs hypot(C, vote).
     """
 
     def __init__(
@@ -62,10 +50,10 @@ class ClippedSum:
         max_grad_norm: float,
         scale: float = 1.0,
         automatic: bool = False,
-        vote: float = 0.0,
     ) -> None:
         self._params, self._rows, self._max_grad_norm, self._scale = params, rows, max_grad_norm, scale
-        self._automatic, self._vote = automatic, vote
+        self._automatic = automatic
+        self.norms = torch.zeros(0)
         self._private = in_line(rows.private)
         self._squares = torch.zeros(rows.num_records, dtype=torch.float32, device=params[0].device)
         self._whole: list[Block] = []
@@ -84,9 +72,9 @@ class ClippedSum:
             self._stacks.append((index, stack))
 
     def total(self) -> list[Tensor]:
-        """The sum, one float32 tensor a parameter, then the votes. Records that are not finite are left out: 0 * NaN is NaN."""
-        norms = self._squares.sqrt() / self._scale
-        factors = clip_factors(norms, self._max_grad_norm, self._automatic) / self._scale
+        """The sum, one float32 tensor per parameter. Records that are not finite are left out: 0 * NaN is NaN."""
+        self.norms = self._squares.sqrt() / self._scale
+        factors = clip_factors(self.norms, self._max_grad_norm, self._automatic) / self._scale
         total: list[Tensor | None] = [None] * len(self._params)
         keep = factors.nonzero().flatten()
         weights = factors[keep]
@@ -97,11 +85,10 @@ class ClippedSum:
         all_kept = len(keep) == len(factors)
         for index, stack in self._stacks:
             total[index] = (weights @ (stack if all_kept else stack[keep])).view_as(self._params[index])
-        whole = [torch.zeros_like(p, dtype=torch.float32) if x is None else x for p, x in zip(self._params, total)]
-        return [*whole, *votes(norms, self._max_grad_norm, self._vote)]
+        return [torch.zeros_like(p, dtype=torch.float32) if x is None else x for p, x in zip(self._params, total)]
 
 
-class LayerwiseClippedSum:
+class PerParameterClippedSum:
     """Collects the sum of gradients clipped parameter by parameter, each of P to C / sqrt(P) (McMahan et al. 2018).
 
     Together a record weighs at most C. No layer waits for the norm of another: nothing is held but the sum. A layer in which
@@ -146,10 +133,10 @@ class ClippedCoordinates:
         projector: Projector,
         scale: float = 1.0,
         automatic: bool = False,
-        vote: float = 0.0,
     ) -> None:
         self._rows, self._max_grad_norm, self._projector, self._scale = rows, max_grad_norm, projector, scale
-        self._automatic, self._vote = automatic, vote
+        self._automatic = automatic
+        self.norms = torch.zeros(0)
         self._private = in_line(rows.private)
         self._coordinates = projector.no_coordinates(rows.num_records)
 
@@ -159,51 +146,9 @@ class ClippedCoordinates:
             self._coordinates += self._rows.sum_by_record(self._projector.coordinates(index, grads))
 
     def total(self) -> list[Tensor]:
-        """The sum: one tensor of shape (rank,), float32; then the votes."""
+        """The sum: one tensor of shape (rank,), float32."""
         coordinates = self._coordinates / self._scale
-        norms = coordinates.norm(dim=1)
-        factors = clip_factors(norms, self._max_grad_norm, self._automatic)
+        self.norms = coordinates.norm(dim=1)
+        factors = clip_factors(self.norms, self._max_grad_norm, self._automatic)
         keep = factors > 0  # 0 * NaN is NaN: leave such a record out
-        total = (coordinates[keep] * factors[keep, None]).sum(0)
-        return [total, *votes(norms, self._max_grad_norm, self._vote)]
-
-
-class ClippedParts:
-    """Collects clipped coordinates and beside them the clipped rest, g_i - V V^T g_i (GEP: Yu et al. 2021, algorithm 1).
-
-    With s, the projector's ``outside``, coordinates are clipped to C / sqrt(1 + s^2) and the rest to s times that: together a
-    record weighs at most C, whatever V is. A whole gradient a record is held.
-
-    Args: as of ClippedCoordinates, and the trainable parameters.
-    """
-
-    def __init__(
-        self, params: Sequence[nn.Parameter], rows: Rows, max_grad_norm: float, projector: Projector, scale: float = 1.0
-    ) -> None:
-        self._params, self._rows, self._projector, self._scale = params, rows, projector, scale
-        self._inside = max_grad_norm / math.sqrt(1 + projector.outside**2)
-        self._private = in_line(rows.private)
-        self._coordinates = projector.no_coordinates(rows.num_records)
-        self._stacks: list[tuple[int, Tensor]] = []
-
-    def add(self, block: Block) -> None:
-        """See Collector.add."""
-        for index, grads in zip(block.indices, block.per_row(self._private)):
-            stack = self._rows.sum_by_record(as_vectors(grads)) / self._scale
-            self._coordinates += self._projector.coordinates(index, stack)
-            self._stacks.append((index, stack))
-
-    def total(self) -> list[Tensor]:
-        """The two sums: one tensor of shape (rank,), then one a parameter; all float32."""
-        squares = torch.zeros_like(self._coordinates[:, 0])
-        for index, stack in self._stacks:
-            stack -= self._projector.inside(index, self._coordinates)
-            squares += torch.linalg.vecdot(stack, stack)
-        norms = torch.linalg.vecdot(self._coordinates, self._coordinates).sqrt()
-        factors = clip_factors(norms, self._inside)
-        rest = clip_factors(squares.sqrt(), self._inside * self._projector.outside)
-        keep = (factors > 0) & (rest > 0)  # 0 * NaN is NaN: leave such a record out
-        total = [torch.zeros_like(p, dtype=torch.float32) for p in self._params]
-        for index, stack in self._stacks:
-            total[index] = (rest[keep] @ stack[keep]).view_as(total[index])
-        return [factors[keep] @ self._coordinates[keep], *total]
+        return [(coordinates[keep] * factors[keep, None]).sum(0)]

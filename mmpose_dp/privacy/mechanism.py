@@ -1,43 +1,207 @@
-"""Which vector of a record is clipped and noised, by projector and clipping, and what the noised sum means for the parameters.
+"""The mechanism: from per-sample gradients to the one noised gradient that a step releases.
 
-Every choice gives vectors of norm at most C, less the room for rounding.
-Must not add noise, and must not look at the private sum but to map it back.
+Sampling (sampling.py) has happened before it, and everything after it is post-processing. Must not release anything but what
+``release`` returns, and must not divide by the number of records that were sampled.
 """
 
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
-from mmpose_dp.extras.adaptive_norm import shares
-from mmpose_dp.extras.schedule import Schedule
-
-from .clipping import ClippedCoordinates, ClippedParts, ClippedSum, LayerwiseClippedSum
+from .clipping import STABILITY, ClippedCoordinates, ClippedSum, PerParameterClippedSum
 from .errors import PrivacyError
+from .ledger import Ledger
+from .noise import RandomSource
+from .plan import PrivacyPlan
 from .projection import Projector
 from .records import Rows
 from .rounding import clipping_norm
 
-CLIPPINGS = ('flat', 'automatic', 'adaptive', 'per-layer')
+CLIPPINGS = ('flat', 'automatic', 'per-parameter', 'adaptive')  # the last by extras/adaptive_norm.py
 
-RecordCollector = ClippedSum | ClippedCoordinates | ClippedParts | LayerwiseClippedSum
+RecordCollector = ClippedSum | ClippedCoordinates | PerParameterClippedSum
 
 
-def check_clipping(clipping: str, projector: Projector | None, schedule: Schedule | None = None) -> None:
+class GaussianMechanism:
+    """The Gaussian mechanism on the sum of clipped gradients of one logical batch (DP-SGD: Abadi et al. 2016, algorithm 1).
+
+    Per micro-batch::
+
+        collector = mechanism.collector(records)      # records says which record each sample belongs to
+        engine.backward(losses, collector)            # per-sample gradients, parameter by parameter
+        mechanism.add(collector)
+
+    and once per logical batch, also if it is empty::
+
+        gradient = mechanism.release()
+
+    The steps are
+
+    1. **clip**: a record's vector is the sum of its samples' gradients, or, with ``project-then-clip``, of their k
+       coordinates V^T g. It is scaled to a norm of at most C, less the room for rounding (clipping.py, rounding.py).
+    2. **sum** over the records of all micro-batches, and over processes.
+    3. **count**: the ledger has the step on the disk before its noise is made.
+    4. **noise**: N(0, (sigma * C)^2) is added to every entry of the sum, on one process, once.
+    5. **divide by B**, the expected batch size: a constant.
+    6. **map back**: V times the noised coordinates, or V V^T times the noised gradient. V was made from public data.
+
+    Theorem. Two data sets that differ in one record give sums that differ by at most C in L2 norm, whatever the records, the
+    parameters and V are. So with Poisson sampling at rate q (sampling.py) one step is the Poisson-subsampled Gaussian mechanism
+    with noise multiplier sigma under add-or-remove adjacency, and steps compose adaptively: ``accounting.epsilon`` of the ledger's
+    history is an upper bound (Abadi et al. 2016; Mironov et al. 2019; Doroshenko et al. 2022).
+
+    Sharp edges: that a record's gradient depends on that record alone is a property of the model, which gradients/independence.py
+    looks at and engine/checks/replay.py tests at every step. Whatever else looks at private samples is a release of its own.
+
+    Args:
+        params: what is trained.
+        max_grad_norm: C.
+        noise_multiplier: sigma, or None until a plan is attached.
+        expected_batch_size: B, or None until a plan is attached.
+        projector: V, or None.
+        clipping: 'flat', 'automatic' or 'per-parameter' (clipping.py).
+        loss_scale: what the losses were multiplied by (mixed precision).
+        random: the source of noise.
+
+    Attributes:
+        plan: what was promised; None: no step is counted, and nothing is promised.
+        ledger: the steps taken.
+    """
+
+    def __init__(
+        self,
+        params: Sequence[nn.Parameter],
+        max_grad_norm: float,
+        noise_multiplier: float | None = None,
+        expected_batch_size: int | None = None,
+        *,
+        projector: Projector | None = None,
+        clipping: str = 'flat',
+        loss_scale: float = 1.0,
+        random: RandomSource | None = None,
+    ) -> None:
+        check_clipping(clipping, projector)
+        self.params, self.projector, self.clipping, self.loss_scale = list(params), projector, clipping, loss_scale
+        self.max_grad_norm, self.noise_multiplier = float(max_grad_norm), noise_multiplier
+        self.expected_batch_size = expected_batch_size
+        self.random = random or RandomSource()
+        self.plan: PrivacyPlan | None = None
+        self.ledger = Ledger()
+        self.forget()
+
+    def attach(self, plan: PrivacyPlan) -> None:
+        """Takes sigma, B and C from the plan. Raises PrivacyError where the mechanism was given others."""
+        for name in ('noise_multiplier', 'expected_batch_size', 'max_grad_norm'):
+            own, planned = getattr(self, name), getattr(plan, name)
+            if own is not None and own != planned:
+                raise PrivacyError(f'optim_wrapper.{name}={own} contradicts the plan ({planned}): leave it out')
+            setattr(self, name, planned)
+        self.plan = plan
+
+    def now(self) -> tuple[float | None, float]:
+        """sigma and C of the step at hand."""
+        if self.plan is None:
+            return self.noise_multiplier, self.max_grad_norm
+        step = self.ledger.run_steps
+        return self.plan.event_at(step).noise_multiplier, self.plan.max_grad_norm_at(step)
+
+    def forget(self) -> None:
+        """Begins a logical batch, and drops an unfinished one that an interruption left: a record counts once in a sum."""
+        self._sum: list[Tensor] | None = None
+
+    @property
+    def shortest(self) -> float:
+        """The norm from which on a gradient is shortened and not lengthened: C, or less with automatic clipping."""
+        return min(self.max_grad_norm, STABILITY) if self.clipping == 'automatic' else self.max_grad_norm
+
+    # ---- 1 and 2: clip and sum -------------------------------------------------------------------------------------
+    def collector(self, records: Rows) -> RecordCollector:
+        """What clips and adds up the records of one micro-batch."""
+        return self.clipped(records, clipping_norm(self.now()[1]))
+
+    def clipped(self, records: Rows, max_grad_norm: float) -> RecordCollector:
+        """A collector of vectors of norm ``max_grad_norm`` at most."""
+        automatic = self.clipping == 'automatic'
+        if self.projector is not None and in_coordinates(self.projector):
+            return ClippedCoordinates(records, max_grad_norm, self.projector, self.loss_scale, automatic)
+        if self.clipping == 'per-parameter':
+            return PerParameterClippedSum(self.params, records, max_grad_norm, self.loss_scale)
+        return ClippedSum(self.params, records, max_grad_norm, self.loss_scale, automatic)
+
+    def add(self, collector: RecordCollector) -> None:
+        """Adds one micro-batch to the logical batch."""
+        part = collector.total()
+        self._sum = part if self._sum is None else [x.add_(y) for x, y in zip(self._sum, part)]
+
+    def empty(self) -> list[Tensor]:
+        """The sum of no record: zeros of the shapes of ``collector(...).total()``."""
+        shapes: list[tuple[int, ...]] = [tuple(p.shape) for p in self.params]
+        if self.projector is not None and in_coordinates(self.projector):
+            shapes = [(self.projector.rank,)]
+        return [torch.zeros(shape, dtype=torch.float32, device=self.params[0].device) for shape in shapes]
+
+    # ---- 3 to 6: count, noise, divide, map back --------------------------------------------------------------------
+    def release(self, fault: str = '') -> list[Tensor]:
+        """Ends the logical batch: its noised mean gradient, one float32 tensor per parameter.
+
+        Args:
+            fault: why nothing must be released, empty if nothing is wrong. The step is counted all the same: that a record
+                could stop the training is a release too.
+
+        Raises PrivacyError for a fault on any process, and where sigma or B is not set.
+        """
+        sigma, max_grad_norm = self.now()
+        if sigma is None or self.expected_batch_size is None:
+            raise PrivacyError(
+                'noise_multiplier or expected_batch_size is not set: add PrivacyBudgetHook to default_hooks, which '
+                'calibrates them, or give both to DPOptimWrapper'
+            )
+        self.count()
+        self._refuse(fault)
+        total = self.empty() if self._sum is None else self._sum
+        if _rank() == 0:  # the processes' sums are added, so the noise enters the total exactly once
+            self.random.add_gaussian(total, sigma * max_grad_norm)
+        for x in total:
+            _sum_over_processes(x)
+            x /= self.expected_batch_size
+        self.forget()
+        return self.map_back(total)
+
+    def count(self) -> None:
+        """Counts the step before its result exists: a crash from here on counts too much, never too little."""
+        if self.plan is not None:
+            self.ledger.count(self.plan.event_at(self.ledger.run_steps))
+
+    def map_back(self, total: list[Tensor]) -> list[Tensor]:
+        """From a noised total to one float32 tensor per parameter: post-processing."""
+        if self.projector is None:
+            return total
+        return self.projector.expand(total[0]) if in_coordinates(self.projector) else self.projector.project(total)
+
+    def _refuse(self, fault: str) -> None:
+        """Raises PrivacyError, on every process, if one of them has a fault."""
+        anywhere = torch.tensor(float(bool(fault)), device=self.params[0].device)
+        _sum_over_processes(anywhere)
+        if not float(anywhere):
+            return
+        self.forget()
+        raise PrivacyError(
+            f'private step {self.ledger.run_steps} is not released, and counted: '
+            f'{fault or "another process found that its records depend on one another, or that the model was changed"}. '
+            'Every record must contribute what it would contribute alone: change or freeze the layer, and leave the model to the '
+            'optimizer'
+        )
+
+
+def check_clipping(clipping: str, projector: Projector | None) -> None:
     """Raises PrivacyError for a pair that has no meaning, with the key of ``optim_wrapper``."""
     if clipping not in CLIPPINGS:
         raise PrivacyError(f'optim_wrapper.clipping={clipping!r} must be one of {CLIPPINGS}')
-    if clipping == 'per-layer' and in_coordinates(projector):
+    if clipping == 'per-parameter' and in_coordinates(projector):
         raise PrivacyError(
-            "optim_wrapper.clipping='per-layer' has no meaning with project-then-clip: write clipping='flat' or "
+            "optim_wrapper.clipping='per-parameter' has no meaning with project-then-clip: write clipping='flat' or "
             "projector.order='noise-then-project'"
-        )
-    if clipping in ('automatic', 'adaptive') and projector is not None and projector.outside:
-        raise PrivacyError(f"optim_wrapper.clipping='{clipping}' is not offered with projector.outside: write 'flat'")
-    if clipping == 'adaptive' and schedule is not None and schedule.max_grad_norm != 1:
-        raise PrivacyError(
-            f"optim_wrapper.schedule.max_grad_norm={schedule.max_grad_norm} and clipping='adaptive' both move C: "
-            "write clipping='flat', or take max_grad_norm out of the schedule"
         )
 
 
@@ -46,43 +210,10 @@ def in_coordinates(projector: Projector | None) -> bool:
     return projector is not None and projector.order == 'project-then-clip'
 
 
-def collector_for(
-    params: Sequence[nn.Parameter],
-    rows: Rows,
-    max_grad_norm: float,
-    projector: Projector | None = None,
-    clipping: str = 'flat',
-    scale: float = 1.0,
-) -> RecordCollector:
-    """What adds up the clipped vectors of one micro-batch's records, with room for rounding; see the collectors' arguments."""
-    automatic, vote = clipping == 'automatic', 0.0
-    if clipping == 'adaptive':
-        max_grad_norm, vote = shares(max_grad_norm)
-    max_grad_norm = clipping_norm(max_grad_norm)  # less than what the noise is for
-    if projector is not None and in_coordinates(projector):
-        if projector.outside:
-            return ClippedParts(params, rows, max_grad_norm, projector, scale)
-        return ClippedCoordinates(rows, max_grad_norm, projector, scale, automatic, vote)
-    if clipping == 'per-layer':
-        return LayerwiseClippedSum(params, rows, max_grad_norm, scale)
-    return ClippedSum(params, rows, max_grad_norm, scale, automatic, vote)
+def _rank() -> int:
+    return distributed.get_rank() if distributed.is_available() and distributed.is_initialized() else 0
 
 
-def empty_sum(params: Sequence[nn.Parameter], projector: Projector | None, clipping: str = 'flat') -> list[Tensor]:
-    """The collector's total where no record was drawn: zeros of the same shapes."""
-    shapes: list[tuple[int, ...]] = [tuple(p.shape) for p in params]
-    if projector is not None and in_coordinates(projector):
-        shapes = [(projector.rank,), *(shapes if projector.outside else [])]
-    if clipping == 'adaptive':
-        shapes.append((1,))  # the votes
-    return [torch.zeros(shape, dtype=torch.float32, device=params[0].device) for shape in shapes]
-
-
-def gradient_of(total: list[Tensor], projector: Projector | None) -> list[Tensor]:
-    """From a noised total to one float32 tensor a parameter: post-processing."""
-    if projector is None:
-        return total
-    if not in_coordinates(projector):
-        return projector.project(total)
-    inside = projector.expand(total[0])
-    return [x.add_(rest) for x, rest in zip(inside, total[1:])] if projector.outside else inside
+def _sum_over_processes(x: Tensor) -> None:
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.all_reduce(x)

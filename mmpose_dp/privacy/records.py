@@ -18,8 +18,7 @@ class Rows:
             image, say): their gradients are added before the norm is taken.
         keys: (num_records,), what each record is called outside this batch.
         weights: (rows,), what each row's loss is multiplied by before anything else, or empty for 1 each: 1/K for each of K
-            augmentations, -1 for the public view that a residual takes off. The guarantee does not depend on them, since the
-            norm is taken afterwards.
+            augmentations. The guarantee does not depend on them, since the norm is taken afterwards.
     """
 
     records: Tensor

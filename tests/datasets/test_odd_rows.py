@@ -74,7 +74,7 @@ def own(tmp_path_factory):
 @pytest.mark.parametrize('what', WAYS)
 def test_one_odd_row_contributes_nothing(own, what):
     cfg = dict(own, pipeline=[*PIPELINE, dict(type='Spoil', what=what, rows=[LAST])])
-    dataset = PublicPrivateDataset(cfg, public_view=dict(type='PublicView'), private_loss='residual')
+    dataset = PublicPrivateDataset(cfg, public_view=dict(type='PublicView'), augmentations=2)
     assert rows(dataset, range(16)) == [2] * 7 + [0] + [1] * 7 + [0]
     if what != 'nothing':
         with pytest.warns(UserWarning, match='07.png contributes nothing'):

@@ -86,23 +86,6 @@ def test_image_unit_groups_the_people_of_an_image(synthetic):
         assert {dataset[row][0]['data_samples'].metainfo['dp_record'] for row in dataset.rows_of(r)} == {r}
 
 
-def test_a_residual_is_the_same_augmentation_seen_twice(synthetic):
-    sharp = dict(type='PublicView', mode='blur_full_resolution', kernel_size=3, sigma=0.01)  # nearly the picture itself
-    for view, equal in ((sharp, True), (VIEW, False)):
-        dataset = PublicPrivateDataset(mpii(synthetic), public_view=view, private_loss='residual', augmentations=3)
-        rows = dataset[5]
-        assert len(rows) == dataset.rows_per_index == 6
-        meta = [row['data_samples'].metainfo for row in rows]
-        assert [m['dp_weight'] for m in meta] == [1 / 3, -1 / 3] * 3
-        assert {m['dp_record'] for m in meta} == {5}
-        pictures = [row['inputs'].float() for row in rows]
-        gaps = [(a - b).abs().mean() for a, b in zip(pictures[::2], pictures[1::2])]
-        assert all((gap < 3) == equal for gap in gaps)
-        assert (pictures[0] - pictures[2]).abs().mean() > 3  # another augmentation
-        (public,) = dataset[45]
-        assert public['data_samples'].metainfo['dp_weight'] == 1
-
-
 def test_a_rejected_row_is_left_out_not_replaced(synthetic):
     dataset = PublicPrivateDataset(mpii(synthetic))
     pipeline = dataset.private.pipeline
@@ -125,8 +108,6 @@ def test_missing_data_shows_the_layout_and_the_command(tmp_path):
     [
         (dict(privacy_unit='family'), 'privacy_unit'),
         (dict(public_view=VIEW, public={}), 'public={} must be a config'),
-        (dict(private_loss='residual', public_view=VIEW, public=dict(type='MpiiDataset')), 'no public beside it'),
-        (dict(private_loss='residual'), 'with a public_view'),
         (dict(augmentations=0), 'augmentations=0 must be'),
     ],
 )

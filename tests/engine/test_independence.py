@@ -183,7 +183,7 @@ def made(trunk='Trunk', preprocessor='PoseDataPreprocessor', **settings):
     params = [p for p in model.parameters() if p.requires_grad]
     wrapper = DPOptimWrapper(SGD(params, lr=1e-3), max_grad_norm=C, noise_multiplier=1.0, **settings)
     wrapper.prepare(model)
-    wrapper.attach(plan)
+    wrapper.mechanism.attach(plan)
     return model, wrapper
 
 
@@ -352,7 +352,7 @@ def test_bit_sums_see_the_order_of_a_buffer():
 
 @pytest.mark.parametrize(('second', 'far'), [(3.0, False), (3.1, True)])
 def test_rows_that_cancel_leave_rounding_and_nothing_else(second, far):
-    """A residual on a picture that is its own view: the two rows' gradients are long, and their difference is rounding."""
+    """Two samples of one record whose gradients cancel: each is long, and their sum is rounding."""
     grads = torch.tensor([[3.0, 4.0], [-3.0, -4.0]]) + torch.tensor([[1e-6], [0.0]])
     check = ReplayCheck([Halved.of(torch.tensor([second - 3.0, 0.0]))], [0, 1], 1e-6)
     check.add(StackBlock([0], grads))

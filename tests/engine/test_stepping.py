@@ -100,12 +100,12 @@ def test_an_interrupted_batch_is_forgotten(synthetic, tmp_path, monkeypatch):
         patch.setattr(PrivateTrainLoop, '_train_on', interrupted)
         runner.train()
     loop, wrapper = runner.train_loop, runner.optim_wrapper
-    assert wrapper.accumulating and wrapper._private_sum is not None
+    assert wrapper.accumulating and wrapper.mechanism._sum is not None
     before, found, call = wrapper.ledger.steps, [], runner.call_hook
 
     def look(name, **arguments):
         if name == 'before_train_iter':
-            found.append((wrapper.accumulating, wrapper._private_sum))
+            found.append((wrapper.accumulating, wrapper.mechanism._sum))
         call(name, **arguments)
 
     monkeypatch.setattr(runner, 'call_hook', look)

@@ -30,7 +30,7 @@ def hybrid(synthetic, tmp_path_factory):
 def test_hybrid_trains_counts_and_states(hybrid):
     runner, work_dir = hybrid
     wrapper = runner.optim_wrapper
-    assert wrapper.ledger.history == ((StepEvent(wrapper.noise_multiplier, Fraction(1, 4)), 8),)
+    assert wrapper.ledger.history == ((StepEvent(wrapper.mechanism.noise_multiplier, Fraction(1, 4)), 8),)
     assert runner.train_loop.iter == 5 + 2 * 4  # 40 views in batches of 8, then two epochs of 40 / 10 private steps
     statement = json.loads((work_dir / 'privacy_statement.json').read_text())
     assert statement['private'] and statement['steps'] == 8 and 7.9 < statement['epsilon'] <= 8.0

@@ -8,11 +8,11 @@ import torch
 from runs import config, tiny, train, train_until
 from runs import unvalidated as short
 
-from mmpose_dp.engine import DPOptimWrapper
 from mmpose_dp.extras.adaptive_norm import shares
 from mmpose_dp.privacy.accounting import StepEvent, epsilon
 from mmpose_dp.privacy.errors import PrivacyError
 from mmpose_dp.privacy.ledger import LEDGER_NAME, Ledger
+from mmpose_dp.privacy.mechanism import GaussianMechanism
 
 
 def annotated(folder, target, name, value):
@@ -31,17 +31,17 @@ def statement_of(work_dir):
 
 def test_a_schedule_is_used_and_accounted_for(synthetic, tmp_path, monkeypatch):
     """sigma falls to half and C grows to the double; a long ledger with one event a part."""
-    used, whole = [], DPOptimWrapper._private_gradient
+    used, whole = [], GaussianMechanism.release
 
-    def recorded(self, sigma, max_grad_norm):
-        used.append((sigma, max_grad_norm))
-        return whole(self, sigma, max_grad_norm)
+    def recorded(self, fault=''):
+        used.append(self.now())
+        return whole(self, fault)
 
-    monkeypatch.setattr(DPOptimWrapper, '_private_gradient', recorded)
+    monkeypatch.setattr(GaussianMechanism, 'release', recorded)
     schedule = dict(noise_multiplier=0.5, max_grad_norm=2.0, pieces=3)
     runner = train(short(synthetic, tmp_path, optim_wrapper__schedule=schedule))
     wrapper = runner.optim_wrapper
-    sigma, norm, rate = wrapper.noise_multiplier, wrapper.max_grad_norm, Fraction(1, 4)
+    sigma, norm, rate = wrapper.mechanism.noise_multiplier, wrapper.mechanism.max_grad_norm, Fraction(1, 4)
     expected = [(sigma * 0.5 ** (i / 2), norm * 2 ** (i / 2)) for i in range(3) for _ in range(4)]
     assert torch.allclose(torch.tensor(used), torch.tensor(expected))
     history = tuple((StepEvent(sigma * 0.5 ** (i / 2), rate), 4) for i in range(3))
@@ -126,13 +126,15 @@ def test_hardened_noise_is_stated(synthetic, tmp_path):
 @pytest.mark.parametrize(('dtype', 'max_grad_norm'), [('bfloat16', 1e3), ('float16', 1e3), ('float16', 1e-3)])
 def test_mixed_precision(synthetic, tmp_path, dtype, max_grad_norm, monkeypatch):
     """The clipped sum is near that in float32, whatever the loss scale, where nothing is clipped and where all is."""
-    sums, whole = {}, DPOptimWrapper._private_gradient
+    sums, whole = {}, GaussianMechanism.release
 
-    def recorded(self, sigma, norm):
-        sums[self.amp_dtype].append(torch.cat([x.flatten().clone() for x in self._private_sum or [torch.zeros(1)]]))
-        return whole(self, sigma, norm)
+    def recorded(self, fault=''):
+        sums[amp and getattr(torch, amp)].append(
+            torch.cat([x.flatten().clone() for x in self._sum or [torch.zeros(1)]])
+        )
+        return whole(self, fault)
 
-    monkeypatch.setattr(DPOptimWrapper, '_private_gradient', recorded)
+    monkeypatch.setattr(GaussianMechanism, 'release', recorded)
     for amp in (None, dtype):
         sums[amp and getattr(torch, amp)] = []
         cfg = short(
@@ -170,16 +172,17 @@ def test_an_overflow_is_skipped_and_counted(synthetic, tmp_path):
 @pytest.mark.parametrize(('method', 'public_steps'), [('dpsgd', 0), ('hybrid', 5)])
 def test_an_adaptive_norm_is_used_logged_kept_and_stated(synthetic, tmp_path, method, public_steps, monkeypatch):
     """Noise and clipping follow the same C; a resume goes on from it."""
-    used, whole = [], DPOptimWrapper._private_gradient
+    used, whole = [], GaussianMechanism.release
 
-    def recorded(self, sigma, norm):
+    def recorded(self, fault=''):
+        norm = self.now()[1]
         used.append(norm)
-        if self._private_sum is not None:  # a whole number of votes: the records were clipped to the C of the noise
-            votes = float(self._private_sum[-1]) / shares(norm)[1]
+        if self._sum is not None:  # a whole number of votes: the records were clipped to the C of the noise
+            votes = float(self._sum[-1]) / shares(norm)[1]
             assert votes == pytest.approx(round(votes), abs=1e-4)
-        return whole(self, sigma, norm)
+        return whole(self, fault)
 
-    monkeypatch.setattr(DPOptimWrapper, '_private_gradient', recorded)
+    monkeypatch.setattr(GaussianMechanism, 'release', recorded)
     options = dict(optim_wrapper__clipping='adaptive', optim_wrapper__max_grad_norm=0.5)
     train_until(
         short(synthetic, tmp_path, method, **options), public_steps + 6

@@ -5,10 +5,10 @@ import copy
 import pytest
 import torch
 from collecting import row_gradients_of
+from gradients.test_engine import LAYERS
+from gradients.test_random_networks import SIDE, STEPS, Network
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from privacy.test_per_sample import LAYERS
-from privacy.test_random_networks import SIDE, STEPS, Network
 from torch import nn
 
 from mmpose_dp.gradients import blocks as row_gradients

@@ -4,18 +4,17 @@ import copy
 
 import pytest
 import torch
+from mechanisms import mechanism
 from torch import nn
 
 from mmpose_dp.gradients.blocks import RowGradients
 from mmpose_dp.gradients.engine import RuleEngine
 from mmpose_dp.gradients.loop_engine import LoopEngine
 from mmpose_dp.privacy.errors import PrivacyError
-from mmpose_dp.privacy.mechanism import collector_for
-from mmpose_dp.privacy.mechanism import gradient_of as update_of
 from mmpose_dp.privacy.projection import Projector
 from mmpose_dp.privacy.records import Rows
 
-CLIPPINGS = ('flat', 'automatic', 'adaptive', 'per-layer', 'project-then-clip', 'outside')
+CLIPPINGS = ('flat', 'automatic', 'adaptive', 'per-parameter', 'project-then-clip')
 C = 0.5
 
 
@@ -225,9 +224,9 @@ def alone(model, x):
 
 
 def projector_for(params, name):
-    if name not in ('project-then-clip', 'outside'):
+    if name != 'project-then-clip':
         return None
-    projector = Projector(rank=2, outside=0.3 if name == 'outside' else 0.0)
+    projector = Projector(rank=2)
     projector.basis = [torch.randn(2, *p.shape, dtype=torch.float32) for p in params]
     return projector
 
@@ -236,16 +235,14 @@ def gradients(engine, x):
     """All that a batch gives: per row, and the update under each clipping."""
     params, rows = engine.params, Rows.from_keys(range(len(x)))
     each, projectors = RowGradients(params), [projector_for(params, name) for name in CLIPPINGS]
-    collectors = [
-        collector_for(params, rows, C, projector, 'flat' if projector else name)
-        for name, projector in zip(CLIPPINGS, projectors)
-    ]
+    mechanisms = [mechanism(params, C, p, 'flat' if p else name) for name, p in zip(CLIPPINGS, projectors)]
+    collectors = [one.collector(rows) for one in mechanisms]
     with engine.capture():
         losses = losses_of(engine._model, x)
     engine.backward(list(losses), each, *collectors)
     totals = [collector.total() for collector in collectors]
     assert all(part.dtype == torch.float32 for total in totals for part in total)
-    updates = [update_of(total, projector) for total, projector in zip(totals, projectors)]
+    updates = [one.map_back(total) for one, total in zip(mechanisms, totals)]
     assert all(u.shape == p.shape for update in updates for u, p in zip(update, params))
     return each.per_row(torch.arange(len(x))), updates[0]
 

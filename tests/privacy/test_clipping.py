@@ -2,13 +2,13 @@
 
 import pytest
 import torch
+from mechanisms import mechanism
 from torch import nn
 
 from mmpose_dp.gradients import layer_rules
 from mmpose_dp.gradients.engine import RuleEngine
 from mmpose_dp.gradients.loop_engine import LoopEngine
 from mmpose_dp.privacy.clipping import ClippedCoordinates, ClippedSum, clip_factors
-from mmpose_dp.privacy.mechanism import collector_for
 from mmpose_dp.privacy.projection import Projector
 from mmpose_dp.privacy.records import Rows
 
@@ -70,8 +70,8 @@ def test_rows_of_one_record_are_added_before_the_norm(model):
 
 
 KINDS = [
-    *('flat', 'automatic', 'adaptive', 'per-layer'),
-    *('flat, projected', 'automatic, projected', 'adaptive, projected', 'flat, parts'),
+    *('flat', 'automatic', 'adaptive', 'per-parameter'),
+    *('flat, projected', 'automatic, projected', 'adaptive, projected'),
 ]
 
 
@@ -83,11 +83,11 @@ def test_one_record_moves_the_sum_by_at_most_c(model, scale, kind):
     basis = [5 * torch.randn(3, *p.shape) for p in model.parameters()]  # far from orthonormal
 
     def total(batch):
-        inside = Projector(rank=3, outside=0.5 if 'parts' in kind else 0.0)
+        inside = Projector(rank=3)
         inside.basis = basis
         clipping, _, space = kind.partition(', ')
         params = list(model.parameters())
-        collector = collector_for(params, rows_of(len(batch)), C, inside if space else None, clipping)
+        collector = mechanism(params, C, inside if space else None, clipping).collector(rows_of(len(batch)))
         return collect(collector, model, batch)
 
     moved = total(x) - total(x[[0, 1, 3]])

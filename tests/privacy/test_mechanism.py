@@ -2,58 +2,80 @@
 
 import pytest
 import torch
+from mechanisms import mechanism
 from torch import nn
 
-from mmpose_dp.privacy.clipping import ClippedCoordinates, ClippedParts, ClippedSum, LayerwiseClippedSum
+from mmpose_dp.privacy.clipping import ClippedCoordinates, ClippedSum, PerParameterClippedSum
 from mmpose_dp.privacy.errors import PrivacyError
-from mmpose_dp.privacy.mechanism import check_clipping, collector_for, empty_sum, gradient_of
+from mmpose_dp.privacy.mechanism import check_clipping
 from mmpose_dp.privacy.projection import Projector
 from mmpose_dp.privacy.records import Rows
 
 CHOICES = [
     (None, 'flat', ClippedSum),
     (None, 'automatic', ClippedSum),
-    (None, 'per-layer', LayerwiseClippedSum),
-    (dict(order='noise-then-project'), 'per-layer', LayerwiseClippedSum),
+    (None, 'per-parameter', PerParameterClippedSum),
+    (dict(order='noise-then-project'), 'per-parameter', PerParameterClippedSum),
     (dict(), 'automatic', ClippedCoordinates),
     (None, 'adaptive', ClippedSum),
     (dict(), 'adaptive', ClippedCoordinates),
-    (dict(outside=0.5), 'flat', ClippedParts),
 ]
 
 
-@pytest.mark.parametrize(('settings', 'clipping', 'kind'), CHOICES)
-def test_no_record_gives_the_same_shapes_as_some(settings, clipping, kind):
+def made(settings, clipping, **more):
     params = list(nn.Linear(5, 4).parameters())
     projector = None if settings is None else Projector(rank=3, **settings)
     if projector is not None:
         projector.basis = [torch.randn(3, *p.shape) for p in params]
-    check_clipping(clipping, projector)
-    collector = collector_for(params, Rows.from_keys([0, 1]), 0.1, projector, clipping)
-    assert type(collector) is kind
-    total, empty = collector.total(), empty_sum(params, projector, clipping)
+    return mechanism(params, 0.1, projector, clipping, **more)
+
+
+@pytest.mark.parametrize(('settings', 'clipping', 'kind'), CHOICES)
+def test_no_record_gives_the_same_shapes_as_some(settings, clipping, kind):
+    one = made(settings, clipping)
+    collector = one.collector(Rows.from_keys([0, 1]))
+    assert type(getattr(collector, '_collector', collector)) is kind
+    total, empty = collector.total(), one.empty()
     assert [x.shape for x in total] == [x.shape for x in empty]
     assert all(x.dtype == torch.float32 and not x.any() for x in empty)
-    if clipping == 'adaptive':
-        empty.pop()  # the votes
-    assert [x.shape for x in gradient_of(empty, projector)] == [p.shape for p in params]
+    assert [x.shape for x in one.map_back(empty)] == [p.shape for p in one.params]
+
+
+@pytest.mark.parametrize(('settings', 'clipping', 'kind'), CHOICES)
+def test_a_step_of_no_record_is_noise_alone(settings, clipping, kind):
+    torch.manual_seed(0)
+    one = made(settings, clipping, noise_multiplier=0.0, expected_batch_size=7)
+    one.add(one.collector(Rows.from_keys([0, 1])))
+    assert not any(x.any() for x in one.release())
+    one.noise_multiplier = 3.0
+    noised = torch.cat([x.flatten() for x in (one.release() for _ in range(300)) for x in x])
+    seen = noised if one.projector is None else None
+    if seen is not None and clipping != 'adaptive':
+        assert float(seen.std()) == pytest.approx(3.0 * 0.1 / 7, rel=0.05)
+    assert noised.any()
+
+
+def test_a_fault_is_counted_and_nothing_is_released():
+    one, counted = made(None, 'flat', noise_multiplier=1.0, expected_batch_size=2), []
+    one.count = lambda: counted.append(1)
+    one.add(one.collector(Rows.from_keys([0, 1])))
+    with pytest.raises(PrivacyError, match='is not released, and counted: a layer mixes'):
+        one.release('a layer mixes')
+    assert counted == [1] and one._sum is None
+
+
+def test_release_needs_noise_and_batch_size():
+    with pytest.raises(PrivacyError, match='noise_multiplier or expected_batch_size is not set'):
+        made(None, 'flat').release()
 
 
 @pytest.mark.parametrize(
     ('settings', 'clipping', 'message'),
     [
         (None, 'median', "clipping='median' must be one of"),
-        (dict(), 'per-layer', 'no meaning with project-then-clip'),
-        (dict(outside=1.0), 'automatic', 'not offered with projector.outside'),
-        (dict(outside=1.0), 'adaptive', 'not offered with projector.outside'),
+        (dict(), 'per-parameter', 'no meaning with project-then-clip'),
     ],
 )
 def test_pairs_without_meaning_are_refused(settings, clipping, message):
     with pytest.raises(PrivacyError, match=message):
         check_clipping(clipping, None if settings is None else Projector(rank=3, **settings))
-
-
-def test_outside_needs_project_then_clip():
-    for settings in (dict(order='noise-then-project', outside=0.1), dict(outside=-1.0), dict(outside=float('nan'))):
-        with pytest.raises(PrivacyError, match='projector.outside='):
-            Projector(rank=3, **settings)

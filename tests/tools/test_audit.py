@@ -9,7 +9,7 @@ from runs import config, tiny
 
 from mmpose_dp.datasets import PoissonBatchSampler
 from mmpose_dp.datasets.synthetic import make_synthetic_mpii
-from mmpose_dp.engine import PublicDataHook
+from mmpose_dp.engine import ProjectorRefreshHook
 from mmpose_dp.privacy import clipping
 from mmpose_dp.privacy.noise import RandomSource
 
@@ -94,11 +94,11 @@ def basis_from_private_gradients(monkeypatch):
 
     def gradients(self, runner, wrapper, count):
         staying = [record for group in runner.train_loop.sampler._groups.values() for record in group]
-        chosen = runner.train_loop.sampler.random.choice(len(staying), 16)
+        chosen = runner.train_loop.sampler.sampling.random.choice(len(staying), 16)
         for i in chosen:
             yield [g[None] for g in wrapper.canary_gradient(staying[int(i)])]
 
-    monkeypatch.setattr(PublicDataHook, '_gradients', gradients)
+    monkeypatch.setattr(ProjectorRefreshHook, '_gradients', gradients)
 
 
 @pytest.mark.parametrize(

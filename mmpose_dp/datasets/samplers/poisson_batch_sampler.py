@@ -1,12 +1,10 @@
-"""Poisson sampling of private records, and independent sampling of public ones.
+"""Micro-batches of the logical batches that ``mmpose_dp.privacy.sampling`` decides on.
 
-The draw decides the amplification that the accountant claims, so it comes from the system's entropy and from nothing else:
-not from mmengine's seed, not from a shuffle. Must not drop, repeat or round the draw.
+Must not decide itself which records join a step, and must not drop or repeat one.
 """
 
 from collections import deque
-from collections.abc import Iterator, Sequence
-from fractions import Fraction
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from mmengine.dist import get_dist_info
@@ -15,6 +13,7 @@ from torch.utils.data import Sampler
 
 from mmpose_dp.privacy.errors import PrivacyError
 from mmpose_dp.privacy.noise import RandomSource
+from mmpose_dp.privacy.sampling import PoissonSampling
 
 from ..public_private_dataset import PublicPrivateDataset
 
@@ -38,10 +37,7 @@ class MicroBatch(NamedTuple):
 class PoissonBatchSampler:
     """Draws logical batches and hands them out in micro-batches, each of private or of public rows alone.
 
-    Every private record joins a logical batch independently with probability ``expected_batch_size / num_records``, or, with
-    personal budgets, with the rate of its budget (``set_rates``). Public
-    records are drawn uniformly without replacement, independently of the private draw. Each rank samples its own shard of
-    the private records.
+    Each rank samples its own shard of the private records (:class:`mmpose_dp.privacy.PoissonSampling`).
 
     Args:
         sampler: mmengine builds it from ``train_dataloader.sampler``; only its ``dataset`` is used.
@@ -53,6 +49,7 @@ class PoissonBatchSampler:
         debug_seed: for tests only; the run is then NOT PRIVATE.
 
     Attributes:
+        sampling: decides which records join a step.
         pending: one MicroBatch for each list of indices handed out and not yet trained on, oldest first. Data loaders
             keep the order, also with workers that read ahead.
         public_only: draw public rows only; an epoch is then one pass over the public half.
@@ -100,29 +97,16 @@ class PoissonBatchSampler:
                 f'train_dataloader.batch_sampler.public_batch_size={public_batch_size} is more than the '
                 f'{dataset.num_public} public records of train_dataloader.dataset'
             )
-        self.random = RandomSource(debug_seed)
+        shard = range(rank, self.num_records, world)
+        self.sampling = PoissonSampling(self.num_records, expected_batch_size, shard, RandomSource(debug_seed))
         self._replay = RandomSource(debug_seed)
-        self.sample_rate = Fraction(expected_batch_size, self.num_records)
         self._max_rows = max_rows_per_record
-        self._shard = range(rank, self.num_records, world)
         self._rows_of, self._rows_per_index = dataset.rows_of, dataset.rows_per_index
-        # records that are drawn with one rate, and the rate
-        self._groups = {self.sample_rate: list(self._shard)}
         self._public = dataset.public_rows
         self._rank, self._world = rank, world
         self.pending: deque[MicroBatch] = deque()
         self.public_only = False
         self.steps_done = 0  # of the current epoch, set on resume
-
-    def set_rates(self, rates: Sequence[Fraction]) -> None:
-        """Draws record r with probability ``rates[r]`` from now on; they add up to ``expected_batch_size``."""
-        self._groups = {}
-        for record in self._shard:
-            self._groups.setdefault(rates[record], []).append(record)
-
-    def leave_out(self, records: set[int]) -> None:
-        """Never draws these private records again; rates and ``num_records`` stay. For audits."""
-        self._groups = {rate: [r for r in group if r not in records] for rate, group in self._groups.items()}
 
     @property
     def largest_forward(self) -> int:
@@ -146,20 +130,11 @@ class PoissonBatchSampler:
 
     def draw(self) -> list[list[int]]:
         """One logical batch of this rank: a list of records, each the list of its rows; public ones last."""
-        records = []
-        for rate, group in ({} if self.public_only else self._groups).items():
-            records += [self._some_rows(group[i]) for i in self.random.bernoulli(len(group), rate)]
-        if self.public_batch_size:
-            # every rank takes every world-th of an own draw: together about public_batch_size rows
-            size = len(range(self._rank, self.public_batch_size, self._world))
-            records += [[int(self._public[i])] for i in self.random.choice(len(self._public), size)]
-        return records
-
-    def _some_rows(self, record: int) -> list[int]:
-        rows = self._rows_of(record)
-        if self._max_rows is None or len(rows) <= self._max_rows:
-            return rows
-        return [rows[i] for i in self.random.choice(len(rows), self._max_rows)]
+        private = [] if self.public_only else self.sampling.private()
+        records = [list(self.sampling.at_most(self._rows_of(record), self._max_rows)) for record in private]
+        # every rank takes every world-th of a choice of its own: together about public_batch_size samples
+        size = len(range(self._rank, self.public_batch_size, self._world))
+        return records + [[int(self._public[i])] for i in self.sampling.public(len(self._public), size)]
 
     def __iter__(self) -> Iterator[list[int]]:
         self.pending.clear()

@@ -31,10 +31,10 @@ def make_plan(
         num_records=dataset.num_records,
         expected_batch_size=loop.sampler.expected_batch_size,
         steps=loop.private_steps,
-        max_grad_norm=wrapper.max_grad_norm,
+        max_grad_norm=wrapper.mechanism.max_grad_norm,
         public_view=dataset.view_description,
         public_data=dataset.public_description,
-        secret_randomness=all(x.random.is_secret for x in (wrapper, loop.sampler, dataset)),
+        secret_randomness=all(x.random.is_secret for x in (wrapper.mechanism, loop.sampler.sampling, dataset)),
         arithmetic=_arithmetic(wrapper),
         secure_mode=wrapper.secure_mode,
         schedule=wrapper.schedule,
@@ -42,10 +42,12 @@ def make_plan(
         **promised,
     )
     budgets, settings['assignment'] = _budgets(dataset, target_epsilon)
-    if budgets and wrapper.noise_multiplier is not None:
+    if budgets and wrapper.mechanism.noise_multiplier is not None:
         raise PrivacyError('with personal_epsilon the noise follows from the budgets: leave noise_multiplier out')
-    if wrapper.noise_multiplier is not None:
-        return PrivacyPlan(noise_multiplier=wrapper.noise_multiplier, target_epsilon=target_epsilon, **settings)
+    if wrapper.mechanism.noise_multiplier is not None:
+        return PrivacyPlan(
+            noise_multiplier=wrapper.mechanism.noise_multiplier, target_epsilon=target_epsilon, **settings
+        )
     if target_epsilon is None:
         raise PrivacyError('give PrivacyBudgetHook a target_epsilon, or DPOptimWrapper a noise_multiplier')
     target = max((budget.epsilon for budget in budgets), default=target_epsilon)

@@ -113,7 +113,7 @@ class PrivacyBudgetHook(Hook):
     def _plan(self, runner: Runner, loop: PrivateTrainLoop, wrapper: DPOptimWrapper) -> None:
         """Opens the ledger and fixes the noise; in a training on public views alone, what the ledger keeps of it."""
         if loop.private_steps:
-            wrapper.ledger = open_ledger(runner)
+            wrapper.mechanism.ledger = open_ledger(runner)
             resuming = runner._resume and runner._load_from
             self.plan = make_plan(
                 loop,
@@ -124,13 +124,13 @@ class PrivacyBudgetHook(Hook):
                 expose_private_metrics=self.expose_private_metrics,
                 prior=wrapper.ledger.prior if resuming else wrapper.ledger.history,
             )
-            wrapper.attach(self.plan)
+            wrapper.mechanism.attach(self.plan)
             self._facts = self.plan.facts
             if self.plan.budgets:
                 self._draw_by_budget(loop)
             self._announce(runner, wrapper)
         elif loop.dataloader.dataset.public_view is not None:
-            wrapper.ledger = open_ledger(runner)
+            wrapper.mechanism.ledger = open_ledger(runner)
             if wrapper.ledger.steps and not runner._resume:
                 raise PrivacyError(
                     f'{runner.work_dir} holds a private training, whose statement would stand beside weights trained on public '
@@ -165,7 +165,7 @@ class PrivacyBudgetHook(Hook):
 
     def _draw_by_budget(self, loop: PrivateTrainLoop) -> None:
         assert self.plan is not None
-        loop.sampler.set_rates([self.plan.budgets[number].sample_rate for number in self.plan.assignment])
+        loop.sampler.sampling.set_rates([self.plan.budgets[number].sample_rate for number in self.plan.assignment])
 
     def _announce(self, runner: Runner, wrapper: DPOptimWrapper) -> None:
         plan = self.plan

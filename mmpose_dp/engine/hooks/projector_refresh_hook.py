@@ -15,11 +15,12 @@ from torch import Tensor
 from mmpose_dp.datasets import collate_rows
 from mmpose_dp.privacy.errors import PrivacyError
 
+from ..basis import fit_basis
 from ..optim_wrappers import DPOptimWrapper
 
 
 @HOOKS.register_module()
-class PublicDataHook(Hook):
+class ProjectorRefreshHook(Hook):
     """Refreshes the projector's basis from per-sample gradients of public records.
 
     Args:
@@ -62,7 +63,7 @@ class PublicDataHook(Hook):
         assert projector is not None
         if get_rank() == 0:
             count = self.num_samples or projector.max_rank
-            projector.fit(self._gradients(runner, wrapper, count), count)
+            fit_basis(projector, self._gradients(runner, wrapper, count), count)
         rank = torch.tensor(projector.rank if get_rank() == 0 else 0)
         broadcast(rank)
         if get_rank() > 0:
@@ -73,8 +74,11 @@ class PublicDataHook(Hook):
     def _gradients(self, runner: Runner, wrapper: DPOptimWrapper, count: int) -> Iterator[list[Tensor]]:
         dataset = runner.train_dataloader.dataset
         sampler = runner.train_dataloader.batch_sampler
-        chosen = [dataset.public_rows[int(i)] for i in sampler.random.choice(dataset.num_public, count)]
+        chosen = [dataset.public_rows[int(i)] for i in sampler.sampling.random.choice(dataset.num_public, count)]
         for start in range(0, count, sampler.micro_batch_size):
             batch = collate_rows([dataset[i] for i in chosen[start : start + sampler.micro_batch_size]])
             if batch['inputs']:
                 yield wrapper.public_gradients(batch)
+
+
+HOOKS.register_module(name='PublicDataHook', module=ProjectorRefreshHook)  # its name before version 0.2

@@ -185,7 +185,9 @@ class PrivateTrainLoop(EpochBasedTrainLoop):
             wrapper.finish_step()
         if micro.is_last:
             self._refuse_uncounted(wrapper)
-            self.runner.call_hook('after_train_iter', batch_idx=index, data_batch=None, outputs=wrapper.released)
+            self.runner.call_hook(
+                'after_train_iter', batch_idx=index, data_batch=None, outputs=wrapper.loggable_metrics
+            )
             self._iter += 1
 
     def _refuse_uncounted(self, wrapper: DPOptimWrapper) -> None:

@@ -1,8 +1,8 @@
 """The optimizer wrapper that makes a training step private.
 
-It joins the pieces of ``mmpose_dp.privacy`` in the order of one step: capture, backward, clip, sum; at the end of the
-logical batch count, noise, project, public gradient, optimizer step. Must not divide by the number of records drawn, and
-must not hand out anything computed from private rows other than the noised update.
+It connects a model and an engine to ``mmpose_dp.privacy.mechanism``, which clips, sums, counts, noises and divides, adds the
+public gradient and moves the parameters. Must not hold a line of the guarantee, and must not hand out anything computed from
+private samples but what the mechanism releases.
 """
 
 from collections.abc import Iterator
@@ -10,21 +10,18 @@ from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
-from mmengine.dist import all_reduce, get_rank
+from mmengine.dist import all_reduce
 from mmengine.model import is_model_wrapper
 from mmpose.registry import OPTIM_WRAPPERS
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from mmpose_dp.extras.adaptive_norm import AdaptiveNorm
 from mmpose_dp.extras.schedule import Schedule
 from mmpose_dp.gradients.blocks import RowGradients, RowSum
 from mmpose_dp.gradients.engine import build_engine
 from mmpose_dp.models import has_batch_statistics
-from mmpose_dp.privacy.clipping import STABILITY
 from mmpose_dp.privacy.errors import OneRecordAtATime, PrivacyError
 from mmpose_dp.privacy.ledger import Ledger
-from mmpose_dp.privacy.mechanism import check_clipping, collector_for, empty_sum, gradient_of
 from mmpose_dp.privacy.noise import RandomSource
 from mmpose_dp.privacy.plan import PrivacyPlan
 from mmpose_dp.privacy.projection import Projector
@@ -35,7 +32,7 @@ from ..checks.replay import Halved
 from ..checks.replaying import Replay, gradient_alone
 from .step_metrics import StepMetrics
 from .stepping import SteppingOptimWrapper
-from .validation import check_optimizer, check_settings, from_settings, private_head, refuse_batch_statistics
+from .validation import build_mechanism, check_settings, from_settings, private_head, refuse_batch_statistics
 
 
 @OPTIM_WRAPPERS.register_module()
@@ -54,10 +51,10 @@ class DPOptimWrapper(SteppingOptimWrapper):
         projector: None, or the arguments of :class:`mmpose_dp.privacy.Projector`.
         public_weight: w, the weight of the public gradient. 0 ignores public rows.
         clipping: 'flat' (to C), 'automatic' (every record weighs about C: Bu et al. 2023), 'adaptive' (C begins at
-            ``max_grad_norm`` and moves to where half of the records are clipped: Andrew et al. 2021) or 'per-layer' (each of
+            ``max_grad_norm`` and moves to where half of the records are clipped: Andrew et al. 2021) or 'per-parameter' (each of
             P parameters to C / sqrt(P); not with ``project-then-clip``, which clips coordinates).
-        engine: 'auto', 'rules' or 'loop' (see mmpose_dp.privacy.per_sample).
-        schedule: None, or the arguments of :class:`mmpose_dp.privacy.Schedule`: how sigma and C go on from the values above.
+        engine: 'auto', 'rules' or 'loop' (see mmpose_dp.gradients).
+        schedule: None, or the arguments of :class:`mmpose_dp.extras.schedule.Schedule`: how sigma and C change over the training.
         amp_dtype: None, 'bfloat16' or 'float16' to run the forward in mixed precision; norms and sums stay in float32.
         loss_scale: what the losses are multiplied by against underflow, a fixed number (1024 with 'float16'). A record
             that overflows contributes nothing; a step whose noised update is not finite is skipped, and counted.
@@ -97,57 +94,56 @@ class DPOptimWrapper(SteppingOptimWrapper):
             loss_scale=loss_scale,
         )
         super().__init__(optimizer)
-        self.max_grad_norm = float(max_grad_norm)
-        self.noise_multiplier = noise_multiplier
-        self.expected_batch_size = expected_batch_size
-        self.projector = from_settings(Projector, projector, 'projector')
+        self.params = [p for group in optimizer.param_groups for p in group['params'] if p.requires_grad]
         self.schedule = from_settings(Schedule, schedule, 'schedule') or Schedule()
         self.public_weight = public_weight
-        self.clipping = clipping
-        check_clipping(clipping, self.projector, self.schedule)
-        self.adaptive_norm = AdaptiveNorm(self.max_grad_norm) if clipping == 'adaptive' else None
-        check_optimizer(optimizer, self.projector)
         self.engine_kind = engine
         self.amp_dtype = None if amp_dtype is None else getattr(torch, amp_dtype)
         self.loss_scale = loss_scale or (1024.0 if amp_dtype == 'float16' else 1.0)
-        self.random = RandomSource(debug_seed, secure_mode)
-        self._layers_random = RandomSource(debug_seed)
         self.secure_mode = secure_mode
-        self.ledger = Ledger()
-        self.plan: PrivacyPlan | None = None
-        self.params = [p for group in optimizer.param_groups for p in group['params'] if p.requires_grad]
+        self.mechanism = build_mechanism(
+            clipping,
+            self.schedule,
+            params=self.params,
+            max_grad_norm=max_grad_norm,
+            noise_multiplier=noise_multiplier,
+            expected_batch_size=expected_batch_size,
+            projector=from_settings(Projector, projector, 'projector'),
+            loss_scale=self.loss_scale,
+            random=RandomSource(debug_seed, secure_mode),
+        )
+        self.adaptive_norm = getattr(self.mechanism, 'adaptive_norm', None)
+        self._layers_random = RandomSource(debug_seed)
         self._model: nn.Module | None = None
         self._metrics = StepMetrics()
         self.replay = Replay(RandomSource(debug_seed))
         self._stood: Fingerprint | None = None  # the model after the last step, or before the first
-        self.released: dict[str, float] = {}  # what may be logged of the last step
+        self.loggable_metrics: dict[str, float] = {}  # what may be logged of the last step
         self.forget_batch()
 
     def forget_batch(self) -> None:
         """Drops the logical batch, also an unfinished one that an interruption left: a record counts once in a sum."""
-        self._private_sum: list[Tensor] | None = None  # tensors by parameter, or [coordinates]
+        self.mechanism.forget()
         self._public_sum: list[Tensor] | None = None
         self._public_rows = 0
         self._metrics.take()
         self.replay.forget()
         self.accumulating = False  # set by PrivateTrainLoop: more micro-batches of this logical batch follow
 
-    def attach(self, plan: PrivacyPlan) -> None:
-        """Takes sigma and B from the plan. Raises PrivacyError where the wrapper was given others."""
-        for name in ('noise_multiplier', 'expected_batch_size', 'max_grad_norm'):
-            own, planned = getattr(self, name), getattr(plan, name)
-            if own is not None and own != planned:
-                raise PrivacyError(f'optim_wrapper.{name}={own} contradicts the plan ({planned}): leave it out')
-            setattr(self, name, planned)
-        self.plan = plan
+    @property
+    def projector(self) -> Projector | None:
+        """The mechanism's."""
+        return self.mechanism.projector
 
-    def _now(self) -> tuple[float | None, float]:
-        """sigma and C of the step at hand."""
-        step, plan = self.ledger.run_steps, self.plan
-        sigma = self.noise_multiplier if plan is None else plan.event_at(step).noise_multiplier
-        if self.adaptive_norm is not None:
-            return sigma, self.adaptive_norm.max_grad_norm
-        return sigma, self.max_grad_norm if plan is None else plan.max_grad_norm_at(step)
+    @property
+    def ledger(self) -> Ledger:
+        """The mechanism's: what has been spent."""
+        return self.mechanism.ledger
+
+    @property
+    def plan(self) -> PrivacyPlan | None:
+        """The mechanism's: what was promised."""
+        return self.mechanism.plan
 
     # ---- the model -------------------------------------------------------------------------------------------------
     def prepare(self, model: nn.Module, expose_private_metrics: bool = False) -> None:
@@ -248,7 +244,7 @@ class DPOptimWrapper(SteppingOptimWrapper):
             except OneRecordAtATime:
                 raise
             except PrivacyError:
-                self._count()  # that a record could end the training is a release too
+                self.mechanism.count()  # that a record could end the training is a release too
                 raise
         self._metrics.note(values, rows, self._head.record_accuracies)
         if not self.accumulating:
@@ -256,10 +252,7 @@ class DPOptimWrapper(SteppingOptimWrapper):
 
     def _add(self, losses: list[Tensor], rows: Rows) -> None:
         """Adds the private rows' clipped sum, and the public rows' plain one, to those of the logical batch."""
-        private = None
-        if rows.num_records:
-            max_grad_norm = self._now()[1]
-            private = collector_for(self.params, rows, max_grad_norm, self.projector, self.clipping, self.loss_scale)
+        private = self.mechanism.collector(rows) if rows.num_records else None
         wanted = rows.public if self.public_weight else rows.public[:0]
         # the last bits of such a public sum, which no noise hides, would tell how many others there are
         if private is not None and len(wanted):
@@ -268,8 +261,7 @@ class DPOptimWrapper(SteppingOptimWrapper):
             )
         # goes on with the sum so far: a second one would cost the memory of all parameters once more
         public = RowSum(self.params, wanted, self.loss_scale, self._public_sum) if len(wanted) else None
-        short = min(self.max_grad_norm, STABILITY) if self.clipping == 'automatic' else self.max_grad_norm
-        check = self.replay.check_for(rows, short * self.loss_scale)
+        check = self.replay.check_for(rows, self.mechanism.shortest * self.loss_scale)
         self._backward(losses, rows, *(collector for collector in (private, public, check) if collector is not None))
         if self.engine.one_at_a_time and rows.num_records + (len(rows.public) > 0) > 1:
             raise OneRecordAtATime(f'{self.engine}: give model.train_step one record at a time, its rows together')
@@ -277,7 +269,7 @@ class DPOptimWrapper(SteppingOptimWrapper):
             assert self._model is not None
             self.replay.judge(check, self.amp_dtype or self.params[0].dtype, self._param_names, self._model)
         if private is not None:
-            self._private_sum = _added(self._private_sum, private.total())
+            self.mechanism.add(private)
         if public is not None:
             self._public_sum = public.total
             self._public_rows += len(wanted)
@@ -297,11 +289,8 @@ class DPOptimWrapper(SteppingOptimWrapper):
         if self.public_only:
             update, weight = [torch.zeros_like(p, dtype=torch.float32) for p in self.trained], 1.0
         else:
-            sigma, max_grad_norm = self._now()
-            self._count()
-            self._refuse_faults()
-            update, weight = self._private_gradient(sigma, max_grad_norm), self.public_weight
-            noise_std = sigma * max_grad_norm / self.expected_batch_size
+            update = self.mechanism.release(self.replay.fault or self.changed_outside())
+            weight = self.public_weight
         for gradient, public in zip(update, self._public_mean() if weight else []):
             gradient += weight * public
         for param, gradient in zip(self.trained, update):
@@ -311,34 +300,15 @@ class DPOptimWrapper(SteppingOptimWrapper):
             if self.public_only:
                 self.public_step()
             else:
-                self.private_step(noise_std, step_kwargs or {})
+                self.optimizer.step(**(step_kwargs or {}))
         self.optimizer.zero_grad(**(zero_kwargs or {}))
         if self._model is not None and not self.public_only:
             self._stood = Fingerprint(self._model)
         self._inner_count += 1
-        self.released = self._metrics.take()
+        self.loggable_metrics = self._metrics.take()
         if self.adaptive_norm is not None:
-            self.released['max_grad_norm'] = self.adaptive_norm.max_grad_norm
+            self.loggable_metrics['max_grad_norm'] = self.adaptive_norm.max_grad_norm
         self.forget_batch()
-
-    def _count(self) -> None:
-        """Counts the step before its result can be released: a crash from here on over-counts, never under-counts."""
-        if self.plan is not None:
-            self.ledger.count(self.plan.event_at(self.ledger.run_steps))
-
-    def _refuse_faults(self) -> None:
-        """Raises PrivacyError, on every rank, where the step at hand must not be released. It is counted by now."""
-        fault = self.replay.fault or self.changed_outside()
-        anywhere = torch.tensor(float(bool(fault)), device=self.params[0].device)
-        all_reduce(anywhere)
-        if not float(anywhere):
-            return
-        raise PrivacyError(
-            f'private step {self.ledger.run_steps} is not released, and counted: '
-            f'{fault or "another process found that its records depend on one another, or that the model was changed"}. '
-            'Every record must contribute what it would contribute alone: change or freeze the layer, and leave the model to the '
-            'optimizer'
-        )
 
     def changed_outside(self) -> str:
         """What moved a parameter or a buffer since the last private step other than that step, in words; empty if nothing did."""
@@ -348,23 +318,6 @@ class DPOptimWrapper(SteppingOptimWrapper):
         return (
             f'{name} was changed by the training forward or by a hook, which would put private batches into checkpoints'
         )
-
-    def _private_gradient(self, sigma: float | None, max_grad_norm: float) -> list[Tensor]:
-        """(sum of clipped gradients + noise) / B, one float32 tensor a parameter."""
-        if sigma is None or self.expected_batch_size is None:
-            raise PrivacyError(
-                'noise_multiplier or expected_batch_size is not set: add PrivacyBudgetHook to default_hooks, which '
-                'calibrates them, or give both to DPOptimWrapper'
-            )
-        total = self._private_sum or empty_sum(self.params, self.projector, self.clipping)
-        if get_rank() == 0:  # the ranks' sums are added, so the noise enters the total exactly once
-            self.random.add_gaussian(total, sigma * max_grad_norm)
-        for x in total:
-            all_reduce(x)
-            x /= self.expected_batch_size
-        if self.adaptive_norm is not None:
-            self.adaptive_norm.follow(float(total.pop()))
-        return gradient_of(total, self.projector)
 
     def _public_mean(self) -> list[Tensor]:
         total = self._public_sum or [torch.zeros_like(p, dtype=torch.float32) for p in self.trained]

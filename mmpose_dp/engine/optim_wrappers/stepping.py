@@ -10,10 +10,7 @@ from mmengine.optim import OptimWrapper
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from mmpose_dp.extras.adaptive_norm import AdaptiveNorm
 from mmpose_dp.privacy.errors import PrivacyError
-
-from ..optimizers import DPAdamBC
 
 _NOT_PRIVATE = (
     'optim_wrapper.{}() would train without clipping, noise and ledger: let train_step call optim_wrapper.update_params(loss), '
@@ -30,14 +27,14 @@ class SteppingOptimWrapper(OptimWrapper):
         params: what private steps train.
         public_optimizer: takes the steps on public rows alone; None: ``optimizer`` does.
         public_params: what it trains, ``params`` among them. Without noise nothing is gained by moving few.
-        adaptive_norm: where C has got to; None: it does not move.
+        adaptive_norm: C, where it follows the votes of the records; None: it does not.
     """
 
     params: list[nn.Parameter]
     public_optimizer: Optimizer | None = None
     public_params: list[nn.Parameter] | None = None
     _public_only = False
-    adaptive_norm: AdaptiveNorm | None = None
+    adaptive_norm: Any = None
 
     @property
     def public_only(self) -> bool:
@@ -56,16 +53,10 @@ class SteppingOptimWrapper(OptimWrapper):
         """What the steps at hand train."""
         return self.public_params or self.params if self._public_only else self.params
 
-    def private_step(self, noise_std: float, step_kwargs: dict[str, Any]) -> None:
-        """A step of ``optimizer`` on gradients with noise of this deviation in each entry."""
-        if isinstance(self.optimizer, DPAdamBC):
-            self.optimizer.noise_std = noise_std
-        self.optimizer.step(**step_kwargs)
-
     def public_step(self) -> None:
         """A step of ``public_optimizer``, or of ``optimizer`` where there is no other, on gradients without noise."""
         if self.public_optimizer is None:
-            self.private_step(0.0, {})
+            self.optimizer.step()
             return
         factors = self._scheduled()
         common = next(iter(factors.values()), 1.0)

@@ -1,17 +1,15 @@
 """What DPOptimWrapper may be told, which models it takes, and how it says no. Must not train anything."""
 
+import warnings
 from collections.abc import Iterable
 from typing import Any
 
 from torch import nn
-from torch.optim import Optimizer
 
 from mmpose_dp.models import FeatureMaskingHead
 from mmpose_dp.privacy.errors import PrivacyError
-from mmpose_dp.privacy.projection import Projector
+from mmpose_dp.privacy.mechanism import GaussianMechanism
 from mmpose_dp.privacy.validation import is_number
-
-from ..optimizers import DPAdamBC
 
 # what mmengine's DefaultOptimWrapperConstructor reads, and what MMPose's LayerDecayOptimWrapperConstructor reads
 _PARAMWISE = {
@@ -82,15 +80,6 @@ def check_paramwise(paramwise_cfg: Any) -> None:
         )
 
 
-def check_optimizer(optimizer: Optimizer, projector: Projector | None) -> None:
-    """Raises PrivacyError for an optimizer that cannot know the noise it is to take off."""
-    if isinstance(optimizer, DPAdamBC) and projector is not None:
-        raise PrivacyError(
-            "optim_wrapper.optimizer.type='DPAdamBC' takes off the same noise everywhere, and a projector spreads it unevenly: "
-            'write optim_wrapper.projector=None, or another optimizer'
-        )
-
-
 def from_settings(kind: type, value: Any, key: str) -> Any:
     """An object from the arguments in ``optim_wrapper.<key>``, or as it was given, or None."""
     if value is None or isinstance(value, kind):
@@ -124,3 +113,22 @@ def refuse_batch_statistics(norms: Iterable[tuple[str, nn.Module]]) -> None:
                 "running statistics leak as well, or keeps none. Write optim_wrapper.constructor='DPOptimWrapperConstructor', "
                 "which freezes it, or call mmpose_dp.models.freeze_batch_norm(model); one without statistics needs norm='group'"
             )
+
+
+def build_mechanism(clipping: str, schedule: Any, **settings: Any) -> GaussianMechanism:
+    """The mechanism of ``optim_wrapper.clipping``. Raises PrivacyError for a pair of settings that has no meaning."""
+    if clipping == 'per-layer':
+        warnings.warn(
+            "optim_wrapper.clipping='per-layer' is now called 'per-parameter'", DeprecationWarning, stacklevel=3
+        )
+        clipping = 'per-parameter'
+    if clipping != 'adaptive':
+        return GaussianMechanism(clipping=clipping, **settings)
+    from mmpose_dp.extras.adaptive_norm import AdaptiveMechanism
+
+    if schedule is not None and schedule.max_grad_norm != 1:
+        raise PrivacyError(
+            f"optim_wrapper.schedule.max_grad_norm={schedule.max_grad_norm} and clipping='adaptive' both move C: "
+            "write clipping='flat', or take max_grad_norm out of the schedule"
+        )
+    return AdaptiveMechanism(clipping='flat', **settings)
