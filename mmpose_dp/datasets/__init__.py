@@ -3,11 +3,10 @@
 from .collate import by_record, collate_rows
 from .overlap import refuse_private_validation
 from .public_private_dataset import PublicPrivateDataset
-from .samplers import MicroBatch, PoissonBatchSampler
+from .samplers import PoissonBatchSampler
 from .transforms import PublicView
 
 __all__ = [
-    'MicroBatch',
     'PoissonBatchSampler',
     'PublicPrivateDataset',
     'PublicView',

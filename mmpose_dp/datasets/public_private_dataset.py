@@ -31,6 +31,7 @@ from .privacy_units import (
 )
 from .randomness import fixed_randomness, random_step
 from .row_form import IMAGE, Form, difference, form_of
+from .steps import OfStep
 from .switching import switch_pipeline
 from .transforms import PublicView
 from .transforms.public_view import REGION_MODES
@@ -260,6 +261,10 @@ class PublicPrivateDataset(Dataset):
 
     def __len__(self) -> int:
         return len(self.private) + self.num_public
+
+    def __getitems__(self, indices: list[int]) -> list[list[dict]]:
+        """The packed rows of each index, with the step that the sampler gave them; data loaders ask for a batch at once."""
+        return OfStep((self[index] for index in indices), getattr(indices, 'step', None))
 
     def __getitem__(self, index: int) -> list[dict]:
         """The packed rows of an index: one, or ``rows_per_index`` of a private one. None where the pipeline rejects or fails on

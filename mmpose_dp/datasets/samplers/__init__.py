@@ -1,5 +1,5 @@
 """Samplers whose draw an accountant can rely on. Must not hold logic."""
 
-from .poisson_batch_sampler import MicroBatch, PoissonBatchSampler
+from .poisson_batch_sampler import PoissonBatchSampler
 
-__all__ = ['MicroBatch', 'PoissonBatchSampler']
+__all__ = ['PoissonBatchSampler']

@@ -3,9 +3,7 @@
 Must not decide itself which records join a step, and must not drop or repeat one.
 """
 
-from collections import deque
 from collections.abc import Iterator
-from typing import NamedTuple
 
 from mmengine.dist import get_dist_info
 from mmpose.registry import DATA_SAMPLERS
@@ -16,21 +14,7 @@ from mmpose_dp.privacy.noise import RandomSource
 from mmpose_dp.privacy.sampling import PoissonSampling
 
 from ..public_private_dataset import PublicPrivateDataset
-
-
-class MicroBatch(NamedTuple):
-    """What the train loop must know of a list of indices.
-
-    Attributes:
-        rows: how many there are.
-        is_last: whether they end their logical batch.
-        replayed: a row of the private record, chosen at random in the logical batch, that is to be replayed alone; None where it
-            is in another micro-batch, or where there is none.
-    """
-
-    rows: int
-    is_last: bool
-    replayed: int | None = None
+from ..steps import OfStep, Step
 
 
 @DATA_SAMPLERS.register_module()
@@ -50,8 +34,6 @@ class PoissonBatchSampler:
 
     Attributes:
         sampling: decides which records join a step.
-        pending: one MicroBatch for each list of indices handed out and not yet trained on, oldest first. Data loaders
-            keep the order, also with workers that read ahead.
         public_only: draw public rows only; an epoch is then one pass over the public half.
     """
 
@@ -104,7 +86,6 @@ class PoissonBatchSampler:
         self._rows_of, self._rows_per_index = dataset.rows_of, dataset.rows_per_index
         self._public = dataset.public_rows
         self._rank, self._world = rank, world
-        self.pending: deque[MicroBatch] = deque()
         self.public_only = False
         self.steps_done = 0  # of the current epoch, set on resume
 
@@ -137,7 +118,6 @@ class PoissonBatchSampler:
         return records + [[int(self._public[i])] for i in self.sampling.public(len(self._public), size)]
 
     def __iter__(self) -> Iterator[list[int]]:
-        self.pending.clear()
         for _ in range(self.steps_done, len(self)):
             records = self.draw()
             # each half by itself: in one forward with private rows, the public rows' gradient, which no noise hides, would
@@ -151,8 +131,7 @@ class PoissonBatchSampler:
             replayed = next((halves[0][i][0] for i in one), None)
             for i, rows in enumerate(batches):
                 here = replayed if replayed in rows else None
-                self.pending.append(MicroBatch(len(rows), i + 1 == len(batches), here))
-                yield rows
+                yield OfStep(rows, Step(i + 1 == len(batches), here))
         self.steps_done = 0
 
 

@@ -81,4 +81,4 @@ class ProjectorRefreshHook(Hook):
                 yield wrapper.public_gradients(batch)
 
 
-HOOKS.register_module(name='PublicDataHook', module=ProjectorRefreshHook)  # its name before version 0.2
+HOOKS.register_module(name='PublicDataHook', module=ProjectorRefreshHook)  # its older name

@@ -169,21 +169,21 @@ class PrivateTrainLoop(EpochBasedTrainLoop):
 
     def _run_micro_batch(self, wrapper: DPOptimWrapper, batch: dict) -> None:
         index = self._iter - self._first_iter(self._epoch)
-        micro = self.sampler.pending.popleft()
+        step = batch.pop('step')
         if not wrapper.accumulating:  # the first micro-batch of its logical batch
             self.runner.call_hook('before_train_iter', batch_idx=index, data_batch=None)
             if self.stop_training:
                 return
             self._steps_before = wrapper.ledger.run_steps
-        wrapper.accumulating = not micro.is_last
-        wrapper.replay.here = micro.replayed is not None
-        if micro.replayed is not None:
-            wrapper.replay.chosen = self.dataloader.dataset.record_of(micro.replayed)
+        wrapper.accumulating = not step.is_last
+        wrapper.replay.here = step.replayed is not None
+        if step.replayed is not None:
+            wrapper.replay.chosen = self.dataloader.dataset.record_of(step.replayed)
         if batch['inputs']:
-            self._train_on(wrapper, batch, micro.is_last)
-        elif micro.is_last:
+            self._train_on(wrapper, batch, step.is_last)
+        elif step.is_last:
             wrapper.finish_step()
-        if micro.is_last:
+        if step.is_last:
             self._refuse_uncounted(wrapper)
             self.runner.call_hook(
                 'after_train_iter', batch_idx=index, data_batch=None, outputs=wrapper.loggable_metrics

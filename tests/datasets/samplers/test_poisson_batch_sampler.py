@@ -17,7 +17,7 @@ class Halves(PublicPrivateDataset):
 
     def __init__(self, groups=None, augmentations=1):
         self._records = groups or [[i] for i in range(60)]
-        self.augmentations, self.private_loss = augmentations, 'full'
+        self.augmentations = augmentations
         self.private, self.views, self.public = range(60), None, range(30)
 
     def __getitem__(self, index):
@@ -33,20 +33,18 @@ def logical_batches(s):
     """Joins micro-batches as the train loop does, checking what is announced of them."""
     batches, current = [], []
     for rows in s:
-        micro = s.pending.popleft()
-        assert micro.rows == len(rows)
         current += rows
-        if micro.is_last:
+        if rows.step.is_last:
             batches.append(current)
             current = []
-    assert not current and not s.pending
+    assert not current
     return batches
 
 
 @pytest.mark.parametrize('expected', [12, 23])  # 23 does not divide 60: the rate is not rounded
 def test_inclusion_rate_and_sizes(expected):
     s, sizes, hits = sampler(expected_batch_size=expected), [], np.zeros(60)
-    assert s.sample_rate == Fraction(expected, 60)
+    assert s.sampling.sample_rate == Fraction(expected, 60)
     for _ in range(400):
         for rows in logical_batches(s):
             sizes.append(len(rows))
@@ -62,9 +60,10 @@ def test_inclusion_rate_and_sizes(expected):
 
 def test_micro_batches_are_bounded_and_empty_draws_are_steps():
     s = sampler(batch_size=3, expected_batch_size=1)
-    sizes = [len(rows) for rows in s]
+    batches = list(s)
+    sizes = [len(rows) for rows in batches]
     assert max(sizes) <= 3 and 0 in sizes
-    assert sum(micro.is_last for micro in s.pending) == len(s) == 60
+    assert sum(rows.step.is_last for rows in batches) == len(s) == 60
 
 
 def test_augmented_rows_count_as_rows_in_memory():
@@ -84,9 +83,9 @@ def test_records_are_never_split():
 def test_no_micro_batch_holds_both_halves():
     """In one forward with private rows, the rounding of the public gradient would tell how many they are."""
     s = sampler(batch_size=4, public_batch_size=6)
-    for rows in s:
-        assert len({row >= 60 for row in rows}) <= 1
-    assert sum(micro.is_last for micro in s.pending) == len(s)
+    batches = list(s)
+    assert all(len({row >= 60 for row in rows}) <= 1 for rows in batches)
+    assert sum(rows.step.is_last for rows in batches) == len(s)
 
 
 def test_public_rows_are_independent_of_the_private_draw():
@@ -121,12 +120,13 @@ def test_draws_come_from_the_systems_entropy():
     assert logical_batches(sampler()) == logical_batches(sampler())
 
 
-def test_workers_that_read_ahead_keep_the_order():
+def test_the_step_comes_with_its_batch_from_workers_that_read_ahead():
     s = sampler()
-    loader = DataLoader(Halves(), batch_sampler=s, num_workers=2, collate_fn=list)
+    loader = DataLoader(Halves(), batch_sampler=s, num_workers=2, collate_fn=lambda rows: (list(rows), rows.step))
     for _ in range(3):
-        for rows in loader:
-            assert s.pending.popleft().rows == len(rows)
+        batches = list(loader)
+        assert sum(step.is_last for _, step in batches) == len(s) and batches[-1][1].is_last
+        assert all(step.replayed is None or step.replayed in rows for rows, step in batches)
 
 
 def test_a_resumed_epoch_has_only_its_remaining_steps():
