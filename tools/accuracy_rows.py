@@ -131,14 +131,19 @@ def wide_rows(rows: dict[str, Row]) -> dict[str, Row]:
     return wide
 
 
-def rows_of(size: Size, synthetic: bool = True) -> tuple[dict[str, Row], dict[str, Row]]:
+DEFAULT_VIEW = dict(_delete_=True, type='PublicView', mode='blur')
+PAPERS_VIEW = dict(_delete_=True, type='PublicView', mode='blur_full_resolution', kernel_size=25, sigma=10.0)
+
+
+def rows_of(
+    size: Size, synthetic: bool = True, public_view: Settings = DEFAULT_VIEW
+) -> tuple[dict[str, Row], dict[str, Row]]:
     """The table's rows, and the levers: ``ours`` in a subspace, and that with one thing changed."""
     data, draw = 'train_dataloader.dataset', 'train_dataloader.batch_sampler'
     common: Settings = {}
     if synthetic:
         common = {**MODEL, 'train_dataloader.num_workers': 0, 'train_dataloader.persistent_workers': False}
-    # the default
-    view = {f'{data}.public_view': dict(_delete_=True, type='PublicView', mode='blur')}
+    view = {f'{data}.public_view': public_view}
 
     def private(batch: int, public: int = 0, epochs: int = size.epochs) -> Settings:
         drawn = {f'{draw}.expected_batch_size': batch, **({f'{draw}.public_batch_size': public} if public else {})}

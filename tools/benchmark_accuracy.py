@@ -27,7 +27,7 @@ import mmpose_dp  # noqa: F401  (first: checks and mends the install)
 
 # isort: split
 from accuracy_page import write_page
-from accuracy_rows import FULL, MPII, QUICK, Row, Size, rows_of, wide_rows
+from accuracy_rows import DEFAULT_VIEW, FULL, MPII, PAPERS_VIEW, QUICK, Row, Size, rows_of, wide_rows
 from accuracy_worker import REPO, run_job, set_up
 
 from mmpose_dp.datasets.synthetic import make_synthetic_mpii
@@ -70,13 +70,15 @@ class Benchmark:
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.size = MPII if args.mpii else QUICK if args.quick else FULL
-        self.table, self.levers = rows_of(self.size, synthetic=args.mpii is None)
+        view = PAPERS_VIEW if args.papers_blur else DEFAULT_VIEW
+        self.table, self.levers = rows_of(self.size, args.mpii is None, view)
         self.wide = {} if args.mpii else wide_rows({**self.table, **self.levers})
         self.rows: dict[str, Row] = {**self.table, **self.levers, **self.wide}
         if args.quick:  # untuned
             self.rows = {name: replace(row, candidates=row.candidates[:1]) for name, row in self.rows.items()}
         self.epsilons, self.seeds = args.epsilons or self.size.epsilons, args.seeds or self.size.seeds
         self.starts = {row.start for row in self.rows.values()}  # rows that others start from
+        self.needed: set[tuple[str, int]] = set()
         self.family, self.start, self.lanes = 'mpii' if args.mpii else 'synthetic', args.mpii, args.lanes
         self.out, self.data = args.out.resolve(), args.data.resolve()
         self.out.mkdir(parents=True, exist_ok=True)
@@ -130,6 +132,20 @@ class Benchmark:
             wanted += [n for n in chain if n not in wanted]
         return wanted
 
+    def needed_starts(self, names: list[str]) -> set[tuple[str, int]]:
+        """The rows, and their seeds, whose weights a run that is still to come starts from."""
+        needed = set()
+        for name in names:
+            try:
+                jobs = [*self.tuning_jobs([name]), *self.reported_jobs([name])]
+                seeds = {job['seed'] for job in jobs if self.results.find(**job) is None}
+            except ValueError:  # not tuned yet
+                seeds = set(range(self.seeds))
+            while (start := self.rows[name].start) in self.rows:
+                needed |= {(start, seed) for seed in seeds}
+                name = start
+        return needed
+
     # ---- running ---------------------------------------------------------------------------------------------------
     def _folder(self, identity: dict) -> Path:
         number = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:8]
@@ -158,8 +174,8 @@ class Benchmark:
         )
 
     def _start_is_lost(self, identity: dict) -> bool:
-        reported = identity['row'] in self.starts and identity['split'] == 'reported'
-        return reported and not self._checkpoint(identity['row'], identity['seed']).exists()
+        wanted = identity['split'] == 'reported' and (identity['row'], identity['seed']) in self.needed
+        return wanted and not self._checkpoint(identity['row'], identity['seed']).exists()
 
     def _describe(self, identity: dict) -> str:
         row = self.rows[identity['row']]
@@ -200,17 +216,23 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--seeds', type=int, help='instead of three')
     parser.add_argument('--lanes', type=int, default=os.cpu_count(), help='trainings at once, one thread each')
     parser.add_argument('--quick', action='store_true', help='a small one: fewer people, one seed, epsilon 8, untuned')
+    parser.add_argument(
+        '--papers-blur',
+        action='store_true',
+        help="with the paper's public view, which can be inverted, in place of the default; docs/accuracy_papers_blur.md",
+    )
     parser.add_argument('--mpii', type=Path, metavar='CHECKPOINT', help='use data/mpii, and start from this checkpoint')
     parser.add_argument('--out', type=Path, default=REPO / 'work_dirs/accuracy', help='where results.csv is kept')
     parser.add_argument('--data', type=Path, default=REPO / 'data/accuracy', help='where the people are drawn')
     parser.add_argument(
         '--page',
         type=Path,
-        help='whose tables, plot and CSV are replaced (docs/accuracy.md; of a part, accuracy.md in --out)',
+        help='whose tables, plot and CSV are replaced (in docs; of a part, in --out)',
     )
     args = parser.parse_args()
     of_a_part = args.only or args.epsilons or args.seeds or args.quick or args.mpii
-    args.page = args.page or (args.out / 'accuracy.md' if of_a_part else REPO / 'docs/accuracy.md')
+    name = 'accuracy_papers_blur.md' if args.papers_blur else 'accuracy.md'
+    args.page = args.page or (args.out if of_a_part else REPO / 'docs') / name
     return args
 
 
@@ -222,6 +244,7 @@ def main() -> None:
     if not args.mpii:
         draw_people(benchmark.data, benchmark.size)
     names = benchmark.with_starts(args.only or list(benchmark.rows))
+    benchmark.needed = benchmark.needed_starts(names)
     starts = [name for name in names if name in benchmark.starts]
     for stage in (*([name] for name in starts), [name for name in names if name not in starts]):
         benchmark.run(list(benchmark.tuning_jobs(stage)))
