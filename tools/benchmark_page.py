@@ -1,4 +1,4 @@
-"""The tables and the plot of docs/performance.md, from what tools/benchmark.py measured. Must not measure anything."""
+"""Makes the tables and the plot of docs/performance.md from the results of tools/benchmark.py. Must not measure anything."""
 
 import re
 from collections.abc import Iterable
@@ -94,7 +94,7 @@ HEADS = {**KEYS, 'rows': 'samples', 'basis': 'public records'}
 
 
 def write_page(page: Path, suites: dict[str, list[dict]], results: list[dict]) -> None:
-    """Remakes what stands between the marks of the page, and the plot beside it, for each machine in the results."""
+    """Rewrites what is between the marks of the page, and the plot beside it, for each machine in the results."""
     parts = []
     for machine in dict.fromkeys(r['machine'] for r in results):
         mine = [r for r in results if r['machine'] == machine]
