@@ -106,7 +106,7 @@ def people_of(dataset: BaseDataset, count: int, size: int, one_view_per_image: b
     steps = dataset.pipeline.transforms
     until = next((i for i, step in enumerate(steps) if type(step).__name__ == 'GetBBoxCenterScale'), None)
     if until is None:
-        raise PrivacyError(f'{type(dataset).__name__}.pipeline has no GetBBoxCenterScale, so that a view has no size')
+        raise PrivacyError(f'{type(dataset).__name__}.pipeline has no GetBBoxCenterScale, so a view has no size')
     load, center_scale = Compose(list(steps[: until + 1])), steps[until]
     infos = [dataset.get_data_info(i) for i in range(len(dataset))]
     sharing: dict[str, list[dict]] = {}
@@ -247,7 +247,7 @@ def audit_config(args: argparse.Namespace) -> None:
     work_dir.mkdir(parents=True, exist_ok=True)
     (work_dir / AUDIT_NAME).write_text(json.dumps(audit, indent=2) + '\n')
     write_page(audit, pictures, work_dir / 'view_audit.html')
-    print(f'{work_dir}/view_audit.html shows {audit["sample"]}: do not give it away')
+    print(f'{work_dir}/view_audit.html shows {audit["sample"]}: do not publish it')
     if update_statement(work_dir):
         print(f'{work_dir}/privacy_statement.md now has these figures')
 

@@ -271,7 +271,7 @@ def report_budget(cfg: Config, num_records: int | None, plan: PrivacyPlan | None
     loader, train_cfg = cfg.train_dataloader, cfg.get('train_cfg') or {}
     size, first = loader.get('batch_sampler', {}).get('expected_batch_size'), train_cfg.get('public_epochs', 0)
     if not cfg.get('default_hooks', {}).get('privacy_budget') or not size:
-        print('\nNo budget yet: default_hooks.privacy_budget and train_dataloader.batch_sampler say it.')
+        print('\nNo budget yet: set default_hooks.privacy_budget and train_dataloader.batch_sampler.')
         return
     if first and first == train_cfg.get('max_epochs'):
         print(
@@ -345,8 +345,8 @@ def report_memory(cfg: Config, model: nn.Module, wrapper: DPOptimWrapper, batch:
     parts = {
         'weights': weights,
         'sums, noise and optimizer state': 5 * 4 * trained,
-        f'activations of {rows} rows ({whose})': a_row * rows,
-        f"the largest parameter's gradients for {rows} rows": 4.0 * largest * rows,
+        f'activations of {rows} samples ({whose})': a_row * rows,
+        f"the largest parameter's gradients for {rows} samples": 4.0 * largest * rows,
     }
     if projector:
         size = 2 if projector.get('dtype') in ('bfloat16', 'float16') else 4
@@ -356,8 +356,8 @@ def report_memory(cfg: Config, model: nn.Module, wrapper: DPOptimWrapper, batch:
         print(f'  {size / 2**30:6.2f} GiB  {name}')
     if rows > usual:
         print(
-            f'  A record has up to {rows} rows, more than train_dataloader.batch_size={usual}: write '
-            'train_dataloader.batch_sampler.max_rows_per_record to take fewer of a record at a time'
+            f'  A record has up to {rows} samples, more than train_dataloader.batch_size={usual}: write '
+            'train_dataloader.batch_sampler.max_rows_per_record to choose fewer of them per step'
         )
 
 
