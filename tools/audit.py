@@ -1,16 +1,16 @@
-"""Attack a private training: is the epsilon that a config claims refuted by what an attacker can tell from one run?
+"""Attack a private training: does what an attacker can infer from one run refute the epsilon that a config claims?
 
 python tools/audit.py CONFIG [--canaries 500]
 
-Trains once with private records made into canaries, each in or out by a coin (Steinke et al. 2023), and prints a lower bound
-on epsilon beside the claim. A bound above the claim is proof of a fault; one below it is no proof that there is none. The
-weights are of no use. Exit status 1 where the claim is refuted.
+Turns private records into canaries, includes or excludes each at random (Steinke et al. 2023), trains once, and prints a lower
+bound on epsilon beside the claim. A bound above the claim proves a fault; a bound below it does not prove that there is none.
+Do not use the trained weights. The exit status is 1 if the claim is refuted.
 """
 
 import argparse
 import sys
 
-import mmpose_dp  # noqa: F401  (first: checks and mends the install)
+import mmpose_dp  # noqa: F401  (first: checks and repairs the install)
 
 # isort: split
 from cli import run
@@ -25,10 +25,12 @@ from mmpose_dp.privacy.figures import rounded_up
 def parse_args() -> argparse.Namespace:
     """The arguments."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('config', help='private config; it takes as long as its training')
-    parser.add_argument('--canaries', type=int, help='records made into canaries (all)')
-    parser.add_argument('--confidence', type=float, default=0.95, help='of the lower bounds (default 0.95)')
-    parser.add_argument('--work-dir', help='for its ledger and log, a new one for each audit (default work_dirs/audit)')
+    parser.add_argument('config', help='private config; the audit takes as long as its training')
+    parser.add_argument('--canaries', type=int, help='records to turn into canaries (default: all)')
+    parser.add_argument('--confidence', type=float, default=0.95, help='confidence of the lower bounds (default 0.95)')
+    parser.add_argument(
+        '--work-dir', help='folder for ledger and log, a new one for each audit (default work_dirs/audit)'
+    )
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, default={}, metavar='KEY=VALUE')
     return parser.parse_args()
 

@@ -3,11 +3,11 @@
 python tools/audit_view.py CONFIG [--work-dir W] [--images 24] [--public-images FOLDER]
 python tools/audit_view.py --table [--images 24] --public-images FOLDER
 
-Reconstructs pictures from their views as somebody would who knows all but the picture: by total variation, with the kernel
-known, and by a small network that refines this, trained for minutes on public people (the config's `public` data set, or a folder
-of pictures of one person each). Prints PSNR, SSIM and the share of detail recovered by frequency, and writes view_audit.json
-(figures) and view_audit.html (SHOWS THE PICTURES: never give it away) into the work dir; a privacy statement there takes the
-figures over. --table compares the views that there are on a folder of public pictures instead, every second one to train on.
+Reconstructs pictures from their views as an attacker who knows everything but the picture would: by total variation with the known
+kernel, and by a small network that refines the result, trained for minutes on public people (the config's `public` data set, or a
+folder of pictures of one person each). Prints PSNR, SSIM and the share of detail recovered by frequency, and writes view_audit.json
+(figures) and view_audit.html (SHOWS THE PICTURES: never publish it) into the work dir; a privacy statement there includes the
+figures. --table compares all views on a folder of public pictures instead, and trains on every second picture.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import mmpose_dp  # noqa: F401  (first: checks and mends the install)
+import mmpose_dp  # noqa: F401  (first: checks and repairs the install)
 
 # isort: split
 import cv2
@@ -47,7 +47,7 @@ TABLE = {
 PAGE = """<!doctype html><meta charset="utf-8"><title>What the public view gives back</title>
 <style>body{{font-family:sans-serif}}img{{width:256px;image-rendering:pixelated}}td,th{{padding:4px;text-align:left}}</style>
 <h1>What the public view gives back</h1>
-<p style="color:#b00"><b>This page shows {sample}. It must not be given away.</b></p>
+<p style="color:#b00"><b>This page shows {sample}. Never publish it.</b></p>
 <p>The view: {view}.</p><p>{words}.</p>
 <table><tr>{head}</tr>{rows}</table>
 """
@@ -89,11 +89,13 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('config', nargs='?', help='config with a public_view')
     parser.add_argument('--table', action='store_true', help='compare the views on --public-images instead')
-    parser.add_argument('--work-dir', help="where the audit goes (default: the config's)")
-    parser.add_argument('--images', type=int, default=24, help='people to reconstruct (default 24)')
+    parser.add_argument('--work-dir', help="where to write the audit (default: the config's work dir)")
+    parser.add_argument('--images', type=int, default=24, help='number of people to reconstruct (default 24)')
     parser.add_argument('--public-images', help='folder of public pictures of one person each, to train the network on')
-    parser.add_argument('--minutes', type=float, default=4.0, help='that the network trains for (default 4)')
-    parser.add_argument('--size', type=int, default=128, help='pixels of a reduced box, a multiple of 8 (default 128)')
+    parser.add_argument('--minutes', type=float, default=4.0, help='how long to train the network (default 4)')
+    parser.add_argument(
+        '--size', type=int, default=128, help='side in pixels to which boxes are reduced, a multiple of 8 (default 128)'
+    )
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, default={}, metavar='KEY=VALUE')
     return parser.parse_args()
 
@@ -104,7 +106,7 @@ def people_of(dataset: BaseDataset, count: int, size: int, one_view_per_image: b
     steps = dataset.pipeline.transforms
     until = next((i for i, step in enumerate(steps) if type(step).__name__ == 'GetBBoxCenterScale'), None)
     if until is None:
-        raise PrivacyError(f'{type(dataset).__name__}.pipeline has no GetBBoxCenterScale, so that a view has no size')
+        raise PrivacyError(f'{type(dataset).__name__}.pipeline has no GetBBoxCenterScale, so a view has no size')
     load, center_scale = Compose(list(steps[: until + 1])), steps[until]
     infos = [dataset.get_data_info(i) for i in range(len(dataset))]
     sharing: dict[str, list[dict]] = {}
@@ -245,7 +247,7 @@ def audit_config(args: argparse.Namespace) -> None:
     work_dir.mkdir(parents=True, exist_ok=True)
     (work_dir / AUDIT_NAME).write_text(json.dumps(audit, indent=2) + '\n')
     write_page(audit, pictures, work_dir / 'view_audit.html')
-    print(f'{work_dir}/view_audit.html shows {audit["sample"]}: do not give it away')
+    print(f'{work_dir}/view_audit.html shows {audit["sample"]}: do not publish it')
     if update_statement(work_dir):
         print(f'{work_dir}/privacy_statement.md now has these figures')
 

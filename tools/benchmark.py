@@ -1,18 +1,24 @@
-"""Speed and memory of private steps as ratios to the plain step on the same images, measured in the same run.
+"""Speed and memory of private steps relative to the plain step on the same images, measured in the same run.
 
-    python tools/benchmark.py                     # everything in docs/performance.md, and that page: some hours on 2 cores
+    python tools/benchmark.py                     # measures and rewrites docs/performance.md: some hours on 2 cores
     python tools/benchmark.py --only models --configs configs/dp/my_config.py
     python tools/benchmark.py --only quick        # each method once on a tiny model
 
-Suites: "models" has every method on every model, "processes" a batch that two processes share, "batch" the peak memory and
-"rotation" the time of a record from 64 to 4096 of them a step, "rows", "rank" and "basis" what grows with the rows in memory, the
-projector's rank and the public records behind its basis.
+Suites:
+    models     every method on every model
+    processes  a batch that two processes share
+    batch      peak memory from 64 to 4096 records per step
+    rotation   time per record, likewise
+    rows       what grows with the samples in memory
+    rank       what grows with the projector's rank
+    basis      what grows with the public records from which the basis is found
+    quick      every method once on a tiny model
 
-Each method has a process of its own and takes turns, step by step (of a long one, 64 images at a time), with a plain one, so that
-a slow minute of the machine hits both. Every method gets the same number of random images a step (feature and hybrid: half
-private, half public views). Results are added to work_dirs/benchmark/results.jsonl, one JSON object a line, and what is there
-already is not measured again: a run that was cut goes on, and lines of another machine may be added. The page is remade from
-all of them as it goes.
+Each method runs in its own process and takes turns with a plain one, step by step (of a long step, 64 images at a time), so that
+a slow minute of the machine affects both. Every method gets the same number of random images per step (feature and hybrid: half of
+them public views). Results are appended to work_dirs/benchmark/results.jsonl, one JSON object per line, and what is already there
+is not measured again: an interrupted run continues, and you may add lines from another machine. The page is rewritten from
+all of them after each result.
 """
 
 import argparse
@@ -186,13 +192,15 @@ def job(config: str, method: str, **settings: int | list[int]) -> dict:
 def parse_args() -> argparse.Namespace:
     """The arguments."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--only', nargs='+', choices=suites(()), help='suites, see above; all but "quick" by default')
+    parser.add_argument('--only', nargs='+', choices=suites(()), help='suites, see above (default: all but "quick")')
     parser.add_argument('--configs', nargs='+', default=CONFIGS, help='private configs, for the suite "models"')
     parser.add_argument('--steps', type=int, default=3, help='timed steps; the median of their ratios counts')
-    parser.add_argument('--rounds', type=int, default=1, help='how often with new processes; medians count')
-    parser.add_argument('--out', type=Path, default=REPO / 'work_dirs/benchmark', help='where the results are kept')
+    parser.add_argument('--rounds', type=int, default=1, help='how often to repeat with new processes; medians count')
+    parser.add_argument('--out', type=Path, default=REPO / 'work_dirs/benchmark', help='folder of the results')
     parser.add_argument(
-        '--page', type=Path, help='whose tables and plot are replaced (docs/performance.md; with --only, one in --out)'
+        '--page',
+        type=Path,
+        help='page whose tables and plot to replace (default docs/performance.md; with --only, one in --out)',
     )
     args = parser.parse_args()
     args.page = args.page or (args.out if args.only else REPO / 'docs') / 'performance.md'

@@ -1,4 +1,4 @@
-"""The tables and the plot of docs/performance.md, from what tools/benchmark.py measured. Must not measure anything."""
+"""Makes the tables and the plot of docs/performance.md from the results of tools/benchmark.py. Must not measure anything."""
 
 import re
 from collections.abc import Iterable
@@ -40,7 +40,7 @@ def _models(found: dict) -> str:
     by_model = {(short_name(config), method): result for (config, method), result in found.items()}
     methods = list(dict.fromkeys(method for _, method in found))
     first = [next((r for (m, _), r in by_model.items() if m == model and 'failed' not in r), None) for model in models]
-    rows = [['plain step, an image', *('' if r is None else _plain(r) for r in first)]]
+    rows = [['plain step, per image', *('' if r is None else _plain(r) for r in first)]]
     for method in methods:
         every = (by_model.get((model, method)) for model in models)
         rows.append([method, *('' if r is None else cell(r) for r in every)])
@@ -66,7 +66,7 @@ def _in_rotation(seconds: float, time: float) -> str:
 
 
 def _rotation(found: list[dict]) -> str:
-    head = ['expected_batch_size', *map(str, found[0]['expected_batch_size']), 'slowest over quickest']
+    head = ['expected_batch_size', *map(str, found[0]['expected_batch_size']), 'slowest / fastest']
     rows = []
     for r in found:
         if 'failed' in r:
@@ -82,19 +82,19 @@ def _absolute(result: dict) -> str:
 
 
 TITLES = {
-    'rows': 'Rows in memory at once',
+    'rows': 'Samples in memory at once',
     'rank': "The projector's rank",
-    'batch': 'Expected batch, at a fixed number of rows in memory, a process each',
-    'rotation': 'Expected batch, time of a record where all take turns in one process',
+    'batch': 'Expected batch, with a fixed number of samples in memory, each in its own process',
+    'rotation': 'Expected batch, time per record, all taking turns in one process',
     'processes': 'Processes that share a batch, one core each',
-    'basis': 'Public records behind a basis of rank 25 at most, preconditioned',
+    'basis': 'Public records from which a preconditioned basis of rank 25 at most is found',
 }
 KEYS = {'batch': 'expected_batch_size', 'basis': 'expected_batch_size'}
-HEADS = {**KEYS, 'basis': 'public records'}
+HEADS = {**KEYS, 'rows': 'samples', 'basis': 'public records'}
 
 
 def write_page(page: Path, suites: dict[str, list[dict]], results: list[dict]) -> None:
-    """Remakes what stands between the marks of the page, and the plot beside it, for each machine in the results."""
+    """Rewrites what is between the marks of the page, and the plot beside it, for each machine in the results."""
     parts = []
     for machine in dict.fromkeys(r['machine'] for r in results):
         mine = [r for r in results if r['machine'] == machine]

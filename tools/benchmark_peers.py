@@ -1,6 +1,7 @@
-"""Opacus on an MMPose model, for tools/benchmark.py: its hooks, and its ghost clipping, as its tutorials use them.
+"""Opacus on an MMPose model, for tools/benchmark.py: its hooks and its ghost clipping, used as in its tutorials.
 
-In-place flags are off and BatchNorm is replaced by Opacus' own validator. Must not help it further: it would then be ours.
+In-place flags are off and BatchNorm is replaced by Opacus' own validator. Must not help Opacus further: the benchmark would then
+measure our code.
 """
 
 from collections.abc import Callable

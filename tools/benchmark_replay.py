@@ -1,10 +1,10 @@
-"""What the replay of one record per step, and the comparison of bit sums, take of a private step.
+"""Measures which share of a private step the replay of one record and the comparison of bit sums take.
 
     python tools/benchmark_replay.py                      # MobileNetV2 and HRNet-w32, steps of 64 and 1024 records
     python tools/benchmark_replay.py --batches 64 --configs configs/dp/my_config.py
 
-Both are timed inside the step that they are a part of, so that a slow minute of the machine hits both. Must not switch anything
-off: there is no step without them.
+Both are timed inside the step that they are part of, so that a slow minute of the machine affects both. Must not switch anything
+off: no step runs without them.
 """
 
 import argparse
@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import mmpose_dp  # noqa: F401  (first: checks and mends the install)
+import mmpose_dp  # noqa: F401  (first: checks and repairs the install)
 
 # isort: split
 import torch
@@ -49,11 +49,11 @@ class Stopwatch:
 
 
 def main() -> None:
-    """Prints a line per model and batch."""
+    """Prints one line per model and batch."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--configs', nargs='+', default=CONFIGS)
-    parser.add_argument('--batches', nargs='+', type=int, default=(64, 1024))
-    parser.add_argument('--steps', type=int, default=2, help='timed steps of each; their mean counts')
+    parser.add_argument('--configs', nargs='+', default=CONFIGS, help='private configs')
+    parser.add_argument('--batches', nargs='+', type=int, default=(64, 1024), help='records per step')
+    parser.add_argument('--steps', type=int, default=2, help='timed steps of each (default 2); their mean counts')
     args = parser.parse_args()
     register_all_modules()
     watch = Stopwatch()

@@ -1,6 +1,6 @@
-"""One method on one model, in a process of its own: what tools/benchmark.py measures. Must not compare or print anything.
+"""Runs one method on one model for tools/benchmark.py. Must not compare or print anything.
 
-A process a method, so that its peak memory is its own; the parent lets them take turns.
+Each method has its own process, so that its peak memory can be measured; the parent lets them take turns.
 """
 
 import copy
@@ -13,7 +13,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-import mmpose_dp  # noqa: F401  (first: checks and mends the install)
+import mmpose_dp  # noqa: F401  (first: checks and repairs the install)
 
 # isort: split
 import torch
@@ -37,7 +37,7 @@ METHODS: dict[str, dict] = {  # the most telling first: a run may be cut
     'dpsgd': {},
     'hybrid': dict(public_weight=1.0, projector='project-then-clip'),
     **{name: {} for name in PEERS},
-    'dpsgd, loop over records': dict(engine='loop'),  # takes one row at a time
+    'dpsgd, loop over records': dict(engine='loop'),  # takes one sample at a time
     **{f'projected, {order}': settings for order, settings in PROJECTED.items()},
     'feature': dict(public_weight=1.0),
     'dpsgd, bfloat16': dict(amp_dtype='bfloat16'),
@@ -147,7 +147,7 @@ def _in_one_turn(step: Callable[[], Any]) -> tuple[Callable[[], Iterator[None]],
 
 
 def random_projector(order: str, rank: int, params: list[nn.Parameter]) -> Projector:
-    """A basis of random directions: as dear as a fitted one."""
+    """A basis of random directions: it costs as much as a fitted one."""
     projector = Projector(rank=rank, order=order, dtype='bfloat16')
     total = sum(p.numel() for p in params)
     projector.basis = [

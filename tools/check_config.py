@@ -1,12 +1,12 @@
-"""Says what private training would do with a config, without training: run it first on a model of your own.
+"""Report what private training would do with a config, without training. Run it first on your own model.
 
     python tools/check_config.py my_config.py
 
-It builds the model with random weights, takes a few records (yours if the data set is there, random ones if not), finds each
-record's gradient as private training does and once more by looping plain MMPose over single records, and compares the two.
-It also prints the noise, the steps, epsilon as it would be spent, and the memory. The exit status is 0 if the config can be
-made private, 2 with a message if not; where the data are there, everything that training looks at before its first step is
-looked at here too. Must not train, download or leave anything behind.
+It builds the model with random weights, takes a few records (yours if the data set is there, random ones if not), computes each
+record's gradient as private training does and again by looping plain MMPose over single records, and compares the two.
+It also prints the noise, the number of steps, the epsilon that would be spent, and the memory. If the data set is there,
+everything that training checks before its first step is checked here too. The exit status is 0 if the config can be made private,
+and 2, with a message, if not. Must not train, download or leave anything behind.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import mmpose_dp  # noqa: F401  (first: checks and mends the install)
+import mmpose_dp  # noqa: F401  (first: checks and repairs the install)
 
 # isort: split
 import numpy as np
@@ -53,8 +53,10 @@ def parse_args() -> argparse.Namespace:
     """The arguments."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('config', help='config file, private or not yet')
-    parser.add_argument('--records', type=int, default=2, help='how many records to compare (default 2)')
-    parser.add_argument('--num-records', type=int, help='N, where the data set is not there to be counted')
+    parser.add_argument('--records', type=int, default=2, help='number of records to compare (default 2)')
+    parser.add_argument(
+        '--num-records', type=int, help='number of records N, if the data set is not there to be counted'
+    )
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, default={}, metavar='KEY=VALUE')
     return parser.parse_args()
 
@@ -81,9 +83,7 @@ def private_model(cfg: Config) -> tuple[nn.Module, DPOptimWrapper]:
     """The model and the wrapper that the config asks for, without noise. Raises PrivacyError."""
     settings = cfg.get('optim_wrapper') or {}
     if not has_private_wrapper(cfg):
-        print(
-            'To be made private: put the parts of configs/_base_/hybrid.py (or dpsgd.py ...) in their places, see README.'
-        )
+        print('To be made private: assign the parts of configs/_base_/hybrid.py (or dpsgd.py ...) as the README shows.')
         settings = dict(type='DPOptimWrapper', optimizer=dict(type='SGD', lr=1.0), max_grad_norm=1.0)
         settings['constructor'] = 'DPOptimWrapperConstructor'
     model = MODELS.build(cfg.model).train()
@@ -128,7 +128,7 @@ def trial(cfg: Config, folder: str) -> Runner:
     validation = (cfg.get('val_dataloader') or {}).get('dataset')
     if validation is not None and not _is_there(validation):
         print(
-            'Validation: the data of val_dataloader are not there, so it is not tried. Training would stop for want of them.'
+            'Validation: the data of val_dataloader are missing, so it is not tried. Training would stop because of that.'
         )
         cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
     runner = Runner.from_cfg(cfg)
@@ -271,7 +271,7 @@ def report_budget(cfg: Config, num_records: int | None, plan: PrivacyPlan | None
     loader, train_cfg = cfg.train_dataloader, cfg.get('train_cfg') or {}
     size, first = loader.get('batch_sampler', {}).get('expected_batch_size'), train_cfg.get('public_epochs', 0)
     if not cfg.get('default_hooks', {}).get('privacy_budget') or not size:
-        print('\nNo budget yet: default_hooks.privacy_budget and train_dataloader.batch_sampler say it.')
+        print('\nNo budget yet: set default_hooks.privacy_budget and train_dataloader.batch_sampler.')
         return
     if first and first == train_cfg.get('max_epochs'):
         print(
@@ -345,8 +345,8 @@ def report_memory(cfg: Config, model: nn.Module, wrapper: DPOptimWrapper, batch:
     parts = {
         'weights': weights,
         'sums, noise and optimizer state': 5 * 4 * trained,
-        f'activations of {rows} rows ({whose})': a_row * rows,
-        f"the largest parameter's gradients for {rows} rows": 4.0 * largest * rows,
+        f'activations of {rows} samples ({whose})': a_row * rows,
+        f"the largest parameter's gradients for {rows} samples": 4.0 * largest * rows,
     }
     if projector:
         size = 2 if projector.get('dtype') in ('bfloat16', 'float16') else 4
@@ -356,8 +356,8 @@ def report_memory(cfg: Config, model: nn.Module, wrapper: DPOptimWrapper, batch:
         print(f'  {size / 2**30:6.2f} GiB  {name}')
     if rows > usual:
         print(
-            f'  A record has up to {rows} rows, more than train_dataloader.batch_size={usual}: write '
-            'train_dataloader.batch_sampler.max_rows_per_record to take fewer of a record at a time'
+            f'  A record has up to {rows} samples, more than train_dataloader.batch_size={usual}: write '
+            'train_dataloader.batch_sampler.max_rows_per_record to choose fewer of them per step'
         )
 
 

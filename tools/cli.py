@@ -1,4 +1,4 @@
-"""What train.py and test.py share: MMPose's common arguments, and how they enter a config.
+"""What train.py and test.py share: MMPose's common arguments, and how they change a config.
 
 Must not decide anything about privacy.
 """
@@ -21,15 +21,15 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--work-dir', help='where logs, checkpoints and the privacy statement go')
     parser.add_argument('--show-dir', help='where to save pictures of the predictions')
     parser.add_argument('--show', action='store_true', help='show the predictions in a window')
-    parser.add_argument('--interval', type=int, default=1, help='picture every so many samples')
-    parser.add_argument('--wait-time', type=float, default=1, help='seconds that a window stays')
+    parser.add_argument('--interval', type=int, default=1, help='save or show one picture per so many samples')
+    parser.add_argument('--wait-time', type=float, default=1, help='seconds that a window stays open')
     parser.add_argument(
         '--cfg-options',
         nargs='+',
         action=DictAction,
         default={},
         metavar='KEY=VALUE',
-        help='override config keys: a.b=1 c="[1,2]" d="[(1,2),(3,4)]", without blanks inside',
+        help='override config keys: a.b=1 c="[1,2]" d="[(1,2),(3,4)]", without spaces inside',
     )
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
     # torchrun sets LOCAL_RANK; torch.distributed.launch passes it as an argument

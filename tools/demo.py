@@ -1,9 +1,9 @@
-"""The demo: draws people, pretrains on public ones, trains a private model, and shows what that cost and brought.
+"""The demo: makes synthetic people, pretrains on the public ones, trains a private model, and compares its accuracy.
 
     python tools/demo.py [--out work_dirs/demo] [--seeds 3]
 
-Every stage is one of the project's own commands, printed as it starts, so that each can be repeated by hand. A stage whose
-result is there already is not run again. Must not hold anything of the guarantee.
+Every stage is one of the project's own commands and is printed when it starts, so that you can repeat it by hand. A stage whose
+result already exists is not run again. Must not hold anything of the guarantee.
 """
 
 import argparse
@@ -18,7 +18,7 @@ import warnings
 from pathlib import Path
 from statistics import mean, stdev
 
-import mmpose_dp  # noqa: F401  (first: checks and mends the install)
+import mmpose_dp  # noqa: F401  (first: checks and repairs the install)
 
 # isort: split
 from demo_page import draw_page
@@ -98,7 +98,7 @@ def at_once(*lanes) -> None:
 
 
 def one_seed(out: Path, seed: int) -> dict[str, float]:
-    """Pretraining, then hybrid beside public-only and non-private. Private noise and draws have no seed."""
+    """Pretraining, then hybrid beside public-only and non-private. Private noise and sampling have no seed."""
     seeded = f'randomness.seed={seed}'
     found = {}
     start = train(out, 'pretrain', 'pretrain', seeded, *TWO_PROCESSES, processes=2)
@@ -140,10 +140,10 @@ def table(results: list[dict[str, float]], epsilon: float) -> str:
 
 
 def main() -> None:
-    """Runs all stages, prints the table and draws the page."""
+    """Runs all stages, prints the table and makes the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--out', type=Path, default=Path('work_dirs/demo'))
-    parser.add_argument('--seeds', type=int, default=1, help='repeat everything so many times, for the spread')
+    parser.add_argument('--out', type=Path, default=Path('work_dirs/demo'), help='folder of the results')
+    parser.add_argument('--seeds', type=int, default=1, help='number of repetitions, for the spread (default 1)')
     args = parser.parse_args()
     out = args.out.resolve()
     for domain, count in PEOPLE.items():

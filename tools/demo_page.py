@@ -1,6 +1,6 @@
 """The demo's pictures: the training curve, and people with their public view and the predicted skeletons.
 
-Shows drawn people only: on real data such a page would publish private images.
+Shows synthetic people only: on real data such a page would publish private images.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""Draw a synthetic data set in the MPII format. See mmpose_dp.datasets.synthetic; must not hold logic of its own."""
+"""Make a synthetic data set in the MPII format. See mmpose_dp.datasets.synthetic; must not hold logic of its own."""
 
 import argparse
 import sys
@@ -9,15 +9,15 @@ from mmpose_dp.privacy.errors import PrivacyError
 
 
 def main() -> None:
-    """Reads the arguments and draws."""
+    """Reads the arguments and makes the data set."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('--out', default='data/synthetic_private', help='folder, laid out as data/mpii')
+    parser.add_argument('--out', default='data/synthetic_private', help='folder to write, laid out as data/mpii')
     parser.add_argument('--domain', default='private', choices=['public', 'private'], help='how people look')
     parser.add_argument('--train', type=int, default=6000, help='people in the training set')
     parser.add_argument('--val', type=int, default=1000, help='people in the validation set')
-    parser.add_argument('--seed', type=int, default=0, help='another gives other people')
+    parser.add_argument('--seed', type=int, default=0, help='another seed gives other people')
     parser.add_argument('--image-size', type=int, default=192, help='height in pixels')
-    parser.add_argument('--workers', type=int, default=2)
+    parser.add_argument('--workers', type=int, default=2, help='number of processes')
     parser.add_argument('--force', action='store_true', help='overwrite another data set in --out')
     args = parser.parse_args()
     start = time.time()

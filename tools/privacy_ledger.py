@@ -1,10 +1,10 @@
-"""What trainings have spent: read a privacy ledger, or add up several on the same data.
+"""Show what trainings have spent: read a privacy ledger, or add up several on the same data.
 
 python tools/privacy_ledger.py show work_dirs/a/privacy_ledger.jsonl --delta 4.5e-5
 python tools/privacy_ledger.py add work_dirs/*/privacy_ledger.jsonl --delta 4.5e-5 --out all.jsonl
 
-`add` composes: the epsilon it prints holds for somebody who sees the results of all these trainings, which is what a
-hyper-parameter search costs. Put the sum into the last training's work dir as privacy_ledger.jsonl before it starts, and that
+`add` composes: the epsilon it prints holds against somebody who sees the results of all these trainings, which is what a
+hyper-parameter search costs. If you put the sum into the last training's work dir as privacy_ledger.jsonl before it starts, that
 training is calibrated to what is left.
 """
 
@@ -25,10 +25,10 @@ _SEAL = 'subjects_seal'  # a fact that only a resume reads
 def parse_args() -> argparse.Namespace:
     """The arguments."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('command', choices=['show', 'add'], help='each by itself, or their sum')
+    parser.add_argument('command', choices=['show', 'add'], help='show each ledger by itself, or add them up')
     parser.add_argument('ledgers', nargs='+', type=Path, help='privacy_ledger.jsonl files, not folders')
-    parser.add_argument('--delta', type=float, required=True, help='the delta that epsilon is computed for')
-    parser.add_argument('--out', type=Path, help='where add writes the sum; must not exist')
+    parser.add_argument('--delta', type=float, required=True, help='delta for which to compute epsilon')
+    parser.add_argument('--out', type=Path, help='file to which add writes the sum; must not exist')
     return parser.parse_args()
 
 
@@ -74,7 +74,7 @@ def main() -> None:
         if any(_SEAL in facts for facts in total.runs):
             print(
                 'Whether all of these trainings had the same subjects is not known from their ledgers: the sum holds only if they '
-                'had. A training that goes on from the sum compares its own with each.'
+                'had. A training that continues from the sum compares its own with each.'
             )
 
 

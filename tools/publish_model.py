@@ -1,10 +1,10 @@
-"""Make a checkpoint fit to be given away: the weights and what is needed to use them, and nothing else.
+"""Write a checkpoint that can be published: the weights and what is needed to use them, and nothing else.
 
 python tools/publish_model.py work_dirs/a/epoch_35.pth model.pth
 
-A checkpoint on the way holds the optimizer, the message hub (logged scalars), the seed, the whole config with its paths, the host's
-time and git state. Kept are the weights, the joints' names and colours, and the checkpoint's own privacy statement: what had been
-spent when it was written, and what the trainings behind it had made public.
+A training's checkpoint holds the optimizer, the message hub (logged scalars), the seed, the whole config with its paths, the host's
+time and git state. This tool keeps the weights, the joints' names and colours, and the checkpoint's own privacy statement: what had
+been spent when it was written, and what the trainings before it had published.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from mmpose_dp.privacy.errors import PrivacyError
 
 
 def published(checkpoint: dict, folder: Path | None = None) -> dict:
-    """What may be given away, with the audit of the public view that is in ``folder``, the checkpoint's.
+    """What may be published, with the audit of the public view that is in ``folder``, the checkpoint's.
 
     Raises PrivacyError for a checkpoint that is not private.
     """
@@ -52,8 +52,8 @@ def published(checkpoint: dict, folder: Path | None = None) -> dict:
 def main() -> None:
     """Reads, strips, writes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('checkpoint', type=Path, help="a private training's, such as epoch_35.pth")
-    parser.add_argument('out', type=Path, help='the file to give away')
+    parser.add_argument('checkpoint', type=Path, help='checkpoint of a private training, such as epoch_35.pth')
+    parser.add_argument('out', type=Path, help='file to write, which can be published')
     args = parser.parse_args()
     if not args.checkpoint.is_file():
         raise PrivacyError(f'{args.checkpoint}: there is no such checkpoint')

@@ -1,12 +1,12 @@
 """Test a checkpoint: MMPose's tools/test.py, with its arguments, for private and plain configs.
 
-Testing on private data gives something about them away: no guarantee covers a score. Must not
-train, and must not change the checkpoint.
+A score on private data reveals something about them: no guarantee covers it. Must not train, and must not change the
+checkpoint.
 """
 
 import argparse
 
-import mmpose_dp  # noqa: F401  (first: checks and mends the install)
+import mmpose_dp  # noqa: F401  (first: checks and repairs the install)
 
 # isort: split
 import mmengine

@@ -1,12 +1,12 @@
 """Train a pose model: MMPose's tools/train.py, with its arguments, for private and plain configs.
 
-Must not hold anything of the guarantee: that is all in the config and the package.
+Must not hold anything of the guarantee: all of it is in the config and the package.
 """
 
 import argparse
 import copy
 
-import mmpose_dp  # noqa: F401  (first: checks and mends the install)
+import mmpose_dp  # noqa: F401  (first: checks and repairs the install)
 
 # isort: split
 from cli import add_common_arguments, merge_common, refuse_unwritable, run, start_ranks_on_cpu
@@ -62,7 +62,7 @@ def merge_args(cfg: Config, args: argparse.Namespace) -> Config:
         cfg.optim_wrapper.type = 'AmpOptimWrapper'
         cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
     if args.resume == 'auto' and private and _newest(cfg, args.cfg_options) is None:
-        pass  # killed before its first checkpoint: it starts again, from load_from if there is one, and the ledger goes on
+        pass  # killed before its first checkpoint: it starts again, from load_from if there is one, and continues the ledger
     elif args.resume:
         cfg.resume = True
         cfg.load_from = None if args.resume == 'auto' else args.resume
@@ -81,7 +81,7 @@ def merge_args(cfg: Config, args: argparse.Namespace) -> Config:
 
 
 def _newest(cfg: Config, options: dict) -> str | None:
-    """The checkpoint that ``--resume`` goes on from, where the config and ``options`` keep checkpoints."""
+    """The checkpoint from which ``--resume`` continues, where the config and ``options`` keep checkpoints."""
     whole = copy.deepcopy(cfg)
     whole.merge_from_dict(options)
     kept = (whole.get('default_hooks') or {}).get('checkpoint') or {}

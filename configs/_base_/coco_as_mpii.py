@@ -1,6 +1,6 @@
-# COCO as public data for a private set in MPII's format, its joints put in MPII's order. COCO annotates neither pelvis, thorax,
-# upper neck nor head top: they have weight 0 in public rows.
-# A leaf gives it the private set's pipeline with dp_joints second:
+# COCO as public data for a private set in MPII's format, with its joints in MPII's order. COCO does not annotate pelvis, thorax,
+# upper neck and head top: they have weight 0 in public samples.
+# A leaf config gives it the private set's pipeline, with dp_joints as the second step:
 #   public=dict(_base_.dp_coco, pipeline=[_base_.train_pipeline[0], _base_.dp_joints, *_base_.train_pipeline[1:]])
 dp_coco = dict(
     type='CocoDataset',

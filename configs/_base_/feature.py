@@ -1,4 +1,4 @@
-# Feature DP: the blurred and sampled view of each record is public, and its gradient enters the update without noise.
+# Feature DP: the blurred and coarsely sampled view of each record is public. Its gradient enters the update without noise.
 _base_ = './private.py'
 
 dp_dataset = dict(public_view=dict(type='PublicView', mode='blur'))

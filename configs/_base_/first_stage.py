@@ -1,6 +1,6 @@
-# Feature DP as "ours" in docs/accuracy.md has it: the public epochs train all of the model on the views alone, then private images
-# train the few parameters that see what a blur takes away, the norm layers and the backbone up to its first stage. So few need no
-# projector: their noise is small as it is.
+# Feature DP as in "ours" of docs/accuracy.md: the public epochs train the whole model on the views alone; private images then
+# train only the norm layers and the backbone up to its first stage, the parameters that see what a blur removes. These are so few
+# that their noise is small without a projector.
 _base_ = './private.py'
 
 dp_dataset = dict(public_view=dict(type='PublicView', mode='blur'))

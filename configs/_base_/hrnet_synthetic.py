@@ -1,4 +1,4 @@
-# A small HRNet (0.8 M parameters, 64x64 input) on the synthetic set: the demo's model, quick on two CPU cores. Plain training.
+# A small HRNet (0.8 M parameters, 64x64 input) on the synthetic set: the demo's model, fast on two CPU cores, without privacy.
 #   python tools/make_synthetic_mpii.py --out data/synthetic_private --domain private --train 4000 --val 1000 --image-size 128
 _base_ = 'mmpose::body_2d_keypoint/topdown_heatmap/mpii/td-hm_hrnet-w32_8xb64-210e_mpii-256x256.py'
 

@@ -1,7 +1,7 @@
-# Hybrid: Feature DP with a projector whose subspace comes from the public views of the training set. Public views first, private
-# images second: the first epochs train on the views alone and spend nothing. Not the paper's settings but those that hold up from
-# epsilon 0.2 on in docs/accuracy.md: a large batch, coordinates clipped in a preconditioned subspace, and plain SGD there, since
-# Adam would scale the noised update out of it.
+# Hybrid: Feature DP with a projector whose subspace comes from the public views of the training set. The first epochs train on the
+# views alone and spend no privacy; private images follow. These are not the paper's settings but those that work from epsilon 0.2
+# on in docs/accuracy.md: a large batch, coordinates clipped in a preconditioned subspace, and plain SGD, since Adam would scale the
+# noised update out of the subspace.
 _base_ = './private.py'
 
 dp_dataset = dict(public_view=dict(type='PublicView', mode='blur'))

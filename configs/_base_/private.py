@@ -1,5 +1,5 @@
-# What every private training shares (DP-SGD in the paper's setting, arXiv 2504.10190). Nothing here has a name that MMPose's
-# configs use, so that a leaf can inherit from both; the leaf puts each part in its place (see configs/dp/).
+# What every private training shares (DP-SGD with the paper's settings, arXiv 2504.10190). No name here is one that MMPose's
+# configs use, so a leaf config can inherit from both; the leaf assigns each part to its key (see configs/dp/).
 dp_imports = dict(imports=['mmpose_dp'], allow_failed_imports=False)
 
 dp_dataset = dict(_delete_=True, type='PublicPrivateDataset', privacy_unit='instance')

@@ -1,6 +1,6 @@
-# Projected DP-SGD: the subspace comes from a data set that is really public. Default: the synthetic public domain
+# Projected DP-SGD: the subspace comes from a data set that is really public. The default is the synthetic public domain:
 #   python tools/make_synthetic_mpii.py --out data/synthetic_public --domain public --train 6000 --val 1000 --image-size 128
-# A leaf gives it the private set's own pipeline: dataset=dict(public=dict(_base_.dp_public, pipeline=...)).
+# A leaf config gives it the private set's own pipeline: dataset=dict(public=dict(_base_.dp_public, pipeline=...)).
 _base_ = './private.py'
 
 dp_public = dict(

@@ -111,7 +111,7 @@ def test_what_an_audit_writes(audited):
     assert len(found['recovered']) == 2 and all(isinstance(x, dict) for x in found['recovered'].values())
     page = (audited / 'view_audit.html').read_text()
     assert page.count('data:image/png;base64,') == 2 * 4
-    assert 'validation people. It must not be given away' in page and 'src="http' not in page
+    assert 'validation people. Never publish it' in page and 'src="http' not in page
 
 
 def test_a_statement_takes_the_figures_over(audited):

@@ -49,4 +49,4 @@ def test_batches_that_take_turns_in_one_process(tmp_path):
     write_page(page, dict(batch=[alone], rotation=[wanted]), [result, dict(result, failed='no')])
     text = page.read_text()
     assert '| expected_batch_size | 8 | 128 |' in text and f'({result["time"][1]:.2f} x)' in text
-    assert text.count('does not run') == 3 and 'a process each' not in text
+    assert text.count('does not run') == 3 and 'its own process' not in text

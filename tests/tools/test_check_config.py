@@ -75,7 +75,7 @@ def test_a_private_config_of_ones_own(check, synthetic):
     assert f'noise_multiplier {sigma:.4f}, 20 private steps' in page
     curve = [float(value) for value in re.findall(r'^ +[\d.]+ +(\d(?:\.\d{1,3})?)$', page, re.M)]
     assert curve == sorted(curve) and len(curve) == 5 and 3.99 < curve[-1] <= 4.0
-    assert re.search(r'activations of \d+ rows', page)
+    assert re.search(r'activations of \d+ samples', page)
 
 
 def test_a_plain_config_is_told_what_to_write(check):
