@@ -9,10 +9,18 @@ from importlib import import_module
 from typing import Any
 
 _PUBLIC = {
-    'accounting': ('ACCOUNTANTS', 'StepEvent', 'as_delta', 'epsilon', 'group_epsilon'),
-    'calibration': ('as_epsilon', 'calibrate_noise_multiplier', 'steps_within'),
+    'accounting': ('ACCOUNTANTS', 'StepEvent', 'epsilon', 'group_epsilon'),
+    'calibration': ('calibrate_noise_multiplier', 'steps_within'),
     'clipping': ('ClippedCoordinates', 'ClippedSum', 'LayerwiseClippedSum', 'clip_factors'),
-    'errors': ('OneRecordAtATime', 'PrivacyError'),
+    'errors': (
+        'BudgetError',
+        'ConfigError',
+        'DataError',
+        'LedgerError',
+        'OneRecordAtATime',
+        'PrivacyError',
+        'UnsupportedModelError',
+    ),
     'figures': ('as_given', 'ceiling', 'rounded_up'),
     'ledger': ('LEDGER_NAME', 'Ledger'),
     'noise': ('RandomSource',),

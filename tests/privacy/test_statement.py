@@ -86,7 +86,7 @@ def test_what_earlier_trainings_in_the_ledger_did_is_told():
     plan, ledger = statement_of('dpsgd')[1], Ledger()
     ledger.begin_run(privacy_unit='instance', method='projected', public_data='COCO', expose_private_metrics=True)
     ledger.count(plan.event)
-    ledger.begin_run(**plan.facts)
+    ledger.begin_run(**plan.run_metadata)
     ledger.count(plan.event)
     told = build_statement(plan, ledger, pretraining='none')
     assert told['private'] and told['public_data'] == 'COCO' and told['method'] == 'Projected DP-SGD and DP-SGD'
@@ -102,15 +102,15 @@ def test_what_a_resume_changed_is_told():
     for others in (dict(secure_mode=False), dict(secure_mode=True)):
         first, second = replace(plan, **others), replace(plan, **changed)
         ledger = Ledger()
-        ledger.begin_run(**first.facts)
+        ledger.begin_run(**first.run_metadata)
         ledger.count(first.event, 20)
-        ledger.resume_run(**second.facts)
+        ledger.resume_run(**second.run_metadata)
         ledger.count(second.event, 5)
         told = build_statement(second, ledger, pretraining='none')
         assert told['noise_multiplier'] == f'{plan.noise_multiplier}, going to {2 * plan.noise_multiplier}'
         assert told['sample_rate'] == '1/20, then 1/10' and told['epochs'] == 1.5
         assert ('secure_mode' in told['noise_source']) == others['secure_mode']
-    ledger.resume_run(**replace(second, secure_mode=False).facts)
+    ledger.resume_run(**replace(second, secure_mode=False).run_metadata)
     assert 'secure_mode' not in build_statement(second, ledger, pretraining='none')['noise_source']
 
 
