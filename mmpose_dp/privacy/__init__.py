@@ -27,7 +27,7 @@ _PUBLIC = {
     'plan': ('PrivacyPlan',),
     'projection': ('Projector',),
     'records': ('Block', 'Collector', 'Rows'),
-    'statement': ('build_statement', 'epsilon_curve', 'statement_markdown', 'write_statement'),
+    'statement': ('build_statement',),
 }
 _HOME = {name: module for module, names in _PUBLIC.items() for name in names}
 

@@ -10,7 +10,7 @@ from fractions import Fraction
 from typing import Any, Protocol
 
 from .accounting import ACCOUNTANTS, History, StepEvent, epsilon
-from .calibration import Factors, calibrate_noise_multiplier, steps_within
+from .calibration import Factors, calibrate_noise_multiplier, first_steps, steps_within
 from .errors import BudgetError
 from .figures import as_given, rounded_up
 from .ledger import Ledger
@@ -229,7 +229,11 @@ class PrivacyPlan:
     @property
     def epsilon(self) -> float:
         """Epsilon of all planned steps, and of earlier trainings."""
-        return epsilon([*self.earlier_history, *self.planned()], self.target_delta, self.accountant)
+        return self.epsilon_after(self.steps)
+
+    def epsilon_after(self, steps: int) -> float:
+        """Epsilon of the first ``steps`` planned steps, and of earlier trainings."""
+        return epsilon([*self.earlier_history, *first_steps(self.planned(), steps)], self.target_delta, self.accountant)
 
     def by_budget(self, history: History) -> list[tuple[float | None, History]]:
         """Each budget, and this training's steps ``history`` as the records with that budget see them."""

@@ -18,11 +18,12 @@ from mmpose_dp.privacy.errors import PrivacyError
 from mmpose_dp.privacy.figures import as_given, ceiling, rounded_up
 from mmpose_dp.privacy.ledger import LEDGER_NAME
 from mmpose_dp.privacy.plan import PrivacyPlan
-from mmpose_dp.privacy.statement import build_statement, write_statement
+from mmpose_dp.privacy.statement import build_statement
 from mmpose_dp.privacy.validation import as_delta, as_positive, as_whole
 
 from ..loops import PrivateTrainLoop
 from ..optim_wrappers import DPOptimWrapper
+from ..statement_page import write_statement
 from ..view_audit import with_audit
 from .planning import make_plan, run_metadata_of_views
 from .preflight import refuse_late_failures
