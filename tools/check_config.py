@@ -44,7 +44,6 @@ from mmpose_dp.models import FeatureMaskingHead
 from mmpose_dp.privacy.errors import PrivacyError
 from mmpose_dp.privacy.figures import as_given, rounded_up
 from mmpose_dp.privacy.plan import METHODS, PrivacyPlan
-from mmpose_dp.privacy.statement import epsilon_curve
 
 TOLERANCE = 1e-4  # of a parameter's gradient, in float64: what is above is a wrong rule and not rounding
 
@@ -287,7 +286,8 @@ def report_budget(cfg: Config, num_records: int | None, plan: PrivacyPlan | None
         f'{plan.privacy_unit}), expected batch {size}:\n  noise_multiplier {plan.noise_multiplier:.4f}, {plan.steps:,} private '
         f'steps (accountant {plan.accountant})\n  epoch    epsilon spent'
     )
-    for steps, spent in epsilon_curve(plan, 5):
+    for steps in sorted({max(plan.steps * i // 5, 1) for i in range(1, 6)}):
+        spent = plan.epsilon_after(steps)
         print(f'  {first + steps / (plan.num_records // size):5.1f}    {rounded_up(spent)}')
     for warning in plan.warnings:
         print(f'  {warning}')

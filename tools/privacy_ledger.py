@@ -34,10 +34,10 @@ def parse_args() -> argparse.Namespace:
 
 def report(ledger: Ledger, delta: float) -> None:
     """Prints the steps and epsilon."""
-    for run_number, facts in enumerate(ledger.runs, 1):
+    for run_number, metadata in enumerate(ledger.runs, 1):
         print(
             f'training {run_number}: '
-            + ', '.join(f'{key} {value}' for key, value in facts.items() if value not in (None, []) and key != _SEAL)
+            + ', '.join(f'{key} {value}' for key, value in metadata.items() if value not in (None, []) and key != _SEAL)
         )
     for event, steps in ledger.history:
         rates = f' (personal: {", ".join(map(str, event.personal_rates))})' if event.personal_rates else ''
@@ -71,7 +71,7 @@ def main() -> None:
                 raise PrivacyError(f'--out {args.out} exists; a ledger is never overwritten')
             total.keep_at(args.out)
         report(total, args.delta)
-        if any(_SEAL in facts for facts in total.runs):
+        if any(_SEAL in metadata for metadata in total.runs):
             print(
                 'Whether all of these trainings had the same subjects is not known from their ledgers: the sum holds only if they '
                 'had. A training that continues from the sum compares its own with each.'

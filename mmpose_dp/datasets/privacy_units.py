@@ -12,9 +12,9 @@ import numpy as np
 from mmengine.dataset import BaseDataset
 
 from mmpose_dp.privacy.errors import PrivacyError
+from mmpose_dp.privacy.plan import UNITS
 from mmpose_dp.privacy.validation import is_number
 
-UNITS = ('instance', 'image', 'subject')
 _KEY = 'train_dataloader.dataset'
 _ROW_A_HAND = 'CocoWholeBodyHandDataset'  # MMPose's only data set that makes several rows of an annotation
 
@@ -30,7 +30,7 @@ def group_rows(dataset: BaseDataset, unit: str, subjects: str | None) -> list[li
         subjects: with 'subject', where a row's subject is found, see ``annotated``.
     """
     if unit not in UNITS:
-        raise PrivacyError(f'{_KEY}.privacy_unit={unit!r} is unknown; write one of {UNITS}')
+        raise PrivacyError(f'{_KEY}.privacy_unit={unit!r} is unknown; write one of {tuple(UNITS)}')
     if (unit == 'subject') != (subjects is not None):
         raise PrivacyError(
             f"{_KEY}: privacy_unit='subject' and subjects=<annotation field or mapping file> go together; "

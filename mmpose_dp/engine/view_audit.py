@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from mmpose_dp.privacy.statement import write_statement
+from .statement_page import write_statement
 
 AUDIT_NAME = 'view_audit.json'
 NOT_EXAMINED = 'not examined: run tools/audit_view.py CONFIG'

@@ -1,13 +1,175 @@
-"""x"""
+"""Personal budgets: records whose owners allow a smaller epsilon are sampled less often.
 
-from dataclasses import dataclass
+Source: Boenisch et al. 2023 (individualized DP-SGD, "Sample"). Must not give a group of records more than its own epsilon.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from fractions import Fraction
+from typing import Any
+
+from mmpose_dp.privacy.accounting import History, StepEvent, epsilon, rough_epsilon
+from mmpose_dp.privacy.calibration import Factors, scheduled_steps, smallest_sigma
+from mmpose_dp.privacy.errors import BudgetError
+from mmpose_dp.privacy.figures import as_given
+from mmpose_dp.privacy.ledger import Ledger
+from mmpose_dp.privacy.plan import PrivacyPlan
+
+_PRECISION = (
+    1e-2  # relative, of the noise multiplier: every try is a search by itself; the rates are exact all the same
+)
+_RATE_BITS = 32  # a calibrated sampling rate is a whole multiple of 2**-32
+
+Spent = Callable[[History], float]  # epsilon of a history
 
 
 @dataclass(frozen=True)
 class Budget:
-    """The records that have one personal epsilon, and the rate at which they are drawn (Boenisch et al. 2023)."""
+    """The records that have one personal epsilon, and the rate at which each of them is sampled."""
 
     epsilon: float
     num_records: int
     sample_rate: Fraction = Fraction(0)
+
+
+@dataclass(frozen=True)
+class PersonalPlan(PrivacyPlan):
+    """A plan in which groups of records have a budget of their own; ``target_epsilon`` is the largest.
+
+    Attributes:
+        budgets: smallest first; ``calibrate`` sets their sample_rate.
+        assignment: which of the ``budgets`` each record has, by number, in the order of the records.
+
+    Steps of earlier trainings count for every group at their highest rate: the groups there may have been others.
+    """
+
+    budgets: tuple[Budget, ...] = ()
+    assignment: tuple[int, ...] = ()
+
+    def _calibrated(self, target_epsilon: float, factors: Factors) -> dict[str, Any]:
+        sigma, rates = calibrate_sample_rates(
+            [(budget.epsilon, budget.num_records) for budget in self.budgets],
+            self.target_delta,
+            self.expected_batch_size,
+            self.steps,
+            self.accountant,
+            self.earlier_history,
+            factors,
+        )
+        budgets = tuple(replace(budget, sample_rate=rate) for budget, rate in zip(self.budgets, rates))
+        return dict(noise_multiplier=sigma, budgets=budgets)
+
+    @property
+    def run_metadata(self) -> dict[str, Any]:
+        """That of any training, with the budgets and which of them each record has: both are public."""
+        return {
+            **super().run_metadata,
+            'personal_budgets': [[budget.epsilon, budget.num_records] for budget in self.budgets],
+            'personal_assignment': list(self.assignment) or None,
+        }
+
+    @property
+    def record_rates(self) -> tuple[Fraction, ...]:
+        """The rate at which each record is sampled, in the order of the records."""
+        return tuple(self.budgets[number].sample_rate for number in self.assignment)
+
+    def event_at(self, step: int) -> StepEvent:
+        """What private step number ``step`` puts into the ledger: the highest rate, and the rate of each group."""
+        rates = tuple(budget.sample_rate for budget in self.budgets)
+        return StepEvent(super().event_at(step).noise_multiplier, max(rates), rates)
+
+    def by_budget(self, history: History) -> list[tuple[float | None, History]]:
+        """The budget of each group, and this training's steps as its records see them."""
+        return [
+            (budget.epsilon, [(of_group(event, group), steps) for event, steps in history])
+            for group, budget in enumerate(self.budgets)
+        ]
+
+    @property
+    def epsilons(self) -> tuple[float, ...]:
+        """Epsilon of each group after all planned steps, and after what was spent before."""
+        return self._epsilons(self.earlier_history, self.planned())
+
+    def personal_epsilon(self, ledger: Ledger) -> dict[str, float]:
+        """Epsilon that each group has spent, by a description of the group."""
+        spent = self._epsilons(ledger.earlier_history, ledger.run_history)
+        names = (f'{b.num_records} records with budget {as_given(b.epsilon)}' for b in self.budgets)
+        return dict(zip(names, spent))
+
+    def _epsilons(self, earlier: History, run: History) -> tuple[float, ...]:
+        return tuple(epsilon([*earlier, *own], self.target_delta, self.accountant) for _, own in self.by_budget(run))
+
+
+def of_group(event: StepEvent, group: int) -> StepEvent:
+    """A step as the records of one group see it."""
+    rate = event.personal_rates[group] if event.personal_rates else event.sample_rate
+    return StepEvent(event.noise_multiplier, rate)
+
+
+def calibrate_sample_rates(
+    budgets: Sequence[tuple[float, int]],
+    target_delta: float,
+    expected_batch_size: int,
+    steps: int,
+    accountant: str = 'pld',
+    history: History = (),
+    factors: Factors = (),
+) -> tuple[float, tuple[Fraction, ...]]:
+    """One noise multiplier for all, and for each budget the rate at which its records may be sampled.
+
+    Args:
+        budgets: (epsilon, number of records) of each group, smallest epsilon first.
+        expected_batch_size: B; the rates times the numbers of records add up to it.
+
+    Every group keeps within its own epsilon. Raises BudgetError if no noise is enough.
+    """
+    factors = factors or ((1.0, steps),)
+
+    def rates_at(sigma: float, spent: Spent) -> list[Fraction]:
+        return [_highest_rate(target, sigma, spent, history, factors) for target, _ in budgets]
+
+    def over(spent: Spent) -> Callable[[float], float]:
+        def ratio(sigma: float) -> float:
+            sampled = sum(q * n for q, (_, n) in zip(rates_at(sigma, spent), budgets))
+            return float(expected_batch_size / sampled) if sampled else math.inf
+
+        return ratio
+
+    def exactly(history: History) -> float:
+        return epsilon(history, target_delta, accountant)
+
+    sigma = smallest_sigma(over(lambda history: rough_epsilon(history, target_delta)), 1.0, 2.0, _PRECISION)
+    if sigma is not None:
+        sigma = smallest_sigma(over(exactly), sigma, 1.05, _PRECISION)
+    if sigma is None:
+        raise BudgetError(
+            f'the personal budgets {[target for target, _ in budgets]} cannot be met in {steps} steps of '
+            f'expected_batch_size {expected_batch_size}: raise them, or lower max_epochs or expected_batch_size'
+        )
+    rates = rates_at(sigma, exactly)
+    if not all(rates):
+        raise BudgetError(
+            f'a personal budget of {budgets[0][0]} is so small that its records would never be sampled, or earlier '
+            'trainings have spent it: raise it'
+        )
+    sampled = sum((q * n for q, (_, n) in zip(rates, budgets)), Fraction(0))
+    shrink = min(expected_batch_size / sampled, Fraction(1))  # exact
+    return sigma, tuple(q * shrink for q in rates)
+
+
+def _highest_rate(target: float, sigma: float, spent: Spent, history: History, factors: Factors) -> Fraction:
+    """The highest sampling rate that keeps the budget, rounded down by one percent; 0 if none does."""
+
+    def fits(rate: Fraction) -> bool:
+        return spent([*history, *scheduled_steps(sigma, rate, factors)]) <= target
+
+    low, high = Fraction(1, 1 << _RATE_BITS), Fraction(1)
+    if fits(high):
+        return high
+    if not fits(low):
+        return Fraction(0)
+    while high / low > Fraction(101, 100):
+        middle = Fraction(int(math.sqrt(low * high) * 2**_RATE_BITS), 1 << _RATE_BITS)
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low

@@ -1,12 +1,11 @@
-"""What differs from step to step and from record to record: schedules of sigma and C, and personal budgets.
+"""Schedules: sigma and C that change over a training, as the settings say.
 
 Must not depend on anything but the settings: a schedule that looks at private data would be a release of its own.
 """
 
 from dataclasses import dataclass
 
-from mmpose_dp.privacy.errors import PrivacyError
-from mmpose_dp.privacy.validation import is_number
+from mmpose_dp.privacy.validation import as_positive, as_whole
 
 
 @dataclass(frozen=True)
@@ -17,6 +16,8 @@ class Schedule:
         noise_multiplier: sigma of the last part in units of the first part's.
         max_grad_norm: C of the last part in units of the first part's. It needs no accounting: the noise follows C.
         pieces: parts; each has an accounting event of its own.
+
+    Raises ConfigError for values that are out of range.
     """
 
     noise_multiplier: float = 1.0
@@ -25,11 +26,8 @@ class Schedule:
 
     def __post_init__(self) -> None:
         for name in ('noise_multiplier', 'max_grad_norm'):
-            value = getattr(self, name)
-            if not is_number(value) or value <= 0:
-                raise PrivacyError(f'schedule.{name}={value!r} must be a number above 0')
-        if type(self.pieces) is not int or self.pieces < 1:
-            raise PrivacyError(f'schedule.pieces={self.pieces!r} must be a whole number above 0')
+            object.__setattr__(self, name, as_positive(getattr(self, name), f'schedule.{name}'))
+        object.__setattr__(self, 'pieces', as_whole(self.pieces, 'schedule.pieces'))
 
     def parts(self, steps: int) -> list[tuple[float, float, int]]:
         """(noise factor, clipping factor, steps) of each part; the first factors are 1."""

@@ -9,10 +9,18 @@ from importlib import import_module
 from typing import Any
 
 _PUBLIC = {
-    'accounting': ('ACCOUNTANTS', 'StepEvent', 'as_delta', 'epsilon', 'group_epsilon'),
-    'calibration': ('as_epsilon', 'calibrate_noise_multiplier', 'steps_within'),
+    'accounting': ('ACCOUNTANTS', 'StepEvent', 'epsilon', 'group_epsilon'),
+    'calibration': ('calibrate_noise_multiplier', 'steps_within'),
     'clipping': ('ClippedCoordinates', 'ClippedSum', 'PerParameterClippedSum', 'clip_factors'),
-    'errors': ('OneRecordAtATime', 'PrivacyError'),
+    'errors': (
+        'BudgetError',
+        'ConfigError',
+        'DataError',
+        'LedgerError',
+        'OneRecordAtATime',
+        'PrivacyError',
+        'UnsupportedModelError',
+    ),
     'figures': ('as_given', 'ceiling', 'rounded_up'),
     'ledger': ('LEDGER_NAME', 'Ledger'),
     'mechanism': ('GaussianMechanism',),
@@ -21,7 +29,7 @@ _PUBLIC = {
     'projection': ('Projector',),
     'records': ('Block', 'Collector', 'Rows'),
     'sampling': ('PoissonSampling',),
-    'statement': ('build_statement', 'epsilon_curve', 'statement_markdown', 'write_statement'),
+    'statement': ('build_statement',),
 }
 _HOME = {name: module for module, names in _PUBLIC.items() for name in names}
 

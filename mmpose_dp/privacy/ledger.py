@@ -1,7 +1,7 @@
 """What training has spent: the noisy steps taken, in memory, in every checkpoint, and in an append-only file.
 
-The file is what a resume relies on: each step is on the disk before its noise is made, so a kill at any moment over-counts.
-Must not forget a step, must not rewrite a line, and must not take over a damaged or shortened record.
+A resume relies on the file: each step is on the disk before its noise is made, so a kill at any moment over-counts. Must not
+forget a step, must not rewrite a line, and must not read a damaged or shortened record.
 """
 
 import hashlib
@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from .accounting import History, StepEvent, epsilon
-from .errors import PrivacyError
+from .errors import LedgerError
 
 LEDGER_NAME = 'privacy_ledger.jsonl'
 _FORMAT = 2
-# what the statement says of a whole training, so that a resume must not change it; the noise and the rate may change
+# what the statement says of a whole training: a resume must not change it; the noise and the rate may change
 _KEPT = ('privacy_unit', 'subjects', 'personal_budgets', 'personal_assignment', 'method', 'public_view', 'public_data')
-# another value in a resume stays with the whole run
+# once another value than these, in a part of a run, always another
 _HARMLESS = dict(secret_randomness=True, secure_mode=True, expose_private_metrics=False)
 _SUBJECTS = re.compile(r'(.*?)(?: \(sha256 ([0-9a-f]{12})\))?', re.DOTALL)
 _START = hashlib.sha256(b'mmpose_dp privacy ledger').hexdigest()
@@ -30,9 +30,9 @@ _START = hashlib.sha256(b'mmpose_dp privacy ledger').hexdigest()
 class Ledger:
     """Runs and the noisy steps they took, oldest first, each line sealed with a hash over all before it.
 
-    A line is ``{"run": facts}``, which opens a training, ``{"resumed": facts}``, or a step: noise_multiplier, sample_rate as a
-    fraction, steps. The chain of hashes notices damage and careless editing. It is no protection against somebody who forges
-    a whole file.
+    A line is ``{"run": metadata}``, which opens a training, ``{"resumed": metadata}``, or a step: noise_multiplier, sample_rate
+    as a fraction, steps. The chain of hashes detects damage and careless editing. It does not protect against somebody who
+    forges a whole file.
 
     Examples:
         >>> ledger = Ledger()
@@ -45,25 +45,24 @@ class Ledger:
         self._lines: list[dict[str, Any]] = []
         self._entries: list[tuple[StepEvent, int]] = []
         self._runs: list[dict[str, Any]] = []
-        self._prior = 0  # length of history when the current run began
+        self._earlier = 0  # entries of earlier runs
         self._file: int | None = None
         self._size = 0  # bytes of the file that are ours
 
-    # ---- reading ---------------------------------------------------------------------------------------------------
     @property
     def history(self) -> History:
         """(event, steps) pairs of all runs, oldest first."""
         return tuple(self._entries)
 
     @property
-    def prior(self) -> History:
+    def earlier_history(self) -> History:
         """The history of the runs before the current one."""
-        return tuple(self._entries[: self._prior])
+        return tuple(self._entries[: self._earlier])
 
     @property
     def run_history(self) -> History:
         """The history of the current run."""
-        return tuple(self._entries[self._prior :])
+        return tuple(self._entries[self._earlier :])
 
     @property
     def steps(self) -> int:
@@ -104,59 +103,51 @@ class Ledger:
         """Epsilon spent so far, by all runs."""
         return epsilon(self.history, delta, accountant)
 
-    # ---- writing ---------------------------------------------------------------------------------------------------
-    def begin_run(self, **facts: Any) -> None:
-        """Opens a training. ``facts`` are plain JSON values, those of ``PrivacyPlan.facts``.
+    def begin_run(self, **metadata: Any) -> None:
+        """Opens a training. ``metadata`` are plain JSON values, those of ``PrivacyPlan.run_metadata``.
 
-        Raises PrivacyError where an earlier run had another privacy unit, or other subjects, since their steps do not add up,
-        or a public view that this run does not have: what both guarantee together is Feature DP for that view. Plain DP may
-        come first. Of ``subjects_digest`` only a keyed digest is kept.
+        Raises LedgerError if an earlier run had another privacy unit, or other subjects, since their steps do not add up, or a
+        public view that this run does not have: together they guarantee Feature DP for that view. Plain DP may come first.
+        Only a keyed digest of ``subjects_digest`` is kept.
         """
         for run in self._runs:
-            for name in ('privacy_unit', 'subjects'):
-                if not _same(run, facts, name):
-                    raise PrivacyError(
-                        f'the ledger holds a training with {name}={run.get(name)!r} and this one has {_other(run, facts, name)}: '
-                        'their steps do not add up. Give another work_dir'
-                    )
-            if run.get('public_view') not in (None, facts.get('public_view')):
-                raise PrivacyError(
-                    f'the ledger holds a training with public_view={run["public_view"]!r} and this one has '
-                    f'{facts.get("public_view")!r}: what the first view showed is not protected, and the statement of this '
-                    'training could not say so. Give another work_dir'
+            for name in ('privacy_unit', 'subjects', 'public_view'):
+                if (name == 'public_view' and run.get(name) is None) or _same(run, metadata, name):
+                    continue
+                why = 'their steps do not add up'
+                if name == 'public_view':
+                    why = 'what the first view showed is not protected, and the statement of this training could not say so'
+                raise LedgerError(
+                    f'the ledger holds a training with {name}={run.get(name)!r} and this one has '
+                    f'{_other(run, metadata, name)}: {why}. Give another work_dir'
                 )
-        self._append({'run': _sealed(facts)})
+        self._append({'run': _sealed(metadata)})
 
-    def resume_run(self, **facts: Any) -> None:
-        """Goes on with the last training. Raises PrivacyError where it guaranteed something else."""
+    def resume_run(self, **metadata: Any) -> None:
+        """Goes on with the last training. Raises LedgerError if that one guaranteed something else."""
         if not self._runs:
-            raise PrivacyError('the privacy ledger holds no training to resume')
+            raise LedgerError('the privacy ledger holds no training to resume')
         for name in _KEPT:
-            if not _same(self._runs[-1], facts, name):
-                raise PrivacyError(
+            if not _same(self._runs[-1], metadata, name):
+                raise LedgerError(
                     f'the training to resume had {name}={self._runs[-1].get(name)!r} and the config says '
-                    f'{_other(self._runs[-1], facts, name)}: one statement could not hold for both. Put the old '
+                    f'{_other(self._runs[-1], metadata, name)}: one statement could not hold for both. Put the old '
                     'value back, or start anew in another work_dir'
                 )
-        self._append({'resumed': _sealed(facts)})
+        self._append({'resumed': _sealed(metadata)})
 
     def count(self, event: StepEvent, steps: int = 1) -> None:
-        """Adds steps, on the disk first. There is no way to take one back."""
+        """Adds steps, on the disk first. A step cannot be removed."""
         if type(steps) is not int or steps < 1:
-            raise PrivacyError(f'a ledger only grows by whole steps, got {steps!r}')
-        line: dict[str, Any] = {
-            'noise_multiplier': float(event.noise_multiplier),
-            'sample_rate': str(event.sample_rate),
-            'steps': steps,
-        }
+            raise LedgerError(f'a ledger only grows by whole steps, got {steps!r}')
+        line = dict(noise_multiplier=event.noise_multiplier, sample_rate=str(event.sample_rate), steps=steps)
         if event.personal_rates:
             line['personal_rates'] = [str(rate) for rate in event.personal_rates]
         self._append(line)
 
     def add(self, other: 'Ledger') -> None:
         """Adds every run of another ledger on the same records, which composes them."""
-        for line in other._lines:
-            content = {key: value for key, value in line.items() if key != 'hash'}
+        for content in map(_content, other._lines):
             if 'run' in content:
                 self.begin_run(**content['run'])
             elif 'resumed' in content:
@@ -168,7 +159,7 @@ class Ledger:
         line = {**content, 'hash': _seal(self.head, content)}
         if self._file is not None:
             if os.fstat(self._file).st_size != self._size:
-                raise PrivacyError('somebody else writes to the privacy ledger: one training a work_dir at a time')
+                raise LedgerError('somebody else writes to the privacy ledger: run one training per work_dir at a time')
             data = _dump(line)
             _write(self._file, data)
             self._size += len(data)
@@ -177,31 +168,25 @@ class Ledger:
     def _take(self, line: dict[str, Any]) -> None:
         if 'run' in line:
             self._runs.append(dict(line['run']))
-            self._prior = len(self._entries)
-        elif 'resumed' in line:  # once not secret, never secret again; nor hardened; once exposed, always
-            run, resumed = self._runs[-1], line['resumed']
+            self._earlier = len(self._entries)
+        elif 'resumed' in line:
             for name, harmless in _HARMLESS.items():
-                if resumed.get(name, harmless) != harmless:
-                    run[name] = resumed[name]
+                if line['resumed'].get(name, harmless) != harmless:
+                    self._runs[-1][name] = line['resumed'][name]
         else:
-            event = StepEvent(
-                line['noise_multiplier'],
-                Fraction(line['sample_rate']),
-                tuple(Fraction(rate) for rate in line.get('personal_rates', ())),
-            )
-            steps = line['steps']
+            rates = tuple(Fraction(rate) for rate in line.get('personal_rates', ()))
+            event, steps = StepEvent(line['noise_multiplier'], Fraction(line['sample_rate']), rates), line['steps']
             if type(line['noise_multiplier']) is not float or type(steps) is not int or steps < 1:
                 raise TypeError('a step is not (float, fraction, whole number)')
-            if len(self._entries) > self._prior and self._entries[-1][0] == event:
+            if len(self._entries) > self._earlier and self._entries[-1][0] == event:
                 steps += self._entries.pop()[1]
             self._entries.append((event, steps))
         self._lines.append(line)
 
-    # ---- the file --------------------------------------------------------------------------------------------------
     def keep_at(self, path: str | os.PathLike[str]) -> None:
-        """From now on every line is on the disk before ``count`` returns; what there is already is written first.
+        """From now on every line is on the disk before ``count`` returns; the lines so far are written first.
 
-        Raises PrivacyError where the file holds anything but the beginning of this ledger.
+        Raises LedgerError if the file holds anything but the beginning of this ledger.
         """
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -211,7 +196,7 @@ class Ledger:
         whole = b''.join(_dump(line) for line in self._lines)
         kept = found[: found.rfind(b'\n') + 1]  # a torn last line was never counted: its step made no noise
         if not whole.startswith(kept):
-            raise PrivacyError(f'{path} holds the steps of another training: give another work_dir')
+            raise LedgerError(f'{path} holds the steps of another training: give another work_dir')
         if len(kept) < len(found):
             os.ftruncate(self._file, len(kept))
         _write(self._file, whole[len(kept) :])
@@ -221,7 +206,7 @@ class Ledger:
         self._size = len(whole)
 
     def close(self) -> None:
-        """Lets go of the file."""
+        """Closes the file."""
         if self._file is not None:
             os.close(self._file)
             self._file = None
@@ -231,43 +216,41 @@ class Ledger:
 
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> 'Ledger':
-        """The ledger in a file; empty where there is none. Raises PrivacyError where it was damaged or changed."""
+        """The ledger in a file; empty if there is none. Raises LedgerError if it was damaged or changed."""
         path = Path(path)
         return cls.parse(path.read_bytes(), str(path)) if path.exists() else cls()
 
     @classmethod
     def parse(cls, data: bytes, name: str = 'the privacy ledger') -> 'Ledger':
-        """The ledger in a file's bytes. Raises PrivacyError."""
+        """The ledger in a file's bytes. Raises LedgerError."""
         ledger = cls()
         lines = data.split(b'\n')[:-1]  # what follows the last newline is a line that a kill cut off
         for number, raw in enumerate(lines, 1):
             try:
                 line = json.loads(raw)
-                content = {key: value for key, value in line.items() if key != 'hash'}
-                if line['hash'] != _seal(ledger.head, content):
+                if line['hash'] != _seal(ledger.head, _content(line)):
                     raise ValueError('its hash does not match: a line was changed or taken out')
                 ledger._take(line)
             except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RecursionError) as error:
-                raise PrivacyError(
+                raise LedgerError(
                     f'{name}, line {number}, is damaged ({error}), so what has been spent on the data is not known. Put an '
                     'intact copy back; a new training from the weights alone (load_from) needs another work_dir'
                 ) from error
         return ledger
 
-    # ---- checkpoints -----------------------------------------------------------------------------------------------
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps, plain numbers and strings: the steps so far, and the hash that finds them in the file."""
         entries = [[float(e.noise_multiplier), str(e.sample_rate), steps] for e, steps in self._entries]
         return {'format': _FORMAT, 'head': self.head, 'entries': entries, 'secret_randomness': self.is_secret}
 
     def check_covers(self, state: Any) -> None:
-        """Raises PrivacyError unless every step of a checkpoint's ``state_dict`` is in this ledger."""
+        """Raises LedgerError unless every step of a checkpoint's ``state_dict`` is in this ledger."""
         where = "the checkpoint's privacy ledger"
         missing = {'format', 'head', 'entries'} - set(state if isinstance(state, dict) else ())
         if missing:
-            raise PrivacyError(f'{where} lacks {", ".join(sorted(missing))}: resume from an intact checkpoint')
+            raise LedgerError(f'{where} lacks {", ".join(sorted(missing))}: resume from an intact checkpoint')
         if state['format'] != _FORMAT:
-            raise PrivacyError(
+            raise LedgerError(
                 f'{where} has format {state["format"]!r} and this version reads {_FORMAT}: '
                 'resume with the mmpose_dp version that wrote it'
             )
@@ -277,7 +260,7 @@ class Ledger:
                 break
             then._take(line)
         if then.head != state['head'] or then.state_dict()['entries'] != state['entries']:
-            raise PrivacyError(
+            raise LedgerError(
                 f'{where} is not the beginning of {LEDGER_NAME} beside it: one of them was changed, shortened or put in the '
                 'place of another. Put the file back that was written with this checkpoint'
             )
@@ -286,27 +269,31 @@ class Ledger:
 def _write(file: int, data: bytes) -> None:
     written = os.write(file, data)
     if written < len(data):
-        raise PrivacyError(
+        raise LedgerError(
             f'{LEDGER_NAME}: only {written} of {len(data)} bytes could be written, so no step is taken: is the disk full? '
             'Make room and resume'
         )
     os.fsync(file)
 
 
+def _content(line: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in line.items() if key != 'hash'}
+
+
 def _dump(line: dict[str, Any]) -> bytes:
     return json.dumps(line).encode() + b'\n'
 
 
-def _same(run: dict[str, Any], facts: dict[str, Any], name: str) -> bool:
-    """Whether a training in the ledger and one that is to follow agree in a fact.
+def _same(run: dict[str, Any], metadata: dict[str, Any], name: str) -> bool:
+    """Whether a training in the ledger and the next one have the same value.
 
-    Subjects agree if the name does and, where the ledger and ``subjects_digest`` tell, who is which subject.
+    Subjects are the same if their names and, if the ledger and ``subjects_digest`` hold them, their digests are.
     """
-    old, new = run.get(name), facts.get(name)
+    old, new = run.get(name), metadata.get(name)
     if name != 'subjects' or old is None or new is None:
         return old == new
     (old, old_start), (new, new_start) = _name_and_digest(old), _name_and_digest(new)
-    digest, seal = facts.get('subjects_digest'), run.get('subjects_seal')
+    digest, seal = metadata.get('subjects_digest'), run.get('subjects_seal')
     if old != new:
         return False
     if digest is None:  # of a ledger that is added: digests under two keys cannot be compared
@@ -316,29 +303,29 @@ def _same(run: dict[str, Any], facts: dict[str, Any], name: str) -> bool:
     return seal is None or hmac.compare_digest(seal, _keyed(digest, seal.partition(':')[0]))
 
 
-def _other(run: dict[str, Any], facts: dict[str, Any], name: str) -> str:
-    """The new value of a fact that differs, for a message."""
-    if name == 'subjects' and run.get(name) is not None and facts.get(name) is not None:
-        if _name_and_digest(run[name])[0] == _name_and_digest(facts[name])[0]:
-            return 'other subjects under that name'
-    return repr(facts.get(name))
+def _other(run: dict[str, Any], metadata: dict[str, Any], name: str) -> str:
+    """The new value, for a message."""
+    old, new = run.get(name), metadata.get(name)
+    if name == 'subjects' and old and new and _name_and_digest(old)[0] == _name_and_digest(new)[0]:
+        return 'other subjects under that name'
+    return repr(new)
 
 
 def _name_and_digest(subjects: str) -> tuple[str, str | None]:
-    """What names the subjects, and the beginning of a plain digest, which older ledgers have."""
+    """What names the subjects, and the first digits of a plain digest, which older ledgers have."""
     found = _SUBJECTS.fullmatch(subjects)
     assert found is not None  # the pattern takes any text
     return found[1], found[2]
 
 
-def _sealed(facts: dict[str, Any]) -> dict[str, Any]:
-    """What is kept of the facts: of who is which subject a digest under a random key, which the line holds as well.
+def _sealed(metadata: dict[str, Any]) -> dict[str, Any]:
+    """What a line keeps of the metadata. The digest of the subjects is kept under a random key, which the line holds as well.
 
-    The chain of hashes, whose end is in every checkpoint, then says nothing of the subjects to somebody without the file.
+    The chain of hashes, whose end is in every checkpoint, then reveals nothing of the subjects to somebody without the file.
     """
-    kept = {name: value for name, value in facts.items() if name != 'subjects_digest'}
-    if facts.get('subjects_digest') is not None:
-        kept['subjects_seal'] = _keyed(facts['subjects_digest'], secrets.token_hex(32))
+    kept = {name: value for name, value in metadata.items() if name != 'subjects_digest'}
+    if metadata.get('subjects_digest') is not None:
+        kept['subjects_seal'] = _keyed(metadata['subjects_digest'], secrets.token_hex(32))
     return kept
 
 

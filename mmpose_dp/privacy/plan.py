@@ -1,22 +1,20 @@
-"""The one plan of a private training: everything the guarantee depends on, coupled, checked, and frozen.
+"""The one plan of a private training: everything the guarantee depends on, checked together, and frozen.
 
-It is made once before training; the wrapper, the hook and the statement read it. Must not be changed afterwards, and must not
-come to life where two of its parts contradict each other.
+It is made once before training; the wrapper, the hook and the statement read it. Must not be changed afterwards, and cannot be
+made from parts that contradict each other.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from typing import Any
-
-from mmpose_dp.extras.personal_budgets import Budget
-from mmpose_dp.extras.schedule import Schedule
+from typing import Any, Protocol
 
 from .accounting import ACCOUNTANTS, History, StepEvent, epsilon
-from .calibration import as_epsilon, calibrate_noise_multiplier, calibrate_sample_rates, first_steps, steps_within
-from .errors import PrivacyError
+from .calibration import Factors, calibrate_noise_multiplier, first_steps, steps_within
+from .errors import BudgetError
 from .figures import as_given, rounded_up
 from .ledger import Ledger
-from .validation import as_number, as_whole
+from .validation import as_delta, as_noise_multiplier, as_positive, as_whole, require
 
 METHODS = {
     'dpsgd': 'DP-SGD',
@@ -29,14 +27,19 @@ UNITS = {
     'image': 'one image with all its annotated people',
     'subject': 'one subject with all annotations in the training set',
 }
-
-_WHOLE = ('num_records', 'expected_batch_size', 'steps')
 _LEAST_NORM = 1e-10  # squares of entries below 1e-22 are 0 in float32
+
+
+class Schedule(Protocol):
+    """How sigma and C change over a training. Must not depend on private data."""
+
+    def parts(self, steps: int) -> Sequence[tuple[float, float, int]]:
+        """(noise factor, clipping factor, steps) of each part of ``steps`` steps; the first factors are 1."""
 
 
 @dataclass(frozen=True)
 class PrivacyPlan:
-    """What is promised, to whom, and what it takes.
+    """What is guaranteed, to whom, and what it takes.
 
     Attributes:
         method: 'dpsgd', 'projected', 'feature' or 'hybrid'.
@@ -47,23 +50,22 @@ class PrivacyPlan:
         max_grad_norm: C, of the first step.
         noise_multiplier: sigma of the first step, the noise's standard deviation in units of the sensitivity.
         target_delta: delta.
-        target_epsilon: the budget, or None where none was set.
+        target_epsilon: the budget, or None if there is none.
         accountant: 'pld', 'prv' or 'rdp'.
         subjects: with 'subject', what names each record's subject, in words.
-        subjects_digest: a digest of which records are one subject, for the ledger to compare and never to be published.
+        subjects_digest: a digest of which records are one subject, for the ledger to compare; must not be published.
         public_view: what phi keeps of a record, in words (feature and hybrid).
         public_data: the public data set, in words (projected; feature and hybrid may have one beside their views).
-        secret_randomness: False where a debug seed was set; the run is then NOT PRIVATE.
-        arithmetic: the numbers of the forwards and where they are computed, such as 'bfloat16 on a CPU'.
+        secret_randomness: False if a debug seed was set; the run is then NOT PRIVATE.
+        arithmetic: the number format and the device of the forwards, such as 'bfloat16 on a CPU'.
         secure_mode: whether the noise is hardened against attacks on floating-point numbers.
         expose_private_metrics: whether losses of private batches are logged, outside the guarantee.
-        schedule: how sigma and C go on from their first values.
-        adaptive_norm: whether C goes on by the records' noised votes instead.
-        budgets: personal budgets, smallest first; empty where one epsilon holds for all.
-        assignment: which of the ``budgets`` each record has, by number, in the order of the records.
-        prior: what earlier trainings on the same data have spent of the budget.
+        schedule: how sigma and C change after the first step; None if they do not.
+        adaptive_norm: whether C follows the records' noised votes instead.
+        earlier_history: the steps of earlier trainings on the same data, which count against the budget.
 
-    Raises PrivacyError, naming the field, for values that are out of range or contradict each other.
+    Raises ConfigError, naming the field, for values that are out of range or contradict each other, and BudgetError for noise
+    that exceeds the budget.
     """
 
     method: str
@@ -84,120 +86,107 @@ class PrivacyPlan:
     arithmetic: str = 'float32 on a CPU'
     secure_mode: bool = False
     expose_private_metrics: bool = False
-    schedule: Schedule = Schedule()
+    schedule: Schedule | None = None
     adaptive_norm: bool = False
-    budgets: tuple[Budget, ...] = ()
-    assignment: tuple[int, ...] = ()
-    prior: History = ()
+    earlier_history: History = ()
 
     def __post_init__(self) -> None:
-        _require(
-            self.method in METHODS,
-            f'method={self.method!r} is unknown; write one of {tuple(METHODS)}',
-        )
-        _require(
-            self.privacy_unit in UNITS,
-            f'privacy_unit={self.privacy_unit!r} is unknown; write one of {tuple(UNITS)}',
-        )
-        _require(
-            self.accountant in ACCOUNTANTS,
-            f'accountant={self.accountant!r} is not offered; write one of {ACCOUNTANTS}',
-        )
-        self._take_numbers()
-        _require(
-            self.expected_batch_size <= self.num_records,
-            f'expected_batch_size={self.expected_batch_size} is more than the {self.num_records} private records',
-        )
-        least = self.max_grad_norm * min(1.0, self.schedule.max_grad_norm)
-        _require(
-            least >= _LEAST_NORM,
-            f'max_grad_norm={least:.3g} is so small that float32 does not tell longer gradients from none: write at least '
-            f'{_LEAST_NORM}, here and at the end of the schedule',
-        )
-        # A mechanism that publishes whole records at random has delta about 1/N: far above it the promise is empty. The
-        # paper's 1/22000 for N = 22246 lies on the line; it is let through with a warning.
-        _require(
-            0 < self.target_delta < 1.1 / self.num_records,
-            f'target_delta={as_given(self.target_delta)} is too large for {self.num_records} records: write at most '
-            f'{0.5 / self.num_records:.1g}',
-        )
-        _require(
-            (self.public_view is not None) == self.is_feature_dp,
-            f'method={self.method!r} {"needs" if self.is_feature_dp else "must not have"} a public_view',
-        )
-        _require(
-            self.is_feature_dp or (self.public_data is not None) == (self.method == 'projected'),
-            f'method={self.method!r} {"needs" if self.method == "projected" else "must not have"} public_data',
-        )
-        for spent, target in zip(self.epsilons, self._targets):
-            _require(
-                spent <= target,
-                f'noise_multiplier={self.noise_multiplier} spends epsilon {rounded_up(spent)} in {self.steps} steps, more than '
-                f'target_epsilon={target}: leave noise_multiplier out to have it calibrated',
-            )
-
-    def _take_numbers(self) -> None:
-        """Plain ints and floats in place of other numbers (fractions, numpy's). Raises PrivacyError for what is none."""
-        found: dict[str, Any] = {name: as_whole(getattr(self, name), name) for name in _WHOLE}
-        for name, low in (('max_grad_norm', 'above 0'), ('noise_multiplier', '0 or above')):
-            found[name] = as_number(getattr(self, name), name, f'a number {low}')
-            fits = found[name] > 0 if low == 'above 0' else found[name] >= 0
-            _require(fits, f'{name}={getattr(self, name)!r} must be a number {low}')
-        found['target_delta'] = as_number(self.target_delta, 'target_delta')
+        for name, known in (('method', METHODS), ('privacy_unit', UNITS), ('accountant', ACCOUNTANTS)):
+            value = getattr(self, name)
+            require(value in known, f'{name}={value!r} is unknown; write one of {tuple(known)}')
+        self._convert_numbers()
+        self._check_numbers()
+        feature, projected = self.is_feature_dp, self.method == 'projected'
+        for found, wanted, name in (
+            (self.public_view is not None, feature, 'a public_view'),
+            (self.public_data is not None and not feature, projected, 'public_data'),
+        ):
+            require(found == wanted, f'method={self.method!r} {"needs" if wanted else "must not have"} {name}')
         if self.target_epsilon is not None:
-            found['target_epsilon'] = as_epsilon(self.target_epsilon)
+            self._check_budget()
+
+    def _convert_numbers(self) -> None:
+        """Replaces numbers of other types (fractions, numpy's) by plain ints and floats. Raises ConfigError."""
+        found: dict[str, Any] = {
+            name: as_whole(getattr(self, name), name) for name in ('num_records', 'expected_batch_size', 'steps')
+        }
+        found['max_grad_norm'] = as_positive(self.max_grad_norm, 'max_grad_norm')
+        found['noise_multiplier'] = as_noise_multiplier(self.noise_multiplier)
+        found['target_delta'] = as_delta(self.target_delta)
+        if self.target_epsilon is not None:
+            found['target_epsilon'] = as_positive(self.target_epsilon, 'target_epsilon')
         for name, value in found.items():
             object.__setattr__(self, name, value)
 
-    @classmethod
-    def calibrate(cls, *, target_epsilon: float, budgets: tuple[Budget, ...] = (), **settings: Any) -> 'PrivacyPlan':
-        """The plan with the least noise that keeps ``steps`` steps, and what was spent before, within the budget.
-
-        With personal ``budgets`` (their sample_rate is found here) ``target_epsilon`` is the largest of them.
-        """
-        # every field is checked before the search for sigma, which would fail less clearly
-        draft = cls(noise_multiplier=0.0, **settings)
-        target_epsilon = as_epsilon(target_epsilon)
-        factors = [(noise, steps) for noise, _, steps in draft.schedule.parts(draft.steps)]
-        # earlier trainings may have had other groups: what they spent counts for all at their highest rate
-        shared: dict[str, Any] = dict(accountant=draft.accountant, history=draft.prior, factors=factors)
-        if not budgets:
-            sigma = calibrate_noise_multiplier(
-                target_epsilon, draft.target_delta, draft.sample_rate, draft.steps, **shared
-            )
-            return replace(draft, noise_multiplier=sigma, target_epsilon=target_epsilon)
-        sigma, rates = calibrate_sample_rates(
-            [(b.epsilon, b.num_records) for b in budgets],
-            draft.target_delta,
-            draft.expected_batch_size,
-            draft.steps,
-            **shared,
+    def _check_numbers(self) -> None:
+        require(
+            self.expected_batch_size <= self.num_records,
+            f'expected_batch_size={self.expected_batch_size} is more than the {self.num_records} private records',
         )
-        found = tuple(replace(b, sample_rate=rate) for b, rate in zip(budgets, rates))
-        return replace(draft, noise_multiplier=sigma, target_epsilon=target_epsilon, budgets=found)
+        least = self.max_grad_norm * min(factor for _, factor, _ in self._parts())
+        require(
+            least >= _LEAST_NORM,
+            f'max_grad_norm={least:.3g} is so small that float32 cannot compare gradients with it: write at least '
+            f'{_LEAST_NORM}, here and at the end of the schedule',
+        )
+        # A mechanism that publishes whole records at random has delta about 1/N: if delta is far above it, the guarantee is
+        # empty. The paper's 1/22000 for N = 22246 is slightly above; it is allowed with a warning.
+        require(
+            self.target_delta < 1.1 / self.num_records,
+            f'target_delta={as_given(self.target_delta)} is too large for {self.num_records} records: write at most '
+            f'{0.5 / self.num_records:.1g}',
+        )
+
+    def _check_budget(self) -> None:
+        for target, steps in self.by_budget(self.planned()):
+            spent = epsilon([*self.earlier_history, *steps], self.target_delta, self.accountant)
+            if target is not None and spent > target:
+                raise BudgetError(
+                    f'noise_multiplier={self.noise_multiplier} spends epsilon {rounded_up(spent)} in {self.steps} steps, more '
+                    f'than target_epsilon={target}: leave noise_multiplier out to have it calibrated'
+                )
+
+    @classmethod
+    def calibrate(cls, *, target_epsilon: float, **settings: Any) -> 'PrivacyPlan':
+        """The plan with the least noise that keeps ``steps`` steps, and earlier trainings, within the budget.
+
+        Raises ConfigError, and BudgetError if no noise is enough.
+        """
+        # every field is checked before the search for sigma, whose errors would be less clear
+        draft = cls(noise_multiplier=0.0, **settings)
+        target_epsilon = as_positive(target_epsilon, 'target_epsilon')
+        factors = [(noise, steps) for noise, _, steps in draft._parts()]
+        return replace(draft, target_epsilon=target_epsilon, **draft._calibrated(target_epsilon, factors))
+
+    def _calibrated(self, target_epsilon: float, factors: Factors) -> dict[str, Any]:
+        """The fields that follow from the budget."""
+        sigma = calibrate_noise_multiplier(
+            target_epsilon,
+            self.target_delta,
+            self.sample_rate,
+            self.steps,
+            self.accountant,
+            self.earlier_history,
+            factors,
+        )
+        return dict(noise_multiplier=sigma)
 
     @property
-    def facts(self) -> dict[str, Any]:
-        """What the ledger keeps of this training beside its steps, plain JSON values: what a resume must not change or hide."""
-        return dict(
-            method=self.method,
-            privacy_unit=self.privacy_unit,
-            subjects=self.subjects,
-            subjects_digest=self.subjects_digest,
-            num_records=self.num_records,
-            personal_budgets=[[budget.epsilon, budget.num_records] for budget in self.budgets],
-            personal_assignment=list(self.assignment) or None,  # who has which is public
-            public_view=self.public_view,
-            public_data=self.public_data,
-            secret_randomness=self.secret_randomness,
-            secure_mode=self.secure_mode,
-            expose_private_metrics=self.expose_private_metrics,
-        )
+    def run_metadata(self) -> dict[str, Any]:
+        """What the ledger keeps of this training beside its steps, plain JSON values: a resume must not change or hide them."""
+        names = 'method privacy_unit subjects subjects_digest num_records public_view public_data'.split()
+        names += ['secret_randomness', 'secure_mode', 'expose_private_metrics']
+        return dict({name: getattr(self, name) for name in names}, personal_budgets=[], personal_assignment=None)
 
     @property
     def sample_rate(self) -> Fraction:
         """q = B / N, exact."""
         return Fraction(self.expected_batch_size, self.num_records)
+
+    @property
+    def record_rates(self) -> tuple[Fraction, ...]:
+        """The rate at which each record is sampled, in the order of the records; empty if it is ``sample_rate`` for all."""
+        return ()
 
     @property
     def event(self) -> StepEvent:
@@ -206,29 +195,31 @@ class PrivacyPlan:
 
     def event_at(self, step: int) -> StepEvent:
         """What private step number ``step`` of this training puts into the ledger."""
-        rates = tuple(budget.sample_rate for budget in self.budgets)
-        return StepEvent(self.noise_multiplier * self._part_at(step)[0], max(rates, default=self.sample_rate), rates)
+        return StepEvent(self.noise_multiplier * self._factors_at(step)[0], self.sample_rate)
 
     def max_grad_norm_at(self, step: int) -> float:
         """C of private step number ``step``: emptying one record's slot moves the clipped sum by at most this (L2).
 
-        With ``adaptive_norm`` it is the first step's, and where C goes from there nobody knows beforehand.
+        With ``adaptive_norm`` only the first step's is known beforehand, and this is it.
         """
-        return self.max_grad_norm * self._part_at(step)[1]
+        return self.max_grad_norm * self._factors_at(step)[1]
 
-    def _part_at(self, step: int) -> tuple[float, float]:
+    def _parts(self) -> Sequence[tuple[float, float, int]]:
+        return self.schedule.parts(self.steps) if self.schedule else [(1.0, 1.0, self.steps)]
+
+    def _factors_at(self, step: int) -> tuple[float, float]:
         """The schedule's factors; a training that goes on for longer than planned stays with the last ones."""
-        parts = self.schedule.parts(self.steps)
+        parts = self._parts()
         for noise, clip, steps in parts:
             if step < steps:
                 return noise, clip
             step -= steps
         return parts[-1][:2]
 
-    def ahead(self, step: int = 0) -> History:
+    def planned(self, step: int = 0) -> History:
         """The planned steps from number ``step`` on."""
         found, start = [], 0
-        for _, _, steps in self.schedule.parts(self.steps):
+        for _, _, steps in self._parts():
             left = min(start + steps - step, steps)
             if left > 0:
                 found.append((self.event_at(start), left))
@@ -237,30 +228,31 @@ class PrivacyPlan:
 
     @property
     def epsilon(self) -> float:
-        """Epsilon of all planned steps, and of what was spent before."""
-        return epsilon([*self.prior, *self.ahead()], self.target_delta, self.accountant)
+        """Epsilon of all planned steps, and of earlier trainings."""
+        return self.epsilon_after(self.steps)
 
-    @property
-    def epsilons(self) -> tuple[float, ...]:
-        """The same for each group of records with a budget of its own."""
-        return self.epsilons_of(self.prior, self.ahead()) if self._targets else ()
+    def epsilon_after(self, steps: int) -> float:
+        """Epsilon of the first ``steps`` planned steps, and of earlier trainings."""
+        return epsilon([*self.earlier_history, *first_steps(self.planned(), steps)], self.target_delta, self.accountant)
 
-    def epsilons_of(self, prior: History, run: History) -> tuple[float, ...]:
-        """Epsilon for each group of records with a budget of its own, or for all, of this training's steps after others.
+    def by_budget(self, history: History) -> list[tuple[float | None, History]]:
+        """Each budget, and this training's steps ``history`` as the records with that budget see them."""
+        return [(self.target_epsilon, history)]
 
-        Only in its own training is a group's rate its own: the groups of ``prior`` may have been others, so what was spent
-        there counts at its highest rate.
-        """
-        return tuple(
-            epsilon([*prior, *_of_group(run, g)], self.target_delta, self.accountant)
-            for g in range(max(len(self.budgets), 1))
-        )
+    def personal_epsilon(self, ledger: Ledger) -> dict[str, float]:
+        """Epsilon spent by each group of records that has a budget of its own: here there is none."""
+        return {}
 
-    @property
-    def _targets(self) -> tuple[float, ...]:
+    def allowed_steps(self, ledger: Ledger) -> int:
+        """Further steps that the plan and the budget leave after ``ledger``, whose last run is this training."""
         if self.target_epsilon is None:
-            return ()
-        return tuple(budget.epsilon for budget in self.budgets) or (self.target_epsilon,)
+            return self.steps  # no limit
+        taken, planned = self.by_budget(ledger.run_history), self.by_budget(self.planned(ledger.run_steps))
+        return min(
+            steps_within(target, self.target_delta, ahead, self.accountant, [*ledger.earlier_history, *spent])
+            for (target, ahead), (_, spent) in zip(planned, taken)
+            if target is not None
+        )
 
     @property
     def is_feature_dp(self) -> bool:
@@ -292,27 +284,6 @@ class PrivacyPlan:
         if self.target_delta > 1 / self.num_records:
             found.append(f'target_delta={as_given(self.target_delta)} is above 1/N = {1 / self.num_records:.3g}')
         if not self.is_private:
-            found.append(
-                'NOT PRIVATE: ' + ('a debug seed is set' if self.noise_multiplier else 'noise_multiplier is 0')
-            )
+            why = 'a debug seed is set' if self.noise_multiplier else 'noise_multiplier is 0'
+            found.append(f'NOT PRIVATE: {why}')
         return tuple(found)
-
-    def allowed_steps(self, ledger: Ledger) -> int:
-        """Further steps that the plan and the budget leave after ``ledger``, whose last run is this training."""
-        if self.target_epsilon is None:
-            return self.steps  # nothing to keep within
-        ahead = self.ahead(ledger.run_steps)
-        for group, target in enumerate(self._targets):
-            spent = [*ledger.prior, *_of_group(ledger.run_history, group)]
-            fits = steps_within(target, self.target_delta, _of_group(ahead, group), self.accountant, spent)
-            ahead = first_steps(ahead, fits)
-        return sum(steps for _, steps in ahead)
-
-
-def _of_group(history: History, group: int) -> History:
-    return [(event.of_group(group), steps) for event, steps in history]
-
-
-def _require(holds: bool, message: str) -> None:
-    if not holds:
-        raise PrivacyError(message)

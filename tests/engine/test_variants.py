@@ -9,6 +9,7 @@ from runs import config, tiny, train, train_until
 from runs import unvalidated as short
 
 from mmpose_dp.extras.adaptive_norm import shares
+from mmpose_dp.extras.personal_budgets import of_group
 from mmpose_dp.privacy.accounting import StepEvent, epsilon
 from mmpose_dp.privacy.errors import PrivacyError
 from mmpose_dp.privacy.ledger import LEDGER_NAME, Ledger
@@ -67,7 +68,7 @@ def test_personal_budgets(synthetic, tmp_path):
     assert (drawn / 3000 - rates).abs().max() < 0.04
     ledger = Ledger.read(tmp_path / 'work' / LEDGER_NAME)
     for group, budget in enumerate(plan.budgets):
-        own = epsilon([(event.of_group(group), steps) for event, steps in ledger.history], 1e-3, 'rdp')
+        own = epsilon([(of_group(event, group), steps) for event, steps in ledger.history], 1e-3, 'rdp')
         assert 0.9 * budget.epsilon < own <= budget.epsilon
     assert len(statement_of(tmp_path / 'work')['personal_epsilon']) == 2
     other = annotated(

@@ -6,16 +6,16 @@ from fractions import Fraction
 import pytest
 
 from mmpose_dp.privacy.accounting import StepEvent, epsilon
-from mmpose_dp.privacy.errors import PrivacyError
+from mmpose_dp.privacy.errors import LedgerError
 from mmpose_dp.privacy.ledger import LEDGER_NAME, Ledger
 
 RATE = Fraction(32, 22246)
 A, B = StepEvent(1.1, RATE), StepEvent(0.9, Fraction(1, 100))
 
 
-def ledger_of(*entries, **facts):
+def ledger_of(*entries, **metadata):
     ledger = Ledger()
-    ledger.begin_run(**{'privacy_unit': 'instance', 'secret_randomness': True, **facts})
+    ledger.begin_run(**{'privacy_unit': 'instance', 'secret_randomness': True, **metadata})
     for event, steps in entries:
         ledger.count(event, steps)
     return ledger
@@ -26,7 +26,7 @@ def test_it_grows_and_composes():
     assert ledger.history == ((A, 5), (B, 7)) and ledger.steps == ledger.run_steps == 12
     assert ledger.epsilon(1e-5) == epsilon([(A, 5), (B, 7)], 1e-5) > epsilon([(A, 5)], 1e-5)
     for steps in (0, -1, 1.5, True):
-        with pytest.raises(PrivacyError, match='only grows'):
+        with pytest.raises(LedgerError, match='only grows'):
             ledger.count(A, steps)
 
 
@@ -34,11 +34,11 @@ def test_runs_are_told_apart():
     ledger = ledger_of((A, 3))
     ledger.begin_run(privacy_unit='instance', secret_randomness=False)
     ledger.count(A, 4)
-    assert ledger.prior == ((A, 3),) and ledger.run_steps == 4 and ledger.steps == 7 and len(ledger.runs) == 2
+    assert ledger.earlier_history == ((A, 3),) and ledger.run_steps == 4 and ledger.steps == 7 and len(ledger.runs) == 2
     assert not ledger.is_secret
-    with pytest.raises(PrivacyError, match='privacy_unit'):
+    with pytest.raises(LedgerError, match='privacy_unit'):
         ledger.begin_run(privacy_unit='image')
-    with pytest.raises(PrivacyError, match='subjects=None.*another work_dir'):
+    with pytest.raises(LedgerError, match='subjects=None.*another work_dir'):
         ledger.begin_run(privacy_unit='instance', subjects='annotation field patient')
 
 
@@ -52,10 +52,10 @@ def test_subjects_are_compared_by_a_digest_that_only_the_file_can_check(tmp_path
     first.resume_run(subjects_digest='a' * 64, **subjects)
     first.begin_run(subjects_digest='a' * 64, **subjects)
     for open_run in (first.resume_run, first.begin_run):
-        with pytest.raises(PrivacyError, match="subjects='subjects.json' and .* other subjects under that name"):
+        with pytest.raises(LedgerError, match="subjects='subjects.json' and .* other subjects under that name"):
             open_run(subjects_digest='b' * 64, **subjects)
     second.add(first)  # the tool that adds cannot compare; the training that goes on from the sum does
-    with pytest.raises(PrivacyError, match='other subjects under that name'):
+    with pytest.raises(LedgerError, match='other subjects under that name'):
         second.begin_run(subjects_digest='b' * 64, **subjects)
     second.begin_run(subjects_digest='a' * 64, **subjects)
 
@@ -71,16 +71,16 @@ def test_a_ledger_with_a_plain_digest_still_resumes():
         (old.begin_run, 'others.json', 'a' * 64),
         (old.resume_run, 'subjects.json', 'b' * 64),
     ):
-        with pytest.raises(PrivacyError, match='subjects='):
+        with pytest.raises(LedgerError, match='subjects='):
             open_run(privacy_unit='subject', subjects=name, subjects_digest=digest)
-    with pytest.raises(PrivacyError, match='subjects='):
+    with pytest.raises(LedgerError, match='subjects='):
         old.add(ledger_of((A, 1), privacy_unit='subject', subjects=f'subjects.json (sha256 {"b" * 12})'))
 
 
 def test_a_run_is_resumed_as_it_was(tmp_path):
     """Its statement could not hold for both parts; and nobody washes a debug seed or exposed metrics clean afterwards."""
-    facts = dict(privacy_unit='instance', personal_budgets=[[1.0, 4]], method='feature', public_view='blur')
-    ledger = ledger_of((A, 3), **facts)
+    metadata = dict(privacy_unit='instance', personal_budgets=[[1.0, 4]], method='feature', public_view='blur')
+    ledger = ledger_of((A, 3), **metadata)
     for name, other in (
         ('privacy_unit', 'image'),
         ('personal_budgets', []),
@@ -90,29 +90,29 @@ def test_a_run_is_resumed_as_it_was(tmp_path):
         ('public_data', 'COCO'),
     ):
         with pytest.raises(
-            PrivacyError, match=f'{name}={facts.get(name)!r}.*{other!r}.*another work_dir'.replace('[', r'\[')
+            LedgerError, match=f'{name}={metadata.get(name)!r}.*{other!r}.*another work_dir'.replace('[', r'\[')
         ):
-            ledger.resume_run(**{**facts, name: other})
+            ledger.resume_run(**{**metadata, name: other})
     ledger.keep_at(tmp_path / LEDGER_NAME)
     for odd in (False, True, False):
         assert ledger.is_secret != ledger.exposes_private_metrics or not odd
-        ledger.resume_run(**facts, secret_randomness=not odd, expose_private_metrics=odd)
+        ledger.resume_run(**metadata, secret_randomness=not odd, expose_private_metrics=odd)
     ledger.count(A)
     read = Ledger.read(tmp_path / LEDGER_NAME)
     assert not read.is_secret and read.exposes_private_metrics and read.run_history == ((A, 4),) and len(read.runs) == 1
-    with pytest.raises(PrivacyError, match='no training'):
+    with pytest.raises(LedgerError, match='no training'):
         Ledger().resume_run(privacy_unit='instance')
 
 
 def test_a_view_that_was_given_away_is_named_by_all_that_follows():
     """Plain DP and then Feature DP is Feature DP; the other way round, or with another view, the last statement is wrong."""
-    ledger, facts = ledger_of((A, 1), method='dpsgd'), dict(privacy_unit='instance', method='feature')
-    ledger.begin_run(**facts, public_view='blur')
-    ledger.begin_run(**{**facts, 'method': 'hybrid'}, public_view='blur')
+    ledger, metadata = ledger_of((A, 1), method='dpsgd'), dict(privacy_unit='instance', method='feature')
+    ledger.begin_run(**metadata, public_view='blur')
+    ledger.begin_run(**{**metadata, 'method': 'hybrid'}, public_view='blur')
     for view in ('face', None):
-        with pytest.raises(PrivacyError, match=f"public_view='blur'.*{view!r}.*another work_dir"):
-            ledger.begin_run(**facts, public_view=view)
-    with pytest.raises(PrivacyError, match='public_view'):
+        with pytest.raises(LedgerError, match=f"public_view='blur'.*{view!r}.*another work_dir"):
+            ledger.begin_run(**metadata, public_view=view)
+    with pytest.raises(LedgerError, match='public_view'):
         ledger.add(ledger_of((B, 1)))
 
 
@@ -146,9 +146,9 @@ def test_a_full_disk_is_told_before_the_step(tmp_path, monkeypatch):
     ledger.keep_at(path)
     real = os.write
     monkeypatch.setattr(os, 'write', lambda file, data: real(file, data[: len(data) // 2]))
-    with pytest.raises(PrivacyError, match=f'{LEDGER_NAME}.*disk full'):
+    with pytest.raises(LedgerError, match=f'{LEDGER_NAME}.*disk full'):
         ledger.count(A)
-    with pytest.raises(PrivacyError, match=f'{LEDGER_NAME}.*disk full'):
+    with pytest.raises(LedgerError, match=f'{LEDGER_NAME}.*disk full'):
         ledger_of((B, 1)).keep_at(tmp_path / 'new' / LEDGER_NAME)
     monkeypatch.undo()
     assert ledger.steps == Ledger.read(path).steps == 3
@@ -164,11 +164,11 @@ def test_a_file_is_only_appended_to(tmp_path):
     before = path.read_bytes()
     ledger.count(A)
     assert path.read_bytes().startswith(before)
-    with pytest.raises(PrivacyError, match='another training'):
+    with pytest.raises(LedgerError, match='another training'):
         ledger_of((B, 3)).keep_at(path)
     with open(path, 'a') as file:
         file.write('x')
-    with pytest.raises(PrivacyError, match='somebody else'):
+    with pytest.raises(LedgerError, match='somebody else'):
         ledger.count(A)
 
 
@@ -190,7 +190,7 @@ def test_two_ledgers_add_up():
     one.add(two)
     assert one.history == ((A, 3), (B, 4)) and len(one.runs) == 2 and not one.is_secret
     assert one.epsilon(1e-5) == epsilon([(A, 3), (B, 4)], 1e-5)
-    with pytest.raises(PrivacyError, match='privacy_unit'):
+    with pytest.raises(LedgerError, match='privacy_unit'):
         one.add(ledger_of((A, 1), privacy_unit='image'))
 
 
@@ -211,7 +211,7 @@ def test_a_checkpoint_that_does_not_fit_is_refused(change):
     state = ledger.state_dict()
     ledger.count(B)
     ledger.check_covers(state)  # steps taken since do no harm
-    with pytest.raises(PrivacyError, match='ledger'):
+    with pytest.raises(LedgerError, match='ledger'):
         ledger.check_covers(change(state))
-    with pytest.raises(PrivacyError, match='not the beginning'):
+    with pytest.raises(LedgerError, match='not the beginning'):
         ledger_of((A, 4)).check_covers(state)

@@ -6,10 +6,11 @@ from fractions import Fraction
 
 import pytest
 
+from mmpose_dp.engine.statement_page import statement_markdown, write_statement
 from mmpose_dp.privacy.accounting import StepEvent
 from mmpose_dp.privacy.ledger import Ledger
 from mmpose_dp.privacy.plan import PrivacyPlan
-from mmpose_dp.privacy.statement import build_statement, epsilon_curve, statement_markdown, write_statement
+from mmpose_dp.privacy.statement import build_statement
 
 SETTINGS = dict(
     privacy_unit='instance',
@@ -86,7 +87,7 @@ def test_what_earlier_trainings_in_the_ledger_did_is_told():
     plan, ledger = statement_of('dpsgd')[1], Ledger()
     ledger.begin_run(privacy_unit='instance', method='projected', public_data='COCO', expose_private_metrics=True)
     ledger.count(plan.event)
-    ledger.begin_run(**plan.facts)
+    ledger.begin_run(**plan.run_metadata)
     ledger.count(plan.event)
     told = build_statement(plan, ledger, pretraining='none')
     assert told['private'] and told['public_data'] == 'COCO' and told['method'] == 'Projected DP-SGD and DP-SGD'
@@ -102,15 +103,15 @@ def test_what_a_resume_changed_is_told():
     for others in (dict(secure_mode=False), dict(secure_mode=True)):
         first, second = replace(plan, **others), replace(plan, **changed)
         ledger = Ledger()
-        ledger.begin_run(**first.facts)
+        ledger.begin_run(**first.run_metadata)
         ledger.count(first.event, 20)
-        ledger.resume_run(**second.facts)
+        ledger.resume_run(**second.run_metadata)
         ledger.count(second.event, 5)
         told = build_statement(second, ledger, pretraining='none')
         assert told['noise_multiplier'] == f'{plan.noise_multiplier}, going to {2 * plan.noise_multiplier}'
         assert told['sample_rate'] == '1/20, then 1/10' and told['epochs'] == 1.5
         assert ('secure_mode' in told['noise_source']) == others['secure_mode']
-    ledger.resume_run(**replace(second, secure_mode=False).facts)
+    ledger.resume_run(**replace(second, secure_mode=False).run_metadata)
     assert 'secure_mode' not in build_statement(second, ledger, pretraining='none')['noise_source']
 
 
@@ -137,8 +138,8 @@ def test_files_are_written_whole(tmp_path):
     write_statement(statement, tmp_path)
     assert {p.name for p in tmp_path.iterdir()} == {'privacy_statement.json', 'privacy_statement.md'}
     assert json.loads((tmp_path / 'privacy_statement.json').read_text()) == statement
-    steps, spent = zip(*epsilon_curve(plan))
-    assert steps[-1] == 40 and list(spent) == sorted(spent) and spent[-1] <= 1.0
+    spent = [plan.epsilon_after(steps) for steps in range(0, 41, 5)]
+    assert spent[0] == 0 and spent == sorted(spent) and spent[-1] == plan.epsilon <= 1.0
 
 
 def test_no_printed_epsilon_is_below_the_computed_one():

@@ -9,53 +9,49 @@ from typing import Any
 import torch
 
 from mmpose_dp.datasets import PublicPrivateDataset
-from mmpose_dp.extras.personal_budgets import Budget
-from mmpose_dp.privacy.errors import PrivacyError
+from mmpose_dp.privacy.errors import ConfigError
 from mmpose_dp.privacy.plan import PrivacyPlan
 
 from ..loops import PrivateTrainLoop
 from ..optim_wrappers import DPOptimWrapper
 
+_NO_BUDGET = 'give PrivacyBudgetHook a target_epsilon, or DPOptimWrapper a noise_multiplier'
+
 
 def make_plan(
     loop: PrivateTrainLoop, wrapper: DPOptimWrapper, target_epsilon: float | None, **promised: Any
 ) -> PrivacyPlan:
-    """The plan of a training; ``promised`` are the fields of the plan that PrivacyBudgetHook sets. Raises PrivacyError."""
+    """The plan of a training; ``promised`` are the fields of the plan that PrivacyBudgetHook sets. Raises ConfigError."""
     dataset = loop.dataloader.dataset
-    assert isinstance(dataset, PublicPrivateDataset)
     settings: dict[str, Any] = dict(
-        method=_method(dataset, wrapper, loop),
-        privacy_unit=dataset.privacy_unit,
-        subjects=dataset.subjects,
-        subjects_digest=dataset.subjects_digest,
-        num_records=dataset.num_records,
+        **_described(loop, wrapper),
         expected_batch_size=loop.sampler.expected_batch_size,
         steps=loop.private_steps,
         max_grad_norm=wrapper.mechanism.max_grad_norm,
-        public_view=dataset.view_description,
-        public_data=dataset.public_description,
         secret_randomness=all(x.random.is_secret for x in (wrapper.mechanism, loop.sampler.sampling, dataset)),
         arithmetic=_arithmetic(wrapper),
-        secure_mode=wrapper.secure_mode,
         schedule=wrapper.schedule,
         adaptive_norm=wrapper.adaptive_norm is not None,
         **promised,
     )
-    budgets, settings['assignment'] = _budgets(dataset, target_epsilon)
-    if budgets and wrapper.mechanism.noise_multiplier is not None:
-        raise PrivacyError('with personal_epsilon the noise follows from the budgets: leave noise_multiplier out')
+    if any(epsilon is not None for epsilons in dataset.personal_epsilons for epsilon in epsilons):
+        return _personal_plan(dataset.personal_epsilons, target_epsilon, wrapper, settings)
     if wrapper.mechanism.noise_multiplier is not None:
         return PrivacyPlan(
             noise_multiplier=wrapper.mechanism.noise_multiplier, target_epsilon=target_epsilon, **settings
         )
     if target_epsilon is None:
-        raise PrivacyError('give PrivacyBudgetHook a target_epsilon, or DPOptimWrapper a noise_multiplier')
-    target = max((budget.epsilon for budget in budgets), default=target_epsilon)
-    return PrivacyPlan.calibrate(target_epsilon=target, budgets=budgets, **settings)
+        raise ConfigError(_NO_BUDGET)
+    return PrivacyPlan.calibrate(target_epsilon=target_epsilon, **settings)
 
 
-def facts_of_views(loop: PrivateTrainLoop, wrapper: DPOptimWrapper) -> dict[str, Any]:
+def run_metadata_of_views(loop: PrivateTrainLoop, wrapper: DPOptimWrapper) -> dict[str, Any]:
     """What the ledger keeps of a training on public views alone: a private one in its folder must have the same view."""
+    return dict(_described(loop, wrapper), personal_budgets=[])
+
+
+def _described(loop: PrivateTrainLoop, wrapper: DPOptimWrapper) -> dict[str, Any]:
+    """The fields of a plan that the ledger keeps of every training, also of one without a private step."""
     dataset = loop.dataloader.dataset
     assert isinstance(dataset, PublicPrivateDataset)
     return dict(
@@ -64,10 +60,9 @@ def facts_of_views(loop: PrivateTrainLoop, wrapper: DPOptimWrapper) -> dict[str,
         subjects=dataset.subjects,
         subjects_digest=dataset.subjects_digest,
         num_records=dataset.num_records,
-        personal_budgets=[],
-        secure_mode=wrapper.secure_mode,
         public_view=dataset.view_description,
         public_data=dataset.public_description,
+        secure_mode=wrapper.secure_mode,
     )
 
 
@@ -78,17 +73,27 @@ def _arithmetic(wrapper: DPOptimWrapper) -> str:
     return f'{str(precision).removeprefix("torch.")} on a {"CPU" if device == "cpu" else "GPU"}'
 
 
-def _budgets(dataset: PublicPrivateDataset, target_epsilon: float | None) -> tuple[tuple[Budget, ...], tuple[int, ...]]:
-    """The personal budgets, smallest first, and which of them each record has; none where nobody has one."""
-    named = dataset.personal_epsilons
-    if not any(epsilon is not None for epsilons in named for epsilon in epsilons):
-        return (), ()
+def _personal_plan(
+    named: list[tuple[float | None, ...]],
+    target_epsilon: float | None,
+    wrapper: DPOptimWrapper,
+    settings: dict[str, Any],
+) -> PrivacyPlan:
+    """The plan if some records have a budget of their own; a record has the smallest that its rows name."""
+    from mmpose_dp.extras.personal_budgets import Budget, PersonalPlan
+
     if target_epsilon is None and any(None in epsilons for epsilons in named):
-        raise PrivacyError('some records have no personal_epsilon: give PrivacyBudgetHook a target_epsilon for them')
+        raise ConfigError('some records have no personal_epsilon: give PrivacyBudgetHook a target_epsilon for them')
+    if wrapper.mechanism.noise_multiplier is not None:
+        raise ConfigError('with personal_epsilon the noise follows from the budgets: leave noise_multiplier out')
+    if target_epsilon is None:
+        raise ConfigError(_NO_BUDGET)
     own = [min(target_epsilon if epsilon is None else epsilon for epsilon in epsilons) for epsilons in named]
     counts = sorted(Counter(own).items())
     order = [epsilon for epsilon, _ in counts]
-    return tuple(Budget(float(epsilon), n) for epsilon, n in counts), tuple(order.index(epsilon) for epsilon in own)
+    budgets = tuple(Budget(float(epsilon), count) for epsilon, count in counts)
+    assignment = tuple(order.index(epsilon) for epsilon in own)
+    return PersonalPlan.calibrate(target_epsilon=order[-1], budgets=budgets, assignment=assignment, **settings)
 
 
 def _method(dataset: PublicPrivateDataset, wrapper: DPOptimWrapper, loop: PrivateTrainLoop) -> str:
@@ -96,23 +101,23 @@ def _method(dataset: PublicPrivateDataset, wrapper: DPOptimWrapper, loop: Privat
 
 
 def method_of(has_view: bool, has_public: bool, wrapper: DPOptimWrapper, public_epochs: int) -> str:
-    """What the combination of public half (a public_view, a public data set) and projector is called. Raises PrivacyError."""
+    """What the combination of public half (a public_view, a public data set) and projector is called. Raises ConfigError."""
     if not has_view and not has_public:
         if wrapper.projector is not None:
-            raise PrivacyError(
+            raise ConfigError(
                 'optim_wrapper.projector needs public data: set train_dataloader.dataset.public_view (Feature DP) or '
                 'public (a data set that is really public)'
             )
         return 'dpsgd'
     if wrapper.projector is None and not wrapper.public_weight and not public_epochs:
-        raise PrivacyError(
+        raise ConfigError(
             'train_dataloader.dataset has a public half that nothing uses: set optim_wrapper.public_weight or projector, '
             'or train_cfg.public_epochs, or take the public half out'
         )
     if has_view:
         return 'feature' if wrapper.projector is None else 'hybrid'
     if wrapper.projector is None:
-        raise PrivacyError(
+        raise ConfigError(
             'train_dataloader.dataset.public without optim_wrapper.projector is not a method offered here'
         )
     return 'projected'

@@ -14,18 +14,18 @@ from mmpose.registry import HOOKS
 
 from mmpose_dp.datasets import refuse_private_validation
 from mmpose_dp.models import LoadWatch, fit_joints, replace_batch_norm
-from mmpose_dp.privacy.accounting import as_delta
-from mmpose_dp.privacy.calibration import as_epsilon
 from mmpose_dp.privacy.errors import PrivacyError
 from mmpose_dp.privacy.figures import as_given, ceiling, rounded_up
 from mmpose_dp.privacy.ledger import LEDGER_NAME
 from mmpose_dp.privacy.plan import PrivacyPlan
-from mmpose_dp.privacy.statement import build_statement, write_statement
+from mmpose_dp.privacy.statement import build_statement
+from mmpose_dp.privacy.validation import as_delta, as_positive, as_whole
 
 from ..loops import PrivateTrainLoop
 from ..optim_wrappers import DPOptimWrapper
+from ..statement_page import write_statement
 from ..view_audit import with_audit
-from .planning import facts_of_views, make_plan
+from .planning import make_plan, run_metadata_of_views
 from .preflight import refuse_late_failures
 from .provenance import (
     CHECKPOINT_KEY,
@@ -69,21 +69,19 @@ class PrivacyBudgetHook(Hook):
         interval: int = 50,
         expose_private_metrics: bool = False,
     ) -> None:
-        if type(interval) is not int or interval < 1:
-            raise PrivacyError(f'default_hooks.privacy_budget.interval={interval!r} must be a whole number above 0')
         self.expose_private_metrics = expose_private_metrics
         key = 'default_hooks.privacy_budget.target_'
-        self.target_epsilon = None if target_epsilon is None else as_epsilon(target_epsilon, f'{key}epsilon')
+        self.target_epsilon = None if target_epsilon is None else as_positive(target_epsilon, f'{key}epsilon')
         self.target_delta = as_delta(target_delta, f'{key}delta')
         self.accountant = accountant
-        self.interval = interval
+        self.interval = as_whole(interval, 'default_hooks.privacy_budget.interval')
         self.plan: PrivacyPlan | None = None
         self.pretraining = 'none: random weights'
         self.descent = Descent()
         self._starts: list[Start] = []
         self._watch: LoadWatch | None = None
         self._own_loads: int | None = None  # what the model had loaded before load_from was
-        self._facts: dict | None = None  # what the ledger is told of this training
+        self._run_metadata: dict | None = None  # what the ledger keeps of this training
         self._steps_left = 0
         self._engine_reported = False
         self._resumed = False
@@ -122,12 +120,12 @@ class PrivacyBudgetHook(Hook):
                 target_delta=self.target_delta,
                 accountant=self.accountant,
                 expose_private_metrics=self.expose_private_metrics,
-                prior=wrapper.ledger.prior if resuming else wrapper.ledger.history,
+                earlier_history=wrapper.ledger.earlier_history if resuming else wrapper.ledger.history,
             )
             wrapper.mechanism.attach(self.plan)
-            self._facts = self.plan.facts
-            if self.plan.budgets:
-                self._draw_by_budget(loop)
+            self._run_metadata = self.plan.run_metadata
+            if self.plan.record_rates:
+                loop.sampler.sampling.set_rates(self.plan.record_rates)
             self._announce(runner, wrapper)
         elif loop.dataloader.dataset.public_view is not None:
             wrapper.mechanism.ledger = open_ledger(runner)
@@ -136,7 +134,7 @@ class PrivacyBudgetHook(Hook):
                     f'{runner.work_dir} holds a private training, whose statement would stand beside weights trained on public '
                     'views alone: give another work_dir'
                 )
-            self._facts = facts_of_views(loop, wrapper)
+            self._run_metadata = run_metadata_of_views(loop, wrapper)
 
     def _tell_start(self, runner: Runner) -> None:
         """Where the weights come from: what ``load_from`` leaves as it is may still be ``init_cfg``'s.
@@ -163,10 +161,6 @@ class PrivacyBudgetHook(Hook):
         else:
             runner.logger.warning(told)
 
-    def _draw_by_budget(self, loop: PrivateTrainLoop) -> None:
-        assert self.plan is not None
-        loop.sampler.sampling.set_rates([self.plan.budgets[number].sample_rate for number in self.plan.assignment])
-
     def _announce(self, runner: Runner, wrapper: DPOptimWrapper) -> None:
         plan = self.plan
         assert plan is not None
@@ -182,7 +176,7 @@ class PrivacyBudgetHook(Hook):
                 'FEATURE DP: the guarantee covers what the public view removes. The view itself '
                 f'({plan.public_view}), keypoint labels, boxes and membership are treated as public.'
             )
-        if plan.prior:
+        if plan.earlier_history:
             spent = wrapper.ledger.epsilon(plan.target_delta, plan.accountant)
             runner.logger.warning(
                 f'Earlier trainings in {runner.work_dir} have spent epsilon {rounded_up(spent)} of the budget.'
@@ -203,11 +197,11 @@ class PrivacyBudgetHook(Hook):
         """
         if self._watch is not None:
             self._tell_start(runner)
-        if self._facts is None:
+        if self._run_metadata is None:
             return
         ledger = runner.optim_wrapper.ledger
         open_run = ledger.resume_run if self._resumed else ledger.begin_run
-        open_run(**self._facts)
+        open_run(**self._run_metadata)
         if is_main_process():
             ledger.keep_at(Path(runner.work_dir) / LEDGER_NAME)
         if self.plan is not None:
@@ -271,7 +265,7 @@ class PrivacyBudgetHook(Hook):
                 raise PrivacyError(f'no checkpoint is written: {fault}')
             statement = None if self.plan is None else self._state(runner)
             ledger = runner.optim_wrapper.ledger
-            view, data = ((self._facts or {}).get(key) for key in ('public_view', 'public_data'))
+            view, data = ((self._run_metadata or {}).get(key) for key in ('public_view', 'public_data'))
             descent = self.descent.joined(Descent(ledger.steps > 0, (view,) if view else (), (data,) if data else ()))
             checkpoint[CHECKPOINT_KEY] = dict(
                 ledger=ledger.state_dict(),
