@@ -82,8 +82,8 @@ def public_rows_of_the_private_batch(monkeypatch):
     """The paper's release: whoever is drawn is drawn with the view, which enters the update without noise."""
 
     def draw(self):
-        drawn = self.random.bernoulli(self.num_records, self.sample_rate)
-        staying = {record for group in self._groups.values() for record in group}
+        drawn = self.sampling.random.bernoulli(self.num_records, self.sampling.sample_rate)
+        staying = {record for group in self.sampling._groups.values() for record in group}
         return [[int(r)] for r in drawn if r in staying] + [[self._public[int(r)]] for r in drawn]
 
     monkeypatch.setattr(PoissonBatchSampler, 'draw', draw)
@@ -93,7 +93,7 @@ def basis_from_private_gradients(monkeypatch):
     """The paper's release again: the subspace is that of private images."""
 
     def gradients(self, runner, wrapper, count):
-        staying = [record for group in runner.train_loop.sampler._groups.values() for record in group]
+        staying = [record for group in runner.train_loop.sampler.sampling._groups.values() for record in group]
         chosen = runner.train_loop.sampler.sampling.random.choice(len(staying), 16)
         for i in chosen:
             yield [g[None] for g in wrapper.canary_gradient(staying[int(i)])]
