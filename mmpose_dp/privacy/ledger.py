@@ -6,6 +6,7 @@ forget a step, must not rewrite a line, and must not read a damaged or shortened
 
 import hashlib
 import hmac
+import itertools
 import json
 import os
 import re
@@ -23,6 +24,8 @@ _FORMAT = 2
 _KEPT = ('privacy_unit', 'subjects', 'personal_budgets', 'personal_assignment', 'method', 'public_view', 'public_data')
 # once another value than these, in a part of a run, always another
 _HARMLESS = dict(secret_randomness=True, secure_mode=True, expose_private_metrics=False)
+_APART = 'their steps do not add up'
+_SHOWN = 'what the first view showed is not protected, and the statement of this training could not say so'
 _SUBJECTS = re.compile(r'(.*?)(?: \(sha256 ([0-9a-f]{12})\))?', re.DOTALL)
 _START = hashlib.sha256(b'mmpose_dp privacy ledger').hexdigest()
 
@@ -81,17 +84,17 @@ class Ledger:
 
     @property
     def is_secret(self) -> bool:
-        """False where a run drew its noise or its batches from a debug seed."""
+        """False if a run, or a part of one, used a debug seed."""
         return all(run.get('secret_randomness', True) for run in self._runs)
 
     @property
     def is_hardened(self) -> bool:
-        """False where a run, or a part of one, made its noise without secure_mode."""
+        """False if a run, or a part of one, made its noise without secure_mode."""
         return all(run.get('secure_mode', False) for run in self._runs)
 
     @property
     def exposes_private_metrics(self) -> bool:
-        """True where a run, or a part of one, logged losses of private batches."""
+        """True if a run, or a part of one, logged losses of private batches."""
         return any(run.get('expose_private_metrics', False) for run in self._runs)
 
     @property
@@ -110,16 +113,11 @@ class Ledger:
         public view that this run does not have: together they guarantee Feature DP for that view. Plain DP may come first.
         Only a keyed digest of ``subjects_digest`` is kept.
         """
-        for run in self._runs:
-            for name in ('privacy_unit', 'subjects', 'public_view'):
-                if (name == 'public_view' and run.get(name) is None) or _same(run, metadata, name):
-                    continue
-                why = 'their steps do not add up'
-                if name == 'public_view':
-                    why = 'what the first view showed is not protected, and the statement of this training could not say so'
+        for run, name in itertools.product(self._runs, ('privacy_unit', 'subjects', 'public_view')):
+            if not (_same(run, metadata, name) or (name == 'public_view' and run.get(name) is None)):
                 raise LedgerError(
                     f'the ledger holds a training with {name}={run.get(name)!r} and this one has '
-                    f'{_other(run, metadata, name)}: {why}. Give another work_dir'
+                    f'{_other(run, metadata, name)}: {_SHOWN if name == "public_view" else _APART}. Give another work_dir'
                 )
         self._append({'run': _sealed(metadata)})
 
@@ -245,13 +243,13 @@ class Ledger:
 
     def check_covers(self, state: Any) -> None:
         """Raises LedgerError unless every step of a checkpoint's ``state_dict`` is in this ledger."""
-        where = "the checkpoint's privacy ledger"
+        source = "the checkpoint's privacy ledger"
         missing = {'format', 'head', 'entries'} - set(state if isinstance(state, dict) else ())
         if missing:
-            raise LedgerError(f'{where} lacks {", ".join(sorted(missing))}: resume from an intact checkpoint')
+            raise LedgerError(f'{source} lacks {", ".join(sorted(missing))}: resume from an intact checkpoint')
         if state['format'] != _FORMAT:
             raise LedgerError(
-                f'{where} has format {state["format"]!r} and this version reads {_FORMAT}: '
+                f'{source} has format {state["format"]!r} and this version reads {_FORMAT}: '
                 'resume with the mmpose_dp version that wrote it'
             )
         then = Ledger()
@@ -261,7 +259,7 @@ class Ledger:
             then._take(line)
         if then.head != state['head'] or then.state_dict()['entries'] != state['entries']:
             raise LedgerError(
-                f'{where} is not the beginning of {LEDGER_NAME} beside it: one of them was changed, shortened or put in the '
+                f'{source} is not the beginning of {LEDGER_NAME} beside it: one of them was changed, shortened or put in the '
                 'place of another. Put the file back that was written with this checkpoint'
             )
 

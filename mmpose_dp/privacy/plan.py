@@ -4,7 +4,7 @@ It is made once before training; the wrapper, the hook and the statement read it
 made from parts that contradict each other.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any, Protocol
@@ -27,6 +27,12 @@ UNITS = {
     'image': 'one image with all its annotated people',
     'subject': 'one subject with all annotations in the training set',
 }
+_NUMBERS: dict[str, Callable[[Any, str], float]] = dict(
+    **dict.fromkeys(('num_records', 'expected_batch_size', 'steps'), as_whole),
+    **dict.fromkeys(('max_grad_norm', 'target_epsilon'), as_positive),
+    noise_multiplier=as_noise_multiplier,
+    target_delta=as_delta,
+)
 _LEAST_NORM = 1e-10  # squares of entries below 1e-22 are 0 in float32
 
 
@@ -96,27 +102,18 @@ class PrivacyPlan:
             require(value in known, f'{name}={value!r} is unknown; write one of {tuple(known)}')
         self._convert_numbers()
         self._check_numbers()
-        feature, projected = self.is_feature_dp, self.method == 'projected'
-        for found, wanted, name in (
-            (self.public_view is not None, feature, 'a public_view'),
-            (self.public_data is not None and not feature, projected, 'public_data'),
-        ):
+        view, data = self.public_view is not None, self.public_data is not None and not self.is_feature_dp
+        projected = self.method == 'projected'
+        for found, wanted, name in ((view, self.is_feature_dp, 'a public_view'), (data, projected, 'public_data')):
             require(found == wanted, f'method={self.method!r} {"needs" if wanted else "must not have"} {name}')
         if self.target_epsilon is not None:
             self._check_budget()
 
     def _convert_numbers(self) -> None:
         """Replaces numbers of other types (fractions, numpy's) by plain ints and floats. Raises ConfigError."""
-        found: dict[str, Any] = {
-            name: as_whole(getattr(self, name), name) for name in ('num_records', 'expected_batch_size', 'steps')
-        }
-        found['max_grad_norm'] = as_positive(self.max_grad_norm, 'max_grad_norm')
-        found['noise_multiplier'] = as_noise_multiplier(self.noise_multiplier)
-        found['target_delta'] = as_delta(self.target_delta)
-        if self.target_epsilon is not None:
-            found['target_epsilon'] = as_positive(self.target_epsilon, 'target_epsilon')
-        for name, value in found.items():
-            object.__setattr__(self, name, value)
+        for name, convert in _NUMBERS.items():
+            if name != 'target_epsilon' or self.target_epsilon is not None:
+                object.__setattr__(self, name, convert(getattr(self, name), name))
 
     def _check_numbers(self) -> None:
         require(
@@ -160,16 +157,8 @@ class PrivacyPlan:
 
     def _calibrated(self, target_epsilon: float, factors: Factors) -> dict[str, Any]:
         """The fields that follow from the budget."""
-        sigma = calibrate_noise_multiplier(
-            target_epsilon,
-            self.target_delta,
-            self.sample_rate,
-            self.steps,
-            self.accountant,
-            self.earlier_history,
-            factors,
-        )
-        return dict(noise_multiplier=sigma)
+        settings = self.target_delta, self.sample_rate, self.steps, self.accountant, self.earlier_history
+        return dict(noise_multiplier=calibrate_noise_multiplier(target_epsilon, *settings, factors))
 
     @property
     def run_metadata(self) -> dict[str, Any]:

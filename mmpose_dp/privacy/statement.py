@@ -19,6 +19,7 @@ _PACKAGES = ('mmpose_dp', 'torch', 'numpy', 'opacus', 'dp-accounting', 'mmpose',
 _NAMES = {'mmengine': ('mmengine', 'mmengine-lite', 'onedl-mmengine')}  # of one package's distributions
 _GROUP_LIMIT = 15.0  # of epsilon: above it there is no protection worth the name, and computing it is slow
 _RELEASED = 'the weights after the steps counted here and every checkpoint on the way'
+_HARDENED = ', hardened against floating-point attacks (secure_mode)'
 _EXPOSED = (
     'losses and accuracies of private batches, which this training or one before it wrote to the logs and into the message '
     'hub of the checkpoints (expose_private_metrics=True): keep those files as private as the data'
@@ -49,9 +50,7 @@ def build_statement(plan: PrivacyPlan, ledger: Ledger, *, pretraining: str) -> d
     rates = [plan.sample_rate if event.personal_rates else event.sample_rate for event, _ in taken]
     secret = plan.secret_randomness and ledger.is_secret
     source = "the operating system's entropy" if secret else 'a debug seed'
-    hardened = (
-        ', hardened against floating-point attacks (secure_mode)' if plan.secure_mode and ledger.is_hardened else ''
-    )
+    hardened = plan.secure_mode and ledger.is_hardened
     exposed = plan.expose_private_metrics or ledger.exposes_private_metrics
     earlier = ledger.steps - ledger.run_steps
     views, public_data = (_of_all(plan, ledger, name) for name in ('public_view', 'public_data'))
@@ -75,7 +74,7 @@ def build_statement(plan: PrivacyPlan, ledger: Ledger, *, pretraining: str) -> d
         'sample_rate': ', then '.join(dict.fromkeys(map(str, rates))),
         'sampling_assumed': 'Poisson: each record independently with probability sample_rate, at every step',
         'sampling_used': f'Poisson, from {source}',
-        'noise_source': f'{source}{hardened}',
+        'noise_source': f'{source}{_HARDENED if hardened else ""}',
         'steps': ledger.run_steps,
         'steps_of_earlier_trainings': earlier,
         'epochs': round(float(sum(steps * rate for (_, steps), rate in zip(ledger.run_history, rates))), 2),
@@ -161,10 +160,9 @@ def _course(first: float, last: float) -> float | str:
 
 
 def _try_epsilon(ledger: Ledger, delta: float, accountant: str) -> float | None:
-    try:
+    with contextlib.suppress(PrivacyError):
         return epsilon(ledger.history, delta, accountant)
-    except PrivacyError:
-        return None
+    return None
 
 
 def _json(value: float | None) -> float | str:

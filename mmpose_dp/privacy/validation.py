@@ -43,9 +43,9 @@ def as_positive(value: Any, name: str) -> float:
     return as_number(value, name, 'a number above 0', lambda number: number > 0)
 
 
-def as_noise_multiplier(value: Any) -> float:
+def as_noise_multiplier(value: Any, name: str = 'noise_multiplier') -> float:
     """Sigma as a float. Raises ConfigError."""
-    return as_number(value, 'noise_multiplier', 'a number, 0 or above', lambda number: number >= 0)
+    return as_number(value, name, 'a number, 0 or above', lambda number: number >= 0)
 
 
 def as_delta(value: Any, name: str = 'target_delta') -> float:
