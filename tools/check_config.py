@@ -74,7 +74,8 @@ def private_model(cfg: Config) -> tuple[nn.Module, DPOptimWrapper]:
     settings = cfg.get('optim_wrapper') or {}
     if not has_private_wrapper(cfg):
         print(
-            'To be made private: put the parts of configs/_base_/hybrid.py (or dpsgd.py ...) in their places, see README.'
+            'To be made private: add two lines, from mmpose_dp.configs import private and '
+            "globals().update(private(_base_, 'hybrid')), see README."
         )
         settings = dict(type='DPOptimWrapper', optimizer=dict(type='SGD', lr=1.0), max_grad_norm=1.0)
         settings['constructor'] = 'DPOptimWrapperConstructor'
