@@ -49,6 +49,7 @@ def apply() -> None:
     declare_torchvision_ops()
     provide_mmcv_ops()
     allow_mmengine_checkpoints()
+    allow_inheriting_configs()
     warn_without_pkg_resources()
 
 
@@ -195,6 +196,27 @@ def _history_method(owner: Any, name: str) -> Any:
     if owner is not HistoryBuffer or name.startswith('_'):
         raise ValueError(f'a checkpoint asks for {name!r} of {owner!r}, which no mmengine checkpoint needs')
     return getattr(owner, name)
+
+
+def allow_inheriting_configs() -> None:
+    """Lets ``_base_ = 'mmpose_dp::dp/...'`` name a config that came with this package.
+
+    mmengine takes 'package::path' from packages that it knows by name, and looks for their types in a registry of that name;
+    what mmpose_dp has is in MMPose's.
+    """
+    from mmengine.config import Config
+    from mmengine.config.utils import MODULE2PACKAGE
+
+    if 'mmpose_dp' in MODULE2PACKAGE:
+        return
+    MODULE2PACKAGE['mmpose_dp'] = 'mmpose_dp'
+    plain = Config._get_cfg_path
+
+    def path_and_scope(cfg_path: str, filename: str) -> tuple[str, str | None]:
+        path, scope = plain(cfg_path, filename)
+        return path, 'mmpose' if scope == 'mmpose_dp' else scope
+
+    Config._get_cfg_path = staticmethod(path_and_scope)
 
 
 def warn_without_pkg_resources() -> None:

@@ -40,7 +40,7 @@ from mmpose_dp.engine import DPOptimWrapper, PrivacyBudgetHook, PrivateTrainLoop
 from mmpose_dp.engine.dry_run import blank_batch, try_batch
 from mmpose_dp.engine.hooks.planning import method_of
 from mmpose_dp.extras.schedule import Schedule
-from mmpose_dp.models import FeatureMaskingHead
+from mmpose_dp.models import check_head
 from mmpose_dp.privacy.errors import PrivacyError
 from mmpose_dp.privacy.figures import as_given, rounded_up
 from mmpose_dp.privacy.plan import METHODS, PrivacyPlan
@@ -60,29 +60,24 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def make_head_private(cfg: Config) -> None:
-    """Puts the private twin into the config where MMPose's own head stands. Raises PrivacyError where there is none."""
+def check_head_of(cfg: Config) -> None:
+    """Raises PrivacyError if the config has no head, or one that private training cannot use."""
     head = cfg.model.get('head')
     if not isinstance(head, dict):
         raise PrivacyError('model.head is missing: private training is for top-down models, whose head has the loss')
     kind = resolved(MODELS, head.get('type'))
-    if is_kind(MODELS, head, FeatureMaskingHead):
-        return
-    name = getattr(kind, '__name__', head.get('type'))
-    if MODELS.get(f'Private{name}') is None:
-        raise PrivacyError(
-            f'model.head.type={name!r} has no private twin. If its loss calls self.forward(feats) and compares the '
-            f'result with the data samples, make one: mmpose_dp.models.private_twin({name})'
-        )
-    print(f"To be made private: write model.head.type='Private{name}'.")
-    head.type = f'Private{name}'
+    if kind is not None:  # else MODELS.build names what is missing
+        check_head(kind)
 
 
 def private_model(cfg: Config) -> tuple[nn.Module, DPOptimWrapper]:
     """The model and the wrapper that the config asks for, without noise. Raises PrivacyError."""
     settings = cfg.get('optim_wrapper') or {}
     if not has_private_wrapper(cfg):
-        print('To be made private: assign the parts of configs/_base_/hybrid.py (or dpsgd.py ...) as the README shows.')
+        print(
+            'To be made private: add two lines, from mmpose_dp.configs import private and '
+            "globals().update(private(_base_, 'hybrid')), see README."
+        )
         settings = dict(type='DPOptimWrapper', optimizer=dict(type='SGD', lr=1.0), max_grad_norm=1.0)
         settings['constructor'] = 'DPOptimWrapperConstructor'
     model = MODELS.build(cfg.model).train()
@@ -364,7 +359,7 @@ def report_memory(cfg: Config, model: nn.Module, wrapper: DPOptimWrapper, batch:
 def report(cfg: Config, args: argparse.Namespace, folder: str) -> bool:
     """Prints all parts; whether the gradients are right. Raises PrivacyError for what training would refuse."""
     plan, largest = None, 0
-    make_head_private(cfg)
+    check_head_of(cfg)
     report_method(cfg)
     settings = cfg.train_dataloader.dataset
     if is_private(cfg) and _is_there(cfg.train_dataloader.dataset.get('private')):

@@ -1,28 +1,12 @@
-# The hybrid whose public epochs train on COCO beside the public views: what a blur takes away is not unlearned in them.
-# docs/accuracy.md has what such public pictures brought there.
-_base_ = [
-    'mmpose::body_2d_keypoint/topdown_heatmap/mpii/td-hm_hrnet-w32_8xb64-210e_mpii-256x256.py',
-    '../_base_/hybrid.py',
-    '../_base_/coco_as_mpii.py',
-]
+_base_ = 'mmpose::body_2d_keypoint/topdown_heatmap/mpii/td-hm_hrnet-w32_8xb64-210e_mpii-256x256.py'
+from mmpose_dp.configs import private
 
-model = dict(
-    backbone=dict(init_cfg=None), head=dict(type='PrivateHeatmapHead')
-)  # start from load_from, not from a download
-train_dataloader = dict(
-    batch_sampler=_base_.dp_batch_sampler,
-    dataset=dict(
-        _base_.dp_dataset,
-        private=_base_.train_dataloader.dataset,
-        public=dict(
-            _base_.dp_coco,
-            indices=20000,  # about as many as the views: the public epochs pass over both
-            pipeline=[_base_.train_pipeline[0], _base_.dp_joints, *_base_.train_pipeline[1:]],
-        ),
-    ),
+globals().update(
+    private(
+        _base_,
+        'hybrid',
+        public='coco_as_mpii',
+        # about as many as the views: the public epochs pass over both
+        train_dataloader=dict(dataset=dict(public=dict(indices=20000))),
+    )
 )
-custom_imports = _base_.dp_imports
-train_cfg = _base_.dp_train_cfg
-optim_wrapper = _base_.dp_optim_wrapper
-param_scheduler = _base_.dp_param_scheduler
-default_hooks = _base_.dp_hooks

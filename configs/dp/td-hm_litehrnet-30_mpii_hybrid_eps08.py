@@ -1,15 +1,4 @@
-_base_ = [
-    'mmpose::body_2d_keypoint/topdown_heatmap/mpii/td-hm_litehrnet-30_8xb64-210e_mpii-256x256.py',
-    '../_base_/hybrid.py',
-]
+_base_ = 'mmpose::body_2d_keypoint/topdown_heatmap/mpii/td-hm_litehrnet-30_8xb64-210e_mpii-256x256.py'
+from mmpose_dp.configs import private
 
-model = dict(backbone=dict(init_cfg=None), head=dict(type='PrivateHeatmapHead'))  # start from load_from
-train_dataloader = dict(
-    batch_sampler=_base_.dp_batch_sampler,
-    dataset=dict(_base_.dp_dataset, private=_base_.train_dataloader.dataset),
-)
-custom_imports = _base_.dp_imports
-train_cfg = _base_.dp_train_cfg
-optim_wrapper = _base_.dp_optim_wrapper
-param_scheduler = _base_.dp_param_scheduler
-default_hooks = _base_.dp_hooks
+globals().update(private(_base_, 'hybrid', model=dict(backbone=dict(init_cfg=None))))

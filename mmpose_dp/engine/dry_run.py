@@ -50,6 +50,11 @@ def try_batch(model: nn.Module, batch: dict, key: str, amp_dtype: torch.dtype | 
         except Exception as error:
             told = ' '.join(str(error).split())[:300]
             raise PrivacyError(f'{_what_failed(seen, key, targets)}: {type(error).__name__}: {told}') from error
+    if 'head' not in seen:
+        raise PrivacyError(
+            'model.head.loss does not call self.forward(feats), so it has no per-record losses: let it compare what '
+            'self.forward(feats) gives with the data samples'
+        )
     _check_decoder(head, batch, key)
 
 

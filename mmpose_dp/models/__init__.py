@@ -4,7 +4,7 @@ from mmpose_dp.extras.group_norm import replace_batch_norm
 from mmpose_dp.extras.lora import add_low_rank
 
 from .batch_norm import freeze_batch_norm, has_batch_statistics, public_statistics
-from .heads import FeatureMaskingHead, private_twin
+from .heads import FeatureMaskingHead, check_head, make_private, private_twin
 from .joint_remap import LoadWatch, explain_misfit, fit_joints, is_within, weights_of
 from .trainable_subset import choose_trainable
 
@@ -12,12 +12,14 @@ __all__ = [
     'FeatureMaskingHead',
     'LoadWatch',
     'add_low_rank',
+    'check_head',
     'choose_trainable',
     'explain_misfit',
     'fit_joints',
     'freeze_batch_norm',
     'has_batch_statistics',
     'is_within',
+    'make_private',
     'private_twin',
     'public_statistics',
     'replace_batch_norm',

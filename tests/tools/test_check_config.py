@@ -80,7 +80,7 @@ def test_a_private_config_of_ones_own(check, synthetic):
 
 def test_a_plain_config_is_told_what_to_write(check):
     status, page = check(bases('hrnet_synthetic'), 'custom_imports = dict(imports=["mmpose_dp"])')
-    assert status == 0 and "model.head.type='PrivateSimCCHead'" in page and 'configs/_base_/hybrid.py' in page
+    assert status == 0 and "globals().update(private(_base_, 'hybrid'))" in page and 'head.type' not in page
     assert 'Records: random' in page and 'No budget yet' in page
 
 
@@ -98,7 +98,10 @@ def test_without_the_data_set_the_budget_needs_its_size(check):
             "model['backbone']['centred'] = True",
             'from backbone.stem on, the loss of one record depends on the rows of another',
         ),
-        ("model['head'] = dict(_delete_=True, type='EDPoseHead')", "model.head.type='EDPoseHead' has no private twin"),
+        (
+            "model['head'] = dict(_delete_=True, type='EDPoseHead')",
+            'model.head is EDPoseHead, which has no per-record losses',
+        ),
         ("optim_wrapper = dict(optim_wrapper, trainable='tail')", "'tail' matches no trainable parameter"),
         ('optim_wrapper = dict(optim_wrapper, accumulative_counts=4)', 'optim_wrapper.accumulative_counts=4'),
         ('optim_wrapper = dict(optim_wrapper, projector=dict(rank=4))', 'optim_wrapper.projector needs public data'),

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from mmpose_dp.models import FeatureMaskingHead
+from mmpose_dp.models import FeatureMaskingHead, make_private
 from mmpose_dp.privacy.errors import PrivacyError
 from mmpose_dp.privacy.mechanism import GaussianMechanism
 from mmpose_dp.privacy.validation import is_number
@@ -91,17 +91,11 @@ def from_settings(kind: type, value: Any, key: str) -> Any:
 
 
 def private_head(model: nn.Module) -> FeatureMaskingHead:
-    """The model's one private head. Raises PrivacyError where there is not one, with what to write."""
+    """The model's head, made private in place. Raises PrivacyError for a head that cannot be, or several private ones."""
     heads = [m for m in model.modules() if isinstance(m, FeatureMaskingHead)]
-    if len(heads) == 1:
-        return heads[0]
-    if heads:
+    if len(heads) > 1:
         raise PrivacyError(f'the model has {len(heads)} private heads; exactly one is supported')
-    head = type(getattr(model, 'head', None)).__name__
-    known = sorted(cls.__name__ for cls in FeatureMaskingHead.__subclasses__())
-    twin = f'Private{head}'
-    hint = f"write model.head.type='{twin}'" if twin in known else f'private heads exist for: {", ".join(known)}'
-    raise PrivacyError(f'model.head is {head}, which has no per-record losses: {hint}')
+    return heads[0] if heads else make_private(getattr(model, 'head', None))
 
 
 def refuse_batch_statistics(norms: Iterable[tuple[str, nn.Module]]) -> None:

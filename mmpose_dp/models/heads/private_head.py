@@ -1,6 +1,7 @@
-"""Feature-masking heads: the private twins of MMPose's top-down heads.
+"""Feature-masking heads: MMPose's top-down heads with one loss per row.
 
-A private head is its MMPose parent with one change, in ``loss``: the parent's loss is taken row by row, so that every loss
+``make_private`` swaps the class of a head that is built, so configs name MMPose's own head. A private head is its own class
+with one change, in ``loss``: the parent's loss is taken row by row, so that every loss
 is one number a row, exactly as on a batch of that row alone, and a mask says which rows of the features are private
 records and which are public views; one forward serves them all. Parameters, state-dict keys and predictions are the
 parent's. Must not report anything computed from a private row except those losses.
@@ -9,6 +10,7 @@ parent's. Must not report anything computed from a private row except those loss
 import copy
 import warnings
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
@@ -16,6 +18,7 @@ from mmpose.models import heads
 from mmpose.registry import MODELS
 from torch import Tensor, nn
 
+from mmpose_dp.privacy.errors import PrivacyError
 from mmpose_dp.privacy.records import Rows
 
 _UNUSABLE = 'loss_unusable'  # of a row whose loss cannot be found
@@ -69,14 +72,19 @@ class FeatureMaskingHead:
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self._no_batch_yet()
+
+    def _no_batch_yet(self) -> None:
         self.rows: Rows | None = None
         self.record_losses: list[Tensor] | None = None
         self.compute_acc = False
         self.record_accuracies: dict[str, Tensor] = {}
         self._outputs: Any = None
+        self._asked = False  # whether the loss of the row at hand has called forward
 
     def forward(self, feats: Any) -> Any:
         """The parent's forward; inside ``loss``, what it gave for the row at hand."""
+        self._asked = True
         return super().forward(feats) if self._outputs is None else self._outputs  # type: ignore[misc]
 
     def called_once_a_row(self) -> list[nn.Module]:
@@ -118,10 +126,13 @@ class FeatureMaskingHead:
         """The parent's losses of one row; NaN where the values of that row are what the parent raises for.
 
         Nothing that a private row holds may end a training. What is wrong with the form of outputs or labels, which all rows
-        have in common, is raised.
+        have in common, is raised. A loss that never calls ``forward`` is computed from the features of all rows: the row
+        contributes nothing, unless the loss is a constant (the dry run before training refuses such a head).
         """
+        self._asked = False
         try:
-            return super().loss(feats, [sample], config)  # type: ignore[misc]
+            losses = super().loss(feats, [sample], config)  # type: ignore[misc]
+            return losses if self._asked or not any(x.requires_grad for x in tensors_in(losses)) else self._unusable()
         except Exception as error:
             if not self._works_on_plain_numbers(feats, sample, config):
                 raise
@@ -148,24 +159,12 @@ class FeatureMaskingHead:
             self._outputs = outputs
 
 
-def private_twin(head: type[nn.Module], name: str = '') -> type[nn.Module]:
-    """Makes and registers the private twin of a head class, under 'Private' and its name; it takes the same arguments.
-
-    For a head of your own::
-
-        >>> private_twin(MyHead)  # then: model=dict(head=dict(type='PrivateMyHead'))
-    """
-    doc = f'Private twin of :class:`{head.__module__}.{head.__name__}`; takes the same arguments.'
-    twin = type(name or f'Private{head.__name__}', (FeatureMaskingHead, head), dict(__doc__=doc, __module__=__name__))
-    return MODELS.register_module(module=twin)
-
-
-class _VisPredictHead(heads.VisPredictHead):
-    """VisPredictHead with its two forwards made one, as the mixin needs it."""
+class _OneForward:
+    """Mixed into VisPredictHead: its two forwards made one, as FeatureMaskingHead needs it."""
 
     def forward(self, feats: Any) -> Any:
         """Poses and visibility."""
-        return self.pose_head.forward(feats), super().vis_forward(feats)
+        return self.pose_head.forward(feats), super().vis_forward(feats)  # type: ignore[misc]
 
     def vis_forward(self, feats: Any) -> Tensor:
         """The visibility half of ``forward``."""
@@ -184,21 +183,90 @@ class _VisPredictHead(heads.VisPredictHead):
         poses = self.forward(feats)[0]
         self.pose_head.forward = lambda _: poses
         try:
-            return super().loss(feats, batch_data_samples, train_cfg)
+            return super().loss(feats, batch_data_samples, train_cfg)  # type: ignore[misc]
         finally:
             del self.pose_head.forward
 
 
-PrivateHeatmapHead = private_twin(heads.HeatmapHead)
-PrivateCPMHead = private_twin(heads.CPMHead)
-PrivateMSPNHead = private_twin(heads.MSPNHead)
-PrivateViPNASHead = private_twin(heads.ViPNASHead)
-PrivateSimCCHead = private_twin(heads.SimCCHead)
-PrivateRTMCCHead = private_twin(heads.RTMCCHead)
-PrivateRTMWHead = private_twin(heads.RTMWHead)
-PrivateRegressionHead = private_twin(heads.RegressionHead)
-PrivateRLEHead = private_twin(heads.RLEHead)
-PrivateIntegralRegressionHead = private_twin(heads.IntegralRegressionHead)
-PrivateDSNTHead = private_twin(heads.DSNTHead)
-PrivateInternetHead = private_twin(heads.InternetHead)
-PrivateVisPredictHead = private_twin(_VisPredictHead, 'PrivateVisPredictHead')
+# MMPose's top-down heads: ``loss`` compares what ``forward`` gives with the data samples
+KNOWN = (
+    heads.HeatmapHead,
+    heads.CPMHead,
+    heads.MSPNHead,
+    heads.ViPNASHead,
+    heads.SimCCHead,
+    heads.RTMCCHead,
+    heads.RTMWHead,
+    heads.RegressionHead,
+    heads.RLEHead,
+    heads.IntegralRegressionHead,
+    heads.DSNTHead,
+    heads.InternetHead,
+    heads.VisPredictHead,
+)
+
+
+def check_head(head: Any) -> None:
+    """Raises PrivacyError for a head class that cannot have one loss per row: not MMPose's top-down heads, nor one like them."""
+    name = getattr(head, '__name__', head)
+    methods = isinstance(head, type) and all(hasattr(head, key) for key in ('loss', 'forward'))
+    if not methods or head.forward is nn.Module.forward:
+        raise PrivacyError(
+            f'model.head is {name}, which has no per-record losses: write a top-down head, whose '
+            'loss(feats, batch_data_samples, train_cfg) calls self.forward(feats)'
+        )
+    parents = [
+        cls for cls in head.__mro__ if cls.__module__.startswith('mmpose.models.heads.') and cls is not heads.BaseHead
+    ]
+    if parents and parents[0] not in KNOWN:
+        known = ', '.join(sorted(cls.__name__ for cls in KNOWN))
+        raise PrivacyError(
+            f"model.head is {name}, which has no per-record losses: write one of MMPose's top-down heads ({known}) or one of "
+            'your own'
+        )
+
+
+def make_private(head: nn.Module) -> FeatureMaskingHead:
+    """Gives a head one loss per row, by changing its class in place; a head that has them already stays as it is.
+
+    The head is one of MMPose's top-down heads, of a class derived from one, or any module whose ``loss(feats,
+    batch_data_samples, train_cfg)`` calls ``self.forward(feats)``. Its parameters, keys and predictions stay the same.
+    Raises PrivacyError for any other.
+    """
+    if isinstance(head, FeatureMaskingHead):
+        return head
+    check_head(type(head))
+    head.__class__ = _swapped(type(head))
+    head._no_batch_yet()
+    return head
+
+
+def _parents(head: type[nn.Module]) -> tuple[type, ...]:
+    """What a private class of a head derives from."""
+    one = (_OneForward,) if issubclass(head, heads.VisPredictHead) else ()
+    return (FeatureMaskingHead, *one, head)
+
+
+@cache
+def _swapped(head: type[nn.Module]) -> type[nn.Module]:
+    """The class that ``make_private`` gives to a head of class ``head``."""
+    rebuilt = dict(__reduce__=lambda self: (_blank, (head,), self.__dict__))  # pickle finds no class that has no module
+    return type(f'Private{head.__name__}', _parents(head), dict(rebuilt, __module__=__name__, __doc__=head.__doc__))
+
+
+def _blank(head: type[nn.Module]) -> nn.Module:
+    """An empty private head, for pickle and deepcopy to fill."""
+    cls = _swapped(head)
+    return cls.__new__(cls)
+
+
+def private_twin(head: type[nn.Module]) -> type[nn.Module]:
+    """Makes and registers an alias of a head class, 'Private' and its name, for configs that name one; make_private needs none."""
+    doc = f'Private twin of :class:`{head.__module__}.{head.__name__}`; takes the same arguments.'
+    twin = type(f'Private{head.__name__}', _parents(head), dict(__doc__=doc, __module__=__name__))
+    return MODELS.register_module(module=twin)
+
+
+# the names that configs had before the class was swapped
+for _head in KNOWN:
+    globals()[f'Private{_head.__name__}'] = private_twin(_head)

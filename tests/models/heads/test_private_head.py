@@ -1,5 +1,8 @@
 """Private heads: same parameters and predictions as their parents, one loss a record, nothing else reported."""
 
+import copy
+import pickle
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +11,9 @@ from mmengine.structures import InstanceData, PixelData
 from mmpose.registry import MODELS
 from mmpose.structures import MultilevelPixelData, PoseDataSample
 
-from mmpose_dp.models import FeatureMaskingHead, freeze_batch_norm, private_twin
+from mmpose_dp.models import FeatureMaskingHead, freeze_batch_norm, make_private
+from mmpose_dp.models.heads import KNOWN
+from mmpose_dp.privacy.errors import PrivacyError
 
 
 @pytest.fixture(scope='module', params=[HRNET, SIMCC, RTMPOSE], ids=['heatmap', 'simcc', 'rtmcc'])
@@ -179,20 +184,89 @@ def merged(first, others):
     return type(first)(merged(a, b) for a, b in zip(first, others))
 
 
-def test_every_top_down_head_has_a_twin():
-    twins = {cls.__name__.removeprefix('Private') for cls in FeatureMaskingHead.__subclasses__()}
-    assert twins == {cfg['type'] for cfg in HEADS.values()} | {'SimCCHead'}
+def test_every_top_down_head_is_known():
+    assert {cls.__name__ for cls in KNOWN} == {cfg['type'] for cfg in HEADS.values()} | {'SimCCHead'}
+    assert all(issubclass(MODELS.get(f'Private{cls.__name__}'), (FeatureMaskingHead, cls)) for cls in KNOWN)
 
 
-def test_a_head_of_ones_own():
-    from mmpose.models.heads import HeatmapHead
+# ---- a head whose class is swapped ----------------------------------------------------------------------------------
+class OwnHead(torch.nn.Module):
+    """Of no class of MMPose's; its loss goes through __call__."""
 
-    twin = private_twin(type('OwnHead', (HeatmapHead,), {}))
-    try:
-        head = MODELS.build(dict(type='PrivateOwnHead', **HEATMAP))
-        assert type(head) is twin and head.loss(*drawn('OwnHead', 2))['loss_kpt'].shape == (2,)
-    finally:
-        MODELS._module_dict.pop('PrivateOwnHead')
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Conv2d(4, K, 1)
+
+    def forward(self, feats):
+        return self.layer(feats[0])
+
+    def loss(self, feats, batch_data_samples, train_cfg=None):
+        targets = torch.stack([sample.gt_fields.heatmaps for sample in batch_data_samples])
+        return dict(loss_kpt=(self(feats) - targets).square().sum())
+
+
+class Derived(MODELS.get('VisPredictHead')):
+    def loss(self, feats, batch_data_samples, train_cfg=None):
+        return {k: 2 * v for k, v in super().loss(feats, batch_data_samples, train_cfg).items()}
+
+
+@pytest.mark.parametrize('name', [*HEADS, 'own', 'derived'])
+def test_a_swapped_head_is_its_class_on_each_row_alone(name):
+    torch.manual_seed(0)
+    settings = {k: v for k, v in HEADS['visibility'].items() if k != 'type'}
+    built = dict(own=OwnHead, derived=lambda: Derived(**settings)).get(name, lambda: MODELS.build(HEADS[name]))
+    head = built()
+    plain, keys = copy.deepcopy(head), [*head.state_dict()]
+    assert make_private(head) is head and make_private(head) is head
+    assert isinstance(head, (FeatureMaskingHead, type(plain))) and [*head.state_dict()] == keys
+    freeze_batch_norm(plain), freeze_batch_norm(head)
+    plain.train(), head.train()
+    kind = {'own': 'HeatmapHead', 'derived': 'VisPredictHead'}.get(name) or HEADS[name]['type']
+    feats, samples = drawn(kind, 3)
+    losses = head.loss(feats, samples)
+    for i in range(3):
+        alone = plain.loss(sliced(feats, i), samples[i : i + 1], dict(compute_acc=False))
+        for key, value in losses.items():
+            torch.testing.assert_close(value[i], alone[key].reshape(()), rtol=1e-4, atol=1e-7)
+
+
+def test_a_swapped_head_can_be_copied_and_pickled():
+    model = torch.nn.ModuleDict(dict(head=make_private(MODELS.build(HEADS['mean']))))
+    freeze_batch_norm(model)
+    feats, samples = drawn('HeatmapHead', 2)
+    head = make_private(OwnHead())
+    for twin, original in ((copy.deepcopy(model).head, model.head), (pickle.loads(pickle.dumps(head)), head)):
+        assert type(twin) is type(original) and twin is not original
+        assert torch.equal(twin.loss(feats, samples)['loss_kpt'], original.loss(feats, samples)['loss_kpt'])
+
+
+@pytest.mark.parametrize(
+    ('head', 'message'),
+    [
+        (None, 'model.head is NoneType, which has no per-record losses: write a top-down head'),
+        (
+            torch.nn.Conv2d(1, 1, 1),
+            'model.head is Conv2d, .*loss.feats, batch_data_samples, train_cfg. calls self.forward',
+        ),
+        (type('Half', (torch.nn.Module,), dict(loss=lambda self, feats, samples: {}))(), 'model.head is Half'),
+        (MODELS.get('DEKRHead').__new__(MODELS.get('DEKRHead')), r'model.head is DEKRHead, .*top-down heads \(CPMHead'),
+    ],
+)
+def test_what_is_no_top_down_head_is_refused(head, message):
+    with pytest.raises(PrivacyError, match=message):
+        make_private(head)
+
+
+def test_a_loss_that_never_calls_forward_contributes_nothing():
+    """It would be computed from the features of all rows."""
+
+    class Direct(OwnHead):
+        def loss(self, feats, batch_data_samples, train_cfg=None):
+            return dict(loss_kpt=self.layer(feats[0]).sum())
+
+    head = make_private(Direct())
+    head.loss(*drawn('HeatmapHead', 2))
+    assert not any(x.isfinite() for x in head.record_losses)
 
 
 # ---- rows that a loss raises for ------------------------------------------------------------------------------------

@@ -1,0 +1,115 @@
+"""What a config adds to one of MMPose's to train privately: three statements make a config.
+
+A text config::
+
+    _base_ = 'mmpose::body_2d_keypoint/topdown_heatmap/mpii/td-hm_res50_8xb64-210e_mpii-256x256.py'
+    from mmpose_dp.configs import private
+    globals().update(private(_base_, 'hybrid'))
+
+A new-style one, in which mmengine leaves imports of other packages undone::
+
+    with read_base():
+        from .my_plain_config import *
+    from importlib import import_module
+    globals().update(import_module('mmpose_dp.configs').private(globals(), 'hybrid'))
+
+``_base_`` comes first: it is how mmengine tells a text config. The numbers are those of ``configs/_base_/<method>.py``. Must
+not hold settings of a method.
+"""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config, ConfigDict
+
+from mmpose_dp.engine.leftovers import without_deletions
+from mmpose_dp.privacy.errors import PrivacyError
+
+FOLDER = Path(__file__).parent / '.mim/configs'  # in a checkout, a link to configs/
+METHODS = ('dpsgd', 'projected', 'feature', 'first_stage', 'hybrid')
+
+
+def _parts(name: str) -> ConfigDict:
+    """What ``configs/_base_/<name>.py`` holds, such as ``dp_dataset``."""
+    lazy, ConfigDict.lazy = ConfigDict.lazy, False
+    try:
+        return Config.fromfile(FOLDER / '_base_' / f'{name}.py', import_custom_modules=False)._cfg_dict
+    finally:
+        ConfigDict.lazy = lazy
+
+
+def private(base: dict, method: str, epsilon: float = 0.8, public: str | None = None, **changes: Any) -> dict[str, Any]:
+    """What to add to a config so that it trains privately.
+
+    Args:
+        base: ``_base_`` of a text config, ``globals()`` of a new-style one.
+        method: 'dpsgd', 'projected', 'feature', 'first_stage' or 'hybrid' (``configs/_base_/``).
+        epsilon: the budget.
+        public: 'coco_as_mpii', for COCO as public data of a set with MPII's joints.
+        changes: what else to change, as in a config that inherits the result: dicts are merged key by key, and
+            ``_delete_=True`` replaces one. Example: ``train_dataloader=dict(batch_sampler=dict(expected_batch_size=512))``.
+
+    The backbone's pretrained weights are left out: write ``load_from``. Raises PrivacyError for an unknown method, and for a
+    base without a training set.
+    """
+    if method not in METHODS:
+        raise PrivacyError(f'private(_base_, {method!r}): the method is unknown; write one of {", ".join(METHODS)}')
+    if public not in (None, 'coco_as_mpii'):
+        raise PrivacyError(
+            f"private(_base_, ..., public={public!r}): write 'coco_as_mpii', or the data set itself in changes"
+        )
+    private_set = ((base or {}).get('train_dataloader') or {}).get('dataset')
+    if not isinstance(private_set, dict):
+        raise PrivacyError(
+            'private(_base_, ...): the base has no train_dataloader.dataset; inherit from a config that trains'
+        )
+    recipe = _parts(method)
+    if public is not None:
+        recipe['dp_public'] = _coco(private_set)
+    added = _added(base, recipe, private_set, epsilon)
+    text = '__builtins__' not in base  # a text config is merged into its base by mmengine, a new-style one here
+    whole = {}
+    for key in {**added, **changes}:
+        value = _merged(base.get(key), added.get(key)) if key in added else base.get(key)
+        value = _merged(value, changes[key]) if key in changes else value
+        whole[key] = dict(value, _delete_=True) if text and isinstance(value, dict) and key in base else value
+    return whole
+
+
+def _added(base: dict, recipe: dict, private_set: dict, epsilon: float) -> dict[str, Any]:
+    """The parts of a method, each where MMPose's configs have theirs."""
+    dataset = dict(recipe['dp_dataset'], private=private_set)
+    if 'dp_public' in recipe:
+        dataset['public'] = dict(dict(pipeline=private_set.get('pipeline', [])), **recipe['dp_public'])
+    backbone = (base.get('model') or {}).get('backbone') or {}
+    imports = (base.get('custom_imports') or {}).get('imports', [])
+    imports = [imports] if isinstance(imports, str) else imports
+    hooks = dict(recipe['dp_hooks'])
+    hooks['privacy_budget'] = dict(hooks['privacy_budget'], target_epsilon=epsilon)
+    return dict(
+        **(dict(model=dict(backbone=dict(init_cfg=None))) if backbone.get('init_cfg') else {}),
+        train_dataloader=dict(batch_sampler=recipe['dp_batch_sampler'], dataset=dataset),
+        custom_imports=dict(
+            recipe['dp_imports'], imports=[*dict.fromkeys([*imports, *recipe['dp_imports']['imports']])]
+        ),
+        train_cfg=recipe['dp_train_cfg'],
+        optim_wrapper=recipe['dp_optim_wrapper'],
+        param_scheduler=recipe['dp_param_scheduler'],
+        default_hooks=hooks,
+    )
+
+
+def _coco(private_set: dict) -> dict:
+    """COCO in MPII's joints, through the private set's pipeline."""
+    coco, (first, *others) = _parts('coco_as_mpii'), private_set['pipeline']
+    return dict(coco['dp_coco'], pipeline=[first, coco['dp_joints'], *others])
+
+
+def _merged(old: Any, new: Any) -> Any:
+    """``new`` over ``old`` as mmengine inherits, without touching either."""
+    if not isinstance(new, dict) or not isinstance(old, dict):
+        return without_deletions(copy.deepcopy(new))
+    whole = ConfigDict(copy.deepcopy(old))
+    whole.merge(ConfigDict(copy.deepcopy(new)))
+    return without_deletions(whole)
