@@ -73,11 +73,12 @@ def test_the_guarantee_imports_nothing_of_openmmlab(part):
         ),
         (
             'gradients',
-            'import torch; from torch import nn; from mmpose_dp.gradients import build_engine; '
-            'from mmpose_dp.gradients.blocks import RowGradients; '
-            'net = nn.Linear(3, 1); engine = build_engine("rules", net, [*net.parameters()]); found = RowGradients(engine.params)\n'
+            'import torch; from torch import nn; from mmpose_dp.gradients import Engine; '
+            'from mmpose_dp.gradients.blocks import PerSampleGradients; '
+            'net = nn.Linear(3, 1); engine = Engine(net, [*net.parameters()], kind="rules"); '
+            'found = PerSampleGradients(engine.params)\n'
             'with engine.capture(): losses = [*net(torch.ones(2, 3)).flatten()]\n'
-            'engine.backward(losses, found); assert found.per_row(torch.arange(2))[0].shape == (2, 1, 3)',
+            'engine.backward(losses, found); assert found.per_sample(torch.arange(2))[0].shape == (2, 1, 3)',
         ),
     ],
 )

@@ -3,8 +3,7 @@
 Read in this order: engine (with capture, fused_batch_norm, layer_rules, recorded_ops), blocks, independence.
 """
 
-from .engine import Engine, RuleEngine, build_engine
-from .layer_rules import rule_for
-from .loop_engine import LoopEngine
+from .engine import Engine
+from .layer_rules import register_rule, rule_for
 
-__all__ = ['Engine', 'LoopEngine', 'RuleEngine', 'build_engine', 'rule_for']
+__all__ = ['Engine', 'register_rule', 'rule_for']

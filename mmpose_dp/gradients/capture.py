@@ -15,7 +15,8 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from mmpose_dp.privacy.errors import PrivacyError
 
-from .fused_batch_norm import can_fold, row_batch_norm
+from .fused_batch_norm import fused_batch_norm
+from .layer_rules import Layer, batch_norm
 
 
 @dataclass(eq=False)
@@ -32,10 +33,7 @@ class Call:
 
 
 class Capture:
-    """Records the calls of layers while it is entered.
-
-    Args:
-        names: of the layers, by module.
+    """Records the calls of ``layers`` while it is entered.
 
     Attributes:
         calls: what was recorded.
@@ -45,12 +43,11 @@ class Capture:
         paused: records nothing for now.
     """
 
-    paused = False
+    paused = half = False
+    arrive: Callable[[Call, Tensor], None] | None = None
 
-    def __init__(self, names: Mapping[nn.Module, str]) -> None:
-        self._names = names
-        self.arrive: Callable[[Call, Tensor], None] | None = None
-        self.half = False
+    def __init__(self, layers: Mapping[nn.Module, Layer]) -> None:
+        self._layers = layers
         self.clear()
 
     def clear(self) -> None:
@@ -61,9 +58,8 @@ class Capture:
     @contextmanager
     def entered(self) -> Iterator[None]:
         """Records every call made inside the context."""
-        self.clear()
-        norms = {module for module in self._names if can_fold(module)}
-        others = [module for module in self._names if module not in norms]
+        norms = {m for m, layer in self._layers.items() if layer.rule is batch_norm and 'forward' not in vars(m)}
+        others = [module for module in self._layers if module not in norms]
         handles = [module.register_forward_hook(self._record, with_kwargs=True) for module in others]
         for module in norms:
             module.forward = partial(self._norm, module)
@@ -83,7 +79,7 @@ class Capture:
         if x.dtype != module.weight.dtype:  # mixed precision: its rule works in float32
             return self._record(module, (x,), {}, type(module).forward(module, x))
         call = Call(module)
-        output = row_batch_norm(module, x, partial(self._arrived, call))
+        output = fused_batch_norm(module, x, partial(self._arrived, call))
         # only behind it, at a parameter, has the backward passed it
         self._add(call, x, output, next(p for p in module.parameters() if p.requires_grad))
         return output
@@ -91,7 +87,7 @@ class Capture:
     def _record(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
         if self.paused:
             return output
-        x = args[0] if args else kwargs['input']
+        x = (*args, *kwargs.values())[0]
         if output._is_view():  # (InstanceNorm's) its place in the graph would change with an in-place change
             output = output.clone()
         self.half |= output.dtype in (torch.bfloat16, torch.float16)
@@ -104,7 +100,7 @@ class Capture:
     def _add(self, call: Call, x: Tensor, output: Tensor, end: Tensor | None = None) -> None:
         if not output.requires_grad:
             raise PrivacyError(
-                f'{self._names[call.module]} ran without a gradient graph: switch off activation checkpointing '
+                f'{self._layers[call.module].name} ran without a gradient graph: switch off activation checkpointing '
                 '(with_cp) and torch.no_grad in the training forward'
             )
         self.calls.append(call)

@@ -57,7 +57,7 @@ class Block(Protocol):
 
     indices: list[int]
 
-    def per_row(self, rows: Sequence[int]) -> list[Tensor]:
+    def per_sample(self, rows: Sequence[int]) -> list[Tensor]:
         """Gradients of the given rows: one (rows, *parameter shape) float32 tensor a parameter."""
 
     def weighted_sum(self, rows: Sequence[int], weights: Tensor | None = None) -> list[Tensor]:
@@ -74,7 +74,7 @@ class Collector(Protocol):
         """Takes one block. Every parameter comes in at most one; in none, if its gradient is zero for every row."""
 
 
-def in_line(rows: Tensor) -> Sequence[int]:
+def as_range(rows: Tensor) -> Sequence[int]:
     """The rows as numbers, as a range if they stand one after the other: such rows are taken without a copy."""
     numbers = rows.tolist()
     line = range(numbers[0], numbers[-1] + 1) if numbers else range(0)

@@ -4,11 +4,11 @@ import copy
 
 import pytest
 import torch
+from collecting import loop_engine
 from torch import nn
 
-from mmpose_dp.gradients.blocks import RowGradients
-from mmpose_dp.gradients.engine import RuleEngine
-from mmpose_dp.gradients.loop_engine import LoopEngine
+from mmpose_dp.gradients.blocks import PerSampleGradients
+from mmpose_dp.gradients.engine import Engine
 from mmpose_dp.privacy.errors import PrivacyError
 from mmpose_dp.privacy.mechanism import collector_for
 from mmpose_dp.privacy.mechanism import gradient_of as update_of
@@ -235,7 +235,7 @@ def projector_for(params, name):
 def gradients(engine, x):
     """All that a batch gives: per row, and the update under each clipping."""
     params, rows = engine.params, Rows.from_keys(range(len(x)))
-    each, projectors = RowGradients(params), [projector_for(params, name) for name in CLIPPINGS]
+    each, projectors = PerSampleGradients(params), [projector_for(params, name) for name in CLIPPINGS]
     collectors = [
         collector_for(params, rows, C, projector, 'flat' if projector else name)
         for name, projector in zip(CLIPPINGS, projectors)
@@ -247,7 +247,7 @@ def gradients(engine, x):
     assert all(part.dtype == torch.float32 for total in totals for part in total)
     updates = [update_of(total, projector) for total, projector in zip(totals, projectors)]
     assert all(u.shape == p.shape for update in updates for u, p in zip(update, params))
-    return each.per_row(torch.arange(len(x))), updates[0]
+    return each.per_sample(torch.arange(len(x))), updates[0]
 
 
 def check(kind, make):
@@ -268,31 +268,31 @@ def check(kind, make):
 
 @pytest.mark.parametrize('name', SERVED)
 def test_both_engines_serve(name):
-    for kind in (RuleEngine, LoopEngine):
+    for kind in (Engine, loop_engine):
         check(kind, SERVED[name])
 
 
 @pytest.mark.parametrize('name', BY_LOOP)
 def test_the_loop_serves_what_the_fast_engine_sends_to_it(name):
-    check(LoopEngine, BY_LOOP[name])
+    check(loop_engine, BY_LOOP[name])
     with pytest.raises(PrivacyError, match="optim_wrapper.engine='loop'"):
-        check(RuleEngine, BY_LOOP[name])
+        check(Engine, BY_LOOP[name])
 
 
 @pytest.mark.parametrize('name', REFUSED)
 def test_what_mixes_records_is_refused_without_vain_advice(name):
     make, message = REFUSED[name]
-    for kind in (RuleEngine, LoopEngine):
+    for kind in (Engine, loop_engine):
         torch.manual_seed(0)
         model, x = make()
         with pytest.raises(PrivacyError, match=message) as error:
             gradients(kind(model, list(model.parameters())), x)
-        assert kind is RuleEngine or 'engine=' not in str(error.value)
+        assert kind is Engine or 'engine=' not in str(error.value)
 
 
 def test_an_empty_batch_adds_nothing_and_spoils_nothing():
     for name, make in SERVED.items():
-        for kind in (RuleEngine, LoopEngine):
+        for kind in (Engine, loop_engine):
             torch.manual_seed(0)
             model, x = make()
             try:
@@ -305,21 +305,21 @@ def test_an_empty_batch_adds_nothing_and_spoils_nothing():
                     each, update = gradients(engine, batch)
                     assert len(batch) or not any(part.any() for part in update), name
                 assert all(len(part) == len(batch) for part in each)
-            assert before.ways() == after.ways(), name
+            assert before.gradient_methods() == after.gradient_methods(), name
 
 
 def test_float64_as_the_default():
     torch.set_default_dtype(torch.float64)
     try:
         for name in ('scalars', 'conv 3d', 'deconv', 'batch norm 1d', 'embedding', 'bag', 'encoder'):
-            for kind in (RuleEngine, LoopEngine):
+            for kind in (Engine, loop_engine):
                 check(kind, SERVED[name])
     finally:
         torch.set_default_dtype(torch.float32)
 
 
 def test_parameters_frozen_too_late_are_named():
-    for kind in (RuleEngine, LoopEngine):
+    for kind in (Engine, loop_engine):
         model = nn.Sequential(nn.BatchNorm1d(4).eval(), nn.Linear(4, 2))
         engine = kind(model, list(model.parameters()))
         model[0].requires_grad_(False)

@@ -18,8 +18,8 @@ from torch.optim import Optimizer
 
 from mmpose_dp.extras.adaptive_norm import AdaptiveNorm
 from mmpose_dp.extras.schedule import Schedule
-from mmpose_dp.gradients.blocks import RowGradients, RowSum
-from mmpose_dp.gradients.engine import build_engine
+from mmpose_dp.gradients.blocks import PerSampleGradients, SampleSum
+from mmpose_dp.gradients.engine import Engine
 from mmpose_dp.models import has_batch_statistics
 from mmpose_dp.privacy.clipping import STABILITY
 from mmpose_dp.privacy.errors import OneRecordAtATime, PrivacyError
@@ -164,7 +164,7 @@ class DPOptimWrapper(SteppingOptimWrapper):
         for module in model.modules():  # checkpointing would save nothing: the layers' inputs are kept anyway
             if getattr(module, 'with_cp', False):
                 module.with_cp = False
-        self.engine = build_engine(self.engine_kind, model, self.params, self._head.called_once_a_row())
+        self.engine = Engine(model, self.params, self._head.called_per_sample(), self.engine_kind)
         names = {id(param): name for name, param in model.named_parameters()}
         self._param_names = [names.get(id(param), '') for param in self.params]
         self._model, self._stood = model, None
@@ -202,9 +202,9 @@ class DPOptimWrapper(SteppingOptimWrapper):
         losses, rows = self._taken()
         if rows.num_records:
             raise PrivacyError('a private record was offered as public')
-        gradients = RowGradients(self.params, self.loss_scale)
+        gradients = PerSampleGradients(self.params, self.loss_scale)
         self._backward(losses, rows, gradients)
-        return gradients.per_row(torch.arange(len(losses)))
+        return gradients.per_sample(torch.arange(len(losses)))
 
     def _gradient_alone(self, part: dict) -> list[Halved | None]:
         """The gradient of one record's scaled loss by plain autograd, without capture."""
@@ -267,7 +267,7 @@ class DPOptimWrapper(SteppingOptimWrapper):
                 'a public row is in one forward with private ones: give model.train_step one half at a time'
             )
         # goes on with the sum so far: a second one would cost the memory of all parameters once more
-        public = RowSum(self.params, wanted, self.loss_scale, self._public_sum) if len(wanted) else None
+        public = SampleSum(self.params, wanted, self.loss_scale, self._public_sum) if len(wanted) else None
         short = min(self.max_grad_norm, STABILITY) if self.clipping == 'automatic' else self.max_grad_norm
         check = self.replay.check_for(rows, short * self.loss_scale)
         self._backward(losses, rows, *(collector for collector in (private, public, check) if collector is not None))
