@@ -11,15 +11,8 @@ from torch import Tensor, nn
 
 from mmpose_dp.privacy.records import Block, as_range
 
-from .layer_rules import (
-    Layer,
-    ghost_is_cheaper,
-    ghost_squares,
-    groups_are_faster,
-    outer_product,
-    samples_as_groups,
-    summed_gradient,
-)
+from . import layer_rules
+from .layer_rules import Layer
 
 
 class StackBlock:
@@ -38,30 +31,31 @@ class StackBlock:
         return [grads.sum(0) if weights is None else torch.tensordot(weights, grads, dims=1)]
 
     def ghost_squares(self, samples: Sequence[int]) -> Tensor | None:
-        """See Block.ghost_squares: the gradients are no dearer."""
+        """See Block.ghost_squares: the gradients cost nothing more."""
         return None
 
 
 class LayerBlock:
-    """The gradients of one layer's parameters, by the layer's rule.
-
-    Attributes:
-        calls: (input, output gradient) of each call, (samples, entries per sample, ...) each.
-    """
+    """The gradients of one layer's parameters, by the layer's rule."""
 
     def __init__(self, module: nn.Module, layer: Layer) -> None:
         self._module, self._layer, self.indices = module, layer, layer.indices
-        self._is_product = layer.rule is outer_product
-        self.calls: list[tuple[Tensor, Tensor]] = []
+        self._is_product = layer.rule is layer_rules.outer_product
+        self.calls: list[
+            tuple[Tensor, Tensor]
+        ] = []  # (input, output gradient), each (samples, entries per sample, ...)
 
     @torch.no_grad()
     def per_sample(self, samples: Sequence[int]) -> list[Tensor]:
         """See Block.per_sample."""
         total: list[Tensor] = []
         for a, b in self._calls(samples):
-            by_groups = self._is_product and groups_are_faster(self._module, b)
-            grads = (samples_as_groups if by_groups else self._layer.rule)(self._module, a, b)
-            total = _plus(total, [_sum_entries(x, len(samples)) for x in self._layer.own(grads)])
+            by_groups = self._is_product and layer_rules.groups_are_faster(self._module, b)
+            rule = layer_rules.samples_as_groups if by_groups else self._layer.rule
+            grads = self._layer.own(rule(self._module, a, b))
+            if len(a) > len(samples):  # adds up what one sample contributed through several entries (windows, say)
+                grads = [x.view(len(samples), -1, *x.shape[1:]).sum(1) for x in grads]
+            total = _plus(total, grads)
         return [x.float() for x in total]
 
     @torch.no_grad()
@@ -71,33 +65,33 @@ class LayerBlock:
         for a, b in self._calls(samples):
             if weights is not None:
                 b = b * weights.repeat_interleave(len(b) // len(samples)).view(-1, *[1] * (b.dim() - 1))
-            total = _plus(total, self._layer.own(summed_gradient(self._module, self._layer.rule, a, b)))
+            total = _plus(total, self._layer.own(layer_rules.summed_gradient(self._module, self._layer.rule, a, b)))
         return [x.float() for x in total]
 
     @torch.no_grad()
     def ghost_squares(self, samples: Sequence[int]) -> Tensor | None:
         """See Block.ghost_squares."""
         calls = self._calls(samples) if self._is_product and len(self.calls) == 1 else []
-        if not calls or len(calls[0][0]) != len(samples) or not ghost_is_cheaper(self._module, *calls[0]):
+        if not calls or len(calls[0][0]) != len(samples) or not layer_rules.ghost_is_cheaper(self._module, *calls[0]):
             return None
-        return ghost_squares(self._module, *calls[0], self._layer.param_names)
+        return layer_rules.ghost_squares(self._module, *calls[0], self._layer.param_names)
 
     def _calls(self, samples: Sequence[int]) -> list[tuple[Tensor, Tensor]]:
-        """The samples' inputs and output gradients, (samples * entries, ...), in float32 at least."""
-        parts = ([_samples(x, samples).flatten(0, 1) for x in call] for call in self.calls)
-        return [(at_least_float32(a), at_least_float32(b)) for a, b in parts]
+        """The samples' inputs and output gradients, (samples * entries, ...) each, in float32 at least."""
+        parts = ([at_least_float32(_samples(x, samples).flatten(0, 1)) for x in call] for call in self.calls)
+        return [(a, b) for a, b in parts]
 
 
 class PerSampleGradients:
     """Collects everything, if the gradients are few or public.
 
     Args:
-        params: the trainable parameters, in the order of every list of gradients here.
+        params: the trainable parameters.
         scale: what the losses were multiplied by (mixed precision); the blocks hold gradients of the scaled losses.
     """
 
     def __init__(self, params: Sequence[nn.Parameter], scale: float = 1.0) -> None:
-        self.params, self.scale = list(params), scale
+        self.params, self._scale = list(params), scale
         self.blocks: list[Block] = []
 
     def add(self, block: Block) -> None:
@@ -109,21 +103,14 @@ class PerSampleGradients:
         total = [p.new_zeros((len(samples), *p.shape), dtype=torch.float32) for p in self.params]
         for block in self.blocks:
             for index, grads in zip(block.indices, block.per_sample(as_range(samples))):
-                total[index] += grads / self.scale
+                total[index] += grads / self._scale
         return total
 
 
 class SampleSum:
-    """Collects the sum of the given samples' gradients and holds nothing else.
+    """Collects the sum of the given samples' gradients in ``total``, one float32 tensor per parameter.
 
-    Args:
-        params: the trainable parameters.
-        samples: the indices of the samples to add up.
-        scale: see PerSampleGradients.
-        total: a sum to continue, which is changed; zero if it is not given.
-
-    Attributes:
-        total: the sum, one float32 tensor per parameter.
+    Args: as of PerSampleGradients; the indices of the samples; a sum to continue, which is changed.
     """
 
     def __init__(
@@ -149,8 +136,3 @@ def _plus(total: list[Tensor], part: list[Tensor]) -> list[Tensor]:
 
 def _samples(x: Tensor, samples: Sequence[int]) -> Tensor:
     return x[samples.start : samples.stop] if isinstance(samples, range) else x[samples]
-
-
-def _sum_entries(grads: Tensor, samples: int) -> Tensor:
-    """Adds up what one sample contributed through several leading entries (windows, say)."""
-    return grads if len(grads) == samples else grads.view(samples, -1, *grads.shape[1:]).sum(1)

@@ -5,22 +5,23 @@ checked against autograd, and samples that depend on one another are refused.
 """
 
 import math
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.graph import GradientEdge
+from torch.nn import Module, Parameter
 
 from mmpose_dp.privacy.errors import PrivacyError
 from mmpose_dp.privacy.records import Block, Collector
 
 from .blocks import LayerBlock, SampleSum, StackBlock
 from .capture import Call, Capture
-from .independence import MixedSamples, Watch, refuse_counting_layers, steady_weights
-from .layer_rules import Layer, rule_for
+from .independence import MixedSamples, refuse_counting_layers, steady_weights
+from .layer_rules import find_layers
 from .recorded_ops import OperationBlock, OperationRecorder, Use
 
 _LOOP = "optim_wrapper.engine='loop'"
@@ -29,8 +30,7 @@ _LOOP = "optim_wrapper.engine='loop'"
 class Engine:
     """Per-sample gradients of each parameter by the first method that serves it.
 
-    The methods: the rule of its layer (layer_rules); the operations that use it (recorded_ops); one backward per sample on the
-    same graph, which is slow.
+    The methods: the rule of its layer (layer_rules); the operations that use it (recorded_ops); one backward per sample, slow.
 
     Args:
         model: the model.
@@ -42,15 +42,11 @@ class Engine:
     """
 
     def __init__(
-        self,
-        model: nn.Module,
-        params: Sequence[nn.Parameter],
-        called_per_sample: Sequence[nn.Module] = (),
-        kind: str = 'auto',
+        self, model: Module, params: Sequence[Parameter], called_per_sample: Sequence[Module] = (), kind: str = 'auto'
     ) -> None:
         if kind not in ('auto', 'rules', 'loop'):
             raise PrivacyError(f"engine={kind!r} is unknown; write 'auto', 'rules' or 'loop'")
-        self.params, self._model, self._kind, by_loop = list(params), model, kind, kind == 'loop'
+        self.params, self._kind, by_loop = list(params), kind, kind == 'loop'
         place = {id(p): i for i, p in enumerate(self.params)}
         if not place.keys() <= {id(p) for p in model.parameters()}:
             raise PrivacyError(
@@ -61,61 +57,44 @@ class Engine:
         self._names = {place[id(p)]: name for name, p in model.named_parameters() if id(p) in place}
         called = [model] if by_loop else called_per_sample
         self._in_losses = {place[id(p)] for module in called for p in module.parameters() if id(p) in place}
-        self._layers = self._find_layers({key: i for key, i in place.items() if i not in self._in_losses})
+        self._layers = find_layers(model, {key: i for key, i in place.items() if i not in self._in_losses})
         by_rule = {i for layer in self._layers.values() for i in layer.indices}
         followed = {i: p for i, p in enumerate(self.params) if i not in by_rule | self._in_losses}
         self._recorder = OperationRecorder(followed, model)
         passed = {id(self.params[i]) for i in (*by_rule, *followed)}
         self._others = [] if by_loop else [p for p in model.parameters() if id(p) not in passed]
-        self._capture = Capture(self._layers)
         leaves = {module: name for name, module in model.named_modules() if not [*module.children()]}
-        self._watch = Watch(model, leaves if by_loop else {})
+        self._capture = Capture(model, self._layers, leaves if by_loop else {})
         self._unmixed = False  # seen on a batch of several samples, all finite
         self._checked = {False, True} if by_loop else set()  # the sum, for one sample, for several
 
-    def _find_layers(self, place: dict[int, int]) -> dict[nn.Module, Layer]:
-        """The layers with a rule; ``place`` holds the parameters that may be served by one, by id."""
-        owners = Counter(id(p) for module in self._model.modules() for p in module.parameters(recurse=False))
-        # its children's weights are read without the children being called
-        attentions = [module for module in self._model.modules() if isinstance(module, nn.MultiheadAttention)]
-        inside = {child for module in attentions for child in module.children()}
-        layers = {}
-        for name, module in self._model.named_modules():
-            own = {n: id(p) for n, p in module.named_parameters(recurse=False)}
-            own = {n: place[key] for n, key in own.items() if key in place and owners[key] == 1}
-            rule = rule_for(module)
-            if own and rule is not None and module not in inside:
-                layers[module] = Layer(name, rule, list(own), list(own.values()))
-        return layers
-
     def gradient_methods(self) -> dict[str, str]:
         """How each parameter's gradients are found, by name: 'rule', 'operations' or 'loop'."""
-        methods = {i: 'rule' for layer in self._layers.values() for i in layer.indices}
-        methods |= dict.fromkeys(self._recorder.params, 'operations') | dict.fromkeys(self._looped(), 'loop')
+        methods = dict.fromkeys(self._names, 'rule') | dict.fromkeys(self._recorder.params, 'operations')
+        methods |= dict.fromkeys(self._looped(), 'loop')
         return {name: methods[i] for i, name in self._names.items()}
-
-    def _looped(self) -> list[int]:
-        return sorted(self._in_losses | self._recorder.lost)
 
     @property
     def looped(self) -> list[str]:
         """Names of the parameters that get a backward per sample; known after the first batch."""
         return [self._names[i] for i in self._looped()]
 
+    def _looped(self) -> list[int]:
+        return sorted(self._in_losses | self._recorder.lost)
+
     @property
     def one_at_a_time(self) -> bool:
         """Whether each forward must be of one record alone; known after the first batch.
 
-        A backward per sample runs through what all samples have in common, where 0 * NaN is NaN: one record that is not finite
-        would take the others with it.
+        A backward per sample runs through what all samples share, where 0 * NaN is NaN: one record that is not finite would take
+        the others with it.
         """
         return self._kind == 'loop' or bool(self._recorder.lost - self._in_losses)
 
     def __str__(self) -> str:
         if self._kind == 'loop':
             return 'one backward per record for every parameter (slow)'
-        followed = len(self._recorder.params) - len(self._recorder.lost)
-        names = self.looped
+        followed, names = len(self._recorder.params) - len(self._recorder.lost), self.looped
         text = f'{len(self._layers)} layers by rule, {followed} parameters by their operations, {len(names)} looped'
         more = ', ...' if len(names) > 5 else ''
         return text + (f' over the records ({", ".join(names[:5])}{more})' if names else '')
@@ -124,32 +103,26 @@ class Engine:
     def capture(self) -> Iterator[None]:
         """Records what ``backward`` needs of the forwards made inside the context."""
         self._forget()
-        watch = nullcontext() if self._unmixed else self._watch.entered()
         recorder = self._recorder if self._recorder.params else nullcontext()
         named = {name: self.params[i] for i, name in self._names.items()}
-        with watch, steady_weights(named), self._capture.entered(), recorder:
+        with steady_weights(named), self._capture.entered(watch=not self._unmixed), recorder:
             yield
 
     @contextmanager
     def paused(self) -> Iterator[None]:
         """Records nothing inside, for a forward of its own within a captured one."""
-        switches = (self._capture, self._recorder, self._watch)
-        for switch in switches:
-            switch.paused = True
+        self._capture.paused = self._recorder.paused = True
         try:
             yield
         finally:
-            for switch in switches:
-                switch.paused = False
+            self._capture.paused = self._recorder.paused = False
 
     def _forget(self) -> None:
-        for part in (self._capture, self._recorder, self._watch):
-            part.clear()
+        self._capture.clear()
+        self._recorder.clear()
 
     def backward(self, losses: Sequence[Tensor], *collectors: Collector) -> None:
-        """Hands the gradients of each sample's loss to the collectors; consumes what ``capture`` recorded.
-
-        A layer is handed over as soon as the backward has passed it, and freed.
+        """Hands the gradients of each sample's loss to the collectors, layer by layer; consumes what ``capture`` recorded.
 
         Args:
             losses: one scalar per sample. Separate ones rather than a (samples,) tensor where a loss has parameters of its own:
@@ -174,11 +147,11 @@ class Engine:
                     collector.add(block)
 
         waiting = Counter(call.module for call in self._capture.calls)
-        reached = defaultdict[nn.Module, list[Call]](list)
+        reached: dict[Module, list[Call]] = {}
 
         def arrive(call: Call, grad: Tensor) -> None:
             call.grad = grad
-            reached[call.module].append(call)
+            reached.setdefault(call.module, []).append(call)
             waiting[call.module] -= 1
             if not waiting[call.module]:
                 hand(self._layer_blocks(reached.pop(call.module), count))
@@ -201,7 +174,7 @@ class Engine:
 
         Returns the gradients at the ``edges``, then those at the inputs.
         """
-        wanted = [*edges, *self._watch.inputs]
+        wanted = [*edges, *self._capture.inputs]
         # what requires a gradient rests on one of these, so that every recorded call is passed on the way down
         ends: list[Any] = [*wanted, *self._capture.ends, *(p for p in self._others if p.requires_grad)]
         self._capture.arrive = arrive
@@ -220,7 +193,7 @@ class Engine:
             for use, names in zip(uses, on)
         ]
         # where an output's first dimension is of another size, samples may have any order
-        places += [(name, edge, 0) for name, edge, size in self._watch.outputs if size == len(losses)]
+        places += [(name, edge, 0) for name, edge, size in self._capture.outputs if size == len(losses)]
         for sample in mixing.to_look_at:
 
             def look(call: Call, grad: Tensor, sample: int = sample) -> None:

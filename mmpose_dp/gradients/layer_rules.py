@@ -5,6 +5,7 @@ parameters in another way. Source of the outer product: Goodfellow 2015 (arXiv 1
 2019. To serve a layer of your own, see ``register_rule``.
 """
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -44,7 +45,6 @@ class Layer(NamedTuple):
         return [grads[name] for name in self.param_names]
 
 
-# ---- the rules -----------------------------------------------------------------------------------
 def outer_product(module: nn.Linear | Convolution, a: Tensor, b: Tensor) -> dict[str, Tensor]:
     """The rule of linear layers and convolutions."""
     left, right = _factors(module, a, b)
@@ -56,14 +56,6 @@ def batch_norm(module: _BatchNorm, a: Tensor, b: Tensor) -> dict[str, Tensor]:
     """The rule of a BatchNorm with fixed statistics."""
     _, weight, bias = batch_norm_backward(module, module.weight, a, b, input_too=False)
     return {'weight': weight, 'bias': bias}
-
-
-def _group_norm(module: nn.GroupNorm, a: Tensor, b: Tensor) -> dict[str, Tensor]:
-    return _channel_affine(F.group_norm(a, module.num_groups, eps=module.eps), b)
-
-
-def _instance_norm(module: _InstanceNorm, a: Tensor, b: Tensor) -> dict[str, Tensor]:
-    return _channel_affine(F.instance_norm(a, eps=module.eps), b)
 
 
 def _layer_norm(module: nn.LayerNorm, a: Tensor, b: Tensor) -> dict[str, Tensor]:
@@ -93,14 +85,13 @@ def batch_norm_backward(
     return (found.view_as(a) if input_too else None, own[0].view(len(a), -1), own[1].view(len(a), -1))
 
 
-# ---- which rule serves a layer -------------------------------------------------------------------
 _RULES: dict[type[nn.Module], Rule] = {
     nn.Linear: outer_product,
     nn.Conv2d: outer_product,
     nn.ConvTranspose2d: outer_product,
     _BatchNorm: batch_norm,
-    _InstanceNorm: _instance_norm,
-    nn.GroupNorm: _group_norm,
+    _InstanceNorm: lambda module, a, b: _channel_affine(F.instance_norm(a, eps=module.eps), b),
+    nn.GroupNorm: lambda module, a, b: _channel_affine(F.group_norm(a, module.num_groups, eps=module.eps), b),
     nn.LayerNorm: _layer_norm,
 }
 _BUILT_IN = tuple(_RULES)
@@ -110,12 +101,11 @@ def register_rule(module_type: type[nn.Module], rule: Rule) -> None:
     """Adds the rule of a layer of your own, for all engines that are built afterwards.
 
     Args:
-        module_type: the layer's class. Its forward takes one tensor, and returns one, with the samples in the first dimension.
+        module_type: the class, whose forward takes one tensor and returns one, both with the samples in the first dimension.
             A subclass with a forward of its own is not served.
-        rule: a pure function of the module, the input and the gradient of the output, both (samples, ...) and float32 or more.
-            It returns the gradient of each parameter by name: (samples, *parameter shape), from that sample alone.
-
-    The first batch is compared with autograd, so a wrong sum is refused. That each sample's share is right, the rule must know.
+        rule: a pure function of the module, the input and the output's gradient, both (samples, ...) and float32 or more. It
+            returns each parameter's gradient, (samples, *parameter shape), by name. The first batch shows whether the sum is
+            autograd's; that each sample's gradient comes from that sample alone is for the rule to see to.
 
     Example:
         >>> class Scale(nn.Module):
@@ -130,15 +120,27 @@ def register_rule(module_type: type[nn.Module], rule: Rule) -> None:
 
 
 def rule_for(module: nn.Module) -> Rule | None:
-    """The rule that serves ``module``, or None.
-
-    None for a weight made from other parameters, padding by reflection or by name, batch statistics, and any forward not
-    known here.
-    """
+    """The rule that serves ``module``; None if its forward, or a setting of it, is not known here."""
     for base, rule in reversed(_RULES.items()):
         if isinstance(module, base) and _runs_forward_of(module, base):
             return rule if base not in _BUILT_IN or _is_plain(module) else None
     return None
+
+
+def find_layers(model: nn.Module, place: Mapping[int, int]) -> dict[nn.Module, Layer]:
+    """The layers with a rule for parameters that are theirs alone; ``place`` tells, by id, where in the list these are."""
+    owners = Counter(id(p) for module in model.modules() for p in module.parameters(recurse=False))
+    # an attention reads its children's weights without calling the children
+    attentions = [module for module in model.modules() if isinstance(module, nn.MultiheadAttention)]
+    inside = {child for module in attentions for child in module.children()}
+    layers = {}
+    for name, module in model.named_modules():
+        own = {n: id(p) for n, p in module.named_parameters(recurse=False)}
+        own = {n: place[key] for n, key in own.items() if key in place and owners[key] == 1}
+        rule = rule_for(module)
+        if own and rule is not None and module not in inside:
+            layers[module] = Layer(name, rule, list(own), list(own.values()))
+    return layers
 
 
 def _runs_forward_of(module: nn.Module, base: type[nn.Module]) -> bool:
@@ -163,7 +165,6 @@ def _is_plain(module: nn.Module) -> bool:
     return getattr(module, 'padding_mode', 'zeros') == 'zeros' and not isinstance(getattr(module, 'padding', 0), str)
 
 
-# ---- faster ways for an outer product ------------------------------------------------------------
 def _whole_and_windowed(module: Convolution, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     """A transposed convolution is the convolution read backwards: input and output gradient change places."""
     return (b, a) if isinstance(module, nn.Conv2d) else (a, b)

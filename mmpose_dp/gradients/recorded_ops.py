@@ -1,9 +1,9 @@
 """A parameter that belongs to no known layer is followed through the operations that use it.
 
-Position embeddings, class tokens, relative position tables, layer scales, a weight of two layers or computed from another
-parameter. While a forward runs, each torch function that meets such a parameter is recorded; later it is run again on
-each sample's slice of its inputs, and differentiated. Must not guess: a call counts only if, during the forward, slicing its
-inputs was seen to slice its output; any other leaves its parameters to one backward per sample.
+Such as embeddings, layer scales, a weight of two layers or computed from another parameter. While a forward runs, each torch
+function that meets such a parameter is recorded; later it is run again on each sample's slice of its inputs, and differentiated.
+Must not guess: a call counts only if, during the forward, slicing its inputs was seen to slice its output; any other leaves its
+parameters to one backward per sample.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -21,27 +21,17 @@ from .blocks import StackBlock, at_least_float32
 
 @dataclass
 class Use:
-    """One call of a function on samples and on something made from parameters alone.
-
-    Attributes:
-        leaves: its arguments, flattened by ``spec``; tensors of samples are detached.
-        made: places in ``leaves`` of what was made from parameters alone, with its graph.
-        sliced: places in ``leaves`` of tensors that hold the samples.
-        axis: the dimension of the samples, in the sliced leaves and in the output.
-        versions: of each tensor among the leaves when it was read, by place.
-        edge: where the gradient of the output will be found.
-        origins: the parameters (by index) that the made leaves come from.
-    """
+    """One call of a function on samples and on something made from parameters alone."""
 
     func: Callable[..., Any]
-    leaves: list[Any]
+    leaves: list[Any]  # its arguments, flattened; tensors of samples are detached
     spec: pytree.TreeSpec
-    made: list[int]
-    sliced: list[int]
-    axis: int
-    versions: dict[int, int]
-    edge: GradientEdge | None
-    origins: frozenset[int]
+    made: list[int]  # places in ``leaves`` of what was made from parameters alone, with its graph
+    sliced: list[int]  # places in ``leaves`` of tensors that hold the samples
+    axis: int  # the dimension of the samples, in the sliced leaves and in the output
+    versions: dict[int, int]  # of each tensor among the leaves when it was read, by place
+    edge: GradientEdge | None  # where the gradient of the output will be found
+    origins: frozenset[int]  # the parameters, by index, that the made leaves come from
 
     def unchanged(self) -> bool:
         """Whether every tensor still holds what it held when it was read."""
@@ -86,16 +76,11 @@ class OperationBlock(StackBlock):
 
 
 class OperationRecorder(TorchFunctionMode):
-    """Records every call that meets one of ``params`` while it is entered.
+    """Records every call that meets one of ``params`` while it is entered and not ``paused``.
 
     Args:
         params: the followed parameters, by index.
         model: its parameters and buffers hold no samples.
-
-    Attributes:
-        uses: what was recorded.
-        lost: parameters that met a call whose slices are not slices of its output. Once lost, they stay lost.
-        paused: records nothing for now.
     """
 
     paused = False
@@ -103,7 +88,7 @@ class OperationRecorder(TorchFunctionMode):
     def __init__(self, params: dict[int, Tensor], model: nn.Module) -> None:
         super().__init__()
         self.params, self._model = params, model
-        self.lost: set[int] = set()
+        self.lost: set[int] = set()  # for good: they met a call whose slices are not slices of its output
         self.clear()
 
     def clear(self) -> None:

@@ -11,7 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from mmpose_dp.gradients import blocks as row_gradients
 from mmpose_dp.gradients import layer_rules
 from mmpose_dp.gradients.blocks import SampleSum
 from mmpose_dp.gradients.engine import Engine
@@ -125,7 +124,7 @@ def choose(monkeypatch, traffic, grouped):
     monkeypatch.setattr(layer_rules, '_TRAFFIC', traffic)
     if grouped:
         convolutions = (nn.Conv2d, nn.ConvTranspose2d)
-        monkeypatch.setattr(row_gradients, 'groups_are_faster', lambda module, b: isinstance(module, convolutions))
+        monkeypatch.setattr(layer_rules, 'groups_are_faster', lambda module, b: isinstance(module, convolutions))
 
 
 @pytest.mark.parametrize('way', [None, *WAYS], ids=str)
@@ -136,10 +135,8 @@ def test_every_way_is_the_reference(name, way, monkeypatch):
     params = [p for p in model.parameters() if p.requires_grad]
     traffic, big_row, scale = way or (*SHIPPED, 8.0)
     choose(monkeypatch, traffic, big_row)
-    ghosts = []
-    monkeypatch.setattr(
-        row_gradients, 'ghost_squares', lambda *args: ghosts.append(args) or layer_rules.ghost_squares(*args)
-    )
+    ghosts, ghost_squares = [], layer_rules.ghost_squares
+    monkeypatch.setattr(layer_rules, 'ghost_squares', lambda *args: ghosts.append(args) or ghost_squares(*args))
     engine = Engine(model, params) if way else loop_engine(model, params)
     for keys in BATCHES:
         x = torch.randn(len(keys), 4, 8, 8) * torch.logspace(-0.5, 0.5, len(keys)).view(-1, 1, 1, 1)
