@@ -1,6 +1,6 @@
 """Per-sample gradients of any torch model: torch and nothing else. Must not clip, weigh or release anything.
 
-Read in this order: engine (with capture, fused_batch_norm, layer_rules, recorded_ops), blocks, independence.
+Read in this order: engine, layer_rules, blocks, capture, recorded_ops, independence.
 """
 
 from .engine import Engine

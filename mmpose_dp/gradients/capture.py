@@ -1,7 +1,6 @@
 """What per-sample gradients need from a forward and a backward: each layer's input, and the gradient of its output.
 
-Must not compute a layer's gradient but BatchNorm's, and must not move a layer's place in the graph: MMPose changes outputs in
-place everywhere.
+Must not move a layer's place in the graph: MMPose changes outputs in place everywhere.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -20,9 +19,9 @@ from .layer_rules import Layer, batch_norm, batch_norm_backward
 
 
 class _FusedBatchNorm(torch.autograd.Function):
-    """BatchNorm with fixed statistics, whose backward finds each sample's gradients together with the input's, in one pass.
+    """BatchNorm with fixed statistics, whose backward gives ``take`` each entry's weight and bias gradients, (entries, 2, channels).
 
-    ``take`` is given those of weight and bias, (entries, 2, channels). A rule would read both activations a second time.
+    A rule would read both activations a second time, for every norm of the model.
     """
 
     @staticmethod
@@ -55,17 +54,11 @@ class Call:
 
 
 class Capture:
-    """Records what happens in forwards while it is entered.
-
-    Args:
-        model: the model.
-        layers: those whose calls are recorded.
-        watched: modules, by name, whose outputs are noted until samples are known not to mix.
+    """Records the calls of ``layers`` while it is entered and not ``paused``; see ``entered`` for ``watched``.
 
     Attributes:
         arrive: is given a call and the gradient of its output when a backward reaches it, if not None.
         half: whether mixed precision was seen.
-        paused: records nothing for now.
     """
 
     paused = half = False
@@ -84,7 +77,7 @@ class Capture:
 
     @contextmanager
     def entered(self, watch: bool) -> Iterator[None]:
-        """Records inside the context; ``watch``: also the model's inputs, since frozen parts mix samples too, and outputs."""
+        """Records inside; with ``watch`` also the model's inputs, since frozen parts mix samples too, and ``watched`` outputs."""
         norms = {m for m, layer in self._layers.items() if layer.rule is batch_norm and 'forward' not in vars(m)}
         others = [module for module in self._layers if module not in norms]
         handles = [module.register_forward_hook(self._record, with_kwargs=True) for module in others]

@@ -22,18 +22,17 @@ from .blocks import LayerBlock, SampleSum, StackBlock
 from .capture import Call, Capture
 from .independence import MixedSamples, refuse_counting_layers, steady_weights
 from .layer_rules import find_layers
-from .recorded_ops import OperationBlock, OperationRecorder, Use
+from .recorded_ops import OperationRecorder, Use
 
 _LOOP = "optim_wrapper.engine='loop'"
 
 
 class Engine:
-    """Per-sample gradients of each parameter by the first method that serves it.
+    """Per-sample gradients, of each parameter by the first method that serves it.
 
     The methods: the rule of its layer (layer_rules); the operations that use it (recorded_ops); one backward per sample, slow.
 
     Args:
-        model: the model.
         params: the trainable parameters, in the order of every list of gradients.
         called_per_sample: modules that see one sample at a time (losses): they get a backward per sample, which is short.
         kind: 'auto'; 'rules' refuses parameters that would need a backward per sample; 'loop' takes that for all parameters.
@@ -61,6 +60,7 @@ class Engine:
         by_rule = {i for layer in self._layers.values() for i in layer.indices}
         followed = {i: p for i, p in enumerate(self.params) if i not in by_rule | self._in_losses}
         self._recorder = OperationRecorder(followed, model)
+        self._recorder.lost |= self._in_losses
         passed = {id(self.params[i]) for i in (*by_rule, *followed)}
         self._others = [] if by_loop else [p for p in model.parameters() if id(p) not in passed]
         leaves = {module: name for name, module in model.named_modules() if not [*module.children()]}
@@ -71,30 +71,26 @@ class Engine:
     def gradient_methods(self) -> dict[str, str]:
         """How each parameter's gradients are found, by name: 'rule', 'operations' or 'loop'."""
         methods = dict.fromkeys(self._names, 'rule') | dict.fromkeys(self._recorder.params, 'operations')
-        methods |= dict.fromkeys(self._looped(), 'loop')
+        methods |= dict.fromkeys(self._recorder.lost, 'loop')
         return {name: methods[i] for i, name in self._names.items()}
 
     @property
     def looped(self) -> list[str]:
         """Names of the parameters that get a backward per sample; known after the first batch."""
-        return [self._names[i] for i in self._looped()]
-
-    def _looped(self) -> list[int]:
-        return sorted(self._in_losses | self._recorder.lost)
+        return [self._names[i] for i in sorted(self._recorder.lost)]
 
     @property
     def one_at_a_time(self) -> bool:
         """Whether each forward must be of one record alone; known after the first batch.
 
-        A backward per sample runs through what all samples share, where 0 * NaN is NaN: one record that is not finite would take
-        the others with it.
+        Where all samples share a graph, 0 * NaN is NaN: one record that is not finite would take the others with it.
         """
         return self._kind == 'loop' or bool(self._recorder.lost - self._in_losses)
 
     def __str__(self) -> str:
         if self._kind == 'loop':
             return 'one backward per record for every parameter (slow)'
-        followed, names = len(self._recorder.params) - len(self._recorder.lost), self.looped
+        followed, names = len(self._recorder.params.keys() - self._recorder.lost), self.looped
         text = f'{len(self._layers)} layers by rule, {followed} parameters by their operations, {len(names)} looped'
         more = ', ...' if len(names) > 5 else ''
         return text + (f' over the records ({", ".join(names[:5])}{more})' if names else '')
@@ -124,12 +120,11 @@ class Engine:
     def backward(self, losses: Sequence[Tensor], *collectors: Collector) -> None:
         """Hands the gradients of each sample's loss to the collectors, layer by layer; consumes what ``capture`` recorded.
 
-        Args:
-            losses: one scalar per sample. Separate ones rather than a (samples,) tensor where a loss has parameters of its own:
-                one sample's NaN then stays out of the others' gradients of these.
+        ``losses``: one scalar per sample. If a loss has parameters of its own, the scalars must be separate ones: a (samples,)
+        tensor would carry one sample's NaN into the others' gradients of these.
 
-        Raises PrivacyError if samples mix, if a captured tensor was changed in place, or if the sum is not autograd's (all
-        found on the first batch, before anything is released).
+        Raises PrivacyError, on the first batch and before anything is released, if samples mix, if a captured tensor was changed
+        in place, or if the sum is not autograd's.
         """
         each, count, uses = list(losses), len(losses), list(self._recorder.uses)
         if not count:
@@ -156,7 +151,7 @@ class Engine:
             if not waiting[call.module]:
                 hand(self._layer_blocks(reached.pop(call.module), count))
 
-        keep_graph = unchecked or bool(self._looped())
+        keep_graph = unchecked or bool(self._recorder.lost)
         if waiting or uses:
             grads = self._walk(loss, [use.edge for use in uses], arrive, keep_graph)
             for calls in reached.values():  # the loss does not depend on all calls of these
@@ -170,10 +165,7 @@ class Engine:
     def _walk(
         self, loss: Tensor, edges: Sequence[GradientEdge], arrive: Callable[[Call, Tensor], None], keep_graph: bool
     ) -> Sequence[Tensor | None]:
-        """One backward that computes no layer's weight gradient: ``arrive`` sees the calls' gradients as it goes.
-
-        Returns the gradients at the ``edges``, then those at the inputs.
-        """
+        """One backward without layers' weight gradients: ``arrive`` is given the calls'; those of edges and inputs are returned."""
         wanted = [*edges, *self._capture.inputs]
         # what requires a gradient rests on one of these, so that every recorded call is passed on the way down
         ends: list[Any] = [*wanted, *self._capture.ends, *(p for p in self._others if p.requires_grad)]
@@ -232,16 +224,16 @@ class Engine:
     def _operation_blocks(self, uses: list[Use], grads: Sequence[Tensor | None], count: int) -> Iterator[Block]:
         reached = [(use, grad) for use, grad in zip(uses, grads) if grad is not None]
         for use, grad in reached:
-            if grad.shape[use.axis] % count or not use.unchanged():
+            unchanged = all(use.leaves[i]._version == version for i, version in use.versions.items())
+            if grad.shape[use.axis] % count or not unchanged:
                 self._recorder.lost |= use.origins
         for i, param in self._recorder.params.items():
             mine = [(use, grad) for use, grad in reached if i in use.origins]
             if mine and i not in self._recorder.lost:
-                yield OperationBlock(i, param, mine, count)
+                yield StackBlock([i], sum(use.gradients(grad, count, param) for use, grad in mine))
 
     def _looped_blocks(self, losses: Sequence[Tensor], kept_graph: bool) -> Iterator[Block]:
-        """One backward per sample. Raises PrivacyError if the graph is gone, or if the engine's kind is 'rules'."""
-        indices, names = self._looped(), self.looped[:5]
+        indices, names = sorted(self._recorder.lost), self.looped[:5]
         if indices and not kept_graph:
             raise PrivacyError(f'{names} are used otherwise than in the first batch: write {_LOOP}')
         if indices and self._kind == 'rules':

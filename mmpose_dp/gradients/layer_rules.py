@@ -39,17 +39,21 @@ class Layer(NamedTuple):
 
     def own(self, grads: Mapping[str, Tensor]) -> list[Tensor]:
         """The trainable parameters' gradients. Raises PrivacyError if the rule left one out."""
-        for name in self.param_names:
-            if name not in grads:
-                raise PrivacyError(f'the rule of {self.name} returns no gradient for its parameter {name!r}: add it')
+        if missing := [name for name in self.param_names if name not in grads]:
+            raise PrivacyError(f'the rule of {self.name} returns no gradient for its parameters {missing}: add them')
         return [grads[name] for name in self.param_names]
 
 
 def outer_product(module: nn.Linear | Convolution, a: Tensor, b: Tensor) -> dict[str, Tensor]:
-    """The rule of linear layers and convolutions."""
-    left, right = _factors(module, a, b)
-    weight = torch.bmm(left, right.transpose(1, 2)).view(len(a), *module.weight.shape)
-    return {'weight': weight, **_bias(module, b)}
+    """The rule of linear layers and convolutions: of these, also by one whose groups are samples, one sample per thread."""
+    step = torch.get_num_threads()
+    if isinstance(module, Convolution) and groups_are_faster(module, b):
+        parts = [[x.flatten(0, 1)[None] for x in pair] for pair in zip(a.split(step), b.split(step))]
+        weight = torch.cat([_convolution_backward(module, *pair, pair[0].shape[1] // a.shape[1]) for pair in parts])
+    else:
+        left, right = _factors(module, a, b)
+        weight = torch.bmm(left, right.transpose(1, 2))
+    return {'weight': weight.view(len(a), *module.weight.shape), **_bias(module, b)}
 
 
 def batch_norm(module: _BatchNorm, a: Tensor, b: Tensor) -> dict[str, Tensor]:
@@ -165,11 +169,6 @@ def _is_plain(module: nn.Module) -> bool:
     return getattr(module, 'padding_mode', 'zeros') == 'zeros' and not isinstance(getattr(module, 'padding', 0), str)
 
 
-def _whole_and_windowed(module: Convolution, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """A transposed convolution is the convolution read backwards: input and output gradient change places."""
-    return (b, a) if isinstance(module, nn.Conv2d) else (a, b)
-
-
 def _factors(module: nn.Linear | Convolution, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     """What the weight's gradient of a sample is the product of, summed over positions.
 
@@ -178,7 +177,8 @@ def _factors(module: nn.Linear | Convolution, a: Tensor, b: Tensor) -> tuple[Ten
     if isinstance(module, nn.Linear):
         a, b = a.reshape(len(a), -1, a.shape[-1]), b.reshape(len(b), -1, b.shape[-1])
         return b.transpose(1, 2), a.transpose(1, 2)
-    whole, x = _whole_and_windowed(module, a, b)
+    # a transposed convolution is the convolution read backwards: input and output gradient change places
+    whole, x = (b, a) if isinstance(module, nn.Conv2d) else (a, b)
     if module.kernel_size == (1, 1) and not any(module.padding):
         patches = x[..., :: module.stride[0], :: module.stride[1]].flatten(2)
     else:  # (samples, channels * kernel area, positions)
@@ -195,31 +195,19 @@ def _bias(module: nn.Linear | Convolution, b: Tensor) -> dict[str, Tensor]:
 
 def _convolution_backward(module: Convolution, a: Tensor, b: Tensor, groups: int) -> Tensor:
     """The weight's gradient, summed over the samples; with ``groups`` times the layer's groups, one per group."""
-    whole, windowed = _whole_and_windowed(module, a, b)
+    whole, windowed = (b, a) if isinstance(module, nn.Conv2d) else (a, b)
     weight = a.new_empty((groups * module.weight.shape[0], *module.weight.shape[1:]))  # its values do not matter here
     window = module.stride, module.padding, module.dilation, False, [0, 0], groups * module.groups
     return torch.ops.aten.convolution_backward(whole, windowed, weight, None, *window, [False, True, False])[1]
 
 
-def groups_are_faster(module: nn.Module, b: Tensor) -> bool:
-    """Whether ``samples_as_groups`` beats the layer's rule: for wide windows over large maps, on a CPU.
+def groups_are_faster(module: Convolution, b: Tensor) -> bool:
+    """Whether samples as groups beat writing every window out: for wide windows over large maps, on a CPU.
 
-    The rule writes every window out; that is worth it where a weight has more outputs than there are windows.
+    Windows are worth that where a weight has more outputs than there are windows.
     """
-    if not isinstance(module, Convolution) or b.device.type != 'cpu':
-        return False
     outputs = module.weight.shape[0] // (module.groups if isinstance(module, nn.Conv2d) else 1)
-    return module.weight[0, 0].numel() > 1 and b[0, 0].numel() > outputs
-
-
-def samples_as_groups(module: Convolution, a: Tensor, b: Tensor) -> dict[str, Tensor]:
-    """A convolution's per-sample gradients by one whose groups are samples (Rochette et al. 2019), one sample per thread."""
-    weights, step = [], torch.get_num_threads()
-    for start in range(0, len(a), step):
-        x, grad = (t[start : start + step] for t in (a, b))
-        found = _convolution_backward(module, x.flatten(0, 1)[None], grad.flatten(0, 1)[None], len(x))
-        weights.append(found.view(len(x), *module.weight.shape))
-    return {'weight': torch.cat(weights), **_bias(module, b)}
+    return b.device.type == 'cpu' and module.weight[0, 0].numel() > 1 and b[0, 0].numel() > outputs
 
 
 def summed_gradient(module: nn.Module, rule: Rule, a: Tensor, b: Tensor) -> dict[str, Tensor]:
@@ -244,7 +232,7 @@ def ghost_is_cheaper(module: nn.Linear | Convolution, a: Tensor, b: Tensor) -> b
     if isinstance(module, nn.Linear):
         positions = a[0].numel() // a.shape[-1]
     else:
-        positions = _whole_and_windowed(module, a, b)[0][0, 0].numel()
+        positions = (b if isinstance(module, nn.Conv2d) else a)[0, 0].numel()
     weights = module.weight.numel()
     width = module.weight.shape[0] // groups + weights // module.weight.shape[0]  # of the two factors, about
     return positions**2 * groups * width < _TRAFFIC * weights

@@ -6,7 +6,7 @@ Must not guess: a call counts only if, during the forward, slicing its inputs wa
 parameters to one backward per sample.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,12 +16,12 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-from .blocks import StackBlock, at_least_float32
+from .blocks import at_least_float32
 
 
 @dataclass
 class Use:
-    """One call of a function on samples and on something made from parameters alone."""
+    """One call of a function on samples and on what was made from parameters alone."""
 
     func: Callable[..., Any]
     leaves: list[Any]  # its arguments, flattened; tensors of samples are detached
@@ -32,10 +32,6 @@ class Use:
     versions: dict[int, int]  # of each tensor among the leaves when it was read, by place
     edge: GradientEdge | None  # where the gradient of the output will be found
     origins: frozenset[int]  # the parameters, by index, that the made leaves come from
-
-    def unchanged(self) -> bool:
-        """Whether every tensor still holds what it held when it was read."""
-        return all(self.leaves[i]._version == version for i, version in self.versions.items())
 
     def run(self, start: int, length: int, cast: Callable[[Tensor], Tensor] = lambda x: x) -> Tensor:
         """The output for entries start..start+length of the samples' axis, with tensors of samples and made ones cast."""
@@ -49,38 +45,22 @@ class Use:
         args, kwargs = pytree.tree_unflatten(leaves, self.spec)
         return next(_tensors(self.func(*args, **kwargs)))
 
-    def vjp(self, grad: Tensor, start: int, length: int, param: Tensor) -> Tensor:
-        """Gradient of <grad, output entries start..start+length> for ``param``, float32."""
-        with torch.enable_grad():
-            out = self.run(start, length, at_least_float32)
-        found = torch.autograd.grad(out, param, grad.to(out.dtype), retain_graph=True, allow_unused=True)[0]
-        return torch.zeros_like(param, dtype=torch.float32) if found is None else found.float()
-
-
-class OperationBlock(StackBlock):
-    """The gradients of one followed parameter, from its uses and the gradients of their outputs."""
-
-    def __init__(self, index: int, param: Tensor, uses: list[tuple[Use, Tensor]], num_samples: int) -> None:
-        self.indices = [index]
-        self._param, self._uses, self._num_samples = param, uses, num_samples
-
-    def per_sample(self, samples: Sequence[int]) -> list[Tensor]:
-        """See Block.per_sample."""
-        out = torch.zeros((len(samples), *self._param.shape), dtype=torch.float32, device=self._param.device)
-        for use, grad in self._uses:
-            length = grad.shape[use.axis] // self._num_samples
-            for i, sample in enumerate(samples):
-                part = grad.narrow(use.axis, sample * length, length)
-                out[i] += use.vjp(part, sample * length, length, self._param)
-        return [out]
+    def gradients(self, grad: Tensor, count: int, param: Tensor) -> Tensor:
+        """Gradient of <grad, a sample's part of the output> for ``param``: (samples, *parameter shape), float32."""
+        total, length = param.new_zeros((count, *param.shape), dtype=torch.float32), grad.shape[self.axis] // count
+        for i, part in enumerate(grad.split(length, self.axis)):
+            with torch.enable_grad():
+                out = self.run(i * length, length, at_least_float32)
+            found = torch.autograd.grad(out, param, part.to(out.dtype), retain_graph=True, allow_unused=True)[0]
+            if found is not None:
+                total[i] = found.float()
+        return total
 
 
 class OperationRecorder(TorchFunctionMode):
-    """Records every call that meets one of ``params`` while it is entered and not ``paused``.
+    """Records every call that meets one of ``params``, by index, while it is entered and not ``paused``.
 
-    Args:
-        params: the followed parameters, by index.
-        model: its parameters and buffers hold no samples.
+    The model's other parameters and its buffers hold no samples.
     """
 
     paused = False
@@ -88,7 +68,7 @@ class OperationRecorder(TorchFunctionMode):
     def __init__(self, params: dict[int, Tensor], model: nn.Module) -> None:
         super().__init__()
         self.params, self._model = params, model
-        self.lost: set[int] = set()  # for good: they met a call whose slices are not slices of its output
+        self.lost: set[int] = set()  # for good: they met a call whose output is not sliced with its inputs
         self.clear()
 
     def clear(self) -> None:
