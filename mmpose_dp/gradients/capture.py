@@ -19,7 +19,7 @@ from .layer_rules import Layer, batch_norm, batch_norm_backward
 
 
 class _FusedBatchNorm(torch.autograd.Function):
-    """BatchNorm with fixed statistics, whose backward gives ``take`` each entry's weight and bias gradients, (entries, 2, channels).
+    """BatchNorm with fixed statistics. Its backward gives ``take`` each entry's weight and bias gradient, (entries, 2, channels).
 
     A rule would read both activations a second time, for every norm of the model.
     """

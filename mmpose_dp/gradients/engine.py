@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import GradientEdge
 from torch.nn import Module, Parameter
 
 from mmpose_dp.privacy.errors import PrivacyError
@@ -47,13 +46,13 @@ class Engine:
             raise PrivacyError(f"engine={kind!r} is unknown; write 'auto', 'rules' or 'loop'")
         self.params, self._kind, by_loop = list(params), kind, kind == 'loop'
         place = {id(p): i for i, p in enumerate(self.params)}
-        if not place.keys() <= {id(p) for p in model.parameters()}:
+        self._names = {place[id(p)]: name for name, p in model.named_parameters() if id(p) in place}
+        if len(self._names) < len(place):
             raise PrivacyError(
                 "the optimizer holds a parameter that is not the model's: build it from the model's own parameters, after any "
                 'replacement of layers'
             )
         refuse_counting_layers(model)
-        self._names = {place[id(p)]: name for name, p in model.named_parameters() if id(p) in place}
         called = [model] if by_loop else called_per_sample
         self._in_losses = {place[id(p)] for module in called for p in module.parameters() if id(p) in place}
         self._layers = find_layers(model, {key: i for key, i in place.items() if i not in self._in_losses})
@@ -153,7 +152,7 @@ class Engine:
 
         keep_graph = unchecked or bool(self._recorder.lost)
         if waiting or uses:
-            grads = self._walk(loss, [use.edge for use in uses], arrive, keep_graph)
+            grads = self._walk(loss, [*(use.edge for use in uses), *self._capture.inputs], arrive, keep_graph)
             for calls in reached.values():  # the loss does not depend on all calls of these
                 hand(self._layer_blocks(calls, count))
             hand(self._operation_blocks(uses, grads, count))
@@ -163,27 +162,24 @@ class Engine:
         self._forget()
 
     def _walk(
-        self, loss: Tensor, edges: Sequence[GradientEdge], arrive: Callable[[Call, Tensor], None], keep_graph: bool
+        self, loss: Tensor, ends: Sequence[Any], arrive: Callable[[Call, Tensor], None], keep_graph: bool
     ) -> Sequence[Tensor | None]:
-        """One backward without layers' weight gradients: ``arrive`` is given the calls'; those of edges and inputs are returned."""
-        wanted = [*edges, *self._capture.inputs]
+        """One backward without layers' weight gradients: ``arrive`` is given the calls'; those of ``ends`` are returned first."""
         # what requires a gradient rests on one of these, so that every recorded call is passed on the way down
-        ends: list[Any] = [*wanted, *self._capture.ends, *(p for p in self._others if p.requires_grad)]
+        ends = [*ends, *self._capture.ends, *(p for p in self._others if p.requires_grad)]
         self._capture.arrive = arrive
         try:
-            found = torch.autograd.grad(loss, ends, retain_graph=keep_graph, allow_unused=True) if ends else ()
+            return torch.autograd.grad(loss, ends, retain_graph=keep_graph, allow_unused=True) if ends else ()
         finally:
             self._capture.arrive = None
-        return found[: len(wanted)]
 
     def _refuse_mixed_samples(self, losses: Sequence[Tensor], uses: Sequence[Use]) -> bool:
         """Raises PrivacyError if samples mix; whether everything could be looked at."""
         mixing = MixedSamples(losses, any_order=self._kind == 'loop')
-        on = [', '.join(self._names[i] for i in use.origins) for use in uses]
-        places = [
-            (f'{getattr(use.func, "__name__", use.func)} on {names}', use.edge, use.axis)
-            for use, names in zip(uses, on)
-        ]
+        places: list[tuple[str, Any, int]] = [('the images', x, 0) for x in self._capture.inputs]
+        for use in uses:
+            names = ', '.join(self._names[i] for i in use.origins)
+            places.append((f'{getattr(use.func, "__name__", use.func)} on {names}', use.edge, use.axis))
         # where an output's first dimension is of another size, samples may have any order
         places += [(name, edge, 0) for name, edge, size in self._capture.outputs if size == len(losses)]
         for sample in mixing.to_look_at:
@@ -191,35 +187,34 @@ class Engine:
             def look(call: Call, grad: Tensor, sample: int = sample) -> None:
                 mixing.look(sample, self._layers[call.module].name, grad)
 
-            grads = self._walk(losses[sample], [edge for _, edge, _ in places], look, keep_graph=True)
+            grads = self._walk(losses[sample], [end for _, end, _ in places], look, keep_graph=True)
             for i, ((name, _, axis), grad) in reversed([*enumerate(zip(places, grads))]):
                 mixing.look(sample, name, grad, axis, place=i)
-            for i, grad in enumerate(grads[len(places) :], len(places)):
-                mixing.look(sample, 'the images', grad, place=i)
         return mixing.refuse()
 
     def _layer_blocks(self, calls: list[Call], count: int) -> list[Block]:
         module, layer = calls[0].module, self._layers[calls[0].module]
         block, folded = LayerBlock(module, layer), []
         for call in calls:
-            assert call.grad is not None
+            for x in (call.grad, call.input):
+                if x is not None and len(x) % count:
+                    raise PrivacyError(f'{layer.name} saw {len(x)} leading entries for {count} rows: write {_LOOP}')
+            grad, call.grad = call.grad.unflatten(0, (count, -1)), None  # the blocks alone hold them now
             if call.input is None:
-                folded.append(_by_sample(call.grad, count, layer.name).sum(1))
+                folded.append(grad.sum(1))
             elif call.input._version != call.version:
                 raise PrivacyError(
                     f'the input of {layer.name} was changed in place after it was read: take that change out, or write {_LOOP}'
                 )
             else:
-                block.calls.append(tuple(_by_sample(x, count, layer.name) for x in (call.input, call.grad)))
+                block.calls.append((call.input.unflatten(0, (count, -1)), grad))
                 call.input = call.input.new_empty(0)
-            call.grad = None  # the blocks alone hold them now
+        if folded and block.calls:
+            raise PrivacyError(f'{layer.name} ran in two precisions: write {_LOOP}')
         if not folded:
             return [block]
-        if block.calls:
-            raise PrivacyError(f'{layer.name} ran in two precisions: write {_LOOP}')
         weight, bias = torch.stack(folded).sum(0).float().unbind(1)
-        grads = layer.own({'weight': weight, 'bias': bias})
-        return [StackBlock([i], x) for i, x in zip(layer.indices, grads)]
+        return [StackBlock([i], x) for i, x in zip(layer.indices, layer.own({'weight': weight, 'bias': bias}))]
 
     def _operation_blocks(self, uses: list[Use], grads: Sequence[Tensor | None], count: int) -> Iterator[Block]:
         reached = [(use, grad) for use, grad in zip(uses, grads) if grad is not None]
@@ -237,10 +232,8 @@ class Engine:
         if indices and not kept_graph:
             raise PrivacyError(f'{names} are used otherwise than in the first batch: write {_LOOP}')
         if indices and self._kind == 'rules':
-            raise PrivacyError(
-                f'no per-sample rule serves {names}. Write optim_wrapper.engine="auto" (a backward per record for these), or '
-                'freeze them'
-            )
+            more = 'Write optim_wrapper.engine="auto" (a backward per record for these), or freeze them'
+            raise PrivacyError(f'no per-sample rule serves {names}. {more}')
         params = [self.params[i] for i in indices]
         stacks = [p.new_zeros((len(losses), *p.shape), dtype=torch.float32) for p in params]
         for sample, loss in enumerate(losses if params else []):
@@ -264,10 +257,3 @@ class Engine:
                     f"layer's forward): write {_LOOP}"
                 )
         return True
-
-
-def _by_sample(x: Tensor, count: int, name: str) -> Tensor:
-    """(samples * entries, ...) -> (samples, entries, ...)."""
-    if x.shape[0] % count:
-        raise PrivacyError(f'{name} saw {x.shape[0]} leading entries for {count} rows: write {_LOOP}')
-    return x.unflatten(0, (count, -1))

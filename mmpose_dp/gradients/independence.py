@@ -17,9 +17,7 @@ Layout = tuple[int, bool]
 class MixedSamples:
     """Looks at gradients of the loss of one sample alone, where they arrive at the outputs of layers.
 
-    Args:
-        losses: one scalar per sample.
-        any_order: whether the samples may be in any dimension that keeps them apart, or only where ``look`` says.
+    Args: one loss per sample; whether samples may be in any dimension that keeps them apart, or only where ``look`` says.
     """
 
     def __init__(self, losses: Sequence[Tensor], any_order: bool) -> None:
@@ -35,12 +33,9 @@ class MixedSamples:
         self._places: dict[Hashable, tuple[str, Layout, set[Layout]]] = {}
 
     def look(self, sample: int, name: str, grad: Tensor | None, axis: int = 0, place: Hashable = None) -> None:
-        """Notes where a gradient of one sample's loss reaches other samples.
+        """Notes where the gradient of a sample's loss, with samples (each any number of entries) along ``axis``, reaches others.
 
-        Args:
-            sample: whose loss it is.
-            name: what the message calls the place; ``place`` tells places of one name apart.
-            grad: the gradient, with the samples (each any number of entries) along ``axis``.
+        ``name`` is what the message calls the place; ``place`` tells places of one name apart.
         """
         if grad is None or grad.dim() <= axis or grad.shape[axis] % self._count:
             return

@@ -1,8 +1,7 @@
 """Per-sample gradient rules: for each known layer, the gradient of every sample from the layer's input and output gradient.
 
-Must not guess: a layer whose forward is not exactly the one that a rule was written for has no rule, and the engine serves its
-parameters in another way. Source of the outer product: Goodfellow 2015 (arXiv 1510.01799); for convolutions Rochette et al.
-2019. To serve a layer of your own, see ``register_rule``.
+Must not guess: a layer whose forward is not exactly the one that a rule was written for has no rule. To serve a layer of your
+own, see ``register_rule``. Sources: Goodfellow 2015 (arXiv 1510.01799); for convolutions Rochette et al. 2019.
 """
 
 from collections import Counter
@@ -76,7 +75,7 @@ def _channel_affine(normed: Tensor, b: Tensor) -> dict[str, Tensor]:
 def batch_norm_backward(
     module: _BatchNorm, weight: Tensor, a: Tensor, b: Tensor, input_too: bool
 ) -> tuple[Tensor | None, Tensor, Tensor]:
-    """Of a BatchNorm with fixed statistics: the input's gradient if wanted, and weight's and bias's, (entries, channels).
+    """The input's gradient if wanted, and each entry's of weight and bias, (entries, channels), with fixed statistics.
 
     The statistics are constants, so each channel of each entry is taken as a channel: one pass for all samples.
     """
@@ -135,8 +134,7 @@ def find_layers(model: nn.Module, place: Mapping[int, int]) -> dict[nn.Module, L
     """The layers with a rule for parameters that are theirs alone; ``place`` tells, by id, where in the list these are."""
     owners = Counter(id(p) for module in model.modules() for p in module.parameters(recurse=False))
     # an attention reads its children's weights without calling the children
-    attentions = [module for module in model.modules() if isinstance(module, nn.MultiheadAttention)]
-    inside = {child for module in attentions for child in module.children()}
+    inside = {child for m in model.modules() if isinstance(m, nn.MultiheadAttention) for child in m.children()}
     layers = {}
     for name, module in model.named_modules():
         own = {n: id(p) for n, p in module.named_parameters(recurse=False)}
@@ -202,10 +200,7 @@ def _convolution_backward(module: Convolution, a: Tensor, b: Tensor, groups: int
 
 
 def groups_are_faster(module: Convolution, b: Tensor) -> bool:
-    """Whether samples as groups beat writing every window out: for wide windows over large maps, on a CPU.
-
-    Windows are worth that where a weight has more outputs than there are windows.
-    """
+    """Whether samples as groups beat writing all windows out: on a CPU, if a weight has fewer outputs than there are windows."""
     outputs = module.weight.shape[0] // (module.groups if isinstance(module, nn.Conv2d) else 1)
     return b.device.type == 'cpu' and module.weight[0, 0].numel() > 1 and b[0, 0].numel() > outputs
 
@@ -225,8 +220,7 @@ def summed_gradient(module: nn.Module, rule: Rule, a: Tensor, b: Tensor) -> dict
 def ghost_is_cheaper(module: nn.Linear | Convolution, a: Tensor, b: Tensor) -> bool:
     """Whether a sample's norm costs less without its gradient: few positions and many weights (Bu et al. 2023, section 3).
 
-    The rule there, 2 T^2 < weights, counts memory; this counts time. A weight written and read costs as much as some
-    ``_TRAFFIC`` multiplications (measured on CPUs; about the same on a GPU, where both are faster).
+    The rule there, 2 T^2 < weights, counts memory; this counts time, on CPUs and GPUs.
     """
     groups = getattr(module, 'groups', 1)
     if isinstance(module, nn.Linear):
@@ -241,9 +235,8 @@ def ghost_is_cheaper(module: nn.Linear | Convolution, a: Tensor, b: Tensor) -> b
 def ghost_squares(module: nn.Linear | Convolution, a: Tensor, b: Tensor, names: Sequence[str]) -> Tensor:
     """Squared norm of each sample's gradient for the parameters ``names`` of one call, (samples,), without the gradient.
 
-    ||L R^T||^2 = sum of (L^T L) * (R^T R) (Goodfellow 2015; Li et al. 2022, ghost clipping). Where the terms cancel,
-    rounding could make that too small and the record too heavy. So it is rounded up, by _ROUNDING of tr(L^T L) tr(R^T R),
-    which no term exceeds: a norm may be too large by that little, never too small.
+    ||L R^T||^2 = sum of (L^T L) * (R^T R) (Goodfellow 2015; Li et al. 2022, ghost clipping). If the terms cancel, rounding could
+    make that too small and the record too heavy. So _ROUNDING of tr(L^T L) tr(R^T R), which no term exceeds, is added.
     """
     total = a.new_zeros(len(a))
     if 'weight' in names:
