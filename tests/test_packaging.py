@@ -76,9 +76,9 @@ def test_the_guarantee_imports_nothing_of_openmmlab(part):
             'import torch; from torch import nn; from mmpose_dp.gradients import Engine; '
             'from mmpose_dp.gradients.blocks import PerSampleGradients; '
             'net = nn.Linear(3, 1); engine = Engine(net, [*net.parameters()], kind="rules"); '
-            'found = PerSampleGradients(engine.params)\n'
+            'found = PerSampleGradients(engine.params, torch.arange(2))\n'
             'with engine.capture(): losses = [*net(torch.ones(2, 3)).flatten()]\n'
-            'engine.backward(losses, found); assert found.per_sample(torch.arange(2))[0].shape == (2, 1, 3)',
+            'engine.backward(losses, found); assert found.total[0].shape == (2, 1, 3)',
         ),
     ],
 )

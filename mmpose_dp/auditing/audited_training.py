@@ -49,10 +49,10 @@ class AuditedOptimWrapper(DPOptimWrapper):
 
     def _backward(self, losses: list[Tensor], rows: Rows, *collectors: Collector) -> None:
         """The real gradients with those of canaries exchanged; the first row of a record carries it."""
-        gradients = PerSampleGradients(self.params)
+        gradients = PerSampleGradients(self.params, torch.arange(len(losses)))
         checks = [collector for collector in collectors if isinstance(collector, ReplayCheck)]  # of the real ones
         super()._backward(losses, rows, gradients, *checks)
-        real = gradients.per_sample(torch.arange(len(losses)))
+        real = gradients.total
         for local, key in enumerate(rows.keys):
             if key not in self.canary_of:
                 continue

@@ -39,10 +39,8 @@ class LayerBlock(Block):
 
         def gradients(a: Tensor, b: Tensor) -> list[Tensor]:
             grads = self._layer.own(self._layer.rule(self._module, a, b))
-            if len(a) == len(samples):
-                return grads
             # adds up what one sample contributed through several entries (windows, say)
-            return [x.view(len(samples), -1, *x.shape[1:]).sum(1) for x in grads]
+            return grads if len(a) == len(samples) else [x.unflatten(0, (len(samples), -1)).sum(1) for x in grads]
 
         return self._total(gradients, samples)
 
@@ -79,33 +77,26 @@ class LayerBlock(Block):
 
 
 class PerSampleGradients:
-    """Collects everything, if the gradients are few or public.
+    """Collects the given samples' gradients in ``total``: one (samples, *parameter shape) float32 tensor per parameter.
 
-    Args: the trainable parameters; what the losses, and so the gradients in blocks, were multiplied by (mixed precision).
+    ``scale`` is what the losses, and so the gradients in blocks, were multiplied by (mixed precision).
     """
 
-    def __init__(self, params: Sequence[nn.Parameter], scale: float = 1.0) -> None:
-        self.params, self._scale = list(params), scale
-        self.blocks: list[Block] = []
+    def __init__(self, params: Sequence[nn.Parameter], samples: Tensor, scale: float = 1.0) -> None:
+        self.total = [p.new_zeros((len(samples), *p.shape), dtype=torch.float32) for p in params]
+        self._samples, self._scale = as_range(samples), scale
 
     def add(self, block: Block) -> None:
         """See Collector.add."""
-        self.blocks.append(block)
+        for index, grads in zip(block.indices, self._of(block) if len(self._samples) else []):
+            self.total[index].add_(grads, alpha=1 / self._scale)
 
-    def per_sample(self, samples: Tensor) -> list[Tensor]:
-        """The gradients of the given samples: one (samples, *parameter shape) float32 tensor per parameter."""
-        total = [p.new_zeros((len(samples), *p.shape), dtype=torch.float32) for p in self.params]
-        for block in self.blocks:
-            for index, grads in zip(block.indices, block.per_sample(as_range(samples))):
-                total[index] += grads / self._scale
-        return total
+    def _of(self, block: Block) -> list[Tensor]:
+        return block.per_sample(self._samples)
 
 
-class SampleSum:
-    """Collects the sum of the given samples' gradients in ``total``, one float32 tensor per parameter.
-
-    Args: as of PerSampleGradients; the indices of the samples; a sum to continue, which is changed.
-    """
+class SampleSum(PerSampleGradients):
+    """Collects their sum instead: one float32 tensor per parameter. ``total`` is a sum to continue, which is changed."""
 
     def __init__(
         self, params: Sequence[nn.Parameter], samples: Tensor, scale: float = 1.0, total: list[Tensor] | None = None
@@ -113,10 +104,8 @@ class SampleSum:
         self.total = total or [torch.zeros_like(p, dtype=torch.float32) for p in params]
         self._samples, self._scale = as_range(samples), scale
 
-    def add(self, block: Block) -> None:
-        """See Collector.add."""
-        for index, grads in zip(block.indices, block.weighted_sum(self._samples) if len(self._samples) else []):
-            self.total[index].add_(grads, alpha=1 / self._scale)
+    def _of(self, block: Block) -> list[Tensor]:
+        return block.weighted_sum(self._samples)
 
 
 def at_least_float32(x: Tensor) -> Tensor:

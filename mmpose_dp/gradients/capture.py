@@ -19,7 +19,7 @@ from .layer_rules import Layer, batch_norm, batch_norm_backward
 
 
 class _FusedBatchNorm(torch.autograd.Function):
-    """BatchNorm with fixed statistics. Its backward gives ``take`` each entry's weight and bias gradient, (entries, 2, channels).
+    """BatchNorm with fixed statistics; ``take`` is given each entry's weight and bias gradient, (entries, 2, channels), on the way.
 
     A rule would read both activations a second time, for every norm of the model.
     """
@@ -53,16 +53,18 @@ class Call:
     grad: Tensor | None = None  # of the output, once it is there
 
 
+Arrive = Callable[[Call, Tensor], None]
+
+
+def ignore(call: Call, grad: Tensor) -> None:
+    """What ``Capture.arrive`` is while no gradient is wanted."""
+
+
 class Capture:
-    """Records the calls of ``layers`` while it is entered and not ``paused``; see ``entered`` for ``watched``.
+    """Records the calls of ``layers`` while it is entered and not ``paused``; see ``entered`` for ``watched``."""
 
-    Attributes:
-        arrive: is given a call and the gradient of its output when a backward reaches it, if not None.
-        half: whether mixed precision was seen.
-    """
-
-    paused = half = False
-    arrive: Callable[[Call, Tensor], None] | None = None
+    paused = half = False  # half: mixed precision was seen
+    arrive: Arrive = staticmethod(ignore)  # is given a call and the gradient of its output when a backward reaches it
 
     def __init__(self, model: nn.Module, layers: Mapping[nn.Module, Layer], watched: Mapping[nn.Module, str]) -> None:
         self._model, self._layers, self._watched = model, layers, watched
@@ -114,7 +116,7 @@ class Capture:
         if input.dtype != module.weight.dtype:  # mixed precision: its rule works in float32
             return self._record(module, (input,), {}, type(module).forward(module, input))
         call = Call(module)
-        output = _FusedBatchNorm.apply(input, module.weight, module.bias, module, partial(self._arrived, call))
+        output = _FusedBatchNorm.apply(input, module.weight, module.bias, module, lambda grad: self.arrive(call, grad))
         # only behind it, at a parameter, has the backward passed it
         self._add(call, input, output, next(p for p in module.parameters() if p.requires_grad))
         return output
@@ -129,7 +131,7 @@ class Capture:
         call = Call(module, x.detach(), x._version)
         self._add(call, x, output)
         # the hook is set now: a later in-place change (ReLU, residual add) of the output does not move it
-        output.register_hook(partial(self._arrived, call))
+        output.register_hook(lambda grad: self.arrive(call, grad))
         return output
 
     def _add(self, call: Call, x: Tensor, output: Tensor, end: Tensor | None = None) -> None:
@@ -141,7 +143,3 @@ class Capture:
         self.calls.append(call)
         if not x.requires_grad:
             self.ends.append(get_gradient_edge(output) if end is None else end)
-
-    def _arrived(self, call: Call, grad: Tensor) -> None:
-        if self.arrive is not None:
-            self.arrive(call, grad)

@@ -6,7 +6,7 @@ checked against autograd, and samples that depend on one another are refused.
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -18,8 +18,8 @@ from mmpose_dp.privacy.errors import PrivacyError
 from mmpose_dp.privacy.records import Block, Collector
 
 from .blocks import LayerBlock, SampleSum, StackBlock
-from .capture import Call, Capture
-from .independence import MixedSamples, refuse_counting_layers, steady_weights
+from .capture import Arrive, Call, Capture, ignore
+from .independence import MixedSamples, refuse_counting_layers
 from .layer_rules import find_layers
 from .recorded_ops import OperationRecorder, Use
 
@@ -80,10 +80,7 @@ class Engine:
 
     @property
     def one_at_a_time(self) -> bool:
-        """Whether each forward must be of one record alone; known after the first batch.
-
-        Where all samples share a graph, 0 * NaN is NaN: one record that is not finite would take the others with it.
-        """
+        """Whether each forward must be of one record alone, as 0 * NaN is NaN in a shared graph; known after the first batch."""
         return self._kind == 'loop' or bool(self._recorder.lost - self._in_losses)
 
     def __str__(self) -> str:
@@ -96,12 +93,25 @@ class Engine:
 
     @contextmanager
     def capture(self) -> Iterator[None]:
-        """Records what ``backward`` needs of the forwards made inside the context."""
+        """Records what ``backward`` needs of the forwards made inside the context.
+
+        Raises PrivacyError if a trained parameter is frozen, or changed inside, which would leave a trace of the batch.
+        """
         self._forget()
-        recorder = self._recorder if self._recorder.params else nullcontext()
-        named = {name: self.params[i] for i, name in self._names.items()}
-        with steady_weights(named), self._capture.entered(watch=not self._unmixed), recorder:
+        trained = {name: self.params[i] for i, name in self._names.items()}
+        if frozen := [name for name, p in trained.items() if not p.requires_grad]:
+            raise PrivacyError(
+                f'{len(frozen)} parameters were frozen after the optimizer was built ({", ".join(frozen[:3])}): freeze before, '
+                'and call model.train() before, where a backbone has frozen_stages'
+            )
+        before = {name: p._version for name, p in trained.items()}
+        with self._capture.entered(not self._unmixed), self._recorder if self._recorder.params else nullcontext():
             yield
+        for name in (name for name, p in trained.items() if p._version != before[name]):
+            raise PrivacyError(
+                f'the training forward changed the parameter {name} in place, which would leak the batch: change parameters by '
+                'the optimizer alone'
+            )
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -161,9 +171,7 @@ class Engine:
             self._checked.add(count > 1)
         self._forget()
 
-    def _walk(
-        self, loss: Tensor, ends: Sequence[Any], arrive: Callable[[Call, Tensor], None], keep_graph: bool
-    ) -> Sequence[Tensor | None]:
+    def _walk(self, loss: Tensor, ends: Sequence[Any], arrive: Arrive, keep_graph: bool) -> Sequence[Tensor | None]:
         """One backward without layers' weight gradients: ``arrive`` is given the calls'; those of ``ends`` are returned first."""
         # what requires a gradient rests on one of these, so that every recorded call is passed on the way down
         ends = [*ends, *self._capture.ends, *(p for p in self._others if p.requires_grad)]
@@ -171,7 +179,7 @@ class Engine:
         try:
             return torch.autograd.grad(loss, ends, retain_graph=keep_graph, allow_unused=True) if ends else ()
         finally:
-            self._capture.arrive = None
+            self._capture.arrive = ignore
 
     def _refuse_mixed_samples(self, losses: Sequence[Tensor], uses: Sequence[Use]) -> bool:
         """Raises PrivacyError if samples mix; whether everything could be looked at."""

@@ -3,8 +3,7 @@
 Must not let pass a layer at which the loss of one sample has a gradient in another.
 """
 
-from collections.abc import Hashable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Hashable, Sequence
 
 from torch import Tensor, nn
 
@@ -86,22 +85,3 @@ def refuse_counting_layers(model: nn.Module) -> None:
                     f'{key}={getattr(module, key)} of {name or "the model"} makes one record depend on the others of its '
                     f'batch: write {key}={plain}'
                 )
-
-
-@contextmanager
-def steady_weights(trained: Mapping[str, nn.Parameter]) -> Iterator[None]:
-    """Raises PrivacyError if a trained parameter is frozen, or if what is done inside changes one, which would leave a trace."""
-    frozen = [name for name, p in trained.items() if not p.requires_grad]
-    if frozen:
-        raise PrivacyError(
-            f'{len(frozen)} parameters were frozen after the optimizer was built ({", ".join(frozen[:3])}): freeze before, and '
-            'call model.train() before, where a backbone has frozen_stages'
-        )
-    before = {name: p._version for name, p in trained.items()}
-    yield
-    for name, p in trained.items():
-        if p._version != before[name]:
-            raise PrivacyError(
-                f'the training forward changed the parameter {name} in place, which would leak the batch: change parameters by '
-                'the optimizer alone'
-            )

@@ -20,10 +20,10 @@ from mmpose_dp.privacy.errors import PrivacyError
 Rule = Callable[[Any, Tensor, Tensor], dict[str, Tensor]]
 Convolution = nn.Conv2d | nn.ConvTranspose2d
 
-# how many multiplications cost as much as one weight of a per-sample gradient costs to write, read and keep
-_TRAFFIC = 60
-# float32 has 24 bits; sums of products are better than that by far, cancelled ones worse
-_ROUNDING = 1e-6
+_TRAFFIC = (
+    60  # how many multiplications cost as much as one weight of a per-sample gradient costs to write, read and keep
+)
+_ROUNDING = 1e-6  # float32 has 24 bits; sums of products are better than that by far, cancelled ones worse
 # subclasses whose forward only adds a special case for empty inputs (mmcv's wrappers of torch layers)
 _TRANSPARENT = ('mmcv.cnn.bricks.wrappers',)
 
@@ -57,8 +57,7 @@ def outer_product(module: nn.Linear | Convolution, a: Tensor, b: Tensor) -> dict
 
 def batch_norm(module: _BatchNorm, a: Tensor, b: Tensor) -> dict[str, Tensor]:
     """The rule of a BatchNorm with fixed statistics."""
-    _, weight, bias = batch_norm_backward(module, module.weight, a, b, input_too=False)
-    return {'weight': weight, 'bias': bias}
+    return dict(zip(('weight', 'bias'), batch_norm_backward(module, module.weight, a, b, input_too=False)[1:]))
 
 
 def _layer_norm(module: nn.LayerNorm, a: Tensor, b: Tensor) -> dict[str, Tensor]:
@@ -75,11 +74,9 @@ def _channel_affine(normed: Tensor, b: Tensor) -> dict[str, Tensor]:
 def batch_norm_backward(
     module: _BatchNorm, weight: Tensor, a: Tensor, b: Tensor, input_too: bool
 ) -> tuple[Tensor | None, Tensor, Tensor]:
-    """The input's gradient if wanted, and each entry's of weight and bias, (entries, channels), with fixed statistics.
-
-    The statistics are constants, so each channel of each entry is taken as a channel: one pass for all samples.
-    """
+    """The input's gradient if wanted, and each entry's of weight and bias, (entries, channels), with fixed statistics."""
     assert module.running_mean is not None and module.running_var is not None
+    # the statistics are constants, so each channel of each entry is taken as a channel: one pass for all samples
     fixed = [x.to(a.dtype).repeat(len(a)) for x in (weight, module.running_mean, module.running_var)]
     every = [x.flatten(0, 1)[None].contiguous() for x in (b, a)]  # other strides are misread (torch 2.13)
     found, *own = torch.ops.aten.native_batch_norm_backward(
@@ -168,10 +165,7 @@ def _is_plain(module: nn.Module) -> bool:
 
 
 def _factors(module: nn.Linear | Convolution, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """What the weight's gradient of a sample is the product of, summed over positions.
-
-    Returns (samples * groups, outputs, positions) and (samples * groups, inputs * kernel area, positions).
-    """
+    """The factors of the weights' gradients: (samples * groups, outputs or inputs * kernel area, positions), outputs first."""
     if isinstance(module, nn.Linear):
         a, b = a.reshape(len(a), -1, a.shape[-1]), b.reshape(len(b), -1, b.shape[-1])
         return b.transpose(1, 2), a.transpose(1, 2)
@@ -218,10 +212,7 @@ def summed_gradient(module: nn.Module, rule: Rule, a: Tensor, b: Tensor) -> dict
 
 
 def ghost_is_cheaper(module: nn.Linear | Convolution, a: Tensor, b: Tensor) -> bool:
-    """Whether a sample's norm costs less without its gradient: few positions and many weights (Bu et al. 2023, section 3).
-
-    The rule there, 2 T^2 < weights, counts memory; this counts time, on CPUs and GPUs.
-    """
+    """Whether a sample's norm takes less time without its gradient: few positions, many weights (Bu et al. 2023, section 3)."""
     groups = getattr(module, 'groups', 1)
     if isinstance(module, nn.Linear):
         positions = a[0].numel() // a.shape[-1]

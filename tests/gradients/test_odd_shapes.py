@@ -235,7 +235,10 @@ def projector_for(params, name):
 def gradients(engine, x):
     """All that a batch gives: per row, and the update under each clipping."""
     params, rows = engine.params, Rows.from_keys(range(len(x)))
-    each, projectors = PerSampleGradients(params), [projector_for(params, name) for name in CLIPPINGS]
+    each, projectors = (
+        PerSampleGradients(params, torch.arange(len(x))),
+        [projector_for(params, name) for name in CLIPPINGS],
+    )
     collectors = [
         collector_for(params, rows, C, projector, 'flat' if projector else name)
         for name, projector in zip(CLIPPINGS, projectors)
@@ -247,7 +250,7 @@ def gradients(engine, x):
     assert all(part.dtype == torch.float32 for total in totals for part in total)
     updates = [update_of(total, projector) for total, projector in zip(totals, projectors)]
     assert all(u.shape == p.shape for update in updates for u, p in zip(update, params))
-    return each.per_sample(torch.arange(len(x))), updates[0]
+    return each.total, updates[0]
 
 
 def check(kind, make):

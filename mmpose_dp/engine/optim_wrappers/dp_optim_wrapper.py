@@ -202,9 +202,9 @@ class DPOptimWrapper(SteppingOptimWrapper):
         losses, rows = self._taken()
         if rows.num_records:
             raise PrivacyError('a private record was offered as public')
-        gradients = PerSampleGradients(self.params, self.loss_scale)
+        gradients = PerSampleGradients(self.params, torch.arange(len(losses)), self.loss_scale)
         self._backward(losses, rows, gradients)
-        return gradients.per_sample(torch.arange(len(losses)))
+        return gradients.total
 
     def _gradient_alone(self, part: dict) -> list[Halved | None]:
         """The gradient of one record's scaled loss by plain autograd, without capture."""
