@@ -10,6 +10,11 @@ from mmpose_dp.privacy.records import as_range
 loop_engine = partial(Engine, kind='loop')
 
 
+def looped(engine):
+    """Names of the parameters that get one backward per sample."""
+    return [name for name, method in engine.gradient_methods().items() if method == 'loop']
+
+
 class Collected:
     """Keeps the blocks."""
 

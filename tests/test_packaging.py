@@ -145,6 +145,11 @@ def test_a_module_says_what_it_is_for_in_short_functions(path):
             assert lines <= 50, f'{node.name} has {lines} lines: split it'
 
 
+def test_the_gradient_engine_stays_short():
+    lines = sum(len(path.read_text().splitlines()) for path in (PACKAGE / 'gradients').rglob('*.py'))
+    assert lines <= 1000, f'mmpose_dp/gradients has {lines} lines'
+
+
 def test_no_file_names_a_registry_or_a_download_host():
     # the user's pip, conda or mim knows where packages come from; weights are the user's choice
     hosts = r'pypi\.org|pythonhosted|anaconda\.org|(download|files|cdn)[\w-]*\.[\w-]+\.(com|org|io|net)'

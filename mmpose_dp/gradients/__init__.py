@@ -1,4 +1,4 @@
-"""Per-sample gradients of any torch model: torch and nothing else. Must not clip, weigh or release anything.
+"""Per-sample gradients of any torch model, which needs torch alone. Must not clip, weigh or release anything.
 
 Read in this order: engine, layer_rules, blocks, capture, recorded_ops, independence.
 """

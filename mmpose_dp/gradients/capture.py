@@ -17,17 +17,17 @@ from mmpose_dp.privacy.errors import PrivacyError
 
 from .layer_rules import Layer, batch_norm, batch_norm_backward
 
+Arrive = Callable[['Call', Tensor], None]
 
-class _FusedBatchNorm(torch.autograd.Function):
-    """BatchNorm with fixed statistics; ``take`` is given each entry's weight and bias gradient, (entries, 2, channels), on the way.
+
+class _FusedNorm(torch.autograd.Function):
+    """BatchNorm with fixed statistics that finds each entry's gradients, (entries, 2, channels), and gives them to ``take``.
 
     A rule would read both activations a second time, for every norm of the model.
     """
 
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, module: nn.Module, take: Callable[[Tensor], None]
-    ) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, module: nn.Module, take: Any) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.module, ctx.take = module, take
         statistics = module.running_mean, module.running_var
@@ -53,18 +53,11 @@ class Call:
     grad: Tensor | None = None  # of the output, once it is there
 
 
-Arrive = Callable[[Call, Tensor], None]
-
-
-def ignore(call: Call, grad: Tensor) -> None:
-    """What ``Capture.arrive`` is while no gradient is wanted."""
-
-
 class Capture:
     """Records the calls of ``layers`` while it is entered and not ``paused``; see ``entered`` for ``watched``."""
 
     paused = half = False  # half: mixed precision was seen
-    arrive: Arrive = staticmethod(ignore)  # is given a call and the gradient of its output when a backward reaches it
+    arrive: Arrive | None = None  # is given a call and the gradient of its output when a backward reaches it
 
     def __init__(self, model: nn.Module, layers: Mapping[nn.Module, Layer], watched: Mapping[nn.Module, str]) -> None:
         self._model, self._layers, self._watched = model, layers, watched
@@ -110,13 +103,14 @@ class Capture:
             self.outputs.append((self._watched[module], get_gradient_edge(output), len(output)))
 
     def _norm(self, module: nn.Module, input: Tensor) -> Tensor:  # torch's name: callers may write input=
-        """The forward of a BatchNorm while it is captured."""
         if self.paused:
             return type(module).forward(module, input)
         if input.dtype != module.weight.dtype:  # mixed precision: its rule works in float32
             return self._record(module, (input,), {}, type(module).forward(module, input))
         call = Call(module)
-        output = _FusedBatchNorm.apply(input, module.weight, module.bias, module, lambda grad: self.arrive(call, grad))
+        output = _FusedNorm.apply(
+            input, module.weight, module.bias, module, lambda x: self.arrive and self.arrive(call, x)
+        )
         # only behind it, at a parameter, has the backward passed it
         self._add(call, input, output, next(p for p in module.parameters() if p.requires_grad))
         return output
@@ -131,7 +125,7 @@ class Capture:
         call = Call(module, x.detach(), x._version)
         self._add(call, x, output)
         # the hook is set now: a later in-place change (ReLU, residual add) of the output does not move it
-        output.register_hook(lambda grad: self.arrive(call, grad))
+        output.register_hook(lambda grad: self.arrive and self.arrive(call, grad))
         return output
 
     def _add(self, call: Call, x: Tensor, output: Tensor, end: Tensor | None = None) -> None:

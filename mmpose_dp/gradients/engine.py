@@ -1,7 +1,6 @@
 """Per-sample gradients through any model: capture during the forward, one backward, gradients sample by sample.
 
-Must not clip, weigh or release anything, and must not hand out a gradient that it could not account for: the first batch is
-checked against autograd, and samples that depend on one another are refused.
+Must not clip, weigh or release anything. The first batch is checked against autograd, and samples that mix are refused.
 """
 
 import math
@@ -18,7 +17,7 @@ from mmpose_dp.privacy.errors import PrivacyError
 from mmpose_dp.privacy.records import Block, Collector
 
 from .blocks import LayerBlock, SampleSum, StackBlock
-from .capture import Arrive, Call, Capture, ignore
+from .capture import Arrive, Call, Capture
 from .independence import MixedSamples, refuse_counting_layers
 from .layer_rules import find_layers
 from .recorded_ops import OperationRecorder, Use
@@ -27,9 +26,7 @@ _LOOP = "optim_wrapper.engine='loop'"
 
 
 class Engine:
-    """Per-sample gradients, of each parameter by the first method that serves it.
-
-    The methods: the rule of its layer (layer_rules); the operations that use it (recorded_ops); one backward per sample, slow.
+    """Per-sample gradients, of each parameter by its layer's rule, or the operations that use it, or one backward per sample.
 
     Args:
         params: the trainable parameters, in the order of every list of gradients.
@@ -60,8 +57,7 @@ class Engine:
         followed = {i: p for i, p in enumerate(self.params) if i not in by_rule | self._in_losses}
         self._recorder = OperationRecorder(followed, model)
         self._recorder.lost |= self._in_losses
-        passed = {id(self.params[i]) for i in (*by_rule, *followed)}
-        self._others = [] if by_loop else [p for p in model.parameters() if id(p) not in passed]
+        self._others = [p for p in model.parameters() if id(p) not in place or place[id(p)] in self._in_losses]
         leaves = {module: name for name, module in model.named_modules() if not [*module.children()]}
         self._capture = Capture(model, self._layers, leaves if by_loop else {})
         self._unmixed = False  # seen on a batch of several samples, all finite
@@ -74,19 +70,17 @@ class Engine:
         return {name: methods[i] for i, name in self._names.items()}
 
     @property
-    def looped(self) -> list[str]:
-        """Names of the parameters that get a backward per sample; known after the first batch."""
-        return [self._names[i] for i in sorted(self._recorder.lost)]
-
-    @property
     def one_at_a_time(self) -> bool:
         """Whether each forward must be of one record alone, as 0 * NaN is NaN in a shared graph; known after the first batch."""
         return self._kind == 'loop' or bool(self._recorder.lost - self._in_losses)
 
+    def _looped(self) -> list[str]:
+        return [self._names[i] for i in sorted(self._recorder.lost)]
+
     def __str__(self) -> str:
         if self._kind == 'loop':
             return 'one backward per record for every parameter (slow)'
-        followed, names = len(self._recorder.params.keys() - self._recorder.lost), self.looped
+        followed, names = len(self._recorder.params.keys() - self._recorder.lost), self._looped()
         text = f'{len(self._layers)} layers by rule, {followed} parameters by their operations, {len(names)} looped'
         more = ', ...' if len(names) > 5 else ''
         return text + (f' over the records ({", ".join(names[:5])}{more})' if names else '')
@@ -129,11 +123,9 @@ class Engine:
     def backward(self, losses: Sequence[Tensor], *collectors: Collector) -> None:
         """Hands the gradients of each sample's loss to the collectors, layer by layer; consumes what ``capture`` recorded.
 
-        ``losses``: one scalar per sample. If a loss has parameters of its own, the scalars must be separate ones: a (samples,)
-        tensor would carry one sample's NaN into the others' gradients of these.
-
-        Raises PrivacyError, on the first batch and before anything is released, if samples mix, if a captured tensor was changed
-        in place, or if the sum is not autograd's.
+        ``losses``: one scalar per sample. If a loss has parameters of its own, the scalars must be separate: in a (samples,) tensor
+        one sample's NaN would reach the others' gradients of these. Raises PrivacyError, on the first batch and before anything is
+        released, if samples mix, if a captured tensor was changed in place, or if the sum is not autograd's.
         """
         each, count, uses = list(losses), len(losses), list(self._recorder.uses)
         if not count:
@@ -179,7 +171,7 @@ class Engine:
         try:
             return torch.autograd.grad(loss, ends, retain_graph=keep_graph, allow_unused=True) if ends else ()
         finally:
-            self._capture.arrive = ignore
+            self._capture.arrive = None
 
     def _refuse_mixed_samples(self, losses: Sequence[Tensor], uses: Sequence[Use]) -> bool:
         """Raises PrivacyError if samples mix; whether everything could be looked at."""
@@ -236,7 +228,7 @@ class Engine:
                 yield StackBlock([i], sum(use.gradients(grad, count, param) for use, grad in mine))
 
     def _looped_blocks(self, losses: Sequence[Tensor], kept_graph: bool) -> Iterator[Block]:
-        indices, names = sorted(self._recorder.lost), self.looped[:5]
+        indices, names = sorted(self._recorder.lost), self._looped()[:5]
         if indices and not kept_graph:
             raise PrivacyError(f'{names} are used otherwise than in the first batch: write {_LOOP}')
         if indices and self._kind == 'rules':

@@ -20,12 +20,9 @@ from mmpose_dp.privacy.errors import PrivacyError
 Rule = Callable[[Any, Tensor, Tensor], dict[str, Tensor]]
 Convolution = nn.Conv2d | nn.ConvTranspose2d
 
-_TRAFFIC = (
-    60  # how many multiplications cost as much as one weight of a per-sample gradient costs to write, read and keep
-)
+_TRAFFIC = 60  # multiplications that cost as much as one weight of a per-sample gradient to write, read and keep
 _ROUNDING = 1e-6  # float32 has 24 bits; sums of products are better than that by far, cancelled ones worse
-# subclasses whose forward only adds a special case for empty inputs (mmcv's wrappers of torch layers)
-_TRANSPARENT = ('mmcv.cnn.bricks.wrappers',)
+_TRANSPARENT = ('mmcv.cnn.bricks.wrappers',)  # forwards that only add a special case for empty inputs
 
 
 class Layer(NamedTuple):
@@ -71,9 +68,7 @@ def _channel_affine(normed: Tensor, b: Tensor) -> dict[str, Tensor]:
     return {'weight': torch.linalg.vecdot(normed, b), 'bias': b.sum(2)}
 
 
-def batch_norm_backward(
-    module: _BatchNorm, weight: Tensor, a: Tensor, b: Tensor, input_too: bool
-) -> tuple[Tensor | None, Tensor, Tensor]:
+def batch_norm_backward(module: _BatchNorm, weight: Tensor, a: Tensor, b: Tensor, input_too: bool) -> tuple[Any, ...]:
     """The input's gradient if wanted, and each entry's of weight and bias, (entries, channels), with fixed statistics."""
     assert module.running_mean is not None and module.running_var is not None
     # the statistics are constants, so each channel of each entry is taken as a channel: one pass for all samples
@@ -82,7 +77,7 @@ def batch_norm_backward(
     found, *own = torch.ops.aten.native_batch_norm_backward(
         *every, *fixed, None, None, False, module.eps, [input_too, True, True]
     )
-    return (found.view_as(a) if input_too else None, own[0].view(len(a), -1), own[1].view(len(a), -1))
+    return found.view_as(a) if input_too else None, *(x.view(len(a), -1) for x in own)
 
 
 _RULES: dict[type[nn.Module], Rule] = {
@@ -136,8 +131,7 @@ def find_layers(model: nn.Module, place: Mapping[int, int]) -> dict[nn.Module, L
     for name, module in model.named_modules():
         own = {n: id(p) for n, p in module.named_parameters(recurse=False)}
         own = {n: place[key] for n, key in own.items() if key in place and owners[key] == 1}
-        rule = rule_for(module)
-        if own and rule is not None and module not in inside:
+        if own and module not in inside and (rule := rule_for(module)):
             layers[module] = Layer(name, rule, list(own), list(own.values()))
     return layers
 
@@ -206,18 +200,14 @@ def summed_gradient(module: nn.Module, rule: Rule, a: Tensor, b: Tensor) -> dict
     if isinstance(module, nn.Linear):
         a, b = a.reshape(-1, a.shape[-1]), b.reshape(-1, b.shape[-1])
         return {'weight': b.T @ a, 'bias': b.sum(0)}
-    assert isinstance(module, Convolution)
-    bias = {name: grads.sum(0) for name, grads in _bias(module, b).items()}
-    return {'weight': _convolution_backward(module, a, b, 1), **bias}
+    return {'weight': _convolution_backward(module, a, b, 1), **{n: x.sum(0) for n, x in _bias(module, b).items()}}
 
 
 def ghost_is_cheaper(module: nn.Linear | Convolution, a: Tensor, b: Tensor) -> bool:
     """Whether a sample's norm takes less time without its gradient: few positions, many weights (Bu et al. 2023, section 3)."""
     groups = getattr(module, 'groups', 1)
-    if isinstance(module, nn.Linear):
-        positions = a[0].numel() // a.shape[-1]
-    else:
-        positions = (b if isinstance(module, nn.Conv2d) else a)[0, 0].numel()
+    whole = a if isinstance(module, nn.ConvTranspose2d) else b
+    positions = whole[0].numel() // whole.shape[-1 if isinstance(module, nn.Linear) else 1]
     weights = module.weight.numel()
     width = module.weight.shape[0] // groups + weights // module.weight.shape[0]  # of the two factors, about
     return positions**2 * groups * width < _TRAFFIC * weights
@@ -238,8 +228,7 @@ def ghost_squares(module: nn.Linear | Convolution, a: Tensor, b: Tensor, names: 
         left, right = torch.bmm(left.transpose(1, 2), left), torch.bmm(right.transpose(1, 2), right)
         most = left.diagonal(dim1=1, dim2=2).sum(1) * right.diagonal(dim1=1, dim2=2).sum(1)
         squares = torch.linalg.vecdot(left.flatten(1), right.flatten(1)).clamp_min(0) + _ROUNDING * most
-        squares = squares * (size_left * size_right).square()
-        total += squares.view(len(a), -1).sum(1)
+        total += (squares * (size_left * size_right).square()).view(len(a), -1).sum(1)
     if 'bias' in names:
         total += _bias(module, b)['bias'].square().sum(1)
     return total

@@ -1,9 +1,8 @@
-"""A parameter that belongs to no known layer is followed through the operations that use it.
+"""A parameter that belongs to no known layer (an embedding, a layer scale, a weight of two layers) is followed through its uses.
 
-Such as embeddings, layer scales, a weight of two layers or computed from another parameter. While a forward runs, each torch
-function that meets such a parameter is recorded; later it is run again on each sample's slice of its inputs, and differentiated.
-Must not guess: a call counts only if, during the forward, slicing its inputs was seen to slice its output; any other leaves its
-parameters to one backward per sample.
+While a forward runs, each torch function that meets such a parameter is recorded; later it is run again on each sample's slice of
+its inputs, and differentiated. Must not guess: a call counts only if, during the forward, slicing its inputs was seen to slice
+its output; any other leaves its parameters to one backward per sample.
 """
 
 from collections.abc import Callable, Iterator
@@ -58,10 +57,7 @@ class Use:
 
 
 class OperationRecorder(TorchFunctionMode):
-    """Records every call that meets one of ``params``, by index, while it is entered and not ``paused``.
-
-    The model's other parameters and its buffers hold no samples.
-    """
+    """Records every call that meets one of ``params``, by index; the model's other parameters and its buffers hold no samples."""
 
     paused = False
 
@@ -137,8 +133,7 @@ def _slices(use: Use, samples: list[int], out: Tensor) -> bool:
     size, want = out.shape[use.axis], out.narrow(use.axis, 0, 1).float()
     # a made leaf is sliced only if it was spread over the samples (a class token, expanded)
     for places in (samples, [*samples, *use.made]):
-        leaves = [(i, use.leaves[i]) for i in places]
-        use.sliced = [i for i, x in leaves if x.dim() > use.axis and x.shape[use.axis] == size]
+        use.sliced = [i for i in places if use.leaves[i].dim() > use.axis and use.leaves[i].shape[use.axis] == size]
         try:
             got = use.run(0, 1)
         except (RuntimeError, IndexError, ValueError, TypeError, AssertionError):

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from collecting import loop_engine, sample_gradients_of
+from collecting import loop_engine, looped, sample_gradients_of
 from torch import nn
 
 from mmpose_dp.gradients.engine import Engine
@@ -233,7 +233,7 @@ def test_a_loss_that_learns_gets_a_backward_a_row():
             return torch.stack([model.loss_module(row).square().mean() for row in out.split(1)])
 
     rules, loop = Engine(model, params, [model.loss_module]), loop_engine(model, params)
-    assert rules.looped == ['loss_module.weight', 'loss_module.bias']
+    assert looped(rules) == ['loss_module.weight', 'loss_module.bias']
     ours, reference = (sample_gradients_of(e, losses(e)) for e in (rules, loop))
     for mine, theirs in zip(ours.per_sample(rows), reference.per_sample(rows)):
         assert mine.any()

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from collecting import loop_engine
+from collecting import loop_engine, looped
 from torch import nn
 
 from mmpose_dp.gradients.engine import Engine
@@ -106,7 +106,7 @@ def test_what_is_looped_wants_one_record_at_a_time(first_is_finite):
     if not first_is_finite:
         x[1] = float('nan')
     engine.backward(losses(model, x, engine))
-    assert engine.looped and engine.one_at_a_time
+    assert looped(engine) and engine.one_at_a_time
     assert loop_engine(model, engine.params).one_at_a_time and issubclass(OneRecordAtATime, PrivacyError)
 
 

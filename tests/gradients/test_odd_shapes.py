@@ -232,7 +232,7 @@ def projector_for(params, name):
     return projector
 
 
-def gradients(engine, x):
+def gradients(engine, model, x):
     """All that a batch gives: per row, and the update under each clipping."""
     params, rows = engine.params, Rows.from_keys(range(len(x)))
     each, projectors = (
@@ -244,7 +244,7 @@ def gradients(engine, x):
         for name, projector in zip(CLIPPINGS, projectors)
     ]
     with engine.capture():
-        losses = losses_of(engine._model, x)
+        losses = losses_of(model, x)
     engine.backward(list(losses), each, *collectors)
     totals = [collector.total() for collector in collectors]
     assert all(part.dtype == torch.float32 for total in totals for part in total)
@@ -261,7 +261,7 @@ def check(kind, make):
     clipped = (flat * (C / flat.norm(dim=1, keepdim=True)).clamp_max(1)).sum(0)
     engine = kind(model, list(model.parameters()))
     for _ in range(2):
-        each, update = gradients(engine, x)
+        each, update = gradients(engine, model, x)
         for mine, single in zip(each, wanted):
             torch.testing.assert_close(mine.double(), single.double(), rtol=1e-3, atol=1e-5)
         torch.testing.assert_close(
@@ -289,7 +289,7 @@ def test_what_mixes_records_is_refused_without_vain_advice(name):
         torch.manual_seed(0)
         model, x = make()
         with pytest.raises(PrivacyError, match=message) as error:
-            gradients(kind(model, list(model.parameters())), x)
+            gradients(kind(model, list(model.parameters())), model, x)
         assert kind is Engine or 'engine=' not in str(error.value)
 
 
@@ -305,7 +305,7 @@ def test_an_empty_batch_adds_nothing_and_spoils_nothing():
             before, after = (kind(model, list(model.parameters())) for _ in range(2))
             for engine, batches in ((before, (x, x[:0])), (after, (x[:0], x))):
                 for batch in batches:
-                    each, update = gradients(engine, batch)
+                    each, update = gradients(engine, model, batch)
                     assert len(batch) or not any(part.any() for part in update), name
                 assert all(len(part) == len(batch) for part in each)
             assert before.gradient_methods() == after.gradient_methods(), name
@@ -327,4 +327,4 @@ def test_parameters_frozen_too_late_are_named():
         engine = kind(model, list(model.parameters()))
         model[0].requires_grad_(False)
         with pytest.raises(PrivacyError, match=r'2 parameters were frozen after .*0.weight, 0.bias'):
-            gradients(engine, torch.randn(3, 4))
+            gradients(engine, model, torch.randn(3, 4))

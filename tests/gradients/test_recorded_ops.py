@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from collecting import loop_engine, sample_gradients_of
+from collecting import loop_engine, looped, sample_gradients_of
 from torch import nn
 
 from mmpose_dp.gradients.engine import Engine
@@ -138,7 +138,7 @@ class Innermost(nn.Module):
 
 @pytest.mark.parametrize('name', MODULES)
 def test_agrees_with_the_loop(name):
-    make, looped = MODULES[name]
+    make, by_loop = MODULES[name]
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(4, 4, 1), make())
     params, x = list(model.parameters()), torch.randn(ROWS, 4, 8, 8)
@@ -159,9 +159,9 @@ def test_agrees_with_the_loop(name):
             weights = torch.tensor([0.5, 0.0, 2.0])
             for mine, theirs in zip(ours.weighted_sum(weights), reference.weighted_sum(weights)):
                 torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
-    assert len(rules.looped) == looped
+    assert len(looped(rules)) == by_loop
     assert not rules._recorder.uses  # nothing of a batch is held when it is done
-    assert f'{looped} looped' in str(rules)
+    assert f'{by_loop} looped' in str(rules)
 
 
 def test_one_row_alone_and_frozen_parameters():
