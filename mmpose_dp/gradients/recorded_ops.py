@@ -52,7 +52,7 @@ class Use:
                 out = self.run(i * length, length, at_least_float32)
             found = torch.autograd.grad(out, param, part.to(out.dtype), retain_graph=True, allow_unused=True)[0]
             if found is not None:
-                total[i] = found.float()
+                total[i] = found.to_dense()
         return total
 
 
