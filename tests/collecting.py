@@ -1,10 +1,49 @@
 """All gradients of a batch at once, for comparing engines."""
 
-from mmpose_dp.gradients.blocks import RowGradients
+from functools import partial
+
+import torch
+
+from mmpose_dp.gradients import Engine
+from mmpose_dp.privacy.records import as_range
+
+loop_engine = partial(Engine, kind='loop')
 
 
-def row_gradients_of(engine, losses):
-    """What the engine hands over for the (rows,) losses, collected."""
-    gradients = RowGradients(engine.params)
+def looped(engine):
+    """Names of the parameters that get one backward per sample."""
+    return [name for name, method in engine.gradient_methods().items() if method == 'loop']
+
+
+class Collected:
+    """Keeps the blocks."""
+
+    def __init__(self, params):
+        self.params, self.blocks = params, []
+
+    def add(self, block):
+        self.blocks.append(block)
+
+    def per_sample(self, samples):
+        """The gradients of the given samples: one (samples, *parameter shape) tensor per parameter."""
+        total = [p.new_zeros((len(samples), *p.shape), dtype=torch.float32) for p in self.params]
+        return self._added(total, lambda block: block.per_sample(as_range(samples)))
+
+    def weighted_sum(self, weights):
+        """sum_i weights[i] * g_i; samples of weight 0 are left out."""
+        samples = weights.nonzero().flatten()
+        total = [torch.zeros_like(p, dtype=torch.float32) for p in self.params]
+        return self._added(total, lambda block: block.weighted_sum(as_range(samples), weights[samples]))
+
+    def _added(self, total, of):
+        for block in self.blocks:
+            for index, grads in zip(block.indices, of(block)):
+                total[index] += grads
+        return total
+
+
+def sample_gradients_of(engine, losses):
+    """What the engine hands over for the (samples,) losses, collected."""
+    gradients = Collected(engine.params)
     engine.backward(losses, gradients)
     return gradients

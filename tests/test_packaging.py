@@ -73,11 +73,12 @@ def test_the_guarantee_imports_nothing_of_openmmlab(part):
         ),
         (
             'gradients',
-            'import torch; from torch import nn; from mmpose_dp.gradients import build_engine; '
-            'from mmpose_dp.gradients.blocks import RowGradients; '
-            'net = nn.Linear(3, 1); engine = build_engine("rules", net, [*net.parameters()]); found = RowGradients(engine.params)\n'
+            'import torch; from torch import nn; from mmpose_dp.gradients import Engine; '
+            'from mmpose_dp.gradients.blocks import PerSampleGradients; '
+            'net = nn.Linear(3, 1); engine = Engine(net, [*net.parameters()], kind="rules"); '
+            'found = PerSampleGradients(engine.params, torch.arange(2))\n'
             'with engine.capture(): losses = [*net(torch.ones(2, 3)).flatten()]\n'
-            'engine.backward(losses, found); assert found.per_row(torch.arange(2))[0].shape == (2, 1, 3)',
+            'engine.backward(losses, found); assert found.total[0].shape == (2, 1, 3)',
         ),
     ],
 )
@@ -142,6 +143,11 @@ def test_a_module_says_what_it_is_for_in_short_functions(path):
             own = node.body[1:] if ast.get_docstring(node) else node.body  # a docstring may be as long as it must
             lines = own[-1].end_lineno - own[0].lineno + 1 if own else 0
             assert lines <= 50, f'{node.name} has {lines} lines: split it'
+
+
+def test_the_gradient_engine_stays_short():
+    lines = sum(len(path.read_text().splitlines()) for path in (PACKAGE / 'gradients').rglob('*.py'))
+    assert lines <= 1000, f'mmpose_dp/gradients has {lines} lines'
 
 
 def test_no_file_names_a_registry_or_a_download_host():

@@ -244,7 +244,7 @@ def compare(model: nn.Module, wrapper: DPOptimWrapper, batch: dict) -> dict[str,
 def report_gradients(model: nn.Module, wrapper: DPOptimWrapper, batch: dict) -> bool:
     """Prints how gradients are found and how far they are from the reference; whether they are right."""
     gaps = compare(model, wrapper, copy.deepcopy(batch))
-    ways = wrapper.engine.ways()
+    ways = wrapper.engine.gradient_methods()
     owner = {
         f'{n}.{key}': type(m).__name__ for n, m in model.named_modules() for key, _ in m.named_parameters(recurse=False)
     }

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mmpose_dp.engine.checks.replay import ReplayCheck
 from mmpose_dp.engine.optim_wrappers import DPOptimWrapper
-from mmpose_dp.gradients.blocks import RowGradients, StackBlock
+from mmpose_dp.gradients.blocks import PerSampleGradients, StackBlock
 from mmpose_dp.privacy.errors import PrivacyError
 from mmpose_dp.privacy.records import Collector, Rows
 
@@ -50,10 +50,10 @@ class AuditedOptimWrapper(DPOptimWrapper):
 
     def _backward(self, losses: list[Tensor], rows: Rows, *collectors: Collector) -> None:
         """The real gradients with those of canaries exchanged; the first row of a record carries it."""
-        gradients = RowGradients(self.params)
+        gradients = PerSampleGradients(self.params, torch.arange(len(losses)))
         checks = [collector for collector in collectors if isinstance(collector, ReplayCheck)]  # of the real ones
         super()._backward(losses, rows, gradients, *checks)
-        real = gradients.per_row(torch.arange(len(losses)))
+        real = gradients.total
         for local, key in enumerate(rows.keys):
             if key not in self.canary_of:
                 continue

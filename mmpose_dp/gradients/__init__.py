@@ -1,10 +1,9 @@
-"""Per-sample gradients of any torch model: torch and nothing else. Must not clip, weigh or release anything.
+"""Per-sample gradients of any torch model, which needs torch alone. Must not clip, weigh or release anything.
 
-Read in this order: engine (with capture, fused_batch_norm, layer_rules, recorded_ops), blocks, independence.
+Read in this order: engine, layer_rules, blocks, capture, recorded_ops, independence.
 """
 
-from .engine import Engine, RuleEngine, build_engine
-from .layer_rules import rule_for
-from .loop_engine import LoopEngine
+from .engine import Engine
+from .layer_rules import register_rule, rule_for
 
-__all__ = ['Engine', 'LoopEngine', 'RuleEngine', 'build_engine', 'rule_for']
+__all__ = ['Engine', 'register_rule', 'rule_for']

@@ -1,164 +1,117 @@
-"""The gradients of every row of one batch, block by block and never, by themselves, written out whole.
+"""Per-sample gradients of one batch, block by block, and two ways to collect them. Must not clip, weigh or release anything.
 
-A block is what one way of getting gradients serves: a layer (layer_rules), a parameter followed through operations
-(operations), or a stack that a loop left behind. The engine (per_sample) hands each block to collectors as soon as the
-backward has come that far, and forgets it. Must not clip, weigh or release anything.
+A block is what one method gives. The engine hands it over as soon as the backward has come that far, and forgets it.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from mmpose_dp.privacy.records import Block, in_line
+from mmpose_dp.privacy.records import Block, as_range
 
-from .layer_rules import Rule, ghost_is_cheaper, ghost_squares, groups_are_faster, rows_as_groups, summed_gradient
+from . import layer_rules
+from .layer_rules import Layer
 
 
-@dataclass
-class LayerBlock:
-    """One layer's parameters, by the layer's rule; ``names`` are theirs within the layer."""
+class StackBlock(Block):
+    """The gradients of one parameter, written out: (samples, *parameter shape)."""
 
-    module: nn.Module
-    rule: Rule
-    names: list[str]
-    indices: list[int]
-    calls: list[tuple[Tensor, Tensor]] = field(default_factory=list)  # (input, output gradient), rows outermost
+    def __init__(self, indices: list[int], grads: Tensor) -> None:
+        self.indices, self._grads = indices, grads
 
-    @torch.no_grad()
-    def per_row(self, rows: Sequence[int]) -> list[Tensor]:
-        """See Block.per_row."""
-        total: list[Tensor] = []
-        for a, b in self._calls(rows):
-            grads = (
-                rows_as_groups(self.module, a, b) if groups_are_faster(self.module, b) else self.rule(self.module, a, b)
-            )
-            total = _plus(total, [_sum_merged(grads[name], len(rows)) for name in self.names])
-        return [x.float() for x in total]
+    def per_sample(self, samples: Sequence[int]) -> list[Tensor]:
+        """See Block.per_sample."""
+        return [_samples(self._grads, samples)]
 
-    @torch.no_grad()
-    def weighted_sum(self, rows: Sequence[int], weights: Tensor | None = None) -> list[Tensor]:
+
+class LayerBlock(Block):
+    """The gradients of one layer's parameters, by the layer's rule."""
+
+    def __init__(self, module: nn.Module, layer: Layer) -> None:
+        self._module, self._layer, self.indices = module, layer, layer.indices
+        self.calls: list[
+            tuple[Tensor, Tensor]
+        ] = []  # (input, output gradient), each (samples, entries per sample, ...)
+
+    def per_sample(self, samples: Sequence[int]) -> list[Tensor]:
+        """See Block.per_sample."""
+
+        def gradients(a: Tensor, b: Tensor) -> list[Tensor]:
+            grads = self._layer.own(self._layer.rule(self._module, a, b))
+            # adds up what one sample contributed through several entries (windows, say)
+            return grads if len(a) == len(samples) else [x.unflatten(0, (len(samples), -1)).sum(1) for x in grads]
+
+        return self._total(gradients, samples)
+
+    def weighted_sum(self, samples: Sequence[int], weights: Tensor | None = None) -> list[Tensor]:
         """See Block.weighted_sum."""
-        total: list[Tensor] = []
-        for a, b in self._calls(rows):
+
+        def gradients(a: Tensor, b: Tensor) -> list[Tensor]:
             if weights is not None:
-                repeats = len(b) // len(rows)
-                b = b * weights.repeat_interleave(repeats).view(-1, *[1] * (b.dim() - 1))
-            grads = summed_gradient(self.module, self.rule, a, b)
-            total = _plus(total, [grads[name] for name in self.names])
-        return [x.float() for x in total]
+                b = b * weights.repeat_interleave(len(b) // len(samples)).view(-1, *[1] * (b.dim() - 1))
+            return self._layer.own(layer_rules.summed_gradient(self._module, self._layer.rule, a, b))
+
+        return self._total(gradients, samples)
 
     @torch.no_grad()
-    def ghost_squares(self, rows: Sequence[int]) -> Tensor | None:
+    def ghost_squares(self, samples: Sequence[int]) -> Tensor | None:
         """See Block.ghost_squares."""
-        calls = self._calls(rows)
-        if len(calls) > 1 or len(calls[0][0]) != len(rows) or not ghost_is_cheaper(self.module, *calls[0]):
+        if len(self.calls) > 1 or self._layer.rule is not layer_rules.outer_product:
             return None
-        return ghost_squares(self.module, *calls[0], self.names)
+        a, b = self._call(0, samples)
+        cheaper = len(a) == len(samples) and layer_rules.ghost_is_cheaper(self._module, a, b)
+        return layer_rules.ghost_squares(self._module, a, b, self._layer.param_names) if cheaper else None
 
-    def _calls(self, rows: Sequence[int]) -> list[tuple[Tensor, Tensor]]:
-        return [(_float(a, rows), _float(b, rows)) for a, b in self.calls]
+    @torch.no_grad()
+    def _total(self, gradients: Callable[[Tensor, Tensor], list[Tensor]], samples: Sequence[int]) -> list[Tensor]:
+        total: list[Tensor] = []
+        for i in range(len(self.calls)):
+            part = gradients(*self._call(i, samples))
+            total = [x + y for x, y in zip(total, part)] if total else part
+        return [x.float() for x in total]
 
-
-@dataclass
-class StackBlock:
-    """One parameter's gradients as a loop over rows left them, (rows, *parameter shape)."""
-
-    indices: list[int]
-    grads: Tensor
-
-    def per_row(self, rows: Sequence[int]) -> list[Tensor]:
-        """See Block.per_row."""
-        return [_rows(self.grads, rows)]
-
-    def weighted_sum(self, rows: Sequence[int], weights: Tensor | None = None) -> list[Tensor]:
-        """See Block.weighted_sum."""
-        grads = _rows(self.grads, rows)
-        return [grads.sum(0) if weights is None else torch.tensordot(weights, grads, dims=1)]
-
-    def ghost_squares(self, rows: Sequence[int]) -> Tensor | None:
-        """See Block.ghost_squares: the gradients are there already."""
-        return None
+    def _call(self, i: int, samples: Sequence[int]) -> list[Tensor]:
+        """The samples' inputs and output gradients, (samples * entries, ...) each, in float32 at least."""
+        return [at_least_float32(_samples(x, samples).flatten(0, 1)) for x in self.calls[i]]
 
 
-class RowGradients:
-    """Collects everything, for what is small or public.
+class PerSampleGradients:
+    """Collects the given samples' gradients in ``total``: one (samples, *parameter shape) float32 tensor per parameter.
 
-    Attributes:
-        params: the trainable parameters, in the order of every list of gradients here.
-        scale: what the losses were multiplied by (mixed precision); the blocks hold gradients of the scaled losses.
-        blocks: what was collected.
+    ``scale`` is what the losses, and so the gradients in blocks, were multiplied by (mixed precision).
     """
 
-    def __init__(self, params: Sequence[nn.Parameter], scale: float = 1.0) -> None:
-        self.params = list(params)
-        self.scale = scale
-        self.blocks: list[Block] = []
+    def __init__(self, params: Sequence[nn.Parameter], samples: Tensor, scale: float = 1.0) -> None:
+        self.total = [p.new_zeros((len(samples), *p.shape), dtype=torch.float32) for p in params]
+        self._samples, self._scale = as_range(samples), scale
 
     def add(self, block: Block) -> None:
         """See Collector.add."""
-        self.blocks.append(block)
-
-    def weighted_sum(self, weights: Tensor) -> list[Tensor]:
-        """sum_r weights[r] * g_r, (rows,) -> one float32 tensor a parameter.
-
-        Rows of weight 0 are left out rather than multiplied, so that a NaN in them does no harm.
-        """
-        rows = weights.nonzero().flatten()
-        total = [torch.zeros_like(p, dtype=torch.float32) for p in self.params]
-        for block in self.blocks if len(rows) else []:
-            for index, grads in zip(block.indices, block.weighted_sum(in_line(rows), weights[rows] / self.scale)):
-                total[index] += grads
-        return total
-
-    def per_row(self, rows: Tensor) -> list[Tensor]:
-        """All gradients of the given rows, (rows, *shape) float32 each: rows x p numbers, for public rows only."""
-        total = [p.new_zeros((len(rows), *p.shape), dtype=torch.float32) for p in self.params]
-        for block in self.blocks:
-            for index, grads in zip(block.indices, block.per_row(in_line(rows))):
-                total[index] += grads / self.scale
-        return total
-
-
-class RowSum:
-    """Collects the sum of the given rows' gradients and holds nothing else.
-
-    Args:
-        params: the trainable parameters.
-        rows: indices of the rows to add up.
-        scale: what the losses were multiplied by (mixed precision).
-        total: a sum to go on with, which is changed; by default from zero.
-
-    Attributes:
-        total: the sum, one float32 tensor a parameter.
-    """
-
-    def __init__(
-        self, params: Sequence[nn.Parameter], rows: Tensor, scale: float = 1.0, total: list[Tensor] | None = None
-    ) -> None:
-        self.total = total or [torch.zeros_like(p, dtype=torch.float32) for p in params]
-        self._rows, self._scale = in_line(rows), scale
-
-    def add(self, block: Block) -> None:
-        """See Collector.add."""
-        for index, grads in zip(block.indices, block.weighted_sum(self._rows) if len(self._rows) else []):
+        for index, grads in zip(block.indices, self._of(block) if len(self._samples) else []):
             self.total[index].add_(grads, alpha=1 / self._scale)
 
-
-def _plus(total: list[Tensor], part: list[Tensor]) -> list[Tensor]:
-    return [x + y for x, y in zip(total, part)] if total else part
-
-
-def _rows(x: Tensor, rows: Sequence[int]) -> Tensor:
-    return x[rows.start : rows.stop] if isinstance(rows, range) else x[rows]
+    def _of(self, block: Block) -> list[Tensor]:
+        return block.per_sample(self._samples)
 
 
-def _float(x: Tensor, rows: Sequence[int]) -> Tensor:
-    """The rows' part of a captured tensor, (rows * merged, ...), in float32 at least."""
-    return _rows(x, rows).flatten(0, 1).to(torch.promote_types(x.dtype, torch.float32))
+class SampleSum(PerSampleGradients):
+    """Collects their sum instead: one float32 tensor per parameter. ``total`` is a sum to continue, which is changed."""
+
+    def __init__(
+        self, params: Sequence[nn.Parameter], samples: Tensor, scale: float = 1.0, total: list[Tensor] | None = None
+    ) -> None:
+        self.total = total or [torch.zeros_like(p, dtype=torch.float32) for p in params]
+        self._samples, self._scale = as_range(samples), scale
+
+    def _of(self, block: Block) -> list[Tensor]:
+        return block.weighted_sum(self._samples)
 
 
-def _sum_merged(grads: Tensor, rows: int) -> Tensor:
-    """Adds up what one row contributed through several leading entries (windows, say)."""
-    return grads if len(grads) == rows else grads.view(rows, -1, *grads.shape[1:]).sum(1)
+def at_least_float32(x: Tensor) -> Tensor:
+    """Half precision becomes float32; integers stay."""
+    return x.to(torch.promote_types(x.dtype, torch.float32)) if x.is_floating_point() else x
+
+
+def _samples(x: Tensor, samples: Sequence[int]) -> Tensor:
+    return x[samples.start : samples.stop] if isinstance(samples, range) else x[samples]

@@ -1,291 +1,250 @@
-"""Per-sample gradients through any model: capture during the forward, one backward, gradients row by row.
+"""Per-sample gradients through any model: capture during the forward, one backward, gradients sample by sample.
 
-``RuleEngine`` serves each parameter by the first way that fits: its layer's rule (layer_rules), the operations that use it
-(operations), a backward a row. ``LoopEngine`` (loop_engine) takes the last way for all. Must not clip, weigh or release
-anything, and must not hand out a gradient it could not account for: the first batch is checked against autograd, and rows
-that depend on one another are refused.
+Must not clip, weigh or release anything. The first batch is checked against autograd, and samples that mix are refused.
 """
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.nn import Module, Parameter
 
 from mmpose_dp.privacy.errors import PrivacyError
 from mmpose_dp.privacy.records import Block, Collector
 
-from .blocks import LayerBlock, RowSum, StackBlock
-from .capture import Call, Capture
-from .independence import Inputs, MixedRows, gradients_at_inputs, one_by_one, refuse_counting_layers, steady_weights
-from .layer_rules import Rule, rule_for
-from .loop_engine import LoopEngine
-from .recorded_ops import OperationBlock, OperationRecorder, Use
+from .blocks import LayerBlock, SampleSum, StackBlock
+from .capture import Arrive, Call, Capture
+from .independence import MixedSamples, refuse_counting_layers
+from .layer_rules import find_layers
+from .recorded_ops import OperationRecorder, Use
 
 _LOOP = "optim_wrapper.engine='loop'"
 
 
-class _Layer(NamedTuple):
-    """A layer with a rule, its name, the trainable parameters that the rule serves and their indices."""
-
-    name: str
-    rule: Rule
-    param_names: list[str]
-    indices: list[int]
-
-
-class RuleEngine:
-    """Per-row gradients by layer rules, by operations, and for what is left by one backward a row on the same graph.
+class Engine:
+    """Per-sample gradients, of each parameter by its layer's rule, or the operations that use it, or one backward per sample.
 
     Args:
-        called_once_a_row: modules that see one row at a time (losses): they get a backward a row, which is short.
-        strict: refuse parameters that would need a backward a row.
+        params: the trainable parameters, in the order of every list of gradients.
+        called_per_sample: modules that see one sample at a time (losses): they get a backward per sample, which is short.
+        kind: 'auto'; 'rules' refuses parameters that would need a backward per sample; 'loop' takes that for all parameters.
 
-    Raises PrivacyError for a parameter that is not the model's.
+    Raises PrivacyError for another kind, and for a parameter that is not the model's.
     """
 
     def __init__(
-        self,
-        model: nn.Module,
-        params: Sequence[nn.Parameter],
-        called_once_a_row: Sequence[nn.Module] = (),
-        strict: bool = False,
+        self, model: Module, params: Sequence[Parameter], called_per_sample: Sequence[Module] = (), kind: str = 'auto'
     ) -> None:
-        self.params = list(params)
-        self._strict = strict
-        position = {id(p): i for i, p in enumerate(self.params)}
-        owners = Counter(id(p) for module in model.modules() for p in module.parameters(recurse=False))
-        if not position.keys() <= owners.keys():
+        if kind not in ('auto', 'rules', 'loop'):
+            raise PrivacyError(f"engine={kind!r} is unknown; write 'auto', 'rules' or 'loop'")
+        self.params, self._kind, by_loop = list(params), kind, kind == 'loop'
+        place = {id(p): i for i, p in enumerate(self.params)}
+        self._names = {place[id(p)]: name for name, p in model.named_parameters() if id(p) in place}
+        if len(self._names) < len(place):
             raise PrivacyError(
                 "the optimizer holds a parameter that is not the model's: build it from the model's own parameters, after any "
                 'replacement of layers'
             )
         refuse_counting_layers(model)
-        self._param_names = {position[id(p)]: name for name, p in model.named_parameters() if id(p) in position}
-        in_losses = {position[id(p)] for module in called_once_a_row for p in module.parameters() if id(p) in position}
-        no_rule = {key for key, count in owners.items() if count > 1} | {id(self.params[i]) for i in in_losses}
-        # its children's weights are read without the children being called
-        inside = {child for m in model.modules() if isinstance(m, nn.MultiheadAttention) for child in m.children()}
-        self._layers: dict[nn.Module, _Layer] = {}
-        for name, module in model.named_modules():
-            rule = rule_for(module)
-            if rule is None or module in inside:
-                continue
-            own = {n: id(p) for n, p in module.named_parameters(recurse=False)}
-            own = {n: position[key] for n, key in own.items() if key in position and key not in no_rule}
-            if own:
-                self._layers[module] = _Layer(name, rule, list(own), list(own.values()))
-        served = {i for layer in self._layers.values() for i in layer.indices} | in_losses
-        followed: dict[int, Tensor] = {i: p for i, p in enumerate(self.params) if i not in served}
+        called = [model] if by_loop else called_per_sample
+        self._in_losses = {place[id(p)] for module in called for p in module.parameters() if id(p) in place}
+        self._layers = find_layers(model, {key: i for key, i in place.items() if i not in self._in_losses})
+        by_rule = {i for layer in self._layers.values() for i in layer.indices}
+        followed = {i: p for i, p in enumerate(self.params) if i not in by_rule | self._in_losses}
         self._recorder = OperationRecorder(followed, model)
-        self._in_losses = in_losses
-        by_rule = {id(self.params[i]) for layer in self._layers.values() for i in layer.indices}
-        self._others = [
-            p for p in model.parameters() if id(p) not in by_rule and id(p) not in map(id, followed.values())
-        ]
-        self._capture = Capture({module: layer.name for module, layer in self._layers.items()})
-        self._model = model
-        self._inputs = Inputs()
-        self._unmixed = False  # seen on a batch of several rows, all finite
-        self._checked: set[bool] = set()  # the sum, for one row, for several
+        self._recorder.lost |= self._in_losses
+        self._others = [p for p in model.parameters() if id(p) not in place or place[id(p)] in self._in_losses]
+        leaves = {module: name for name, module in model.named_modules() if not [*module.children()]}
+        self._capture = Capture(model, self._layers, leaves if by_loop else {})
+        self._unmixed = False  # seen on a batch of several samples, all finite
+        self._checked = {False, True} if by_loop else set()  # the sum, for one sample, for several
 
-    def ways(self) -> dict[str, str]:
+    def gradient_methods(self) -> dict[str, str]:
         """How each parameter's gradients are found, by name: 'rule', 'operations' or 'loop'."""
-        looped = self._in_losses | self._recorder.lost
-        return {
-            name: 'loop' if i in looped else 'operations' if i in self._recorder.params else 'rule'
-            for i, name in self._param_names.items()
-        }
+        methods = dict.fromkeys(self._names, 'rule') | dict.fromkeys(self._recorder.params, 'operations')
+        methods |= dict.fromkeys(self._recorder.lost, 'loop')
+        return {name: methods[i] for i, name in self._names.items()}
 
     @property
     def one_at_a_time(self) -> bool:
-        """Whether records must come one a forward; known after the first batch.
+        """Whether each forward must be of one record alone, as 0 * NaN is NaN in a shared graph; known after the first batch."""
+        return self._kind == 'loop' or bool(self._recorder.lost - self._in_losses)
 
-        A backward a row runs through what all rows have in common, where 0 * NaN is NaN: one record that is not finite
-        would take the others with it.
-        """
-        return bool(self._recorder.lost - self._in_losses)
-
-    @property
-    def looped(self) -> list[str]:
-        """Names of the parameters that get a backward a row; known after the first batch."""
-        return [self._param_names[i] for i in sorted(self._in_losses | self._recorder.lost)]
+    def _looped(self) -> list[str]:
+        return [self._names[i] for i in sorted(self._recorder.lost)]
 
     def __str__(self) -> str:
-        followed = len(self._recorder.params) - len(self._recorder.lost)
-        text = (
-            f'{len(self._layers)} layers by rule, {followed} parameters by their operations, {len(self.looped)} looped'
-        )
-        if self.looped:
-            more = ', ...' if len(self.looped) > 5 else ''
-            text += f' over the records ({", ".join(self.looped[:5])}{more})'
-        return text
+        if self._kind == 'loop':
+            return 'one backward per record for every parameter (slow)'
+        followed, names = len(self._recorder.params.keys() - self._recorder.lost), self._looped()
+        text = f'{len(self._layers)} layers by rule, {followed} parameters by their operations, {len(names)} looped'
+        more = ', ...' if len(names) > 5 else ''
+        return text + (f' over the records ({", ".join(names[:5])}{more})' if names else '')
 
     @contextmanager
     def capture(self) -> Iterator[None]:
-        """Records every call of a trainable layer, and of operations on other parameters, made inside the context."""
-        self._recorder.clear()
-        asked = gradients_at_inputs(self._model, not self._unmixed)
-        recorder = self._recorder if self._recorder.params else nullcontext()
-        named = {name: self.params[i] for i, name in self._param_names.items()}
-        with asked as self._inputs, steady_weights(named), self._capture.entered(), recorder:
+        """Records what ``backward`` needs of the forwards made inside the context.
+
+        Raises PrivacyError if a trained parameter is frozen, or changed inside, which would leave a trace of the batch.
+        """
+        self._forget()
+        trained = {name: self.params[i] for i, name in self._names.items()}
+        if frozen := [name for name, p in trained.items() if not p.requires_grad]:
+            raise PrivacyError(
+                f'{len(frozen)} parameters were frozen after the optimizer was built ({", ".join(frozen[:3])}): freeze before, '
+                'and call model.train() before, where a backbone has frozen_stages'
+            )
+        before = {name: p._version for name, p in trained.items()}
+        with self._capture.entered(not self._unmixed), self._recorder if self._recorder.params else nullcontext():
             yield
+        for name in (name for name, p in trained.items() if p._version != before[name]):
+            raise PrivacyError(
+                f'the training forward changed the parameter {name} in place, which would leak the batch: change parameters by '
+                'the optimizer alone'
+            )
 
     @contextmanager
     def paused(self) -> Iterator[None]:
         """Records nothing inside, for a forward of its own within a captured one."""
-        switches = (self._capture, self._recorder, self._inputs)
-        for switch in switches:
-            switch.paused = True
+        self._capture.paused = self._recorder.paused = True
         try:
             yield
         finally:
-            for switch in switches:
-                switch.paused = False
-
-    def _walk(
-        self, loss: Tensor, uses: Sequence[Use], arrive: Callable[[Call, Tensor], None], keep_graph: bool
-    ) -> Sequence[Tensor | None]:
-        """One backward that computes no layer's weight gradient: ``arrive`` sees the calls' gradients as it goes.
-
-        Returns the gradients at the ``uses``, then those at the inputs.
-        """
-        # what requires a gradient rests on one of these, so that every recorded call is passed on the way down
-        ends: list[Any] = [
-            *(use.edge for use in uses),
-            *self._inputs,
-            *self._capture.ends,
-            *(p for p in self._others if p.requires_grad),
-        ]
-        self._capture.arrive = arrive
-        try:
-            found = torch.autograd.grad(loss, ends, retain_graph=keep_graph, allow_unused=True) if ends else ()
-        finally:
-            self._capture.arrive = None
-        return found[: len(uses) + len(self._inputs)]
-
-    def backward(self, losses: Sequence[Tensor], *collectors: Collector) -> None:
-        """Hands the gradients of each row's loss to the collectors; consumes what ``capture`` recorded.
-
-        A layer is handed over as soon as the backward has passed it, and freed.
-
-        Args:
-            losses: one scalar a row. Separate ones rather than a (rows,) tensor where a loss has parameters of its own: one
-                row's NaN then stays out of the others' gradients of these.
-
-        Raises PrivacyError if rows mix, if a captured tensor was changed in place, or if the sum is not autograd's (all
-        found on the first batch, before anything is released).
-        """
-        each, rows, uses = list(losses), len(losses), list(self._recorder.uses)
-        if not rows:
-            return self._forget()
-        loss = torch.stack(each).sum()
-        if rows > 1 and not self._unmixed:
-            self._unmixed = self._refuse_mixed_rows(each, uses)
-        unchecked = (rows > 1) not in self._checked
-        first = unchecked and bool(loss.isfinite())
-        total = RowSum(self.params, torch.arange(rows))
-        handed = (*collectors, total) if first else collectors
-
-        def hand(block: Block) -> None:
-            for collector in handed:
-                collector.add(block)
-
-        waiting = Counter(call.module for call in self._capture.calls)
-        calls: dict[nn.Module, list[Call]] = {module: [] for module in waiting}
-
-        def arrive(call: Call, grad: Tensor) -> None:
-            call.grad = grad
-            calls[call.module].append(call)
-            waiting[call.module] -= 1
-            if not waiting[call.module]:
-                for block in self._layer_blocks(calls.pop(call.module), rows):
-                    hand(block)
-
-        keep_graph = unchecked or bool(self.looped)
-        grads = self._walk(loss, uses, arrive, keep_graph)
-        for reached in calls.values():  # the loss does not depend on all calls of these
-            for block in self._layer_blocks(reached, rows) if reached else ():
-                hand(block)
-        for block in self._operation_blocks(uses, grads, rows):
-            hand(block)
-        looped = sorted(self._in_losses | self._recorder.lost)
-        if looped and not keep_graph:
-            raise PrivacyError(f'{self.looped[:5]} are used otherwise than in the first batch: write ' + _LOOP)
-        if self._strict and looped:
-            raise PrivacyError(
-                f'no per-sample rule serves {self.looped[:5]}. Write optim_wrapper.engine="auto" (a backward a record for '
-                'these), or freeze them'
-            )
-        for i, stack in zip(looped, one_by_one(each, [self.params[i] for i in looped])):
-            hand(StackBlock([i], stack))
-        if first:
-            if self._refuse_wrong_sum(loss, total.total, 0.05 if self._capture.half else 1e-3):
-                self._checked.add(rows > 1)
-        self._forget()
+            self._capture.paused = self._recorder.paused = False
 
     def _forget(self) -> None:
         self._capture.clear()
         self._recorder.clear()
-        self._inputs = Inputs()
 
-    def _refuse_mixed_rows(self, losses: Sequence[Tensor], uses: Sequence[Use]) -> bool:
-        """Raises PrivacyError if rows mix; whether everything could be looked at."""
-        mixing = MixedRows(losses)
-        names = [f'{use.name} on {", ".join(self._param_names[i] for i in use.origins)}' for use in uses]
-        for row in mixing.to_look_at:
+    def backward(self, losses: Sequence[Tensor], *collectors: Collector) -> None:
+        """Hands the gradients of each sample's loss to the collectors, layer by layer; consumes what ``capture`` recorded.
 
-            def look(call: Call, grad: Tensor, row: int = row) -> None:
-                mixing.look(row, self._layers[call.module].name, grad)
+        ``losses``: one scalar per sample. If a loss has parameters of its own, the scalars must be separate: in a (samples,) tensor
+        one sample's NaN would reach the others' gradients of these. Raises PrivacyError, on the first batch and before anything is
+        released, if samples mix, if a captured tensor was changed in place, or if the sum is not autograd's.
+        """
+        each, count, uses = list(losses), len(losses), list(self._recorder.uses)
+        if not count:
+            return self._forget()
+        loss = torch.stack(each).sum()
+        if count > 1 and not self._unmixed:
+            self._unmixed = self._refuse_mixed_samples(each, uses)
+        unchecked = (count > 1) not in self._checked
+        total = SampleSum(self.params, torch.arange(count)) if unchecked and bool(loss.isfinite()) else None
+        handed = collectors if total is None else (*collectors, total)
 
-            grads = self._walk(losses[row], uses, look, keep_graph=True)
-            for use, name, grad in zip(uses, names, grads):
-                mixing.look(row, name, grad, use.axis)
-            for grad in grads[len(uses) :]:
-                mixing.look(row, 'the images', grad)
+        def hand(blocks: Iterable[Block]) -> None:
+            for block in blocks:
+                for collector in handed:
+                    collector.add(block)
+
+        waiting = Counter(call.module for call in self._capture.calls)
+        reached: dict[Module, list[Call]] = {}
+
+        def arrive(call: Call, grad: Tensor) -> None:
+            call.grad = grad
+            reached.setdefault(call.module, []).append(call)
+            waiting[call.module] -= 1
+            if not waiting[call.module]:
+                hand(self._layer_blocks(reached.pop(call.module), count))
+
+        keep_graph = unchecked or bool(self._recorder.lost)
+        if waiting or uses:
+            grads = self._walk(loss, [*(use.edge for use in uses), *self._capture.inputs], arrive, keep_graph)
+            for calls in reached.values():  # the loss does not depend on all calls of these
+                hand(self._layer_blocks(calls, count))
+            hand(self._operation_blocks(uses, grads, count))
+        hand(self._looped_blocks(each, keep_graph))
+        if total is not None and self._refuse_wrong_sum(loss, total.total):
+            self._checked.add(count > 1)
+        self._forget()
+
+    def _walk(self, loss: Tensor, ends: Sequence[Any], arrive: Arrive, keep_graph: bool) -> Sequence[Tensor | None]:
+        """One backward without layers' weight gradients: ``arrive`` is given the calls'; those of ``ends`` are returned first."""
+        # what requires a gradient rests on one of these, so that every recorded call is passed on the way down
+        ends = [*ends, *self._capture.ends, *(p for p in self._others if p.requires_grad)]
+        self._capture.arrive = arrive
+        try:
+            return torch.autograd.grad(loss, ends, retain_graph=keep_graph, allow_unused=True) if ends else ()
+        finally:
+            self._capture.arrive = None
+
+    def _refuse_mixed_samples(self, losses: Sequence[Tensor], uses: Sequence[Use]) -> bool:
+        """Raises PrivacyError if samples mix; whether everything could be looked at."""
+        mixing = MixedSamples(losses, any_order=self._kind == 'loop')
+        places: list[tuple[str, Any, int]] = [('the images', x, 0) for x in self._capture.inputs]
+        for use in uses:
+            names = ', '.join(self._names[i] for i in use.origins)
+            places.append((f'{getattr(use.func, "__name__", use.func)} on {names}', use.edge, use.axis))
+        # where an output's first dimension is of another size, samples may have any order
+        places += [(name, edge, 0) for name, edge, size in self._capture.outputs if size == len(losses)]
+        for sample in mixing.to_look_at:
+
+            def look(call: Call, grad: Tensor, sample: int = sample) -> None:
+                mixing.look(sample, self._layers[call.module].name, grad)
+
+            grads = self._walk(losses[sample], [end for _, end, _ in places], look, keep_graph=True)
+            for i, ((name, _, axis), grad) in reversed([*enumerate(zip(places, grads))]):
+                mixing.look(sample, name, grad, axis, place=i)
         return mixing.refuse()
 
-    def _layer_blocks(self, calls: list[Call], rows: int) -> list[Block]:
-        layer = self._layers[calls[0].module]
-        block = LayerBlock(calls[0].module, layer.rule, layer.param_names, layer.indices)
-        folded: list[Tensor] = []
+    def _layer_blocks(self, calls: list[Call], count: int) -> list[Block]:
+        module, layer = calls[0].module, self._layers[calls[0].module]
+        block, folded = LayerBlock(module, layer), []
         for call in calls:
-            assert call.grad is not None
+            for x in (call.grad, call.input):
+                if x is not None and len(x) % count:
+                    raise PrivacyError(f'{layer.name} saw {len(x)} leading entries for {count} rows: write {_LOOP}')
+            grad, call.grad = call.grad.unflatten(0, (count, -1)), None  # the blocks alone hold them now
             if call.input is None:
-                folded.append(_by_row(call.grad, rows, layer.name).sum(1))
+                folded.append(grad.sum(1))
             elif call.input._version != call.version:
                 raise PrivacyError(
                     f'the input of {layer.name} was changed in place after it was read: take that change out, or write {_LOOP}'
                 )
             else:
-                block.calls.append((_by_row(call.input, rows, layer.name), _by_row(call.grad, rows, layer.name)))
+                block.calls.append((call.input.unflatten(0, (count, -1)), grad))
                 call.input = call.input.new_empty(0)
-            call.grad = None  # the blocks alone hold them now
+        if folded and block.calls:
+            raise PrivacyError(f'{layer.name} ran in two precisions: write {_LOOP}')
         if not folded:
             return [block]
-        if block.calls:
-            raise PrivacyError(f'{layer.name} ran in two precisions: write {_LOOP}')
-        stack = torch.stack(folded).sum(0).float()
-        places = {'weight': 0, 'bias': 1}
-        return [StackBlock([i], stack[:, places[name]]) for name, i in zip(layer.param_names, layer.indices)]
+        weight, bias = torch.stack(folded).sum(0).float().unbind(1)
+        return [StackBlock([i], x) for i, x in zip(layer.indices, layer.own({'weight': weight, 'bias': bias}))]
 
-    def _operation_blocks(self, uses: list[Use], grads: Sequence[Tensor | None], rows: int) -> list[OperationBlock]:
+    def _operation_blocks(self, uses: list[Use], grads: Sequence[Tensor | None], count: int) -> Iterator[Block]:
         reached = [(use, grad) for use, grad in zip(uses, grads) if grad is not None]
         for use, grad in reached:
-            if grad.shape[use.axis] % rows or not use.unchanged():
+            unchanged = all(use.leaves[i]._version == version for i, version in use.versions.items())
+            if grad.shape[use.axis] % count or not unchanged:
                 self._recorder.lost |= use.origins
-        blocks = []
         for i, param in self._recorder.params.items():
             mine = [(use, grad) for use, grad in reached if i in use.origins]
             if mine and i not in self._recorder.lost:
-                blocks.append(OperationBlock(i, param, mine, rows))
-        return blocks
+                yield StackBlock([i], sum(use.gradients(grad, count, param) for use, grad in mine))
 
-    def _refuse_wrong_sum(self, loss: Tensor, ours: Sequence[Tensor], limit: float) -> bool:
+    def _looped_blocks(self, losses: Sequence[Tensor], kept_graph: bool) -> Iterator[Block]:
+        indices, names = sorted(self._recorder.lost), self._looped()[:5]
+        if indices and not kept_graph:
+            raise PrivacyError(f'{names} are used otherwise than in the first batch: write {_LOOP}')
+        if indices and self._kind == 'rules':
+            more = 'Write optim_wrapper.engine="auto" (a backward per record for these), or freeze them'
+            raise PrivacyError(f'no per-sample rule serves {names}. {more}')
+        params = [self.params[i] for i in indices]
+        stacks = [p.new_zeros((len(losses), *p.shape), dtype=torch.float32) for p in params]
+        for sample, loss in enumerate(losses if params else []):
+            for stack, grad in zip(stacks, torch.autograd.grad(loss, params, retain_graph=True, allow_unused=True)):
+                if grad is not None:
+                    stack[sample] = grad.to_dense()
+        return (StackBlock([i], stack) for i, stack in zip(indices, stacks))
+
+    def _refuse_wrong_sum(self, loss: Tensor, ours: Sequence[Tensor]) -> bool:
         """Raises PrivacyError where our sum is not autograd's; whether there was no NaN in the way of comparing."""
+        limit = 0.05 if self._capture.half else 1e-3
         reference = torch.autograd.grad(loss, self.params, retain_graph=True, allow_unused=True)
         scale = max((float(r.norm()) for r in reference if r is not None), default=0.0)
         if not math.isfinite(scale) or not all(bool(mine.isfinite().all()) for mine in ours):
@@ -294,34 +253,7 @@ class RuleEngine:
             gap = float((mine if theirs is None else mine - theirs.float()).norm())
             if gap > limit * float(mine.norm()) + 1e-5 * scale:
                 raise PrivacyError(
-                    f'the per-sample gradient of {self._param_names[i]} is not what autograd finds (it is used outside its '
+                    f'the per-sample gradient of {self._names[i]} is not what autograd finds (it is used outside its '
                     f"layer's forward): write {_LOOP}"
                 )
         return True
-
-
-def _by_row(x: Tensor, rows: int, name: str) -> Tensor:
-    """(rows * merged, ...) -> (rows, merged, ...)."""
-    if x.shape[0] % rows:
-        raise PrivacyError(f'{name} saw {x.shape[0]} leading entries for {rows} rows: write {_LOOP}')
-    return x.unflatten(0, (rows, -1))
-
-
-Engine = RuleEngine | LoopEngine
-
-
-def build_engine(
-    kind: str,
-    model: nn.Module,
-    params: Sequence[nn.Parameter],
-    called_once_a_row: Sequence[nn.Module] = (),
-) -> Engine:
-    """'auto': the fastest way that serves each parameter; 'rules': the same, but no backward a row; 'loop': nothing else.
-
-    Raises PrivacyError for another kind.
-    """
-    if kind not in ('auto', 'rules', 'loop'):
-        raise PrivacyError(f"engine={kind!r} is unknown; write 'auto', 'rules' or 'loop'")
-    if kind == 'loop':
-        return LoopEngine(model, params)
-    return RuleEngine(model, params, called_once_a_row, strict=kind == 'rules')

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .projection import Projector
-from .records import Block, Rows, as_vectors, in_line
+from .records import Block, Rows, as_range, as_vectors
 
 STABILITY = 0.01  # Bu et al. 2023, section 4.1: keeps short gradients shorter than long ones
 
@@ -54,7 +54,7 @@ class ClippedSum:
         self._params, self._rows, self._max_grad_norm, self._scale = params, rows, max_grad_norm, scale
         self._automatic = automatic
         self.norms = torch.zeros(0)
-        self._private = in_line(rows.private)
+        self._private = as_range(rows.private)
         self._squares = torch.zeros(rows.num_records, dtype=torch.float32, device=params[0].device)
         self._whole: list[Block] = []
         self._stacks: list[tuple[int, Tensor]] = []  # (parameter, (records, its size))
@@ -66,7 +66,7 @@ class ClippedSum:
             self._squares += squares
             self._whole.append(block)
             return
-        for index, grads in zip(block.indices, block.per_row(self._private)):
+        for index, grads in zip(block.indices, block.per_sample(self._private)):
             stack = self._rows.sum_by_record(as_vectors(grads))
             self._squares += torch.linalg.vecdot(stack, stack)
             self._stacks.append((index, stack))
@@ -78,7 +78,7 @@ class ClippedSum:
         total: list[Tensor | None] = [None] * len(self._params)
         keep = factors.nonzero().flatten()
         weights = factors[keep]
-        rows = in_line(self._rows.private[keep.cpu()]) if self._whole else []
+        rows = as_range(self._rows.private[keep.cpu()]) if self._whole else []
         for block in self._whole if len(keep) else []:
             for index, grads in zip(block.indices, block.weighted_sum(rows, weights)):
                 total[index] = grads
@@ -100,12 +100,12 @@ class PerParameterClippedSum:
     def __init__(self, params: Sequence[nn.Parameter], rows: Rows, max_grad_norm: float, scale: float = 1.0) -> None:
         self._rows, self._scale = rows, scale
         self._share = max_grad_norm / math.sqrt(len(params))
-        self._private = in_line(rows.private)
+        self._private = as_range(rows.private)
         self._total = [torch.zeros_like(p, dtype=torch.float32) for p in params]
 
     def add(self, block: Block) -> None:
         """See Collector.add."""
-        for index, grads in zip(block.indices, block.per_row(self._private)):
+        for index, grads in zip(block.indices, block.per_sample(self._private)):
             stack = self._rows.sum_by_record(as_vectors(grads))
             norms = torch.linalg.vecdot(stack, stack).sqrt() / self._scale
             factors = clip_factors(norms, self._share) / self._scale
@@ -137,12 +137,12 @@ class ClippedCoordinates:
         self._rows, self._max_grad_norm, self._projector, self._scale = rows, max_grad_norm, projector, scale
         self._automatic = automatic
         self.norms = torch.zeros(0)
-        self._private = in_line(rows.private)
+        self._private = as_range(rows.private)
         self._coordinates = projector.no_coordinates(rows.num_records)
 
     def add(self, block: Block) -> None:
         """See Collector.add."""
-        for index, grads in zip(block.indices, block.per_row(self._private)):
+        for index, grads in zip(block.indices, block.per_sample(self._private)):
             self._coordinates += self._rows.sum_by_record(self._projector.coordinates(index, grads))
 
     def total(self) -> list[Tensor]:

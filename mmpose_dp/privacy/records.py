@@ -56,30 +56,34 @@ class Block(Protocol):
 
     indices: list[int]
 
-    def per_row(self, rows: Sequence[int]) -> list[Tensor]:
-        """Gradients of the given rows: one (rows, *parameter shape) float32 tensor a parameter."""
+    def per_sample(self, samples: Sequence[int]) -> list[Tensor]:
+        """Gradients of the given samples: one (samples, *parameter shape) float32 tensor per parameter."""
+        raise NotImplementedError
 
-    def weighted_sum(self, rows: Sequence[int], weights: Tensor | None = None) -> list[Tensor]:
-        """sum of the given rows' gradients, times ``weights`` (rows,): one float32 tensor a parameter."""
+    def weighted_sum(self, samples: Sequence[int], weights: Tensor | None = None) -> list[Tensor]:
+        """sum of the given samples' gradients, times ``weights`` (samples,): one float32 tensor per parameter."""
+        grads = self.per_sample(samples)
+        return [g.sum(0) if weights is None else torch.tensordot(weights, g, dims=1) for g in grads]
 
-    def ghost_squares(self, rows: Sequence[int]) -> Tensor | None:
-        """Squared norms (rows,) over all the block's parameters where they are cheaper than the gradients; else None."""
+    def ghost_squares(self, samples: Sequence[int]) -> Tensor | None:
+        """Squared norms (samples,) over all the block's parameters where they are cheaper than the gradients; else None."""
+        return None
 
 
 class Collector(Protocol):
     """What a backward gives its blocks to."""
 
     def add(self, block: Block) -> None:
-        """Takes one block. Every parameter comes in at most one; in none, if its gradient is zero for every row."""
+        """Takes one block. Every parameter comes in at most one; in none, if its gradient is zero for every sample."""
 
 
-def in_line(rows: Tensor) -> Sequence[int]:
-    """The rows as numbers, as a range if they stand one after the other: such rows are taken without a copy."""
-    numbers = rows.tolist()
+def as_range(samples: Tensor) -> Sequence[int]:
+    """The samples as numbers, as a range if they are consecutive: such samples are taken without a copy."""
+    numbers = samples.tolist()
     line = range(numbers[0], numbers[-1] + 1) if numbers else range(0)
     return line if numbers == list(line) else numbers
 
 
 def as_vectors(x: Tensor) -> Tensor:
-    """(rows, *parameter shape) -> (rows, its size), also where the parameter's shape is ()."""
+    """(samples, *parameter shape) -> (samples, its size), also where the parameter's shape is ()."""
     return x.flatten(1) if x.dim() > 1 else x[:, None]

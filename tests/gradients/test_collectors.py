@@ -4,18 +4,16 @@ import copy
 
 import pytest
 import torch
-from collecting import row_gradients_of
+from collecting import loop_engine, looped, sample_gradients_of
 from gradients.test_engine import LAYERS
 from gradients.test_random_networks import SIDE, STEPS, Network
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from mmpose_dp.gradients import blocks as row_gradients
 from mmpose_dp.gradients import layer_rules
-from mmpose_dp.gradients.blocks import RowSum
-from mmpose_dp.gradients.engine import RuleEngine
-from mmpose_dp.gradients.loop_engine import LoopEngine
+from mmpose_dp.gradients.blocks import SampleSum
+from mmpose_dp.gradients.engine import Engine
 from mmpose_dp.privacy.clipping import ClippedCoordinates, ClippedSum
 from mmpose_dp.privacy.errors import PrivacyError
 from mmpose_dp.privacy.projection import Projector
@@ -113,12 +111,12 @@ def check(engine, model, x, keys, scale, near=1e-3):
         collectors += [ClippedSum(params, rows, c, scale), ClippedCoordinates(rows, c, projector, scale)]
         wanted += [(clip(records, c).sum(0), c), (clip(coordinates, c).sum(0), c)]
     if len(rows.public):
-        collectors.append(RowSum(params, rows.public, scale))
+        collectors.append(SampleSum(params, rows.public, scale))
         want = singles[rows.public].sum(0)
         wanted.append((want, max(float(want.norm()), 1e-3)))
     engine.backward(losses, *collectors)
     for collector, (want, size) in zip(collectors, wanted):
-        total = collector.total if isinstance(collector, RowSum) else collector.total()
+        total = collector.total if isinstance(collector, SampleSum) else collector.total()
         assert (flat(total) - want).norm() <= near * size
 
 
@@ -126,7 +124,7 @@ def choose(monkeypatch, traffic, grouped):
     monkeypatch.setattr(layer_rules, '_TRAFFIC', traffic)
     if grouped:
         convolutions = (nn.Conv2d, nn.ConvTranspose2d)
-        monkeypatch.setattr(row_gradients, 'groups_are_faster', lambda module, b: isinstance(module, convolutions))
+        monkeypatch.setattr(layer_rules, 'groups_are_faster', lambda module, b: isinstance(module, convolutions))
 
 
 @pytest.mark.parametrize('way', [None, *WAYS], ids=str)
@@ -137,11 +135,9 @@ def test_every_way_is_the_reference(name, way, monkeypatch):
     params = [p for p in model.parameters() if p.requires_grad]
     traffic, big_row, scale = way or (*SHIPPED, 8.0)
     choose(monkeypatch, traffic, big_row)
-    ghosts = []
-    monkeypatch.setattr(
-        row_gradients, 'ghost_squares', lambda *args: ghosts.append(args) or layer_rules.ghost_squares(*args)
-    )
-    engine = RuleEngine(model, params) if way else LoopEngine(model, params)
+    ghosts, ghost_squares = [], layer_rules.ghost_squares
+    monkeypatch.setattr(layer_rules, 'ghost_squares', lambda *args: ghosts.append(args) or ghost_squares(*args))
+    engine = Engine(model, params) if way else loop_engine(model, params)
     for keys in BATCHES:
         x = torch.randn(len(keys), 4, 8, 8) * torch.logspace(-0.5, 0.5, len(keys)).view(-1, 1, 1, 1)
         check(engine, model, x, keys, scale)
@@ -156,7 +152,7 @@ def test_every_way_is_the_reference_on_a_random_network(steps, way, keys, seed):
     model = Network(steps).double()
     with pytest.MonkeyPatch.context() as monkeypatch:
         choose(monkeypatch, *way[:2])
-        engine = RuleEngine(model, list(model.parameters()))
+        engine = Engine(model, list(model.parameters()))
         for _ in range(2):
             check(engine, model, torch.randn(len(keys), 4, SIDE, SIDE).double(), keys, way[2], 3e-3)
 
@@ -168,12 +164,12 @@ def test_a_ghost_norm_is_never_too_small(monkeypatch):
     model, count = nn.Linear(16, 16, bias=False), 64
     half = torch.randn(count, 3, 16)
     x = torch.cat([half, -half + 1e-4 * torch.randn_like(half)], 1)
-    engine = RuleEngine(model, [model.weight])
+    engine = Engine(model, [model.weight])
     with engine.capture():
         losses = (model(x) @ torch.randn(16)).sum(1)
     c = 1e-4
     alone = [ClippedSum([model.weight], Rows((torch.arange(count) == i).long() - 1, 1), c) for i in range(count)]
-    every = RowSum([model.weight], torch.arange(count))
+    every = SampleSum([model.weight], torch.arange(count))
     engine.backward(losses, every, *alone)
     assert every.total[0].norm() > 10 * c
     assert max(one.total()[0].norm() for one in alone) <= c * (1 + 1e-4)
@@ -210,7 +206,7 @@ class Changing(nn.Module):
 def test_an_input_changed_after_it_was_read_is_refused(first_batch):
     torch.manual_seed(0)
     model, x = Changing(nn.Linear(8, 8)), torch.randn(3, 4, 8)
-    engine = RuleEngine(model, list(model.parameters()))
+    engine = Engine(model, list(model.parameters()))
     if not first_batch:
         backward(engine, model, x)
     model.change = True
@@ -222,21 +218,21 @@ def test_an_operand_changed_after_it_was_read_is_looped_over():
     torch.manual_seed(0)
     model, x = Changing(Product()), torch.randn(3, 4, 8)
     params = list(model.parameters())
-    rules, loop = RuleEngine(model, params), LoopEngine(model, params)
+    rules, loop = Engine(model, params), loop_engine(model, params)
     backward(rules, model, x)
     model.change = True
     with pytest.raises(PrivacyError, match='last.table.*otherwise than in the first batch'):
         backward(rules, model, x)
-    rules = RuleEngine(model, params)
-    ours, reference = (backward(engine, model, x).per_row(torch.arange(3))[-1] for engine in (rules, loop))
-    assert rules.looped == ['last.table']
+    rules = Engine(model, params)
+    ours, reference = (backward(engine, model, x).per_sample(torch.arange(3))[-1] for engine in (rules, loop))
+    assert looped(rules) == ['last.table']
     torch.testing.assert_close(ours, reference, rtol=1e-4, atol=1e-6)
 
 
 def backward(engine, model, x):
     with engine.capture():
         losses = losses_of(model, x)
-    return row_gradients_of(engine, losses)
+    return sample_gradients_of(engine, losses)
 
 
 class Turning(nn.Module):
@@ -265,7 +261,7 @@ def test_one_row_and_several_are_checked_apart(what, rows, message):
     """Neither a first batch of one row nor one of several vouches for the other."""
     torch.manual_seed(0)
     model = Turning(what, rows)
-    engine = RuleEngine(model, list(model.parameters()))
+    engine = Engine(model, list(model.parameters()))
     for _ in range(2):
         backward(engine, model, torch.randn(4 - rows, 4, 8))
     with pytest.raises(PrivacyError, match=message):
@@ -286,6 +282,6 @@ def test_a_call_that_only_a_later_loss_does_not_reach():
 
     torch.manual_seed(0)
     model, x = Sometimes(), torch.randn(3, 4, 8, 8)
-    engine = RuleEngine(model, list(model.parameters()))
+    engine = Engine(model, list(model.parameters()))
     for model.twice in (True, False):
         check(engine, model, x, [0, 1, None], 1.0)

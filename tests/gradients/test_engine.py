@@ -2,12 +2,11 @@
 
 import pytest
 import torch
-from collecting import row_gradients_of
+from collecting import loop_engine, looped, sample_gradients_of
 from torch import nn
 
-from mmpose_dp.gradients.engine import RuleEngine, build_engine
+from mmpose_dp.gradients.engine import Engine
 from mmpose_dp.gradients.layer_rules import rule_for
-from mmpose_dp.gradients.loop_engine import LoopEngine
 from mmpose_dp.privacy.errors import PrivacyError
 
 
@@ -91,27 +90,27 @@ def test_every_rule_agrees_with_the_loop(name):
     model = nn.Sequential(nn.Conv2d(4, 4, 1), LAYERS[name])  # the first layer proves that gradients pass through
     params = [p for p in model.parameters() if p.requires_grad]
     x, rows, weights = torch.randn(3, 4, 8, 8), torch.arange(3), torch.tensor([0.5, 0.0, 2.0])
-    rules, loop = RuleEngine(model, params), LoopEngine(model, params)
-    ours, reference = (row_gradients_of(e, row_losses(model, x, e)) for e in (rules, loop))
-    for mine, theirs in zip(ours.per_row(rows), reference.per_row(rows)):
+    rules, loop = Engine(model, params), loop_engine(model, params)
+    ours, reference = (sample_gradients_of(e, row_losses(model, x, e)) for e in (rules, loop))
+    for mine, theirs in zip(ours.per_sample(rows), reference.per_sample(rows)):
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-6)
     for mine, theirs in zip(ours.weighted_sum(weights), reference.weighted_sum(weights)):
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-6)
     # and the loop itself against one record alone
     for i in range(3):
         alone = torch.autograd.grad(row_losses(model, x[i : i + 1], loop).sum(), params)
-        for theirs, one in zip(reference.per_row(rows), alone):
+        for theirs, one in zip(reference.per_sample(rows), alone):
             torch.testing.assert_close(theirs[i], one, rtol=1e-4, atol=1e-6)
 
 
 def test_a_row_that_is_not_finite_leaves_the_others_alone():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(4, 4, 3), nn.ReLU(inplace=True), nn.Conv2d(4, 4, 1))
-    engine = RuleEngine(model, list(model.parameters()))
+    engine = Engine(model, list(model.parameters()))
     x = torch.randn(3, 4, 8, 8)
-    clean = row_gradients_of(engine, row_losses(model, x, engine)).weighted_sum(torch.tensor([1.0, 0.0, 1.0]))
+    clean = sample_gradients_of(engine, row_losses(model, x, engine)).weighted_sum(torch.tensor([1.0, 0.0, 1.0]))
     x[1] = float('nan')
-    dirty = row_gradients_of(engine, row_losses(model, x, engine)).weighted_sum(torch.tensor([1.0, 0.0, 1.0]))
+    dirty = sample_gradients_of(engine, row_losses(model, x, engine)).weighted_sum(torch.tensor([1.0, 0.0, 1.0]))
     for a, b in zip(clean, dirty):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-7)
 
@@ -130,12 +129,12 @@ def test_rows_that_mix_are_refused_beside_a_row_that_is_not_finite():
 
     model, x = Swapping(), torch.randn(3, 4, 8, 8)
     x[0] = float('nan')
-    engine = RuleEngine(model, list(model.parameters()))
+    engine = Engine(model, list(model.parameters()))
     with pytest.raises(PrivacyError, match='another'):
         engine.backward(row_losses(model, x, engine))
 
 
-@pytest.mark.parametrize('kind', [RuleEngine, LoopEngine])
+@pytest.mark.parametrize('kind', [Engine, loop_engine])
 def test_rows_that_mix_are_refused(kind):
     class Mixing(nn.Module):
         def __init__(self):
@@ -162,7 +161,7 @@ def test_a_layer_that_does_not_keep_rows_outermost_is_refused():
             return y.unflatten(0, (4, -1)).transpose(0, 1)
 
     model = Transposing()
-    engine = RuleEngine(model, list(model.parameters()))
+    engine = Engine(model, list(model.parameters()))
     with pytest.raises(PrivacyError, match='rows outermost'):
         engine.backward(row_losses(model, torch.randn(3, 4, 8, 8), engine))
 
@@ -177,7 +176,7 @@ def test_a_weight_used_outside_its_layer_is_refused():
             return self.linear(x) @ self.linear.weight
 
     model = Tied()
-    engine = RuleEngine(model, list(model.parameters()))
+    engine = Engine(model, list(model.parameters()))
     with pytest.raises(PrivacyError, match="linear.weight.*engine='loop'"):
         engine.backward(row_losses(model, torch.randn(3, 4, 8, 8), engine))
 
@@ -207,12 +206,12 @@ def test_what_has_no_rule():
     model = nn.Sequential(nn.Conv2d(4, 4, 1), Scale())
     params = list(model.parameters())
     for kind in ('auto', 'rules'):
-        assert str(build_engine(kind, model, params)) == '1 layers by rule, 1 parameters by their operations, 0 looped'
-    assert isinstance(build_engine('loop', model, params), LoopEngine)
+        assert str(Engine(model, params, kind=kind)) == '1 layers by rule, 1 parameters by their operations, 0 looped'
+    assert set(loop_engine(model, params).gradient_methods().values()) == {'loop'}
     with pytest.raises(PrivacyError, match="'auto', 'rules' or 'loop'"):
-        build_engine('fast', model, params)
+        Engine(model, params, kind='fast')
     with pytest.raises(PrivacyError, match='not the model'):
-        build_engine('auto', model[:1], params)
+        Engine(model[:1], params)
 
 
 def test_a_loss_that_learns_gets_a_backward_a_row():
@@ -233,19 +232,19 @@ def test_a_loss_that_learns_gets_a_backward_a_row():
             out = model(x)
             return torch.stack([model.loss_module(row).square().mean() for row in out.split(1)])
 
-    rules, loop = RuleEngine(model, params, [model.loss_module]), LoopEngine(model, params)
-    assert rules.looped == ['loss_module.weight', 'loss_module.bias']
-    ours, reference = (row_gradients_of(e, losses(e)) for e in (rules, loop))
-    for mine, theirs in zip(ours.per_row(rows), reference.per_row(rows)):
+    rules, loop = Engine(model, params, [model.loss_module]), loop_engine(model, params)
+    assert looped(rules) == ['loss_module.weight', 'loss_module.bias']
+    ours, reference = (sample_gradients_of(e, losses(e)) for e in (rules, loop))
+    for mine, theirs in zip(ours.per_sample(rows), reference.per_sample(rows)):
         assert mine.any()
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-6)
     with pytest.raises(PrivacyError, match=r'loss_module.weight.*engine="auto".*freeze'):
-        strict = build_engine('rules', model, params, [model.loss_module])
+        strict = Engine(model, params, [model.loss_module], 'rules')
         strict.backward(losses(strict))
 
 
 def test_no_graph_is_refused():
     model = nn.Conv2d(4, 4, 1)
-    engine = RuleEngine(model, list(model.parameters()))
+    engine = Engine(model, list(model.parameters()))
     with torch.no_grad(), pytest.raises(PrivacyError, match='with_cp'), engine.capture():
         model(torch.randn(2, 4, 8, 8))

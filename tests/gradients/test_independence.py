@@ -2,10 +2,10 @@
 
 import pytest
 import torch
+from collecting import loop_engine, looped
 from torch import nn
 
-from mmpose_dp.gradients.engine import RuleEngine
-from mmpose_dp.gradients.loop_engine import LoopEngine
+from mmpose_dp.gradients.engine import Engine
 from mmpose_dp.privacy.clipping import ClippedSum
 from mmpose_dp.privacy.errors import OneRecordAtATime, PrivacyError
 from mmpose_dp.privacy.records import Rows
@@ -39,7 +39,7 @@ def losses(model, x, engine):
     return out.square().mean(1) + out[:, 0]
 
 
-@pytest.mark.parametrize('kind', [RuleEngine, LoopEngine])
+@pytest.mark.parametrize('kind', [Engine, loop_engine])
 @pytest.mark.parametrize('model', [Carry, OneSided])
 def test_rows_that_depend_on_those_on_one_side(model, kind):
     model = model()
@@ -48,7 +48,7 @@ def test_rows_that_depend_on_those_on_one_side(model, kind):
         engine.backward(losses(model, torch.randn(4, 4, 8, 8), engine))
 
 
-@pytest.mark.parametrize('kind', [RuleEngine, LoopEngine])
+@pytest.mark.parametrize('kind', [Engine, loop_engine])
 @pytest.mark.parametrize('unreadable', [slice(None), slice(0, 1), slice(3, 4)])
 def test_a_batch_with_nan_does_not_switch_the_check_off(kind, unreadable):
     torch.manual_seed(0)
@@ -72,7 +72,7 @@ def test_nan_in_the_first_batch_does_not_switch_the_check_of_the_sum_off():
             return self.linear(x) @ self.linear.weight
 
     model, x = Tied(), torch.randn(3, 8)
-    engine = RuleEngine(model, list(model.parameters()))
+    engine = Engine(model, list(model.parameters()))
 
     def backward(hidden):
         with engine.capture():
@@ -101,13 +101,13 @@ def test_what_is_looped_wants_one_record_at_a_time(first_is_finite):
     """In one graph, 0 * NaN would carry one row's NaN into the others' gradients."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(4, 4, 1), Innermost())
-    engine = RuleEngine(model, list(model.parameters()))
+    engine = Engine(model, list(model.parameters()))
     x = torch.randn(3, 4, 8, 8)
     if not first_is_finite:
         x[1] = float('nan')
     engine.backward(losses(model, x, engine))
-    assert engine.looped and engine.one_at_a_time
-    assert LoopEngine.one_at_a_time and issubclass(OneRecordAtATime, PrivacyError)
+    assert looped(engine) and engine.one_at_a_time
+    assert loop_engine(model, engine.params).one_at_a_time and issubclass(OneRecordAtATime, PrivacyError)
 
 
 def test_a_loss_with_parameters_keeps_rows_apart():
@@ -118,7 +118,7 @@ def test_a_loss_with_parameters_keeps_rows_apart():
 
     torch.manual_seed(0)
     model = Head()
-    engine = RuleEngine(model, list(model.parameters()), [model.loss_module])
+    engine = Engine(model, list(model.parameters()), [model.loss_module])
     x = torch.randn(5, 8)
 
     def total(x):
@@ -149,7 +149,7 @@ class FrozenMixer(nn.Module):
         return self.last(y - y.mean(0, keepdim=True))
 
 
-@pytest.mark.parametrize('kind', [RuleEngine, LoopEngine])
+@pytest.mark.parametrize('kind', [Engine, loop_engine])
 def test_rows_that_mix_in_a_frozen_part(kind):
     model = FrozenMixer()
     engine = kind(model, list(model.last.parameters()))
@@ -157,7 +157,7 @@ def test_rows_that_mix_in_a_frozen_part(kind):
         engine.backward(losses(model, torch.randn(4, 4, 8, 8), engine))
 
 
-@pytest.mark.parametrize('kind', [RuleEngine, LoopEngine])
+@pytest.mark.parametrize('kind', [Engine, loop_engine])
 @pytest.mark.parametrize('silent', [[0, 3], [0, 1, 2, 3], [1, 2, 3]])
 def test_rows_without_a_loss_do_not_switch_the_check_off(kind, silent):
     """Nobody is annotated in them, so that they have no gradient that could be seen to reach another."""

@@ -4,12 +4,12 @@ import copy
 
 import pytest
 import torch
+from collecting import loop_engine
 from mechanisms import mechanism
 from torch import nn
 
-from mmpose_dp.gradients.blocks import RowGradients
-from mmpose_dp.gradients.engine import RuleEngine
-from mmpose_dp.gradients.loop_engine import LoopEngine
+from mmpose_dp.gradients.blocks import PerSampleGradients
+from mmpose_dp.gradients.engine import Engine
 from mmpose_dp.privacy.errors import PrivacyError
 from mmpose_dp.privacy.projection import Projector
 from mmpose_dp.privacy.records import Rows
@@ -231,20 +231,23 @@ def projector_for(params, name):
     return projector
 
 
-def gradients(engine, x):
+def gradients(engine, model, x):
     """All that a batch gives: per row, and the update under each clipping."""
     params, rows = engine.params, Rows.from_keys(range(len(x)))
-    each, projectors = RowGradients(params), [projector_for(params, name) for name in CLIPPINGS]
+    each, projectors = (
+        PerSampleGradients(params, torch.arange(len(x))),
+        [projector_for(params, name) for name in CLIPPINGS],
+    )
     mechanisms = [mechanism(params, C, p, 'flat' if p else name) for name, p in zip(CLIPPINGS, projectors)]
     collectors = [one.collector(rows) for one in mechanisms]
     with engine.capture():
-        losses = losses_of(engine._model, x)
+        losses = losses_of(model, x)
     engine.backward(list(losses), each, *collectors)
     totals = [collector.total() for collector in collectors]
     assert all(part.dtype == torch.float32 for total in totals for part in total)
     updates = [one.map_back(total) for one, total in zip(mechanisms, totals)]
     assert all(u.shape == p.shape for update in updates for u, p in zip(update, params))
-    return each.per_row(torch.arange(len(x))), updates[0]
+    return each.total, updates[0]
 
 
 def check(kind, make):
@@ -255,7 +258,7 @@ def check(kind, make):
     clipped = (flat * (C / flat.norm(dim=1, keepdim=True)).clamp_max(1)).sum(0)
     engine = kind(model, list(model.parameters()))
     for _ in range(2):
-        each, update = gradients(engine, x)
+        each, update = gradients(engine, model, x)
         for mine, single in zip(each, wanted):
             torch.testing.assert_close(mine.double(), single.double(), rtol=1e-3, atol=1e-5)
         torch.testing.assert_close(
@@ -265,31 +268,31 @@ def check(kind, make):
 
 @pytest.mark.parametrize('name', SERVED)
 def test_both_engines_serve(name):
-    for kind in (RuleEngine, LoopEngine):
+    for kind in (Engine, loop_engine):
         check(kind, SERVED[name])
 
 
 @pytest.mark.parametrize('name', BY_LOOP)
 def test_the_loop_serves_what_the_fast_engine_sends_to_it(name):
-    check(LoopEngine, BY_LOOP[name])
+    check(loop_engine, BY_LOOP[name])
     with pytest.raises(PrivacyError, match="optim_wrapper.engine='loop'"):
-        check(RuleEngine, BY_LOOP[name])
+        check(Engine, BY_LOOP[name])
 
 
 @pytest.mark.parametrize('name', REFUSED)
 def test_what_mixes_records_is_refused_without_vain_advice(name):
     make, message = REFUSED[name]
-    for kind in (RuleEngine, LoopEngine):
+    for kind in (Engine, loop_engine):
         torch.manual_seed(0)
         model, x = make()
         with pytest.raises(PrivacyError, match=message) as error:
-            gradients(kind(model, list(model.parameters())), x)
-        assert kind is RuleEngine or 'engine=' not in str(error.value)
+            gradients(kind(model, list(model.parameters())), model, x)
+        assert kind is Engine or 'engine=' not in str(error.value)
 
 
 def test_an_empty_batch_adds_nothing_and_spoils_nothing():
     for name, make in SERVED.items():
-        for kind in (RuleEngine, LoopEngine):
+        for kind in (Engine, loop_engine):
             torch.manual_seed(0)
             model, x = make()
             try:
@@ -299,26 +302,26 @@ def test_an_empty_batch_adds_nothing_and_spoils_nothing():
             before, after = (kind(model, list(model.parameters())) for _ in range(2))
             for engine, batches in ((before, (x, x[:0])), (after, (x[:0], x))):
                 for batch in batches:
-                    each, update = gradients(engine, batch)
+                    each, update = gradients(engine, model, batch)
                     assert len(batch) or not any(part.any() for part in update), name
                 assert all(len(part) == len(batch) for part in each)
-            assert before.ways() == after.ways(), name
+            assert before.gradient_methods() == after.gradient_methods(), name
 
 
 def test_float64_as_the_default():
     torch.set_default_dtype(torch.float64)
     try:
         for name in ('scalars', 'conv 3d', 'deconv', 'batch norm 1d', 'embedding', 'bag', 'encoder'):
-            for kind in (RuleEngine, LoopEngine):
+            for kind in (Engine, loop_engine):
                 check(kind, SERVED[name])
     finally:
         torch.set_default_dtype(torch.float32)
 
 
 def test_parameters_frozen_too_late_are_named():
-    for kind in (RuleEngine, LoopEngine):
+    for kind in (Engine, loop_engine):
         model = nn.Sequential(nn.BatchNorm1d(4).eval(), nn.Linear(4, 2))
         engine = kind(model, list(model.parameters()))
         model[0].requires_grad_(False)
         with pytest.raises(PrivacyError, match=r'2 parameters were frozen after .*0.weight, 0.bias'):
-            gradients(engine, torch.randn(3, 4))
+            gradients(engine, model, torch.randn(3, 4))

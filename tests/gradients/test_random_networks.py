@@ -2,13 +2,12 @@
 
 import torch
 import torch.nn.functional as F
-from collecting import row_gradients_of
+from collecting import loop_engine, looped, sample_gradients_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from mmpose_dp.gradients.engine import RuleEngine
-from mmpose_dp.gradients.loop_engine import LoopEngine
+from mmpose_dp.gradients.engine import Engine
 
 C, SIDE, ROWS = 4, 6, 3
 
@@ -120,14 +119,14 @@ def test_a_random_network_agrees_with_the_loop(steps, seed):
     def gradients(engine):
         with engine.capture():
             out = model(x).flatten(1)
-        return row_gradients_of(engine, torch.tanh(out).square().mean(1) + out[:, 0])
+        return sample_gradients_of(engine, torch.tanh(out).square().mean(1) + out[:, 0])
 
-    rules, loop = RuleEngine(model, params), LoopEngine(model, params)
+    rules, loop = Engine(model, params), loop_engine(model, params)
     ours, reference = gradients(rules), gradients(loop)
-    assert not rules.looped
+    assert not looped(rules)
     rows, weights = torch.tensor([1, 2]), torch.tensor([0.5, 0.0, 2.0])
     for mine, theirs in (
-        *zip(ours.per_row(rows), reference.per_row(rows)),
+        *zip(ours.per_sample(rows), reference.per_sample(rows)),
         *zip(ours.weighted_sum(weights), reference.weighted_sum(weights)),
     ):
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-6 * max(1.0, float(theirs.abs().max())))

@@ -3,11 +3,10 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from collecting import row_gradients_of
+from collecting import loop_engine, looped, sample_gradients_of
 from torch import nn
 
-from mmpose_dp.gradients.engine import RuleEngine
-from mmpose_dp.gradients.loop_engine import LoopEngine
+from mmpose_dp.gradients.engine import Engine
 
 ROWS = 3
 
@@ -139,11 +138,11 @@ class Innermost(nn.Module):
 
 @pytest.mark.parametrize('name', MODULES)
 def test_agrees_with_the_loop(name):
-    make, looped = MODULES[name]
+    make, by_loop = MODULES[name]
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(4, 4, 1), make())
     params, x = list(model.parameters()), torch.randn(ROWS, 4, 8, 8)
-    rules, loop = RuleEngine(model, params), LoopEngine(model, params)
+    rules, loop = Engine(model, params), loop_engine(model, params)
 
     def losses(engine):
         torch.manual_seed(1)
@@ -153,16 +152,16 @@ def test_agrees_with_the_loop(name):
 
     for _ in range(2):  # the second forward finds nothing left over from the first
         torch.manual_seed(1)
-        ours, reference = (row_gradients_of(e, losses(e)) for e in (rules, loop))
+        ours, reference = (sample_gradients_of(e, losses(e)) for e in (rules, loop))
         if name != 'random':  # the engines do not draw the same dropout
-            for mine, theirs in zip(ours.per_row(torch.tensor([2, 0])), reference.per_row(torch.tensor([2, 0]))):
+            for mine, theirs in zip(ours.per_sample(torch.tensor([2, 0])), reference.per_sample(torch.tensor([2, 0]))):
                 torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
             weights = torch.tensor([0.5, 0.0, 2.0])
             for mine, theirs in zip(ours.weighted_sum(weights), reference.weighted_sum(weights)):
                 torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
-    assert len(rules.looped) == looped
+    assert len(looped(rules)) == by_loop
     assert not rules._recorder.uses  # nothing of a batch is held when it is done
-    assert f'{looped} looped' in str(rules)
+    assert f'{by_loop} looped' in str(rules)
 
 
 def test_one_row_alone_and_frozen_parameters():
@@ -172,10 +171,10 @@ def test_one_row_alone_and_frozen_parameters():
     params, x = [p for p in model.parameters() if p.requires_grad], torch.randn(1, 4, 8, 8)
     for rows in (1, 2):
         ours, reference = (
-            row_gradients_of(engine, _losses(model, x.repeat(rows, 1, 1, 1), engine))
-            for engine in (RuleEngine(model, params), LoopEngine(model, params))
+            sample_gradients_of(engine, _losses(model, x.repeat(rows, 1, 1, 1), engine))
+            for engine in (Engine(model, params), loop_engine(model, params))
         )
-        for mine, theirs in zip(ours.per_row(torch.arange(rows)), reference.per_row(torch.arange(rows))):
+        for mine, theirs in zip(ours.per_sample(torch.arange(rows)), reference.per_sample(torch.arange(rows))):
             torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
 
 

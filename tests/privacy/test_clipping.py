@@ -2,12 +2,12 @@
 
 import pytest
 import torch
+from collecting import loop_engine
 from mechanisms import mechanism
 from torch import nn
 
 from mmpose_dp.gradients import layer_rules
-from mmpose_dp.gradients.engine import RuleEngine
-from mmpose_dp.gradients.loop_engine import LoopEngine
+from mmpose_dp.gradients.engine import Engine
 from mmpose_dp.privacy.clipping import ClippedCoordinates, ClippedSum, clip_factors
 from mmpose_dp.privacy.projection import Projector
 from mmpose_dp.privacy.records import Rows
@@ -21,7 +21,7 @@ def model():
     return nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(64, 5))
 
 
-def collect(collector, model, x, kind=RuleEngine):
+def collect(collector, model, x, kind=Engine):
     engine = kind(model, list(model.parameters()))
     with engine.capture():
         out = model(x)
@@ -29,7 +29,7 @@ def collect(collector, model, x, kind=RuleEngine):
     return flat(collector.total())
 
 
-def clipped_sum(model, x, rows, kind=RuleEngine):
+def clipped_sum(model, x, rows, kind=Engine):
     return collect(ClippedSum(list(model.parameters()), rows, C), model, x, kind)
 
 
@@ -54,7 +54,7 @@ def flat(tensors):
     return torch.cat([t.flatten() for t in tensors])
 
 
-@pytest.mark.parametrize('kind', [RuleEngine, LoopEngine])
+@pytest.mark.parametrize('kind', [Engine, loop_engine])
 def test_clipped_sum_is_the_reference(model, kind):
     x = torch.randn(6, 3, 6, 6) * torch.tensor([1e-4, 0.01, 0.1, 1, 10, 100]).view(6, 1, 1, 1)
     got = clipped_sum(model, x, rows_of(6), kind)
@@ -71,7 +71,11 @@ def test_rows_of_one_record_are_added_before_the_norm(model):
 
 KINDS = [
     *('flat', 'automatic', 'adaptive', 'per-parameter'),
-    *('flat, projected', 'automatic, projected', 'adaptive, projected'),
+    *(
+        'flat, projected',
+        'automatic, projected',
+        'adaptive, projected',
+    ),
 ]
 
 
@@ -121,7 +125,7 @@ def test_a_ghost_norm_of_very_small_factors_is_not_nothing(monkeypatch):
     monkeypatch.setattr(layer_rules, '_TRAFFIC', 1e9)
     model = nn.Linear(1, 4096, bias=False)
     params, x = list(model.parameters()), torch.full((2, 1), 1e19)
-    engine, collector = RuleEngine(model, params), ClippedSum(params, rows_of(2), 1e-3)
+    engine, collector = Engine(model, params), ClippedSum(params, rows_of(2), 1e-3)
     with engine.capture():
         out = model(x)
     engine.backward((out * 2.6e-23).sum(1), collector)

@@ -169,7 +169,7 @@ class ReplayCheck:
 
     def add(self, block: Block) -> None:
         """See Collector.add. Reads nothing from the device."""
-        for index, grads in zip(block.indices, block.per_row(self._rows)):
+        for index, grads in zip(block.indices, block.per_sample(self._rows)):
             among, halved = grads.sum(0), self._alone.pop(index, None)
             alone = torch.zeros_like(among) if halved is None else halved.float()
             self._norms[index] = [torch.linalg.vector_norm(x) for x in (among, alone, among - alone, grads)]

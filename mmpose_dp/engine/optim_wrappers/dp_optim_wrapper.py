@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from mmpose_dp.extras.schedule import Schedule
-from mmpose_dp.gradients.blocks import RowGradients, RowSum
-from mmpose_dp.gradients.engine import build_engine
+from mmpose_dp.gradients.blocks import PerSampleGradients, SampleSum
+from mmpose_dp.gradients.engine import Engine
 from mmpose_dp.models import has_batch_statistics
 from mmpose_dp.privacy.errors import OneRecordAtATime, PrivacyError
 from mmpose_dp.privacy.ledger import Ledger
@@ -160,7 +160,7 @@ class DPOptimWrapper(SteppingOptimWrapper):
         for module in model.modules():  # checkpointing would save nothing: the layers' inputs are kept anyway
             if getattr(module, 'with_cp', False):
                 module.with_cp = False
-        self.engine = build_engine(self.engine_kind, model, self.params, self._head.called_once_a_row())
+        self.engine = Engine(model, self.params, self._head.called_per_sample(), self.engine_kind)
         names = {id(param): name for name, param in model.named_parameters()}
         self._param_names = [names.get(id(param), '') for param in self.params]
         self._model, self._stood = model, None
@@ -198,9 +198,9 @@ class DPOptimWrapper(SteppingOptimWrapper):
         losses, rows = self._taken()
         if rows.num_records:
             raise PrivacyError('a private record was offered as public')
-        gradients = RowGradients(self.params, self.loss_scale)
+        gradients = PerSampleGradients(self.params, torch.arange(len(losses)), self.loss_scale)
         self._backward(losses, rows, gradients)
-        return gradients.per_row(torch.arange(len(losses)))
+        return gradients.total
 
     def _gradient_alone(self, part: dict) -> list[Halved | None]:
         """The gradient of one record's scaled loss by plain autograd, without capture."""
@@ -260,7 +260,7 @@ class DPOptimWrapper(SteppingOptimWrapper):
                 'a public row is in one forward with private ones: give model.train_step one half at a time'
             )
         # goes on with the sum so far: a second one would cost the memory of all parameters once more
-        public = RowSum(self.params, wanted, self.loss_scale, self._public_sum) if len(wanted) else None
+        public = SampleSum(self.params, wanted, self.loss_scale, self._public_sum) if len(wanted) else None
         check = self.replay.check_for(rows, self.mechanism.shortest * self.loss_scale)
         self._backward(losses, rows, *(collector for collector in (private, public, check) if collector is not None))
         if self.engine.one_at_a_time and rows.num_records + (len(rows.public) > 0) > 1:

@@ -87,7 +87,7 @@ class FeatureMaskingHead:
         self._asked = True
         return super().forward(feats) if self._outputs is None else self._outputs  # type: ignore[misc]
 
-    def called_once_a_row(self) -> list[nn.Module]:
+    def called_per_sample(self) -> list[nn.Module]:
         """The loss modules: they see one row at a time, so what they learn (RLE's flow) needs a backward a row."""
         named = self.named_modules()  # type: ignore[attr-defined]
         return [module for name, module in named if 'loss' in name.rpartition('.')[2]]
