@@ -272,11 +272,6 @@ def test_a_debug_seed_says_not_private(synthetic, tmp_path):
             dict(train_dataloader__dataset__private__data_root='/nowhere'),
             '(?s)/nowhere.*make_synthetic_mpii',
         ),
-        (
-            'dpsgd',
-            dict(model__head=dict(_delete_=True, type='DEKRHead', in_channels=16, num_keypoints=16)),
-            'model.head is DEKRHead',
-        ),
         ('dpsgd', dict(optim_wrapper__constructor='DefaultOptimWrapperConstructor'), 'train mode'),
         ('dpsgd', dict(optim_wrapper__type='OptimWrapper'), 'DPOptimWrapper'),
         (
