@@ -46,7 +46,7 @@ test: install
 lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/mypy mmpose_dp/privacy
+	$(BIN)/mypy mmpose_dp/privacy mmpose_dp/gradients
 
 demo: install
 	$(BIN)/python tools/demo.py

@@ -59,9 +59,9 @@ class LayerBlock(Block):
         """See Block.ghost_squares."""
         if len(self.calls) > 1 or self._layer.rule is not layer_rules.outer_product:
             return None
-        a, b = self._call(0, samples)
-        cheaper = len(a) == len(samples) and layer_rules.ghost_is_cheaper(self._module, a, b)
-        return layer_rules.ghost_squares(self._module, a, b, self._layer.param_names) if cheaper else None
+        module, (a, b) = self._module, self._call(0, samples)
+        cheaper = len(a) == len(samples) and layer_rules.ghost_is_cheaper(module, a, b)  # type: ignore[arg-type]
+        return layer_rules.ghost_squares(module, a, b, self._layer.param_names) if cheaper else None  # type: ignore[arg-type]
 
     @torch.no_grad()
     def _total(self, gradients: Callable[[Tensor, Tensor], list[Tensor]], samples: Sequence[int]) -> list[Tensor]:

@@ -55,7 +55,7 @@ class Engine:
         self._layers = find_layers(model, {key: i for key, i in place.items() if i not in self._in_losses})
         by_rule = {i for layer in self._layers.values() for i in layer.indices}
         followed = {i: p for i, p in enumerate(self.params) if i not in by_rule | self._in_losses}
-        self._recorder = OperationRecorder(followed, model)
+        self._recorder = OperationRecorder(dict(followed), model)
         self._recorder.lost |= self._in_losses
         self._others = [p for p in model.parameters() if id(p) not in place or place[id(p)] in self._in_losses]
         leaves = {module: name for name, module in model.named_modules() if not [*module.children()]}
@@ -199,7 +199,7 @@ class Engine:
             for x in (call.grad, call.input):
                 if x is not None and len(x) % count:
                     raise PrivacyError(f'{layer.name} saw {len(x)} leading entries for {count} rows: write {_LOOP}')
-            grad, call.grad = call.grad.unflatten(0, (count, -1)), None  # the blocks alone hold them now
+            grad, call.grad = call.grad.unflatten(0, (count, -1)), None  # type: ignore[union-attr]  # only the blocks hold them
             if call.input is None:
                 folded.append(grad.sum(1))
             elif call.input._version != call.version:
@@ -225,7 +225,7 @@ class Engine:
         for i, param in self._recorder.params.items():
             mine = [(use, grad) for use, grad in reached if i in use.origins]
             if mine and i not in self._recorder.lost:
-                yield StackBlock([i], sum(use.gradients(grad, count, param) for use, grad in mine))
+                yield StackBlock([i], torch.stack([use.gradients(grad, count, param) for use, grad in mine]).sum(0))
 
     def _looped_blocks(self, losses: Sequence[Tensor], kept_graph: bool) -> Iterator[Block]:
         indices, names = sorted(self._recorder.lost), self._looped()[:5]

@@ -44,8 +44,8 @@ def outer_product(module: nn.Linear | Convolution, a: Tensor, b: Tensor) -> dict
     """The rule of linear layers and convolutions: of these, also by one whose groups are samples, one sample per thread."""
     step = torch.get_num_threads()
     if isinstance(module, Convolution) and groups_are_faster(module, b):
-        parts = [[x.flatten(0, 1)[None] for x in pair] for pair in zip(a.split(step), b.split(step))]
-        weight = torch.cat([_convolution_backward(module, *pair, pair[0].shape[1] // a.shape[1]) for pair in parts])
+        parts = [(x.flatten(0, 1)[None], y.flatten(0, 1)[None]) for x, y in zip(a.split(step), b.split(step))]
+        weight = torch.cat([_convolution_backward(module, x, y, x.shape[1] // a.shape[1]) for x, y in parts])
     else:
         left, right = _factors(module, a, b)
         weight = torch.bmm(left, right.transpose(1, 2))
@@ -200,7 +200,8 @@ def summed_gradient(module: nn.Module, rule: Rule, a: Tensor, b: Tensor) -> dict
     if isinstance(module, nn.Linear):
         a, b = a.reshape(-1, a.shape[-1]), b.reshape(-1, b.shape[-1])
         return {'weight': b.T @ a, 'bias': b.sum(0)}
-    return {'weight': _convolution_backward(module, a, b, 1), **{n: x.sum(0) for n, x in _bias(module, b).items()}}
+    bias = {name: x.sum(0) for name, x in _bias(module, b).items()}  # type: ignore[arg-type]
+    return {'weight': _convolution_backward(module, a, b, 1), **bias}  # type: ignore[arg-type]
 
 
 def ghost_is_cheaper(module: nn.Linear | Convolution, a: Tensor, b: Tensor) -> bool:
