@@ -122,7 +122,7 @@ def plot(rows: Rows, scores: Scores, epsilons: list[float], path: Path) -> None:
 
 
 def write_page(page: Path, benchmark: Any) -> None:
-    """Remakes the part between the marks, the plot and the CSV beside the page."""
+    """Remakes the part between the marks, the plot beside the page, and accuracy.csv, which holds the runs of every page."""
     results = benchmark.results
 
     def scores(name: str, epsilon: float | None, kept: str = 'pckh') -> dict[str, float]:
@@ -155,7 +155,7 @@ def write_page(page: Path, benchmark: Any) -> None:
         tuning(benchmark),
     ]
     plot(benchmark.table, scores, epsilons, page.with_suffix('.png'))
-    page.with_suffix('.csv').write_text(results.path.read_text())
+    page.with_name('accuracy.csv').write_text(results.path.read_text())
     text = page.read_text() if page.exists() else '\n'.join(MARKS) + '\n'
     start, end = (text.index(mark) for mark in MARKS)
     page.write_text(text[: start + len(MARKS[0])] + '\n' + '\n'.join(parts) + text[end:])
