@@ -1,7 +1,7 @@
-"""From per-row gradients to one clipped sum over records: where the sensitivity C comes from.
+"""From per-sample gradients to one clipped sum over records: where the sensitivity C comes from.
 
-Every number that leaves this module is a sum over records of vectors whose norm is at most C. Must not add noise, average,
-or look at how many records were drawn.
+Every number that leaves this module is a sum over records of vectors whose norm is at most C, but for ``norms``, which adaptive
+clipping turns into votes that are noised. Must not add noise, average, or look at how many records were sampled.
 """
 
 import math
@@ -37,7 +37,7 @@ class ClippedSum:
 
     Args:
         params: the trainable parameters.
-        rows: what each row is.
+        rows: which record each sample belongs to.
         max_grad_norm: C.
         scale: what the losses were multiplied by (mixed precision).
         automatic: see clip_factors.
@@ -113,7 +113,7 @@ class PerParameterClippedSum:
             self._total[index] = (factors[keep] @ stack[keep]).view_as(self._total[index])
 
     def total(self) -> list[Tensor]:
-        """The sum, one float32 tensor a parameter."""
+        """The sum, one float32 tensor per parameter."""
         return self._total
 
 

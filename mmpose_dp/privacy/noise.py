@@ -23,10 +23,10 @@ class RandomSource:
     """Uniform bits and Gaussian noise.
 
     Args:
-        debug_seed: None (default) draws from the system's entropy. A number makes the stream repeatable, for tests
+        debug_seed: None (default) reads the system's entropy. A number makes the stream repeatable, for tests
             only: whoever knows it can subtract the noise, so the run is then NOT PRIVATE.
         secure_mode: makes each normal number from four (their sum, halved), so that the gaps between the floating-point
-            numbers that one Box-Muller draw can reach give nothing away (Mironov 2012; Holohan and Braghin 2021, the
+            numbers that one Box-Muller sample can take reveal nothing (Mironov 2012; Holohan and Braghin 2021, the
             remedy that Opacus' secure mode takes too). Four times the work.
     """
 

@@ -10,14 +10,14 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Rows:
-    """What each row of one forward pass is.
+    """Which record each sample of one forward belongs to.
 
     Attributes:
-        records: (rows,) int64, the record a row belongs to, 0..num_records-1, or -1 for a public row.
-        num_records: how many private records the rows make up. Several rows may be one record (all the people of an
+        records: (samples,) int64, the record a sample belongs to, 0..num_records-1, or -1 for a public sample.
+        num_records: how many private records the samples make up. Several samples may be one record (all the people of an
             image, say): their gradients are added before the norm is taken.
         keys: (num_records,), what each record is called outside this batch.
-        weights: (rows,), what each row's loss is multiplied by before anything else, or empty for 1 each: 1/K for each of K
+        weights: (samples,), what each sample's loss is multiplied by before anything else, or empty for 1 each: 1/K for each of K
             augmentations. The guarantee does not depend on them, since the norm is taken afterwards.
     """
 
@@ -28,26 +28,26 @@ class Rows:
 
     @classmethod
     def from_keys(cls, keys: Sequence[int | None], weights: Sequence[float] = ()) -> 'Rows':
-        """Rows from one key a row; equal keys are one record, None is public."""
+        """From one key per sample; equal keys are one record, None is public."""
         order: dict[int, int] = {}
         records = [-1 if key is None else order.setdefault(key, len(order)) for key in keys]
         return cls(torch.tensor(records, dtype=torch.int64), len(order), tuple(order), tuple(weights))
 
     @property
     def private(self) -> Tensor:
-        """(private rows,) int64, the indices of the private rows."""
+        """(private samples,) int64, their indices."""
         return (self.records >= 0).nonzero().flatten()
 
     @property
     def public(self) -> Tensor:
-        """(public rows,) int64, the indices of the public rows."""
+        """(public samples,) int64, their indices."""
         return (self.records < 0).nonzero().flatten()
 
     def sum_by_record(self, values: Tensor) -> Tensor:
-        """Adds (private rows, d) to (num_records, d)."""
+        """Adds (private samples, d) to (num_records, d)."""
         records = self.records[self.private].to(values.device)
         if self.num_records == len(records):
-            return values  # every row is a record of its own, in order
+            return values  # every sample is a record of its own, in order
         return values.new_zeros(self.num_records, values.shape[1]).index_add_(0, records, values)
 
 
