@@ -82,7 +82,7 @@ class AdaptiveMechanism(GaussianMechanism):
     """The Gaussian mechanism with ``AdaptiveNorm`` as its C."""
 
     def __init__(self, params: Any, max_grad_norm: float, *args: Any, **settings: Any) -> None:
-        super().__init__(params, max_grad_norm, *args, **settings)
+        super().__init__(params, max_grad_norm, *args, **settings, clipping='flat')
         self.adaptive_norm = AdaptiveNorm(self.max_grad_norm)
 
     def now(self) -> tuple[float | None, float]:

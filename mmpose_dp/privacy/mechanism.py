@@ -18,7 +18,7 @@ from .projection import Projector
 from .records import Rows
 from .rounding import clipping_norm
 
-CLIPPINGS = ('flat', 'automatic', 'per-parameter', 'adaptive')  # the last by extras/adaptive_norm.py
+CLIPPINGS = ('flat', 'automatic', 'per-parameter')
 
 RecordCollector = ClippedSum | ClippedCoordinates | PerParameterClippedSum
 
@@ -197,7 +197,7 @@ class GaussianMechanism:
 def check_clipping(clipping: str, projector: Projector | None) -> None:
     """Raises PrivacyError for a pair that has no meaning, with the key of ``optim_wrapper``."""
     if clipping not in CLIPPINGS:
-        raise PrivacyError(f'optim_wrapper.clipping={clipping!r} must be one of {CLIPPINGS}')
+        raise PrivacyError(f'optim_wrapper.clipping={clipping!r} must be one of {CLIPPINGS}, or, in a config, adaptive')
     if clipping == 'per-parameter' and in_coordinates(projector):
         raise PrivacyError(
             "optim_wrapper.clipping='per-parameter' has no meaning with project-then-clip: write clipping='flat' or "

@@ -32,17 +32,19 @@ class PoissonSampling:
     ) -> None:
         self.sample_rate = Fraction(expected_batch_size, num_records)
         self.random = random or RandomSource()
-        self._shard = shard
+        self._shard, self._left_out = shard, set[int]()
         self._groups = {self.sample_rate: list(shard)}  # records that are sampled at one rate, by the rate
 
     def set_rates(self, rates: Sequence[Fraction]) -> None:
         """Samples record r with probability ``rates[r]`` from now on; the rates add up to ``expected_batch_size``."""
         self._groups = {}
         for record in self._shard:
-            self._groups.setdefault(rates[record], []).append(record)
+            if record not in self._left_out:
+                self._groups.setdefault(rates[record], []).append(record)
 
     def leave_out(self, records: set[int]) -> None:
         """Never samples these records again; the rates and N stay. For audits."""
+        self._left_out |= records
         self._groups = {rate: [r for r in group if r not in records] for rate, group in self._groups.items()}
 
     def private(self) -> list[int]:

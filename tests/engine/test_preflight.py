@@ -17,6 +17,7 @@ from mmpose_dp.engine.dry_run import blank_batch, try_batch
 from mmpose_dp.engine.hooks.foreign_hooks import refuse_hooks
 from mmpose_dp.engine.hooks.preflight import halves, refuse_late_failures
 from mmpose_dp.engine.loops.validation import check_train_cfg, train_loader
+from mmpose_dp.models.heads.private_head import make_private
 from mmpose_dp.privacy.errors import PrivacyError
 from mmpose_dp.privacy.ledger import LEDGER_NAME, Ledger
 
@@ -89,7 +90,9 @@ def test_parts_of_a_model_that_do_not_fit(runner, change, message):
     for key, value in change.items():
         _merge(cfg, key, value)
     with pytest.raises(PrivacyError, match=message) as error:
-        try_batch(MODELS.build(cfg), blank_batch(runner.train_dataloader.dataset[0][0]), 'here')
+        model = MODELS.build(cfg)
+        make_private(model.head)
+        try_batch(model, blank_batch(runner.train_dataloader.dataset[0][0]), 'here')
     assert len(str(error.value)) < 800
 
 

@@ -136,6 +136,21 @@ class DPOptimWrapper(SteppingOptimWrapper):
         return self.mechanism.projector
 
     @property
+    def max_grad_norm(self) -> float:
+        """The mechanism's C of the first step."""
+        return self.mechanism.max_grad_norm
+
+    @property
+    def noise_multiplier(self) -> float | None:
+        """The mechanism's sigma of the first step."""
+        return self.mechanism.noise_multiplier
+
+    @property
+    def expected_batch_size(self) -> int | None:
+        """The mechanism's B."""
+        return self.mechanism.expected_batch_size
+
+    @property
     def ledger(self) -> Ledger:
         """The mechanism's: what has been spent."""
         return self.mechanism.ledger
@@ -245,6 +260,7 @@ class DPOptimWrapper(SteppingOptimWrapper):
                 raise
             except PrivacyError:
                 self.mechanism.count()  # that a record could end the training is a release too
+                self.forget_batch()
                 raise
         self._metrics.note(values, rows, self._head.record_accuracies)
         if not self.accumulating:

@@ -125,4 +125,4 @@ def build_mechanism(clipping: str, schedule: Any, **settings: Any) -> GaussianMe
             f"optim_wrapper.schedule.max_grad_norm={schedule.max_grad_norm} and clipping='adaptive' both move C: "
             "write clipping='flat', or take max_grad_norm out of the schedule"
         )
-    return AdaptiveMechanism(clipping='flat', **settings)
+    return AdaptiveMechanism(**settings)
