@@ -62,7 +62,6 @@ BAD_SETTINGS = {
     f'{DATASET}.private.type': ['NoDataset', 'CombinedDataset'],
     'train_cfg.max_epochs': [-1, 'many', 1.5],
     'train_cfg.public_epochs': [99, 0.5, 1],
-    'model.head.type': ['NoSuchHead', 'Linear'],
     'default_hooks.checkpoint.max_keep_ckpts': [1],
     'auto_scale_lr.enable': [True],
     'compile': [True],
