@@ -44,7 +44,7 @@ class AuditedOptimWrapper(DPOptimWrapper):
         self._watch_releases()
 
     def canary_gradient(self, record: int) -> list[Tensor]:
-        """What one canary adds to the sum before clipping, one tensor a parameter."""
+        """What one canary adds to the sum before clipping, one tensor per parameter."""
         length = _LOUD * self.mechanism.now()[1]
         return [length * x for x in self.canaries.direction(self.canary_of[record])]
 

@@ -47,7 +47,7 @@ class Canaries:
         self._sizes = [p.numel() for p in params]
 
     def direction(self, canary: int) -> list[Tensor]:
-        """Its unit vector, one tensor a parameter."""
+        """Its unit vector, one tensor per parameter."""
         flat = torch.where(self._owner == canary, self._value, 0.0)
         return [part.view(shape) for part, shape in zip(flat.split(self._sizes), self._shapes)]
 

@@ -43,8 +43,8 @@ def random_step(steps: Sequence[Callable], info: dict) -> Any:
             return step
         given = []
         try:
-            for coin in (1, 2):
-                with fixed_randomness([coin] * 6):
+            for seed in (1, 2):
+                with fixed_randomness([seed] * 6):
                     before = _state()
                     given.append(step(copy.deepcopy(info)))
                     if _state() != before:

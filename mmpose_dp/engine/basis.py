@@ -17,7 +17,7 @@ def fit_basis(projector: Projector, gradients: Iterable[Sequence[Tensor]], num_s
     """Makes V from public per-sample gradients.
 
     Args:
-        gradients: batches of public rows; each is one tensor a parameter, (rows, *parameter shape).
+        gradients: batches of public rows; each is one tensor per parameter, (rows, *parameter shape).
         num_samples: m, their rows, or more.
 
     The m x m Gram matrix is decomposed instead of the p x p second moment, and each parameter's gradients are

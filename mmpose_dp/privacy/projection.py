@@ -85,7 +85,7 @@ class Projector:
         return (as_vectors(grads).to(basis.dtype) @ basis.T).float()
 
     def expand(self, coordinates: Tensor) -> list[Tensor]:
-        """V c: (k,) -> one float32 tensor a parameter."""
+        """V c: (k,) -> one float32 tensor per parameter."""
         return [torch.tensordot(coordinates.to(b.dtype), b, dims=1).float() for b in self.basis]
 
     def project(self, gradient: Sequence[Tensor]) -> list[Tensor]:

@@ -1,4 +1,4 @@
-"""Writes drawn people as an MPII data set that MMPose's MpiiDataset and MpiiPCKAccuracy read unchanged.
+"""Writes synthetic people as an MPII data set that MMPose's MpiiDataset and MpiiPCKAccuracy read unchanged.
 
 Coordinates in the files are MATLAB's, counted from 1. Must give the same files whatever the number of workers, and must not leave
 a half-written set that looks whole.

@@ -206,7 +206,7 @@ class DPOptimWrapper(SteppingOptimWrapper):
                 yield
 
     def public_gradients(self, batch: dict) -> list[Tensor]:
-        """Per-sample gradients of a collated batch of public rows: (rows, *shape) float32, one tensor a parameter."""
+        """Per-sample gradients of a collated batch of public rows: (rows, *shape) float32, one tensor per parameter."""
         assert self._model is not None
         with self.optim_context(self._model):
             self._model(**self._model.data_preprocessor(batch, True), mode='loss')

@@ -2,7 +2,7 @@
 
 ``make_private`` swaps the class of a head that is built, so configs name MMPose's own head. A private head is its own class
 with one change, in ``loss``: the parent's loss is taken row by row, so that every loss
-is one number a row, exactly as on a batch of that row alone, and a mask says which rows of the features are private
+is one number per sample, exactly as on a batch of that row alone, and a mask says which rows of the features are private
 records and which are public views; one forward serves them all. Parameters, state-dict keys and predictions are the
 parent's. Must not report anything computed from a private row except those losses.
 """
@@ -88,7 +88,7 @@ class FeatureMaskingHead:
         return super().forward(feats) if self._outputs is None else self._outputs  # type: ignore[misc]
 
     def called_per_sample(self) -> list[nn.Module]:
-        """The loss modules: they see one row at a time, so what they learn (RLE's flow) needs a backward a row."""
+        """The loss modules: they see one row at a time, so what they learn (RLE's flow) needs one backward per sample."""
         named = self.named_modules()  # type: ignore[attr-defined]
         return [module for name, module in named if 'loss' in name.rpartition('.')[2]]
 
