@@ -3,6 +3,7 @@
 from functools import partial
 
 import torch
+from torch import nn
 
 from mmpose_dp.gradients import Engine
 from mmpose_dp.privacy.records import as_range
@@ -47,3 +48,14 @@ def sample_gradients_of(engine, losses):
     gradients = Collected(engine.params)
     engine.backward(losses, gradients)
     return gradients
+
+
+class Tied(nn.Module):
+    """Uses the weight of a layer once more, outside the layer's forward."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(8, 8)
+
+    def forward(self, x):
+        return self.linear(x) @ self.linear.weight

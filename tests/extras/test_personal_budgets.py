@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 from fractions import Fraction
 
+import plans
 import pytest
 
 from mmpose_dp.extras.personal_budgets import Budget, PersonalPlan, calibrate_sample_rates, of_group
@@ -13,16 +14,7 @@ from mmpose_dp.privacy.errors import BudgetError, LedgerError
 from mmpose_dp.privacy.ledger import Ledger
 from mmpose_dp.privacy.statement import build_statement
 
-SETTINGS = dict(
-    method='dpsgd',
-    privacy_unit='instance',
-    num_records=1000,
-    expected_batch_size=50,
-    steps=40,
-    max_grad_norm=0.1,
-    target_delta=5e-4,
-    accountant='rdp',
-)
+SETTINGS = dict(plans.SETTINGS, accountant='rdp')
 
 
 def plan(*budgets, **changes):

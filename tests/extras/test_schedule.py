@@ -3,20 +3,11 @@
 from fractions import Fraction
 
 import pytest
+from plans import SETTINGS
 
 from mmpose_dp.extras.schedule import Schedule
 from mmpose_dp.privacy.errors import ConfigError
 from mmpose_dp.privacy.plan import PrivacyPlan
-
-SETTINGS = dict(
-    method='dpsgd',
-    privacy_unit='instance',
-    num_records=1000,
-    expected_batch_size=50,
-    steps=40,
-    max_grad_norm=0.1,
-    target_delta=5e-4,
-)
 
 
 def test_a_schedule_couples_sigma_and_c():

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from collecting import loop_engine, looped, sample_gradients_of
+from collecting import Tied, loop_engine, looped, sample_gradients_of
 from torch import nn
 
 from mmpose_dp.gradients.engine import Engine
@@ -167,14 +167,6 @@ def test_a_layer_that_does_not_keep_rows_outermost_is_refused():
 
 
 def test_a_weight_used_outside_its_layer_is_refused():
-    class Tied(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.linear = nn.Linear(8, 8)
-
-        def forward(self, x):
-            return self.linear(x) @ self.linear.weight
-
     model = Tied()
     engine = Engine(model, list(model.parameters()))
     with pytest.raises(PrivacyError, match="linear.weight.*engine='loop'"):

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from collecting import loop_engine, looped
+from collecting import Tied, loop_engine, looped
 from torch import nn
 
 from mmpose_dp.gradients.engine import Engine
@@ -63,14 +63,6 @@ def test_a_batch_with_nan_does_not_switch_the_check_off(kind, unreadable):
 
 
 def test_nan_in_the_first_batch_does_not_switch_the_check_of_the_sum_off():
-    class Tied(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.linear = nn.Linear(8, 8)
-
-        def forward(self, x):
-            return self.linear(x) @ self.linear.weight
-
     model, x = Tied(), torch.randn(3, 8)
     engine = Engine(model, list(model.parameters()))
 

@@ -4,20 +4,11 @@ from dataclasses import FrozenInstanceError
 from fractions import Fraction
 
 import pytest
+from plans import SETTINGS
 
 from mmpose_dp.privacy.errors import BudgetError, ConfigError
 from mmpose_dp.privacy.ledger import Ledger
 from mmpose_dp.privacy.plan import PrivacyPlan
-
-SETTINGS = dict(
-    method='dpsgd',
-    privacy_unit='instance',
-    num_records=1000,
-    expected_batch_size=50,
-    steps=40,
-    max_grad_norm=0.1,
-    target_delta=5e-4,
-)
 
 
 def plan(**changes):

@@ -95,7 +95,7 @@ class DPOptimWrapper(SteppingOptimWrapper):
         )
         super().__init__(optimizer)
         self.params = [p for group in optimizer.param_groups for p in group['params'] if p.requires_grad]
-        self.schedule = from_settings(Schedule, schedule, 'schedule') or Schedule()
+        self.schedule = from_settings(Schedule, schedule, 'schedule')
         self.public_weight = public_weight
         self.engine_kind = engine
         self.amp_dtype = None if amp_dtype is None else getattr(torch, amp_dtype)
