@@ -127,7 +127,7 @@ def take(model: torch.nn.Module, data: dict, wrapper: DPOptimWrapper) -> None:
             continue
 
 
-def reference_rows(model: torch.nn.Module, data: dict) -> torch.Tensor:
+def reference_gradients(model: torch.nn.Module, data: dict) -> torch.Tensor:
     """(rows, p) gradients: plain MMPose model, a batch of one record at a time, plain autograd."""
     params = [p for p in model.parameters() if p.requires_grad]
     rows = []

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import build, clip, norms, reference_rows, take
+from helpers import build, clip, norms, reference_gradients, take
 from torch.optim import SGD
 from zoo import FOLDER, records, small
 
@@ -100,7 +100,7 @@ def test_there_are_31_for_mpii():
 def test_the_clipped_sum_is_the_reference(name, synthetic):
     cfg = small(name, next((height for key, height in HEIGHT.items() if key in name), 64 if '256x256' in name else 128))
     data = records(cfg, synthetic, 2)
-    rows = reference_rows(calm(build(cfg, private=False)), data)
+    rows = reference_gradients(calm(build(cfg, private=False)), data)
     C = float(norms(rows).mean())
     model = calm(build(cfg, private=True))
     try_batch(model, blank_batch({key: values[0] for key, values in data.items()}), 'data')  # as before training

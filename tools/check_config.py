@@ -34,7 +34,7 @@ from mmpose.registry import DATASETS, HOOKS, LOOPS, MODELS, OPTIM_WRAPPERS, TRAN
 from mmpose.utils import register_all_modules
 from torch import nn
 
-from mmpose_dp.datasets import PublicPrivateDataset, collate_rows
+from mmpose_dp.datasets import PublicPrivateDataset, collate_samples
 from mmpose_dp.datasets.resolving import is_kind, resolved
 from mmpose_dp.engine import DPOptimWrapper, PrivacyBudgetHook, PrivateTrainLoop, without_leftovers
 from mmpose_dp.engine.dry_run import blank_batch, try_batch
@@ -185,7 +185,7 @@ def records(settings: dict, dataset: Any, count: int) -> dict:
         rows = [row for row in made if row is not None]
     if not rows:
         raise PrivacyError('train_dataloader.dataset: the pipeline rejects every row, so there is nothing to train on')
-    return collate_rows([rows])
+    return collate_samples([rows])
 
 
 def _random_person(rng: np.random.Generator, meta: dict) -> dict:

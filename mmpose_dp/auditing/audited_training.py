@@ -18,7 +18,7 @@ from mmpose_dp.engine.checks.replay import ReplayCheck
 from mmpose_dp.engine.optim_wrappers import DPOptimWrapper
 from mmpose_dp.gradients.blocks import PerSampleGradients, StackBlock
 from mmpose_dp.privacy.errors import PrivacyError
-from mmpose_dp.privacy.records import Collector, Rows
+from mmpose_dp.privacy.records import Collector, Samples
 
 from .canaries import AuditResult, Canaries, audit
 
@@ -48,7 +48,7 @@ class AuditedOptimWrapper(DPOptimWrapper):
         length = _LOUD * self.mechanism.now()[1]
         return [length * x for x in self.canaries.direction(self.canary_of[record])]
 
-    def _backward(self, losses: list[Tensor], rows: Rows, *collectors: Collector) -> None:
+    def _backward(self, losses: list[Tensor], rows: Samples, *collectors: Collector) -> None:
         """The real gradients with those of canaries exchanged; the first row of a record carries it."""
         gradients = PerSampleGradients(self.params, torch.arange(len(losses)))
         checks = [collector for collector in collectors if isinstance(collector, ReplayCheck)]  # of the real ones
@@ -137,7 +137,9 @@ class AuditHook(Hook):
         def watched() -> list[list[int]]:
             records = draw()
             rows = {row - first for record in records for row in record if row >= first}
-            self._drawn = {r for r in map(int, self.chosen) if rows.intersection(dataset.rows_of(r))} if rows else set()
+            self._drawn = (
+                {r for r in map(int, self.chosen) if rows.intersection(dataset.samples_of(r))} if rows else set()
+            )
             return records
 
         sampler.draw = watched

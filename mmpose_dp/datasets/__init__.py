@@ -1,6 +1,6 @@
 """Data sets, samplers and transforms of private training. Must not import the engine."""
 
-from .collate import by_record, collate_rows
+from .collate import by_record, collate_samples
 from .overlap import refuse_private_validation
 from .public_private_dataset import PublicPrivateDataset
 from .samplers import PoissonBatchSampler
@@ -11,6 +11,6 @@ __all__ = [
     'PublicPrivateDataset',
     'PublicView',
     'by_record',
-    'collate_rows',
+    'collate_samples',
     'refuse_private_validation',
 ]

@@ -131,7 +131,7 @@ def _tell_of_odd_boxes(images: Sequence[dict], annotations: Sequence[dict], path
         )
 
 
-def look_at_rows(dataset: BaseDataset, key: str) -> set[str]:
+def look_at_annotations(dataset: BaseDataset, key: str) -> set[str]:
     """Looks at the annotations of all rows, and at no picture; returns the paths of the pictures.
 
     Every step would cost its budget, also where no row has a joint to learn from. One row without is no matter.

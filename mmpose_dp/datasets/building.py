@@ -18,7 +18,7 @@ from mmpose.registry import DATASETS, TRANSFORMS
 
 from mmpose_dp.privacy.errors import PrivacyError
 
-from .annotations import look_at_rows, refuse_unusable_file
+from .annotations import look_at_annotations, refuse_unusable_file
 from .resolving import is_kind, resolved, type_name
 
 # they put several records into one row; MMPose's own are found by their base class
@@ -50,7 +50,7 @@ def build_half(cfg: dict, half: str) -> BaseDataset:
         _refuse_empty(path, cfg, cls, key)
     if getattr(dataset, 'data_mode', 'topdown') != 'topdown':
         raise PrivacyError(f"{key}.data_mode={dataset.data_mode!r}: a row is one person; write data_mode='topdown'")
-    paths = look_at_rows(dataset, key)
+    paths = look_at_annotations(dataset, key)
     if _reads_local_files(cfg):
         _refuse_missing_images(paths, dataset, cfg, half)
     return dataset

@@ -19,7 +19,7 @@ def by_record(batch: dict[str, list]) -> list[dict[str, list]]:
 
 
 @FUNCTIONS.register_module()
-def collate_rows(items: Sequence[Sequence[dict]]) -> dict[str, Any]:
+def collate_samples(items: Sequence[Sequence[dict]]) -> dict[str, Any]:
     """The packed rows of several indices to the batch that MMPose's preprocessor takes; an empty draw is empty.
 
     Where the sampler says which ``Step`` they are of, the batch holds it as ``step``, for the train loop to take out.

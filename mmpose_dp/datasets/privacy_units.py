@@ -19,7 +19,7 @@ _KEY = 'train_dataloader.dataset'
 _ROW_A_HAND = 'CocoWholeBodyHandDataset'  # MMPose's only data set that makes several rows of an annotation
 
 
-def group_rows(dataset: BaseDataset, unit: str, subjects: str | None) -> list[list[int]]:
+def group_samples(dataset: BaseDataset, unit: str, subjects: str | None) -> list[list[int]]:
     """The rows of each record. Raises PrivacyError for an unknown unit or a row without subject.
 
     An annotation that is there twice, under two ids or in a list, is one record of two rows: it is one person.

@@ -22,7 +22,7 @@ from .building import MIXING, build_half, seen_through
 from .overlap import refuse_shared_data
 from .privacy_units import (
     file_in_words,
-    group_rows,
+    group_samples,
     image_paths,
     personal_epsilons,
     real_path,
@@ -30,7 +30,7 @@ from .privacy_units import (
     subjects_digest,
 )
 from .randomness import fixed_randomness, random_step
-from .row_form import IMAGE, Form, difference, form_of
+from .sample_form import IMAGE, Form, difference, form_of
 from .steps import OfStep
 from .switching import switch_pipeline
 from .transforms import PublicView
@@ -103,18 +103,18 @@ class PublicPrivateDataset(Dataset):
         self.augmentations = augmentations
         self.privacy_unit = privacy_unit
         self.metainfo = self.private.metainfo
-        self._records = group_rows(self.private, privacy_unit, subjects)
+        self._records = group_samples(self.private, privacy_unit, subjects)
         self.subjects = None if subjects is None else source_in_words(subjects)
         self.subjects_digest = None if subjects is None else subjects_digest(subjects, self._records)
         self.personal_epsilons = personal_epsilons(self.private, self._records, personal_epsilon)
         self._record_of = {row: r for r, rows in enumerate(self._records) for row in rows}
-        self.look_at_first_rows()
+        self.look_at_first_samples()
         self.random = RandomSource(debug_seed)  # what the check took does not count
 
     def _name(self, part: BaseDataset) -> str:
         return next(name for name, one in self.parts().items() if one is part)
 
-    def look_at_first_rows(self) -> None:
+    def look_at_first_samples(self) -> None:
         """Finds the form of all rows, for the pipelines as they are. Raises PrivacyError for a pipeline that cannot be used."""
         self._forms: dict[str, Form] = {}
         self._probes = {name: self._looked_at(part, name) for name, part in self.parts().items()}
@@ -132,7 +132,7 @@ class PublicPrivateDataset(Dataset):
         rows have one form means that no single record decides which form that is.
         """
         key = f'train_dataloader.dataset.{name}'
-        tried, found = self._first_rows(part), []
+        tried, found = self._first_samples(part), []
         failed = 'it gives nothing'
         for number, row in enumerate(tried):
             seeds = [number] * 6
@@ -166,7 +166,7 @@ class PublicPrivateDataset(Dataset):
                 f'{key}: the pipeline gives rows of different form, {other}: give every annotation the same joints and fields'
             )
 
-    def _first_rows(self, part: BaseDataset) -> list[int]:
+    def _first_samples(self, part: BaseDataset) -> list[int]:
         """A row each of a few records, or public rows, that have pictures of their own, in as many folders as there are."""
         rows: Iterable[int] = range(len(part)) if part is self.public else (record[0] for record in self._records)
         pictures: dict[str, int] = {}
@@ -223,7 +223,7 @@ class PublicPrivateDataset(Dataset):
     @pipeline.setter
     def pipeline(self, pipeline: Any) -> None:
         switch_pipeline(self, pipeline, MIXING)
-        self.look_at_first_rows()
+        self.look_at_first_samples()
         self.switched = True
 
     @property
@@ -242,11 +242,11 @@ class PublicPrivateDataset(Dataset):
         return sum(len(part) for part in (self.views, self.public) if part is not None)
 
     @property
-    def public_rows(self) -> range:
+    def public_samples(self) -> range:
         """Indices of the public half."""
         return range(len(self.private), len(self))
 
-    def rows_of(self, record: int) -> list[int]:
+    def samples_of(self, record: int) -> list[int]:
         """Indices that make up a private record."""
         return self._records[record]
 
@@ -255,8 +255,8 @@ class PublicPrivateDataset(Dataset):
         return self._record_of[row]
 
     @property
-    def rows_per_index(self) -> int:
-        """Rows that a private index gives."""
+    def samples_per_index(self) -> int:
+        """Samples that a private index gives."""
         return self.augmentations
 
     def __len__(self) -> int:
@@ -267,7 +267,7 @@ class PublicPrivateDataset(Dataset):
         return OfStep((self[index] for index in indices), getattr(indices, 'step', None))
 
     def __getitem__(self, index: int) -> list[dict]:
-        """The packed rows of an index: one, or ``rows_per_index`` of a private one. None where the pipeline rejects or fails on
+        """The packed rows of an index: one, or ``samples_per_index`` of a private one. None where the pipeline rejects or fails on
         them, or gives them another form than other rows have: they then contribute nothing, and no other takes their place.
         Nothing else may depend on what a private record holds, so training goes on.
 

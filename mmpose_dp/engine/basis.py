@@ -21,7 +21,7 @@ def fit_basis(projector: Projector, gradients: Iterable[Sequence[Tensor]], num_s
         num_samples: m, their rows, or more.
 
     The m x m Gram matrix is decomposed instead of the p x p second moment, and each parameter's gradients are
-    overwritten by its part of V, so that about m x p numbers are all that is held. Rows that are not finite are
+    overwritten by its part of V, so that about m x p numbers are all that is held. Samples that are not finite are
     left out. Raises PrivacyError where nothing is left.
     """
     stacks = _stack(gradients, num_samples, projector.dtype)

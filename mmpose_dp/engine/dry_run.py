@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from mmpose_dp.datasets import collate_rows
+from mmpose_dp.datasets import collate_samples
 from mmpose_dp.models import FeatureMaskingHead
 from mmpose_dp.models.heads.private_head import tensors_in
 from mmpose_dp.privacy.errors import PrivacyError
@@ -28,7 +28,7 @@ def blank_batch(row: dict) -> dict:
     for name in ('gt_instance_labels', 'gt_fields'):
         for value in tensors_in(sample.get(name)):
             value.uniform_(0, 1) if value.is_floating_point() else value.zero_()
-    return collate_rows([[row]])
+    return collate_samples([[row]])
 
 
 def try_batch(model: nn.Module, batch: dict, key: str, amp_dtype: torch.dtype | None = None) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mmpose_dp.privacy.mechanism import GaussianMechanism, RecordCollector
-from mmpose_dp.privacy.records import Block, Rows
+from mmpose_dp.privacy.records import Block, Samples
 from mmpose_dp.privacy.rounding import clipping_norm
 
 _QUANTILE = 0.5  # of the records are to lie within C
@@ -89,7 +89,7 @@ class AdaptiveMechanism(GaussianMechanism):
         """sigma of the plan, and C where the votes have brought it."""
         return super().now()[0], self.adaptive_norm.max_grad_norm
 
-    def collector(self, records: Rows) -> RecordCollector:
+    def collector(self, records: Samples) -> RecordCollector:
         """A collector whose vectors and votes together have norm C at most."""
         inside, vote = shares(self.now()[1])
         inside = clipping_norm(inside)

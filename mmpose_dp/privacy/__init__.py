@@ -27,7 +27,7 @@ _PUBLIC = {
     'noise': ('RandomSource',),
     'plan': ('PrivacyPlan',),
     'projection': ('Projector',),
-    'records': ('Block', 'Collector', 'Rows'),
+    'records': ('Block', 'Collector', 'Samples'),
     'sampling': ('PoissonSampling',),
     'statement': ('build_statement',),
 }

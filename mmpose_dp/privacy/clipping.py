@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .projection import Projector
-from .records import Block, Rows, as_range, as_vectors
+from .records import Block, Samples, as_range, as_vectors
 
 STABILITY = 0.01  # Bu et al. 2023, section 4.1: keeps short gradients shorter than long ones
 
@@ -46,7 +46,7 @@ class ClippedSum:
     def __init__(
         self,
         params: Sequence[nn.Parameter],
-        rows: Rows,
+        rows: Samples,
         max_grad_norm: float,
         scale: float = 1.0,
         automatic: bool = False,
@@ -97,7 +97,7 @@ class PerParameterClippedSum:
     Args: as of ClippedSum.
     """
 
-    def __init__(self, params: Sequence[nn.Parameter], rows: Rows, max_grad_norm: float, scale: float = 1.0) -> None:
+    def __init__(self, params: Sequence[nn.Parameter], rows: Samples, max_grad_norm: float, scale: float = 1.0) -> None:
         self._rows, self._scale = rows, scale
         self._share = max_grad_norm / math.sqrt(len(params))
         self._private = as_range(rows.private)
@@ -128,7 +128,7 @@ class ClippedCoordinates:
 
     def __init__(
         self,
-        rows: Rows,
+        rows: Samples,
         max_grad_norm: float,
         projector: Projector,
         scale: float = 1.0,

@@ -15,7 +15,7 @@ from .ledger import Ledger
 from .noise import RandomSource
 from .plan import PrivacyPlan
 from .projection import Projector
-from .records import Rows
+from .records import Samples
 from .rounding import clipping_norm
 
 CLIPPINGS = ('flat', 'automatic', 'per-parameter')
@@ -116,11 +116,11 @@ class GaussianMechanism:
         return min(self.max_grad_norm, STABILITY) if self.clipping == 'automatic' else self.max_grad_norm
 
     # ---- 1 and 2: clip and sum -------------------------------------------------------------------------------------
-    def collector(self, records: Rows) -> RecordCollector:
+    def collector(self, records: Samples) -> RecordCollector:
         """What clips and adds up the records of one micro-batch."""
         return self.clipped(records, clipping_norm(self.now()[1]))
 
-    def clipped(self, records: Rows, max_grad_norm: float) -> RecordCollector:
+    def clipped(self, records: Samples, max_grad_norm: float) -> RecordCollector:
         """A collector of vectors of norm ``max_grad_norm`` at most."""
         automatic = self.clipping == 'automatic'
         if self.projector is not None and in_coordinates(self.projector):

@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Rows:
+class Samples:
     """Which record each sample of one forward belongs to.
 
     Attributes:
@@ -27,7 +27,7 @@ class Rows:
     weights: tuple[float, ...] = ()
 
     @classmethod
-    def from_keys(cls, keys: Sequence[int | None], weights: Sequence[float] = ()) -> 'Rows':
+    def from_keys(cls, keys: Sequence[int | None], weights: Sequence[float] = ()) -> 'Samples':
         """From one key per sample; equal keys are one record, None is public."""
         order: dict[int, int] = {}
         records = [-1 if key is None else order.setdefault(key, len(order)) for key in keys]

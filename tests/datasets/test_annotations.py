@@ -116,7 +116,7 @@ def test_one_person_annotated_twice_is_one_record(tmp_path):
     data['annotations'].append(dict(data['annotations'][2], id=10, bbox=[11.0, 8.0, 24.0, 24.0]))
     dataset = PublicPrivateDataset(write(tmp_path, data))
     assert (len(dataset), dataset.num_records) == (10, 9)
-    (doubled,) = [dataset.rows_of(r) for r in range(9) if len(dataset.rows_of(r)) > 1]
+    (doubled,) = [dataset.samples_of(r) for r in range(9) if len(dataset.samples_of(r)) > 1]
     assert len(doubled) == 2 and len({dataset[row][0]['data_samples'].metainfo['dp_record'] for row in doubled}) == 1
 
 

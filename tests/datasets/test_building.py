@@ -147,7 +147,7 @@ def test_faces_need_joints_of_heads(own):
 
 
 # ---- rows that are not one picture here ----------------------------------------------------------------------------
-class Rows(BaseDataset):
+class Samples(BaseDataset):
     METAINFO = dict()
     given = dict(img_path=['a.png', 'b.png'])
 
@@ -156,14 +156,14 @@ class Rows(BaseDataset):
 
 
 def test_videos_and_rows_without_picture(own, monkeypatch):
-    monkeypatch.setitem(DATASETS.module_dict, 'Rows', Rows)
-    cfg = dict(type='Rows', ann_file=f'{own["data_root"]}own.json', pipeline=PIPELINE, serialize_data=False)
-    with pytest.raises(PrivacyError, match=r'Rows gives several pictures a row \(img_path is a list\)'):
+    monkeypatch.setitem(DATASETS.module_dict, 'Samples', Samples)
+    cfg = dict(type='Samples', ann_file=f'{own["data_root"]}own.json', pipeline=PIPELINE, serialize_data=False)
+    with pytest.raises(PrivacyError, match=r'Samples gives several pictures a row \(img_path is a list\)'):
         PublicPrivateDataset(cfg)
     video, private = DATASETS.build(dict(cfg, ann_file='')), PublicPrivateDataset(own)
     refuse_private_validation(private.private, private.images, video)  # such may be validated on
-    monkeypatch.setattr(Rows, 'given', dict(img_path=None))
-    with pytest.raises(PrivacyError, match='Rows has rows without a picture'):
+    monkeypatch.setattr(Samples, 'given', dict(img_path=None))
+    with pytest.raises(PrivacyError, match='Samples has rows without a picture'):
         PublicPrivateDataset(cfg)
     refuse_private_validation(private.private, private.images, DATASETS.build(cfg | dict(ann_file='')))
 

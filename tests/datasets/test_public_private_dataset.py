@@ -11,7 +11,7 @@ from helpers import PIPELINE, mpii
 from mmengine.runner import set_random_seed
 from mmpose.registry import DATASETS
 
-from mmpose_dp.datasets import PublicPrivateDataset, collate_rows
+from mmpose_dp.datasets import PublicPrivateDataset, collate_samples
 from mmpose_dp.privacy.errors import PrivacyError
 
 VIEW = dict(type='PublicView', mode='blur')
@@ -79,11 +79,11 @@ def test_image_unit_groups_the_people_of_an_image(synthetic):
     people = json.loads((synthetic / 'annotations/mpii_train.json').read_text())
     dataset = PublicPrivateDataset(mpii(synthetic), privacy_unit='image')
     assert dataset.num_records == len({p['image'] for p in people}) < 40
-    rows = sorted(row for r in range(dataset.num_records) for row in dataset.rows_of(r))
+    rows = sorted(row for r in range(dataset.num_records) for row in dataset.samples_of(r))
     assert rows == list(range(40))
     for r in range(dataset.num_records):
-        assert len({people[row]['image'] for row in dataset.rows_of(r)}) == 1
-        assert {dataset[row][0]['data_samples'].metainfo['dp_record'] for row in dataset.rows_of(r)} == {r}
+        assert len({people[row]['image'] for row in dataset.samples_of(r)}) == 1
+        assert {dataset[row][0]['data_samples'].metainfo['dp_record'] for row in dataset.samples_of(r)} == {r}
 
 
 def test_a_rejected_row_is_left_out_not_replaced(synthetic):
@@ -91,11 +91,11 @@ def test_a_rejected_row_is_left_out_not_replaced(synthetic):
     pipeline = dataset.private.pipeline
     dataset.private.pipeline = lambda info: None if info['sample_idx'] == 0 else pipeline(info)
     assert dataset[0] == [] and len(dataset[1]) == 1
-    assert collate_rows([[], []]) == dict(inputs=[], data_samples=[])
+    assert collate_samples([[], []]) == dict(inputs=[], data_samples=[])
     one, other = (dict(inputs=torch.zeros(3, size, 8), data_samples=None) for size in (8, 9))
-    assert len(collate_rows([[], [one], [one]])['inputs']) == 2
+    assert len(collate_samples([[], [one], [one]])['inputs']) == 2
     with pytest.raises(PrivacyError, match='different sizes.*TopdownAffine'):  # padding would show the others' size
-        collate_rows([[one], [other]])
+        collate_samples([[one], [other]])
 
 
 def test_missing_data_shows_the_layout_and_the_command(tmp_path):

@@ -7,12 +7,12 @@ from helpers import mpii
 from mmengine.dataset import BaseDataset
 
 from mmpose_dp.datasets import PublicPrivateDataset
-from mmpose_dp.datasets.privacy_units import annotated, group_rows, personal_epsilons
+from mmpose_dp.datasets.privacy_units import annotated, group_samples, personal_epsilons
 from mmpose_dp.privacy.errors import PrivacyError
 
 
 class Listed(BaseDataset):
-    """Rows in COCO's annotation format; some data sets make rows of their own numbers of it."""
+    """Samples in COCO's annotation format; some data sets make rows of their own numbers of it."""
 
     def __init__(self, folder, rows, annotations):
         self.ann_file, self.rows = str(folder / 'annotations.json'), rows
@@ -43,7 +43,7 @@ def test_images_of_one_name_have_no_value_by_name(tmp_path):
     path.write_text(json.dumps({'1.jpg': 'anna', '2.jpg': 'ben'}))
     apart = Listed(tmp_path, [(0, '/x/a/1.jpg'), (1, '/x/a/2.jpg'), (2, '/x/a/1.jpg')], [])
     assert annotated(apart, str(path), 'subjects') == ['anna', 'ben', 'anna']
-    assert group_rows(apart, 'subject', str(path)) == [[0, 2], [1]]
+    assert group_samples(apart, 'subject', str(path)) == [[0, 2], [1]]
     alike = Listed(tmp_path, [(0, '/x/a/1.jpg'), (1, '/x/b/1.jpg')], [])
     with pytest.raises(
         PrivacyError, match=r'subjects\.json names images by their file name, which /x/b/1\.jpg shares with'
@@ -57,8 +57,8 @@ def test_rows_that_are_numbered_anew_have_no_annotation(tmp_path):
     with pytest.raises(PrivacyError, match='does not say which annotation a row comes from: give a JSON file'):
         annotated(hands, 'wish', 'personal_epsilon')
     with pytest.raises(PrivacyError, match="a row for each hand.*privacy_unit='image'"):
-        group_rows(hands, 'instance', None)
-    assert group_rows(hands, 'image', None) == [[0, 1], [2]]
+        group_samples(hands, 'instance', None)
+    assert group_samples(hands, 'image', None) == [[0, 1], [2]]
     with pytest.raises(PrivacyError, match='does not say which annotation'):
         annotated(Listed(tmp_path, [(0, 'a'), (5, 'a')], people), 'wish', 'personal_epsilon')
 

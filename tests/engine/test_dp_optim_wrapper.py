@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from helpers import HRNET, RLE, RTMPOSE, SIMCC, batch, build, clip, flat, load, norms, reference_rows, take
+from helpers import HRNET, RLE, RTMPOSE, SIMCC, batch, build, clip, flat, load, norms, reference_gradients, take
 from scipy import stats
 from torch.optim import SGD, AdamW
 
@@ -29,7 +29,7 @@ def hrnet():
 def truth(hrnet):
     """Reference gradients of the rows of MIXED, a clipping norm that clips some of them, and a basis."""
     model = build(hrnet, private=False, loss_weight=1e3)
-    rows = reference_rows(model, batch(hrnet, MIXED))
+    rows = reference_gradients(model, batch(hrnet, MIXED))
     private, public = rows[[0, 2, 3]], rows[[1, 4]]
     params = [p for p in model.parameters() if p.requires_grad]
     projector = Projector(rank=2)
@@ -87,7 +87,7 @@ def test_a_step_without_noise_is_the_reference(hrnet, truth, method, engine):
 def test_other_heads(base):
     """A loss that sums over the batch (SimCC, RTMPose) needs no flag."""
     cfg = load(base)
-    rows = reference_rows(build(cfg, private=False).train(), batch(cfg, [0, 1]))
+    rows = reference_gradients(build(cfg, private=False).train(), batch(cfg, [0, 1]))
     C = float(norms(rows).mean())
     model = build(cfg, private=True)
     params = [p for p in model.parameters() if p.requires_grad]
@@ -128,7 +128,7 @@ def test_checkpointed_segments(hrnet, truth):
     model = build(cfg, True, 1e3)
     assert any(getattr(m, 'with_cp', False) for m in model.modules())
     got, _ = moved(model, batch(cfg, PRIVATE[:2]), max_grad_norm=C)
-    two = reference_rows(build(hrnet, False, 1e3), batch(hrnet, PRIVATE[:2]))
+    two = reference_gradients(build(hrnet, False, 1e3), batch(hrnet, PRIVATE[:2]))
     assert_close(got, clip(two, C).sum(0) / B)
 
 

@@ -9,7 +9,7 @@ from mmpose_dp.extras.adaptive_norm import AdaptiveNorm, VotingSum, shares
 from mmpose_dp.gradients.blocks import StackBlock
 from mmpose_dp.privacy.clipping import ClippedCoordinates
 from mmpose_dp.privacy.projection import Projector
-from mmpose_dp.privacy.records import Rows
+from mmpose_dp.privacy.records import Samples
 
 
 def total(norms, max_grad_norm):
@@ -17,7 +17,7 @@ def total(norms, max_grad_norm):
     projector = Projector(rank=1)
     projector.basis = [torch.ones(1, 1)]
     inside, vote = shares(max_grad_norm)
-    collector = VotingSum(ClippedCoordinates(Rows.from_keys(range(len(norms))), inside, projector), inside, vote)
+    collector = VotingSum(ClippedCoordinates(Samples.from_keys(range(len(norms))), inside, projector), inside, vote)
     collector.add(StackBlock([0], torch.as_tensor(norms, dtype=torch.float32)[:, None]))
     return collector.total()
 
@@ -72,7 +72,9 @@ def test_a_record_of_several_rows_votes_once_and_the_loss_scale_is_taken_off():
     projector = Projector(rank=1)
     projector.basis = [torch.ones(1, 1)]
     inside, vote = shares(1.0)
-    collector = VotingSum(ClippedCoordinates(Rows.from_keys([7, 7, 8]), inside, projector, scale=1024.0), inside, vote)
+    collector = VotingSum(
+        ClippedCoordinates(Samples.from_keys([7, 7, 8]), inside, projector, scale=1024.0), inside, vote
+    )
     collector.add(StackBlock([0], 1024.0 * torch.tensor([[0.6], [0.6], [0.6]])))  # 1.2 and 0.6
     total, votes = collector.total()
     assert votes.tolist() == [0.0] and total.tolist() == pytest.approx([inside + 0.6])

@@ -17,7 +17,7 @@ from mmpose_dp.gradients.engine import Engine
 from mmpose_dp.privacy.clipping import ClippedCoordinates, ClippedSum
 from mmpose_dp.privacy.errors import PrivacyError
 from mmpose_dp.privacy.projection import Projector
-from mmpose_dp.privacy.records import Rows
+from mmpose_dp.privacy.records import Samples
 
 # records of their own, several rows a record, public rows between, one row alone, public rows alone
 BATCHES = ([0, 1, 2], [None, 5, 7, 5, None, 8], [1, 1, 2], [3], [None, 4], [None, None], [0, 1, 2, 3])
@@ -97,7 +97,7 @@ def one_after_the_other(model, x):
 
 def check(engine, model, x, keys, scale, near=1e-3):
     """Compares all collectors on one batch; what is clipped may differ by a part of C."""
-    params, rows = engine.params, Rows.from_keys(keys)
+    params, rows = engine.params, Samples.from_keys(keys)
     singles = one_after_the_other(model, x)
     with engine.capture():
         losses = losses_of(model, x) * scale
@@ -168,7 +168,7 @@ def test_a_ghost_norm_is_never_too_small(monkeypatch):
     with engine.capture():
         losses = (model(x) @ torch.randn(16)).sum(1)
     c = 1e-4
-    alone = [ClippedSum([model.weight], Rows((torch.arange(count) == i).long() - 1, 1), c) for i in range(count)]
+    alone = [ClippedSum([model.weight], Samples((torch.arange(count) == i).long() - 1, 1), c) for i in range(count)]
     every = SampleSum([model.weight], torch.arange(count))
     engine.backward(losses, every, *alone)
     assert every.total[0].norm() > 10 * c

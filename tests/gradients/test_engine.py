@@ -43,7 +43,7 @@ class Shared(nn.Module):
 
 
 class Windows(nn.Module):
-    """Rows split into windows that are folded into the leading dimension, as in Swin."""
+    """Samples split into windows that are folded into the leading dimension, as in Swin."""
 
     def __init__(self):
         super().__init__()
@@ -78,7 +78,7 @@ LAYERS = {
 }
 
 
-def row_losses(model, x, engine):
+def sample_losses(model, x, engine):
     with engine.capture():
         out = model(x)
     return out.flatten(1).square().mean(1) + out.flatten(1)[:, 0]
@@ -91,14 +91,14 @@ def test_every_rule_agrees_with_the_loop(name):
     params = [p for p in model.parameters() if p.requires_grad]
     x, rows, weights = torch.randn(3, 4, 8, 8), torch.arange(3), torch.tensor([0.5, 0.0, 2.0])
     rules, loop = Engine(model, params), loop_engine(model, params)
-    ours, reference = (sample_gradients_of(e, row_losses(model, x, e)) for e in (rules, loop))
+    ours, reference = (sample_gradients_of(e, sample_losses(model, x, e)) for e in (rules, loop))
     for mine, theirs in zip(ours.per_sample(rows), reference.per_sample(rows)):
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-6)
     for mine, theirs in zip(ours.weighted_sum(weights), reference.weighted_sum(weights)):
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-6)
     # and the loop itself against one record alone
     for i in range(3):
-        alone = torch.autograd.grad(row_losses(model, x[i : i + 1], loop).sum(), params)
+        alone = torch.autograd.grad(sample_losses(model, x[i : i + 1], loop).sum(), params)
         for theirs, one in zip(reference.per_sample(rows), alone):
             torch.testing.assert_close(theirs[i], one, rtol=1e-4, atol=1e-6)
 
@@ -108,9 +108,9 @@ def test_a_row_that_is_not_finite_leaves_the_others_alone():
     model = nn.Sequential(nn.Conv2d(4, 4, 3), nn.ReLU(inplace=True), nn.Conv2d(4, 4, 1))
     engine = Engine(model, list(model.parameters()))
     x = torch.randn(3, 4, 8, 8)
-    clean = sample_gradients_of(engine, row_losses(model, x, engine)).weighted_sum(torch.tensor([1.0, 0.0, 1.0]))
+    clean = sample_gradients_of(engine, sample_losses(model, x, engine)).weighted_sum(torch.tensor([1.0, 0.0, 1.0]))
     x[1] = float('nan')
-    dirty = sample_gradients_of(engine, row_losses(model, x, engine)).weighted_sum(torch.tensor([1.0, 0.0, 1.0]))
+    dirty = sample_gradients_of(engine, sample_losses(model, x, engine)).weighted_sum(torch.tensor([1.0, 0.0, 1.0]))
     for a, b in zip(clean, dirty):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-7)
 
@@ -131,7 +131,7 @@ def test_rows_that_mix_are_refused_beside_a_row_that_is_not_finite():
     x[0] = float('nan')
     engine = Engine(model, list(model.parameters()))
     with pytest.raises(PrivacyError, match='another'):
-        engine.backward(row_losses(model, x, engine))
+        engine.backward(sample_losses(model, x, engine))
 
 
 @pytest.mark.parametrize('kind', [Engine, loop_engine])
@@ -147,7 +147,7 @@ def test_rows_that_mix_are_refused(kind):
     model = Mixing()
     engine = kind(model, list(model.parameters()))
     with pytest.raises(PrivacyError, match='from conv on.*another'):
-        engine.backward(row_losses(model, torch.randn(3, 4, 8, 8), engine))
+        engine.backward(sample_losses(model, torch.randn(3, 4, 8, 8), engine))
 
 
 def test_a_layer_that_does_not_keep_rows_outermost_is_refused():
@@ -163,14 +163,14 @@ def test_a_layer_that_does_not_keep_rows_outermost_is_refused():
     model = Transposing()
     engine = Engine(model, list(model.parameters()))
     with pytest.raises(PrivacyError, match='rows outermost'):
-        engine.backward(row_losses(model, torch.randn(3, 4, 8, 8), engine))
+        engine.backward(sample_losses(model, torch.randn(3, 4, 8, 8), engine))
 
 
 def test_a_weight_used_outside_its_layer_is_refused():
     model = Tied()
     engine = Engine(model, list(model.parameters()))
     with pytest.raises(PrivacyError, match="linear.weight.*engine='loop'"):
-        engine.backward(row_losses(model, torch.randn(3, 4, 8, 8), engine))
+        engine.backward(sample_losses(model, torch.randn(3, 4, 8, 8), engine))
 
 
 def test_what_has_no_rule():

@@ -1,4 +1,4 @@
-"""Rows that depend on one another are refused, whichever rows they are and whatever is NaN; rows that do not are left apart."""
+"""Samples that depend on one another are refused, whichever rows they are and whatever is NaN; rows that do not are left apart."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from torch import nn
 from mmpose_dp.gradients.engine import Engine
 from mmpose_dp.privacy.clipping import ClippedSum
 from mmpose_dp.privacy.errors import OneRecordAtATime, PrivacyError
-from mmpose_dp.privacy.records import Rows
+from mmpose_dp.privacy.records import Samples
 
 C = 0.1
 
@@ -117,7 +117,7 @@ def test_a_loss_with_parameters_keeps_rows_apart():
         with engine.capture():
             out = model.first(x)
             each = [model.loss_module(row).square().mean() for row in out.split(1)]
-        collector = ClippedSum(engine.params, Rows.from_keys(range(len(x))), C)
+        collector = ClippedSum(engine.params, Samples.from_keys(range(len(x))), C)
         engine.backward(each, collector)
         return torch.cat([t.flatten() for t in collector.total()])
 

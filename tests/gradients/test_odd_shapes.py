@@ -12,7 +12,7 @@ from mmpose_dp.gradients.blocks import PerSampleGradients
 from mmpose_dp.gradients.engine import Engine
 from mmpose_dp.privacy.errors import PrivacyError
 from mmpose_dp.privacy.projection import Projector
-from mmpose_dp.privacy.records import Rows
+from mmpose_dp.privacy.records import Samples
 
 CLIPPINGS = ('flat', 'automatic', 'adaptive', 'per-parameter', 'project-then-clip')
 C = 0.5
@@ -233,7 +233,7 @@ def projector_for(params, name):
 
 def gradients(engine, model, x):
     """All that a batch gives: per row, and the update under each clipping."""
-    params, rows = engine.params, Rows.from_keys(range(len(x)))
+    params, rows = engine.params, Samples.from_keys(range(len(x)))
     each, projectors = (
         PerSampleGradients(params, torch.arange(len(x))),
         [projector_for(params, name) for name in CLIPPINGS],

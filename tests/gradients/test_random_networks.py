@@ -28,7 +28,7 @@ class Last(nn.Module):
 
 
 class Folded(nn.Module):
-    """Rows split into windows within the leading dimension."""
+    """Samples split into windows within the leading dimension."""
 
     def __init__(self, layer):
         super().__init__()

@@ -126,7 +126,7 @@ class Written(nn.Module):
 
 
 class Innermost(nn.Module):
-    """Rows in the third dimension."""
+    """Samples in the third dimension."""
 
     def __init__(self):
         super().__init__()

@@ -10,7 +10,7 @@ from mmpose_dp.gradients import layer_rules
 from mmpose_dp.gradients.engine import Engine
 from mmpose_dp.privacy.clipping import ClippedCoordinates, ClippedSum, clip_factors
 from mmpose_dp.privacy.projection import Projector
-from mmpose_dp.privacy.records import Rows
+from mmpose_dp.privacy.records import Samples
 
 C = 0.1
 
@@ -33,8 +33,8 @@ def clipped_sum(model, x, rows, kind=Engine):
     return collect(ClippedSum(list(model.parameters()), rows, C), model, x, kind)
 
 
-def rows_of(count):
-    return Rows.from_keys(range(count))
+def samples_of(count):
+    return Samples.from_keys(range(count))
 
 
 def reference(model, x):
@@ -57,13 +57,13 @@ def flat(tensors):
 @pytest.mark.parametrize('kind', [Engine, loop_engine])
 def test_clipped_sum_is_the_reference(model, kind):
     x = torch.randn(6, 3, 6, 6) * torch.tensor([1e-4, 0.01, 0.1, 1, 10, 100]).view(6, 1, 1, 1)
-    got = clipped_sum(model, x, rows_of(6), kind)
+    got = clipped_sum(model, x, samples_of(6), kind)
     torch.testing.assert_close(got, clip(reference(model, x)).sum(0), rtol=1e-4, atol=1e-6)
 
 
 def test_rows_of_one_record_are_added_before_the_norm(model):
     x = torch.randn(5, 3, 6, 6)
-    rows = Rows.from_keys([7, None, 7, 3, None])
+    rows = Samples.from_keys([7, None, 7, 3, None])
     g = reference(model, x)
     want = clip(torch.stack([g[0] + g[2], g[3]])).sum(0)
     torch.testing.assert_close(clipped_sum(model, x, rows), want, rtol=1e-4, atol=1e-6)
@@ -91,7 +91,7 @@ def test_one_record_moves_the_sum_by_at_most_c(model, scale, kind):
         inside.basis = basis
         clipping, _, space = kind.partition(', ')
         params = list(model.parameters())
-        collector = mechanism(params, C, inside if space else None, clipping).collector(rows_of(len(batch)))
+        collector = mechanism(params, C, inside if space else None, clipping).collector(samples_of(len(batch)))
         return collect(collector, model, batch)
 
     moved = total(x) - total(x[[0, 1, 3]])
@@ -106,7 +106,7 @@ def test_coordinates_are_projected_then_clipped(model):
     V = torch.cat([b.flatten(1) for b in projector.basis], 1)
     want = clip(reference(model, x) @ V.T).sum(0)
     torch.testing.assert_close(
-        collect(ClippedCoordinates(rows_of(4), C, projector), model, x),
+        collect(ClippedCoordinates(samples_of(4), C, projector), model, x),
         want,
         rtol=1e-4,
         atol=1e-6,
@@ -125,7 +125,7 @@ def test_a_ghost_norm_of_very_small_factors_is_not_nothing(monkeypatch):
     monkeypatch.setattr(layer_rules, '_TRAFFIC', 1e9)
     model = nn.Linear(1, 4096, bias=False)
     params, x = list(model.parameters()), torch.full((2, 1), 1e19)
-    engine, collector = Engine(model, params), ClippedSum(params, rows_of(2), 1e-3)
+    engine, collector = Engine(model, params), ClippedSum(params, samples_of(2), 1e-3)
     with engine.capture():
         out = model(x)
     engine.backward((out * 2.6e-23).sum(1), collector)

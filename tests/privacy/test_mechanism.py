@@ -9,7 +9,7 @@ from mmpose_dp.privacy.clipping import ClippedCoordinates, ClippedSum, PerParame
 from mmpose_dp.privacy.errors import PrivacyError
 from mmpose_dp.privacy.mechanism import check_clipping
 from mmpose_dp.privacy.projection import Projector
-from mmpose_dp.privacy.records import Rows
+from mmpose_dp.privacy.records import Samples
 
 CHOICES = [
     (None, 'flat', ClippedSum),
@@ -33,7 +33,7 @@ def made(settings, clipping, **more):
 @pytest.mark.parametrize(('settings', 'clipping', 'kind'), CHOICES)
 def test_no_record_gives_the_same_shapes_as_some(settings, clipping, kind):
     one = made(settings, clipping)
-    collector = one.collector(Rows.from_keys([0, 1]))
+    collector = one.collector(Samples.from_keys([0, 1]))
     assert type(getattr(collector, '_collector', collector)) is kind
     total, empty = collector.total(), one.empty()
     assert [x.shape for x in total] == [x.shape for x in empty]
@@ -45,7 +45,7 @@ def test_no_record_gives_the_same_shapes_as_some(settings, clipping, kind):
 def test_a_step_of_no_record_is_noise_alone(settings, clipping, kind):
     torch.manual_seed(0)
     one = made(settings, clipping, noise_multiplier=0.0, expected_batch_size=7)
-    one.add(one.collector(Rows.from_keys([0, 1])))
+    one.add(one.collector(Samples.from_keys([0, 1])))
     assert not any(x.any() for x in one.release())
     one.noise_multiplier = 3.0
     noised = torch.cat([x.flatten() for x in (one.release() for _ in range(300)) for x in x])
@@ -58,7 +58,7 @@ def test_a_step_of_no_record_is_noise_alone(settings, clipping, kind):
 def test_a_fault_is_counted_and_nothing_is_released():
     one, counted = made(None, 'flat', noise_multiplier=1.0, expected_batch_size=2), []
     one.count = lambda: counted.append(1)
-    one.add(one.collector(Rows.from_keys([0, 1])))
+    one.add(one.collector(Samples.from_keys([0, 1])))
     with pytest.raises(PrivacyError, match='is not released, and counted: a layer mixes'):
         one.release('a layer mixes')
     assert counted == [1] and one._sum is None

@@ -83,8 +83,8 @@ class PoissonBatchSampler:
         self.sampling = PoissonSampling(self.num_records, expected_batch_size, shard, RandomSource(debug_seed))
         self._replay = RandomSource(debug_seed)
         self._max_rows = max_rows_per_record
-        self._rows_of, self._rows_per_index = dataset.rows_of, dataset.rows_per_index
-        self._public = dataset.public_rows
+        self._samples_of, self._samples_per_index = dataset.samples_of, dataset.samples_per_index
+        self._public = dataset.public_samples
         self._rank, self._world = rank, world
         self.public_only = False
         self.steps_done = 0  # of the current epoch, set on resume
@@ -92,9 +92,9 @@ class PoissonBatchSampler:
     @property
     def largest_forward(self) -> int:
         """The most rows that one forward can have: ``batch_size``, or those of the record with the most."""
-        most = max(len(self._rows_of(record)) for record in range(self.num_records))
+        most = max(len(self._samples_of(record)) for record in range(self.num_records))
         most = most if self._max_rows is None else min(most, self._max_rows)
-        return max(self.micro_batch_size, most * self._rows_per_index)
+        return max(self.micro_batch_size, most * self._samples_per_index)
 
     def steps_per_epoch(self, public_only: bool) -> int:
         """Logical steps of one epoch; exact integers, since the accountant counts them."""
@@ -112,7 +112,7 @@ class PoissonBatchSampler:
     def draw(self) -> list[list[int]]:
         """One logical batch of this rank: a list of records, each the list of its rows; public ones last."""
         private = [] if self.public_only else self.sampling.private()
-        records = [list(self.sampling.at_most(self._rows_of(record), self._max_rows)) for record in private]
+        records = [list(self.sampling.at_most(self._samples_of(record), self._max_rows)) for record in private]
         # every rank takes every world-th of a choice of its own: together about public_batch_size samples
         size = len(range(self._rank, self.public_batch_size, self._world))
         return records + [[int(self._public[i])] for i in self.sampling.public(len(self._public), size)]
@@ -123,7 +123,7 @@ class PoissonBatchSampler:
             # each half by itself: in one forward with private rows, the public rows' gradient, which no noise hides, would
             # be rounded differently by how many they are
             halves = [[r for r in records if (r[0] in self._public) == public] for public in (False, True)]
-            private_limit = max(self.micro_batch_size // self._rows_per_index, 1)
+            private_limit = max(self.micro_batch_size // self._samples_per_index, 1)
             limits = (private_limit, self.micro_batch_size)
             batches = [rows for half, limit in zip(halves, limits) for rows in _pack(half, limit)]
             batches = batches or [[]]  # an empty draw: the step still happens

@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from mmpose_dp.gradients.engine import Engine
 from mmpose_dp.privacy.errors import PrivacyError
 from mmpose_dp.privacy.noise import RandomSource
-from mmpose_dp.privacy.records import Rows
+from mmpose_dp.privacy.records import Samples
 
 from .replay import Halved, RandomTape, ReplayCheck, first_difference, tolerance
 
-_BATCH = 'a batch must be the dict of lists, inputs and data_samples, that collate_rows makes'
+_BATCH = 'a batch must be the dict of lists, inputs and data_samples, that collate_samples makes'
 
 
 class Replay:
@@ -78,7 +78,7 @@ class Replay:
             return
         if not isinstance(batch, dict) or {type(batch.get(key)) for key in ('inputs', 'data_samples')} != {list}:
             raise PrivacyError(f'model.data_preprocessor got {type(batch).__name__}: {_BATCH}')
-        rows = self._rows_of_chosen(batch)
+        rows = self._samples_of_chosen(batch)
         if not rows:
             return
         part = {key: [values[row] for row in rows] for key, values in batch.items()}
@@ -101,7 +101,7 @@ class Replay:
         if not tape.is_empty:
             stack.enter_context(tape.play(rows, len(batch['inputs'])))
 
-    def _rows_of_chosen(self, batch: dict) -> list[int]:
+    def _samples_of_chosen(self, batch: dict) -> list[int]:
         """The places of the chosen record's rows in a batch; none if it is not in it."""
         keys = [sample.metainfo.get('dp_record', -1 - row) for row, sample in enumerate(batch['data_samples'])]
         private = sorted({key for key in keys if key is not None})
@@ -111,7 +111,7 @@ class Replay:
             self.chosen = private[int(self._random.choice(len(private), 1)[0])]
         return [row for row, key in enumerate(keys) if key == self.chosen]
 
-    def check_for(self, rows: Rows, scale: float) -> ReplayCheck | None:
+    def check_for(self, rows: Samples, scale: float) -> ReplayCheck | None:
         """What is to see the gradients of the batch that the last forward was on; None where the chosen record is not in it.
 
         Raises PrivacyError where private rows came by another way than the data preprocessor.

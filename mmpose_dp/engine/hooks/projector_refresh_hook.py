@@ -12,7 +12,7 @@ from mmengine.runner import Runner
 from mmpose.registry import HOOKS
 from torch import Tensor
 
-from mmpose_dp.datasets import collate_rows
+from mmpose_dp.datasets import collate_samples
 from mmpose_dp.privacy.errors import PrivacyError
 
 from ..basis import fit_basis
@@ -74,9 +74,9 @@ class ProjectorRefreshHook(Hook):
     def _gradients(self, runner: Runner, wrapper: DPOptimWrapper, count: int) -> Iterator[list[Tensor]]:
         dataset = runner.train_dataloader.dataset
         sampler = runner.train_dataloader.batch_sampler
-        chosen = [dataset.public_rows[int(i)] for i in sampler.sampling.random.choice(dataset.num_public, count)]
+        chosen = [dataset.public_samples[int(i)] for i in sampler.sampling.random.choice(dataset.num_public, count)]
         for start in range(0, count, sampler.micro_batch_size):
-            batch = collate_rows([dataset[i] for i in chosen[start : start + sampler.micro_batch_size]])
+            batch = collate_samples([dataset[i] for i in chosen[start : start + sampler.micro_batch_size]])
             if batch['inputs']:
                 yield wrapper.public_gradients(batch)
 

@@ -12,7 +12,7 @@ from mmpose.registry import LOOPS
 from torch import nn
 from torch.utils.data import DataLoader
 
-from mmpose_dp.datasets import PoissonBatchSampler, by_record, collate_rows
+from mmpose_dp.datasets import PoissonBatchSampler, by_record, collate_samples
 from mmpose_dp.models import public_statistics
 from mmpose_dp.privacy.errors import OneRecordAtATime, PrivacyError
 
@@ -71,7 +71,7 @@ class PrivateTrainLoop(EpochBasedTrainLoop):
     def _checked_sampler(self, public_epochs: int) -> PoissonBatchSampler:
         """The batch sampler. Raises PrivacyError for a loader whose batches are not its draws."""
         sampler = self.dataloader.batch_sampler
-        if not isinstance(sampler, PoissonBatchSampler) or self.dataloader.collate_fn.func is not collate_rows:
+        if not isinstance(sampler, PoissonBatchSampler) or self.dataloader.collate_fn.func is not collate_samples:
             raise PrivacyError(
                 'train_dataloader.batch_sampler must be dict(type="PoissonBatchSampler", expected_batch_size=...): the '
                 'accountant relies on its draw'

@@ -6,7 +6,7 @@ from mmengine.dataset import DefaultSampler, InfiniteSampler, default_collate, p
 from mmengine.registry import FUNCTIONS
 from mmpose.registry import DATA_SAMPLERS
 
-from mmpose_dp.datasets import collate_rows
+from mmpose_dp.datasets import collate_samples
 from mmpose_dp.datasets.resolving import resolved
 from mmpose_dp.privacy.errors import PrivacyError
 
@@ -59,7 +59,7 @@ def train_loader(settings: dict) -> dict:
     """``train_dataloader`` as PrivateTrainLoop builds it. Raises PrivacyError for what it would not follow."""
     collate = settings.get('collate_fn')
     kind = resolved(FUNCTIONS, collate.get('type') if isinstance(collate, dict) else collate)
-    if collate is not None and kind not in (pseudo_collate, default_collate, collate_rows):
+    if collate is not None and kind not in (pseudo_collate, default_collate, collate_samples):
         raise PrivacyError(
             'train_dataloader.collate_fn: private training joins rows itself, since each must keep its record. Take it out'
         )
@@ -78,7 +78,7 @@ def train_loader(settings: dict) -> dict:
     # drop_last is a batch sampler's, and Poisson batches are as large as they are
     kept = {key: value for key, value in settings.items() if key != 'drop_last'}
     kept.setdefault('sampler', dict(type='DefaultSampler'))
-    return without_deletions({**without_idle_workers(kept), 'collate_fn': dict(type='collate_rows')})
+    return without_deletions({**without_idle_workers(kept), 'collate_fn': dict(type='collate_samples')})
 
 
 def without_idle_workers(settings: dict) -> dict:

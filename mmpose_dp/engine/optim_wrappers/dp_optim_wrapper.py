@@ -25,7 +25,7 @@ from mmpose_dp.privacy.ledger import Ledger
 from mmpose_dp.privacy.noise import RandomSource
 from mmpose_dp.privacy.plan import PrivacyPlan
 from mmpose_dp.privacy.projection import Projector
-from mmpose_dp.privacy.records import Collector, Rows
+from mmpose_dp.privacy.records import Collector, Samples
 
 from ..checks.fingerprint import Fingerprint
 from ..checks.replay import Halved
@@ -125,7 +125,7 @@ class DPOptimWrapper(SteppingOptimWrapper):
         """Drops the logical batch, also an unfinished one that an interruption left: a record counts once in a sum."""
         self.mechanism.forget()
         self._public_sum: list[Tensor] | None = None
-        self._public_rows = 0
+        self._public_samples = 0
         self._metrics.take()
         self.replay.forget()
         self.accumulating = False  # set by PrivateTrainLoop: more micro-batches of this logical batch follow
@@ -227,7 +227,7 @@ class DPOptimWrapper(SteppingOptimWrapper):
 
         return gradient_alone(self._model, self.engine, part, loss)
 
-    def _taken(self) -> tuple[list[Tensor], Rows]:
+    def _taken(self) -> tuple[list[Tensor], Samples]:
         """The losses and rows of the last forward, which the head then forgets."""
         losses = rows = None
         if self._model is not None:
@@ -237,10 +237,10 @@ class DPOptimWrapper(SteppingOptimWrapper):
             raise PrivacyError('update_params was called without a training forward of the private head before it')
         return losses, rows
 
-    def _backward(self, losses: list[Tensor], rows: Rows, *collectors: Collector) -> None:
+    def _backward(self, losses: list[Tensor], rows: Samples, *collectors: Collector) -> None:
         self.engine.backward(self._scaled(losses, rows), *collectors)
 
-    def _scaled(self, losses: list[Tensor], rows: Rows) -> list[Tensor]:
+    def _scaled(self, losses: list[Tensor], rows: Samples) -> list[Tensor]:
         weights = rows.weights or [1.0] * len(losses)
         return [loss.float() * (self.loss_scale * w) for loss, w in zip(losses, weights)]
 
@@ -266,7 +266,7 @@ class DPOptimWrapper(SteppingOptimWrapper):
         if not self.accumulating:
             self.finish_step(step_kwargs, zero_kwargs)
 
-    def _add(self, losses: list[Tensor], rows: Rows) -> None:
+    def _add(self, losses: list[Tensor], rows: Samples) -> None:
         """Adds the private rows' clipped sum, and the public rows' plain one, to those of the logical batch."""
         private = self.mechanism.collector(rows) if rows.num_records else None
         wanted = rows.public if self.public_weight else rows.public[:0]
@@ -288,9 +288,9 @@ class DPOptimWrapper(SteppingOptimWrapper):
             self.mechanism.add(private)
         if public is not None:
             self._public_sum = public.total
-            self._public_rows += len(wanted)
+            self._public_samples += len(wanted)
 
-    def _add_public(self, losses: list[Tensor], rows: Rows) -> None:
+    def _add_public(self, losses: list[Tensor], rows: Samples) -> None:
         """Adds the rows' gradients in a step on public rows alone: plain training, no row of which needs one of its own."""
         if rows.num_records:
             raise PrivacyError('a private record was drawn in a step on public rows alone')
@@ -298,7 +298,7 @@ class DPOptimWrapper(SteppingOptimWrapper):
         found = torch.autograd.grad(loss, self.trained, allow_unused=True)
         part = [torch.zeros_like(p, dtype=torch.float32) if g is None else g for p, g in zip(self.trained, found)]
         self._public_sum = _added(self._public_sum, [g.float() / self.loss_scale for g in part])
-        self._public_rows += len(rows.public)
+        self._public_samples += len(rows.public)
 
     def finish_step(self, step_kwargs: dict | None = None, zero_kwargs: dict | None = None) -> None:
         """Ends a logical batch: also right when it was empty."""
@@ -337,7 +337,7 @@ class DPOptimWrapper(SteppingOptimWrapper):
 
     def _public_mean(self) -> list[Tensor]:
         total = self._public_sum or [torch.zeros_like(p, dtype=torch.float32) for p in self.trained]
-        rows = torch.tensor(float(self._public_rows), device=total[0].device)
+        rows = torch.tensor(float(self._public_samples), device=total[0].device)
         for x in (*total, rows):
             all_reduce(x)
         return [x / rows.clamp_min(1) for x in total]

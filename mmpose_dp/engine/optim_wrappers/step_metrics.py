@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from mmpose_dp.privacy.records import Rows
+from mmpose_dp.privacy.records import Samples
 
 
 class StepMetrics:
@@ -17,7 +17,7 @@ class StepMetrics:
         self.exposed = False
         self._seen: dict[str, list[Tensor]] = {}
 
-    def note(self, losses: Tensor, rows: Rows, accuracies: dict[str, Tensor]) -> None:
+    def note(self, losses: Tensor, rows: Samples, accuracies: dict[str, Tensor]) -> None:
         """Takes the losses, (rows,), and other metrics by name, (rows,), of a micro-batch."""
         public = (rows.records < 0).to(losses.device)
         self._seen.setdefault('loss_public', []).append(losses[public])

@@ -19,7 +19,7 @@ from mmpose.registry import MODELS
 from torch import Tensor, nn
 
 from mmpose_dp.privacy.errors import PrivacyError
-from mmpose_dp.privacy.records import Rows
+from mmpose_dp.privacy.records import Samples
 
 _UNUSABLE = 'loss_unusable'  # of a row whose loss cannot be found
 
@@ -42,7 +42,7 @@ def _row(value: Any, row: int) -> Any:
     return _each(value, taken)
 
 
-def _finite_rows(outputs: Any) -> list[bool]:
+def _finite_samples(outputs: Any) -> list[bool]:
     """Of each row, whether all (rows, ...) tensors in nested tuples and lists are finite there; one wait for a GPU."""
     finite = [x.detach().reshape(len(x), -1).isfinite().all(1) for x in tensors_in(outputs)]
     return torch.stack(finite).all(0).tolist()
@@ -64,7 +64,7 @@ class FeatureMaskingHead:
     losses, and needs no flag that says which.
 
     Attributes:
-        rows: what each row of the last batch was (``mmpose_dp.privacy.Rows``).
+        rows: what each row of the last batch was (``mmpose_dp.privacy.Samples``).
         record_losses: the total loss of each row of the last batch, a scalar with a graph of its own down to the outputs.
         compute_acc: whether to keep each row's accuracies too; off, since nobody may see them (expose_private_metrics).
         record_accuracies: then, (rows,) by name.
@@ -75,7 +75,7 @@ class FeatureMaskingHead:
         self._no_batch_yet()
 
     def _no_batch_yet(self) -> None:
-        self.rows: Rows | None = None
+        self.rows: Samples | None = None
         self.record_losses: list[Tensor] | None = None
         self.compute_acc = False
         self.record_accuracies: dict[str, Tensor] = {}
@@ -96,15 +96,15 @@ class FeatureMaskingHead:
         """The parent's losses, each of shape (rows,); accuracies are left out.
 
         A data sample whose metainfo holds ``dp_record=None`` is a public row; rows of equal ``dp_record`` are one
-        record; without the field every row is a record of its own. ``dp_weight`` is Rows.weights'.
+        record; without the field every row is a record of its own. ``dp_weight`` is Samples.weights'.
         """
         outputs, config = self.forward(feats), dict(train_cfg or {}, compute_acc=self.compute_acc)
         each = []
         try:
             # looked at before the loss: on a GPU a loss that asserts ends the process, and no exception can be caught
-            for row, (sample, finite) in enumerate(zip(batch_data_samples, _finite_rows(outputs))):
+            for row, (sample, finite) in enumerate(zip(batch_data_samples, _finite_samples(outputs))):
                 self._outputs = _row(outputs, row)
-                each.append(self._loss_of_row(feats, sample, config) if finite else self._unusable())
+                each.append(self._loss_of_sample(feats, sample, config) if finite else self._unusable())
         finally:
             self._outputs = None
         names = next((one for one in each if _UNUSABLE not in one), each[0])
@@ -114,7 +114,7 @@ class FeatureMaskingHead:
         self.record_accuracies = {name: values for name, values in table.items() if name not in losses}
         keys = [sample.metainfo.get('dp_record', -1 - i) for i, sample in enumerate(batch_data_samples)]
         weights = [sample.metainfo.get('dp_weight', 1.0) for sample in batch_data_samples]
-        self.rows = Rows.from_keys(keys, () if set(weights) == {1.0} else weights)
+        self.rows = Samples.from_keys(keys, () if set(weights) == {1.0} else weights)
         self.record_losses = [torch.stack([one[name].reshape(()) for name in losses]).sum() for one in each]
         return losses
 
@@ -122,7 +122,7 @@ class FeatureMaskingHead:
         """The loss of a row that contributes nothing: its gradient is not finite."""
         return {_UNUSABLE: torch.nan * tensors_in(self._outputs)[0].sum()}
 
-    def _loss_of_row(self, feats: Any, sample: Any, config: dict) -> dict:
+    def _loss_of_sample(self, feats: Any, sample: Any, config: dict) -> dict:
         """The parent's losses of one row; NaN where the values of that row are what the parent raises for.
 
         Nothing that a private row holds may end a training. What is wrong with the form of outputs or labels, which all rows

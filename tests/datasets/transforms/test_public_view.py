@@ -42,13 +42,13 @@ def people(request):
 
 def views(people, **view):
     dataset = PublicPrivateDataset(people, public_view=dict(type='PublicView', **view))
-    return dataset, [dataset[i][0]['results'] for i in dataset.public_rows]
+    return dataset, [dataset[i][0]['results'] for i in dataset.public_samples]
 
 
 @pytest.mark.parametrize('mode', MODES)
 def test_one_view_a_record_however_often_it_is_drawn(people, mode):
     dataset, seen = views(people, mode=mode)
-    for row, result in zip(list(dataset.public_rows)[:5], seen):
+    for row, result in zip(list(dataset.public_samples)[:5], seen):
         assert np.array_equal(dataset[row][0]['results']['img'], result['img'])
 
 
@@ -212,7 +212,7 @@ def test_a_picture_that_is_one_record_has_one_view(people, unit, tmp_path):
     (tmp_path / 'subjects.json').write_text(json.dumps(names))
     told = dict(privacy_unit=unit, subjects=str(tmp_path / 'subjects.json') if unit == 'subject' else None)
     dataset = PublicPrivateDataset(settings, public_view=dict(type='PublicView'), **told)
-    results = [dataset[i][0]['results'] for i in dataset.public_rows]
+    results = [dataset[i][0]['results'] for i in dataset.public_samples]
     for path in {r['img_path'] for r in results}:
         together = [r for r in results if r['img_path'] == path]
         largest = max(float(max(r['bbox_scale'][0])) for r in together)

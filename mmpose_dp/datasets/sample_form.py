@@ -1,6 +1,6 @@
 """The form that every row of a data set has, and which row differs from it.
 
-Rows of a batch are stacked, so a row of another form would end the training for all, and one that is not finite can end the
+Samples of a batch are stacked, so a row of another form would end the training for all, and one that is not finite can end the
 process on a GPU. Must not look at more of a row than its form and whether it is finite.
 """
 
