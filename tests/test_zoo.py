@@ -1,5 +1,6 @@
 """MMPose's configs, made private: the clipped sum is that of plain MMPose looped over single records."""
 
+import copy
 import os
 from pathlib import Path
 
@@ -136,7 +137,9 @@ def gaps(name, dtype, data, steps):
     model = calm(build(cfg, private=True)).float()
     model.train()
     params = [p for p in model.parameters() if p.requires_grad]
-    wrapper = DPOptimWrapper(SGD(params, lr=1e-4), 1.0, noise_multiplier=0.1, expected_batch_size=4, amp_dtype=dtype)
+    # no noise, which would take a third of the time: the weights move by the clipped gradients
+    wrapper = DPOptimWrapper(SGD(params, lr=1e-2), 1.0, noise_multiplier=0.0, expected_batch_size=4, amp_dtype=dtype)
+    batches = [in_float32(records(cfg, data, 4, seed)) for seed in range(min(steps, 8))]
     found, whole = [], ReplayCheck.gap
 
     def noted(check, rounding=0.0):
@@ -145,14 +148,18 @@ def gaps(name, dtype, data, steps):
 
     ReplayCheck.gap = noted
     try:
-        for _ in range(steps):
-            batch = records(cfg, data, 4)
-            for sample in batch['data_samples']:
-                for part in (sample.gt_instance_labels, sample.get('gt_fields')):
-                    for key, value in part.items() if part is not None else ():
-                        if torch.is_tensor(value) and value.is_floating_point():
-                            part.set_field(value.float(), key)
-            take(model, batch, wrapper)
+        for step in range(steps):
+            take(model, copy.deepcopy(batches[step % len(batches)]), wrapper)
     finally:
         ReplayCheck.gap = whole
     return found
+
+
+def in_float32(batch):
+    """The batch with its targets in float32."""
+    for sample in batch['data_samples']:
+        for part in (sample.gt_instance_labels, sample.get('gt_fields')):
+            for key, value in part.items() if part is not None else ():
+                if torch.is_tensor(value) and value.is_floating_point():
+                    part.set_field(value.float(), key)
+    return batch

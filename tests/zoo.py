@@ -43,7 +43,7 @@ def _scale(node, scale) -> None:
             _scale(value, scale)
 
 
-def records(cfg: Config, mpii_root: Path, count: int) -> dict:
+def records(cfg: Config, mpii_root: Path, count: int, seed: int = 0) -> dict:
     """A collated batch of the first records, through the config's dataset class and training pipeline, in float64."""
     dataset = copy.deepcopy(cfg.train_dataloader.dataset)
     dataset.data_root = str(mpii_root)
@@ -53,7 +53,7 @@ def records(cfg: Config, mpii_root: Path, count: int) -> dict:
         cls = DATASETS.get(dataset.type)
         ann_file = _coco_style(mpii_root, cls.__name__, parse_pose_metainfo(cls.METAINFO)['num_keypoints'])
         dataset.update(ann_file=ann_file, data_prefix=dict(img='images/'))
-    set_random_seed(0)  # of the augmentations
+    set_random_seed(seed)  # of the augmentations
     data = pseudo_collate([DATASETS.build(dataset)[i] for i in range(count)])
     for sample in data['data_samples']:
         for element in (sample.gt_instance_labels, sample.get('gt_fields')):
