@@ -29,7 +29,7 @@ def _prepared(model: nn.Module) -> nn.Module:
 def _losses(model: nn.Module, batch: dict) -> torch.Tensor:
     inner = model._module
     model(**inner.data_preprocessor(batch, True), mode='loss')
-    return torch.stack(inner.head.record_losses)
+    return torch.stack(inner.head.take().losses)
 
 
 def hooks(model: nn.Module, batch: dict, micro_batches: int) -> Callable[[], Any]:

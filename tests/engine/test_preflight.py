@@ -51,7 +51,7 @@ def test_a_right_training_passes_and_nothing_is_kept(runner):
     assert runner.train_dataloader.dataset.random is secret and torch.equal(draws, torch.get_rng_state())
     assert not runner.model.training and sorted(Path(runner.work_dir).rglob('*')) == files
     assert not any(metric.results for metric in runner.val_loop.evaluator.metrics)
-    assert runner.model.head.record_losses is None
+    assert runner.model.head._last is None
 
 
 def test_the_model_sees_nothing_of_a_private_record(runner):

@@ -35,7 +35,7 @@ def tolerance(dtype: torch.dtype, device: torch.device) -> float:
 
     Args:
         dtype: of the forward, the lower of the parameters' and mixed precision's.
-        device: where it runs; convolutions on a GPU are in TF32 unless PyTorch is told otherwise.
+        device: where it runs; convolutions on a GPU are in TF32 unless PyTorch is set otherwise.
     """
     limit = _LIMITS.get(dtype, _LIMITS[torch.float32])
     if device.type == 'cuda' and torch.backends.cudnn.allow_tf32:
@@ -53,7 +53,7 @@ class RandomTape(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self._tape: list[tuple[Any, Tensor]] = []
-        self._rows: Sequence[int] | None = None  # None: recording
+        self._samples: Sequence[int] | None = None  # None: recording
         self._position = self._total = 0
         self.fault = ''
 
@@ -62,15 +62,15 @@ class RandomTape(TorchDispatchMode):
         """Whether the record took no random number."""
         return not self._tape
 
-    def play(self, rows: Sequence[int], total: int) -> 'RandomTape':
-        """From now on the given rows, of ``total``, get what was recorded."""
-        self._rows, self._total, self._position = rows, total, 0
+    def play(self, samples: Sequence[int], total: int) -> 'RandomTape':
+        """From now on the given samples, of ``total``, get what was recorded."""
+        self._samples, self._total, self._position = samples, total, 0
         return self
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Calls an operation; one that makes random numbers is recorded, or its rows are overwritten."""
+        """Calls an operation; one that makes random numbers is recorded, or its samples are overwritten."""
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
         if torch.Tag.nondeterministic_seeded not in func.tags:
@@ -81,7 +81,7 @@ class RandomTape(TorchDispatchMode):
         elif name in _GENERATORS:
             self._pass(func, result)
         elif _is_random(func, args, kwargs):
-            self.fault = f'{name} draws random numbers inside: switch its dropout off'
+            self.fault = f'{name} makes random numbers inside: switch its dropout off'
         return result
 
     def _dropout(self, func: Any, args: tuple[Any, ...], result: tuple[Tensor, Tensor]) -> None:
@@ -92,8 +92,8 @@ class RandomTape(TorchDispatchMode):
                 output.copy_(values * mask / (1 - probability))
 
     def _pass(self, func: Any, numbers: Tensor) -> bool:
-        """Records the numbers, or writes what was recorded over those of the rows; whether it wrote."""
-        if self._rows is None:
+        """Records the numbers, or writes what was recorded over those of the samples; whether it wrote."""
+        if self._samples is None:
             self._tape.append((func, numbers.clone()))
             return False
         if self._position == len(self._tape) or self._tape[self._position][0] is not func:
@@ -101,14 +101,14 @@ class RandomTape(TorchDispatchMode):
             return False
         alone = self._tape[self._position][1]
         self._position += 1
-        if not _write_rows(numbers, alone, self._rows, self._total):
-            self.fault = self.fault or f'{func} draws random numbers whose shape does not follow the rows'
+        if not _write_samples(numbers, alone, self._samples, self._total):
+            self.fault = self.fault or f'{func} makes random numbers whose shape does not follow the samples'
             return False
         return True
 
 
 def _is_random(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    """False for an operation that could drop something, and is told not to."""
+    """False for an operation that could drop something, and is set not to."""
     names = [argument.name for argument in func._schema.arguments]
     given = {**dict(zip(names, args)), **kwargs}
     probability = next((given[name] for name in ('dropout_p', 'p', 'dropout') if name in given), None)
@@ -117,18 +117,18 @@ def _is_random(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool
     return probability is None or float(probability) > 0
 
 
-def _write_rows(numbers: Tensor, alone: Tensor, rows: Sequence[int], total: int) -> bool:
-    """Writes (len(rows) * merged, ...) into the rows of (total * merged, ...), on whichever dimension has the rows."""
-    if numbers.shape == alone.shape:  # the record is all there is, or all rows share the numbers
+def _write_samples(numbers: Tensor, alone: Tensor, samples: Sequence[int], total: int) -> bool:
+    """Writes (len(samples) * merged, ...) into the samples of (total * merged, ...), on whichever dimension has the samples."""
+    if numbers.shape == alone.shape:  # the record is all there is, or all samples share the numbers
         numbers.copy_(alone)
         return True
     differ = [d for d in range(numbers.dim()) if alone.dim() == numbers.dim() and numbers.shape[d] != alone.shape[d]]
-    if len(differ) != 1 or numbers.shape[differ[0]] * len(rows) != alone.shape[differ[0]] * total:
+    if len(differ) != 1 or numbers.shape[differ[0]] * len(samples) != alone.shape[differ[0]] * total:
         return False
     axis = differ[0]
-    merged = alone.shape[axis] // len(rows)
-    for place, row in enumerate(rows):
-        numbers.narrow(axis, row * merged, merged).copy_(alone.narrow(axis, place * merged, merged))
+    merged = alone.shape[axis] // len(samples)
+    for place, sample in enumerate(samples):
+        numbers.narrow(axis, sample * merged, merged).copy_(alone.narrow(axis, place * merged, merged))
     return True
 
 
@@ -154,22 +154,22 @@ class ReplayCheck:
 
     Args:
         alone: the gradient of the record's loss alone, one per parameter or None for zero.
-        rows: the record's rows in the batch.
+        samples: the record's samples in the batch.
         scale: the length, in units of the losses as they are scaled, to which clipping brings a long gradient: C, or less where
             short gradients are lengthened (automatic clipping).
     """
 
-    def __init__(self, alone: Sequence[Halved | None], rows: Sequence[int], scale: float) -> None:
+    def __init__(self, alone: Sequence[Halved | None], samples: Sequence[int], scale: float) -> None:
         self._alone = {i: x for i, x in enumerate(alone) if x is not None}
-        self._rows, self._floor = rows, _SHORT * scale
+        self._samples, self._floor = samples, _SHORT * scale
         self._norms: dict[
             int, list[Tensor]
-        ] = {}  # by parameter: among others, alone, apart, by row; read once at the end
+        ] = {}  # by parameter: among others, alone, apart, by sample; read once at the end
         self._squares: dict[int, list[float]] = {}
 
     def add(self, block: Block) -> None:
         """See Collector.add. Reads nothing from the device."""
-        for index, grads in zip(block.indices, block.per_sample(self._rows)):
+        for index, grads in zip(block.indices, block.per_sample(self._samples)):
             among, halved = grads.sum(0), self._alone.pop(index, None)
             alone = torch.zeros_like(among) if halved is None else halved.float()
             self._norms[index] = [torch.linalg.vector_norm(x) for x in (among, alone, among - alone, grads)]
@@ -183,7 +183,7 @@ class ReplayCheck:
         """The distance of the two gradients, relative to the longer one; 0 where neither is finite, infinity where one is not.
 
         Args:
-            rounding: the relative rounding of a row's gradient, which is taken off the distance: where the rows of a record
+            rounding: the relative rounding of a sample's gradient, which is taken off the distance: where the samples of a record
                 all but cancel (a residual on a flat picture), nothing else is left.
         """
         for index, halved in self._alone.items():  # no block had these: the gradient among others is zero
@@ -193,18 +193,18 @@ class ReplayCheck:
         if self._norms:
             table = torch.stack([torch.stack(norms) for norms in self._norms.values()]).tolist()
             self._squares = {index: [x * x for x in norms] for index, norms in zip(self._norms, table)}
-        among, lone, apart, by_row = self._sums()
+        among, lone, apart, by_sample = self._sums()
         finite = [math.isfinite(x) for x in (among, lone)]
         if not all(finite):
             return float('inf') if any(finite) else 0.0
         longer = max(among, lone, self._floor**2) ** 0.5
-        return max(apart**0.5 - rounding * by_row**0.5, 0.0) / longer
+        return max(apart**0.5 - rounding * by_sample**0.5, 0.0) / longer
 
     def _sums(self) -> tuple[float, float, float, float]:
         """The squares of the four lengths over all parameters."""
         columns = [*zip(*self._squares.values())] or [()] * 4
-        among, lone, apart, by_row = (float(sum(column)) for column in columns)
-        return among, lone, apart, by_row
+        among, lone, apart, by_sample = (float(sum(column)) for column in columns)
+        return among, lone, apart, by_sample
 
     def worst(self) -> int | None:
         """The parameter, by number, in which the two are farthest apart; known after ``gap``."""
@@ -212,7 +212,7 @@ class ReplayCheck:
 
 
 def first_difference(
-    model: nn.Module, alone: Callable[[], object], among: Callable[[], object], rows: Sequence[int], limit: float
+    model: nn.Module, alone: Callable[[], object], among: Callable[[], object], samples: Sequence[int], limit: float
 ) -> str | None:
     """The first module whose output for the record is not the same alone and among others, by name; None if none is found.
 
@@ -220,7 +220,7 @@ def first_difference(
         model: its modules without children are watched.
         alone: runs the forward on the record alone.
         among: runs it on the batch.
-        rows: the record's rows in the batch.
+        samples: the record's samples in the batch.
         limit: the relative difference that counts.
     """
     with _watched(model, lambda output, call: output.clone()) as seen_alone:
@@ -228,7 +228,7 @@ def first_difference(
 
     def of_record(output: Tensor, call: int) -> Tensor | None:
         want = seen_alone[call][1] if call < len(seen_alone) else None
-        return None if want is None else _rows_like(output, rows, want)
+        return None if want is None else _samples_like(output, samples, want)
 
     with _watched(model, of_record) as seen_among:
         among()
@@ -265,11 +265,11 @@ def _watched(model: nn.Module, kept: Callable[[Tensor, int], Tensor | None]) -> 
             handle.remove()
 
 
-def _rows_like(output: Tensor, rows: Sequence[int], want: Tensor) -> Tensor | None:
-    """The rows of a batch's output that belong to the record, by the shape that the same call had alone."""
-    if want.shape[1:] != output.shape[1:] or len(want) % len(rows):
+def _samples_like(output: Tensor, samples: Sequence[int], want: Tensor) -> Tensor | None:
+    """The samples of a batch's output that belong to the record, by the shape that the same call had alone."""
+    if want.shape[1:] != output.shape[1:] or len(want) % len(samples):
         return None
-    merged = len(want) // len(rows)
-    if any((row + 1) * merged > len(output) for row in rows):
+    merged = len(want) // len(samples)
+    if any((sample + 1) * merged > len(output) for sample in samples):
         return None
-    return torch.cat([output[row * merged : (row + 1) * merged] for row in rows]).clone()
+    return torch.cat([output[sample * merged : (sample + 1) * merged] for sample in samples]).clone()

@@ -40,6 +40,11 @@ class Replay:
         self._random = random
         self.forget()
 
+    def expect(self, record: int | None) -> None:
+        """The chosen record is in the next micro-batch, or, for None, in another one."""
+        self.here = record is not None
+        self.chosen = record if self.here else self.chosen
+
     def forget(self) -> None:
         """Begins a logical batch."""
         self.chosen: int | None = None
@@ -47,7 +52,7 @@ class Replay:
         self.fault = ''
         self._done = self._running = self._began = False
         self._alone: list[Halved | None] | None = None
-        self._rows: Sequence[int] = ()
+        self._indices: Sequence[int] = ()
         self._tape = RandomTape()
         self._batches: tuple[dict, dict] | None = None  # the record's, and the one that it is in
 
@@ -78,11 +83,11 @@ class Replay:
             return
         if not isinstance(batch, dict) or {type(batch.get(key)) for key in ('inputs', 'data_samples')} != {list}:
             raise PrivacyError(f'model.data_preprocessor got {type(batch).__name__}: {_BATCH}')
-        rows = self._samples_of_chosen(batch)
-        if not rows:
+        indices = self._samples_of_chosen(batch)
+        if not indices:
             return
-        part = {key: [values[row] for row in rows] for key, values in batch.items()}
-        self._batches, self._rows, tape = (part, batch), rows, RandomTape()
+        part = {key: [values[index] for index in indices] for key, values in batch.items()}
+        self._batches, self._indices, tape = (part, batch), indices, RandomTape()
         states = random.getstate(), np.random.get_state()
         self._running = True
         try:
@@ -99,31 +104,31 @@ class Replay:
             np.random.set_state(states[1])
         self._tape = tape
         if not tape.is_empty:
-            stack.enter_context(tape.play(rows, len(batch['inputs'])))
+            stack.enter_context(tape.play(indices, len(batch['inputs'])))
 
     def _samples_of_chosen(self, batch: dict) -> list[int]:
-        """The places of the chosen record's rows in a batch; none if it is not in it."""
-        keys = [sample.metainfo.get('dp_record', -1 - row) for row, sample in enumerate(batch['data_samples'])]
+        """The places of the chosen record's samples in a batch; none if it is not in it."""
+        keys = [sample.metainfo.get('dp_record', -1 - index) for index, sample in enumerate(batch['data_samples'])]
         private = sorted({key for key in keys if key is not None})
         if not private or not self.here:
             return []
         if self.chosen not in private:
             self.chosen = private[int(self._random.choice(len(private), 1)[0])]
-        return [row for row, key in enumerate(keys) if key == self.chosen]
+        return [index for index, key in enumerate(keys) if key == self.chosen]
 
-    def check_for(self, rows: Samples, scale: float) -> ReplayCheck | None:
+    def check_for(self, samples: Samples, scale: float) -> ReplayCheck | None:
         """What is to see the gradients of the batch that the last forward was on; None where the chosen record is not in it.
 
-        Raises PrivacyError where private rows came by another way than the data preprocessor.
+        Raises PrivacyError where private samples came by another way than the data preprocessor.
         """
-        if rows.num_records and not self._began:
+        if samples.num_records and not self._began:
             raise PrivacyError(
                 'train_step did not call self.data_preprocessor inside optim_wrapper.optim_context, so that no record can be '
                 'replayed alone: write it as mmengine.model.BaseModel.train_step'
             )
         if self._alone is None or self._done:
             return None
-        return ReplayCheck(self._alone, self._rows, scale)
+        return ReplayCheck(self._alone, self._indices, scale)
 
     def judge(self, check: ReplayCheck, dtype: torch.dtype, names: Sequence[str], model: nn.Module) -> None:
         """Sets ``fault`` if the two gradients are farther apart than rounding explains."""
@@ -158,16 +163,16 @@ class Replay:
                 run(part)
 
         def among() -> None:
-            with tape.play(self._rows, len(batch['inputs'])):
+            with tape.play(self._indices, len(batch['inputs'])):
                 run(batch)
 
         self._running = True
         try:
             with torch.no_grad():
                 inputs = [model.data_preprocessor(copy.deepcopy(data), True)['inputs'] for data in (part, batch)]
-                if not torch.allclose(inputs[0], inputs[1][list(self._rows)], rtol=limit, atol=1e-5, equal_nan=True):
+                if not torch.allclose(inputs[0], inputs[1][list(self._indices)], rtol=limit, atol=1e-5, equal_nan=True):
                     return 'the data_preprocessor'
-                return first_difference(model, alone, among, self._rows, limit)
+                return first_difference(model, alone, among, self._indices, limit)
         except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError):
             return None
         finally:
@@ -180,7 +185,7 @@ def gradient_alone(model: nn.Module, engine: Engine, part: dict, loss_of: Callab
     Args:
         model: the pose estimator.
         engine: whose capture is switched off meanwhile.
-        part: the record's collated rows.
+        part: the record's collated samples.
         loss_of: the loss of the last forward, weighted and scaled as among other records.
     """
     with engine.paused():

@@ -1,6 +1,6 @@
 """The train loop of private training: one iteration is one logical step, whatever micro-batches it takes.
 
-It handles empty draws, the public-only epochs and resuming inside an epoch. Must not show a private batch, or a loss computed
+It handles empty batches, the public-only epochs and resuming inside an epoch. Must not show a private batch, or a loss computed
 from one, to any hook.
 """
 
@@ -32,8 +32,8 @@ class PrivateTrainLoop(EpochBasedTrainLoop):
         runner: the runner.
         dataloader: ``train_dataloader`` with ``batch_sampler.type='PoissonBatchSampler'``.
         max_epochs: all epochs, public-only ones included.
-        public_epochs: the first so many epochs train on the public half alone: no noise, and no privacy is spent beyond
-            what calling it public already gave away. "Public views first, private images second." BatchNorm learns its
+        public_epochs: the first so many epochs train on public samples alone: no noise, and no privacy is spent beyond
+            what calling them public already published. "Public views first, private images second." BatchNorm learns its
             statistics in them, as in plain training, and keeps them afterwards.
         val_begin, val_interval, dynamic_intervals: as in mmengine.
         others: ``by_epoch=True`` is taken; any other key of mmengine's own loops is refused by name.
@@ -69,20 +69,20 @@ class PrivateTrainLoop(EpochBasedTrainLoop):
         self.watch = Watch(self.dataloader)
 
     def _checked_sampler(self, public_epochs: int) -> PoissonBatchSampler:
-        """The batch sampler. Raises PrivacyError for a loader whose batches are not its draws."""
+        """The batch sampler. Raises PrivacyError for a loader whose batches are not what it sampled."""
         sampler = self.dataloader.batch_sampler
         if not isinstance(sampler, PoissonBatchSampler) or self.dataloader.collate_fn.func is not collate_samples:
             raise PrivacyError(
                 'train_dataloader.batch_sampler must be dict(type="PoissonBatchSampler", expected_batch_size=...): the '
-                'accountant relies on its draw'
+                'accountant relies on what it samples'
             )
         if not getattr(self.dataloader, 'in_order', True):
             raise PrivacyError(
-                'train_dataloader.in_order=False would put micro-batches of several draws into one step: take it out'
+                'train_dataloader.in_order=False would put micro-batches of several steps into one: take it out'
             )
         if public_epochs and not sampler.public_batch_size:
             raise PrivacyError(
-                'train_cfg.public_epochs needs a public half: set train_dataloader.batch_sampler.public_batch_size and '
+                'train_cfg.public_epochs needs public samples: set train_dataloader.batch_sampler.public_batch_size and '
                 'train_dataloader.dataset.public_view (or public)'
             )
         return sampler
@@ -175,10 +175,8 @@ class PrivateTrainLoop(EpochBasedTrainLoop):
             if self.stop_training:
                 return
             self._steps_before = wrapper.ledger.run_steps
-        wrapper.accumulating = not step.is_last
-        wrapper.replay.here = step.replayed is not None
-        if step.replayed is not None:
-            wrapper.replay.chosen = self.dataloader.dataset.record_of(step.replayed)
+        replayed = None if step.replayed is None else self.dataloader.dataset.record_of(step.replayed)
+        wrapper.begin_micro_batch(step.is_last, replayed)
         if batch['inputs']:
             self._train_on(wrapper, batch, step.is_last)
         elif step.is_last:

@@ -1,4 +1,4 @@
-"""What ``train_cfg`` and the data loaders may be told, and how they say no. Must not draw or train anything."""
+"""What ``train_cfg`` and the data loaders may hold; anything else is refused by name. Must not sample or train anything."""
 
 from typing import Any
 
@@ -61,14 +61,14 @@ def train_loader(settings: dict) -> dict:
     kind = resolved(FUNCTIONS, collate.get('type') if isinstance(collate, dict) else collate)
     if collate is not None and kind not in (pseudo_collate, default_collate, collate_samples):
         raise PrivacyError(
-            'train_dataloader.collate_fn: private training joins rows itself, since each must keep its record. Take it out'
+            'train_dataloader.collate_fn: private training joins samples itself, since each must keep its record. Take it out'
         )
     sampler = settings.get('sampler')
     if isinstance(sampler, dict):
         named = resolved(DATA_SAMPLERS, sampler.get('type'))
         if named not in (DefaultSampler, InfiniteSampler):
             raise PrivacyError(
-                f'train_dataloader.sampler.type={sampler.get("type")!r} would not be followed: every record is drawn by '
+                f'train_dataloader.sampler.type={sampler.get("type")!r} would not be followed: every record is sampled by '
                 "itself, by batch_sampler. Write sampler=dict(type='DefaultSampler', shuffle=True)"
             )
     if settings.get('num_batch_per_epoch') is not None:

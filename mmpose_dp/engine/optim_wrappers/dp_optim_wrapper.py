@@ -20,12 +20,12 @@ from mmpose_dp.extras.schedule import Schedule
 from mmpose_dp.gradients.blocks import PerSampleGradients, SampleSum
 from mmpose_dp.gradients.engine import Engine
 from mmpose_dp.models import has_batch_statistics
+from mmpose_dp.models.heads.private_head import SampleLosses
 from mmpose_dp.privacy.errors import OneRecordAtATime, PrivacyError
 from mmpose_dp.privacy.ledger import Ledger
 from mmpose_dp.privacy.noise import RandomSource
 from mmpose_dp.privacy.plan import PrivacyPlan
 from mmpose_dp.privacy.projection import Projector
-from mmpose_dp.privacy.records import Collector, Samples
 
 from ..checks.fingerprint import Fingerprint
 from ..checks.replay import Halved
@@ -39,9 +39,9 @@ from .validation import build_mechanism, check_settings, from_settings, private_
 class DPOptimWrapper(SteppingOptimWrapper):
     """DP-SGD, Projected DP-SGD, Feature DP and their hybrid as an mmengine optimizer wrapper.
 
-    One logical step adds up the clipped gradients of the private rows, adds N(0, (noise_multiplier * max_grad_norm)^2)
+    One logical step adds up the clipped gradients of the private records, adds N(0, (noise_multiplier * max_grad_norm)^2)
     and divides by ``expected_batch_size`` (Abadi et al. 2016); with a projector the k coordinates take the place of the
-    p gradient entries; ``public_weight`` times the mean gradient of the public rows is added.
+    p gradient entries; ``public_weight`` times the mean gradient of the public samples is added.
 
     Args:
         optimizer: any torch optimizer; it gets the private gradient in ``param.grad``.
@@ -49,7 +49,7 @@ class DPOptimWrapper(SteppingOptimWrapper):
         noise_multiplier: sigma, in units of C. None: PrivacyBudgetHook calibrates it.
         expected_batch_size: B, what the sum is divided by. None: taken from the plan.
         projector: None, or the arguments of :class:`mmpose_dp.privacy.Projector`.
-        public_weight: w, the weight of the public gradient. 0 ignores public rows.
+        public_weight: w, the weight of the public gradient. 0 ignores public samples.
         clipping: 'flat' (to C), 'automatic' (every record weighs about C: Bu et al. 2023), 'adaptive' (C begins at
             ``max_grad_norm`` and moves to where half of the records are clipped: Andrew et al. 2021) or 'per-parameter' (each of
             P parameters to C / sqrt(P); not with ``project-then-clip``, which clips coordinates).
@@ -125,7 +125,7 @@ class DPOptimWrapper(SteppingOptimWrapper):
         """Drops the logical batch, also an unfinished one that an interruption left: a record counts once in a sum."""
         self.mechanism.forget()
         self._public_sum: list[Tensor] | None = None
-        self._public_samples = 0
+        self._public_count = 0
         self._metrics.take()
         self.replay.forget()
         self.accumulating = False  # set by PrivateTrainLoop: more micro-batches of this logical batch follow
@@ -164,7 +164,7 @@ class DPOptimWrapper(SteppingOptimWrapper):
     def prepare(self, model: nn.Module, expose_private_metrics: bool = False) -> None:
         """Finds the private head and builds the per-sample engine. Raises PrivacyError on a model it cannot serve.
 
-        With ``expose_private_metrics`` losses and accuracies of private rows are released too, outside the guarantee.
+        With ``expose_private_metrics`` losses and accuracies of private samples are released too, outside the guarantee.
         """
         self._head = private_head(model)
         self._head.compute_acc = self._metrics.exposed = expose_private_metrics
@@ -206,81 +206,86 @@ class DPOptimWrapper(SteppingOptimWrapper):
                 yield
 
     def public_gradients(self, batch: dict) -> list[Tensor]:
-        """Per-sample gradients of a collated batch of public rows: (rows, *shape) float32, one tensor per parameter."""
+        """Per-sample gradients of a collated batch of public samples: (samples, *shape) float32, one tensor per parameter."""
         assert self._model is not None
         with self.optim_context(self._model):
             self._model(**self._model.data_preprocessor(batch, True), mode='loss')
-        losses, rows = self._taken()
-        if rows.num_records:
+        last = self._taken()
+        if last.samples.num_records:
             raise PrivacyError('a private record was offered as public')
-        gradients = PerSampleGradients(self.params, torch.arange(len(losses)), self.loss_scale)
-        self._backward(losses, rows, gradients)
+        gradients = PerSampleGradients(self.params, torch.arange(len(last.losses)), self.loss_scale)
+        self.engine.backward(self._scaled(last), gradients)
         return gradients.total
 
     def _gradient_alone(self, part: dict) -> list[Halved | None]:
         """The gradient of one record's scaled loss by plain autograd, without capture."""
         assert self._model is not None
 
-        def loss() -> Tensor:
-            losses, rows = self._taken()
-            return torch.stack(self._scaled(losses, rows)).sum()
+        return gradient_alone(self._model, self.engine, part, lambda: torch.stack(self._scaled(self._taken())).sum())
 
-        return gradient_alone(self._model, self.engine, part, loss)
-
-    def _taken(self) -> tuple[list[Tensor], Samples]:
-        """The losses and rows of the last forward, which the head then forgets."""
-        losses = rows = None
-        if self._model is not None:
-            losses, rows = self._head.record_losses, self._head.rows
-            self._head.record_losses = self._head.rows = None
-        if losses is None or rows is None:
+    def _taken(self) -> SampleLosses:
+        """What the last forward of the private head gave, once."""
+        if self._model is None:
             raise PrivacyError('update_params was called without a training forward of the private head before it')
-        return losses, rows
+        return self._head.take()
 
-    def _backward(self, losses: list[Tensor], rows: Samples, *collectors: Collector) -> None:
-        self.engine.backward(self._scaled(losses, rows), *collectors)
-
-    def _scaled(self, losses: list[Tensor], rows: Samples) -> list[Tensor]:
-        weights = rows.weights or [1.0] * len(losses)
-        return [loss.float() * (self.loss_scale * w) for loss, w in zip(losses, weights)]
+    def _scaled(self, last: SampleLosses) -> list[Tensor]:
+        """The losses that the backward starts from: times the loss scale and the samples' weights."""
+        weights = last.samples.weights or [1.0] * len(last.losses)
+        return [loss.float() * (self.loss_scale * weight) for loss, weight in zip(last.losses, weights)]
 
     # ---- the step --------------------------------------------------------------------------------------------------
+    def begin_micro_batch(self, is_last: bool, replayed: int | None) -> None:
+        """Says what the next forward is of; PrivateTrainLoop calls it.
+
+        Args:
+            is_last: whether it ends its logical batch.
+            replayed: the private record in it that is to be replayed alone; None if that one is in another micro-batch.
+        """
+        self.accumulating = not is_last
+        self.replay.expect(replayed)
+
     def update_params(self, loss: Tensor, step_kwargs: dict | None = None, zero_kwargs: dict | None = None) -> None:
-        """Adds one micro-batch to the logical batch and, unless ``accumulating``, ends the logical step."""
-        losses, rows = self._taken()
-        values = torch.stack(losses).detach().float()
+        """Adds one micro-batch to the logical batch and, unless ``accumulating``, ends the logical step.
+
+        The gradients come from the head's losses per sample. ``loss`` must be their mean: the model may add no loss of its own.
+        """
+        last = self._taken()
+        values = torch.stack(last.losses).detach().float()
         if not torch.isclose(loss.detach().float(), values.mean(), rtol=1e-2, equal_nan=True):
-            raise PrivacyError('the model adds a loss that is not made by its private head, one number a record')
+            raise PrivacyError('the model adds a loss that is not made by its private head, one number per sample')
         if self.public_only:
-            self._add_public(losses, rows)
+            self._add_public(last)
         else:
             try:
-                self._add(losses, rows)
+                self._add(last)
             except OneRecordAtATime:
                 raise
             except PrivacyError:
                 self.mechanism.count()  # that a record could end the training is a release too
                 self.forget_batch()
                 raise
-        self._metrics.note(values, rows, self._head.record_accuracies)
+        self._metrics.note(values, last.samples, last.accuracies)
         if not self.accumulating:
             self.finish_step(step_kwargs, zero_kwargs)
 
-    def _add(self, losses: list[Tensor], rows: Samples) -> None:
-        """Adds the private rows' clipped sum, and the public rows' plain one, to those of the logical batch."""
-        private = self.mechanism.collector(rows) if rows.num_records else None
-        wanted = rows.public if self.public_weight else rows.public[:0]
+    def _add(self, last: SampleLosses) -> None:
+        """Adds the private samples' clipped sum, and the public samples' plain one, to those of the logical batch."""
+        samples = last.samples
+        private = self.mechanism.collector(samples) if samples.num_records else None
+        wanted = samples.public if self.public_weight else samples.public[:0]
         # the last bits of such a public sum, which no noise hides, would tell how many others there are
         if private is not None and len(wanted):
             raise PrivacyError(
-                'a public row is in one forward with private ones: give model.train_step one half at a time'
+                'a public sample is in one forward with private ones: give model.train_step the private and the public ones apart'
             )
         # goes on with the sum so far: a second one would cost the memory of all parameters once more
         public = SampleSum(self.params, wanted, self.loss_scale, self._public_sum) if len(wanted) else None
-        check = self.replay.check_for(rows, self.mechanism.shortest * self.loss_scale)
-        self._backward(losses, rows, *(collector for collector in (private, public, check) if collector is not None))
-        if self.engine.one_at_a_time and rows.num_records + (len(rows.public) > 0) > 1:
-            raise OneRecordAtATime(f'{self.engine}: give model.train_step one record at a time, its rows together')
+        check = self.replay.check_for(samples, self.mechanism.shortest * self.loss_scale)
+        collectors = (collector for collector in (private, public, check) if collector is not None)
+        self.engine.backward(self._scaled(last), *collectors)
+        if self.engine.one_at_a_time and samples.num_records + (len(samples.public) > 0) > 1:
+            raise OneRecordAtATime(f'{self.engine}: give model.train_step one record at a time, its samples together')
         if check is not None:
             assert self._model is not None
             self.replay.judge(check, self.amp_dtype or self.params[0].dtype, self._param_names, self._model)
@@ -288,17 +293,17 @@ class DPOptimWrapper(SteppingOptimWrapper):
             self.mechanism.add(private)
         if public is not None:
             self._public_sum = public.total
-            self._public_samples += len(wanted)
+            self._public_count += len(wanted)
 
-    def _add_public(self, losses: list[Tensor], rows: Samples) -> None:
-        """Adds the rows' gradients in a step on public rows alone: plain training, no row of which needs one of its own."""
-        if rows.num_records:
-            raise PrivacyError('a private record was drawn in a step on public rows alone')
-        loss = torch.stack(losses).float().sum() * self.loss_scale
+    def _add_public(self, last: SampleLosses) -> None:
+        """Adds the samples' gradients in a step on public ones alone: plain training, no sample of which needs one of its own."""
+        if last.samples.num_records:
+            raise PrivacyError('a private record is in a step on public samples alone')
+        loss = torch.stack(last.losses).float().sum() * self.loss_scale
         found = torch.autograd.grad(loss, self.trained, allow_unused=True)
         part = [torch.zeros_like(p, dtype=torch.float32) if g is None else g for p, g in zip(self.trained, found)]
         self._public_sum = _added(self._public_sum, [g.float() / self.loss_scale for g in part])
-        self._public_samples += len(rows.public)
+        self._public_count += len(last.samples.public)
 
     def finish_step(self, step_kwargs: dict | None = None, zero_kwargs: dict | None = None) -> None:
         """Ends a logical batch: also right when it was empty."""
@@ -311,7 +316,7 @@ class DPOptimWrapper(SteppingOptimWrapper):
             gradient += weight * public
         for param, gradient in zip(self.trained, update):
             param.grad = gradient.to(param.dtype)
-        # an overflow is skipped as in AmpOptimWrapper. The noised update alone decides: a private row must not
+        # an overflow is skipped as in AmpOptimWrapper. The noised update alone decides: a private sample must not
         if all(bool(gradient.isfinite().all()) for gradient in update):
             if self.public_only:
                 self.public_step()
@@ -337,10 +342,10 @@ class DPOptimWrapper(SteppingOptimWrapper):
 
     def _public_mean(self) -> list[Tensor]:
         total = self._public_sum or [torch.zeros_like(p, dtype=torch.float32) for p in self.trained]
-        rows = torch.tensor(float(self._public_samples), device=total[0].device)
-        for x in (*total, rows):
+        count = torch.tensor(float(self._public_count), device=total[0].device)
+        for x in (*total, count):
             all_reduce(x)
-        return [x / rows.clamp_min(1) for x in total]
+        return [x / count.clamp_min(1) for x in total]
 
 
 def _added(total: list[Tensor] | None, part: list[Tensor]) -> list[Tensor]:

@@ -1,4 +1,4 @@
-"""What may be logged of a step. Must not let through a number of private rows unless the user asked for that."""
+"""What may be logged of a step. Must not let through a number of private samples unless the user asked for that."""
 
 import torch
 from torch import Tensor
@@ -10,16 +10,16 @@ class StepMetrics:
     """Gathers the metrics of one logical step over its micro-batches.
 
     Attributes:
-        exposed: whether those of private rows are let through, outside the guarantee.
+        exposed: whether those of private samples are let through, outside the guarantee.
     """
 
     def __init__(self) -> None:
         self.exposed = False
         self._seen: dict[str, list[Tensor]] = {}
 
-    def note(self, losses: Tensor, rows: Samples, accuracies: dict[str, Tensor]) -> None:
-        """Takes the losses, (rows,), and other metrics by name, (rows,), of a micro-batch."""
-        public = (rows.records < 0).to(losses.device)
+    def note(self, losses: Tensor, samples: Samples, accuracies: dict[str, Tensor]) -> None:
+        """Takes the losses, (samples,), and other metrics by name, (samples,), of a micro-batch."""
+        public = (samples.records < 0).to(losses.device)
         self._seen.setdefault('loss_public', []).append(losses[public])
         if self.exposed:
             for name, values in {'loss': losses, **accuracies}.items():

@@ -1,7 +1,7 @@
 """What moves the parameters once a gradient may be seen, and what of it a checkpoint keeps.
 
-Plain training wants another optimizer than noised gradients do, so the steps on public rows alone may have their own. Must not
-see a gradient of private rows before it is noised.
+Plain training wants another optimizer than noised gradients do, so the steps on public samples alone may have their own. Must not
+see a gradient of private samples before it is noised.
 """
 
 from typing import Any
@@ -25,7 +25,7 @@ class SteppingOptimWrapper(OptimWrapper):
 
     Attributes:
         params: what private steps train.
-        public_optimizer: takes the steps on public rows alone; None: ``optimizer`` does.
+        public_optimizer: takes the steps on public samples alone; None: ``optimizer`` does.
         public_params: what it trains, ``params`` among them. Without noise nothing is gained by moving few.
         adaptive_norm: C, where it follows the votes of the records; None: it does not.
     """
@@ -38,7 +38,7 @@ class SteppingOptimWrapper(OptimWrapper):
 
     @property
     def public_only(self) -> bool:
-        """Whether the steps at hand are on public rows alone; PrivateTrainLoop sets it."""
+        """Whether the steps at hand are on public samples alone; PrivateTrainLoop sets it."""
         return self._public_only
 
     @public_only.setter

@@ -1,4 +1,4 @@
-"""What DPOptimWrapper may be told, which models it takes, and how it says no. Must not train anything."""
+"""What DPOptimWrapper and its model may be; anything else is refused by name. Must not train anything."""
 
 import warnings
 from collections.abc import Iterable

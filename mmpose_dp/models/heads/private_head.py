@@ -1,17 +1,17 @@
-"""Feature-masking heads: MMPose's top-down heads with one loss per row.
+"""Feature-masking heads: MMPose's top-down heads with one loss per sample.
 
 ``make_private`` swaps the class of a head that is built, so configs name MMPose's own head. A private head is its own class
-with one change, in ``loss``: the parent's loss is taken row by row, so that every loss
-is one number per sample, exactly as on a batch of that row alone, and a mask says which rows of the features are private
-records and which are public views; one forward serves them all. Parameters, state-dict keys and predictions are the
-parent's. Must not report anything computed from a private row except those losses.
+with one change, in ``loss``: the parent's loss is taken sample by sample. So every loss is one number per sample, exactly as on
+a batch of that sample alone, and a mask says which samples are private records and which are public views; one forward serves
+them all. Parameters, state-dict keys and predictions are the parent's. Must not report anything computed from a private sample
+except those losses.
 """
 
 import copy
 import warnings
 from collections.abc import Callable
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from mmpose.models import heads
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from mmpose_dp.privacy.errors import PrivacyError
 from mmpose_dp.privacy.records import Samples
 
-_UNUSABLE = 'loss_unusable'  # of a row whose loss cannot be found
+_UNUSABLE = 'loss_unusable'  # of a sample whose loss cannot be found
 
 
 def _each(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
@@ -31,19 +31,19 @@ def _each(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
     return type(value)(_each(item, change) for item in value) if isinstance(value, (tuple, list)) else value
 
 
-def _row(value: Any, row: int) -> Any:
-    """Row ``row`` of every (rows, ...) tensor in nested tuples and lists, as a batch of one, in float32 at least: in mixed
-    precision too, losses are no place for 8 bits, and NumPy has no bfloat16."""
+def _of_sample(value: Any, index: int) -> Any:
+    """Sample ``index`` of every (samples, ...) tensor in nested tuples and lists, as a batch of one, in float32 at least: in
+    mixed precision too, losses are no place for 8 bits, and NumPy has no bfloat16."""
 
     def taken(x: Tensor) -> Tensor:
-        one = x[row : row + 1]
+        one = x[index : index + 1]
         return one.float() if one.dtype in (torch.bfloat16, torch.float16) else one
 
     return _each(value, taken)
 
 
 def _finite_samples(outputs: Any) -> list[bool]:
-    """Of each row, whether all (rows, ...) tensors in nested tuples and lists are finite there; one wait for a GPU."""
+    """Of each sample, whether all (samples, ...) tensors in nested tuples and lists are finite there; one wait for a GPU."""
     finite = [x.detach().reshape(len(x), -1).isfinite().all(1) for x in tensors_in(outputs)]
     return torch.stack(finite).all(0).tolist()
 
@@ -56,18 +56,29 @@ def tensors_in(value: Any) -> list[Tensor]:
     return [x for part in parts for x in tensors_in(part)]
 
 
+class SampleLosses(NamedTuple):
+    """What one training forward of a private head gives to the optimizer wrapper.
+
+    Attributes:
+        samples: what each sample of the batch is.
+        losses: the total loss of each sample, a scalar with a graph of its own down to the outputs.
+        accuracies: (samples,) by name; empty unless ``compute_acc`` is set.
+    """
+
+    samples: Samples
+    losses: list[Tensor]
+    accuracies: dict[str, Tensor]
+
+
 class FeatureMaskingHead:
     """Mixin for MMPose heads whose ``loss`` calls ``self.forward(feats)`` and compares the result with the data samples.
 
-    The forward runs once on all rows; the parent's loss then runs once a row and is given that row's outputs. That is right
-    for losses that sum over the batch, average over it or normalise over it, for intermediate supervision and for several
+    The forward runs once on all samples; the parent's loss then runs once per sample and is given that sample's outputs. That is
+    right for losses that sum over the batch, average over it or normalise over it, for intermediate supervision and for several
     losses, and needs no flag that says which.
 
     Attributes:
-        rows: what each row of the last batch was (``mmpose_dp.privacy.Samples``).
-        record_losses: the total loss of each row of the last batch, a scalar with a graph of its own down to the outputs.
-        compute_acc: whether to keep each row's accuracies too; off, since nobody may see them (expose_private_metrics).
-        record_accuracies: then, (rows,) by name.
+        compute_acc: whether to keep each sample's accuracies too; off, since nobody may see them (expose_private_metrics).
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -75,35 +86,40 @@ class FeatureMaskingHead:
         self._no_batch_yet()
 
     def _no_batch_yet(self) -> None:
-        self.rows: Samples | None = None
-        self.record_losses: list[Tensor] | None = None
         self.compute_acc = False
-        self.record_accuracies: dict[str, Tensor] = {}
+        self._last: SampleLosses | None = None
         self._outputs: Any = None
-        self._asked = False  # whether the loss of the row at hand has called forward
+        self._asked = False  # whether the loss of the sample at hand has called forward
+
+    def take(self) -> SampleLosses:
+        """The losses of the last ``loss``, which the head then forgets. Raises PrivacyError where there was none."""
+        last, self._last = self._last, None
+        if last is None:
+            raise PrivacyError('update_params was called without a training forward of the private head before it')
+        return last
 
     def forward(self, feats: Any) -> Any:
-        """The parent's forward; inside ``loss``, what it gave for the row at hand."""
+        """The parent's forward; inside ``loss``, what it gave for the sample at hand."""
         self._asked = True
         return super().forward(feats) if self._outputs is None else self._outputs  # type: ignore[misc]
 
     def called_per_sample(self) -> list[nn.Module]:
-        """The loss modules: they see one row at a time, so what they learn (RLE's flow) needs one backward per sample."""
+        """The loss modules: they see one sample at a time, so what they learn (RLE's flow) needs one backward per sample."""
         named = self.named_modules()  # type: ignore[attr-defined]
         return [module for name, module in named if 'loss' in name.rpartition('.')[2]]
 
     def loss(self, feats: Any, batch_data_samples: list, train_cfg: dict | None = None) -> dict:
-        """The parent's losses, each of shape (rows,); accuracies are left out.
+        """The parent's losses, each of shape (samples,); accuracies are left out.
 
-        A data sample whose metainfo holds ``dp_record=None`` is a public row; rows of equal ``dp_record`` are one
-        record; without the field every row is a record of its own. ``dp_weight`` is Samples.weights'.
+        A data sample whose metainfo holds ``dp_record=None`` is public; samples of equal ``dp_record`` are one record; without
+        the field every sample is a record of its own. ``dp_weight`` is Samples.weights'.
         """
         outputs, config = self.forward(feats), dict(train_cfg or {}, compute_acc=self.compute_acc)
         each = []
         try:
             # looked at before the loss: on a GPU a loss that asserts ends the process, and no exception can be caught
-            for row, (sample, finite) in enumerate(zip(batch_data_samples, _finite_samples(outputs))):
-                self._outputs = _row(outputs, row)
+            for index, (sample, finite) in enumerate(zip(batch_data_samples, _finite_samples(outputs))):
+                self._outputs = _of_sample(outputs, index)
                 each.append(self._loss_of_sample(feats, sample, config) if finite else self._unusable())
         finally:
             self._outputs = None
@@ -111,23 +127,24 @@ class FeatureMaskingHead:
         each = [dict.fromkeys(names, one[_UNUSABLE]) if _UNUSABLE in one else one for one in each]
         table = {name: torch.stack([one[name].reshape(()) for one in each]) for name in names}
         losses = {name: values for name, values in table.items() if 'loss' in name}
-        self.record_accuracies = {name: values for name, values in table.items() if name not in losses}
+        accuracies = {name: values for name, values in table.items() if name not in losses}
         keys = [sample.metainfo.get('dp_record', -1 - i) for i, sample in enumerate(batch_data_samples)]
         weights = [sample.metainfo.get('dp_weight', 1.0) for sample in batch_data_samples]
-        self.rows = Samples.from_keys(keys, () if set(weights) == {1.0} else weights)
-        self.record_losses = [torch.stack([one[name].reshape(()) for name in losses]).sum() for one in each]
+        samples = Samples.from_keys(keys, () if set(weights) == {1.0} else weights)
+        totals = [torch.stack([one[name].reshape(()) for name in losses]).sum() for one in each]
+        self._last = SampleLosses(samples, totals, accuracies)
         return losses
 
     def _unusable(self) -> dict:
-        """The loss of a row that contributes nothing: its gradient is not finite."""
+        """The loss of a sample that contributes nothing: its gradient is not finite."""
         return {_UNUSABLE: torch.nan * tensors_in(self._outputs)[0].sum()}
 
     def _loss_of_sample(self, feats: Any, sample: Any, config: dict) -> dict:
-        """The parent's losses of one row; NaN where the values of that row are what the parent raises for.
+        """The parent's losses of one sample; NaN where the values of that sample are what the parent raises for.
 
-        Nothing that a private row holds may end a training. What is wrong with the form of outputs or labels, which all rows
-        have in common, is raised. A loss that never calls ``forward`` is computed from the features of all rows: the row
-        contributes nothing, unless the loss is a constant (the dry run before training refuses such a head).
+        Nothing that a private sample holds may end a training. What is wrong with the form of outputs or labels, which all
+        samples have in common, is raised. A loss that never calls ``forward`` is computed from the features of all samples: the
+        sample contributes nothing, unless the loss is a constant (the dry run before training refuses such a head).
         """
         self._asked = False
         try:
@@ -136,12 +153,12 @@ class FeatureMaskingHead:
         except Exception as error:
             if not self._works_on_plain_numbers(feats, sample, config):
                 raise
-            # without the error's text, which may show the row's values
-            warnings.warn(f'a row contributes nothing, since its loss raised {type(error).__name__}', stacklevel=1)
+            # without the error's text, which may show the sample's values
+            warnings.warn(f'a sample contributes nothing, since its loss raised {type(error).__name__}', stacklevel=1)
             return self._unusable()
 
     def _works_on_plain_numbers(self, feats: Any, sample: Any, config: dict) -> bool:
-        """Whether the parent finds losses where the row's outputs and labels are replaced by zeros, or by ones."""
+        """Whether the parent finds losses where the sample's outputs and labels are replaced by zeros, or by ones."""
         outputs, sample = self._outputs, copy.deepcopy(sample)
         try:
             for number in (0.0, 1.0):
@@ -213,7 +230,7 @@ KNOWN = (
 
 
 def check_head(head: Any) -> None:
-    """Raises PrivacyError for a head class that cannot have one loss per row: not MMPose's top-down heads, nor one like them."""
+    """Raises PrivacyError for a head class that cannot have one loss per sample: not MMPose's top-down heads, nor one like them."""
     name = getattr(head, '__name__', head)
     methods = isinstance(head, type) and all(hasattr(head, key) for key in ('loss', 'forward'))
     if not methods or head.forward is nn.Module.forward:
@@ -233,7 +250,7 @@ def check_head(head: Any) -> None:
 
 
 def make_private(head: nn.Module) -> FeatureMaskingHead:
-    """Gives a head one loss per row, by changing its class in place; a head that has them already stays as it is.
+    """Gives a head one loss per sample, by changing its class in place; a head that has them already stays as it is.
 
     The head is one of MMPose's top-down heads, of a class derived from one, or any module whose ``loss(feats,
     batch_data_samples, train_cfg)`` calls ``self.forward(feats)``. Its parameters, keys and predictions stay the same.

@@ -45,7 +45,7 @@ def test_each_loss_is_the_parents_on_a_batch_of_one(pair):
     for i in range(3):
         alone = plain.head.loss((feats[0][i : i + 1],), data['data_samples'][i : i + 1])['loss_kpt']
         torch.testing.assert_close(losses['loss_kpt'][i], alone, rtol=1e-4, atol=1e-7)
-    assert private.head.rows.records.tolist() == [0, -1, 1]
+    assert private.head.take().samples.records.tolist() == [0, -1, 1]
 
 
 def test_a_row_does_not_depend_on_the_others(pair):
@@ -266,7 +266,7 @@ def test_a_loss_that_never_calls_forward_contributes_nothing():
 
     head = make_private(Direct())
     head.loss(*drawn('HeatmapHead', 2))
-    assert not any(x.isfinite() for x in head.record_losses)
+    assert not any(x.isfinite() for x in head.take().losses)
 
 
 # ---- rows that a loss raises for ------------------------------------------------------------------------------------
@@ -285,7 +285,7 @@ def test_a_row_that_is_not_finite_contributes_nothing(name, number, spoiled):
     head = MODELS.build(dict(HEADS[name], type=f'Private{HEADS[name]["type"]}'))
     freeze_batch_norm(head)
     feats, samples = drawn(HEADS[name]['type'], 3)
-    before = [float(x) for x in head.loss(feats, samples) and head.record_losses]
+    before = [float(x) for x in head.loss(feats, samples) and head.take().losses]
     if spoiled == 'features':
         maps = feats[0]
         while not torch.is_tensor(maps):
@@ -296,7 +296,7 @@ def test_a_row_that_is_not_finite_contributes_nothing(name, number, spoiled):
         labels.keypoint_weights = labels.keypoint_weights * number
     losses = head.loss(feats, samples)
     assert all(value.shape == (3,) for value in losses.values())
-    after = [float(x) for x in head.record_losses]
+    after = [float(x) for x in head.take().losses]
     assert [after[0], after[2]] == [before[0], before[2]]
     assert not np.isfinite(after[1]) or after[1] == before[1]  # some losses leave labels' weights out
 
@@ -305,9 +305,9 @@ def test_a_label_out_of_range_contributes_nothing():
     head = MODELS.build(dict(HEADS['visibility'], type='PrivateVisPredictHead'))
     feats, samples = drawn('VisPredictHead', 3)
     samples[2].gt_instance_labels.keypoint_weights[0, 1] = 2.0  # MPII's files say what they like
-    with pytest.warns(UserWarning, match='a row contributes nothing, since its loss raised ValueError$'):
+    with pytest.warns(UserWarning, match='a sample contributes nothing, since its loss raised ValueError$'):
         head.loss(feats, samples)
-    assert [bool(x.isfinite()) for x in head.record_losses] == [True, True, False]
+    assert [bool(x.isfinite()) for x in head.take().losses] == [True, True, False]
 
 
 @pytest.mark.parametrize('name', ['mean', 'visibility'])
@@ -334,7 +334,7 @@ def test_losses_on_values_end_nothing():
     samples[0].gt_fields.heatmaps[0, 0, 0] = 5.0
     with pytest.warns(UserWarning, match='since its loss raised AssertionError$'):
         head.loss(feats, samples)
-    assert [bool(x.isfinite()) for x in head.record_losses] == [False, True, True]
+    assert [bool(x.isfinite()) for x in head.take().losses] == [False, True, True]
 
 
 def test_a_loss_never_sees_a_row_that_is_not_finite():
