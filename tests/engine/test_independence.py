@@ -19,6 +19,7 @@ from torch.optim import SGD
 from mmpose_dp.engine import DPOptimWrapper
 from mmpose_dp.engine.checks.fingerprint import Fingerprint
 from mmpose_dp.engine.checks.replay import Halved, ReplayCheck
+from mmpose_dp.engine.checks.replaying import Replay
 from mmpose_dp.gradients.blocks import StackBlock
 from mmpose_dp.models import freeze_batch_norm
 from mmpose_dp.privacy.errors import PrivacyError
@@ -150,7 +151,20 @@ class Dropping(Trunk):
         return h * keep + places.transpose(1, 2).reshape(h.shape) * h.new_empty(h.shape).bernoulli_(0.9)
 
 
-TRUNKS = (Trunk, GatedNorm, GradientNorm, Maximum, Memory, Routed, Observed, Written, Dropping)
+class Kinked(Trunk):
+    """Honest: rounding, which follows the size of the batch, decides about ReLUs at their kinks; in float64 there is none."""
+
+    def __init__(self):
+        super().__init__()
+        self.awake = True
+
+    def late(self, h):
+        level = h.detach().to(torch.promote_types(h.dtype, torch.float32)).mean((1, 2, 3), keepdim=True)
+        far = 1e3 * len(h)
+        return torch.where(level + far - far - level > 1e-6, h, 0.9 * h)
+
+
+TRUNKS = (Trunk, Kinked, GatedNorm, GradientNorm, Maximum, Memory, Routed, Observed, Written, Dropping)
 for _cls in (*TRUNKS, Standardised):
     MODELS.register_module(module=_cls, name=f'Independence{_cls.__name__}', force=True)
 
@@ -218,6 +232,35 @@ def test_mixing_that_begins_late_stops_before_a_release(trunk):
     wrapper._stood = None  # the gate is opened by hand here, by the optimizer in a training
     wrapper.replay.chosen = 1  # the one record that holds the maximum is the same alone and among others
     refused_step(model, wrapper, MIXING[trunk])
+
+
+@pytest.mark.parametrize('amp', [None, 'bfloat16'])
+def test_a_relu_that_rounding_tips_is_looked_at_in_float64(amp, monkeypatch):
+    looks, whole = [], Replay._agrees_in_float64
+    monkeypatch.setattr(Replay, '_agrees_in_float64', lambda *args: looks.append(whole(*args)) or looks[-1])
+    model, wrapper = made('Kinked', amp_dtype=amp)
+    if amp:  # rounding has more room there
+        monkeypatch.setattr('mmpose_dp.engine.checks.replaying.tolerance', lambda dtype, device: 1e-2)
+    for seed in range(8):
+        step(model, wrapper, seed)
+    assert wrapper.ledger.steps == 8 and looks and all(looks)
+    monkeypatch.setattr(Replay, '_agrees_in_float64', lambda *args: False)
+    with pytest.raises(PrivacyError, match='is not the same alone and among'):
+        for seed in range(8, 24):
+            step(model, wrapper, seed)
+
+
+@pytest.mark.parametrize('gate', [0.1, 0.3])
+def test_a_little_mixing_is_still_there_in_float64(gate, monkeypatch):
+    looks, whole = [], Replay._agrees_in_float64
+    monkeypatch.setattr(Replay, '_agrees_in_float64', lambda *args: looks.append(whole(*args)) or looks[-1])
+    model, wrapper = made('GatedNorm')
+    step(model, wrapper)
+    model.backbone.gate.data.fill_(gate)
+    wrapper._stood, before = None, Fingerprint(model)
+    refused_step(model, wrapper, 'from backbone.b on')
+    assert looks == [False] and not before.changed(model)
+    assert {x.dtype for x in [*model.parameters(), *model.buffers()]} == {torch.float32}
 
 
 def test_statistics_of_the_batch_in_the_preprocessor():

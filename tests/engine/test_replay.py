@@ -47,9 +47,9 @@ def replayed(folder, work_dir, monkeypatch, method):
         drawn.clear()
         return whole(self, *args)
 
-    def noted(self, losses, rows):
-        drawn.update(rows.keys)
-        added(self, losses, rows)
+    def noted(self, last):
+        drawn.update(last.samples.keys)
+        added(self, last)
 
     monkeypatch.setattr(DPOptimWrapper, 'finish_step', recorded)
     monkeypatch.setattr(DPOptimWrapper, '_add', noted)

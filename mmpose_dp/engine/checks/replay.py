@@ -161,7 +161,7 @@ class ReplayCheck:
 
     def __init__(self, alone: Sequence[Halved | None], samples: Sequence[int], scale: float) -> None:
         self._alone = {i: x for i, x in enumerate(alone) if x is not None}
-        self._samples, self._floor = samples, _SHORT * scale
+        self._samples, self.scale = samples, scale
         self._norms: dict[
             int, list[Tensor]
         ] = {}  # by parameter: among others, alone, apart, by sample; read once at the end
@@ -197,7 +197,7 @@ class ReplayCheck:
         finite = [math.isfinite(x) for x in (among, lone)]
         if not all(finite):
             return float('inf') if any(finite) else 0.0
-        longer = max(among, lone, self._floor**2) ** 0.5
+        longer = max(among, lone, (_SHORT * self.scale) ** 2) ** 0.5
         return max(apart**0.5 - rounding * by_sample**0.5, 0.0) / longer
 
     def _sums(self) -> tuple[float, float, float, float]:

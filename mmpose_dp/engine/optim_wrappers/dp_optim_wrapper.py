@@ -28,8 +28,8 @@ from mmpose_dp.privacy.plan import PrivacyPlan
 from mmpose_dp.privacy.projection import Projector
 
 from ..checks.fingerprint import Fingerprint
-from ..checks.replay import Halved
-from ..checks.replaying import Replay, gradient_alone
+from ..checks.replay import Halved, ReplayCheck
+from ..checks.replaying import Replay, gradient_alone, prepared
 from .step_metrics import StepMetrics
 from .stepping import SteppingOptimWrapper
 from .validation import build_mechanism, check_settings, from_settings, private_head, refuse_batch_statistics
@@ -114,7 +114,7 @@ class DPOptimWrapper(SteppingOptimWrapper):
         )
         self.adaptive_norm = getattr(self.mechanism, 'adaptive_norm', None)
         self._layers_random = RandomSource(debug_seed)
-        self._model: nn.Module | None = None
+        self._model: Any = None
         self._metrics = StepMetrics()
         self.replay = Replay(RandomSource(debug_seed))
         self._stood: Fingerprint | None = None  # the model after the last step, or before the first
@@ -223,6 +223,12 @@ class DPOptimWrapper(SteppingOptimWrapper):
 
         return gradient_alone(self._model, self.engine, part, lambda: torch.stack(self._scaled(self._taken())).sum())
 
+    def _gradients_among(self, batch: dict, check: ReplayCheck) -> None:
+        """Gives the gradients of a batch, as in a step, to the check."""
+        with self.engine.capture():
+            self._model(**prepared(self._model, batch), mode='loss')
+        self.engine.backward(self._scaled(self._taken()), check)
+
     def _taken(self) -> SampleLosses:
         """What the last forward of the private head gave, once."""
         if self._model is None:
@@ -287,8 +293,8 @@ class DPOptimWrapper(SteppingOptimWrapper):
         if self.engine.one_at_a_time and samples.num_records + (len(samples.public) > 0) > 1:
             raise OneRecordAtATime(f'{self.engine}: give model.train_step one record at a time, its samples together')
         if check is not None:
-            assert self._model is not None
-            self.replay.judge(check, self.amp_dtype or self.params[0].dtype, self._param_names, self._model)
+            dtype = self.amp_dtype or self.params[0].dtype
+            self.replay.judge(check, dtype, self._param_names, self._model, self._gradients_among)
         if private is not None:
             self.mechanism.add(private)
         if public is not None:
