@@ -19,8 +19,12 @@ from mmpose_dp.models.heads.private_head import tensors_in
 from mmpose_dp.privacy.errors import PrivacyError
 
 
-def blank_batch(row: dict) -> dict:
-    """A batch of one packed row, with noise of the same shapes and types in the place of picture and targets."""
+def blank_batch(row: dict, count: int = 1) -> dict:
+    """A batch of ``count`` samples like the packed one, with noise in the place of pictures and targets."""
+    return collate_samples([[_blank(row)] for _ in range(count)])
+
+
+def _blank(row: dict) -> dict:
     row = copy.deepcopy(row)
     image = row['inputs']
     row['inputs'] = torch.randint(0, 256, image.shape).to(image.dtype)
@@ -28,7 +32,7 @@ def blank_batch(row: dict) -> dict:
     for name in ('gt_instance_labels', 'gt_fields'):
         for value in tensors_in(sample.get(name)):
             value.uniform_(0, 1) if value.is_floating_point() else value.zero_()
-    return collate_samples([[row]])
+    return row
 
 
 def try_batch(model: nn.Module, batch: dict, key: str, amp_dtype: torch.dtype | None = None) -> None:
@@ -56,6 +60,25 @@ def try_batch(model: nn.Module, batch: dict, key: str, amp_dtype: torch.dtype | 
             'self.forward(feats) gives with the data samples'
         )
     _check_decoder(head, batch, key)
+
+
+def rehearse(wrapper: Any, batch: dict, key: str) -> None:
+    """The per-sample gradients of a blank batch of several samples, compared with autograd's. Raises PrivacyError.
+
+    Args:
+        wrapper: a DPOptimWrapper.
+        batch: of blank samples.
+        key: of the config, where they come from.
+    """
+    try:
+        wrapper.rehearse(batch)
+    except PrivacyError:
+        raise
+    except Exception as error:
+        message = ' '.join(str(error).split())[:300]
+        raise PrivacyError(
+            f'the model does not train on two samples of {key}: {type(error).__name__}: {message}'
+        ) from error
 
 
 def _check_joints(head: nn.Module, labels: Any, key: str) -> None:

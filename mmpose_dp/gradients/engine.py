@@ -60,8 +60,8 @@ class Engine:
         self._others = [p for p in model.parameters() if id(p) not in place or place[id(p)] in self._in_losses]
         leaves = {module: name for name, module in model.named_modules() if not [*module.children()]}
         self._capture = Capture(model, self._layers, leaves if by_loop else {})
-        self._unmixed = False  # seen on a batch of several samples, all finite
-        self._checked = {False, True} if by_loop else set()  # the sum, for one sample, for several
+        self._agreed = False  # with autograd's sum, in full precision
+        self.look_again()
 
     def gradient_methods(self) -> dict[str, str]:
         """How each parameter's gradients are found, by name: 'rule', 'operations' or 'loop'."""
@@ -106,6 +106,11 @@ class Engine:
                 f'the training forward changed the parameter {name} in place, which would leak the batch: change parameters by '
                 'the optimizer alone'
             )
+
+    def look_again(self) -> None:
+        """The next batch is looked at like the first one, after one that was nobody's."""
+        self._unmixed = False  # seen on a batch of several samples, all finite
+        self._checked = {False, True} if self._kind == 'loop' else set[bool]()  # the sum, for one sample, for several
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -244,6 +249,8 @@ class Engine:
 
     def _refuse_wrong_sum(self, loss: Tensor, ours: Sequence[Tensor]) -> bool:
         """Raises PrivacyError where our sum is not autograd's; whether there was no NaN in the way of comparing."""
+        if self._capture.half and self._agreed:
+            return True  # autograd's own sums in bfloat16 are off by a third (LayerNorm's on CPUs)
         limit = 0.05 if self._capture.half else 1e-3
         reference = torch.autograd.grad(loss, self.params, retain_graph=True, allow_unused=True)
         scale = max((float(r.norm()) for r in reference if r is not None), default=0.0)
@@ -256,4 +263,5 @@ class Engine:
                     f'the per-sample gradient of {self._names[i]} is not what autograd finds (it is used outside its '
                     f"layer's forward): write {_LOOP}"
                 )
+        self._agreed = not self._capture.half
         return True

@@ -164,7 +164,18 @@ class Kinked(Trunk):
         return torch.where(level + far - far - level > 1e-6, h, 0.9 * h)
 
 
-TRUNKS = (Trunk, Kinked, GatedNorm, GradientNorm, Maximum, Memory, Routed, Observed, Written, Dropping)
+class Normed(Trunk):
+    """A layer norm over many places: in bfloat16 autograd's own sums over them are far off on CPUs."""
+
+    def __init__(self):
+        super().__init__()
+        self.awake, self.norm = True, nn.LayerNorm(8)
+
+    def late(self, h):
+        return self.norm(h.repeat(1, 1, 4, 4).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)[..., : h.shape[2], : h.shape[3]]
+
+
+TRUNKS = (Trunk, Kinked, Normed, GatedNorm, GradientNorm, Maximum, Memory, Routed, Observed, Written, Dropping)
 for _cls in (*TRUNKS, Standardised):
     MODELS.register_module(module=_cls, name=f'Independence{_cls.__name__}', force=True)
 
@@ -261,6 +272,18 @@ def test_a_little_mixing_is_still_there_in_float64(gate, monkeypatch):
     refused_step(model, wrapper, 'from backbone.b on')
     assert looks == [False] and not before.changed(model)
     assert {x.dtype for x in [*model.parameters(), *model.buffers()]} == {torch.float32}
+
+
+def test_sums_are_compared_in_full_precision_before_training():
+    model, wrapper = made('Normed', amp_dtype='bfloat16')
+    wrapper.rehearse(batch(CFG, [0, 1], dtype=torch.float32))
+    step(model, wrapper)
+    assert wrapper.ledger.steps == 1
+    model, wrapper = made('Routed')
+    model.backbone.wake()
+    with pytest.raises(PrivacyError, match='from backbone.expert on|leading entries'):
+        wrapper.rehearse(batch(CFG, [0, 1], dtype=torch.float32))
+    assert not wrapper.ledger.steps
 
 
 def test_statistics_of_the_batch_in_the_preprocessor():

@@ -28,7 +28,7 @@ from mmpose_dp.datasets import PublicPrivateDataset
 from mmpose_dp.privacy.errors import PrivacyError
 from mmpose_dp.privacy.noise import RandomSource
 
-from ..dry_run import blank_batch, try_batch
+from ..dry_run import blank_batch, rehearse, try_batch
 from .foreign_hooks import refuse_hooks
 from .resuming import checkpoint_folders
 
@@ -82,6 +82,7 @@ def _try_records(runner: Runner) -> None:
         row = next((rows[0] for rows in (dataset[i] for i in indices[:_TRIES]) if rows), None)
         if row is not None:
             try_batch(model, blank_batch(row), f'train_dataloader.dataset.{half}', wrapper.amp_dtype)
+            rehearse(wrapper, blank_batch(row, 2), f'train_dataloader.dataset.{half}')
     for hook in runner.hooks:
         steps = getattr(hook, 'switch_pipeline', None)
         if isinstance(steps, (list, tuple)):

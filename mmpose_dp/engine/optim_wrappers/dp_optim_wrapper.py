@@ -26,9 +26,10 @@ from mmpose_dp.privacy.ledger import Ledger
 from mmpose_dp.privacy.noise import RandomSource
 from mmpose_dp.privacy.plan import PrivacyPlan
 from mmpose_dp.privacy.projection import Projector
+from mmpose_dp.privacy.records import Collector
 
 from ..checks.fingerprint import Fingerprint
-from ..checks.replay import Halved, ReplayCheck
+from ..checks.replay import Halved
 from ..checks.replaying import Replay, gradient_alone, prepared
 from .step_metrics import StepMetrics
 from .stepping import SteppingOptimWrapper
@@ -223,11 +224,21 @@ class DPOptimWrapper(SteppingOptimWrapper):
 
         return gradient_alone(self._model, self.engine, part, lambda: torch.stack(self._scaled(self._taken())).sum())
 
-    def _gradients_among(self, batch: dict, check: ReplayCheck) -> None:
-        """Gives the gradients of a batch, as in a step, to the check."""
+    def rehearse(self, batch: dict) -> None:
+        """Has the engine look at a batch of several samples that are nobody's, in full precision, before any step is counted.
+
+        The first private batches are looked at all the same. Raises PrivacyError if samples mix, or if the per-sample gradients
+        do not add up to autograd's.
+        """
+        with torch.enable_grad():
+            self._gradients_among(batch)
+        self.engine.look_again()
+
+    def _gradients_among(self, batch: dict, *collectors: Collector) -> None:
+        """Gives the gradients of a batch, as in a step, to the collectors."""
         with self.engine.capture():
             self._model(**prepared(self._model, batch), mode='loss')
-        self.engine.backward(self._scaled(self._taken()), check)
+        self.engine.backward(self._scaled(self._taken()), *collectors)
 
     def _taken(self) -> SampleLosses:
         """What the last forward of the private head gave, once."""
