@@ -13,7 +13,6 @@ from mmpose.structures import PoseDataSample
 from mmpose_dp.datasets import by_record
 from mmpose_dp.engine import DPOptimWrapper
 from mmpose_dp.models import freeze_batch_norm
-from mmpose_dp.privacy.errors import OneRecordAtATime
 from mmpose_dp.privacy.rounding import clipping_norm
 
 REPO = Path(__file__).parents[1]
@@ -117,14 +116,13 @@ def take(model: torch.nn.Module, data: dict, wrapper: DPOptimWrapper) -> None:
     is_public = [part['data_samples'][0].metainfo.get('dp_record', 0) is None for part in records]
     halves = [[part for part, public in zip(records, is_public) if public == half] for half in (False, True)]
     halves = [{key: sum((part[key] for part in half), []) for key in data} for half in halves if half]
-    for parts in (halves, records):
-        try:
-            for i, part in enumerate(parts):
-                wrapper.accumulating = i + 1 < len(parts)
-                model.train_step(part, wrapper)
-            return
-        except OneRecordAtATime:
-            continue
+    if wrapper._model is None:  # as before training
+        wrapper.prepare(model)
+        wrapper.rehearse(halves[0])
+    parts = records if wrapper.engine.one_at_a_time else halves
+    for i, part in enumerate(parts):
+        wrapper.accumulating = i + 1 < len(parts)
+        model.train_step(part, wrapper)
 
 
 def reference_gradients(model: torch.nn.Module, data: dict) -> torch.Tensor:

@@ -140,8 +140,6 @@ def gaps(name, dtype, data, steps):
     # no noise, which would take a third of the time: the weights move by the clipped gradients
     wrapper = DPOptimWrapper(SGD(params, lr=1e-2), 1.0, noise_multiplier=0.0, expected_batch_size=4, amp_dtype=dtype)
     batches = [in_float32(records(cfg, data, 4, seed)) for seed in range(min(steps, 8))]
-    wrapper.prepare(model)
-    wrapper.rehearse(batches[0])  # as before training
     found, whole = [], ReplayCheck.gap
 
     def noted(check, rounding=0.0):

@@ -17,7 +17,6 @@ _PUBLIC = {
         'ConfigError',
         'DataError',
         'LedgerError',
-        'OneRecordAtATime',
         'PrivacyError',
         'UnsupportedModelError',
     ),

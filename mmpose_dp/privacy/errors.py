@@ -23,7 +23,3 @@ class BudgetError(PrivacyError):
 
 class UnsupportedModelError(PrivacyError):
     """A model has a part for which no per-sample gradients can be computed."""
-
-
-class OneRecordAtATime(PrivacyError):
-    """A forward of several records went through an engine that has to see them one by one. PrivateTrainLoop sees to it."""

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 
 from mmpose_dp.datasets import PoissonBatchSampler, by_record, collate_samples
 from mmpose_dp.models import public_statistics
-from mmpose_dp.privacy.errors import OneRecordAtATime, PrivacyError
+from mmpose_dp.privacy.errors import PrivacyError
 
 from ..optim_wrappers import DPOptimWrapper
 from .validation import check_train_cfg, train_loader, without_idle_workers
@@ -197,14 +197,8 @@ class PrivateTrainLoop(EpochBasedTrainLoop):
             )
 
     def _train_on(self, wrapper: DPOptimWrapper, batch: dict, is_last: bool) -> None:
-        """One forward, or one a record where the engine turns out to need that; then nothing of the batch was added yet."""
-        try:
-            if not wrapper.engine.one_at_a_time:
-                self.runner.model.train_step(batch, optim_wrapper=wrapper)
-                return
-        except OneRecordAtATime as error:
-            self.runner.logger.info(f'From now on one record a forward: {error}')
-        parts = by_record(batch)
+        """One forward, or one per record if the engine needs that, as the rehearsal before training found out."""
+        parts = by_record(batch) if wrapper.engine.one_at_a_time else [batch]
         for i, part in enumerate(parts):
             wrapper.accumulating = not is_last or i + 1 < len(parts)
             self.runner.model.train_step(part, optim_wrapper=wrapper)

@@ -21,7 +21,7 @@ from mmpose_dp.gradients.blocks import PerSampleGradients, SampleSum
 from mmpose_dp.gradients.engine import Engine
 from mmpose_dp.models import has_batch_statistics
 from mmpose_dp.models.heads.private_head import SampleLosses
-from mmpose_dp.privacy.errors import OneRecordAtATime, PrivacyError
+from mmpose_dp.privacy.errors import PrivacyError
 from mmpose_dp.privacy.ledger import Ledger
 from mmpose_dp.privacy.noise import RandomSource
 from mmpose_dp.privacy.plan import PrivacyPlan
@@ -276,8 +276,6 @@ class DPOptimWrapper(SteppingOptimWrapper):
         else:
             try:
                 self._add(last)
-            except OneRecordAtATime:
-                raise
             except PrivacyError:
                 self.mechanism.count()  # that a record could end the training is a release too
                 self.forget_batch()
@@ -302,7 +300,9 @@ class DPOptimWrapper(SteppingOptimWrapper):
         collectors = (collector for collector in (private, public, check) if collector is not None)
         self.engine.backward(self._scaled(last), *collectors)
         if self.engine.one_at_a_time and samples.num_records + (len(samples.public) > 0) > 1:
-            raise OneRecordAtATime(f'{self.engine}: give model.train_step one record at a time, its samples together')
+            raise PrivacyError(
+                f'{self.engine}: give model.train_step one record at a time, its samples together, or call rehearse before'
+            )
         if check is not None:
             dtype = self.amp_dtype or self.params[0].dtype
             self.replay.judge(check, dtype, self._param_names, self._model, self._gradients_among)
