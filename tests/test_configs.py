@@ -6,18 +6,17 @@ from pathlib import Path
 import mmpose
 import pytest
 import torch
-from helpers import REPO
 from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
 from mmpose.datasets.datasets.utils import parse_pose_metainfo
 from mmpose.registry import DATASETS, MODELS
-from shared_data import shared
 
 from mmpose_dp.configs import METHODS, private
 from mmpose_dp.engine import DPOptimWrapper
 from mmpose_dp.engine.leftovers import without_deletions
 from mmpose_dp.models import make_private
 from mmpose_dp.privacy.errors import PrivacyError
+from tests.support.paths import REPO, shared
 
 CONFIGS = sorted((REPO / 'configs/dp').glob('*.py'))
 PRIVATE = [c for c in CONFIGS if re.search(r'_eps\d\d$', c.stem)]

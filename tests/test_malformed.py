@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 import torch
 from mmpose.registry import DATASETS
-from runs import config, tiny, train, train_until
 
 from mmpose_dp.privacy.accounting import StepEvent
 from mmpose_dp.privacy.errors import PrivacyError
 from mmpose_dp.privacy.ledger import LEDGER_NAME, Ledger
+from tests.support.runs import config, tiny, train, train_until
 
 NAN, INF = float('nan'), float('inf')
 NO_NUMBER = ['much', NAN, -1]

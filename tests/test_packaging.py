@@ -9,9 +9,9 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
-from shared_data import shared
 
 from mmpose_dp import compat
+from tests.support.paths import shared
 
 REPO = Path(__file__).parents[1]
 PACKAGE = REPO / 'mmpose_dp'

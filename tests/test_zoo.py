@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import build, clip, norms, reference_gradients, take
 from torch.optim import SGD
-from zoo import FOLDER, records, small
 
 from mmpose_dp.engine import DPOptimWrapper
 from mmpose_dp.engine.checks.replay import ReplayCheck
 from mmpose_dp.engine.dry_run import blank_batch, try_batch
+from tests.support.datasets import records
+from tests.support.models import FOLDER, build, clip, load, norms, reference_gradients, take
 
 MPII = sorted(str(path.relative_to(FOLDER)) for path in FOLDER.rglob('body_2d_keypoint/*/mpii/*.py'))
 HEATMAP, RTMPOSE = 'body_2d_keypoint/topdown_heatmap/coco/td-hm_', 'body_2d_keypoint/rtmpose/coco/rtmpose-'
@@ -98,7 +98,7 @@ def test_there_are_31_for_mpii():
 
 @pytest.mark.parametrize('name', map(case, MPII + OTHERS))
 def test_the_clipped_sum_is_the_reference(name, synthetic):
-    cfg = small(name, next((height for key, height in HEIGHT.items() if key in name), 64 if '256x256' in name else 128))
+    cfg = load(name, next((height for key, height in HEIGHT.items() if key in name), 64 if '256x256' in name else 128))
     data = records(cfg, synthetic, 2)
     rows = reference_gradients(calm(build(cfg, private=False)), data)
     C = float(norms(rows).mean())
@@ -132,7 +132,7 @@ def gaps(name, dtype, data, steps):
     # torch's bfloat16 gives a convolution of 7 x 7 over 2 x 2 places a wrong gradient on CPUs
     wide = any(key in name for key in ('rtmpose', 'cspnext'))
     lowest = 128 if wide or '256x256' not in name else 64
-    cfg = small(name, next((height for key, height in HEIGHT.items() if key in name), lowest))
+    cfg = load(name, next((height for key, height in HEIGHT.items() if key in name), lowest))
     model = calm(build(cfg, private=True)).float()
     model.train()
     params = [p for p in model.parameters() if p.requires_grad]

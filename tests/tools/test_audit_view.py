@@ -3,20 +3,17 @@
 import json
 import sys
 
+import audit_view
 import cv2
 import numpy as np
 import pytest
 import skimage.data
-from helpers import REPO
 from mmengine.config import Config
-from runs import config
 
 from mmpose_dp.auditing.view_inversion import BANDS, ViewNetwork, figures, invert_by_tv, train_network
 from mmpose_dp.datasets import PublicView
 from mmpose_dp.engine.view_audit import NOT_EXAMINED, recoverable_from_view, update_statement
-
-sys.path.insert(0, str(REPO / 'tools'))
-import audit_view  # noqa: E402
+from tests.support.runs import config
 
 SIZE = 96
 

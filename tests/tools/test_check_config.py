@@ -8,9 +8,9 @@ import sys
 from fractions import Fraction
 
 import pytest
-from helpers import REPO
 
 from mmpose_dp.privacy.calibration import calibrate_noise_multiplier
+from tests.support.paths import REPO
 
 OWN_BACKBONE = """
 import torch

@@ -9,8 +9,8 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from helpers import REPO
-from shared_data import shared
+
+from tests.support.paths import REPO, shared
 
 CONFIG = REPO / 'configs/dp/hrnet_mpii_hybrid_eps08.py'
 SMALL = [

@@ -7,15 +7,13 @@ import sys
 
 import pytest
 import torch
-from helpers import REPO
-from runs import config, tiny, train
+from publish_model import published
 
 from mmpose_dp.privacy.errors import PrivacyError
 from mmpose_dp.privacy.figures import rounded_up
 from mmpose_dp.privacy.ledger import LEDGER_NAME, Ledger
-
-sys.path.insert(0, str(REPO / 'tools'))
-from publish_model import published  # noqa: E402
+from tests.support.paths import REPO
+from tests.support.runs import config, tiny, train
 
 
 def tool(*arguments):

@@ -1,8 +1,8 @@
 """Accuracy of each method at each epsilon, with every row tuned alike; remakes docs/accuracy.md.
 
-    python tools/benchmark_accuracy.py                        # the whole page: some hours on 2 cores
-    python tools/benchmark_accuracy.py --only dpsgd ours --epsilons 0.8 --seeds 1
-    python tools/benchmark_accuracy.py --mpii start.pth       # the same on data/mpii, from a checkpoint trained on public data
+    python tools/benchmarks/accuracy.py                        # the whole page: some hours on 2 cores
+    python tools/benchmarks/accuracy.py --only dpsgd ours --epsilons 0.8 --seeds 1
+    python tools/benchmarks/accuracy.py --mpii start.pth       # the same on data/mpii, from a checkpoint trained on public data
 
 The people are drawn (tools/make_synthetic_mpii.py): pretraining is on the public domain, private training on the other. A row's
 settings are chosen among its candidates with one seed at the largest epsilon, by people whom the table does not show; each row

@@ -3,6 +3,7 @@
 import copy
 from pathlib import Path
 
+import mmpose
 import numpy as np
 import torch
 from mmengine.config import Config
@@ -16,54 +17,40 @@ from mmpose_dp.models import freeze_batch_norm
 from mmpose_dp.privacy.errors import OneRecordAtATime
 from mmpose_dp.privacy.rounding import clipping_norm
 
-REPO = Path(__file__).parents[1]
 PREFIX = 'mmpose::body_2d_keypoint/'
 HRNET = PREFIX + 'topdown_heatmap/mpii/td-hm_hrnet-w32_8xb64-210e_mpii-256x256.py'
 SIMCC = PREFIX + 'simcc/mpii/simcc_res50_wo-deconv-8xb64-210e_mpii-256x256.py'
 RLE = PREFIX + 'topdown_regression/mpii/td-reg_res50_rle-8xb64-210e_mpii-256x256.py'
 RTMPOSE = PREFIX + 'rtmpose/mpii/rtmpose-m_8xb64-210e_mpii-256x256.py'
-CODEC = dict(type='MSRAHeatmap', input_size=(64, 64), heatmap_size=(16, 16), sigma=2)
-PIPELINE = [
-    dict(type='LoadImage'),
-    dict(type='GetBBoxCenterScale'),
-    dict(type='RandomFlip', direction='horizontal'),
-    dict(type='RandomBBoxTransform', shift_prob=0),
-    dict(type='TopdownAffine', input_size=(64, 64)),
-    dict(type='GenerateTarget', encoder=CODEC),
-    dict(type='PackPoseInputs'),
-]
+FOLDER = Path(mmpose.__file__).parent / '.mim/configs'
+SIZES = ('input_size', 'heatmap_size', 'in_featuremap_size', 'img_size', 'out_shape')
 
 
-def mpii(root: Path, split: str = 'train') -> dict:
-    """The config of a data set laid out as MPII."""
-    return dict(
-        type='MpiiDataset',
-        data_root=str(root),
-        data_mode='topdown',
-        ann_file=f'annotations/mpii_{split}.json',
-        data_prefix=dict(img='images/'),
-        pipeline=PIPELINE,
-    )
-
-
-def load(base: str, size: int | None = None) -> Config:
-    """One of MMPose's configs without pretrained weights, optionally at another input size."""
-    cfg = Config.fromfile(_inherit(base))
+def load(name: str, size: int | None = None) -> Config:
+    """A config of MMPose without pretrained weights; ``size``: the new height of its images, whose proportions stay."""
+    cfg = Config.fromfile(FOLDER / name.removeprefix('mmpose::'))
     cfg.model.backbone.init_cfg = None
     if size is not None:
-        old, cfg.codec.input_size = cfg.codec.input_size[0], (size, size)
-        if 'heatmap_size' in cfg.codec:
-            cfg.codec.heatmap_size = (cfg.codec.heatmap_size[0] * size // old,) * 2
-        head = cfg.model.head
-        for name in {'input_size', 'in_featuremap_size'} & head.keys():
-            head[name] = (head[name][0] * size // old,) * 2
+        codec = cfg.codec[0] if isinstance(cfg.codec, list) else cfg.codec
+        old = codec.input_size[1]
+        for part in (cfg.codec, cfg.model, cfg.train_dataloader.dataset, cfg.train_pipeline):
+            _scale(part, lambda pixels: int(pixels * size / old))
+    cfg.train_dataloader.dataset.pipeline = cfg.train_pipeline
     return cfg
 
 
-def _inherit(base: str) -> Path:
-    import mmpose
-
-    return Path(mmpose.__file__).parent / '.mim/configs' / base.removeprefix('mmpose::')
+def _scale(node, scale) -> None:
+    if isinstance(node, dict):
+        for key, value in node.items():
+            if key in SIZES and isinstance(value, (tuple, list)):
+                node[key] = tuple(map(scale, value))
+            elif key in SIZES and isinstance(value, int):
+                node[key] = scale(value)
+            else:
+                _scale(value, scale)
+    elif isinstance(node, list):
+        for value in node:
+            _scale(value, scale)
 
 
 def build(cfg: Config, private: bool, loss_weight: float | None = None) -> torch.nn.Module:

@@ -6,7 +6,8 @@ import subprocess
 import sys
 
 import pytest
-from helpers import REPO
+
+from tests.support.paths import REPO
 
 
 @pytest.mark.slow
@@ -14,7 +15,7 @@ def test_the_order_of_the_methods(tmp_path):
     """Non-private above ours above DP-SGD, at epsilon 8 since the people are few: a change that loses this is a loss."""
     page = tmp_path / 'accuracy.md'
     page.write_text((REPO / 'docs/accuracy.md').read_text())
-    command = [sys.executable, 'tools/benchmark_accuracy.py', '--quick', '--only', 'dpsgd', 'ours', 'nonprivate']
+    command = [sys.executable, 'tools/benchmarks/accuracy.py', '--quick', '--only', 'dpsgd', 'ours', 'nonprivate']
     command += ['--lanes', '1', '--out', tmp_path / 'out', '--data', tmp_path / 'data', '--page', page]
     for _ in range(2):
         done = subprocess.run(list(map(str, command)), cwd=REPO, capture_output=True, text=True, env=dict(os.environ))

@@ -1,4 +1,4 @@
-"""Makes the tables and the plot of docs/performance.md from the results of tools/benchmark.py. Must not measure anything."""
+"""The tables and the plot of docs/performance.md, from the results of performance.py. Must not measure anything."""
 
 import re
 from collections.abc import Iterable
@@ -101,7 +101,9 @@ def write_page(page: Path, suites: dict[str, list[dict]], results: list[dict]) -
         steps = sorted({r['steps'] * r.get('rounds', 1) for r in mine})
         taken = ' to '.join(map(str, dict.fromkeys((steps[0], steps[-1]))))
         version = f'torch {mine[-1]["torch"]}, opacus {mine[-1]["opacus"]}, medians of {taken} steps'
-        parts.append(f'## {machine}\n\n`python tools/benchmark.py` (`--steps`, 3 by default), {version}.\n')
+        parts.append(
+            f'## {machine}\n\n`python tools/benchmarks/performance.py` (`--steps`, 3 by default), {version}.\n'
+        )
         for suite, jobs in suites.items():
             found = [r for r in mine if any(_same(job, r) for job in jobs)]
             if not found:

@@ -1,13 +1,13 @@
-"""A program, not a test: each rank takes one step of each method on its share of the rows and saves how it moved.
+"""A program that test_distributed.py starts: each rank takes one step of each method on its share of the samples, and saves
+how the parameters moved.
 
-torchrun --nproc_per_node 2 tests/rank_steps.py OUT
+python -m torch.distributed.run --nproc_per_node 2 -m tests.support.rank_steps OUT
 """
 
 import sys
 from pathlib import Path
 
 import torch
-from helpers import REPO, batch, build, flat, take
 from mmengine.config import Config
 from mmengine.dist import get_dist_info
 from mmengine.model import MMDistributedDataParallel
@@ -17,6 +17,8 @@ from mmpose_dp.engine import DPOptimWrapper
 from mmpose_dp.engine.basis import fit_basis
 from mmpose_dp.privacy.plan import PrivacyPlan
 from mmpose_dp.privacy.projection import Projector
+from tests.support.models import batch, build, flat, take
+from tests.support.paths import REPO
 
 ROWS = [0, 1, 2, 3, 4, None, None, None, None]
 METHODS = {
@@ -32,12 +34,11 @@ LR = 1e6  # moves so far that rounding of the parameters is not seen
 
 def config():
     """The small HRNet of the synthetic configs."""
-    cfg = Config.fromfile(REPO / 'configs/_base_/hrnet_synthetic.py')
-    return cfg
+    return Config.fromfile(REPO / 'configs/_base_/hrnet_synthetic.py')
 
 
 def movement(settings, keys, noise_multiplier=0.0, steps=1):
-    """(p,) what SGD takes off the parameters, in units of its lr; ``keys`` are this rank's row numbers of ROWS."""
+    """(p,) what SGD takes off the parameters, in units of its lr; ``keys`` are this rank's indices into ROWS."""
     cfg = config()
     model = build(cfg, private=True)
     params = [p for p in model.parameters() if p.requires_grad]

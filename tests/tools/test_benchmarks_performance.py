@@ -5,16 +5,24 @@ import subprocess
 import sys
 
 import pytest
-from helpers import REPO
+from performance import TINY, job, measure, measure_together, suites
+from performance_page import write_page
 
-sys.path.insert(0, str(REPO / 'tools'))
-from benchmark import TINY, job, measure, measure_together, suites  # noqa: E402
-from benchmark_page import write_page  # noqa: E402
+from tests.support.paths import REPO
 
 
 @pytest.mark.slow
 def test_every_method_takes_its_steps(tmp_path):
-    command = [sys.executable, 'tools/benchmark.py', '--only', 'quick', '--steps', '1', '--out', str(tmp_path)]
+    command = [
+        sys.executable,
+        'tools/benchmarks/performance.py',
+        '--only',
+        'quick',
+        '--steps',
+        '1',
+        '--out',
+        str(tmp_path),
+    ]
     for _ in range(2):
         done = subprocess.run(command, cwd=REPO, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr[-2000:]

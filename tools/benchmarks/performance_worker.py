@@ -1,4 +1,4 @@
-"""Runs one method on one model for tools/benchmark.py. Must not compare or print anything.
+"""Runs one method on one model for tools/benchmarks/performance.py. Must not compare or print anything.
 
 Each method has its own process, so that its peak memory can be measured; the parent lets them take turns.
 """
@@ -17,11 +17,11 @@ import mmpose_dp  # noqa: F401  (first: checks and repairs the install)
 
 # isort: split
 import torch
-from benchmark_peers import PEERS
 from mmengine.config import Config
 from mmengine.optim import OptimWrapper
 from mmpose.registry import KEYPOINT_CODECS, MODELS, TRANSFORMS
 from mmpose.utils import register_all_modules
+from performance_peers import PEERS
 from torch import nn
 from torch.optim import SGD
 
@@ -190,7 +190,7 @@ def serve(pipe: Connection, job: dict, method: str, process: int, port: int) -> 
     A failure is answered by its text, and ends it.
 
     Args:
-        job: what tools/benchmark.py measures: config, rows, expected_batch_size, rank, device, threads, processes.
+        job: what tools/benchmarks/performance.py measures: config, rows, expected_batch_size, rank, device, threads, processes.
         process: number of this one among those that share the batch.
         port: where they meet.
     """

@@ -1,4 +1,4 @@
-"""The tables and the plot of docs/accuracy.md, from what tools/benchmark_accuracy.py ran. Must not run anything."""
+"""The tables and the plot of docs/accuracy.md, from what tools/benchmarks/accuracy.py ran. Must not run anything."""
 
 import json
 from collections.abc import Callable
@@ -11,8 +11,8 @@ import matplotlib
 
 matplotlib.use('Agg')
 from accuracy_rows import Row
-from benchmark_page import table
 from matplotlib import pyplot as plt
+from performance_page import table
 
 MARKS = '<!-- accuracy -->', '<!-- /accuracy -->'
 TOPS, LOWS = ('nonprivate_pictures', 'nonprivate'), ('dpsgd_paper', 'dpsgd', 'publiconly', 'public_pictures')

@@ -19,7 +19,7 @@ from mmpose.registry import DATASETS
 from mmpose_dp.auditing.view_inversion import invert_by_tv
 from mmpose_dp.datasets import PublicView
 
-CONFIG = Path(__file__).parents[1] / 'configs/dp/hrnet_synthetic_hybrid_eps08.py'
+CONFIG = Path(__file__).resolve().parents[2] / 'configs/dp/hrnet_synthetic_hybrid_eps08.py'
 PEOPLE = 6
 
 

@@ -1,6 +1,6 @@
 """The demo: makes synthetic people, pretrains on the public ones, trains a private model, and compares its accuracy.
 
-    python tools/demo.py [--out work_dirs/demo] [--seeds 3]
+    python tools/demo/demo.py [--out work_dirs/demo] [--seeds 3]
 
 Every stage is one of the project's own commands and is printed when it starts, so that you can repeat it by hand. A stage whose
 result already exists is not run again. Must not hold anything of the guarantee.
@@ -25,8 +25,8 @@ from demo_page import draw_page
 
 from mmpose_dp.privacy.figures import rounded_up
 
-HERE = Path(__file__).resolve().parent
-CONFIGS = HERE.parent / 'configs/dp'
+REPO = Path(__file__).resolve().parents[2]
+CONFIGS = REPO / 'configs/dp'
 PEOPLE = {'public': 6000, 'private': 4000}
 TWO_PROCESSES = ['env_cfg.dist_cfg.backend=gloo', 'train_dataloader.batch_size=64', 'train_dataloader.num_workers=1']
 START = time.time()
@@ -40,14 +40,14 @@ def say(text: str) -> None:
 
 def call(log: Path, script: str, *arguments: object) -> None:
     """Runs a tool of this project; its output goes to ``log``. Exits with the end of it where the tool fails."""
-    root = f'{HERE.parent}/'
+    root = f'{REPO}/'
     command = [f'tools/{script}', *(str(a).replace(root, '') for a in arguments)]
     interpreter = [] if script.endswith('.sh') else [sys.executable]
     say(shlex.join(['python', *command] if interpreter else command))
     log.parent.mkdir(parents=True, exist_ok=True)
     env = dict(os.environ, OMP_NUM_THREADS='1', PYTHONWARNINGS='ignore', PYTHON=sys.executable)
     with open(log, 'w') as file:
-        done = subprocess.run([*interpreter, *command], cwd=HERE.parent, env=env, stdout=file, stderr=file)
+        done = subprocess.run([*interpreter, *command], cwd=REPO, env=env, stdout=file, stderr=file)
     if done.returncode:
         raise RuntimeError(f'{shlex.join(command)} failed; the end of {log}:\n{log.read_text()[-2000:]}')
 

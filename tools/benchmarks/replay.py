@@ -1,7 +1,7 @@
 """Measures which share of a private step the replay of one record and the comparison of bit sums take.
 
-    python tools/benchmark_replay.py                      # MobileNetV2 and HRNet-w32, steps of 64 and 1024 records
-    python tools/benchmark_replay.py --batches 64 --configs configs/dp/my_config.py
+    python tools/benchmarks/replay.py                      # MobileNetV2 and HRNet-w32, steps of 64 and 1024 records
+    python tools/benchmarks/replay.py --batches 64 --configs configs/dp/my_config.py
 
 Both are timed inside the step that they are part of, so that a slow minute of the machine affects both. Must not switch anything
 off: no step runs without them.
@@ -16,9 +16,9 @@ import mmpose_dp  # noqa: F401  (first: checks and repairs the install)
 
 # isort: split
 import torch
-from benchmark_worker import make_step
 from mmengine.config import Config
 from mmpose.utils import register_all_modules
+from performance_worker import make_step
 
 from mmpose_dp.engine.checks.replay import ReplayCheck
 from mmpose_dp.engine.checks.replaying import Replay

@@ -1,4 +1,4 @@
-"""The rows of tools/benchmark_accuracy.py: from which config and start each method trains, and what is tuned for it.
+"""The rows of tools/benchmarks/accuracy.py: from which config and start each method trains, and what is tuned for it.
 
 Every private row of the table has as many candidates as the others. Must not train anything.
 """

@@ -1,8 +1,8 @@
 """Speed and memory of private steps relative to the plain step on the same images, measured in the same run.
 
-    python tools/benchmark.py                     # measures and rewrites docs/performance.md: some hours on 2 cores
-    python tools/benchmark.py --only models --configs configs/dp/my_config.py
-    python tools/benchmark.py --only quick        # each method once on a tiny model
+    python tools/benchmarks/performance.py                     # measures and rewrites docs/performance.md: some hours on 2 cores
+    python tools/benchmarks/performance.py --only models --configs configs/dp/my_config.py
+    python tools/benchmarks/performance.py --only quick        # each method once on a tiny model
 
 Suites:
     models     every method on every model
@@ -33,10 +33,10 @@ from statistics import fmean, median
 
 import opacus
 import torch
-from benchmark_page import cell, short_name, write_page
-from benchmark_worker import BASIS, METHODS, PLAIN, PROJECTED, serve, turns_of
+from performance_page import cell, short_name, write_page
+from performance_worker import BASIS, METHODS, PLAIN, PROJECTED, serve, turns_of
 
-REPO = Path(__file__).resolve().parent.parent
+REPO = Path(__file__).resolve().parents[2]
 CONFIGS = tuple(
     f'configs/dp/{name}_hybrid_eps08.py'
     for name in (
@@ -183,7 +183,7 @@ def suites(configs: Sequence[str]) -> dict[str, list[dict]]:
 
 
 def job(config: str, method: str, **settings: int | list[int]) -> dict:
-    """One thing to measure, see ``benchmark_worker.serve``."""
+    """One thing to measure, see ``performance_worker.serve``."""
     device = 'cuda' if torch.cuda.is_available() else 'cpu'
     standard = dict(rows=ROWS, expected_batch_size=BATCH, rank=RANK, threads=torch.get_num_threads(), processes=1)
     return dict(config=config, method=method, device=device, machine=machine(device), **standard | settings)

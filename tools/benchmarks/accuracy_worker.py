@@ -1,4 +1,4 @@
-"""One training of tools/benchmark_accuracy.py: a config with a row's settings, mmengine's Runner, and its scores.
+"""One training of tools/benchmarks/accuracy.py: a config with a row's settings, mmengine's Runner, and its scores.
 
 Must not choose settings or compare results.
 """
@@ -17,7 +17,7 @@ from mmengine.config import Config
 from mmengine.runner import Runner
 from mmpose.utils import register_all_modules
 
-REPO = Path(__file__).resolve().parent.parent
+REPO = Path(__file__).resolve().parents[2]
 
 
 def set_up() -> None:

@@ -4,10 +4,11 @@ import json
 from pathlib import Path
 
 import pytest
-from helpers import REPO
 from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
+
+from tests.support.paths import REPO
 
 
 def config(data, work_dir, method='hybrid', **options):
