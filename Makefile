@@ -46,7 +46,7 @@ test: install
 lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/mypy mmpose_dp/privacy mmpose_dp/gradients
+	$(BIN)/mypy
 
 demo: install
 	$(BIN)/python tools/demo/demo.py
