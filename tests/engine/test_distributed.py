@@ -14,7 +14,7 @@ import torch
 from mmpose_dp.privacy.ledger import LEDGER_NAME, Ledger
 from tests.support.paths import REPO
 from tests.support.processes import environment, free_port, run
-from tests.support.rank_steps import METHODS, ROWS, B, movement
+from tests.support.rank_steps import METHODS, SAMPLES, B, movement
 
 
 def launch(*command):
@@ -32,7 +32,7 @@ def ranks(tmp_path_factory):
 
 @pytest.mark.parametrize('method', METHODS)
 def test_two_processes_move_as_one(ranks, method):
-    alone = movement(METHODS[method], range(len(ROWS)))
+    alone = movement(METHODS[method], range(len(SAMPLES)))
     assert torch.equal(ranks[0][method], ranks[1][method])
     assert (ranks[0][method] - alone).norm() <= 1e-6 * alone.norm()  # another order of summation
 
@@ -40,7 +40,7 @@ def test_two_processes_move_as_one(ranks, method):
 @pytest.mark.parametrize(('name', 'settings', 'steps'), [('', {}, 1), (', adaptive', dict(clipping='adaptive'), 2)])
 def test_a_rank_without_records_takes_part(ranks, name, settings, steps):
     alone = movement(settings, range(5), steps=steps)
-    got = [rank[f'one rank drew nothing{name}'] for rank in ranks]
+    got = [rank[f'one rank without records{name}'] for rank in ranks]
     assert torch.equal(*got) and (got[0] - alone).norm() <= 1e-6 * alone.norm()
 
 

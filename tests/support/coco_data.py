@@ -56,7 +56,7 @@ def write(folder, data=None):
         data_mode='topdown',
         ann_file='own.json',
         data_prefix=dict(img='img/'),
-        serialize_data=False,  # mmengine takes half a second to put rows into bytes
+        serialize_data=False,  # mmengine takes half a second to serialize annotations
         metainfo=copy.deepcopy(META),
         pipeline=copy.deepcopy(PIPELINE),
     )

@@ -56,8 +56,8 @@ def _scale(node, scale) -> None:
 def build(cfg: Config, private: bool, loss_weight: float | None = None) -> torch.nn.Module:
     """The model in train mode with frozen BatchNorm, with MMPose's own head or with its private twin.
 
-    In float64: in float32 one ReLU that another batch size tips over its kink is a difference of 1e-5 by itself, on some
-    machines. What is computed from the captured tensors is in float32 all the same.
+    In float64: in float32, a single ReLU whose input changes sign with the batch size makes a difference of 1e-5 on some
+    machines. What is computed from the captured tensors is in float32 nevertheless.
     """
     torch.manual_seed(0)
     model_cfg = copy.deepcopy(cfg.model)
@@ -79,7 +79,7 @@ def build(cfg: Config, private: bool, loss_weight: float | None = None) -> torch
 
 
 def batch(cfg: Config, keys: list, seed: int = 0, dtype: torch.dtype = torch.float64) -> dict:
-    """A collated batch as PackPoseInputs makes it; ``keys`` are the rows' dp_record (None: public)."""
+    """A collated batch as PackPoseInputs makes it; ``keys`` are the samples' dp_record (None: public)."""
     rng, codec = np.random.default_rng(seed), KEYPOINT_CODECS.build(cfg.codec)
     width, height = cfg.codec.input_size
     inputs, samples = [], []
@@ -99,12 +99,12 @@ def batch(cfg: Config, keys: list, seed: int = 0, dtype: torch.dtype = torch.flo
 
 
 def take(model: torch.nn.Module, data: dict, wrapper: DPOptimWrapper) -> None:
-    """A logical batch as PrivateTrainLoop hands it on: one half a forward, or one record where the engine needs that."""
+    """Runs a logical batch as PrivateTrainLoop does: private and public samples apart, one record at a time if it must."""
     records = by_record(data)
     is_public = [part['data_samples'][0].metainfo.get('dp_record', 0) is None for part in records]
-    halves = [[part for part, public in zip(records, is_public) if public == half] for half in (False, True)]
-    halves = [{key: sum((part[key] for part in half), []) for key in data} for half in halves if half]
-    for parts in (halves, records):
+    split = [[record for record, public in zip(records, is_public) if public == wanted] for wanted in (False, True)]
+    micro_batches = [{key: sum((record[key] for record in part), []) for key in data} for part in split if part]
+    for parts in (micro_batches, records):
         try:
             for i, part in enumerate(parts):
                 wrapper.accumulating = i + 1 < len(parts)
@@ -115,29 +115,29 @@ def take(model: torch.nn.Module, data: dict, wrapper: DPOptimWrapper) -> None:
 
 
 def reference_gradients(model: torch.nn.Module, data: dict) -> torch.Tensor:
-    """(rows, p) gradients: plain MMPose model, a batch of one record at a time, plain autograd."""
+    """(samples, p) gradients: plain MMPose model, one sample at a time, plain autograd."""
     params = [p for p in model.parameters() if p.requires_grad]
-    rows = []
+    gradients = []
     for image, sample in zip(data['inputs'], data['data_samples']):
         one = model.data_preprocessor(dict(inputs=[image], data_samples=[sample]), True)
         losses = model(**one, mode='loss')
         grads = torch.autograd.grad(sum(v.sum() for k, v in losses.items() if 'loss' in k), params, allow_unused=True)
-        rows.append(
+        gradients.append(
             torch.cat([torch.zeros(p.numel()) if g is None else g.flatten().float() for p, g in zip(params, grads)])
         )
-    return torch.stack(rows)
+    return torch.stack(gradients)
 
 
 def flat(tensors) -> torch.Tensor:
-    """Joins tensors to one vector."""
+    """Joins tensors into one vector."""
     return torch.cat([t.detach().flatten() for t in tensors])
 
 
-def clip(rows: torch.Tensor, max_grad_norm: float) -> torch.Tensor:
-    """The clipping of the definition, with room for rounding; float64, as float32 norms of 28 million numbers are off by 1e-3."""
-    return (rows * (clipping_norm(max_grad_norm) / norms(rows)).clamp_max(1)[:, None]).float()
+def clip(gradients: torch.Tensor, max_grad_norm: float) -> torch.Tensor:
+    """(samples, p) clipped by the definition, in float64: float32 norms of 28 million numbers are off by 1e-3."""
+    return (gradients * (clipping_norm(max_grad_norm) / norms(gradients)).clamp_max(1)[:, None]).float()
 
 
-def norms(rows: torch.Tensor) -> torch.Tensor:
-    """(rows, p) -> (rows,) float64."""
-    return torch.stack([row.double().norm() for row in rows])
+def norms(gradients: torch.Tensor) -> torch.Tensor:
+    """(samples, p) -> (samples,) float64."""
+    return torch.stack([gradient.double().norm() for gradient in gradients])

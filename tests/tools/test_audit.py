@@ -1,4 +1,4 @@
-"""The audit leaves sound trainings alone and refutes broken ones."""
+"""The audit refutes broken trainings and does not refute sound ones."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""check_config.py on configs of a user's own, outside the repository: right ones, unfinished ones and hopeless ones."""
+"""check_config.py on a user's own configs outside the repository: complete, incomplete and impossible ones."""
 
 import json
 import os
@@ -78,7 +78,7 @@ def test_a_private_config_of_ones_own(check, synthetic):
     assert re.search(r'activations of \d+ samples', page)
 
 
-def test_a_plain_config_is_told_what_to_write(check):
+def test_for_a_plain_config_it_prints_what_to_write(check):
     status, page = check(bases('hrnet_synthetic'), 'custom_imports = dict(imports=["mmpose_dp"])')
     assert status == 0 and "globals().update(private(_base_, 'hybrid'))" in page and 'head.type' not in page
     assert 'Records: random' in page and 'No budget yet' in page
@@ -122,7 +122,7 @@ def test_without_the_data_set_the_budget_needs_its_size(check):
         ("default_hooks['privacy_budget']['target_delta'] = 0.5", 'target_delta=0.5 is too large for 40 records'),
     ],
 )
-def test_what_cannot_be_made_private(check, synthetic, change, message):
+def test_a_config_that_cannot_be_made_private_is_refused(check, synthetic, change, message):
     status, page = check(bases('hrnet_synthetic', 'dpsgd'), PRIVATE.format(data=synthetic) + change)
     assert status == 2 and 'can be made private' not in page
     assert 'mmpose_dp: ' in page and message in page, page[-2000:]

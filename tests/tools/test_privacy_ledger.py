@@ -1,8 +1,7 @@
-"""The ledger tool adds up trainings, and a training is calibrated to what the sum left."""
+"""The ledger tool adds up trainings, and a later training is calibrated to the budget that remains."""
 
 import json
 import shutil
-import subprocess
 import sys
 
 import pytest
@@ -13,17 +12,17 @@ from mmpose_dp.privacy.errors import PrivacyError
 from mmpose_dp.privacy.figures import rounded_up
 from mmpose_dp.privacy.ledger import LEDGER_NAME, Ledger
 from tests.support.paths import REPO
+from tests.support.processes import run
 from tests.support.runs import config, tiny, train
 
 
 def tool(*arguments):
-    command = [sys.executable, '-W', 'ignore', REPO / 'tools/privacy_ledger.py', *arguments]
-    return subprocess.run(list(map(str, command)), capture_output=True, text=True, env={'PYTHONPATH': str(REPO)})
+    return run(sys.executable, '-W', 'ignore', REPO / 'tools/privacy_ledger.py', *arguments)
 
 
 @pytest.fixture(scope='module')
 def searched(synthetic, tmp_path_factory):
-    """Two trainings of a search, and the folder in which the last one is to happen."""
+    """Two trainings of a hyper-parameter search, in the folder of a third one."""
     folder = tmp_path_factory.mktemp('search')
     for name in 'ab':
         options = dict(train_cfg__max_epochs=1, default_hooks__privacy_budget__target_epsilon=3.0)
@@ -31,7 +30,7 @@ def searched(synthetic, tmp_path_factory):
     return folder
 
 
-def test_a_search_is_paid_for(searched, synthetic):
+def test_a_search_counts_towards_the_budget(searched, synthetic):
     ledgers = [searched / name / LEDGER_NAME for name in 'ab']
     done = tool('add', *ledgers, '--delta', '1e-3', '--out', searched / 'last' / LEDGER_NAME)
     assert done.returncode == 0, done.stderr
@@ -44,7 +43,7 @@ def test_a_search_is_paid_for(searched, synthetic):
     assert tool('show', searched / 'last' / LEDGER_NAME, '--delta', '1e-3').stdout.count('training ') == 3
 
 
-def test_errors_are_for_people(searched, tmp_path):
+def test_an_error_is_one_clear_message(searched, tmp_path):
     (tmp_path / 'bad.jsonl').write_text('{}\n')
     for arguments, message in (
         (['show', tmp_path / 'none'], 'no such ledger'),
@@ -86,15 +85,8 @@ def test_what_is_not_private_is_not_published(searched, change, message):
 
 def test_publishing_needs_no_file_beside_the_checkpoint(searched, tmp_path):
     shutil.copy(searched / 'a/epoch_1.pth', tmp_path)
-    command = [
-        sys.executable,
-        '-W',
-        'ignore',
-        REPO / 'tools/publish_model.py',
-        tmp_path / 'epoch_1.pth',
-        tmp_path / 'm.pth',
-    ]
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, env={'PYTHONPATH': str(REPO)})
-    told = torch.load(tmp_path / 'm.pth', weights_only=False)['privacy_statement']
-    assert done.returncode == 0 and told['guarantee'] in done.stdout, done.stderr
-    assert told == json.loads((searched / 'a/privacy_statement.json').read_text())
+    paths = tmp_path / 'epoch_1.pth', tmp_path / 'm.pth'
+    done = run(sys.executable, '-W', 'ignore', REPO / 'tools/publish_model.py', *paths)
+    statement = torch.load(tmp_path / 'm.pth', weights_only=False)['privacy_statement']
+    assert done.returncode == 0 and statement['guarantee'] in done.stdout, done.stderr
+    assert statement == json.loads((searched / 'a/privacy_statement.json').read_text())

@@ -34,12 +34,12 @@ START = time.time()
 
 def say(text: str) -> None:
     """Prints with the time since the start."""
-    sys.stdout.write(f'[{time.time() - START:5.0f} s] {text}\n')  # one call: two lanes write
+    sys.stdout.write(f'[{time.time() - START:5.0f} s] {text}\n')  # one call, since two threads write
     sys.stdout.flush()
 
 
 def call(log: Path, script: str, *arguments: object) -> None:
-    """Runs a tool of this project; its output goes to ``log``. Exits with the end of it where the tool fails."""
+    """Runs a tool of this project; its output goes to ``log``. Raises RuntimeError with the end of the log if the tool fails."""
     root = f'{REPO}/'
     command = [f'tools/{script}', *(str(a).replace(root, '') for a in arguments)]
     interpreter = [] if script.endswith('.sh') else [sys.executable]
@@ -79,13 +79,13 @@ def test(out: Path, name: str, checkpoint: Path, folder: str) -> float:
 
 
 def at_once(*lanes) -> None:
-    """Runs functions side by side, one core each; raises what one of them raised."""
+    """Runs functions in threads side by side; raises what one of them raised."""
     failed = []
 
     def guarded(lane) -> None:
         try:
             lane()
-        except Exception as error:  # shown below, in the main thread
+        except Exception as error:  # raised below, in the main thread
             failed.append(error)
 
     threads = [threading.Thread(target=guarded, args=(lane,), daemon=True) for lane in lanes]
