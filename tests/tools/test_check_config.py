@@ -1,16 +1,16 @@
 """check_config.py on a user's own configs outside the repository: complete, incomplete and impossible ones."""
 
 import json
-import os
 import re
-import subprocess
 import sys
 from fractions import Fraction
 
+import check_config
 import pytest
 
 from mmpose_dp.privacy.calibration import calibrate_noise_multiplier
 from tests.support.paths import REPO
+from tests.support.processes import run
 
 OWN_BACKBONE = """
 import torch
@@ -46,18 +46,18 @@ default_hooks = dict(_base_.dp_hooks, privacy_budget=dict(type='PrivacyBudgetHoo
 
 
 @pytest.fixture
-def check(tmp_path):
+def check(tmp_path, monkeypatch, call):
     """check(base, text, *options): (exit status, what was printed) for a config of that base and text, in a folder apart."""
     (tmp_path / 'own_backbone.py').write_text(OWN_BACKBONE)
 
-    def run(bases, text, *options):
+    def checked(bases, text, *options):
         (tmp_path / 'own.py').write_text(f'_base_ = {bases!r}\n{text}')
-        command = [sys.executable, '-W', 'ignore', str(REPO / 'tools/check_config.py'), 'own.py', *options]
-        env = dict(os.environ, PYTHONPATH=f'{REPO}{os.pathsep}{tmp_path}')
-        done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300)
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.syspath_prepend(tmp_path)
+        done = call(check_config, 'own.py', *options)
         return done.returncode, done.stdout + done.stderr
 
-    return run
+    return checked
 
 
 def bases(*names):
@@ -82,6 +82,14 @@ def test_for_a_plain_config_it_prints_what_to_write(check):
     status, page = check(bases('hrnet_synthetic'), 'custom_imports = dict(imports=["mmpose_dp"])')
     assert status == 0 and "globals().update(private(_base_, 'hybrid'))" in page and 'head.type' not in page
     assert 'Records: random' in page and 'No budget yet' in page
+
+
+def test_as_a_command(tmp_path):
+    (tmp_path / 'own.py').write_text(
+        "model = dict(type='TopdownPoseEstimator', backbone=dict(type='ResNet', depth=18))"
+    )
+    done = run(sys.executable, '-W', 'ignore', REPO / 'tools/check_config.py', 'own.py', cwd=tmp_path)
+    assert done.returncode == 2 and 'mmpose_dp: model.head is missing' in done.stderr and 'Traceback' not in done.stderr
 
 
 def test_without_the_data_set_the_budget_needs_its_size(check):
