@@ -3,10 +3,11 @@
 import ast
 import contextlib
 import doctest
+import importlib
 import re
 import subprocess
 import sys
-from importlib import import_module, metadata
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -161,7 +162,7 @@ def test_every_tool_that_a_text_names_exists():
 @pytest.mark.parametrize('path', [path for path in MODULES if '>>> ' in path.read_text()], ids=name)
 def test_the_examples_of_docstrings_run(path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    done = doctest.testmod(import_module('.'.join(path.relative_to(REPO).with_suffix('').parts)))
+    done = doctest.testmod(importlib.import_module('.'.join(path.relative_to(REPO).with_suffix('').parts)))
     assert done.attempted and not done.failed
 
 

@@ -42,8 +42,6 @@ class Ledger:
         >>> ledger.keep_at(Path('work_dirs/a') / LEDGER_NAME)
         >>> ledger.begin_run(privacy_unit='instance', secret_randomness=True)
         >>> ledger.count(StepEvent(1.0, Fraction(1, 100)))
-        >>> ledger.steps
-        1
     """
 
     def __init__(self) -> None:
