@@ -46,16 +46,16 @@ test: install
 lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/mypy mmpose_dp/privacy mmpose_dp/gradients
+	$(BIN)/mypy
 
 demo: install
-	$(BIN)/python tools/demo.py
+	$(BIN)/python tools/demo/demo.py
 
 accuracy: install
-	$(BIN)/python tools/benchmark_accuracy.py
+	$(BIN)/python tools/benchmarks/accuracy.py
 
 bench: install
-	$(BIN)/python tools/benchmark.py
+	$(BIN)/python tools/benchmarks/performance.py
 
 clean:
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info

@@ -1,11 +1,11 @@
-"""Set-up that every test shares: the package first, and one small synthetic data set a session."""
+"""Set-up that all tests share: the package is imported first, and two small synthetic data sets are made once."""
 
 import gc
 
 import pytest
 from mmpose.utils import register_all_modules
 
-import mmpose_dp  # noqa: F401  (its compat mends the install before a test imports mmpose.models)
+import mmpose_dp  # noqa: F401  (its compat repairs the install before a test imports mmpose.models)
 from mmpose_dp.datasets.synthetic import make_synthetic_mpii
 
 register_all_modules()
@@ -16,17 +16,17 @@ gc.freeze()
 
 @pytest.fixture(scope='session')
 def synthetic(tmp_path_factory):
-    """40 + 12 drawn people of the private domain; a folder laid out as data/mpii."""
+    """40 + 12 synthetic people of the private domain, in a folder laid out as data/mpii."""
     return make_synthetic_mpii(tmp_path_factory.mktemp('private'), 'private', 40, 12, image_size=96, workers=1)
 
 
 @pytest.fixture(scope='session')
 def synthetic_public(tmp_path_factory):
-    """40 + 12 drawn people of the public domain."""
+    """40 + 12 synthetic people of the public domain."""
     return make_synthetic_mpii(tmp_path_factory.mktemp('public'), 'public', 40, 12, image_size=96, workers=1)
 
 
-# several processes take a file each (in this order: --no-loadscope-reorder): those that take minutes come first
+# several processes run one file each, in this order (--no-loadscope-reorder): files that take minutes come first
 LONG = (
     'test_mpii_end_to_end.py',
     'test_zoo.py',
@@ -40,5 +40,5 @@ LONG = (
 
 
 def pytest_collection_modifyitems(items):
-    """Long files first, in their order."""
+    """Puts the long files first, in the order of ``LONG``."""
     items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))

@@ -1,11 +1,10 @@
-"""compat: a broken install is mended or explained, a sound one is left alone."""
+"""compat: a broken install is repaired or explained, a sound one is left alone."""
 
 import os
 import subprocess
 import sys
 import types
 from importlib.machinery import EXTENSION_SUFFIXES
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,15 +12,12 @@ import torch
 from mmengine.logging import MessageHub
 
 from mmpose_dp import compat
-
-REPO = Path(__file__).parents[1]
+from tests.support.processes import run
 
 
 def fresh(code: str) -> subprocess.CompletedProcess:
     """Runs ``code`` in an interpreter that has imported nothing yet."""
-    env = dict(os.environ, PYTHONPATH=str(REPO))
-    command = [sys.executable, '-W', 'ignore', '-c', code]
-    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
+    return run(sys.executable, '-W', 'ignore', '-c', code, timeout=120)
 
 
 # ---- versions ------------------------------------------------------------------------------------
@@ -95,7 +91,7 @@ def test_compiled_operators_that_load_are_left_alone(monkeypatch):
     assert sys.modules['mmcv._ext'] is compiled
 
 
-def test_operators_compiled_for_another_torch_are_stood_in_for_and_say_why_when_called(tmp_path):
+def test_operators_compiled_for_another_torch_are_replaced_and_say_why_when_called(tmp_path):
     (tmp_path / f'_ext{EXTENSION_SUFFIXES[0]}').write_bytes(b'not a library')
     done = fresh(f"""
 import sys, mmcv
@@ -114,7 +110,7 @@ except NotImplementedError as error:
 # ---- mmengine ------------------------------------------------------------------------------------
 @pytest.fixture
 def checkpoint(tmp_path):
-    """What mmengine saves beside the weights, written by mmengine's own message hub."""
+    """A file with what mmengine saves beside the weights, from its own message hub."""
     hub = MessageHub('compat')
     hub.update_scalar('train/loss', torch.tensor(2.0))
     hub.update_scalar('train/lr', np.float32(0.5))

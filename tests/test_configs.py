@@ -1,4 +1,4 @@
-"""The shipped configs: each one loads, is short, and asks for what its name says."""
+"""The configs of the repository: each loads, is short, and is what its name says."""
 
 import re
 from pathlib import Path
@@ -6,18 +6,17 @@ from pathlib import Path
 import mmpose
 import pytest
 import torch
-from helpers import REPO
 from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
 from mmpose.datasets.datasets.utils import parse_pose_metainfo
 from mmpose.registry import DATASETS, MODELS
-from shared_data import shared
 
 from mmpose_dp.configs import METHODS, private
 from mmpose_dp.engine import DPOptimWrapper
 from mmpose_dp.engine.leftovers import without_deletions
 from mmpose_dp.models import make_private
 from mmpose_dp.privacy.errors import PrivacyError
+from tests.support.paths import REPO, shared
 
 CONFIGS = sorted((REPO / 'configs/dp').glob('*.py'))
 PRIVATE = [c for c in CONFIGS if re.search(r'_eps\d\d$', c.stem)]
@@ -193,7 +192,7 @@ def test_a_config_that_cannot_be_made_private(base, arguments, message):
 
 
 def test_the_parts_can_be_inherited_as_before(tmp_path):
-    """A config of the first version: a second base, each part put in its place, and the head's private name."""
+    """A config of the first version: a second base, all parts written out, and the private name of the head."""
     (tmp_path / 'own.py').write_text(f"""
 _base_ = [
     'mmpose::body_2d_keypoint/topdown_heatmap/mpii/td-hm_hrnet-w32_8xb64-210e_mpii-256x256.py',

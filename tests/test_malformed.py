@@ -1,4 +1,4 @@
-"""Whatever is wrong with a config, a file or a ledger: one clear error before training, or a row that is left out as documented.
+"""Whatever is wrong with a config, a file or a ledger: one clear error before training, or a sample that is left out as documented.
 
 Never a traceback from deep inside, and never a step that is not counted.
 """
@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 import torch
 from mmpose.registry import DATASETS
-from runs import config, tiny, train, train_until
 
 from mmpose_dp.privacy.accounting import StepEvent
 from mmpose_dp.privacy.errors import PrivacyError
 from mmpose_dp.privacy.ledger import LEDGER_NAME, Ledger
+from tests.support.runs import config, tiny, train, train_until
 
 NAN, INF = float('nan'), float('inf')
 NO_NUMBER = ['much', NAN, -1]
@@ -71,7 +71,7 @@ BAD_SETTINGS = {
 CASES = [
     pytest.param(
         key, value, marks=[pytest.mark.slow] if number else []
-    )  # the first of each key is enough for every day
+    )  # the first of each key is enough for the everyday run
     for key, values in BAD_SETTINGS.items()
     for number, value in enumerate(values)
 ]
@@ -129,7 +129,7 @@ def test_broken_json(synthetic, tmp_path, text):
 
 
 def _try_data(synthetic, folder, annotations, images=None):
-    """Either the data set is refused with a clear message, or bad rows give nothing and the others are there."""
+    """Either the data set is refused with a clear message, or bad records give no sample and the others give theirs."""
     (folder / 'annotations').mkdir()
     (folder / 'annotations/mpii_train.json').write_text(annotations)
     if images is None:
@@ -141,9 +141,9 @@ def _try_data(synthetic, folder, annotations, images=None):
         except PrivacyError as error:
             assert 'train_dataloader.dataset' in str(error)
             return None
-        rows = [dataset[i] for i in range(len(dataset))]
-    assert sum(map(len, rows)) >= len(rows) - 2
-    return rows
+        records = [dataset[i] for i in range(len(dataset))]
+    assert sum(map(len, records)) >= len(records) - 2
+    return records
 
 
 # ---- pictures ------------------------------------------------------------------------------------------------------
@@ -171,17 +171,17 @@ def test_bad_pictures(synthetic, tmp_path, name):
     shutil.copytree(synthetic / 'images', tmp_path / 'images')
     text = (synthetic / 'annotations/mpii_train.json').read_text()
     (tmp_path / 'images' / json.loads(text)[-1]['image']).write_bytes(BAD_PICTURES[name])
-    rows = _try_data(synthetic, tmp_path, text, images=True)
-    assert rows is not None
+    records = _try_data(synthetic, tmp_path, text, images=True)
+    assert records is not None
     if name == 'empty':
         dataset = DATASETS.build(config(tmp_path, tmp_path / 'work', 'dpsgd').train_dataloader.dataset)
         with pytest.warns(UserWarning, match=json.loads(text)[-1]['image'] + ' contributes nothing'):
             dataset[len(dataset) - 1]
     if name in ('empty', 'text', 'zeros', 'cut at 2', 'cut at 10'):
-        assert rows[-1] == []  # nothing, and no other record in its place
+        assert records[-1] == []  # nothing, and no other record in its place
 
 
-def test_all_pictures_bad_is_told_before_training(synthetic, tmp_path):
+def test_a_data_set_of_bad_pictures_alone_is_refused_before_training(synthetic, tmp_path):
     shutil.copytree(synthetic / 'images', tmp_path / 'images')
     for path in (tmp_path / 'images').iterdir():
         path.write_bytes(b'')
@@ -192,7 +192,7 @@ def test_all_pictures_bad_is_told_before_training(synthetic, tmp_path):
 # ---- checkpoints ---------------------------------------------------------------------------------------------------
 @pytest.fixture(scope='module')
 def stopped(synthetic, tmp_path_factory):
-    """The folder of a training that was stopped."""
+    """The folder of a training that was interrupted."""
     folder = tmp_path_factory.mktemp('stopped')
     train_until(tiny(config(synthetic, folder, 'dpsgd', train_cfg__val_interval=10)), 6)
     return folder
@@ -245,7 +245,7 @@ def test_bad_checkpoints(synthetic, stopped, tmp_path, name):
 
 # ---- ledgers -------------------------------------------------------------------------------------------------------
 def test_no_change_of_a_ledger_file_makes_it_count_less(tmp_path):
-    """Bytes changed, lines lost, swapped or repeated: refused, unless only a line's torn end is gone."""
+    """Bytes changed, lines lost, swapped or repeated: refused, unless only the incomplete end of a line is gone."""
     ledger, path, luck = Ledger(), tmp_path / LEDGER_NAME, random.Random(0)
     ledger.keep_at(path)
     ledger.begin_run(privacy_unit='instance', secret_randomness=True)

@@ -1,7 +1,9 @@
-"""The shape of the repository: who may import whom, what is pinned, what installing touches."""
+"""The shape of the repository: which part may import which, what is pinned, what installing touches."""
 
 import ast
 import contextlib
+import doctest
+import importlib
 import re
 import subprocess
 import sys
@@ -9,21 +11,23 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
-from shared_data import shared
 
 from mmpose_dp import compat
+from tests.support.paths import REPO, shared
 
-REPO = Path(__file__).parents[1]
 PACKAGE = REPO / 'mmpose_dp'
 MODULES = sorted(PACKAGE.rglob('*.py'))
+TOOLS = sorted((REPO / 'tools').rglob('*.py'))
 OWN_FILES = [
     *MODULES,
-    *sorted((REPO / 'tools').glob('*.py')),
+    *TOOLS,
     *sorted((REPO / 'tests').rglob('*.py')),
 ]
-# part -> the parts it may import; the package itself (compat, version) is imported by none of them
+# tools -> configs -> auditing -> engine -> datasets, models -> extras -> gradients, privacy: what each part may import
 CORE = {'privacy', 'gradients'}
 ALLOWED = {
+    'version': set(),
+    'compat': set(),  # also runs as a file of its own, without the package
     'privacy': {'privacy'},
     'gradients': CORE,
     'extras': {*CORE, 'extras'},
@@ -31,7 +35,10 @@ ALLOWED = {
     'datasets': {*CORE, 'datasets'},
     'engine': {*CORE, 'extras', 'models', 'datasets', 'engine'},
     'auditing': {*CORE, 'models', 'datasets', 'engine', 'auditing'},
+    'configs': {*CORE, 'models', 'datasets', 'engine'},
+    '__init__': {'version', 'compat', 'models', 'datasets', 'engine'},
 }
+NEEDED_BY_GRADIENTS = {'records', 'errors'}  # of privacy/, whose other modules need more than torch
 LONG = {'before_run', 'rows_of'}  # to be split: add no name here
 STANDS_ON = {'privacy': {'torch', 'opacus', 'numpy', 'scipy', 'dp_accounting'}, 'gradients': {'torch'}}
 
@@ -116,21 +123,47 @@ def only(packages: set[str], folder: Path) -> None:
                 link.symlink_to(found.locate_file(top))
 
 
-@pytest.mark.parametrize('path', [p for p in MODULES if p.parent != PACKAGE], ids=name)
-def test_dependencies_point_one_way(path):
-    part = path.relative_to(PACKAGE).parts[0]
-    own = [module.split('.') for module in imports(path) if module.split('.')[0] == 'mmpose_dp']
-    assert {module[1] for module in own} <= ALLOWED[part]
+def own_imports(path: Path) -> list[list[str]]:
+    """What a file imports of mmpose_dp, split at the dots, without 'mmpose_dp'."""
+    return [module.split('.')[1:] for module in imports(path) if module.split('.')[0] == 'mmpose_dp']
 
 
 @pytest.mark.parametrize('path', MODULES, ids=name)
-def test_the_package_imports_no_tool_and_no_test(path):
-    assert not {module.split('.')[0] for module in imports(path)} & {
-        'tools',
-        'tests',
-        'cli',
-        'helpers',
-    }
+def test_dependencies_point_one_way(path):
+    part = path.relative_to(PACKAGE).with_suffix('').parts[0]
+    found = own_imports(path)
+    assert {module[0].replace('__version__', 'version') for module in found} <= ALLOWED[part]
+    if part == 'gradients':
+        assert {module[1] for module in found if module[0] == 'privacy'} <= NEEDED_BY_GRADIENTS
+    outside = {module.split('.')[0] for module in imports(path)}
+    assert not outside & {'tools', 'tests', *(tool.stem for tool in TOOLS if tool.stem != 'test')}
+
+
+@pytest.mark.parametrize('path', TOOLS, ids=name)
+def test_a_tool_imports_the_package_and_its_own_folder(path):
+    siblings = {tool.stem for tool in path.parent.glob('*.py')}
+    outside = {module.split('.')[0] for module in imports(path)} - siblings
+    assert not outside & {'tools', 'tests', 'configs', *(tool.stem for tool in TOOLS)}
+
+
+def test_a_config_imports_the_recipes_alone():
+    for path in (REPO / 'configs').rglob('*.py'):
+        assert {module[0] for module in own_imports(path)} <= {'configs'}, name(path)
+
+
+def test_every_tool_that_a_text_names_exists():
+    texts = [*REPO.glob('*.md'), REPO / 'Makefile', *(REPO / 'docs').glob('*.md'), *(REPO / 'configs').rglob('*.py')]
+    for path in [*texts, *MODULES, *TOOLS]:
+        named = set(re.findall(r'(?<!/)\btools/[\w/]+\.(?:py|sh)\b', path.read_text()))
+        assert not {tool for tool in named if not (REPO / tool).is_file()}, name(path)
+
+
+# ---- documentation that runs ---------------------------------------------------------------------
+@pytest.mark.parametrize('path', [path for path in MODULES if '>>> ' in path.read_text()], ids=name)
+def test_the_examples_of_docstrings_run(path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = doctest.testmod(importlib.import_module('.'.join(path.relative_to(REPO).with_suffix('').parts)))
+    assert done.attempted and not done.failed
 
 
 # ---- files ---------------------------------------------------------------------------------------
@@ -204,21 +237,29 @@ def test_the_pins_satisfy_what_is_checked_at_import():
         assert version and compat._numbers(version) >= compat._numbers(least), module
 
 
-def test_installing_the_package_requires_nothing_that_could_replace_mmpose_or_torch():
+def test_what_is_installed(tmp_path):
+    """Nothing that could replace MMPose or torch is required; types and configs are in the wheel."""
     code = """
+import sys
 from setuptools.dist import Distribution
 from distutils.core import run_setup
 dist = run_setup('setup.py', stop_after='init')
+dist.get_command_obj('build_py').build_lib = sys.argv.pop()
+dist.run_command('build_py')
 print(*dist.install_requires)
 print(*dist.packages)
 """
-    done = subprocess.run([sys.executable, '-c', code], cwd=REPO, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, '-c', code, tmp_path], cwd=REPO, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     required, packages = (line.split() for line in done.stdout.splitlines()[-2:])
     for part in ('torch', 'mm', 'opacus', 'chumpy', 'opencv'):
         assert not [r for r in required if part in re.split('[<>=]', r)[0]], part
     folders = {'.'.join(path.parent.relative_to(REPO).parts) for path in MODULES}
     assert set(packages) == folders, 'a folder has no __init__.py'
+    installed = tmp_path / 'mmpose_dp'
+    assert (installed / 'py.typed').is_file()
+    for config in (REPO / 'configs').rglob('*.py'):
+        assert (installed / '.mim' / name(config)).is_file()
 
 
 def test_make_lists_its_targets_by_default():

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import build, clip, norms, reference_gradients, take
 from torch.optim import SGD
-from zoo import FOLDER, records, small
 
 from mmpose_dp.engine import DPOptimWrapper
 from mmpose_dp.engine.checks.replay import ReplayCheck
 from mmpose_dp.engine.dry_run import blank_batch, try_batch
+from tests.support.datasets import records
+from tests.support.models import FOLDER, build, clip, load, norms, reference_gradients, take
 
 MPII = sorted(str(path.relative_to(FOLDER)) for path in FOLDER.rglob('body_2d_keypoint/*/mpii/*.py'))
 HEATMAP, RTMPOSE = 'body_2d_keypoint/topdown_heatmap/coco/td-hm_', 'body_2d_keypoint/rtmpose/coco/rtmpose-'
@@ -54,7 +54,7 @@ OTHERS = [
     'animal_2d_keypoint/topdown_heatmap/ap10k/cspnext-m_udp_8xb64-210e_ap10k-256x256.py',
     'wholebody_2d_keypoint/topdown_heatmap/coco-wholebody/td-hm_vipnas-mbv3_8xb64-210e_coco-wholebody-256x192.py',
 ]
-HEIGHT = {'hourglass': 128, 'scnet': 128, 'alexnet': 256, 'ipr': 128}  # what these need at least
+HEIGHT = {'hourglass': 128, 'scnet': 128, 'alexnet': 256, 'ipr': 128}  # the least that these models need
 # one of each backbone family and head is left to the everyday run
 SLOW = (
     *('101', '152', 'w48', 'litehrnet-30', '384x384', 'hrnet-w32_dark', '2xmspn50', 'ViTPose-small-simple', 'pvtv2'),
@@ -86,7 +86,7 @@ def case(name):
 
 
 def calm(model):
-    """DSNT's loss is NaN, in MMPose too, where the softmax of random weights underflows to 0."""
+    """Shrinks the weights of DSNT's head: its loss is NaN, in MMPose too, if the softmax of random weights underflows to 0."""
     if 'DSNT' in type(model.head).__name__:
         for param in model.head.parameters():
             param.data *= 0.1
@@ -99,10 +99,10 @@ def test_there_are_31_for_mpii():
 
 @pytest.mark.parametrize('name', map(case, MPII + OTHERS))
 def test_the_clipped_sum_is_the_reference(name, synthetic):
-    cfg = small(name, next((height for key, height in HEIGHT.items() if key in name), 64 if '256x256' in name else 128))
+    cfg = load(name, next((height for key, height in HEIGHT.items() if key in name), 64 if '256x256' in name else 128))
     data = records(cfg, synthetic, 2)
-    rows = reference_gradients(calm(build(cfg, private=False)), data)
-    C = float(norms(rows).mean())
+    gradients = reference_gradients(calm(build(cfg, private=False)), data)
+    C = float(norms(gradients).mean())
     model = calm(build(cfg, private=True))
     try_batch(model, blank_batch({key: values[0] for key, values in data.items()}), 'data')  # as before training
     params = {n: p for n, p in model.named_parameters() if p.requires_grad}
@@ -112,7 +112,7 @@ def test_the_clipped_sum_is_the_reference(name, synthetic):
     wrapper.optimizer.register_step_pre_hook(lambda *_: got.update((n, p.grad.clone()) for n, p in params.items()))
     take(model, data, wrapper)
     print(wrapper.engine)
-    want = clip(rows, C).double().sum(0) / 2
+    want = clip(gradients, C).double().sum(0) / 2
     parts = want.split([p.numel() for p in params.values()])
     for (key, grad), part in zip(got.items(), parts):
         gap = float((grad.flatten().double() - part).norm())
@@ -123,17 +123,17 @@ def test_the_clipped_sum_is_the_reference(name, synthetic):
 @pytest.mark.slow
 @pytest.mark.parametrize('dtype', [None, 'bfloat16'])
 @pytest.mark.parametrize('name', MPII + OTHERS, ids=lambda name: Path(name).stem)
-def test_the_replay_stops_no_honest_model(name, dtype, synthetic):
-    """200 steps, dropout and drop paths as they are; REPLAY_STEPS takes fewer."""
+def test_the_replay_stops_no_sound_model(name, dtype, synthetic):
+    """200 steps with dropout and drop paths; the environment variable REPLAY_STEPS sets another number."""
     assert max(gaps(name, dtype, synthetic, int(os.environ.get('REPLAY_STEPS', 200)))) > 0
 
 
 def gaps(name, dtype, data, steps):
-    """How far apart the two gradients of the replayed record were at each step."""
+    """The relative distance of the two gradients of the replayed record at each step."""
     # torch's bfloat16 gives a convolution of 7 x 7 over 2 x 2 places a wrong gradient on CPUs
     wide = any(key in name for key in ('rtmpose', 'cspnext'))
     lowest = 128 if wide or '256x256' not in name else 64
-    cfg = small(name, next((height for key, height in HEIGHT.items() if key in name), lowest))
+    cfg = load(name, next((height for key, height in HEIGHT.items() if key in name), lowest))
     model = calm(build(cfg, private=True)).float()
     model.train()
     params = [p for p in model.parameters() if p.requires_grad]

@@ -36,13 +36,13 @@ def parse_args() -> argparse.Namespace:
 
 
 def audited(cfg: Config, canaries: int | None, confidence: float) -> Config:
-    """The config with canaries planted, and without what an audit has no use for."""
+    """The config with canaries planted, and without what an audit does not need."""
     without_leftovers(cfg)
     cfg.optim_wrapper.type = 'AuditedOptimWrapper'
     cfg.custom_hooks = [dict(type='AuditHook', num_canaries=canaries, confidence=confidence)]
     cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
     cfg.test_cfg = cfg.test_dataloader = cfg.test_evaluator = None
-    # the attacker writes down each public draw as it is made: no worker may draw ahead
+    # the attacker records each public batch as it is sampled, so no worker may sample in advance
     cfg.train_dataloader.update(num_workers=0, persistent_workers=False)
     cfg.train_dataloader.pop('prefetch_factor', None)
     cfg.default_hooks.checkpoint = None
@@ -57,7 +57,7 @@ def attack(cfg: Config) -> AuditHook:
 
 
 def main() -> None:
-    """Prints what was found."""
+    """Prints the bounds beside the claim."""
     args = parse_args()
     cfg = audited(Config.fromfile(args.config), args.canaries, args.confidence)
     cfg.merge_from_dict(args.cfg_options)

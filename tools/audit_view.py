@@ -1,4 +1,4 @@
-"""Examine a public view: what of your pictures can be recovered from what Feature DP publishes?
+"""Examine a public view: how much of your pictures can be recovered from what Feature DP publishes?
 
 python tools/audit_view.py CONFIG [--work-dir W] [--images 24] [--public-images FOLDER]
 python tools/audit_view.py --table [--images 24] --public-images FOLDER
@@ -38,15 +38,15 @@ from mmpose_dp.engine.view_audit import AUDIT_NAME, in_words, update_statement
 from mmpose_dp.privacy.errors import PrivacyError
 
 TV, NETWORK = 'total variation', 'a network'
-PUBLIC_PEOPLE, QUICK = 1000, 20  # that the network learns from; iterations for what it starts from
+PUBLIC_PEOPLE, QUICK = 1000, 20  # people that the network learns from; iterations of its input's reconstruction
 TABLE = {
     'blur (default)': {},
     'blur_full_resolution (the paper: 25, sigma 10)': dict(mode='blur_full_resolution'),
     'pixelate (block 16)': dict(mode='pixelate'),
 }
-PAGE = """<!doctype html><meta charset="utf-8"><title>What the public view gives back</title>
+PAGE = """<!doctype html><meta charset="utf-8"><title>What can be recovered from the public view</title>
 <style>body{{font-family:sans-serif}}img{{width:256px;image-rendering:pixelated}}td,th{{padding:4px;text-align:left}}</style>
-<h1>What the public view gives back</h1>
+<h1>What can be recovered from the public view</h1>
 <p style="color:#b00"><b>This page shows {sample}. Never publish it.</b></p>
 <p>The view: {view}.</p><p>{words}.</p>
 <table><tr>{head}</tr>{rows}</table>
@@ -73,8 +73,8 @@ class Person:
     def seen(self, view: PublicView) -> np.ndarray:
         """(H, W, 3) uint8: the person's public view."""
         scale = np.array([[self.box, self.box]])
-        told = dict(self.annotation, img=self.image.copy(), bbox_center=self.center[None], bbox_scale=scale)
-        return view.transform(dict(told, view_box=self.view_box))['img']
+        known = dict(self.annotation, img=self.image.copy(), bbox_center=self.center[None], bbox_scale=scale)
+        return view.transform(dict(known, view_box=self.view_box))['img']
 
     def cut(self, picture: np.ndarray, size: int) -> np.ndarray:
         """(size, size, 3): the padded box of a picture like ``image``."""
@@ -101,8 +101,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def people_of(dataset: BaseDataset, count: int, size: int, one_view_per_image: bool = False) -> list[Person]:
-    """Up to ``count`` people, spread over the data set, none with a box of more than ``size`` pixels. Who cannot be read is left
-    out."""
+    """Up to ``count`` people, spread over the data set, in boxes of at most ``size`` pixels. Leaves out who cannot be read."""
     steps = dataset.pipeline.transforms
     until = next((i for i, step in enumerate(steps) if type(step).__name__ == 'GetBBoxCenterScale'), None)
     if until is None:
@@ -119,13 +118,13 @@ def people_of(dataset: BaseDataset, count: int, size: int, one_view_per_image: b
             together = [center_scale.transform(dict(other)) for other in sharing.get(info['img_path'], [info])]
             view_box = max(float(np.max(other['bbox_scale'][0])) for other in together)
             found.append(_reduced(load(dict(info)), view_box, size))
-        except Exception as error:  # whatever a damaged file or annotation makes of the pipeline
-            print(f'one person is left out, whose picture cannot be used: {type(error).__name__}')
+        except Exception as error:  # whatever the pipeline raises for a damaged file or annotation
+            print(f'one person is left out, since the picture cannot be used: {type(error).__name__}')
     return found
 
 
 def _reduced(loaded: dict, view_box: float, size: int) -> Person:
-    """A loaded record with its picture, box and joints reduced to a box of ``size`` pixels at most."""
+    """A loaded record, its picture, box and joints scaled down to a box of at most ``size`` pixels."""
     box, center = float(np.max(loaded['bbox_scale'][0])), np.asarray(loaded['bbox_center'][0], float)
     factor = min(1.0, size / box)
     image = np.ascontiguousarray(eight_bits(loaded['img']))
@@ -139,7 +138,7 @@ def _reduced(loaded: dict, view_box: float, size: int) -> Person:
 
 
 def people_in(folder: str, count: int, size: int) -> list[Person]:
-    """Up to ``count`` pictures of a folder, each taken for one person. Raises PrivacyError where it has none."""
+    """Up to ``count`` pictures of a folder, each as one person. Raises PrivacyError if it holds none."""
     paths = sorted(p for p in Path(folder).rglob('*') if p.suffix.lower() in ('.jpg', '.jpeg', '.png', '.webp'))
     if not paths:
         raise PrivacyError(f'--public-images {folder} holds no picture (jpg, png or webp)')
@@ -182,13 +181,13 @@ def examine(
 
 
 def _known_of(person: Person, seen: np.ndarray, view: PublicView, size: int) -> np.ndarray:
-    """(size, size, 6): what the network is given of a person's view, the view and a quick reconstruction."""
+    """(size, size, 6): the network's input for one person, the view and a quick reconstruction."""
     quick = invert_by_tv(seen, view, person.center, person.box, person.view_box, iterations=QUICK)
     return np.concatenate([person.cut(seen, size), person.cut(quick, size)], 2)
 
 
 def print_table(audit: dict[str, Any]) -> None:
-    """A line for the view and one for each reconstruction."""
+    """Prints a line for the view and one for each reconstruction."""
     bands = [key for key in audit['shown'] if key not in ('psnr', 'ssim')]
     print(f'{"":48s} PSNR dB   SSIM   share of detail: {", ".join(bands)} per padded box')
     for name, found in {'public view': audit['shown'], **audit['recovered']}.items():
@@ -200,7 +199,7 @@ def print_table(audit: dict[str, Any]) -> None:
 
 
 def write_page(audit: dict[str, Any], pictures: dict[str, list[np.ndarray]], path: Path) -> None:
-    """The pictures side by side in one file."""
+    """Writes the pictures side by side into one file."""
     head = ''.join(f'<th>{name}</th>' for name in pictures)
     rows = ''
     for row in zip(*pictures.values()):
@@ -259,7 +258,7 @@ def _public_people(args: argparse.Namespace, dataset: PublicPrivateDataset) -> l
 
 
 def print_comparison(args: argparse.Namespace) -> None:
-    """The views that there are, on public pictures, as a Markdown table."""
+    """Prints all views, compared on public pictures, as a Markdown table."""
     if not args.public_images:
         raise PrivacyError('--table needs --public-images FOLDER')
     people = people_in(args.public_images, 2 * PUBLIC_PEOPLE, args.size)

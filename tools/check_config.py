@@ -45,7 +45,7 @@ from mmpose_dp.privacy.errors import PrivacyError
 from mmpose_dp.privacy.figures import as_given, rounded_up
 from mmpose_dp.privacy.plan import METHODS, PrivacyPlan
 
-TOLERANCE = 1e-4  # of a parameter's gradient, in float64: what is above is a wrong rule and not rounding
+TOLERANCE = 1e-4  # relative deviation of a parameter's gradient in float64: a larger one is a wrong rule, not rounding
 
 
 def parse_args() -> argparse.Namespace:
@@ -108,9 +108,9 @@ def is_private(cfg: Config) -> bool:
 
 
 def trial(cfg: Config, folder: str) -> Runner:
-    """The runner of a private config, and all that training does with it before its first step. Raises PrivacyError.
+    """Builds the runner of a private config and does all that training does before its first step. Raises PrivacyError.
 
-    It writes to ``folder`` alone. Hooks that are not of mmpose_dp are built and not called.
+    It writes to ``folder`` only. Hooks from outside mmpose_dp are built but not called.
     """
     cfg = copy.deepcopy(cfg)
     cfg.work_dir, cfg.launcher, cfg.log_level, cfg.resume = folder, 'none', 'ERROR', False
@@ -137,12 +137,12 @@ def trial(cfg: Config, folder: str) -> Runner:
 
 
 def report_method(cfg: Config) -> None:
-    """Prints what a private config's method is called. Raises PrivacyError for parts that do not go together."""
+    """Prints the method of a private config. Raises PrivacyError if its parts do not go together."""
     data, settings = cfg.train_dataloader.dataset, cfg.get('optim_wrapper') or {}
     if has_private_data(cfg) and has_private_wrapper(cfg):
-        parts = SimpleNamespace(projector=settings.get('projector'), public_weight=settings.get('public_weight', 0.0))
-        halves = (data.get(half) is not None for half in ('public_view', 'public'))
-        print(f'Method: {METHODS[method_of(*halves, parts, (cfg.get("train_cfg") or {}).get("public_epochs", 0))]}')
+        wrapper = SimpleNamespace(projector=settings.get('projector'), public_weight=settings.get('public_weight', 0.0))
+        public = (data.get(part) is not None for part in ('public_view', 'public'))
+        print(f'Method: {METHODS[method_of(*public, wrapper, (cfg.get("train_cfg") or {}).get("public_epochs", 0))]}')
 
 
 def _without_downloads(node: Any) -> None:
@@ -154,38 +154,40 @@ def _without_downloads(node: Any) -> None:
 
 
 def private_data(cfg: Config) -> tuple[dict, Any]:
-    """The private data set's config, and the data set itself where its files are there."""
+    """The private data set's config, and the data set itself if its files are there."""
     whole = cfg.train_dataloader.dataset
     dataset = whole.get('private', whole)
     built = DATASETS.build(dict(dataset, lazy_init=True))
     if not Path(built.ann_file).is_file():
         return dataset, None
-    if has_private_data(cfg):  # refuses what is wrong with either half
+    if has_private_data(cfg):  # refuses what is wrong with the private or the public part
         return dataset, DATASETS.build(whole).private
     built.full_init()
     return dataset, built
 
 
 def records(settings: dict, dataset: Any, count: int) -> dict:
-    """``count`` rows through the training pipeline: the data set's first that can be used, or random pictures of random joints.
+    """``count`` samples from the training pipeline: the first usable ones of the data set, or random pictures with random joints.
 
-    Raises PrivacyError where the pipeline can use none.
+    Raises PrivacyError if the pipeline rejects all.
     """
-    rows: list[dict] = []
+    samples: list[dict] = []
     if dataset is not None:
         for i in range(len(dataset)):
-            row = dataset.prepare_data(i) if len(rows) < count else None
-            rows += [] if row is None else [row]
+            sample = dataset.prepare_data(i) if len(samples) < count else None
+            samples += [] if sample is None else [sample]
     else:
         rng = np.random.default_rng(0)
         meta = parse_pose_metainfo(settings.get('metainfo') or resolved(DATASETS, settings['type']).METAINFO)
         steps = settings['pipeline']
         pipeline = Compose([s for s in steps if not is_kind(TRANSFORMS, s, LoadImageFromFile)])
         made = [pipeline(_random_person(rng, meta)) for _ in range(count)]
-        rows = [row for row in made if row is not None]
-    if not rows:
-        raise PrivacyError('train_dataloader.dataset: the pipeline rejects every row, so there is nothing to train on')
-    return collate_samples([rows])
+        samples = [sample for sample in made if sample is not None]
+    if not samples:
+        raise PrivacyError(
+            'train_dataloader.dataset: the pipeline rejects every sample, so there is nothing to train on'
+        )
+    return collate_samples([samples])
 
 
 def _random_person(rng: np.random.Generator, meta: dict) -> dict:
@@ -213,7 +215,7 @@ def compare(model: nn.Module, wrapper: DPOptimWrapper, batch: dict) -> dict[str,
         if 'Drop' in type(module).__name__:
             module.eval()  # or no two forwards are the same
     for sample in batch['data_samples']:
-        sample.set_metainfo({'dp_record': None})  # a row by itself, whose gradient may be looked at
+        sample.set_metainfo({'dp_record': None})  # a sample by itself, whose gradient may be compared
         for part in (sample.gt_instance_labels, sample.get('gt_fields')):
             for key, value in part.items() if part is not None else ():
                 if isinstance(value, torch.Tensor) and value.is_floating_point():
@@ -227,30 +229,37 @@ def compare(model: nn.Module, wrapper: DPOptimWrapper, batch: dict) -> dict[str,
     order = {id(p): i for i, p in enumerate(wrapper.params)}
     places = [order[id(p)] for p in model.parameters() if p.requires_grad]
     gaps = dict.fromkeys(names, 0.0)
-    for row in range(len(batch['inputs'])):
-        alone = plain.data_preprocessor({key: [values[row]] for key, values in batch.items()}, True)
+    for index in range(len(batch['inputs'])):
+        alone = plain.data_preprocessor({key: [values[index]] for key, values in batch.items()}, True)
         losses = plain(**alone, mode='loss')
         total = sum(value.sum() for key, value in losses.items() if 'loss' in key)
         grads = torch.autograd.grad(total, params, allow_unused=True)
         size = float(torch.stack([g.norm() for g in grads if g is not None]).norm())
         for name, place, grad in zip(names, places, grads):
-            want = torch.zeros_like(ours[place][row]) if grad is None else grad
-            scale = max(float(want.norm()), 1e-3 * size)  # a gradient that is all but zero is all rounding
-            gap = float((ours[place][row].double() - want).norm())
-            gaps[name] = max(gaps[name], gap / scale if scale else gap)  # a row without a usable joint has no gradient
+            want = torch.zeros_like(ours[place][index]) if grad is None else grad
+            scale = max(float(want.norm()), 1e-3 * size)  # of a gradient near zero only rounding is left
+            gap = float((ours[place][index].double() - want).norm())
+            # a sample without a usable joint has no gradient
+            gaps[name] = max(gaps[name], gap / scale if scale else gap)
     return gaps
 
 
 def report_gradients(model: nn.Module, wrapper: DPOptimWrapper, batch: dict) -> bool:
-    """Prints how gradients are found and how far they are from the reference; whether they are right."""
+    """Prints how gradients are computed and how far they are from the reference. Returns whether they are right."""
     gaps = compare(model, wrapper, copy.deepcopy(batch))
-    ways = wrapper.engine.gradient_methods()
+    methods = wrapper.engine.gradient_methods()
     owner = {
         f'{n}.{key}': type(m).__name__ for n, m in model.named_modules() for key, _ in m.named_parameters(recurse=False)
     }
     print(f'\nPer-sample gradients: {wrapper.engine}.')
-    for way, title in (('rule', 'by the layer'), ('operations', 'by the operations that use it'), ('loop', 'looped')):
-        kinds = Counter(owner.get(name, '?').removeprefix('Frozen') for name, found in ways.items() if found == way)
+    for method, title in (
+        ('rule', 'by the layer'),
+        ('operations', 'by the operations that use it'),
+        ('loop', 'looped'),
+    ):
+        kinds = Counter(
+            owner.get(name, '?').removeprefix('Frozen') for name, found in methods.items() if found == method
+        )
         if kinds:
             print(f'  {title}: ' + ', '.join(f'{count} parameters of {kind}' for kind, count in kinds.most_common()))
     worst = max(gaps, key=lambda name: gaps[name])
@@ -261,7 +270,7 @@ def report_gradients(model: nn.Module, wrapper: DPOptimWrapper, batch: dict) -> 
 
 
 def report_budget(cfg: Config, num_records: int | None, plan: PrivacyPlan | None = None) -> None:
-    """Prints sigma, steps and epsilon over the epochs, of ``plan`` or else of a config whose data are not there."""
+    """Prints sigma, steps and epsilon over the epochs: of ``plan``, or of the config and ``num_records`` if there is none."""
     loader, train_cfg = cfg.train_dataloader, cfg.get('train_cfg') or {}
     size, first = loader.get('batch_sampler', {}).get('expected_batch_size'), train_cfg.get('public_epochs', 0)
     if not cfg.get('default_hooks', {}).get('privacy_budget') or not size:
@@ -304,7 +313,7 @@ def planned(cfg: Config, num_records: int, size: int) -> PrivacyPlan:
     )
     if not 1 <= size <= num_records:
         raise PrivacyError(
-            f'train_dataloader.batch_sampler.expected_batch_size={size} must lie between 1 and the number of private records, '
+            f'train_dataloader.batch_sampler.expected_batch_size={size} must be between 1 and the number of private records, '
             f'{num_records}'
         )
     sigma, target = cfg.optim_wrapper.get('noise_multiplier'), budget.get('target_epsilon')
@@ -316,9 +325,9 @@ def planned(cfg: Config, num_records: int, size: int) -> PrivacyPlan:
 
 
 def report_memory(cfg: Config, model: nn.Module, wrapper: DPOptimWrapper, batch: dict, largest_forward: int) -> None:
-    """Prints what training is expected to hold, from the tensors that one forward of the records keeps.
+    """Prints the memory that training is expected to need, from the tensors that one forward of the records keeps.
 
-    ``largest_forward``: the most rows of one forward; more than ``batch_size`` where a record has more.
+    ``largest_forward``: the most samples in one forward, more than ``batch_size`` if a record has more.
     """
     model.float()
     kept: dict[int, int] = {}
@@ -331,17 +340,17 @@ def report_memory(cfg: Config, model: nn.Module, wrapper: DPOptimWrapper, batch:
         model(**model.data_preprocessor(batch, True), mode='loss')
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
     own = {p.untyped_storage().data_ptr() for p in model.parameters()}
-    a_row = sum(size for key, size in kept.items() if key not in own) / len(batch['inputs'])
+    per_sample = sum(size for key, size in kept.items() if key not in own) / len(batch['inputs'])
     usual, trained = cfg.train_dataloader.get('batch_size', 32), sum(p.numel() for p in wrapper.params)
-    rows = max(usual, largest_forward)
-    whose = 'train_dataloader.batch_size' if rows == usual else 'of one record, which go through one forward'
+    samples = max(usual, largest_forward)
+    whose = 'train_dataloader.batch_size' if samples == usual else 'of one record, which go through one forward'
     largest = max(p.numel() for p in wrapper.params)
     projector = (cfg.get('optim_wrapper') or {}).get('projector')
     parts = {
         'weights': weights,
         'sums, noise and optimizer state': 5 * 4 * trained,
-        f'activations of {rows} samples ({whose})': a_row * rows,
-        f"the largest parameter's gradients for {rows} samples": 4.0 * largest * rows,
+        f'activations of {samples} samples ({whose})': per_sample * samples,
+        f"the largest parameter's gradients for {samples} samples": 4.0 * largest * samples,
     }
     if projector:
         size = 2 if projector.get('dtype') in ('bfloat16', 'float16') else 4
@@ -349,15 +358,15 @@ def report_memory(cfg: Config, model: nn.Module, wrapper: DPOptimWrapper, batch:
     print(f'\nMemory: about {sum(parts.values()) / 2**30:.2f} GiB')
     for name, size in parts.items():
         print(f'  {size / 2**30:6.2f} GiB  {name}')
-    if rows > usual:
+    if samples > usual:
         print(
-            f'  A record has up to {rows} samples, more than train_dataloader.batch_size={usual}: write '
+            f'  A record has up to {samples} samples, more than train_dataloader.batch_size={usual}: write '
             'train_dataloader.batch_sampler.max_rows_per_record to choose fewer of them per step'
         )
 
 
 def report(cfg: Config, args: argparse.Namespace, folder: str) -> bool:
-    """Prints all parts; whether the gradients are right. Raises PrivacyError for what training would refuse."""
+    """Prints all parts. Returns whether the gradients are right. Raises PrivacyError for what training would refuse."""
     plan, largest = None, 0
     check_head_of(cfg)
     report_method(cfg)
@@ -374,8 +383,8 @@ def report(cfg: Config, args: argparse.Namespace, folder: str) -> bool:
     wrapper.amp_dtype = None  # gradients are compared in float64
     print(f'Records: {"random" if dataset is None else f"{len(dataset):,} of " + type(dataset).__name__}')
     batch = records(settings, dataset, args.records)
-    for row in range(len(batch['inputs'])):
-        one = {key: values[row] for key, values in batch.items()}
+    for index in range(len(batch['inputs'])):
+        one = {key: values[index] for key, values in batch.items()}
         try_batch(model, blank_batch(one), 'train_dataloader.dataset')
     right = report_gradients(model, wrapper, batch)
     known = len(dataset) if dataset is not None and plan is None and is_private(cfg) else None
@@ -387,7 +396,7 @@ def report(cfg: Config, args: argparse.Namespace, folder: str) -> bool:
 def _is_there(dataset: Any) -> bool:
     """Whether the annotations that a data set's config names are on this machine, as far as it names a file."""
     if not isinstance(dataset, dict) or not isinstance(dataset.get('ann_file'), str):
-        return True  # what is wrong with it is told where it is built
+        return True  # the registry says what is wrong when it is built
     return (Path(dataset.get('data_root') or '') / dataset['ann_file']).is_file()
 
 

@@ -1,6 +1,6 @@
-"""What train.py and test.py share: MMPose's common arguments, and how they change a config.
+"""What the tools share: MMPose's common arguments and how they change a config, and how an error becomes one message.
 
-Must not decide anything about privacy.
+Not a tool itself. Must not decide anything about privacy.
 """
 
 import argparse
@@ -21,7 +21,7 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--work-dir', help='where logs, checkpoints and the privacy statement go')
     parser.add_argument('--show-dir', help='where to save pictures of the predictions')
     parser.add_argument('--show', action='store_true', help='show the predictions in a window')
-    parser.add_argument('--interval', type=int, default=1, help='save or show one picture per so many samples')
+    parser.add_argument('--interval', type=int, default=1, help='save or show every N-th sample')
     parser.add_argument('--wait-time', type=float, default=1, help='seconds that a window stays open')
     parser.add_argument(
         '--cfg-options',
@@ -37,7 +37,7 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def merge_common(cfg: Config, args: argparse.Namespace) -> None:
-    """Puts launcher, work dir and pictures into the config."""
+    """Writes launcher, work dir and visualization into the config."""
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     cfg.launcher = args.launcher
     default = Path('work_dirs') / Path(args.config).stem
@@ -64,7 +64,7 @@ def refuse_unwritable(folder: str) -> None:
 def start_ranks_on_cpu(cfg: Config) -> None:
     """Starts this process of several on the CPU. mmengine cannot: it sets a CUDA device.
 
-    Does nothing with a GPU, or without --launcher pytorch. Exits where the backend needs a GPU.
+    Does nothing with a GPU, or without --launcher pytorch. Exits if the backend needs a GPU.
     """
     if cfg.launcher != 'pytorch' or torch.cuda.is_available():
         return
@@ -77,22 +77,22 @@ def start_ranks_on_cpu(cfg: Config) -> None:
 
 
 def default_hook(cfg: Config, key: str, kind: str) -> dict:
-    """The config of a default hook. Exits where the config has none."""
+    """The config of a default hook. Exits if the config has none."""
     if key not in cfg.default_hooks:
         sys.exit(f"the config has no default_hooks.{key}: write {key}=dict(type='{kind}')")
     return cfg.default_hooks[key]
 
 
 def run(main: Callable[[], None]) -> None:
-    """Runs a tool; a privacy setting that cannot be kept is one message and exit status 2."""
+    """Runs a tool. A PrivacyError is printed as one message, and the exit status is 2."""
     try:
         main()
     except PrivacyError as error:
         print(f'mmpose_dp: {error}', file=sys.stderr)
         sys.exit(2)
-    if torch.distributed.is_initialized():  # a rank that left first would abort the others
+    if torch.distributed.is_initialized():  # a rank that ends first would abort the others
         torch.distributed.barrier()
-        if torch.distributed.get_backend() == 'gloo':  # its threads abort now and then while the ranks take it down
+        if torch.distributed.get_backend() == 'gloo':  # its threads sometimes abort while the ranks shut it down
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(0)

@@ -3,7 +3,7 @@
 python tools/privacy_ledger.py show work_dirs/a/privacy_ledger.jsonl --delta 4.5e-5
 python tools/privacy_ledger.py add work_dirs/*/privacy_ledger.jsonl --delta 4.5e-5 --out all.jsonl
 
-`add` composes: the epsilon it prints holds against somebody who sees the results of all these trainings, which is what a
+`add` composes: the epsilon it prints holds against somebody who sees the results of all these trainings. That is what a
 hyper-parameter search costs. If you put the sum into the last training's work dir as privacy_ledger.jsonl before it starts, that
 training is calibrated to what is left.
 """
@@ -19,7 +19,7 @@ from mmpose_dp.privacy.errors import PrivacyError
 from mmpose_dp.privacy.figures import as_given, rounded_up
 from mmpose_dp.privacy.ledger import Ledger
 
-_SEAL = 'subjects_seal'  # a fact that only a resume reads
+_SEAL = 'subjects_seal'  # metadata that only a resume reads
 
 
 def parse_args() -> argparse.Namespace:

@@ -2,9 +2,9 @@
 
 python tools/publish_model.py work_dirs/a/epoch_35.pth model.pth
 
-A training's checkpoint holds the optimizer, the message hub (logged scalars), the seed, the whole config with its paths, the host's
-time and git state. This tool keeps the weights, the joints' names and colours, and the checkpoint's own privacy statement: what had
-been spent when it was written, and what the trainings before it had published.
+A training's checkpoint holds the optimizer, the message hub (logged scalars), the seed, the whole config with its paths, and the
+time and git state of the host. This tool keeps the weights, the joints' names and colours, and the checkpoint's own privacy
+statement: what had been spent when it was written, and what the trainings before it had published.
 """
 
 import argparse
@@ -42,7 +42,9 @@ def published(checkpoint: dict, folder: Path | None = None) -> dict:
     meta = dict(
         dataset_meta=checkpoint.get('meta', {}).get('dataset_meta'),
         mmpose_dp_version=mmpose_dp.__version__,
-        descent=privacy.get('descent'),  # what the trainings behind it had, so that one that starts from it can say so
+        descent=privacy.get(
+            'descent'
+        ),  # what the trainings before it used, for the statement of a training that starts from it
     )
     statement = privacy['statement'] if folder is None else with_audit(privacy['statement'], folder)
     weights = {name: value.clone() for name, value in checkpoint['state_dict'].items()}

@@ -44,7 +44,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def merge_args(cfg: Config, args: argparse.Namespace) -> Config:
-    """Puts the arguments into the config."""
+    """Writes the arguments into the config."""
     show = args.show
     args.show = show and not args.badcase  # one window: the worst predictions instead of all
     merge_common(cfg, args)

@@ -1,6 +1,6 @@
 """Train a pose model: MMPose's tools/train.py, with its arguments, for private and plain configs.
 
-Must not hold anything of the guarantee: all of it is in the config and the package.
+Must hold nothing of the guarantee, which is in the config and the package.
 """
 
 import argparse
@@ -48,7 +48,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def merge_args(cfg: Config, args: argparse.Namespace) -> Config:
-    """Puts the arguments into the config. Raises PrivacyError for one that cannot be private."""
+    """Writes the arguments into the config. Raises PrivacyError for one that private training cannot use."""
     wrapper = resolved(OPTIM_WRAPPERS, cfg.optim_wrapper.get('type', 'OptimWrapper'))
     private = isinstance(wrapper, type) and issubclass(wrapper, DPOptimWrapper)
     merge_common(cfg, args)
@@ -62,7 +62,7 @@ def merge_args(cfg: Config, args: argparse.Namespace) -> Config:
         cfg.optim_wrapper.type = 'AmpOptimWrapper'
         cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
     if args.resume == 'auto' and private and _newest(cfg, args.cfg_options) is None:
-        pass  # killed before its first checkpoint: it starts again, from load_from if there is one, and continues the ledger
+        pass  # killed before its first checkpoint: starts again, from load_from if it is set, and continues the ledger
     elif args.resume:
         cfg.resume = True
         cfg.load_from = None if args.resume == 'auto' else args.resume
@@ -81,7 +81,7 @@ def merge_args(cfg: Config, args: argparse.Namespace) -> Config:
 
 
 def _newest(cfg: Config, options: dict) -> str | None:
-    """The checkpoint from which ``--resume`` continues, where the config and ``options`` keep checkpoints."""
+    """The checkpoint from which ``--resume`` continues, in the folder that the config and ``options`` name."""
     whole = copy.deepcopy(cfg)
     whole.merge_from_dict(options)
     kept = (whole.get('default_hooks') or {}).get('checkpoint') or {}
@@ -96,7 +96,7 @@ def main() -> None:
     start_ranks_on_cpu(cfg)
     runner = Runner.from_cfg(cfg)
     if not any(isinstance(hook, (PrivacyBudgetHook, ProvenanceHook)) for hook in runner.hooks):
-        runner.register_hook(ProvenanceHook())  # or one plain training would make those before it forgotten
+        runner.register_hook(ProvenanceHook())  # so that a plain training passes on what is known of those before it
     runner.train()
 
 

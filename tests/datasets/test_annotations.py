@@ -6,11 +6,11 @@ import shutil
 
 import numpy as np
 import pytest
-from coco_data import content, write
-from helpers import mpii
 
 from mmpose_dp.datasets import PublicPrivateDataset
 from mmpose_dp.privacy.errors import PrivacyError
+from tests.support.coco_data import content, write
+from tests.support.datasets import mpii
 
 
 def each(change):

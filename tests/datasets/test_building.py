@@ -9,7 +9,6 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from coco_data import PIPELINE, write
 from mmcv.transforms import BaseTransform
 from mmengine.dataset import BaseDataset, RepeatDataset
 from mmpose.datasets.datasets import CocoDataset
@@ -19,6 +18,7 @@ from mmpose.registry import DATASETS, TRANSFORMS
 from mmpose_dp.datasets import PublicPrivateDataset, PublicView, refuse_private_validation
 from mmpose_dp.datasets.resolving import is_kind, resolved, type_name
 from mmpose_dp.privacy.errors import PrivacyError
+from tests.support.coco_data import PIPELINE, write
 
 VIEW = dict(type='PublicView')
 

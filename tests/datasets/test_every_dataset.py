@@ -2,15 +2,14 @@
 
 import mmpose
 import pytest
-from helpers import PIPELINE
 from mmengine.dataset import BaseDataset
 from mmpose.datasets.dataset_wrappers import CombinedDataset
 from mmpose.datasets.datasets.utils import parse_pose_metainfo
 from mmpose.registry import DATASETS
-from zoo import _coco_style
 
 from mmpose_dp.datasets import PublicPrivateDataset
 from mmpose_dp.privacy.errors import PrivacyError
+from tests.support.datasets import PIPELINE, coco_style
 
 
 def classes():
@@ -28,7 +27,7 @@ def test_it_is_served_or_refused_in_one_sentence(name, synthetic):
     if name == 'MpiiDataset':
         ann_file = 'annotations/mpii_train.json'
     else:
-        ann_file = _coco_style(synthetic, name, parse_pose_metainfo(DATASETS.get(name).METAINFO)['num_keypoints'])
+        ann_file = coco_style(synthetic, name, parse_pose_metainfo(DATASETS.get(name).METAINFO)['num_keypoints'])
     private = dict(
         type=name, data_root=str(synthetic), ann_file=ann_file, data_prefix=dict(img='images/'), pipeline=PIPELINE
     )

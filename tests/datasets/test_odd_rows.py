@@ -7,12 +7,12 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from coco_data import PIPELINE, content, write
 from mmcv.transforms import BaseTransform
 from mmpose.registry import TRANSFORMS
 
 from mmpose_dp.datasets import PublicPrivateDataset
 from mmpose_dp.privacy.errors import PrivacyError
+from tests.support.coco_data import PIPELINE, content, write
 
 LAST = 7  # a row that nothing is decided by
 UNCHANGED = [dict(type='LoadImage', color_type='unchanged'), *PIPELINE[1:]]

@@ -4,14 +4,14 @@ import json
 import shutil
 
 import pytest
-from helpers import mpii
 from mmengine.dataset import RepeatDataset
 from mmengine.logging import MMLogger
 from mmpose.registry import DATASETS
-from runs import config, tiny, train
 
 from mmpose_dp.datasets import PublicPrivateDataset, refuse_private_validation
 from mmpose_dp.privacy.errors import PrivacyError
+from tests.support.datasets import mpii
+from tests.support.runs import config, tiny, train
 
 
 @pytest.fixture

@@ -7,12 +7,12 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from helpers import PIPELINE, mpii
 from mmengine.runner import set_random_seed
 from mmpose.registry import DATASETS
 
 from mmpose_dp.datasets import PublicPrivateDataset, collate_samples
 from mmpose_dp.privacy.errors import PrivacyError
+from tests.support.datasets import PIPELINE, mpii
 
 VIEW = dict(type='PublicView', mode='blur')
 

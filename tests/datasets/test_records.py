@@ -3,12 +3,12 @@
 import json
 
 import pytest
-from helpers import mpii
 from mmengine.dataset import BaseDataset
 
 from mmpose_dp.datasets import PublicPrivateDataset
 from mmpose_dp.datasets.privacy_units import annotated, group_samples, personal_epsilons
 from mmpose_dp.privacy.errors import PrivacyError
+from tests.support.datasets import mpii
 
 
 class Listed(BaseDataset):

@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -11,25 +10,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import REPO
-from rank_steps import METHODS, ROWS, B, movement
 
 from mmpose_dp.privacy.ledger import LEDGER_NAME, Ledger
-
-
-def free_port():
-    with socket.socket() as server:
-        server.bind(('127.0.0.1', 0))
-        return str(server.getsockname()[1])
-
-
-def environment():
-    paths = os.pathsep.join(map(str, (REPO, REPO / 'tests')))
-    return dict(os.environ, PYTHONPATH=paths, OMP_NUM_THREADS='1', PYTHON=sys.executable, PORT=free_port())
+from tests.support.paths import REPO
+from tests.support.processes import environment, free_port, run
+from tests.support.rank_steps import METHODS, SAMPLES, B, movement
 
 
 def launch(*command):
-    done = subprocess.run([str(c) for c in command], env=environment(), capture_output=True, text=True, timeout=500)
+    done = run(*command, PYTHON=sys.executable, PORT=free_port())
     assert done.returncode == 0, done.stderr[-3000:]
 
 
@@ -37,13 +26,13 @@ def launch(*command):
 def ranks(tmp_path_factory):
     out = tmp_path_factory.mktemp('ranks')
     launcher = ('-m', 'torch.distributed.run', '--nproc_per_node=2', f'--master_port={free_port()}')
-    launch(sys.executable, *launcher, REPO / 'tests/rank_steps.py', out)
+    launch(sys.executable, *launcher, '-m', 'tests.support.rank_steps', out)
     return [torch.load(out / f'rank{rank}.pt') for rank in range(2)]
 
 
 @pytest.mark.parametrize('method', METHODS)
 def test_two_processes_move_as_one(ranks, method):
-    alone = movement(METHODS[method], range(len(ROWS)))
+    alone = movement(METHODS[method], range(len(SAMPLES)))
     assert torch.equal(ranks[0][method], ranks[1][method])
     assert (ranks[0][method] - alone).norm() <= 1e-6 * alone.norm()  # another order of summation
 
@@ -51,7 +40,7 @@ def test_two_processes_move_as_one(ranks, method):
 @pytest.mark.parametrize(('name', 'settings', 'steps'), [('', {}, 1), (', adaptive', dict(clipping='adaptive'), 2)])
 def test_a_rank_without_records_takes_part(ranks, name, settings, steps):
     alone = movement(settings, range(5), steps=steps)
-    got = [rank[f'one rank drew nothing{name}'] for rank in ranks]
+    got = [rank[f'one rank without records{name}'] for rank in ranks]
     assert torch.equal(*got) and (got[0] - alone).norm() <= 1e-6 * alone.norm()
 
 
@@ -118,7 +107,9 @@ def test_a_rank_that_dies_stops_the_training_with_the_ledger_right(synthetic, tm
     config, given = options(synthetic, 'dpsgd', **more)
     command = [REPO / 'tools/dist_train.sh', *config, '--work-dir', tmp_path, *given]
     log, path = open(tmp_path / 'output', 'w'), tmp_path / LEDGER_NAME
-    training = subprocess.Popen([str(c) for c in command], env=environment(), stdout=log, stderr=log)
+    training = subprocess.Popen(
+        [str(c) for c in command], env=environment(PYTHON=sys.executable, PORT=free_port()), stdout=log, stderr=log
+    )
     until = time.monotonic() + 120
     while Ledger.read(path).steps < 5:
         assert training.poll() is None and time.monotonic() < until, (tmp_path / 'output').read_text()[-2000:]

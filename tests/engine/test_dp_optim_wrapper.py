@@ -4,7 +4,6 @@ import copy
 
 import pytest
 import torch
-from helpers import HRNET, RLE, RTMPOSE, SIMCC, batch, build, clip, flat, load, norms, reference_gradients, take
 from scipy import stats
 from torch.optim import SGD, AdamW
 
@@ -15,6 +14,20 @@ from mmpose_dp.privacy.errors import PrivacyError
 from mmpose_dp.privacy.plan import PrivacyPlan
 from mmpose_dp.privacy.projection import Projector
 from mmpose_dp.privacy.rounding import clipping_norm
+from tests.support.models import (
+    HRNET,
+    RLE,
+    RTMPOSE,
+    SIMCC,
+    batch,
+    build,
+    clip,
+    flat,
+    load,
+    norms,
+    reference_gradients,
+    take,
+)
 
 B = 4
 PRIVATE, MIXED = [0, 1, 2], [0, None, 1, 2, None]

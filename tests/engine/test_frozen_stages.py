@@ -5,11 +5,11 @@ import inspect
 import mmpose.models.backbones
 import pytest
 import torch
-from helpers import RLE, batch, load, take
 from mmpose.registry import MODELS
 
 from mmpose_dp.engine import DPOptimWrapper, DPOptimWrapperConstructor
 from mmpose_dp.privacy.errors import PrivacyError
+from tests.support.models import RLE, batch, load, take
 
 _HRNET = {
     f'stage{i}': dict(

@@ -5,14 +5,12 @@ Every one is right on the first steps, and begins to mix later, as in the middle
 
 import pytest
 import torch
-from helpers import CODEC, batch, flat
 from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from mmpose.models.data_preprocessors import PoseDataPreprocessor
 from mmpose.models.pose_estimators import TopdownPoseEstimator
 from mmpose.registry import MODELS
-from runs import train, unvalidated
 from torch import nn
 from torch.optim import SGD
 
@@ -24,6 +22,9 @@ from mmpose_dp.gradients.blocks import StackBlock
 from mmpose_dp.models import freeze_batch_norm
 from mmpose_dp.privacy.errors import PrivacyError
 from mmpose_dp.privacy.plan import PrivacyPlan
+from tests.support.datasets import CODEC
+from tests.support.models import batch, flat
+from tests.support.runs import train, unvalidated
 
 C, N = 0.1, 8
 CFG = Config(dict(codec=CODEC))

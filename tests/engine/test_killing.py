@@ -11,24 +11,22 @@ import time
 
 import pytest
 import torch
-from forking import STEPS
-from helpers import REPO
 
 from mmpose_dp.engine import newest_checkpoint
 from mmpose_dp.privacy.ledger import LEDGER_NAME, Ledger
+from tests.support.forking import STEPS
+from tests.support.processes import environment
 
 
 class Trainings:
     """Processes that train; each can be killed."""
 
     def __init__(self, data):
-        paths = os.pathsep.join(map(str, (REPO, REPO / 'tests')))
-        env = dict(os.environ, PYTHONPATH=paths, OMP_NUM_THREADS='1')
         pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
         self.data, self.server = (
             data,
             subprocess.Popen(
-                [sys.executable, '-W', 'ignore', str(REPO / 'tests/forking.py')], env=env, text=True, **pipes
+                [sys.executable, '-W', 'ignore', '-m', 'tests.support.forking'], env=environment(), text=True, **pipes
             ),
         )
 

@@ -7,13 +7,13 @@ import torch
 from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
 from mmpose.registry import MODELS, OPTIM_WRAPPERS
-from runs import unvalidated
 
 from mmpose_dp.datasets.resolving import resolved
 from mmpose_dp.engine import DPOptimWrapper, newest_checkpoint, without_leftovers
 from mmpose_dp.engine.hooks.resuming import checkpoint_folders
 from mmpose_dp.engine.optim_wrappers.validation import check_paramwise
 from mmpose_dp.privacy.errors import PrivacyError
+from tests.support.runs import unvalidated
 
 
 def test_leftovers_are_taken_out():

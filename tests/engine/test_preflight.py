@@ -11,7 +11,6 @@ from mmengine.optim import OneCycleLR
 from mmengine.runner import Runner
 from mmpose.evaluation import NME
 from mmpose.registry import MODELS
-from runs import config, tiny, train, unvalidated
 
 from mmpose_dp.engine.dry_run import blank_batch, try_batch
 from mmpose_dp.engine.hooks.foreign_hooks import refuse_hooks
@@ -20,6 +19,7 @@ from mmpose_dp.engine.loops.validation import check_train_cfg, train_loader
 from mmpose_dp.models.heads.private_head import make_private
 from mmpose_dp.privacy.errors import PrivacyError
 from mmpose_dp.privacy.ledger import LEDGER_NAME, Ledger
+from tests.support.runs import config, tiny, train, unvalidated
 
 
 def ready(cfg):

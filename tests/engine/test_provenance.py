@@ -7,12 +7,10 @@ from collections import OrderedDict
 
 import pytest
 import torch
-from helpers import REPO
 from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.model import PretrainedInit
 from mmengine.runner import Runner
-from runs import Interruption, tiny, train, unvalidated
 from torch import nn
 
 from mmpose_dp.engine import PrivacyBudgetHook, ProvenanceHook
@@ -20,6 +18,8 @@ from mmpose_dp.engine.hooks.provenance import Descent, pretraining_in
 from mmpose_dp.models import LoadWatch
 from mmpose_dp.privacy.errors import PrivacyError
 from mmpose_dp.privacy.ledger import LEDGER_NAME, Ledger
+from tests.support.paths import REPO
+from tests.support.runs import Interruption, tiny, train, unvalidated
 
 sys.path.insert(0, str(REPO / 'tools'))
 from publish_model import published  # noqa: E402

@@ -4,10 +4,10 @@ import pytest
 import torch
 from mmengine.runner import Runner
 from mmpose.datasets.datasets.utils import parse_pose_metainfo
-from runs import config, train
 from torch import nn
 
 from mmpose_dp.privacy.errors import PrivacyError
+from tests.support.runs import config, train
 
 
 def epochs(synthetic, work_dir, **options):

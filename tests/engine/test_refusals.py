@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from helpers import HRNET, batch, build, load
 from torch.optim import SGD
 
 from mmpose_dp.engine import DPOptimWrapper
 from mmpose_dp.privacy.errors import PrivacyError
+from tests.support.models import HRNET, batch, build, load
 
 B = 4
 PRIVATE = [0, 1, 2]

@@ -7,9 +7,9 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from runs import train, unvalidated
 
 from mmpose_dp.engine import DPOptimWrapper
+from tests.support.runs import train, unvalidated
 
 C = 0.01
 

@@ -5,13 +5,13 @@ import sys
 
 import pytest
 import torch
-from helpers import REPO
-from runs import logged, train, train_until
-from runs import unvalidated as config
 
 from mmpose_dp.privacy.accounting import epsilon
 from mmpose_dp.privacy.errors import PrivacyError
 from mmpose_dp.privacy.ledger import LEDGER_NAME, Ledger
+from tests.support.paths import REPO
+from tests.support.runs import logged, train, train_until
+from tests.support.runs import unvalidated as config
 
 sys.path.insert(0, str(REPO / 'tools'))
 from publish_model import published  # noqa: E402

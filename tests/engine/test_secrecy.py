@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 from mmengine.runner import Runner
-from runs import config, logged, tiny, train, unvalidated
 
 from mmpose_dp.datasets import PublicPrivateDataset
 from mmpose_dp.engine import DPOptimWrapper
 from mmpose_dp.privacy.noise import RandomSource
+from tests.support.runs import config, logged, tiny, train, unvalidated
 
 
 def everything(folder):

@@ -3,9 +3,9 @@
 import pytest
 import torch
 from mmengine.runner import Runner
-from runs import train, train_until, unvalidated
 
 from mmpose_dp.engine import DPOptimWrapper, PrivateTrainLoop
+from tests.support.runs import train, train_until, unvalidated
 
 PUBLIC_STEPS, PRIVATE_STEPS = 5, 4  # an epoch
 

@@ -7,13 +7,13 @@ from fractions import Fraction
 
 import pytest
 import torch
-from runs import config as full_config
-from runs import logged, tiny, train, train_until
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from mmpose_dp.privacy.accounting import StepEvent, epsilon
 from mmpose_dp.privacy.errors import PrivacyError
 from mmpose_dp.privacy.ledger import LEDGER_NAME, Ledger
+from tests.support.runs import config as full_config
+from tests.support.runs import logged, tiny, train, train_until
 
 
 def config(*arguments, **options):

@@ -5,8 +5,6 @@ from fractions import Fraction
 
 import pytest
 import torch
-from runs import config, tiny, train, train_until
-from runs import unvalidated as short
 
 from mmpose_dp.extras.adaptive_norm import shares
 from mmpose_dp.extras.personal_budgets import of_group
@@ -14,6 +12,8 @@ from mmpose_dp.privacy.accounting import StepEvent, epsilon
 from mmpose_dp.privacy.errors import PrivacyError
 from mmpose_dp.privacy.ledger import LEDGER_NAME, Ledger
 from mmpose_dp.privacy.mechanism import GaussianMechanism
+from tests.support.runs import config, tiny, train, train_until
+from tests.support.runs import unvalidated as short
 
 
 def annotated(folder, target, name, value):

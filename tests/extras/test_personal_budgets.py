@@ -4,7 +4,6 @@ import json
 from dataclasses import replace
 from fractions import Fraction
 
-import plans
 import pytest
 
 from mmpose_dp.extras.personal_budgets import Budget, PersonalPlan, calibrate_sample_rates, of_group
@@ -13,8 +12,9 @@ from mmpose_dp.privacy.calibration import calibrate_noise_multiplier
 from mmpose_dp.privacy.errors import BudgetError, LedgerError
 from mmpose_dp.privacy.ledger import Ledger
 from mmpose_dp.privacy.statement import build_statement
+from tests.support.core import PLAN_SETTINGS
 
-SETTINGS = dict(plans.SETTINGS, accountant='rdp')
+SETTINGS = dict(PLAN_SETTINGS, accountant='rdp')
 
 
 def plan(*budgets, **changes):

@@ -3,11 +3,11 @@
 from fractions import Fraction
 
 import pytest
-from plans import SETTINGS
 
 from mmpose_dp.extras.schedule import Schedule
 from mmpose_dp.privacy.errors import ConfigError
 from mmpose_dp.privacy.plan import PrivacyPlan
+from tests.support.core import PLAN_SETTINGS as SETTINGS
 
 
 def test_a_schedule_couples_sigma_and_c():

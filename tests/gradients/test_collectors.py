@@ -4,9 +4,6 @@ import copy
 
 import pytest
 import torch
-from collecting import loop_engine, looped, sample_gradients_of
-from gradients.test_engine import LAYERS
-from gradients.test_random_networks import SIDE, STEPS, Network
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -18,6 +15,9 @@ from mmpose_dp.privacy.clipping import ClippedCoordinates, ClippedSum
 from mmpose_dp.privacy.errors import PrivacyError
 from mmpose_dp.privacy.projection import Projector
 from mmpose_dp.privacy.records import Samples
+from tests.gradients.test_engine import LAYERS
+from tests.gradients.test_random_networks import SIDE, STEPS, Network
+from tests.support.core import loop_engine, looped, sample_gradients_of
 
 # records of their own, several rows a record, public rows between, one row alone, public rows alone
 BATCHES = ([0, 1, 2], [None, 5, 7, 5, None, 8], [1, 1, 2], [3], [None, 4], [None, None], [0, 1, 2, 3])

@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from collecting import Tied, loop_engine, looped, sample_gradients_of
 from torch import nn
 
 from mmpose_dp.gradients.engine import Engine
 from mmpose_dp.gradients.layer_rules import rule_for
 from mmpose_dp.privacy.errors import PrivacyError
+from tests.support.core import Tied, loop_engine, looped, sample_gradients_of
 
 
 class Residual(nn.Module):

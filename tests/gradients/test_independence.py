@@ -2,13 +2,13 @@
 
 import pytest
 import torch
-from collecting import Tied, loop_engine, looped
 from torch import nn
 
 from mmpose_dp.gradients.engine import Engine
 from mmpose_dp.privacy.clipping import ClippedSum
 from mmpose_dp.privacy.errors import PrivacyError
 from mmpose_dp.privacy.records import Samples
+from tests.support.core import Tied, loop_engine, looped
 
 C = 0.1
 

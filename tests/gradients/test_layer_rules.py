@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from collecting import loop_engine, sample_gradients_of
 from torch import nn
 
 from mmpose_dp.gradients import Engine, layer_rules, register_rule, rule_for
 from mmpose_dp.privacy.errors import PrivacyError
+from tests.support.core import loop_engine, sample_gradients_of
 
 
 class Scale(nn.Module):

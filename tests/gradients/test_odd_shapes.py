@@ -4,8 +4,6 @@ import copy
 
 import pytest
 import torch
-from collecting import loop_engine
-from mechanisms import mechanism
 from torch import nn
 
 from mmpose_dp.gradients.blocks import PerSampleGradients
@@ -13,6 +11,7 @@ from mmpose_dp.gradients.engine import Engine
 from mmpose_dp.privacy.errors import PrivacyError
 from mmpose_dp.privacy.projection import Projector
 from mmpose_dp.privacy.records import Samples
+from tests.support.core import loop_engine, mechanism
 
 CLIPPINGS = ('flat', 'automatic', 'adaptive', 'per-parameter', 'project-then-clip')
 C = 0.5

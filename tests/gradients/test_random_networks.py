@@ -2,12 +2,12 @@
 
 import torch
 import torch.nn.functional as F
-from collecting import loop_engine, looped, sample_gradients_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
 from mmpose_dp.gradients.engine import Engine
+from tests.support.core import loop_engine, looped, sample_gradients_of
 
 C, SIDE, ROWS = 4, 6, 3
 

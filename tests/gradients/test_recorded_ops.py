@@ -3,10 +3,10 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from collecting import loop_engine, looped, sample_gradients_of
 from torch import nn
 
 from mmpose_dp.gradients.engine import Engine
+from tests.support.core import loop_engine, looped, sample_gradients_of
 
 ROWS = 3
 

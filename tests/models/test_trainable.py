@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from helpers import HRNET, PREFIX, batch, build, load
 from mmengine.runner.checkpoint import _load_checkpoint_to_model
 from torch import nn
 from torch.optim import SGD
@@ -11,6 +10,7 @@ from mmpose_dp.engine import DPOptimWrapper
 from mmpose_dp.models import choose_trainable
 from mmpose_dp.models.trainable_subset import _stage
 from mmpose_dp.privacy.errors import PrivacyError
+from tests.support.models import HRNET, PREFIX, batch, build, load
 
 RES50 = PREFIX + 'topdown_heatmap/mpii/td-hm_res50_8xb64-210e_mpii-256x256.py'
 COCO = PREFIX + 'topdown_heatmap/coco/td-hm_'

@@ -2,8 +2,6 @@
 
 import pytest
 import torch
-from collecting import loop_engine
-from mechanisms import mechanism
 from torch import nn
 
 from mmpose_dp.gradients import layer_rules
@@ -11,6 +9,7 @@ from mmpose_dp.gradients.engine import Engine
 from mmpose_dp.privacy.clipping import ClippedCoordinates, ClippedSum, clip_factors
 from mmpose_dp.privacy.projection import Projector
 from mmpose_dp.privacy.records import Samples
+from tests.support.core import loop_engine, mechanism
 
 C = 0.1
 

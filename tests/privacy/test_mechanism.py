@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from mechanisms import mechanism
 from torch import nn
 
 from mmpose_dp.privacy.clipping import ClippedCoordinates, ClippedSum, PerParameterClippedSum
@@ -10,6 +9,7 @@ from mmpose_dp.privacy.errors import PrivacyError
 from mmpose_dp.privacy.mechanism import check_clipping
 from mmpose_dp.privacy.projection import Projector
 from mmpose_dp.privacy.records import Samples
+from tests.support.core import mechanism
 
 CHOICES = [
     (None, 'flat', ClippedSum),

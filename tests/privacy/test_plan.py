@@ -4,11 +4,11 @@ from dataclasses import FrozenInstanceError
 from fractions import Fraction
 
 import pytest
-from plans import SETTINGS
 
 from mmpose_dp.privacy.errors import BudgetError, ConfigError
 from mmpose_dp.privacy.ledger import Ledger
 from mmpose_dp.privacy.plan import PrivacyPlan
+from tests.support.core import PLAN_SETTINGS as SETTINGS
 
 
 def plan(**changes):

@@ -1,20 +1,15 @@
-"""The audit leaves sound trainings alone and refutes broken ones."""
-
-import sys
+"""The audit refutes broken trainings and does not refute sound ones."""
 
 import pytest
 import torch
-from helpers import REPO
-from runs import config, tiny
+from audit import attack, audited
 
 from mmpose_dp.datasets import PoissonBatchSampler
 from mmpose_dp.datasets.synthetic import make_synthetic_mpii
 from mmpose_dp.engine import ProjectorRefreshHook
 from mmpose_dp.privacy import clipping
 from mmpose_dp.privacy.noise import RandomSource
-
-sys.path.insert(0, str(REPO / 'tools'))
-from audit import attack, audited  # noqa: E402
+from tests.support.runs import config, tiny
 
 
 @pytest.fixture(scope='module')
@@ -29,7 +24,7 @@ def people(tmp_path_factory):
 
 
 def audit_of(people, tmp_path, method, **options):
-    """Few draws of few records, little noise: the regime in which subsampling matters and one run tells most."""
+    """Audits a training of few steps on small batches with little noise: there subsampling matters, and one run reveals most."""
     settings = dict(
         train_dataloader__batch_sampler__expected_batch_size=10,
         train_cfg__max_epochs=3,
@@ -38,7 +33,7 @@ def audit_of(people, tmp_path, method, **options):
         default_hooks__logger__interval=1000,
         default_hooks__privacy_budget__target_delta=1e-4,
         optim_wrapper__noise_multiplier=0.8,
-        optim_wrapper__debug_seed=1,  # of noise and coins: a bound that holds with 95 percent may fail in a test
+        optim_wrapper__debug_seed=1,  # of noise and canaries: a bound that holds with 95 percent may fail in a test
         train_dataloader__batch_sampler__debug_seed=2,
     )
     if method in ('feature', 'hybrid'):
@@ -78,8 +73,8 @@ def no_clipping(monkeypatch):
     monkeypatch.setattr(clipping, 'clip_factors', lambda norms, max_grad_norm, automatic=False: torch.ones_like(norms))
 
 
-def public_rows_of_the_private_batch(monkeypatch):
-    """The paper's release: whoever is drawn is drawn with the view, which enters the update without noise."""
+def public_samples_of_the_private_batch(monkeypatch):
+    """The paper's release: a record is sampled together with its view, which enters the update without noise."""
 
     def draw(self):
         drawn = self.sampling.random.bernoulli(self.num_records, self.sampling.sample_rate)
@@ -90,7 +85,7 @@ def public_rows_of_the_private_batch(monkeypatch):
 
 
 def basis_from_private_gradients(monkeypatch):
-    """The paper's release again: the subspace is that of private images."""
+    """The paper's release: the subspace is that of private images."""
 
     def gradients(self, runner, wrapper, count):
         staying = [record for group in runner.train_loop.sampler.sampling._groups.values() for record in group]
@@ -107,7 +102,7 @@ def basis_from_private_gradients(monkeypatch):
         pytest.param('dpsgd', no_noise, {}, marks=pytest.mark.slow),
         ('dpsgd', half_the_noise, {}),
         pytest.param('dpsgd', no_clipping, {}, marks=pytest.mark.slow),
-        ('feature', public_rows_of_the_private_batch, {}),
+        ('feature', public_samples_of_the_private_batch, {}),
         ('hybrid', basis_from_private_gradients, dict(optim_wrapper__projector__refresh_interval=10)),
     ],
 )

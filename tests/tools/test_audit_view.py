@@ -1,29 +1,26 @@
-"""The view audit: what it finds, what it writes, and that a statement takes it over."""
+"""The view audit: its figures, the files it writes, and the statement that includes them."""
 
 import json
 import sys
 
+import audit_view
 import cv2
 import numpy as np
 import pytest
 import skimage.data
-from helpers import REPO
 from mmengine.config import Config
-from runs import config
 
 from mmpose_dp.auditing.view_inversion import BANDS, ViewNetwork, figures, invert_by_tv, train_network
 from mmpose_dp.datasets import PublicView
 from mmpose_dp.engine.view_audit import NOT_EXAMINED, recoverable_from_view, update_statement
-
-sys.path.insert(0, str(REPO / 'tools'))
-import audit_view  # noqa: E402
+from tests.support.runs import config
 
 SIZE = 96
 
 
 @pytest.fixture(scope='module')
 def face():
-    """A portrait that everybody has, (96, 96, 3)."""
+    """A portrait that comes with scikit-image, (96, 96, 3)."""
     return cv2.resize(skimage.data.astronaut()[:300, 80:380], (SIZE, SIZE), interpolation=cv2.INTER_AREA)
 
 
@@ -41,14 +38,14 @@ def nobody():
     return dict(keypoints=np.zeros((1, 16, 2)), keypoints_visible=np.zeros((1, 16)))
 
 
-def test_the_default_view_gives_little_back_and_the_full_resolution_blur_much(face):
+def test_little_is_recovered_from_the_default_view_and_much_from_the_full_resolution_blur(face):
     assert gain(face)[1] < 1.5
     assert gain(face, mode='pixelate')[1] < 2.5
     assert gain(face, mode='blur_full_resolution')[1] > 5  # or the inversion is no attack
 
 
 def test_the_inversion_explains_the_view(face):
-    """What is recovered has the view that was published, up to rounding; so it is the view that it was made from."""
+    """The view of the recovered picture is the published one, up to rounding."""
     for mode in ('blur', 'pixelate', 'blur_full_resolution'):
         view, center = PublicView(mode), np.array([60.0, 40.0])
         person = audit_view.Person(face, center, 50.0, 70.0, nobody())
@@ -59,8 +56,8 @@ def test_the_inversion_explains_the_view(face):
         assert not np.array_equal(found, seen)
 
 
-def test_a_network_learns_what_a_view_took(face):
-    """Seconds suffice for one picture; before it has learned anything it gives the first reconstruction back."""
+def test_a_network_learns_what_a_view_removed(face):
+    """Seconds suffice for one picture. Before training, the network returns the first reconstruction."""
     originals = np.stack([np.roll(face, 8 * k, 1) for k in range(8)])
     views = np.stack([cv2.blur(picture, (9, 9)) for picture in originals])
     given = np.concatenate([views, views], 3)
@@ -71,7 +68,7 @@ def test_a_network_learns_what_a_view_took(face):
 
 
 def test_shares_of_detail():
-    """Each band counts its own frequencies: a picture with one of them lost has lost that band alone."""
+    """Each band counts its own frequencies: if a picture loses one of them, the share of that band alone falls."""
     wave = [np.cos(np.pi * cycles * 2 * (np.arange(128) + 0.5) / 128) for cycles in (2, 6, 12, 32)]
     picture = np.repeat(128 + 25 * sum(wave)[None, :, None] * np.ones((128, 1, 3)), 1, 0).astype(np.uint8)
     without = (picture - 25 * wave[2][None, :, None]).astype(np.uint8)
@@ -114,7 +111,7 @@ def test_what_an_audit_writes(audited):
     assert 'validation people. Never publish it' in page and 'src="http' not in page
 
 
-def test_a_statement_takes_the_figures_over(audited):
+def test_a_statement_includes_the_figures(audited):
     words = json.loads((audited / 'view_audit.json').read_text())['in_words']
     assert json.loads((audited / 'privacy_statement.json').read_text())['recoverable_from_view'] == words
     assert words in (audited / 'privacy_statement.md').read_text()
@@ -131,7 +128,7 @@ def test_figures_of_another_view_are_not_used(audited, tmp_path):
 
 @pytest.fixture
 def with_view(synthetic, tmp_path):
-    """Audits the synthetic config with another view and no validation people; gives view_audit.json."""
+    """Audits the synthetic config with another view and no validation people; returns view_audit.json."""
 
     def audited(**settings):
         cfg = config(synthetic, tmp_path)

@@ -1,16 +1,16 @@
-"""check_config.py on configs of a user's own, outside the repository: right ones, unfinished ones and hopeless ones."""
+"""check_config.py on a user's own configs outside the repository: complete, incomplete and impossible ones."""
 
 import json
-import os
 import re
-import subprocess
 import sys
 from fractions import Fraction
 
+import check_config
 import pytest
-from helpers import REPO
 
 from mmpose_dp.privacy.calibration import calibrate_noise_multiplier
+from tests.support.paths import REPO
+from tests.support.processes import run
 
 OWN_BACKBONE = """
 import torch
@@ -46,18 +46,18 @@ default_hooks = dict(_base_.dp_hooks, privacy_budget=dict(type='PrivacyBudgetHoo
 
 
 @pytest.fixture
-def check(tmp_path):
+def check(tmp_path, monkeypatch, call):
     """check(base, text, *options): (exit status, what was printed) for a config of that base and text, in a folder apart."""
     (tmp_path / 'own_backbone.py').write_text(OWN_BACKBONE)
 
-    def run(bases, text, *options):
+    def checked(bases, text, *options):
         (tmp_path / 'own.py').write_text(f'_base_ = {bases!r}\n{text}')
-        command = [sys.executable, '-W', 'ignore', str(REPO / 'tools/check_config.py'), 'own.py', *options]
-        env = dict(os.environ, PYTHONPATH=f'{REPO}{os.pathsep}{tmp_path}')
-        done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300)
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.syspath_prepend(tmp_path)
+        done = call(check_config, 'own.py', *options)
         return done.returncode, done.stdout + done.stderr
 
-    return run
+    return checked
 
 
 def bases(*names):
@@ -78,10 +78,18 @@ def test_a_private_config_of_ones_own(check, synthetic):
     assert re.search(r'activations of \d+ samples', page)
 
 
-def test_a_plain_config_is_told_what_to_write(check):
+def test_for_a_plain_config_it_prints_what_to_write(check):
     status, page = check(bases('hrnet_synthetic'), 'custom_imports = dict(imports=["mmpose_dp"])')
     assert status == 0 and "globals().update(private(_base_, 'hybrid'))" in page and 'head.type' not in page
     assert 'Records: random' in page and 'No budget yet' in page
+
+
+def test_as_a_command(tmp_path):
+    (tmp_path / 'own.py').write_text(
+        "model = dict(type='TopdownPoseEstimator', backbone=dict(type='ResNet', depth=18))"
+    )
+    done = run(sys.executable, '-W', 'ignore', REPO / 'tools/check_config.py', 'own.py', cwd=tmp_path)
+    assert done.returncode == 2 and 'mmpose_dp: model.head is missing' in done.stderr and 'Traceback' not in done.stderr
 
 
 def test_without_the_data_set_the_budget_needs_its_size(check):
@@ -122,7 +130,7 @@ def test_without_the_data_set_the_budget_needs_its_size(check):
         ("default_hooks['privacy_budget']['target_delta'] = 0.5", 'target_delta=0.5 is too large for 40 records'),
     ],
 )
-def test_what_cannot_be_made_private(check, synthetic, change, message):
+def test_a_config_that_cannot_be_made_private_is_refused(check, synthetic, change, message):
     status, page = check(bases('hrnet_synthetic', 'dpsgd'), PRIVATE.format(data=synthetic) + change)
     assert status == 2 and 'can be made private' not in page
     assert 'mmpose_dp: ' in page and message in page, page[-2000:]

@@ -2,15 +2,16 @@
 
 import json
 import os
-import subprocess
 import sys
 
 import cv2
 import numpy as np
 import pytest
 import torch
-from helpers import REPO
-from shared_data import shared
+import train as train_tool
+
+from tests.support.paths import REPO, shared
+from tests.support.processes import run
 
 CONFIG = REPO / 'configs/dp/hrnet_mpii_hybrid_eps08.py'
 SMALL = [
@@ -43,15 +44,14 @@ json.dump(result.pred_instances.keypoints.tolist(), sys.stdout)
 PLAIN_CONFIG = 'body_2d_keypoint/topdown_heatmap/mpii/td-hm_hrnet-w32_8xb64-210e_mpii-256x256.py'
 
 
-def run(*command, cwd=REPO):
-    env = dict(os.environ, PYTHONPATH=str(REPO), OMP_NUM_THREADS='1')
-    done = subprocess.run(list(map(str, command)), cwd=cwd, env=env, capture_output=True, text=True, timeout=600)
+def succeed(*command, cwd=REPO):
+    done = run(*command, cwd=cwd, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
     return done
 
 
 def train(folder, *arguments, options=()):
-    return run(
+    return succeed(
         *(sys.executable, REPO / 'tools/train.py', CONFIG, '--work-dir', folder / 'run', '--no-validate', *arguments),
         *('--cfg-options', *SMALL, *options),
         cwd=folder,
@@ -66,12 +66,12 @@ def predict_in_plain_mmpose(checkpoint, image):
     import mmpose
 
     config = os.path.join(os.path.dirname(mmpose.__file__), '.mim/configs', PLAIN_CONFIG)
-    done = run(sys.executable, '-W', 'ignore', '-c', PLAIN, REPO / 'mmpose_dp/compat.py', config, checkpoint, image)
+    done = succeed(sys.executable, '-W', 'ignore', '-c', PLAIN, REPO / 'mmpose_dp/compat.py', config, checkpoint, image)
     return np.array(json.loads(done.stdout.splitlines()[-1]))
 
 
 def test_with_a_data_set_linked_as_data_mpii(tmp_path):
-    run(
+    succeed(
         *(sys.executable, '-W', 'ignore', REPO / 'tools/make_synthetic_mpii.py', '--out', tmp_path / 'set'),
         *('--train', 4, '--val', 2, '--image-size', 128),
     )
@@ -86,10 +86,10 @@ def test_with_a_data_set_linked_as_data_mpii(tmp_path):
 
 
 def test_on_the_real_pictures(tmp_path):
-    """Five people, several steps; the ledger goes on where it was."""
+    """Five people, several steps; the ledger continues after the resume."""
     data = shared('mpii')
-    half = 'train_dataloader.dataset.private'
-    options = [f'{half}.data_root={data}/', f'{half}.ann_file=test_mpii.json', f'{half}.data_prefix.img=']
+    private = 'train_dataloader.dataset.private'
+    options = [f'{private}.data_root={data}/', f'{private}.ann_file=test_mpii.json', f'{private}.data_prefix.img=']
     options.append('train_cfg.max_epochs=3')
     train(tmp_path, options=options)
     first = ledger_steps(tmp_path / 'run/epoch_2.pth'), ledger_steps(tmp_path / 'run/epoch_3.pth')
@@ -103,25 +103,12 @@ def test_on_the_real_pictures(tmp_path):
 
 
 @pytest.mark.parametrize('missing', ['annotations/mpii_train.json', 'images'])
-def test_missing_data_is_one_message_with_the_layout_and_the_way_out(tmp_path, missing):
+def test_missing_data_is_one_message_with_the_layout_and_the_remedy(call, monkeypatch, tmp_path, missing):
     (tmp_path / 'data/mpii/annotations').mkdir(parents=True)
     if missing == 'images':
         (tmp_path / 'data/mpii/annotations/mpii_train.json').write_text('[]')
-    done = subprocess.run(
-        [
-            sys.executable,
-            '-W',
-            'ignore',
-            str(REPO / 'tools/train.py'),
-            str(CONFIG),
-            '--work-dir',
-            str(tmp_path / 'run'),
-        ],
-        cwd=tmp_path,
-        env=dict(os.environ, PYTHONPATH=str(REPO)),
-        capture_output=True,
-        text=True,
-    )
+    monkeypatch.chdir(tmp_path)
+    done = call(train_tool, CONFIG, '--work-dir', tmp_path / 'run')
     assert done.returncode == 2
     message = done.stderr[done.stderr.index('mmpose_dp:') :]
     assert f'data/mpii/{missing}' in message and 'make_synthetic_mpii.py --out data/mpii' in message

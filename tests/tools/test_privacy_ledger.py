@@ -1,66 +1,58 @@
-"""The ledger tool adds up trainings, and a training is calibrated to what the sum left."""
+"""The ledger tool adds up trainings, and a later training is calibrated to the budget that remains."""
 
 import json
 import shutil
-import subprocess
-import sys
 
+import privacy_ledger
+import publish_model
 import pytest
 import torch
-from helpers import REPO
-from runs import config, tiny, train
 
 from mmpose_dp.privacy.errors import PrivacyError
 from mmpose_dp.privacy.figures import rounded_up
 from mmpose_dp.privacy.ledger import LEDGER_NAME, Ledger
-
-sys.path.insert(0, str(REPO / 'tools'))
-from publish_model import published  # noqa: E402
-
-
-def tool(*arguments):
-    command = [sys.executable, '-W', 'ignore', REPO / 'tools/privacy_ledger.py', *arguments]
-    return subprocess.run(list(map(str, command)), capture_output=True, text=True, env={'PYTHONPATH': str(REPO)})
+from tests.support.runs import train, unvalidated
 
 
 @pytest.fixture(scope='module')
 def searched(synthetic, tmp_path_factory):
-    """Two trainings of a search, and the folder in which the last one is to happen."""
+    """Two trainings of a hyper-parameter search, in the folder of a third one."""
     folder = tmp_path_factory.mktemp('search')
     for name in 'ab':
         options = dict(train_cfg__max_epochs=1, default_hooks__privacy_budget__target_epsilon=3.0)
-        train(tiny(config(synthetic, folder / name, 'dpsgd', **options)))
+        train(unvalidated(synthetic, folder / name, **options))
     return folder
 
 
-def test_a_search_is_paid_for(searched, synthetic):
+def test_a_search_counts_towards_the_budget(call, searched, synthetic):
     ledgers = [searched / name / LEDGER_NAME for name in 'ab']
-    done = tool('add', *ledgers, '--delta', '1e-3', '--out', searched / 'last' / LEDGER_NAME)
+    done = call(privacy_ledger, 'add', *ledgers, '--delta', '1e-3', '--out', searched / 'last' / LEDGER_NAME)
     assert done.returncode == 0, done.stderr
     total = Ledger.read(searched / 'last' / LEDGER_NAME)
     single = Ledger.read(ledgers[0]).epsilon(1e-3)
     assert total.steps == 8 and single < total.epsilon(1e-3) < 2 * single
     assert f'epsilon {rounded_up(total.epsilon(1e-3))} at delta 0.001 ' in done.stdout
-    runner = train(tiny(config(synthetic, searched / 'last', 'dpsgd', train_cfg__max_epochs=1)))
+    runner = train(unvalidated(synthetic, searched / 'last', train_cfg__max_epochs=1))
     assert 7.9 < runner.optim_wrapper.ledger.epsilon(1e-3) <= 8.0 and runner.optim_wrapper.ledger.steps == 12
-    assert tool('show', searched / 'last' / LEDGER_NAME, '--delta', '1e-3').stdout.count('training ') == 3
+    shown = call(privacy_ledger, 'show', searched / 'last' / LEDGER_NAME, '--delta', '1e-3').stdout
+    assert shown.count('training ') == 3
 
 
-def test_errors_are_for_people(searched, tmp_path):
+def test_an_error_is_one_clear_message(call, searched, tmp_path):
     (tmp_path / 'bad.jsonl').write_text('{}\n')
     for arguments, message in (
         (['show', tmp_path / 'none'], 'no such ledger'),
         (['show', tmp_path / 'bad.jsonl'], 'line 1, is damaged'),
         (['add', searched / 'a' / LEDGER_NAME, '--out', searched / 'b' / LEDGER_NAME], 'never overwritten'),
     ):
-        done = tool(*arguments, '--delta', '1e-3')
+        done = call(privacy_ledger, *arguments, '--delta', '1e-3')
         assert done.returncode == 2 and message in done.stderr and 'Traceback' not in done.stderr
 
 
 def test_a_published_checkpoint_holds_nothing_else(searched, tmp_path):
     """No optimizer, message hub, seed, path or configuration."""
     checkpoint = torch.load(searched / 'a/epoch_1.pth', weights_only=False)
-    given = published(checkpoint)
+    given = publish_model.published(checkpoint)
     assert set(given) == {'state_dict', 'meta', 'privacy_statement'}
     assert set(given['meta']) == {'dataset_meta', 'mmpose_dp_version', 'descent'}
     assert given['privacy_statement']['private'] and given['privacy_statement']['steps'] == 4
@@ -83,20 +75,13 @@ def test_a_published_checkpoint_holds_nothing_else(searched, tmp_path):
 def test_what_is_not_private_is_not_published(searched, change, message):
     checkpoint = {**torch.load(searched / 'a/epoch_1.pth', weights_only=False), **change}
     with pytest.raises(PrivacyError, match=message):
-        published({key: value for key, value in checkpoint.items() if value is not None})
+        publish_model.published({key: value for key, value in checkpoint.items() if value is not None})
 
 
-def test_publishing_needs_no_file_beside_the_checkpoint(searched, tmp_path):
+def test_publishing_needs_no_file_beside_the_checkpoint(call, searched, tmp_path):
     shutil.copy(searched / 'a/epoch_1.pth', tmp_path)
-    command = [
-        sys.executable,
-        '-W',
-        'ignore',
-        REPO / 'tools/publish_model.py',
-        tmp_path / 'epoch_1.pth',
-        tmp_path / 'm.pth',
-    ]
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, env={'PYTHONPATH': str(REPO)})
-    told = torch.load(tmp_path / 'm.pth', weights_only=False)['privacy_statement']
-    assert done.returncode == 0 and told['guarantee'] in done.stdout, done.stderr
-    assert told == json.loads((searched / 'a/privacy_statement.json').read_text())
+    paths = tmp_path / 'epoch_1.pth', tmp_path / 'm.pth'
+    done = call(publish_model, *paths)
+    statement = torch.load(tmp_path / 'm.pth', weights_only=False)['privacy_statement']
+    assert done.returncode == 0 and statement['guarantee'] in done.stdout, done.stderr
+    assert statement == json.loads((searched / 'a/privacy_statement.json').read_text())

@@ -1,22 +1,22 @@
-"""train.py, test.py and the dist scripts: MMPose's arguments do what they do in MMPose."""
+"""train.py, test.py and the dist scripts: MMPose's arguments have the same effect as in MMPose."""
 
 import importlib.util
 import json
 import os
 import pickle
-import socket
-import subprocess
 import sys
 from pathlib import Path
 
+import cli
 import mmpose
 import pytest
 import torch
 from mmengine.config import Config
 
 from mmpose_dp.privacy.errors import PrivacyError
+from tests.support.paths import REPO
+from tests.support.processes import free_port, run
 
-REPO = Path(__file__).parents[2]
 MMPOSE_TOOLS = Path(mmpose.__file__).parent / '.mim/tools'
 PLAIN = REPO / 'configs/dp/hrnet_synthetic_nonprivate.py'
 PRIVATE = REPO / 'configs/dp/hrnet_mpii_dpsgd_eps08.py'
@@ -24,10 +24,9 @@ PRIVATE = REPO / 'configs/dp/hrnet_mpii_dpsgd_eps08.py'
 
 @pytest.fixture
 def merged(monkeypatch):
-    """What a tool makes of a config and its arguments: merged(tool, config, *arguments)."""
+    """The config after a tool has merged its arguments: merged(tool, config, *arguments)."""
 
     def merge(tool, *arguments):
-        monkeypatch.syspath_prepend(tool.parent)
         monkeypatch.setattr(sys, 'argv', [str(tool), *map(str, arguments)])
         monkeypatch.setenv('LOCAL_RANK', '0')
         spec = importlib.util.spec_from_file_location(f'{tool.parent.name}_{tool.stem}', tool)
@@ -37,12 +36,6 @@ def merged(monkeypatch):
         return module.merge_args(Config.fromfile(args.config), args)
 
     return merge
-
-
-def run(*command, **env):
-    env = dict(os.environ, PYTHONPATH=str(REPO), OMP_NUM_THREADS='1', **env)
-    command = [str(part) for part in command]
-    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
 
 
 def small(data):
@@ -75,7 +68,7 @@ def small(data):
     ],
     ids=' '.join,
 )
-def test_train_makes_of_a_plain_config_what_mmpose_makes_of_it(merged, arguments):
+def test_train_changes_a_plain_config_as_mmpose_does(merged, arguments):
     ours = merged(REPO / 'tools/train.py', PLAIN, *arguments)
     theirs = merged(MMPOSE_TOOLS / 'train.py', PLAIN, *arguments)
     ours.work_dir, theirs.work_dir = map(os.path.normpath, (ours.work_dir, theirs.work_dir))
@@ -92,7 +85,7 @@ def test_train_makes_of_a_plain_config_what_mmpose_makes_of_it(merged, arguments
     ],
     ids=' '.join,
 )
-def test_test_makes_of_a_config_what_mmpose_makes_of_it(merged, arguments):
+def test_test_changes_a_config_as_mmpose_does(merged, arguments):
     ours = merged(REPO / 'tools/test.py', PLAIN, 'some.pth', *arguments)
     theirs = merged(MMPOSE_TOOLS / 'test.py', PLAIN, 'some.pth', *arguments)
     ours.work_dir, theirs.work_dir = map(os.path.normpath, (ours.work_dir, theirs.work_dir))
@@ -130,13 +123,7 @@ def test_the_dist_scripts_need_their_arguments_and_explain_them():
         assert done.returncode == 1 and usage in done.stderr
 
 
-def free_port():
-    with socket.socket() as server:
-        server.bind(('127.0.0.1', 0))
-        return str(server.getsockname()[1])
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="on a GPU the scripts take mmengine's way")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="on a GPU the scripts use mmengine's own set-up")
 def test_the_dist_scripts_train_and_test_on_two_cpu_processes(synthetic, tmp_path):
     trained = run(
         *(REPO / 'tools/dist_train.sh', PLAIN, 2, '--work-dir', tmp_path),
@@ -148,7 +135,7 @@ def test_the_dist_scripts_train_and_test_on_two_cpu_processes(synthetic, tmp_pat
     checkpoint = tmp_path / 'epoch_1.pth'
     assert 'Epoch(train) [1][2/2]' in trained.stderr + trained.stdout  # 40 records, 2 x 10 a step
     behind = torch.load(checkpoint, weights_only=False)['privacy']['descent']
-    assert behind['plain_data_sets'] == ('MpiiDataset mpii_train.json',)  # handed on to what starts from it
+    assert behind['plain_data_sets'] == ('MpiiDataset mpii_train.json',)  # passed on to trainings that start from it
 
     scores, predictions = tmp_path / 'scores.json', tmp_path / 'predictions.pkl'
     tested = run(
@@ -164,8 +151,6 @@ def test_the_dist_scripts_train_and_test_on_two_cpu_processes(synthetic, tmp_pat
 
 def test_without_a_gpu_another_backend_is_refused(merged, monkeypatch):
     cfg = merged(REPO / 'tools/train.py', PLAIN, '--launcher', 'pytorch')
-    import cli
-
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
     with pytest.raises(SystemExit, match='backend=gloo'):
         cli.start_ranks_on_cpu(cfg)

@@ -58,7 +58,10 @@ class DPOptimWrapperConstructor(LayeredConstructor):
       same parameters, as in private steps. ``param_scheduler`` moves both in proportion.
 
     Examples:
-        >>> optim_wrapper = dict(_base_.dp_optim_wrapper, trainable='head+last_stage+norms')
+        >>> optim_wrapper = dict(type='DPOptimWrapper', max_grad_norm=0.1, optimizer=dict(type='SGD', lr=0.1),
+        ...                      constructor='DPOptimWrapperConstructor', trainable='head+last_stage+norms')
+        >>> DPOptimWrapperConstructor(optim_wrapper).subset
+        {'trainable': 'head+last_stage+norms'}
     """
 
     def __init__(self, optim_wrapper_cfg: dict, paramwise_cfg: dict | None = None) -> None:

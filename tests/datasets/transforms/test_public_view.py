@@ -8,12 +8,12 @@ import pytest
 import torch
 from mmpose.registry import TRANSFORMS
 from mmpose.structures import PoseDataSample
-from shared_data import shared
 
 from mmpose_dp.datasets import PublicPrivateDataset
 from mmpose_dp.datasets.transforms.public_view import GREY, MODES, REGION_MODES, PublicView
 from mmpose_dp.datasets.transforms.view_axes import SPACING, ViewAxis
 from mmpose_dp.privacy.errors import PrivacyError
+from tests.support.paths import shared
 
 PIPELINE = [dict(type='LoadImage'), dict(type='GetBBoxCenterScale'), dict(type='KeepImage')]
 

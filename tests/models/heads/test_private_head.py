@@ -6,7 +6,6 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from helpers import HRNET, RTMPOSE, SIMCC, batch, build, load
 from mmengine.structures import InstanceData, PixelData
 from mmpose.registry import MODELS
 from mmpose.structures import MultilevelPixelData, PoseDataSample
@@ -14,6 +13,7 @@ from mmpose.structures import MultilevelPixelData, PoseDataSample
 from mmpose_dp.models import FeatureMaskingHead, freeze_batch_norm, make_private
 from mmpose_dp.models.heads import KNOWN
 from mmpose_dp.privacy.errors import PrivacyError
+from tests.support.models import HRNET, RTMPOSE, SIMCC, batch, build, load
 
 
 @pytest.fixture(scope='module', params=[HRNET, SIMCC, RTMPOSE], ids=['heatmap', 'simcc', 'rtmcc'])

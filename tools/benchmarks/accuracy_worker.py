@@ -1,4 +1,4 @@
-"""One training of tools/benchmark_accuracy.py: a config with a row's settings, mmengine's Runner, and its scores.
+"""One training for accuracy.py: a config with the settings of a row, mmengine's Runner, and the scores.
 
 Must not choose settings or compare results.
 """
@@ -9,7 +9,7 @@ import time
 import warnings
 from pathlib import Path
 
-import mmpose_dp  # noqa: F401  (first: checks and mends the install)
+import mmpose_dp  # noqa: F401  (first: checks and repairs the install)
 
 # isort: split
 import torch
@@ -17,11 +17,11 @@ from mmengine.config import Config
 from mmengine.runner import Runner
 from mmpose.utils import register_all_modules
 
-REPO = Path(__file__).resolve().parent.parent
+REPO = Path(__file__).resolve().parents[2]
 
 
 def set_up() -> None:
-    """Of a worker process: one thread, as the workers share the cores, and no chatter."""
+    """Sets up a worker process: one thread, since the workers share the cores, and no warnings."""
     torch.set_num_threads(1)
     warnings.simplefilter('ignore')
     register_all_modules()
@@ -52,7 +52,7 @@ def config_of(job: dict) -> Config:
 
 
 def quiet(cfg: Config, job: dict) -> Config:
-    """Without chatter, under the job's seed and a name of its own, as several run in one process."""
+    """Sets the log level and the seed, and a name of its own, since several run in one process."""
     cfg.log_level, cfg.randomness = 'ERROR', dict(seed=job['seed'])
     cfg.experiment_name = f'{Path(job["folder"]).name}_{time.time_ns()}'
     return cfg
@@ -75,7 +75,7 @@ def run_job(job: dict) -> dict:
     """Trains and scores; raises whatever the training raised."""
     began = time.time()
     folder = Path(job['folder'])
-    shutil.rmtree(folder, ignore_errors=True)  # of a run that was cut: one folder is one budget
+    shutil.rmtree(folder, ignore_errors=True)  # left by an interrupted run: one folder is one budget
     Runner.from_cfg(config_of(job)).train()
     checkpoint = (folder / 'last_checkpoint').read_text()
     statement = folder / 'privacy_statement.json'

@@ -1,13 +1,13 @@
-"""A program, not a test: each rank takes one step of each method on its share of the rows and saves how it moved.
+"""A program that test_distributed.py starts: each rank takes one step of each method on its share of the samples, and saves
+how the parameters moved.
 
-torchrun --nproc_per_node 2 tests/rank_steps.py OUT
+python -m torch.distributed.run --nproc_per_node 2 -m tests.support.rank_steps OUT
 """
 
 import sys
 from pathlib import Path
 
 import torch
-from helpers import REPO, batch, build, flat, take
 from mmengine.config import Config
 from mmengine.dist import get_dist_info
 from mmengine.model import MMDistributedDataParallel
@@ -17,8 +17,10 @@ from mmpose_dp.engine import DPOptimWrapper
 from mmpose_dp.engine.basis import fit_basis
 from mmpose_dp.privacy.plan import PrivacyPlan
 from mmpose_dp.privacy.projection import Projector
+from tests.support.models import batch, build, flat, take
+from tests.support.paths import REPO
 
-ROWS = [0, 1, 2, 3, 4, None, None, None, None]
+SAMPLES = [0, 1, 2, 3, 4, None, None, None, None]
 METHODS = {
     'dpsgd': dict(),
     'projected': dict(projector=True),
@@ -27,26 +29,25 @@ METHODS = {
     'adaptive': dict(clipping='adaptive'),
 }
 B = 4
-LR = 1e6  # moves so far that rounding of the parameters is not seen
+LR = 1e6  # so large that the rounding of the parameters does not matter
 
 
 def config():
     """The small HRNet of the synthetic configs."""
-    cfg = Config.fromfile(REPO / 'configs/_base_/hrnet_synthetic.py')
-    return cfg
+    return Config.fromfile(REPO / 'configs/_base_/hrnet_synthetic.py')
 
 
 def movement(settings, keys, noise_multiplier=0.0, steps=1):
-    """(p,) what SGD takes off the parameters, in units of its lr; ``keys`` are this rank's row numbers of ROWS."""
+    """(p,) how far SGD moves the parameters, in units of its lr; ``keys`` are this rank's indices into SAMPLES."""
     cfg = config()
     model = build(cfg, private=True)
     params = [p for p in model.parameters() if p.requires_grad]
     settings = dict(settings)
     if settings.pop('projector', False):
         generator = torch.Generator().manual_seed(0)
-        rows = torch.randn(5, sum(p.numel() for p in params), generator=generator)
+        gradients = torch.randn(5, sum(p.numel() for p in params), generator=generator)
         settings['projector'] = Projector(rank=4)
-        parts = rows.split([p.numel() for p in params], 1)
+        parts = gradients.split([p.numel() for p in params], 1)
         fit_basis(settings['projector'], [[r.view(-1, *p.shape) for r, p in zip(parts, params)]], len(parts[0]))
     wrapper = DPOptimWrapper(
         SGD(params, lr=LR),
@@ -58,20 +59,20 @@ def movement(settings, keys, noise_multiplier=0.0, steps=1):
     runner_model = model
     if get_dist_info()[1] > 1:
         runner_model = MMDistributedDataParallel(model, broadcast_buffers=False)
-    data = batch(cfg, ROWS)
+    data = batch(cfg, SAMPLES)
     mine = {key: [values[i] for i in keys] for key, values in data.items()}
     before = flat(params).clone()
     for _ in range(steps):
         if keys:
             take(runner_model, mine, wrapper)
-        else:  # an empty draw on this rank
+        else:  # no record of this rank was sampled
             wrapper.prepare(model)
             wrapper.finish_step()
     return (before - flat(params)) / LR
 
 
 def ledger():
-    """What a rank has counted after three steps by a plan."""
+    """The ledger of a rank after three steps of a plan."""
     model = build(config(), private=True)
     wrapper = DPOptimWrapper(SGD(model.parameters(), lr=LR), max_grad_norm=0.05)
     wrapper.mechanism.attach(
@@ -96,10 +97,10 @@ def main():
     """Saves {method: movement} of this rank."""
     torch.distributed.init_process_group('gloo')
     rank, world = get_dist_info()
-    mine = range(rank, len(ROWS), world)
+    mine = range(rank, len(SAMPLES), world)
     moved = {name: movement(settings, mine) for name, settings in METHODS.items()}
-    moved['one rank drew nothing'] = movement({}, range(5) if rank == 0 else [])
-    moved['one rank drew nothing, adaptive'] = movement(
+    moved['one rank without records'] = movement({}, range(5) if rank == 0 else [])
+    moved['one rank without records, adaptive'] = movement(
         dict(clipping='adaptive'), range(5) if rank == 0 else [], steps=2
     )
     moved['noise'] = movement({}, [], noise_multiplier=3.0)

@@ -1,6 +1,6 @@
-"""The rows of tools/benchmark_accuracy.py: from which config and start each method trains, and what is tuned for it.
+"""The rows of the table that accuracy.py fills: config and start of each method, and what is tuned for it.
 
-Every private row of the table has as many candidates as the others. Must not train anything.
+Every private row has the same number of candidates. Must not train anything.
 """
 
 from dataclasses import dataclass, field, replace
@@ -36,7 +36,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Size:
-    """How large the benchmark is: people drawn, epochs of pretraining, on views and in private, epsilons and seeds by default."""
+    """Size of the benchmark: numbers of synthetic people, epochs of each stage, and the default epsilons and seeds."""
 
     public: int = 6000
     private: int = 8000
@@ -54,11 +54,11 @@ class Size:
 
     @property
     def large_batch(self) -> int:
-        """A sixteenth of all people: sigma / B falls with B, as far as the steps allow."""
+        """A sixteenth of all people: sigma / B falls with B, as long as enough steps remain."""
         return self.private // 16
 
     def with_pictures(self, epochs: int) -> int:
-        """Epochs over the people of both domains that see at least as many images as so many over the private ones."""
+        """Epochs over both domains that see at least as many images as ``epochs`` over the private one."""
         return -(-epochs * self.private // (self.private + self.public))
 
 
@@ -99,7 +99,7 @@ def values(key: str, *choices: Any) -> list[Settings]:
 
 
 def schedule(epochs: int) -> Settings:
-    """So many epochs under a cosine."""
+    """``epochs`` with a cosine schedule."""
     cosine = dict(type='CosineAnnealingLR', eta_min=0.0, T_max=epochs, by_epoch=True, convert_to_iter_based=True)
     return {'train_cfg.max_epochs': epochs, 'train_cfg.val_interval': 1000, 'param_scheduler': [cosine]}
 
@@ -139,15 +139,18 @@ def rows_of(
     size: Size, synthetic: bool = True, public_view: Settings = DEFAULT_VIEW
 ) -> tuple[dict[str, Row], dict[str, Row]]:
     """The table's rows, and the levers: ``ours`` in a subspace, and that with one thing changed."""
-    data, draw = 'train_dataloader.dataset', 'train_dataloader.batch_sampler'
+    data, sampler = 'train_dataloader.dataset', 'train_dataloader.batch_sampler'
     common: Settings = {}
     if synthetic:
         common = {**MODEL, 'train_dataloader.num_workers': 0, 'train_dataloader.persistent_workers': False}
     view = {f'{data}.public_view': public_view}
 
     def private(batch: int, public: int = 0, epochs: int = size.epochs) -> Settings:
-        drawn = {f'{draw}.expected_batch_size': batch, **({f'{draw}.public_batch_size': public} if public else {})}
-        return {**common, **(view if public else {}), **drawn, **schedule(epochs)}
+        sizes = {
+            f'{sampler}.expected_batch_size': batch,
+            **({f'{sampler}.public_batch_size': public} if public else {}),
+        }
+        return {**common, **(view if public else {}), **sizes, **schedule(epochs)}
 
     def paper(public: int = 0) -> Settings:
         return {**private(size.papers_batch, public), **papers_schedule(size.epochs)}
@@ -185,8 +188,8 @@ def rows_of(
     epochs, plain = {**common, **schedule(size.public_epochs + size.epochs)}, dict(private=False)
     both = size.with_pictures(size.public_epochs)
 
-    def views(epochs: int, rows: int) -> Settings:
-        steps = epochs * (rows // 64)  # public epochs have a length of their own
+    def views(epochs: int, samples: int) -> Settings:
+        steps = epochs * (samples // 64)  # public epochs have a length of their own
         cosine = dict(type='CosineAnnealingLR', eta_min=0.0, T_max=steps, by_epoch=False)
         first = {'param_scheduler': [cosine], 'train_cfg.public_epochs': epochs}
         return {**private(size.large_batch, 64, epochs), **first}
@@ -279,7 +282,7 @@ def rows_of(
         'no_public_gradient': ('without the public gradient', {PUBLIC_WEIGHT: 0.0}),
         'papers_batch': ("at the paper's batch", private(size.papers_batch, 64)),
         'rank_25': ('rank 25', projector(rank=25)),
-        'refresh_2': ('found anew every 2 steps', projector(refresh_interval=2)),
+        'refresh_2': ('subspace refreshed every 2 steps', projector(refresh_interval=2)),
         'head': ("the paper's subset", {'optim_wrapper.trainable': 'head+last_stage+norms'}),
         'first_stage': ('norms and first stage alone', {'optim_wrapper.trainable': few['optim_wrapper.trainable']}),
         'small_norm': ('C 0.01, lr 2.5', {'optim_wrapper.max_grad_norm': 0.01, **sgd(2.5)[0]}),
@@ -291,7 +294,7 @@ def rows_of(
         ),
         'automatic': ('automatic clipping', {'optim_wrapper.clipping': 'automatic'}),
         'adaptive': ('adaptive clipping', {'optim_wrapper.clipping': 'adaptive'}),
-        'augmentations': ('two augmentations a record', {f'{data}.augmentations': 2}),
+        'augmentations': ('two augmentations per record', {f'{data}.augmentations': 2}),
         'average': ('averaged weights (EMA)', {'custom_hooks': [AVERAGE]}),
     }
     base = {**ours, **best}

@@ -19,7 +19,7 @@ from mmpose.registry import DATASETS
 from mmpose_dp.auditing.view_inversion import invert_by_tv
 from mmpose_dp.datasets import PublicView
 
-CONFIG = Path(__file__).parents[1] / 'configs/dp/hrnet_synthetic_hybrid_eps08.py'
+CONFIG = Path(__file__).resolve().parents[2] / 'configs/dp/hrnet_synthetic_hybrid_eps08.py'
 PEOPLE = 6
 
 
@@ -30,7 +30,7 @@ def draw_page(run: Path, out: Path) -> None:
 
 
 def scalars(work_dir: Path) -> list[dict]:
-    """What mmengine logged there, oldest first."""
+    """What mmengine logged in a work dir, oldest first."""
     files = sorted(work_dir.glob('*/vis_data/scalars.json'))
     return [json.loads(line) for file in files for line in file.read_text().splitlines()]
 
@@ -57,8 +57,8 @@ def draw_curve(run: Path, path: Path) -> None:
 
 
 def draw_people(run: Path, path: Path) -> None:
-    """A row per person: the private image, its public view, what the view gives back, and skeletons by the start, the hybrid
-    and the annotation."""
+    """One row per person: private image, public view, what is recovered from the view, and the skeletons of the start, the
+    hybrid and the annotation."""
     cfg = Config.fromfile(CONFIG)
     dataset = DATASETS.build(cfg.val_dataloader.dataset)
     links = dataset.metainfo['skeleton_links']

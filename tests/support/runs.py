@@ -4,24 +4,24 @@ import json
 from pathlib import Path
 
 import pytest
-from helpers import REPO
 from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
+
+from tests.support.paths import REPO
 
 
 def config(data, work_dir, method='hybrid', **options):
     """The synthetic config of ``method``, cut down to a few steps on 40 records; ``options`` as --cfg-options (__ for .)."""
     cfg = Config.fromfile(REPO / f'configs/dp/hrnet_synthetic_{method}_eps08.py')
     cfg.work_dir, cfg.experiment_name = str(work_dir), f'test_{Path(work_dir).name}_{method}'
-    # of its own: mmengine hands out the first visualizer of a name again, with its old folder
+    # a name of its own: mmengine reuses a visualizer of the same name, with its old folder
     cfg.visualizer.name = cfg.experiment_name
     cfg.visualizer.vis_backends = [dict(type='LocalVisBackend'), dict(type='TensorboardVisBackend')]
-    for half in ('private', 'public'):
-        if half in cfg.train_dataloader.dataset:
-            cfg.train_dataloader.dataset[half].data_root = str(
-                data if half == 'private' else options.pop('public_root')
-            )
+    dataset = cfg.train_dataloader.dataset
+    dataset.private.data_root = str(data)
+    if 'public' in dataset:
+        dataset.public.data_root = str(options.pop('public_root'))
     for loader in ('val_dataloader', 'test_dataloader'):
         cfg[loader].dataset.data_root = str(data)
         cfg[loader].dataset.headbox_file = f'{data}/annotations/mpii_gt_val.mat'
@@ -50,10 +50,10 @@ def config(data, work_dir, method='hybrid', **options):
 
 
 def tiny(cfg):
-    """The same training with a model of 90 000 parameters."""
+    """The same training with a model of 90,000 parameters."""
     cfg.model.backbone = dict(type='ResNet', depth=18, base_channels=4, stem_channels=4, init_cfg=None)
     cfg.model.head.update(in_channels=32, in_featuremap_size=(2, 2))
-    # MMPose's own is so small that a picture changes nothing in float32
+    # MMPose's own initialization is so small that a picture changes nothing in float32
     cfg.model.head.init_cfg = [dict(type='Normal', layer=layer, std=0.1) for layer in ('Conv2d', 'Linear')]
     return cfg
 
@@ -87,7 +87,7 @@ class _Stop(Hook):
 
 
 def train_until(cfg, after):
-    """Trains ``after`` logical steps, as a run that is killed then."""
+    """Trains ``after`` logical steps and stops there, as if killed."""
     runner = Runner.from_cfg(cfg)
     runner.register_hook(_Stop(after))
     with pytest.raises(Interruption):
@@ -97,7 +97,7 @@ def train_until(cfg, after):
 
 
 def logged(work_dir):
-    """Every scalar that mmengine wrote, by name."""
+    """All values of each scalar that mmengine logged, by its name."""
     lines = [
         json.loads(line) for f in Path(work_dir).glob('*/vis_data/scalars.json') for line in f.read_text().splitlines()
     ]

@@ -1,4 +1,4 @@
-"""Opacus on an MMPose model, for tools/benchmark.py: its hooks and its ghost clipping, used as in its tutorials.
+"""Opacus on an MMPose model, for performance.py: its hooks and its ghost clipping, used as in its tutorials.
 
 In-place flags are off and BatchNorm is replaced by Opacus' own validator. Must not help Opacus further: the benchmark would then
 measure our code.

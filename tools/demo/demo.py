@@ -1,6 +1,6 @@
 """The demo: makes synthetic people, pretrains on the public ones, trains a private model, and compares its accuracy.
 
-    python tools/demo.py [--out work_dirs/demo] [--seeds 3]
+    python tools/demo/demo.py [--out work_dirs/demo] [--seeds 3]
 
 Every stage is one of the project's own commands and is printed when it starts, so that you can repeat it by hand. A stage whose
 result already exists is not run again. Must not hold anything of the guarantee.
@@ -25,8 +25,8 @@ from demo_page import draw_page
 
 from mmpose_dp.privacy.figures import rounded_up
 
-HERE = Path(__file__).resolve().parent
-CONFIGS = HERE.parent / 'configs/dp'
+REPO = Path(__file__).resolve().parents[2]
+CONFIGS = REPO / 'configs/dp'
 PEOPLE = {'public': 6000, 'private': 4000}
 TWO_PROCESSES = ['env_cfg.dist_cfg.backend=gloo', 'train_dataloader.batch_size=64', 'train_dataloader.num_workers=1']
 START = time.time()
@@ -34,20 +34,20 @@ START = time.time()
 
 def say(text: str) -> None:
     """Prints with the time since the start."""
-    sys.stdout.write(f'[{time.time() - START:5.0f} s] {text}\n')  # one call: two lanes write
+    sys.stdout.write(f'[{time.time() - START:5.0f} s] {text}\n')  # one call, since two threads write
     sys.stdout.flush()
 
 
 def call(log: Path, script: str, *arguments: object) -> None:
-    """Runs a tool of this project; its output goes to ``log``. Exits with the end of it where the tool fails."""
-    root = f'{HERE.parent}/'
+    """Runs a tool of this project; its output goes to ``log``. Raises RuntimeError with the end of the log if the tool fails."""
+    root = f'{REPO}/'
     command = [f'tools/{script}', *(str(a).replace(root, '') for a in arguments)]
     interpreter = [] if script.endswith('.sh') else [sys.executable]
     say(shlex.join(['python', *command] if interpreter else command))
     log.parent.mkdir(parents=True, exist_ok=True)
     env = dict(os.environ, OMP_NUM_THREADS='1', PYTHONWARNINGS='ignore', PYTHON=sys.executable)
     with open(log, 'w') as file:
-        done = subprocess.run([*interpreter, *command], cwd=HERE.parent, env=env, stdout=file, stderr=file)
+        done = subprocess.run([*interpreter, *command], cwd=REPO, env=env, stdout=file, stderr=file)
     if done.returncode:
         raise RuntimeError(f'{shlex.join(command)} failed; the end of {log}:\n{log.read_text()[-2000:]}')
 
@@ -79,13 +79,13 @@ def test(out: Path, name: str, checkpoint: Path, folder: str) -> float:
 
 
 def at_once(*lanes) -> None:
-    """Runs functions side by side, one core each; raises what one of them raised."""
+    """Runs functions in threads side by side; raises what one of them raised."""
     failed = []
 
     def guarded(lane) -> None:
         try:
             lane()
-        except Exception as error:  # shown below, in the main thread
+        except Exception as error:  # raised below, in the main thread
             failed.append(error)
 
     threads = [threading.Thread(target=guarded, args=(lane,), daemon=True) for lane in lanes]

@@ -1,15 +1,15 @@
 """Speed and memory of private steps relative to the plain step on the same images, measured in the same run.
 
-    python tools/benchmark.py                     # measures and rewrites docs/performance.md: some hours on 2 cores
-    python tools/benchmark.py --only models --configs configs/dp/my_config.py
-    python tools/benchmark.py --only quick        # each method once on a tiny model
+    python tools/benchmarks/performance.py                     # measures and rewrites docs/performance.md: some hours on 2 cores
+    python tools/benchmarks/performance.py --only models --configs configs/dp/my_config.py
+    python tools/benchmarks/performance.py --only quick        # each method once on a tiny model
 
 Suites:
     models     every method on every model
     processes  a batch that two processes share
     batch      peak memory from 64 to 4096 records per step
-    rotation   time per record, likewise
-    rows       what grows with the samples in memory
+    rotation   time per record for the same batches
+    samples    what grows with the samples in memory
     rank       what grows with the projector's rank
     basis      what grows with the public records from which the basis is found
     quick      every method once on a tiny model
@@ -33,10 +33,10 @@ from statistics import fmean, median
 
 import opacus
 import torch
-from benchmark_page import cell, short_name, write_page
-from benchmark_worker import BASIS, METHODS, PLAIN, PROJECTED, serve, turns_of
+from performance_page import cell, short_name, write_page
+from performance_worker import BASIS, METHODS, PLAIN, PROJECTED, serve, turns_of
 
-REPO = Path(__file__).resolve().parent.parent
+REPO = Path(__file__).resolve().parents[2]
 CONFIGS = tuple(
     f'configs/dp/{name}_hybrid_eps08.py'
     for name in (
@@ -48,7 +48,7 @@ CONFIGS = tuple(
     )
 )
 HRNET, SMALL, TINY = CONFIGS[0], CONFIGS[-1], 'configs/dp/hrnet_synthetic_hybrid_eps08.py'
-ROWS, BATCH, RANK = 8, 32, 50  # in memory at once; of a logical batch, as in the paper; of the projector
+SAMPLES, BATCH, RANK = 8, 32, 50  # in memory at once; in a logical batch, as in the paper; rank of the projector
 LOGICAL = 64, 256, 1024, 4096  # batches, for the suites 'batch' and 'rotation'
 
 
@@ -70,14 +70,14 @@ class Worker:
             self._processes.append(process)
 
     def ask(self, what: str) -> float:
-        """What ``serve`` answers to 'reset', 'time' or 'peak'. Raises RuntimeError with what went wrong in there."""
+        """What ``serve`` answers to 'reset', 'time' or 'peak'. Raises RuntimeError with the failure of the process."""
         try:
             for pipe in self._pipes:
-                with suppress(OSError):  # it failed, and has said why before it ended
+                with suppress(OSError):  # it failed, and sent the reason before it ended
                     pipe.send(what)
             answers = [pipe.recv() for pipe in self._pipes]
         except (EOFError, OSError) as error:
-            raise RuntimeError('the process died, for want of memory perhaps') from error
+            raise RuntimeError('the process died, perhaps out of memory') from error
         failed = [answer for answer in answers if isinstance(answer, str)]
         if failed:
             raise RuntimeError(failed[0])
@@ -105,7 +105,7 @@ def measure(job: dict, steps: int, rounds: int = 1) -> dict:
         try:
             for worker in workers.values():
                 worker.ask('reset')
-                worker.ask('time')  # does not count: it takes again what was given back
+                worker.ask('time')  # is not counted: it allocates again what was freed
             for _ in range(steps):
                 turns = [
                     [worker.ask('time') for worker in workers.values()]
@@ -123,7 +123,7 @@ def measure(job: dict, steps: int, rounds: int = 1) -> dict:
                 worker.close()
     peaks = [median(peaks) for peaks in held.values()]
     plain, method = (
-        [t / n for t in times] for times, n in zip(taken.values(), (job['rows'], job['expected_batch_size']))
+        [t / n for t in times] for times, n in zip(taken.values(), (job['samples'], job['expected_batch_size']))
     )
     ratios = [b / a for a, b in zip(plain, method)]
     result.update(plain_seconds=median(plain), seconds=median(method), plain_bytes=peaks[0], bytes=peaks[1])
@@ -132,7 +132,7 @@ def measure(job: dict, steps: int, rounds: int = 1) -> dict:
 
 
 def measure_together(job: dict) -> dict:
-    """The job of several batches with what a record takes in each, or with the reason why it 'failed'.
+    """The job of several batches with the time per record in each, or with the reason why it 'failed'.
 
     Processes differ by more than batches do, so that all are in one process here and take turns of as many images, until the
     largest has had one step.
@@ -140,7 +140,7 @@ def measure_together(job: dict) -> dict:
     result = dict(job, torch=torch.__version__, opacus=opacus.__version__, steps=1)
     batches = job['expected_batch_size']
     turns = [turns_of(job['method'], batch) for batch in batches]
-    plain, method = Worker(dict(job, expected_batch_size=job['rows']), PLAIN), Worker(job, job['method'])
+    plain, method = Worker(dict(job, expected_batch_size=job['samples']), PLAIN), Worker(job, job['method'])
     try:
         rounds = [[plain.ask('time'), *(method.ask('time') for _ in batches)] for _ in range(max(turns))]
     except RuntimeError as error:
@@ -150,7 +150,7 @@ def measure_together(job: dict) -> dict:
         method.close()
     beside, *taken = (fmean(times) for times in zip(*rounds))
     seconds = [time * n / batch for time, n, batch in zip(taken, turns, batches)]
-    plain_seconds = beside / job['rows']
+    plain_seconds = beside / job['samples']
     return dict(result, plain_seconds=plain_seconds, seconds=seconds, time=[t / plain_seconds for t in seconds])
 
 
@@ -164,7 +164,7 @@ def machine(device: str) -> str:
 
 
 def suites(configs: Sequence[str]) -> dict[str, list[dict]]:
-    """What is measured, by the question that it answers."""
+    """What is measured, by the name of its suite."""
     both = ('dpsgd', 'hybrid')
     return {
         'models': [job(config, method) for method in METHODS if method != PLAIN for config in configs],
@@ -175,17 +175,19 @@ def suites(configs: Sequence[str]) -> dict[str, list[dict]]:
             for batch in LOGICAL
         ],
         'rotation': [job(SMALL, method, expected_batch_size=list(LOGICAL)) for method in both],
-        'rows': [job(HRNET, 'dpsgd', rows=rows) for rows in (2, 4, 16)],
+        'samples': [job(HRNET, 'dpsgd', samples=samples) for samples in (2, 4, 16)],
         'rank': [job(SMALL, f'projected, {order}', rank=rank) for order in PROJECTED for rank in (10, 25, 100)],
         'basis': [job(HRNET, BASIS, expected_batch_size=records, rank=25) for records in (24, 48)],
-        'quick': [job(TINY, method, rows=4, expected_batch_size=8) for method in (*METHODS, BASIS) if method != PLAIN],
+        'quick': [
+            job(TINY, method, samples=4, expected_batch_size=8) for method in (*METHODS, BASIS) if method != PLAIN
+        ],
     }
 
 
 def job(config: str, method: str, **settings: int | list[int]) -> dict:
-    """One thing to measure, see ``benchmark_worker.serve``."""
+    """One measurement, see ``performance_worker.serve``."""
     device = 'cuda' if torch.cuda.is_available() else 'cpu'
-    standard = dict(rows=ROWS, expected_batch_size=BATCH, rank=RANK, threads=torch.get_num_threads(), processes=1)
+    standard = dict(samples=SAMPLES, expected_batch_size=BATCH, rank=RANK, threads=torch.get_num_threads(), processes=1)
     return dict(config=config, method=method, device=device, machine=machine(device), **standard | settings)
 
 
@@ -208,7 +210,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Measures what is not in the results yet, prints a line as each is done, and remakes the page."""
+    """Measures what is not in the results yet, prints a line per result, and rewrites the page."""
     args = parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     path = args.out / 'results.jsonl'
@@ -227,7 +229,7 @@ def main() -> None:
                 file.write(json.dumps(found) + '\n')
         if chosen != ['quick'] and (measured or number == len(jobs)):
             write_page(args.page, {name: jobs for name, jobs in on_page.items() if name != 'quick'}, results)
-        settings = ' '.join(f'{key}={wanted[key]}' for key in ('rows', 'expected_batch_size', 'rank', 'processes'))
+        settings = ' '.join(f'{key}={wanted[key]}' for key in ('samples', 'expected_batch_size', 'rank', 'processes'))
         print(
             f'[{number}/{len(jobs)}] {short_name(wanted["config"])}, {wanted["method"]}, {settings}: {cell(found)}',
             flush=True,

@@ -1,10 +1,12 @@
-"""A data set of a user's own in COCO's format: pictures of a few pixels with five joints."""
+"""A user's own data set in COCO's format: small pictures of people with five joints."""
 
 import copy
 import json
 
 import cv2
 import numpy as np
+
+from tests.support.datasets import pipeline
 
 JOINTS = ['head', 'left_hand', 'right_hand', 'left_foot', 'right_foot']
 SWAP = ['', 'right_hand', 'left_hand', 'right_foot', 'left_foot']
@@ -18,14 +20,7 @@ META = dict(
     sigmas=[0.05] * 5,
 )
 CODEC = dict(type='MSRAHeatmap', input_size=(32, 32), heatmap_size=(8, 8), sigma=1)
-PIPELINE = [
-    dict(type='LoadImage'),
-    dict(type='GetBBoxCenterScale'),
-    dict(type='RandomFlip', direction='horizontal'),
-    dict(type='TopdownAffine', input_size=(32, 32)),
-    dict(type='GenerateTarget', encoder=CODEC),
-    dict(type='PackPoseInputs'),
-]
+PIPELINE = pipeline(CODEC)
 
 
 def content(count=8):
@@ -61,7 +56,7 @@ def write(folder, data=None):
         data_mode='topdown',
         ann_file='own.json',
         data_prefix=dict(img='img/'),
-        serialize_data=False,  # mmengine takes half a second to put rows into bytes
+        serialize_data=False,  # mmengine takes half a second to serialize annotations
         metainfo=copy.deepcopy(META),
         pipeline=copy.deepcopy(PIPELINE),
     )

@@ -1,14 +1,25 @@
-"""All gradients of a batch at once, for comparing engines."""
+"""For tests of privacy/ and gradients/: all gradients of a batch at once, a tied layer, mechanisms and a small plan."""
 
 from functools import partial
 
 import torch
 from torch import nn
 
+from mmpose_dp.extras.adaptive_norm import AdaptiveMechanism
 from mmpose_dp.gradients import Engine
+from mmpose_dp.privacy.mechanism import GaussianMechanism
 from mmpose_dp.privacy.records import as_range
 
 loop_engine = partial(Engine, kind='loop')
+PLAN_SETTINGS = dict(
+    method='dpsgd',
+    privacy_unit='instance',
+    num_records=1000,
+    expected_batch_size=50,
+    steps=40,
+    max_grad_norm=0.1,
+    target_delta=5e-4,
+)
 
 
 def looped(engine):
@@ -17,7 +28,7 @@ def looped(engine):
 
 
 class Collected:
-    """Keeps the blocks."""
+    """A collector that keeps every block of gradients."""
 
     def __init__(self, params):
         self.params, self.blocks = params, []
@@ -59,3 +70,10 @@ class Tied(nn.Module):
 
     def forward(self, x):
         return self.linear(x) @ self.linear.weight
+
+
+def mechanism(params, max_grad_norm, projector=None, clipping='flat', **settings):
+    """The mechanism that DPOptimWrapper builds for ``optim_wrapper.clipping``."""
+    if clipping == 'adaptive':
+        return AdaptiveMechanism(params, max_grad_norm, projector=projector, **settings)
+    return GaussianMechanism(params, max_grad_norm, projector=projector, clipping=clipping, **settings)

@@ -1,32 +1,27 @@
-"""The accuracy benchmark at its smallest: what it is for, the order of the methods, and that it goes on where it was cut."""
+"""The accuracy benchmark at its smallest: the order of the methods, and that it continues after an interruption."""
 
 import csv
-import os
-import subprocess
 import sys
 
 import pytest
-from helpers import REPO
+
+from tests.support.paths import REPO
+from tests.support.processes import run
 
 
 @pytest.mark.slow
 def test_the_order_of_the_methods(tmp_path):
-    """Non-private above ours above DP-SGD, at epsilon 8 since the people are few: a change that loses this is a loss."""
+    """Non-private above ours above DP-SGD, at epsilon 8 since there are few people."""
     page = tmp_path / 'accuracy.md'
     page.write_text((REPO / 'docs/accuracy.md').read_text())
-    command = [sys.executable, 'tools/benchmark_accuracy.py', '--quick', '--only', 'dpsgd', 'ours', 'nonprivate']
+    command = [sys.executable, 'tools/benchmarks/accuracy.py', '--quick', '--only', 'dpsgd', 'ours', 'nonprivate']
     command += ['--lanes', '1', '--out', tmp_path / 'out', '--data', tmp_path / 'data', '--page', page]
     for _ in range(2):
-        done = subprocess.run(list(map(str, command)), cwd=REPO, capture_output=True, text=True, env=dict(os.environ))
+        done = run(*command, cwd=REPO, timeout=7200)
         assert done.returncode == 0, done.stderr[-3000:]
         lines = list(csv.DictReader((tmp_path / 'out/results.csv').open()))
-        assert sorted(line['row'] for line in lines) == [
-            'dpsgd',
-            'nonprivate',
-            'ours',
-            'pretrain',
-            'publiconly',
-        ]  # once
+        once = ['dpsgd', 'nonprivate', 'ours', 'pretrain', 'publiconly']
+        assert sorted(line['row'] for line in lines) == once
     pckh = {line['row']: float(line['pckh']) for line in lines}
     assert pckh['nonprivate'] > pckh['ours'] > pckh['dpsgd'] > pckh['pretrain'], pckh
     assert pckh['ours'] > pckh['publiconly'], pckh

@@ -1,46 +1,45 @@
-"""MMPose's own configs made small, and records for them: its pipelines on annotation files that are written here."""
+"""Data sets for tests: one laid out as MPII, COCO annotations written here, and records of MMPose's own configs."""
 
 import copy
 import json
 from pathlib import Path
 
-import mmpose
 import numpy as np
 import torch
-from mmengine import Config
+from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 from mmengine.runner import set_random_seed
 from mmpose.datasets.datasets.utils import parse_pose_metainfo
 from mmpose.registry import DATASETS
 
-FOLDER = Path(mmpose.__file__).parent / '.mim/configs'
-SIZES = ('input_size', 'heatmap_size', 'in_featuremap_size', 'img_size', 'out_shape')
+
+def pipeline(codec: dict, *augmentations: dict) -> list[dict]:
+    """A training pipeline that ends in the codec's targets; ``augmentations`` come after the flip."""
+    return [
+        dict(type='LoadImage'),
+        dict(type='GetBBoxCenterScale'),
+        dict(type='RandomFlip', direction='horizontal'),
+        *augmentations,
+        dict(type='TopdownAffine', input_size=codec['input_size']),
+        dict(type='GenerateTarget', encoder=codec),
+        dict(type='PackPoseInputs'),
+    ]
 
 
-def small(name: str, height: int) -> Config:
-    """A config of MMPose without pretrained weights, with images of the given height and of its own proportions."""
-    cfg = Config.fromfile(FOLDER / name)
-    cfg.model.backbone.init_cfg = None
-    codec = cfg.codec[0] if isinstance(cfg.codec, list) else cfg.codec
-    old = codec.input_size[1]
-    for part in (cfg.codec, cfg.model, cfg.train_dataloader.dataset, cfg.train_pipeline):
-        _scale(part, lambda size: int(size * height / old))
-    cfg.train_dataloader.dataset.pipeline = cfg.train_pipeline
-    return cfg
+CODEC = dict(type='MSRAHeatmap', input_size=(64, 64), heatmap_size=(16, 16), sigma=2)
+PIPELINE = pipeline(CODEC, dict(type='RandomBBoxTransform', shift_prob=0))
 
 
-def _scale(node, scale) -> None:
-    if isinstance(node, dict):
-        for key, value in node.items():
-            if key in SIZES and isinstance(value, (tuple, list)):
-                node[key] = tuple(map(scale, value))
-            elif key in SIZES and isinstance(value, int):
-                node[key] = scale(value)
-            else:
-                _scale(value, scale)
-    elif isinstance(node, list):
-        for value in node:
-            _scale(value, scale)
+def mpii(root: Path, split: str = 'train') -> dict:
+    """The config of a data set laid out as MPII."""
+    return dict(
+        type='MpiiDataset',
+        data_root=str(root),
+        data_mode='topdown',
+        ann_file=f'annotations/mpii_{split}.json',
+        data_prefix=dict(img='images/'),
+        pipeline=PIPELINE,
+    )
 
 
 def records(cfg: Config, mpii_root: Path, count: int, seed: int = 0) -> dict:
@@ -51,7 +50,7 @@ def records(cfg: Config, mpii_root: Path, count: int, seed: int = 0) -> dict:
         dataset.update(ann_file='annotations/mpii_train.json', data_prefix=dict(img='images/'))
     else:
         cls = DATASETS.get(dataset.type)
-        ann_file = _coco_style(mpii_root, cls.__name__, parse_pose_metainfo(cls.METAINFO)['num_keypoints'])
+        ann_file = coco_style(mpii_root, cls.__name__, parse_pose_metainfo(cls.METAINFO)['num_keypoints'])
         dataset.update(ann_file=ann_file, data_prefix=dict(img='images/'))
     set_random_seed(seed)  # of the augmentations
     data = pseudo_collate([DATASETS.build(dataset)[i] for i in range(count)])
@@ -63,8 +62,8 @@ def records(cfg: Config, mpii_root: Path, count: int, seed: int = 0) -> dict:
     return data
 
 
-def _coco_style(root: Path, name: str, joints: int) -> str:
-    """Writes 4 people with keypoints at random places in the COCO manner and its further fields; returns the path."""
+def coco_style(root: Path, name: str, joints: int) -> str:
+    """Writes COCO annotations of 4 people with random keypoints, and the further fields of MMPose's data sets; returns the path."""
     rng = np.random.default_rng(0)
     images, people = [], []
     files = sorted({a['image'] for a in json.loads((root / 'annotations/mpii_train.json').read_text())})

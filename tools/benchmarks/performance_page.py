@@ -1,4 +1,4 @@
-"""Makes the tables and the plot of docs/performance.md from the results of tools/benchmark.py. Must not measure anything."""
+"""The tables and the plot of docs/performance.md, from the results of performance.py. Must not measure anything."""
 
 import re
 from collections.abc import Iterable
@@ -82,7 +82,7 @@ def _absolute(result: dict) -> str:
 
 
 TITLES = {
-    'rows': 'Samples in memory at once',
+    'samples': 'Samples in memory at once',
     'rank': "The projector's rank",
     'batch': 'Expected batch, with a fixed number of samples in memory, each in its own process',
     'rotation': 'Expected batch, time per record, all taking turns in one process',
@@ -90,7 +90,7 @@ TITLES = {
     'basis': 'Public records from which a preconditioned basis of rank 25 at most is found',
 }
 KEYS = {'batch': 'expected_batch_size', 'basis': 'expected_batch_size'}
-HEADS = {**KEYS, 'rows': 'samples', 'basis': 'public records'}
+HEADS = {**KEYS, 'basis': 'public records'}
 
 
 def write_page(page: Path, suites: dict[str, list[dict]], results: list[dict]) -> None:
@@ -101,7 +101,9 @@ def write_page(page: Path, suites: dict[str, list[dict]], results: list[dict]) -
         steps = sorted({r['steps'] * r.get('rounds', 1) for r in mine})
         taken = ' to '.join(map(str, dict.fromkeys((steps[0], steps[-1]))))
         version = f'torch {mine[-1]["torch"]}, opacus {mine[-1]["opacus"]}, medians of {taken} steps'
-        parts.append(f'## {machine}\n\n`python tools/benchmark.py` (`--steps`, 3 by default), {version}.\n')
+        parts.append(
+            f'## {machine}\n\n`python tools/benchmarks/performance.py` (`--steps`, 3 by default), {version}.\n'
+        )
         for suite, jobs in suites.items():
             found = [r for r in mine if any(_same(job, r) for job in jobs)]
             if not found:
@@ -123,7 +125,7 @@ def write_page(page: Path, suites: dict[str, list[dict]], results: list[dict]) -
 
 
 def _same(one: dict, other: dict, *but: str) -> bool:
-    keys = {'config', 'method', 'rows', 'expected_batch_size', 'rank', 'device', 'threads', 'processes'} - {*but}
+    keys = {'config', 'method', 'samples', 'expected_batch_size', 'rank', 'device', 'threads', 'processes'} - {*but}
     return all(one[key] == other[key] for key in keys)
 
 

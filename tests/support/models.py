@@ -3,6 +3,7 @@
 import copy
 from pathlib import Path
 
+import mmpose
 import numpy as np
 import torch
 from mmengine.config import Config
@@ -15,61 +16,47 @@ from mmpose_dp.engine import DPOptimWrapper
 from mmpose_dp.models import freeze_batch_norm
 from mmpose_dp.privacy.rounding import clipping_norm
 
-REPO = Path(__file__).parents[1]
 PREFIX = 'mmpose::body_2d_keypoint/'
 HRNET = PREFIX + 'topdown_heatmap/mpii/td-hm_hrnet-w32_8xb64-210e_mpii-256x256.py'
 SIMCC = PREFIX + 'simcc/mpii/simcc_res50_wo-deconv-8xb64-210e_mpii-256x256.py'
 RLE = PREFIX + 'topdown_regression/mpii/td-reg_res50_rle-8xb64-210e_mpii-256x256.py'
 RTMPOSE = PREFIX + 'rtmpose/mpii/rtmpose-m_8xb64-210e_mpii-256x256.py'
-CODEC = dict(type='MSRAHeatmap', input_size=(64, 64), heatmap_size=(16, 16), sigma=2)
-PIPELINE = [
-    dict(type='LoadImage'),
-    dict(type='GetBBoxCenterScale'),
-    dict(type='RandomFlip', direction='horizontal'),
-    dict(type='RandomBBoxTransform', shift_prob=0),
-    dict(type='TopdownAffine', input_size=(64, 64)),
-    dict(type='GenerateTarget', encoder=CODEC),
-    dict(type='PackPoseInputs'),
-]
+FOLDER = Path(mmpose.__file__).parent / '.mim/configs'
+SIZES = ('input_size', 'heatmap_size', 'in_featuremap_size', 'img_size', 'out_shape')
 
 
-def mpii(root: Path, split: str = 'train') -> dict:
-    """The config of a data set laid out as MPII."""
-    return dict(
-        type='MpiiDataset',
-        data_root=str(root),
-        data_mode='topdown',
-        ann_file=f'annotations/mpii_{split}.json',
-        data_prefix=dict(img='images/'),
-        pipeline=PIPELINE,
-    )
-
-
-def load(base: str, size: int | None = None) -> Config:
-    """One of MMPose's configs without pretrained weights, optionally at another input size."""
-    cfg = Config.fromfile(_inherit(base))
+def load(name: str, size: int | None = None) -> Config:
+    """A config of MMPose without pretrained weights; ``size``: the new height of its images, whose proportions stay."""
+    cfg = Config.fromfile(FOLDER / name.removeprefix('mmpose::'))
     cfg.model.backbone.init_cfg = None
     if size is not None:
-        old, cfg.codec.input_size = cfg.codec.input_size[0], (size, size)
-        if 'heatmap_size' in cfg.codec:
-            cfg.codec.heatmap_size = (cfg.codec.heatmap_size[0] * size // old,) * 2
-        head = cfg.model.head
-        for name in {'input_size', 'in_featuremap_size'} & head.keys():
-            head[name] = (head[name][0] * size // old,) * 2
+        codec = cfg.codec[0] if isinstance(cfg.codec, list) else cfg.codec
+        old = codec.input_size[1]
+        for part in (cfg.codec, cfg.model, cfg.train_dataloader.dataset, cfg.train_pipeline):
+            _scale(part, lambda pixels: int(pixels * size / old))
+    cfg.train_dataloader.dataset.pipeline = cfg.train_pipeline
     return cfg
 
 
-def _inherit(base: str) -> Path:
-    import mmpose
-
-    return Path(mmpose.__file__).parent / '.mim/configs' / base.removeprefix('mmpose::')
+def _scale(node, scale) -> None:
+    if isinstance(node, dict):
+        for key, value in node.items():
+            if key in SIZES and isinstance(value, (tuple, list)):
+                node[key] = tuple(map(scale, value))
+            elif key in SIZES and isinstance(value, int):
+                node[key] = scale(value)
+            else:
+                _scale(value, scale)
+    elif isinstance(node, list):
+        for value in node:
+            _scale(value, scale)
 
 
 def build(cfg: Config, private: bool, loss_weight: float | None = None) -> torch.nn.Module:
     """The model in train mode with frozen BatchNorm, with MMPose's own head or with its private twin.
 
-    In float64: in float32 one ReLU that another batch size tips over its kink is a difference of 1e-5 by itself, on some
-    machines. What is computed from the captured tensors is in float32 all the same.
+    In float64: in float32, a single ReLU whose input changes sign with the batch size makes a difference of 1e-5 on some
+    machines. What is computed from the captured tensors is in float32 nevertheless.
     """
     torch.manual_seed(0)
     model_cfg = copy.deepcopy(cfg.model)
@@ -91,7 +78,7 @@ def build(cfg: Config, private: bool, loss_weight: float | None = None) -> torch
 
 
 def batch(cfg: Config, keys: list, seed: int = 0, dtype: torch.dtype = torch.float64) -> dict:
-    """A collated batch as PackPoseInputs makes it; ``keys`` are the rows' dp_record (None: public)."""
+    """A collated batch as PackPoseInputs makes it; ``keys`` are the samples' dp_record (None: public)."""
     rng, codec = np.random.default_rng(seed), KEYPOINT_CODECS.build(cfg.codec)
     width, height = cfg.codec.input_size
     inputs, samples = [], []
@@ -111,44 +98,44 @@ def batch(cfg: Config, keys: list, seed: int = 0, dtype: torch.dtype = torch.flo
 
 
 def take(model: torch.nn.Module, data: dict, wrapper: DPOptimWrapper) -> None:
-    """A logical batch as PrivateTrainLoop hands it on: one half a forward, or one record where the engine needs that."""
+    """Runs a logical batch as PrivateTrainLoop does: private and public samples apart, one record at a time if it must."""
     records = by_record(data)
     is_public = [part['data_samples'][0].metainfo.get('dp_record', 0) is None for part in records]
-    halves = [[part for part, public in zip(records, is_public) if public == half] for half in (False, True)]
-    halves = [{key: sum((part[key] for part in half), []) for key in data} for half in halves if half]
+    split = [[record for record, public in zip(records, is_public) if public == wanted] for wanted in (False, True)]
+    micro_batches = [{key: sum((record[key] for record in part), []) for key in data} for part in split if part]
     if wrapper._model is None:  # as before training
         wrapper.prepare(model)
-        wrapper.rehearse(halves[0])
-    parts = records if wrapper.engine.one_at_a_time else halves
+        wrapper.rehearse(micro_batches[0])
+    parts = records if wrapper.engine.one_at_a_time else micro_batches
     for i, part in enumerate(parts):
         wrapper.accumulating = i + 1 < len(parts)
         model.train_step(part, wrapper)
 
 
 def reference_gradients(model: torch.nn.Module, data: dict) -> torch.Tensor:
-    """(rows, p) gradients: plain MMPose model, a batch of one record at a time, plain autograd."""
+    """(samples, p) gradients: plain MMPose model, one sample at a time, plain autograd."""
     params = [p for p in model.parameters() if p.requires_grad]
-    rows = []
+    gradients = []
     for image, sample in zip(data['inputs'], data['data_samples']):
         one = model.data_preprocessor(dict(inputs=[image], data_samples=[sample]), True)
         losses = model(**one, mode='loss')
         grads = torch.autograd.grad(sum(v.sum() for k, v in losses.items() if 'loss' in k), params, allow_unused=True)
-        rows.append(
+        gradients.append(
             torch.cat([torch.zeros(p.numel()) if g is None else g.flatten().float() for p, g in zip(params, grads)])
         )
-    return torch.stack(rows)
+    return torch.stack(gradients)
 
 
 def flat(tensors) -> torch.Tensor:
-    """Joins tensors to one vector."""
+    """Joins tensors into one vector."""
     return torch.cat([t.detach().flatten() for t in tensors])
 
 
-def clip(rows: torch.Tensor, max_grad_norm: float) -> torch.Tensor:
-    """The clipping of the definition, with room for rounding; float64, as float32 norms of 28 million numbers are off by 1e-3."""
-    return (rows * (clipping_norm(max_grad_norm) / norms(rows)).clamp_max(1)[:, None]).float()
+def clip(gradients: torch.Tensor, max_grad_norm: float) -> torch.Tensor:
+    """(samples, p) clipped by the definition, in float64: float32 norms of 28 million numbers are off by 1e-3."""
+    return (gradients * (clipping_norm(max_grad_norm) / norms(gradients)).clamp_max(1)[:, None]).float()
 
 
-def norms(rows: torch.Tensor) -> torch.Tensor:
-    """(rows, p) -> (rows,) float64."""
-    return torch.stack([row.double().norm() for row in rows])
+def norms(gradients: torch.Tensor) -> torch.Tensor:
+    """(samples, p) -> (samples,) float64."""
+    return torch.stack([gradient.double().norm() for gradient in gradients])

@@ -1,7 +1,7 @@
-"""Measures which share of a private step the replay of one record and the comparison of bit sums take.
+"""Measure the share of a private step that the replay of one record and the comparison of bit sums take.
 
-    python tools/benchmark_replay.py                      # MobileNetV2 and HRNet-w32, steps of 64 and 1024 records
-    python tools/benchmark_replay.py --batches 64 --configs configs/dp/my_config.py
+    python tools/benchmarks/replay.py                      # MobileNetV2 and HRNet-w32, steps of 64 and 1024 records
+    python tools/benchmarks/replay.py --batches 64 --configs configs/dp/my_config.py
 
 Both are timed inside the step that they are part of, so that a slow minute of the machine affects both. Must not switch anything
 off: no step runs without them.
@@ -16,16 +16,16 @@ import mmpose_dp  # noqa: F401  (first: checks and repairs the install)
 
 # isort: split
 import torch
-from benchmark_worker import make_step
 from mmengine.config import Config
 from mmpose.utils import register_all_modules
+from performance_worker import make_step
 
 from mmpose_dp.engine.checks.replay import ReplayCheck
 from mmpose_dp.engine.checks.replaying import Replay
 from mmpose_dp.engine.optim_wrappers import dp_optim_wrapper
 
 CONFIGS = ('configs/dp/td-hm_mobilenetv2_mpii_hybrid_eps08.py', 'configs/dp/hrnet_mpii_hybrid_eps08.py')
-ROWS = 8
+SAMPLES = 8
 
 
 class Stopwatch:
@@ -35,7 +35,7 @@ class Stopwatch:
         self.seconds = {'replay': 0.0, 'bit sums': 0.0}
 
     def around(self, owner: Any, name: str, part: str) -> None:
-        """From now on the method's time counts for ``part``."""
+        """Counts the time of the method for ``part`` from now on."""
         whole: Callable[..., Any] = getattr(owner, name)
 
         def timed(*args: Any, **kwargs: Any) -> Any:
@@ -65,7 +65,7 @@ def main() -> None:
     device = 'cuda' if torch.cuda.is_available() else 'cpu'
     for config in args.configs:
         for batch in args.batches:
-            first, step = make_step(Config.fromfile(config), 'dpsgd', ROWS, batch, 1, device, 1)
+            first, step = make_step(Config.fromfile(config), 'dpsgd', SAMPLES, batch, 1, device, 1)
             list(first())
             watch.seconds = dict.fromkeys(watch.seconds, 0.0)
             start = time.perf_counter()

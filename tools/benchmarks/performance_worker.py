@@ -1,4 +1,4 @@
-"""Runs one method on one model for tools/benchmark.py. Must not compare or print anything.
+"""Runs one method on one model for performance.py. Must not compare or print anything.
 
 Each method has its own process, so that its peak memory can be measured; the parent lets them take turns.
 """
@@ -17,11 +17,11 @@ import mmpose_dp  # noqa: F401  (first: checks and repairs the install)
 
 # isort: split
 import torch
-from benchmark_peers import PEERS
 from mmengine.config import Config
 from mmengine.optim import OptimWrapper
 from mmpose.registry import KEYPOINT_CODECS, MODELS, TRANSFORMS
 from mmpose.utils import register_all_modules
+from performance_peers import PEERS
 from torch import nn
 from torch.optim import SGD
 
@@ -32,7 +32,7 @@ from mmpose_dp.privacy.projection import Projector
 
 PLAIN, BASIS = 'plain', 'finding a basis'
 PROJECTED = {order: dict(projector=order) for order in ('project-then-clip', 'noise-then-project')}
-METHODS: dict[str, dict] = {  # the most telling first: a run may be cut
+METHODS: dict[str, dict] = {  # the most important first: a run may be interrupted
     PLAIN: {},
     'dpsgd': {},
     'hybrid': dict(public_weight=1.0, projector='project-then-clip'),
@@ -57,8 +57,8 @@ def turns_of(method: str, batch: int) -> int:
     return 1 if method in (PLAIN, BASIS, *PEERS) else max(1, batch // TURN)
 
 
-def make_batch(cfg: Config, rows: int, public: int) -> dict:
-    """Random images with targets from the config's codec; the last ``public`` of them are public."""
+def make_batch(cfg: Config, count: int, public: int) -> dict:
+    """``count`` random images with targets from the config's codec; the last ``public`` of them are public."""
     encoder = next(s['encoder'] for s in cfg.train_dataloader.dataset.private.pipeline if s['type'] == 'GenerateTarget')
     codec = KEYPOINT_CODECS.build(encoder)
     generator = torch.Generator().manual_seed(0)
@@ -66,23 +66,23 @@ def make_batch(cfg: Config, rows: int, public: int) -> dict:
     pack = TRANSFORMS.build(dict(type='PackPoseInputs', meta_keys=()))
     joints = cfg.model.head.out_channels
     inputs, samples = [], []
-    for row in range(rows):
+    for index in range(count):
         points = torch.rand(1, joints, 2, generator=generator).numpy() * [width, height]
         encoded = codec.encode(points.astype('float32'), torch.ones(1, joints).numpy())
         names = {k: getattr(codec, k) for k in ('label_mapping_table', 'field_mapping_table') if getattr(codec, k)}
         sample = pack(dict(encoded, **names, img=torch.zeros(1, 1, 3).numpy()))['data_samples']
-        sample.set_metainfo(dict(dp_record=None if row >= rows - public else row))
+        sample.set_metainfo(dict(dp_record=None if index >= count - public else index))
         samples.append(sample)
         inputs.append(torch.randint(0, 255, (3, height, width), generator=generator, dtype=torch.uint8))
     return dict(inputs=inputs, data_samples=samples)
 
 
 def make_step(
-    cfg: Config, method: str, rows: int, expected_batch_size: int, rank: int, device: str, turns: int
+    cfg: Config, method: str, samples: int, expected_batch_size: int, rank: int, device: str, turns: int
 ) -> tuple[Callable[[], Iterator[None]], Callable[[], Iterator[None]]]:
-    """One training step of a method on its own copy of the model, turn by turn; the same ``rows`` over again make up its batch.
+    """A method's first training step and every later one, turn by turn, on a copy of the model.
 
-    Before it stands the one to take first, in which a private method checks its engine: of few rows, since a batch may be long.
+    A batch repeats the same ``samples`` random images. The first step, in which a private method checks its engine, has few.
     """
     torch.manual_seed(0)
     settings = dict(METHODS.get(method, {}))
@@ -91,10 +91,10 @@ def make_step(
     if method == PLAIN:
         model_cfg.head.type = model_cfg.head.type.removeprefix('Private')
     model = MODELS.build(model_cfg).to(device, memory_format=settings.pop('memory_format', None)).train()
-    public = rows if method == BASIS else rows // 2 if 'public_weight' in settings else 0
-    batch = make_batch(cfg, rows, public)
+    public = samples if method == BASIS else samples // 2 if 'public_weight' in settings else 0
+    batch = make_batch(cfg, samples, public)
     if method in PEERS:
-        return _in_one_turn(PEERS[method](model, batch, expected_batch_size // rows))
+        return _in_one_turn(PEERS[method](model, batch, expected_batch_size // samples))
     freeze_batch_norm(model)
     params = [p for p in model.parameters() if p.requires_grad]
     optimizer = SGD(params, lr=1e-4)
@@ -113,18 +113,18 @@ def make_step(
     if method == BASIS:
         wrapper.prepare(model)
         projector = Projector(rank=rank, preconditioned=True, dtype='bfloat16')
-        calls = range(expected_batch_size // rows)
+        calls = range(expected_batch_size // samples)
 
         def fit() -> None:
             fit_basis(projector, (wrapper.public_gradients(batch) for _ in calls), expected_batch_size)
 
         return _in_one_turn(fit)
-    halves = [slice(rows - public), slice(rows - public, rows)] if public else [slice(rows)]
+    parts = [slice(samples - public), slice(samples - public, samples)] if public else [slice(samples)]
     if settings.get('engine') == 'loop':
-        halves = [slice(row, row + 1) for row in range(rows)]
-    # as PoissonBatchSampler hands them out: all private ones first
-    halves = [half for half in halves for _ in range(expected_batch_size // rows)]
-    micro_batches = [{key: values[half] for key, values in batch.items()} for half in halves]
+        parts = [slice(i, i + 1) for i in range(samples)]
+    # in the order of PoissonBatchSampler: all private ones first
+    parts = [part for part in parts for _ in range(expected_batch_size // samples)]
+    micro_batches = [{key: values[part] for key, values in batch.items()} for part in parts]
 
     def step(micro_batches: list[dict], turns: int) -> Iterator[None]:
         for i, micro_batch in enumerate(micro_batches, 1):
@@ -137,7 +137,7 @@ def make_step(
 
 
 def _in_one_turn(step: Callable[[], Any]) -> tuple[Callable[[], Iterator[None]], Callable[[], Iterator[None]]]:
-    """The first step is then like any other."""
+    """A method whose first step is like any other, and whose step is one turn."""
 
     def turns() -> Iterator[None]:
         step()
@@ -169,7 +169,7 @@ class Memory:
         return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(field))
 
     def reset(self) -> int:
-        """Forgets the peak so far, and gives back what is free."""
+        """Forgets the peak so far and frees what is unused."""
         gc.collect()
         if self._on_gpu:
             torch.cuda.reset_peak_memory_stats()
@@ -179,24 +179,25 @@ class Memory:
         return 0
 
     def peak(self) -> int:
-        """The peak since then."""
+        """The peak since the last ``reset``."""
         return torch.cuda.max_memory_allocated() if self._on_gpu else self._resident('VmHWM') - self._before
 
 
 def serve(pipe: Connection, job: dict, method: str, process: int, port: int) -> None:
     """Answers 'time' with the seconds of a step's next turn (see ``turns_of``), and 'reset' and 'peak' as ``Memory`` does.
 
-    Where the job has several batches, each has a model of its own, and their turns come in rotation.
-    A failure is answered by its text, and ends it.
+    If the job has several batches, each has a model of its own, and they take turns. A failure is answered with its text and
+    ends the process.
 
     Args:
-        job: what tools/benchmark.py measures: config, rows, expected_batch_size, rank, device, threads, processes.
-        process: number of this one among those that share the batch.
+        job: what performance.py measures: config, samples, expected_batch_size, rank, device, threads, processes.
+        process: index of this process among those that share the batch.
         port: where they meet.
     """
     torch.set_num_threads(job['threads'])
     register_all_modules()
-    device, shares = job['device'], job['processes'] if method == job['method'] else 1  # the plain step goes alone
+    device = job['device']
+    shares = job['processes'] if method == job['method'] else 1  # the plain step runs in one process
     try:
         if shares > 1:
             meeting = f'tcp://localhost:{port}'
@@ -204,7 +205,7 @@ def serve(pipe: Connection, job: dict, method: str, process: int, port: int) -> 
         memory = Memory(device)
         streams = []
         for batch in batches_of(job):
-            sizes = (job['rows'], batch // shares, job['rank'])
+            sizes = (job['samples'], batch // shares, job['rank'])
             first, step = make_step(Config.fromfile(job['config']), method, *sizes, device, turns_of(method, batch))
             list(first())
             streams.append(chain.from_iterable(iter(step, None)))  # the turns of one step after the other, without end
@@ -218,5 +219,5 @@ def serve(pipe: Connection, job: dict, method: str, process: int, port: int) -> 
             if device != 'cpu':
                 torch.cuda.synchronize()
             pipe.send(time.perf_counter() - start)
-    except Exception as error:  # whatever a peer makes of a model
+    except Exception as error:  # whatever a peer raises for a model
         pipe.send(f'{type(error).__name__}: {error}')

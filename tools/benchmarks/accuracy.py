@@ -1,14 +1,14 @@
-"""Accuracy of each method at each epsilon, with every row tuned alike; remakes docs/accuracy.md.
+"""Accuracy of each method at each epsilon, all rows tuned alike; rewrites docs/accuracy.md.
 
-    python tools/benchmark_accuracy.py                        # the whole page: some hours on 2 cores
-    python tools/benchmark_accuracy.py --only dpsgd ours --epsilons 0.8 --seeds 1
-    python tools/benchmark_accuracy.py --mpii start.pth       # the same on data/mpii, from a checkpoint trained on public data
+    python tools/benchmarks/accuracy.py                        # the whole page: some hours on 2 cores
+    python tools/benchmarks/accuracy.py --only dpsgd ours --epsilons 0.8 --seeds 1
+    python tools/benchmarks/accuracy.py --mpii start.pth       # the same on data/mpii, from a checkpoint trained on public data
 
-The people are drawn (tools/make_synthetic_mpii.py): pretraining is on the public domain, private training on the other. A row's
-settings are chosen among its candidates with one seed at the largest epsilon, by people whom the table does not show; each row
-has as many. Every run is a line of results.csv in --out as it ends, and what stands there is not run again: a run that was cut
-goes on, and with a copy of docs/accuracy.csv there so do the published ones. Must not choose anything by the people that are
-reported.
+The people are synthetic (tools/make_synthetic_mpii.py): pretraining uses the public domain, private training the other one. The
+settings of a row are chosen among its candidates with one seed at the largest epsilon, on people that the table does not report;
+each row has the same number of candidates. Each run is written to results.csv in --out when it ends and is not run again: an
+interrupted benchmark continues, and with a copy of docs/accuracy.csv there, the published one does. Must not choose anything by
+the reported people.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import replace
 from pathlib import Path
 
-import mmpose_dp  # noqa: F401  (first: checks and mends the install)
+import mmpose_dp  # noqa: F401  (first: checks and repairs the install)
 
 # isort: split
 from accuracy_page import write_page
@@ -36,15 +36,15 @@ SPLITS = {'reported': 'private', 'tuning': 'tuning', 'other domain': 'public'}  
 FIELDS = ('row', 'epsilon', 'seed', 'split', 'settings', 'pckh', 'pckh_other_domain', 'epsilon_spent', 'seconds')
 
 
-def draw_people(data: Path, size: Size) -> None:
-    """The data sets, unless they are there: people to train on, to tune by and to report on, nobody in two of them."""
+def make_people(data: Path, size: Size) -> None:
+    """Makes the data sets that are missing: people to train on, to tune with and to report, nobody in two of them."""
     for domain, count in (('public', size.public), ('private', size.private)):
         make_synthetic_mpii(data / domain, domain, count, size.tested, image_size=96)
     make_synthetic_mpii(data / 'tuning', 'private', 1, size.tested // 2, seed=1, image_size=96)
 
 
 class Results:
-    """results.csv: what has been run, by what it was."""
+    """results.csv: the runs that have ended, each found by its settings."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -55,7 +55,7 @@ class Results:
         return next((r for r in self.lines if all(r[k] == str(v) for k, v in wanted.items())), None)
 
     def add(self, **line: object) -> None:
-        """Writes a line at once, so that a kill loses nothing that has ended."""
+        """Writes a line at once, so that no run that has ended is lost."""
         self.lines.append({key: str(line[key]) for key in FIELDS})
         new = not self.path.exists()
         with self.path.open('a', newline='') as file:
@@ -66,7 +66,7 @@ class Results:
 
 
 class Benchmark:
-    """Runs what is wanted and not there yet, in ``lanes`` processes of one thread each."""
+    """Runs what is missing in the results, in ``lanes`` processes of one thread each."""
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.size = MPII if args.mpii else QUICK if args.quick else FULL
@@ -84,7 +84,7 @@ class Benchmark:
         self.out.mkdir(parents=True, exist_ok=True)
         self.results = Results(self.out / 'results.csv')
 
-    # ---- what there is to run --------------------------------------------------------------------------------------
+    # ---- what to run ---------------------------------------------------------------------------------------------
     def settings(self, name: str) -> dict:
         """The row's settings with the candidate that was best on the tuning people."""
         row = self.rows[name]
@@ -133,7 +133,7 @@ class Benchmark:
         return wanted
 
     def needed_starts(self, names: list[str]) -> set[tuple[str, int]]:
-        """The rows, and their seeds, whose weights a run that is still to come starts from."""
+        """The rows, with their seeds, from whose weights a missing run starts."""
         needed = set()
         for name in names:
             try:
@@ -184,7 +184,7 @@ class Benchmark:
         return f'{identity["row"]}, epsilon {identity["epsilon"]}, seed {identity["seed"]}, {identity["split"]} people, {own}'
 
     def run(self, identities: list[dict]) -> None:
-        """Runs those that are not in the results; a line each as they end. Raises what a training raised."""
+        """Runs those that are not in the results and prints a line for each. Raises what a training raised."""
         todo = [i for i in identities if self.results.find(**i) is None or self._start_is_lost(i)]
         done, began = 0, time.time()
         context = multiprocessing.get_context('spawn')
@@ -222,8 +222,8 @@ def parse_args() -> argparse.Namespace:
         help="with the paper's public view, which can be inverted, in place of the default; docs/accuracy_papers_blur.md",
     )
     parser.add_argument('--mpii', type=Path, metavar='CHECKPOINT', help='use data/mpii, and start from this checkpoint')
-    parser.add_argument('--out', type=Path, default=REPO / 'work_dirs/accuracy', help='where results.csv is kept')
-    parser.add_argument('--data', type=Path, default=REPO / 'data/accuracy', help='where the people are drawn')
+    parser.add_argument('--out', type=Path, default=REPO / 'work_dirs/accuracy', help='folder of results.csv')
+    parser.add_argument('--data', type=Path, default=REPO / 'data/accuracy', help='folder of the synthetic people')
     parser.add_argument(
         '--page',
         type=Path,
@@ -237,12 +237,12 @@ def parse_args() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Starts first, then what starts from them; tuning before each, and the page after each."""
+    """Runs the starts first, then what starts from them; each is tuned before, and the page is written after."""
     args = parse_args()
     os.environ['OMP_NUM_THREADS'] = '1'
     benchmark = Benchmark(args)
     if not args.mpii:
-        draw_people(benchmark.data, benchmark.size)
+        make_people(benchmark.data, benchmark.size)
     names = benchmark.with_starts(args.only or list(benchmark.rows))
     benchmark.needed = benchmark.needed_starts(names)
     starts = [name for name in names if name in benchmark.starts]

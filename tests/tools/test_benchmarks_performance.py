@@ -1,22 +1,30 @@
-"""The benchmark runs every method in a process of its own, goes on where it was cut, and makes its page."""
+"""The benchmark runs every method in a process of its own, continues after an interruption, and writes its page."""
 
 import json
-import subprocess
 import sys
 
 import pytest
-from helpers import REPO
+from performance import TINY, job, measure, measure_together, suites
+from performance_page import write_page
 
-sys.path.insert(0, str(REPO / 'tools'))
-from benchmark import TINY, job, measure, measure_together, suites  # noqa: E402
-from benchmark_page import write_page  # noqa: E402
+from tests.support.paths import REPO
+from tests.support.processes import run
 
 
 @pytest.mark.slow
 def test_every_method_takes_its_steps(tmp_path):
-    command = [sys.executable, 'tools/benchmark.py', '--only', 'quick', '--steps', '1', '--out', str(tmp_path)]
+    command = [
+        sys.executable,
+        'tools/benchmarks/performance.py',
+        '--only',
+        'quick',
+        '--steps',
+        '1',
+        '--out',
+        str(tmp_path),
+    ]
     for _ in range(2):
-        done = subprocess.run(command, cwd=REPO, capture_output=True, text=True)
+        done = run(*command, cwd=REPO, timeout=1000)
         assert done.returncode == 0, done.stderr[-2000:]
         results = [json.loads(line) for line in (tmp_path / 'results.jsonl').read_text().splitlines()]
         assert [r['method'] for r in results] == [one['method'] for one in suites(())['quick']]  # measured once
@@ -28,7 +36,7 @@ def test_every_method_takes_its_steps(tmp_path):
 
 
 def test_processes_that_share_a_batch_and_the_page(tmp_path):
-    wanted = [job(TINY, 'hybrid', rows=4, expected_batch_size=8, threads=1, processes=n) for n in (1, 2)]
+    wanted = [job(TINY, 'hybrid', samples=4, expected_batch_size=8, threads=1, processes=n) for n in (1, 2)]
     results = [measure(one, steps=1) for one in wanted]
     assert not any('failed' in result for result in results)
     page = tmp_path / 'performance.md'
@@ -40,12 +48,12 @@ def test_processes_that_share_a_batch_and_the_page(tmp_path):
 
 
 def test_batches_that_take_turns_in_one_process(tmp_path):
-    wanted = job(TINY, 'hybrid', rows=4, expected_batch_size=[8, 128], threads=1)
+    wanted = job(TINY, 'hybrid', samples=4, expected_batch_size=[8, 128], threads=1)
     result = measure_together(wanted)
     assert len(result['seconds']) == len(result['time']) == 2 and min(result['time']) > 0
     page = tmp_path / 'performance.md'
     page.write_text('<!-- benchmark -->\n<!-- /benchmark -->\n')
-    alone = job(TINY, 'hybrid', rows=4, expected_batch_size=8, threads=1)
+    alone = job(TINY, 'hybrid', samples=4, expected_batch_size=8, threads=1)
     write_page(page, dict(batch=[alone], rotation=[wanted]), [result, dict(result, failed='no')])
     text = page.read_text()
     assert '| expected_batch_size | 8 | 128 |' in text and f'({result["time"][1]:.2f} x)' in text

@@ -1,4 +1,4 @@
-"""The tables and the plot of docs/accuracy.md, from what tools/benchmark_accuracy.py ran. Must not run anything."""
+"""The tables and the plot of docs/accuracy.md, from the results of accuracy.py. Must not run anything."""
 
 import json
 from collections.abc import Callable
@@ -11,8 +11,8 @@ import matplotlib
 
 matplotlib.use('Agg')
 from accuracy_rows import Row
-from benchmark_page import table
 from matplotlib import pyplot as plt
+from performance_page import table
 
 MARKS = '<!-- accuracy -->', '<!-- /accuracy -->'
 TOPS, LOWS = ('nonprivate_pictures', 'nonprivate'), ('dpsgd_paper', 'dpsgd', 'publiconly', 'public_pictures')
@@ -46,7 +46,7 @@ def main_table(rows: Rows, scores: Scores, epsilons: list[float]) -> str:
 
 
 def gaps(rows: Rows, scores: Scores, epsilons: list[float], top: str) -> str:
-    """How much of each gap to ``top`` every private row wins back; without those that win back nothing at any epsilon."""
+    """How much of each gap to ``top`` every private row recovers; rows that recover nothing at any epsilon are left out."""
     lines = []
     lows = {f'from {rows[low].text}': low for low in LOWS if low in rows}
     for name, row in rows.items():
@@ -74,7 +74,7 @@ def wide_table(wide: Rows, scores: Scores, epsilon: float) -> str:
 
 
 def lever_table(levers: Rows, scores: Scores, epsilons: list[float]) -> str:
-    """What each single change brings."""
+    """The effect of each single change."""
     lines = [['ours', *(cell(scores('ours', epsilon)) for epsilon in epsilons)]]
     for name, row in levers.items():
         if any(scores(name, epsilon) for epsilon in epsilons):
@@ -83,7 +83,7 @@ def lever_table(levers: Rows, scores: Scores, epsilons: list[float]) -> str:
 
 
 def in_words(settings: dict) -> str:
-    """A candidate's values."""
+    """The values of a candidate, for a table."""
     parts = [v if isinstance(v, dict) else {k.rpartition('.')[2]: v} for k, v in settings.items()]
     hidden = ('_delete_', 'val_interval', 'param_scheduler')
     return ', '.join(f'{k} {v}' for part in parts for k, v in part.items() if k not in hidden) or 'as it is'
@@ -122,7 +122,7 @@ def plot(rows: Rows, scores: Scores, epsilons: list[float], path: Path) -> None:
 
 
 def write_page(page: Path, benchmark: Any) -> None:
-    """Remakes the part between the marks, the plot beside the page, and accuracy.csv, which holds the runs of every page."""
+    """Rewrites the part between the marks, the plot beside the page, and accuracy.csv, which holds the runs of every page."""
     results = benchmark.results
 
     def scores(name: str, epsilon: float | None, kept: str = 'pckh') -> dict[str, float]:
@@ -132,7 +132,7 @@ def write_page(page: Path, benchmark: Any) -> None:
             return {}
         mine = dict(row=name, epsilon=str(epsilon), split='reported', settings=settings)
         found = [r for r in results.lines if mine.items() <= r.items() and r[kept]]
-        # the first of two: a start that was run again because its checkpoint was lost is not the one that others started from
+        # the first of two: if a start was run again because its checkpoint was lost, others started from the first
         return {r['seed']: float(r[kept]) for r in reversed(found)}
 
     epsilons = sorted(benchmark.epsilons)

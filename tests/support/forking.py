@@ -1,6 +1,6 @@
-"""A program, not a test: imports everything once, then trains in a new process for each line it reads.
+"""A program that test_killing.py starts: imports everything once, then trains in a new process per line of its input.
 
-A line is JSON: work_dir, data, resume. It answers '>' and the child's process number and, when the child has ended, its status.
+A line is JSON: work_dir, data, resume. It answers '>' and the child's process id and, when the child has ended, its status.
 """
 
 import json
@@ -11,9 +11,9 @@ import torch
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from mmpose.utils import register_all_modules
-from runs import unvalidated
 
 from mmpose_dp.privacy.plan import PrivacyPlan
+from tests.support.runs import unvalidated
 
 STEPS = 12
 QUICK = dict(
@@ -23,7 +23,7 @@ QUICK = dict(
 
 
 class Release(Hook):
-    """A byte a step, once it is done: how much anybody can have seen when the process is killed."""
+    """Writes one byte per finished step: how much anybody can have seen when the process is killed."""
 
     priority = 'VERY_HIGH'
 
@@ -35,7 +35,7 @@ class Release(Hook):
 
 
 def calibrate():
-    """Makes the plan that every training makes."""
+    """Calibrates the plan that every training calibrates."""
     PrivacyPlan.calibrate(
         target_epsilon=8.0,
         method='dpsgd',
