@@ -114,7 +114,7 @@ def _try_switch(dataset: PublicPrivateDataset, model: nn.Module, dtype: Any, ste
     finally:
         for part, pipeline in olds:
             part.pipeline = pipeline
-        dataset.look_at_first_samples()  # the forms of rows are those of the old pipeline again
+        dataset.try_first_samples()  # the forms of samples are those of the old pipeline again
         dataset.switched = False
 
 
