@@ -27,7 +27,7 @@ _WRAPPERS = (CombinedDataset, ConcatDataset, RepeatDataset, ClassBalancedDataset
 _MPII_LAYOUT = """MMPose expects
   {root}/annotations/mpii_train.json, mpii_val.json, mpii_gt_val.mat
   {root}/images/*.jpg
-Put MPII there (MMPose docs, "2D Body Keypoint Datasets"), set data_root to where it is, or generate synthetic people:
+Put MPII there (MMPose docs, "2D Body Keypoint Datasets"), set data_root to its folder, or generate synthetic people:
   python tools/make_synthetic_mpii.py --out {root} --domain {part} --train 6000 --val 1000"""
 
 
@@ -69,7 +69,7 @@ def _refuse_empty(path: str, cfg: dict, cls: type, key: str) -> NoReturn:
 
 
 def _is_empty(cfg: dict) -> bool:
-    """Whether the data set has no samples. mmengine cannot serialize such a data set and raises an error of its own."""
+    """Whether the data set has no samples. mmengine cannot serialize such a data set and raises its own error."""
     try:
         return len(DATASETS.build(dict(cfg, lazy_init=False, serialize_data=False))) == 0
     except Exception:

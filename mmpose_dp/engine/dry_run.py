@@ -62,8 +62,8 @@ def try_batch(model: nn.Module, batch: dict, key: str, amp_dtype: torch.dtype | 
             raise ConfigError(f'{_what_failed(seen, key, targets)}: {type(error).__name__}: {words}') from error
     if 'head' not in seen:
         raise UnsupportedModelError(
-            'model.head.loss does not call self.forward(feats), so it has no loss per record: let it compare the output of '
-            'self.forward(feats) with the data samples'
+            'model.head.loss does not call self.forward(feats), so it has no per-record losses: let it compare the '
+            'output of self.forward(feats) with the data samples'
         )
     _check_decoder(head, batch, key)
 

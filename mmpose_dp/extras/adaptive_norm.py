@@ -73,7 +73,7 @@ class VotingSum:
         self._collector.add(block)
 
     def total(self) -> list[Tensor]:
-        """The collector's, then the votes, of shape (1,)."""
+        """The total of the collector, then the sum of the votes, shape (1,)."""
         total, norms = self._collector.total(), self._collector.norms
         signs = ((norms <= self._max_grad_norm).float() * 2 - 1) * torch.isfinite(norms)
         return [*total, self._vote * signs.sum().view(1)]
@@ -87,7 +87,7 @@ class AdaptiveMechanism(GaussianMechanism):
         self.adaptive_norm = AdaptiveNorm(self.max_grad_norm)
 
     def now(self) -> tuple[float | None, float]:
-        """sigma of the plan, and C where the votes have brought it."""
+        """The plan's sigma, and C as the votes have set it."""
         return super().now()[0], self.adaptive_norm.max_grad_norm
 
     def collector(self, records: Samples) -> RecordCollector:
@@ -101,6 +101,6 @@ class AdaptiveMechanism(GaussianMechanism):
         return [*super().empty(), torch.zeros(1, device=self.params[0].device)]
 
     def map_back(self, total: list[Tensor]) -> list[Tensor]:
-        """Takes the noised votes off, by which C moves; then as without them."""
+        """Removes the noised votes, which set the next C, and maps the rest back."""
         self.adaptive_norm.follow(float(total.pop()))
         return super().map_back(total)

@@ -10,7 +10,7 @@ from coco_data import content, write
 from helpers import mpii
 
 from mmpose_dp.datasets import PublicPrivateDataset
-from mmpose_dp.privacy.errors import PrivacyError
+from mmpose_dp.privacy.errors import DataError
 
 
 def each(change):
@@ -64,14 +64,14 @@ def test_refused_before_training(tmp_path, name):
     change, message = REFUSED[name]
     data = content()
     change(data)
-    with pytest.raises(PrivacyError, match=f'(?s)dataset.private.*{message}'):
+    with pytest.raises(DataError, match=f'(?s)dataset.private.*{message}'):
         PublicPrivateDataset(write(tmp_path, data))
 
 
 def test_a_data_set_without_samples_in_bytes(tmp_path):
     data = content()
     each(lambda image, ann: ann.update(bbox=[12.0, 8.0, 24.0, 0.0]))(data)
-    with pytest.raises(PrivacyError, match='own.json holds no annotated person whose box has a size'):
+    with pytest.raises(DataError, match='own.json holds no annotated person whose box has a size'):
         PublicPrivateDataset(dict(write(tmp_path, data), serialize_data=True))
 
 
@@ -156,7 +156,7 @@ def test_images_of_one_name_have_values_by_their_paths(tmp_path):
     dataset = PublicPrivateDataset(cfg, personal_epsilon=str(mapping))
     assert sorted(dataset.personal_epsilons) == [(1.0 + i,) for i in range(8)]
     mapping.write_text(json.dumps({'0.png': 1.0}))
-    with pytest.raises(PrivacyError, match=r'b/0\.png and .*a/0\.png have the same one: write their paths'):
+    with pytest.raises(DataError, match=r'b/0\.png and .*a/0\.png have the same one: write their paths'):
         PublicPrivateDataset(cfg, personal_epsilon=str(mapping))
 
 
@@ -168,7 +168,7 @@ def test_names_that_are_no_numbers_in_mpiis_format(synthetic, tmp_path):
     people[0]['image'] = 'train000.jpg'
     shutil.copy(tmp_path / 'own/images' / old, tmp_path / 'own/images/train000.jpg')
     path.write_text(json.dumps(people))
-    with pytest.raises(PrivacyError, match="'train000.jpg' in .*is not a number. Rename.*type='CocoDataset'"):
+    with pytest.raises(DataError, match="'train000.jpg' in .*is not a number. Rename.*type='CocoDataset'"):
         PublicPrivateDataset(mpii(tmp_path / 'own'))
 
 

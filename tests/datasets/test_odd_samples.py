@@ -12,7 +12,7 @@ from mmcv.transforms import BaseTransform
 from mmpose.registry import TRANSFORMS
 
 from mmpose_dp.datasets import PublicPrivateDataset
-from mmpose_dp.privacy.errors import PrivacyError
+from mmpose_dp.privacy.errors import DataError
 
 LAST = 7  # a sample that decides nothing
 UNCHANGED = [dict(type='LoadImage', color_type='unchanged'), *PIPELINE[1:]]
@@ -87,12 +87,12 @@ def test_what_is_odd_in_the_first_samples_is_refused_before_training(own, what):
     if what.startswith('another'):  # accepted if all are alike
         cfg['pipeline'][-1]['samples'] = [1]
         with pytest.raises(
-            PrivacyError,
+            DataError,
             match='dataset.private: the pipeline gives (samples of different form|images that cannot be stacked)',
         ):
             PublicPrivateDataset(cfg)
         return
-    with pytest.raises(PrivacyError, match='dataset.private: the pipeline fails on its first samples'):
+    with pytest.raises(DataError, match='dataset.private: the pipeline fails on its first samples'):
         PublicPrivateDataset(cfg)
 
 
@@ -110,7 +110,7 @@ def test_a_picture_of_another_kind(tmp_path, picture):
         sizes(PublicPrivateDataset(dict(cfg, pipeline=PIPELINE)), range(8)) == [1] * 8
     )  # as LoadImage reads by default
     cv2.imwrite(str(tmp_path / 'img/01.png'), picture)
-    with pytest.raises(PrivacyError, match="channels.*color_type='color'|first samples"):
+    with pytest.raises(DataError, match="channels.*color_type='color'|first samples"):
         PublicPrivateDataset(cfg)
         for path in (tmp_path / 'img').iterdir():
             cv2.imwrite(str(path), picture)
@@ -122,7 +122,7 @@ def test_parts_of_different_form_are_refused(own, tmp_path):
     smaller = [dict(step, input_size=(16, 16)) if step['type'] == 'TopdownAffine' else step for step in PIPELINE[:4]]
     public = dict(write(tmp_path, content(6)), pipeline=[*smaller, *PIPELINE[5:]])
     with pytest.raises(
-        PrivacyError,
+        DataError,
         match='dataset.public: the pipeline gives images that cannot be stacked into a batch, since the image is 3x16x16',
     ):
         PublicPrivateDataset(own, public=public)
@@ -136,7 +136,7 @@ def test_a_lost_disk_stops_training(tmp_path, view, left):
     if left:
         (tmp_path / 'img').mkdir()
     for index in (LAST, len(dataset) - 1):
-        with pytest.raises(PrivacyError, match=r'can no longer|no longer can.*img/ still there.*not counted.*--resume'):
+        with pytest.raises(DataError, match=r'can no longer|no longer can.*img/ still there.*not counted.*--resume'):
             dataset[index]
 
 

@@ -18,7 +18,7 @@ from mmpose_dp.engine.hooks.foreign_hooks import refuse_hooks
 from mmpose_dp.engine.hooks.preflight import indices_of_parts, refuse_late_failures
 from mmpose_dp.engine.loops.validation import check_train_cfg, train_loader
 from mmpose_dp.models.heads.private_head import make_private
-from mmpose_dp.privacy.errors import PrivacyError
+from mmpose_dp.privacy.errors import PrivacyError, UnsupportedModelError
 from mmpose_dp.privacy.ledger import LEDGER_NAME, Ledger
 
 
@@ -110,6 +110,19 @@ def test_a_target_that_is_missing(runner):
     with pytest.raises(PrivacyError, match='has the targets'):
         try_batch(runner.model, batch, 'here')
     assert 'loss' not in vars(runner.model.head) and 'forward' not in vars(runner.model.head)
+
+
+def test_a_head_whose_loss_does_without_its_forward(runner):
+    model = MODELS.build(copy.deepcopy(runner.cfg.model))
+
+    class Shortcut(type(model.head)):
+        def loss(self, feats, batch_data_samples, train_cfg=None):
+            return dict(loss_kpt=feats[-1].mean())
+
+    model.head.__class__ = Shortcut
+    make_private(model.head)
+    with pytest.raises(UnsupportedModelError, match='does not call self.forward'):
+        try_batch(model, blank_batch(runner.train_dataloader.dataset[0][0]), 'here')
 
 
 # ---- hooks and schedulers ------------------------------------------------------------------------------------------

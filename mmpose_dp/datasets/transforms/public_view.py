@@ -1,7 +1,7 @@
 """The public view phi(x): what Feature DP publishes of a record, and nothing more.
 
 Feature DP protects what this transform removes, so a view must be a fixed function of one record's image and annotation, and
-must really remove what it says. Must not be random, must not look at other records, and must not leave a region visible because
+must actually remove what it claims. Must not be random, must not use other records, and must not leave a region visible because
 an annotation is missing.
 """
 

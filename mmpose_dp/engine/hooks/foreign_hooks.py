@@ -1,6 +1,6 @@
 """Refuses, by name, hooks that cannot do in private training what they do in plain training.
 
-Must not run a hook: its source shows what it reads.
+Must not run a hook: its source code shows what it reads.
 """
 
 import ast
