@@ -1,7 +1,7 @@
-"""The only place that checks the install and works around broken ones.
+"""Checks the install and works around broken ones; no other module does.
 
-Each function does nothing where the install is sound. Must run before mmpose is imported, must be
-safe to run twice, and must not change what sound packages do.
+Each function does nothing if the install is sound. Must run before mmpose is imported, must be safe to run twice, and must not
+change the behaviour of sound packages.
 """
 
 import importlib
@@ -17,9 +17,9 @@ from importlib.machinery import EXTENSION_SUFFIXES, ExtensionFileLoader, FileFin
 from pathlib import Path
 from typing import Any
 
-# import name -> least version, the distributions that provide it, what to type where it is missing.
-# `--no-deps` wherever pip would otherwise replace or build another package: torch under opacus,
-# mmengine under mmcv, chumpy under mmpose.
+# import name -> lowest version, the distributions that provide it, the command that installs it.
+# `--no-deps` is there if pip would otherwise replace or build another package: torch for opacus, mmengine for mmcv, chumpy for
+# mmpose.
 REQUIRED = {
     'torch': ('2.1', ('torch',), 'pip install torch'),
     'mmengine': (
@@ -44,7 +44,7 @@ REQUIRED = {
 
 
 def apply() -> None:
-    """Everything, in order. Raises ImportError where a package is missing or too old."""
+    """Runs all checks and workarounds. Raises ImportError if a package is missing or too old."""
     check_versions()
     declare_torchvision_ops()
     provide_mmcv_ops()
@@ -55,7 +55,7 @@ def apply() -> None:
 
 # ---- versions ------------------------------------------------------------------------------------
 def check_versions() -> None:
-    """Raises one ImportError: every package missing or too old, both versions, what to type."""
+    """Raises one ImportError that lists every missing or too old package, both versions, and the command to install it."""
     problems = []
     for module, (least, distributions, remedy) in REQUIRED.items():
         found = _version(module, distributions)
@@ -73,7 +73,7 @@ def check_versions() -> None:
 
 
 def _version(module: str, distributions: tuple[str, ...]) -> str | None:
-    """The installed version, without importing where possible; None where it is missing."""
+    """The installed version, if possible without importing the package; None if it is missing."""
     if importlib.util.find_spec(module) is None:
         return None
     for name in distributions:
@@ -81,7 +81,7 @@ def _version(module: str, distributions: tuple[str, ...]) -> str | None:
             return importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             continue
-    # a source tree on PYTHONPATH, or a fork under a name we do not know
+    # a source tree on PYTHONPATH, or a fork under an unknown name
     return str(getattr(importlib.import_module(module), '__version__', '0'))
 
 
@@ -93,14 +93,14 @@ def _numbers(version: str) -> tuple[int, ...]:
 
 
 # ---- torchvision ---------------------------------------------------------------------------------
-# the schemas live as long as the torch.library.Library objects that hold them
+# schemas exist as long as the torch.library.Library objects that hold them
 _declared: list[Any] = []
 
 
 def declare_torchvision_ops() -> None:
-    """Declares the two schemas for want of which torchvision fails at import.
+    """Declares the two schemas without which torchvision fails at import.
 
-    That is torchvision built for CUDA beside a CPU-only torch. Nothing here runs nms.
+    This happens if torchvision is built for CUDA and torch for CPUs only. Nothing here runs nms.
     """
     import torch
 
@@ -111,10 +111,10 @@ def declare_torchvision_ops() -> None:
     compiled = finder.find_spec('_C')
     try:
         if compiled is not None and compiled.origin is not None:
-            # what torchvision does at import; twice is harmless
+            # torchvision does this at import; twice is harmless
             torch.ops.load_library(compiled.origin)
     except OSError:
-        pass  # libraries of another build of torch are missing
+        pass  # libraries of another torch build are missing
     missing = [name for name in ('nms', 'qnms') if not hasattr(torch.ops.torchvision, name)]
     if missing:
         library = torch.library.Library('torchvision', 'FRAGMENT')
@@ -125,10 +125,9 @@ def declare_torchvision_ops() -> None:
 
 # ---- mmcv ----------------------------------------------------------------------------------------
 def provide_mmcv_ops() -> None:
-    """Stands in for mmcv's compiled operators where they do not load.
+    """Replaces mmcv's compiled operators by stand-ins if they do not load.
 
-    mmpose imports them, and no top-down model runs them. A stand-in operator raises
-    NotImplementedError when it is called, with the reason.
+    mmpose imports them, but no top-down model runs them. A stand-in raises NotImplementedError with the reason when it is called.
     """
     try:
         importlib.import_module('mmcv._ext')
@@ -144,14 +143,14 @@ def provide_mmcv_ops() -> None:
         def call(*args: Any, **kwargs: Any) -> Any:
             raise NotImplementedError(
                 f'mmcv.ops needs the compiled operator {name}, which this mmcv does not have '
-                f'({reason}). Top-down models do not need it; for others install an mmcv built '
+                f'({reason}). Top-down models do not need it; for others, install an mmcv built '
                 'for this torch'
             )
 
         return call
 
     module = types.ModuleType('mmcv._ext')
-    # some libraries look for the spec before they import, and None raises there
+    # some libraries check the spec before they import, and None would raise an error there
     module.__spec__ = ModuleSpec('mmcv._ext', loader=None, origin=__name__)
     module.__getattr__ = operator  # type: ignore[method-assign]
     sys.modules['mmcv._ext'] = module
@@ -161,8 +160,8 @@ def provide_mmcv_ops() -> None:
 def allow_mmengine_checkpoints() -> None:
     """Allows mmengine's own types in checkpoints, so that resuming works.
 
-    mmengine up to 0.10.7 cannot resume under torch >= 2.6, which loads plain tensors only;
-    onedl-mmengine can. Anything else in a checkpoint stays refused.
+    mmengine up to 0.10.7 cannot resume under torch >= 2.6, which loads plain tensors only; onedl-mmengine can. Any other type in
+    a checkpoint is still refused.
     """
     import torch
     from mmengine.runner import checkpoint
@@ -173,14 +172,14 @@ def allow_mmengine_checkpoints() -> None:
 
 
 def checkpoint_types() -> list[Any]:
-    """What mmengine's checkpoints hold beside tensors: the hub's histories, numpy's numbers."""
+    """The types in mmengine's checkpoints beside tensors: the hub's histories and numpy's numbers."""
     import numpy as np
     from mmengine.logging import HistoryBuffer
 
     core = np._core if hasattr(np, '_core') and _numbers(np.__version__) >= (2, 0, 0) else np.core
     return [
         HistoryBuffer,
-        # a history pickles its own methods by getattr: this one reads nothing else
+        # a history pickles its methods by getattr; this replacement reads nothing else
         (_history_method, 'builtins.getattr'),
         np.ndarray,
         np.dtype,
@@ -199,10 +198,10 @@ def _history_method(owner: Any, name: str) -> Any:
 
 
 def allow_inheriting_configs() -> None:
-    """Lets ``_base_ = 'mmpose_dp::dp/...'`` name a config that came with this package.
+    """Lets ``_base_ = 'mmpose_dp::dp/...'`` name a config of this package.
 
-    mmengine takes 'package::path' from packages that it knows by name, and looks for their types in a registry of that name;
-    what mmpose_dp has is in MMPose's.
+    mmengine accepts 'package::path' only for packages that it knows, and looks for their types in a registry of the same name;
+    the types of mmpose_dp are in MMPose's registry.
     """
     from mmengine.config import Config
     from mmengine.config.utils import MODULE2PACKAGE
@@ -220,9 +219,9 @@ def allow_inheriting_configs() -> None:
 
 
 def warn_without_pkg_resources() -> None:
-    """Warns where `mmpose::` base configs will not load.
+    """Warns if `mmpose::` base configs will not load.
 
-    mmengine up to 0.10.7 finds them through pkg_resources, which setuptools 81 took out.
+    mmengine up to 0.10.7 finds them through pkg_resources, which setuptools 81 removed.
     """
     from mmengine.utils import package_utils
 
@@ -230,6 +229,6 @@ def warn_without_pkg_resources() -> None:
         return
     warnings.warn(
         "configs with `_base_ = 'mmpose::...'` will not load: this mmengine needs pkg_resources. "
-        "Type `pip install 'setuptools<81'`, or install onedl-mmengine in mmengine's place",
+        "Type `pip install 'setuptools<81'`, or install onedl-mmengine instead of mmengine",
         stacklevel=2,
     )

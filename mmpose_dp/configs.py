@@ -1,4 +1,4 @@
-"""What a config adds to one of MMPose's to train privately: three statements make a config.
+"""Makes a config of MMPose's private: three statements make a private config.
 
 A text config::
 
@@ -6,15 +6,15 @@ A text config::
     from mmpose_dp.configs import private
     globals().update(private(_base_, 'hybrid'))
 
-A new-style one, in which mmengine leaves imports of other packages undone::
+A new-style config, in which mmengine does not execute imports of other packages::
 
     with read_base():
         from .my_plain_config import *
     from importlib import import_module
     globals().update(import_module('mmpose_dp.configs').private(globals(), 'hybrid'))
 
-``_base_`` comes first: it is how mmengine tells a text config. The numbers are those of ``configs/_base_/<method>.py``. Must
-not hold settings of a method.
+``_base_`` comes first, since mmengine recognises a text config by it. The settings of a method are in
+``configs/_base_/<method>.py``. Must not hold settings of a method.
 """
 
 import copy
@@ -24,14 +24,14 @@ from typing import Any
 from mmengine.config import Config, ConfigDict
 
 from mmpose_dp.engine.leftovers import without_deletions
-from mmpose_dp.privacy.errors import PrivacyError
+from mmpose_dp.privacy.errors import ConfigError
 
 FOLDER = Path(__file__).parent / '.mim/configs'  # in a checkout, a link to configs/
 METHODS = ('dpsgd', 'projected', 'feature', 'first_stage', 'hybrid')
 
 
 def _parts(name: str) -> ConfigDict:
-    """What ``configs/_base_/<name>.py`` holds, such as ``dp_dataset``."""
+    """The content of ``configs/_base_/<name>.py``, such as ``dp_dataset``."""
     lazy, ConfigDict.lazy = ConfigDict.lazy, False
     try:
         return Config.fromfile(FOLDER / '_base_' / f'{name}.py', import_custom_modules=False)._cfg_dict
@@ -40,35 +40,35 @@ def _parts(name: str) -> ConfigDict:
 
 
 def private(base: dict, method: str, epsilon: float = 0.8, public: str | None = None, **changes: Any) -> dict[str, Any]:
-    """What to add to a config so that it trains privately.
+    """The keys to add to a config so that it trains privately.
 
     Args:
         base: ``_base_`` of a text config, ``globals()`` of a new-style one.
         method: 'dpsgd', 'projected', 'feature', 'first_stage' or 'hybrid' (``configs/_base_/``).
         epsilon: the budget.
-        public: 'coco_as_mpii', for COCO as public data of a set with MPII's joints.
-        changes: what else to change, as in a config that inherits the result: dicts are merged key by key, and
-            ``_delete_=True`` replaces one. Example: ``train_dataloader=dict(batch_sampler=dict(expected_batch_size=512))``.
+        public: 'coco_as_mpii' for COCO as public data beside a private set with MPII's joints.
+        changes: further changes, as in a config that inherits the result: dicts are merged key by key, and ``_delete_=True``
+            replaces one. Example: ``train_dataloader=dict(batch_sampler=dict(expected_batch_size=512))``.
 
-    The backbone's pretrained weights are left out: write ``load_from``. Raises PrivacyError for an unknown method, and for a
-    base without a training set.
+    The backbone's own pretrained weights are removed: set ``load_from``. Raises ConfigError for an unknown method or public data,
+    and for a base without a training set.
     """
     if method not in METHODS:
-        raise PrivacyError(f'private(_base_, {method!r}): the method is unknown; write one of {", ".join(METHODS)}')
+        raise ConfigError(f'private(_base_, {method!r}): unknown method; write one of {", ".join(METHODS)}')
     if public not in (None, 'coco_as_mpii'):
-        raise PrivacyError(
+        raise ConfigError(
             f"private(_base_, ..., public={public!r}): write 'coco_as_mpii', or the data set itself in changes"
         )
     private_set = ((base or {}).get('train_dataloader') or {}).get('dataset')
     if not isinstance(private_set, dict):
-        raise PrivacyError(
+        raise ConfigError(
             'private(_base_, ...): the base has no train_dataloader.dataset; inherit from a config that trains'
         )
     recipe = _parts(method)
     if public is not None:
         recipe['dp_public'] = _coco(private_set)
     added = _added(base, recipe, private_set, epsilon)
-    text = '__builtins__' not in base  # a text config is merged into its base by mmengine, a new-style one here
+    text = '__builtins__' not in base  # mmengine merges a text config into its base; a new-style one is merged here
     whole = {}
     for key in {**added, **changes}:
         value = _merged(base.get(key), added.get(key)) if key in added else base.get(key)
@@ -78,7 +78,7 @@ def private(base: dict, method: str, epsilon: float = 0.8, public: str | None = 
 
 
 def _added(base: dict, recipe: dict, private_set: dict, epsilon: float) -> dict[str, Any]:
-    """The parts of a method, each where MMPose's configs have theirs."""
+    """The settings of a method, under the keys that MMPose's configs use."""
     dataset = dict(recipe['dp_dataset'], private=private_set)
     if 'dp_public' in recipe:
         dataset['public'] = dict(dict(pipeline=private_set.get('pipeline', [])), **recipe['dp_public'])
@@ -107,7 +107,7 @@ def _coco(private_set: dict) -> dict:
 
 
 def _merged(old: Any, new: Any) -> Any:
-    """``new`` over ``old`` as mmengine inherits, without touching either."""
+    """``new`` merged into ``old`` as mmengine inherits, without changing either."""
     if not isinstance(new, dict) or not isinstance(old, dict):
         return without_deletions(copy.deepcopy(new))
     whole = ConfigDict(copy.deepcopy(old))

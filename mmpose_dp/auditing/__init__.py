@@ -1,1 +1,1 @@
-"""Attacks on a training and on its public views. Must not be used to choose what is released."""
+"""Attacks on a training and on its public views. Must not influence what is released."""

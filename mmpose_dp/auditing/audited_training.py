@@ -1,8 +1,8 @@
-"""A training whose private records are canaries, and an attacker who sees all that it releases or calls public.
+"""A training whose private records are canaries, and an attacker who sees everything it releases or treats as public.
 
-The attacker knows every noised gradient, the basis, which public views were drawn when, and each canary's gradient. Under
-Feature DP a canary that is left out stays in the public half: in and out differ in what the view removes and in nothing else.
-The votes that move C with clipping='adaptive' are not attacked. Must not be used for a training whose weights are wanted.
+The attacker knows every noised gradient, the basis, which public views each step used, and each canary's gradient. Under
+Feature DP an excluded canary stays in the public part: its inclusion changes what the view removes and nothing else.
+The votes that move C with clipping='adaptive' are not attacked. Must not be used for a training whose weights are needed.
 """
 
 from typing import Any
@@ -17,17 +17,17 @@ from torch import Tensor
 from mmpose_dp.engine.checks.replay import ReplayCheck
 from mmpose_dp.engine.optim_wrappers import DPOptimWrapper
 from mmpose_dp.gradients.blocks import PerSampleGradients, StackBlock
-from mmpose_dp.privacy.errors import PrivacyError
+from mmpose_dp.privacy.errors import ConfigError
 from mmpose_dp.privacy.records import Collector, Samples
 
 from .canaries import AuditResult, Canaries, audit
 
-_LOUD = 1e3  # the norm of a canary's gradient in units of C: far beyond what clipping lets through
+_LENGTH = 1e3  # the norm of a canary's gradient in units of C: far more than clipping leaves
 
 
 @OPTIM_WRAPPERS.register_module()
 class AuditedOptimWrapper(DPOptimWrapper):
-    """DPOptimWrapper in which a canary's private gradient is its own direction, and releases are written down.
+    """A DPOptimWrapper that replaces a canary's private gradient by its direction, and records what is released.
 
     Attributes:
         canaries: the directions.
@@ -36,7 +36,7 @@ class AuditedOptimWrapper(DPOptimWrapper):
     """
 
     def plant(self, canary_of: dict[int, int]) -> None:
-        """Makes records into canaries."""
+        """Turns records into canaries."""
         self.canary_of = canary_of
         self.canaries = Canaries(self.params, len(canary_of), torch.Generator().manual_seed(0))
         self.releases: list[tuple[np.ndarray, np.ndarray | None, float, float]] = []
@@ -45,29 +45,31 @@ class AuditedOptimWrapper(DPOptimWrapper):
 
     def canary_gradient(self, record: int) -> list[Tensor]:
         """What one canary adds to the sum before clipping, one tensor per parameter."""
-        length = _LOUD * self.mechanism.now()[1]
+        length = _LENGTH * self.mechanism.now()[1]
         return [length * x for x in self.canaries.direction(self.canary_of[record])]
 
-    def _backward(self, losses: list[Tensor], rows: Samples, *collectors: Collector) -> None:
-        """The real gradients with those of canaries exchanged; the first row of a record carries it."""
+    def _backward(self, losses: list[Tensor], samples: Samples, *collectors: Collector) -> None:
+        """Passes on the real gradients, with those of canaries replaced; the first sample of a record carries it."""
         gradients = PerSampleGradients(self.params, torch.arange(len(losses)))
-        checks = [collector for collector in collectors if isinstance(collector, ReplayCheck)]  # of the real ones
-        super()._backward(losses, rows, gradients, *checks)
+        checks = [
+            collector for collector in collectors if isinstance(collector, ReplayCheck)
+        ]  # these see the real gradients
+        super()._backward(losses, samples, gradients, *checks)
         real = gradients.total
-        for local, key in enumerate(rows.keys):
+        for local, key in enumerate(samples.keys):
             if key not in self.canary_of:
                 continue
-            mine = (rows.records == local).nonzero().flatten()
-            for stack, loud in zip(real, self.canary_gradient(key)):
+            mine = (samples.records == local).nonzero().flatten()
+            for stack, replacement in zip(real, self.canary_gradient(key)):
                 stack[mine] = 0.0
-                stack[mine[0]] = loud
+                stack[mine[0]] = replacement
         for i, stack in enumerate(real):
             for collector in collectors:
                 if collector not in checks:
                     collector.add(StackBlock([i], stack))
 
     def _watch_releases(self) -> None:
-        """From now on what the mechanism releases is seen by the attacker."""
+        """Shows the attacker everything that the mechanism releases from now on."""
         mechanism, release = self.mechanism, self.mechanism.release
 
         def seen(fault: str = '') -> list[Tensor]:
@@ -86,73 +88,71 @@ class AuditedOptimWrapper(DPOptimWrapper):
             return None
         if self._known is None or self._known[0] is not self.projector.basis:
             basis = self.projector.basis
-            squares = sum(
-                np.square(self.canaries.components([b[k] for b in basis])) for k in range(self.projector.rank)
-            )
-            self._known = basis, np.sqrt(squares)
+            components = [self.canaries.components([b[k] for b in basis]) for k in range(self.projector.rank)]
+            self._known = basis, np.linalg.norm(components, axis=0)
         return self._known[1]
 
 
 @HOOKS.register_module()
 class AuditHook(Hook):
-    """Flips the seeds, leaves out who loses, watches the draws of public views, and attacks at the end.
+    """Includes or excludes each canary at random, records which public views are sampled, and attacks at the end.
 
     Args:
-        num_canaries: records made into canaries; None: all.
+        num_canaries: number of records turned into canaries; None: all.
         confidence: of the lower bounds.
 
     Attributes:
         result: the AuditResult, after training.
-        claim: epsilon as the ledger has it.
+        claim: the ledger's epsilon, after training.
     """
 
-    priority = 'LOW'  # after PrivacyBudgetHook has planned
+    priority = 'LOW'  # after PrivacyBudgetHook, which makes the plan
 
     def __init__(self, num_canaries: int | None = None, confidence: float = 0.95) -> None:
         self.num_canaries = num_canaries
         self.confidence = confidence
         self.result: AuditResult | None = None
         self.claim = float('nan')
+        self._views: list[np.ndarray] = []  # of each step: whose public view was sampled, (canaries,) bool
+        self._sampled: set[int] = set()  # records whose public view is in the current step
 
     def before_train(self, runner: Runner) -> None:
-        """Plants the canaries."""
+        """Plants the canaries. Raises ConfigError if there are too few records, or for another optim_wrapper."""
         wrapper, sampler = runner.optim_wrapper, runner.train_dataloader.batch_sampler
         dataset = runner.train_dataloader.dataset
         if not isinstance(wrapper, AuditedOptimWrapper) or wrapper.plan is None:
-            raise PrivacyError("an audit needs optim_wrapper.type='AuditedOptimWrapper' and private steps")
+            raise ConfigError("an audit needs optim_wrapper.type='AuditedOptimWrapper' and private steps")
         count = self.num_canaries or dataset.num_records
         if count > dataset.num_records:
-            raise PrivacyError(f'{count} canaries were asked for and there are {dataset.num_records} private records')
+            raise ConfigError(f'num_canaries={count} is more than the {dataset.num_records} private records')
         chosen = sampler.sampling.random.choice(dataset.num_records, count)
         wrapper.plant({int(record): canary for canary, record in enumerate(chosen)})
         self.members = np.asarray(sampler.sampling.random.uint64(count) % 2, dtype=bool)
         sampler.sampling.leave_out({int(record) for record in chosen[~self.members]})
-        self.chosen, self._views, self._drawn = chosen, [], set()
+        self.chosen = chosen
         self._watch(sampler, dataset)
 
     def _watch(self, sampler: Any, dataset: Any) -> None:
-        """Which records' public views a step uses is public, so the attacker may know it."""
-        draw, first = sampler.draw, len(dataset.private)
+        """Records whose public views each step uses, which is public and known to the attacker."""
+        sample, first = sampler.sample, len(dataset.private)
 
         def watched() -> list[list[int]]:
-            records = draw()
-            rows = {row - first for record in records for row in record if row >= first}
-            self._drawn = (
-                {r for r in map(int, self.chosen) if rows.intersection(dataset.samples_of(r))} if rows else set()
-            )
+            records = sample()
+            views = {index - first for record in records for index in record if index >= first}
+            self._sampled = {r for r in map(int, self.chosen) if views and views.intersection(dataset.samples_of(r))}
             return records
 
-        sampler.draw = watched
+        sampler.sample = watched
 
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: dict | None = None, outputs: Any = None
     ) -> None:
-        """Keeps who was seen in the public draw of this step."""
+        """Keeps whose public views were in this step."""
         if not runner.optim_wrapper.public_only:
-            self._views.append(np.array([int(record) in self._drawn for record in self.chosen]))
+            self._views.append(np.array([int(record) in self._sampled for record in self.chosen]))
 
     def after_train(self, runner: Runner) -> None:
-        """Attacks."""
+        """Attacks the training."""
         wrapper = runner.optim_wrapper
         plan = wrapper.plan
         self.claim = wrapper.ledger.epsilon(plan.target_delta, plan.accountant)
@@ -161,17 +161,18 @@ class AuditHook(Hook):
 
 
 def _scores(wrapper: AuditedOptimWrapper, views: np.ndarray, rate: float) -> dict[str, np.ndarray]:
-    """By attack, how much each canary looks like a member.
+    """By attack, how much each canary looks like a member, (canaries,).
 
-    - likelihood: log of how much likelier the releases are with it than without, under the claimed sigma and rate;
+    - likelihood: the log-likelihood ratio of the releases with and without it, under the claimed sigma and rate;
     - likelihood, less noise: the same under half of that sigma;
-    - with its view: the same over the steps that drew its public view, as if it had been drawn with it;
-    - basis: how much of its gradient the basis holds.
+    - with its view: the same over the steps that used its public view, as if it had been sampled with it;
+    - basis: how much of its gradient is in the basis.
     """
     count = wrapper.canaries.count
     names = ('likelihood', 'likelihood, less noise', 'with its view', 'basis')
     found = {name: np.zeros(count) for name in names}
     then_projected = wrapper.projector is not None and wrapper.projector.order == 'noise-then-project'
+    deviation: float | np.ndarray
     for (seen, basis, _, sigma), viewed in zip(wrapper.releases, views):
         share = np.ones(count) if basis is None else np.maximum(basis, 1e-6)
         signal, deviation = seen / (share**2 if then_projected else share), max(sigma, 1e-2)
@@ -179,8 +180,8 @@ def _scores(wrapper: AuditedOptimWrapper, views: np.ndarray, rate: float) -> dic
             deviation = deviation / share
         evidence = (signal - 0.5) / np.square(deviation)
         for name, weight in (('likelihood', 1.0), ('likelihood, less noise', 4.0)):
-            drawn = np.log(rate) + weight * evidence
-            found[name] += drawn if rate == 1 else np.logaddexp(np.log1p(-rate), drawn)
+            sampled = np.log(rate) + weight * evidence
+            found[name] += sampled if rate == 1 else np.logaddexp(np.log1p(-rate), sampled)
         found['with its view'] += np.where(viewed, evidence, 0.0)
         found['basis'] += 0.0 if basis is None else np.square(basis)
     return {name: score for name, score in found.items() if np.ptp(score) > 0}

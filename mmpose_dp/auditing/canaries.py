@@ -1,7 +1,7 @@
 """Auditing by attack: a lower bound on epsilon from one training with canaries.
 
-Each canary is in the training with probability one half; whoever guesses better than epsilon allows has refuted it. Must not
-use anything but what the mechanism releases or calls public, and the seeds only to count right guesses.
+Each canary is included in the training with probability one half; an attacker who guesses better than epsilon allows has refuted
+it. Must not use anything but what the mechanism releases or treats as public; the inclusion bits only count right guesses.
 
 Sources: Steinke, Nasr and Jagielski 2023 (privacy auditing with one training run, theorem 5.2); gradient canaries as in Nasr
 et al. 2023.
@@ -17,26 +17,28 @@ from scipy.stats import beta as beta_law
 from scipy.stats import binom
 from torch import Tensor
 
-from mmpose_dp.privacy.errors import PrivacyError
+from mmpose_dp.privacy.errors import ConfigError
 
-_SHARES = (0.03, 0.1, 0.25)  # of the canaries that are guessed on from either end
-_THRESHOLDS = (0.5, 2.0, 4.0, 8.0)  # of scores in nats, set before they are seen
+_SHARES = (0.03, 0.1, 0.25)  # of the canaries, from either end of the scores, that are guessed
+_THRESHOLDS = (0.5, 2.0, 4.0, 8.0)  # of scores, in nats; fixed before the scores are known
 _MAX_EPSILON = 50.0
 
 
 class Canaries:
-    """Orthonormal gradient directions, one a canary: each owns a random share of the parameters' entries.
+    """Orthonormal gradient directions, one per canary: each has a random share of the parameters' entries.
 
     Args:
         params: the trainable parameters.
-        count: how many; at most a tenth of the entries.
+        count: number of canaries; at most a tenth of the entries.
         generator: for the shares and signs, which need not be secret.
+
+    Raises ConfigError for another count.
     """
 
     def __init__(self, params: Sequence[Tensor], count: int, generator: torch.Generator | None = None) -> None:
         total = sum(p.numel() for p in params)
         if not 1 <= count <= total // 10:
-            raise PrivacyError(f'{count} canaries do not fit {total} parameters: take at most {total // 10}')
+            raise ConfigError(f'{count} canaries do not fit {total} parameters: use at most {total // 10}')
         self.count = count
         owner = torch.arange(total) % count
         self._owner = owner[torch.randperm(total, generator=generator)]
@@ -47,7 +49,7 @@ class Canaries:
         self._sizes = [p.numel() for p in params]
 
     def direction(self, canary: int) -> list[Tensor]:
-        """Its unit vector, one tensor per parameter."""
+        """The unit vector of a canary, one tensor per parameter."""
         flat = torch.where(self._owner == canary, self._value, 0.0)
         return [part.view(shape) for part, shape in zip(flat.split(self._sizes), self._shapes)]
 
@@ -62,10 +64,10 @@ class AuditResult:
     """What an audit found.
 
     Attributes:
-        one_run: lower bound on epsilon that assumes nothing of the mechanism (Steinke et al. 2023).
-        independent: lower bound that takes canaries for independent trials (Clopper and Pearson 1934), as they are where
-            their gradients are orthogonal and noise and sampling are what they should be. Sharper.
-        attack: which score gave the larger of the two.
+        one_run: lower bound on epsilon that assumes nothing about the mechanism (Steinke et al. 2023).
+        independent: sharper lower bound that treats canaries as independent trials (Clopper and Pearson 1934), which they are
+            if their gradients are orthogonal and noise and sampling are correct.
+        attack: the score that gave the larger of the two.
     """
 
     one_run: float
@@ -79,12 +81,12 @@ class AuditResult:
 
 
 def audit(scores: dict[str, np.ndarray], members: np.ndarray, delta: float, confidence: float = 0.95) -> AuditResult:
-    """Lower bounds on epsilon at ``delta`` from what attacks say of each canary.
+    """Lower bounds on epsilon at ``delta`` from the scores that attacks give each canary.
 
     Args:
         scores: by attack, (canaries,): the higher, the likelier a member; log-likelihood ratios, or on their scale.
-        members: (canaries,) bool, the seeds.
-        confidence: that both bounds hold; shared between attacks and thresholds.
+        members: (canaries,) bool, whether each canary was included.
+        confidence: the probability that both bounds hold; divided among attacks and thresholds.
     """
     error = (1 - confidence) / (len(scores) * (2 * len(_SHARES) + len(_THRESHOLDS) + 1))
     found = {
@@ -95,6 +97,7 @@ def audit(scores: dict[str, np.ndarray], members: np.ndarray, delta: float, conf
 
 
 def _one_run(scores: np.ndarray, members: np.ndarray, delta: float, error: float) -> float:
+    """The best bound of guesses on the highest scores, and on the highest and the lowest."""
     order, best = np.argsort(scores, kind='stable'), 0.0
     for share in _SHARES:
         k = max(int(share * len(scores)), 1)
@@ -105,39 +108,40 @@ def _one_run(scores: np.ndarray, members: np.ndarray, delta: float, error: float
 
 
 def one_run_bound(correct: int, guesses: int, canaries: int, delta: float, error: float) -> float:
-    """The least epsilon with which ``correct`` of ``guesses`` right have at least probability ``error``, 0 or above.
+    """The smallest epsilon, 0 or above, at which ``correct`` right of ``guesses`` have at least probability ``error``.
 
     Steinke et al. 2023, theorem 5.2: under (epsilon, delta)-DP the number of right guesses is above v with probability at
     most P[W >= v] + 2 * canaries * delta * max_i P[v > W >= v - i] / i, W binomial with rate e^epsilon / (1 + e^epsilon).
     """
     below = np.arange(1, correct + 1)
 
-    def chance(epsilon: float) -> float:
+    def probability(epsilon: float) -> float:
         law = binom(guesses, expit(epsilon))
         slack = (np.cumsum(law.pmf(correct - below)) / below).max() if correct else 1.0
         return float(law.sf(correct - 1) + 2 * canaries * delta * slack)
 
-    return _largest(lambda epsilon: chance(epsilon) < error)
+    return _largest(lambda epsilon: probability(epsilon) < error)
 
 
 def _independent(scores: np.ndarray, members: np.ndarray, delta: float, error: float) -> float:
-    """(epsilon, delta)-DP means P[score > t | in] <= e^epsilon P[score > t | out] + delta, and so from below."""
+    """The best bound from a threshold t: (epsilon, delta)-DP means P[score > t | in] <= e^epsilon P[score > t | out] + delta."""
     best = max(_at_threshold(t, scores, members, delta, error) for t in _THRESHOLDS)
-    # and the best threshold of one half of the canaries, tried on the other half, which it does not know
+    # also the best threshold of every second canary, applied to the others, from which it is independent
     tried = np.quantile(scores[::2], np.linspace(0, 1, 200))
     chosen = max(tried, key=lambda t: _at_threshold(t, scores[::2], members[::2], delta, error))
     return max(best, _at_threshold(chosen, scores[1::2], members[1::2], delta, error))
 
 
 def _at_threshold(threshold: float, scores: np.ndarray, members: np.ndarray, delta: float, error: float) -> float:
-    hits, slips = int((scores[members] > threshold).sum()), int((scores[~members] > threshold).sum())
+    hits, false_alarms = (int((scores[part] > threshold).sum()) for part in (members, ~members))
     inside, outside = int(members.sum()), int((~members).sum())
     low = beta_law.ppf(error / 2, hits, inside - hits + 1) if hits else 0.0
-    high = beta_law.ppf(1 - error / 2, slips + 1, outside - slips) if slips < outside else 1.0
+    high = beta_law.ppf(1 - error / 2, false_alarms + 1, outside - false_alarms) if false_alarms < outside else 1.0
     return max(float(np.log((low - delta) / high)), 0.0) if low > delta else 0.0
 
 
 def _largest(refuted: Callable[[float], bool], limit: float = _MAX_EPSILON) -> float:
+    """The largest epsilon that is refuted, by bisection."""
     if not refuted(0.0):
         return 0.0
     low, high = 0.0, limit

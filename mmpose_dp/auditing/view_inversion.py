@@ -1,6 +1,6 @@
-"""What somebody who knows all about a public view except the picture can make of it: the inversions behind the view audit.
+"""Attacks on public views by somebody who knows everything but the picture: the inversions behind the view audit.
 
-Works from the published view alone. Must not be used to choose what is released: it looks at originals to measure.
+The attacks use the published view only. Must not influence what is released: the figures are computed from originals.
 """
 
 import time
@@ -16,7 +16,7 @@ from mmpose_dp.datasets.transforms import PublicView
 from mmpose_dp.datasets.transforms.public_view import REGION_MODES, window
 
 BANDS = ((0, 4), (4, 8), (8, 16), (16, 64))  # cycles per padded box
-# of total variation against squared differences of samples: what recovers most, on public pictures
+# weight of total variation against squared differences of samples, chosen on public pictures to recover the most
 _WEIGHTS = {'blur': 5e-4, 'pixelate': 5e-4, 'blur_full_resolution': 5e-3}
 
 
@@ -28,13 +28,14 @@ def invert_by_tv(
     view_box: float | None = None,
     iterations: int = 300,
 ) -> np.ndarray:
-    """The picture with the least total variation that explains the view: kernel, samples, border and box are known.
+    """The picture with the least total variation that explains the view; kernel, samples, border and box are known.
 
     Args:
         seen: (H, W, C) uint8, the published view.
-        view: what made it; not of a region mode.
+        view: the transform that made it; not of a region mode.
         center, box: (2,) and the longer side of the padded box, in pixels.
-        view_box: the box that the view is sized for, if it is another.
+        view_box: the box that sizes the view, if it is another one.
+        iterations: of the solver.
 
     Returns:
         (H, W, C) uint8. Outside the view's window, ``seen`` as it is.
@@ -54,8 +55,8 @@ def invert_by_tv(
 
 
 def _least_tv(samples: np.ndarray, rows: np.ndarray, columns: np.ndarray, weight: float, iterations: int) -> np.ndarray:
-    """Minimises |rows x columns' - samples|^2 / 2 + weight * TV(x) over 0 <= x <= 255 by ADMM, with the colours' gradients taken
-    together.
+    """Minimises |rows x columns' - samples|^2 / 2 + weight * TV(x) over 0 <= x <= 255 by ADMM; the gradients of the colours are
+    coupled.
 
     (R, S, C) samples, (R, H) and (S, W) weights -> (H, W, C) uint8.
     """
@@ -77,7 +78,7 @@ def _least_tv(samples: np.ndarray, rows: np.ndarray, columns: np.ndarray, weight
 
 
 def _denoised(image: Tensor, weight: float, flow: Tensor, iterations: int = 3) -> tuple[Tensor, Tensor]:
-    """Chambolle's projection, begun from the dual field ``flow`` (2, C, H, W): (C, H, W) of less total variation, and the field."""
+    """Chambolle's projection from the dual field ``flow`` (2, C, H, W): (C, H, W) with less total variation, and the new field."""
     for _ in range(iterations):
         d = _divergence(flow) + image / weight
         slope = torch.zeros_like(flow)
@@ -98,7 +99,7 @@ def _divergence(flow: Tensor) -> Tensor:
 
 class ViewNetwork(nn.Module):
     """A small network that refines a first reconstruction: (N, 6, H, W) in 0..1, view and reconstruction, with H and W multiples
-    of 8, -> (N, 3, H, W). It starts as the reconstruction itself."""
+    of 8, -> (N, 3, H, W). Untrained, it returns the reconstruction itself."""
 
     def __init__(self, width: int = 64, depth: int = 4) -> None:
         super().__init__()
@@ -123,16 +124,16 @@ class ViewNetwork(nn.Module):
 
 
 def train_network(originals: np.ndarray, given: np.ndarray, seconds: float, batch_size: int = 16) -> ViewNetwork:
-    """A ViewNetwork trained for so long on (N, H, W, 3) uint8 public pictures,
-    given their views and reconstructions (N, H, W, 6)."""
+    """A ViewNetwork trained for ``seconds`` on (N, H, W, 3) uint8 public pictures, given their views and reconstructions, (N, H,
+    W, 6) uint8."""
     network = ViewNetwork()
     optimizer = torch.optim.AdamW(network.parameters(), lr=2e-3, weight_decay=0.0)
     begun, spent = time.monotonic(), 0.0
     while spent < 1:
         for group in optimizer.param_groups:
             group['lr'] = 2e-3 * (1 + np.cos(np.pi * spent)) / 2
-        drawn = torch.randint(len(given), (batch_size,)).numpy()
-        seen, wanted = _as_input(given[drawn]), _as_input(originals[drawn])
+        batch = torch.randint(len(given), (batch_size,)).numpy()
+        seen, wanted = _as_input(given[batch]), _as_input(originals[batch])
         if torch.rand(()) < 0.5:
             seen, wanted = seen.flip(3), wanted.flip(3)
         optimizer.zero_grad()
@@ -147,8 +148,8 @@ def _as_input(images: np.ndarray) -> Tensor:
 
 
 def figures(originals: Sequence[np.ndarray], found: Sequence[np.ndarray]) -> dict[str, float]:
-    """PSNR (dB) and SSIM, means over the pictures, and the share of detail recovered in each of ``BANDS``: 1 less the energy of
-    the difference over that of the original, all pictures together; below 0 counts as 0."""
+    """PSNR (dB) and SSIM, means over the pictures, and the share of detail recovered in each of ``BANDS``: 1 minus the energy of
+    the difference over that of the original, all pictures together; at least 0."""
     psnr, ssim = [], []
     energy, missed = np.zeros(len(BANDS)), np.zeros(len(BANDS))
     for a, b in zip(originals, found):

@@ -1,6 +1,6 @@
-"""What the private set shares with a data set that is to be public, or that training is validated on.
+"""Checks whether the private set shares files with the public data set or with the validation set.
 
-Must not look into pictures: files are told by their names and, annotations, by their content.
+Must not read pictures: images are compared by path, annotation files by content.
 """
 
 import os.path as osp
@@ -10,45 +10,45 @@ from typing import Any
 from mmengine.dataset import BaseDataset
 from mmengine.logging import MMLogger
 
-from mmpose_dp.privacy.errors import PrivacyError
+from mmpose_dp.privacy.errors import DataError
 
 from .privacy_units import all_images, digest
 
 
 def refuse_shared_data(private: BaseDataset, images: Set[str], public: BaseDataset) -> None:
-    """Raises PrivacyError where the public data set has the private annotation file, or some of the private ``images``."""
-    advice = 'it is then not public. Use other data, or public_view for Feature DP'
+    """Raises DataError if the public data set has the private annotation file or any of the private ``images``."""
+    advice = 'so it is not public. Use other data, or public_view for Feature DP'
     if _same_annotations(private, public):
-        raise PrivacyError(
-            f'train_dataloader.dataset.public has the private annotation file {private.ann_file}: {advice}'
-        )
+        raise DataError(f'train_dataloader.dataset.public has the private annotation file {private.ann_file}: {advice}')
     shared = images & all_images(public)
     if shared:
-        raise PrivacyError(
+        raise DataError(
             f'train_dataloader.dataset.public shares {len(shared)} image files with the private set '
             f'({osp.basename(min(shared))}, ...): {advice}'
         )
 
 
 def refuse_private_validation(private: BaseDataset, images: Set[str], validation: Any) -> None:
-    """Scores on private records, which logs and the best checkpoint show, have no noise.
+    """Refuses validation on private records: its scores, shown by logs and the best checkpoint, would have no noise.
 
     Args:
         private: the private data set.
         images: its image files, as ``PublicPrivateDataset.images`` names them.
-        validation: any data set of MMPose's, also one that joins several, or of mmengine's that wraps one.
+        validation: a data set of MMPose's, one that joins several, or an mmengine wrapper around one.
 
     Raises:
-        PrivacyError: it has the private annotation file. Images that both have are warned of: other people are annotated there.
+        DataError: if it has the private annotation file. Shared images only raise a warning, since other people may be
+            annotated in them.
     """
     if hasattr(validation, 'dataset') or hasattr(validation, 'datasets'):
         for part in getattr(validation, 'datasets', None) or [validation.dataset]:
             refuse_private_validation(private, images, part)
     elif isinstance(validation, BaseDataset):
         if _same_annotations(private, validation):
-            raise PrivacyError(
+            raise DataError(
                 f'val_dataloader.dataset has the private annotation file {private.ann_file}: scores on private records are '
-                'outside the guarantee. Validate on other people, or not: val_cfg=None, val_dataloader=None, val_evaluator=None'
+                'outside the guarantee. Validate on other people, or switch validation off: val_cfg=None, val_dataloader=None, '
+                'val_evaluator=None'
             )
         shared = images & all_images(validation)
         if shared:

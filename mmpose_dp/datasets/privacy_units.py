@@ -1,4 +1,4 @@
-"""Which rows make up a record, and what the annotations say of each: its subject, its owner's own budget.
+"""Which samples make up a record, and what the annotations say about each: its subject, and its owner's personal budget.
 
 Must not look at pictures or keypoints.
 """
@@ -11,35 +11,37 @@ from typing import Any
 import numpy as np
 from mmengine.dataset import BaseDataset
 
-from mmpose_dp.privacy.errors import PrivacyError
+from mmpose_dp.privacy.errors import ConfigError, DataError
 from mmpose_dp.privacy.plan import UNITS
 from mmpose_dp.privacy.validation import is_number
 
 _KEY = 'train_dataloader.dataset'
-_ROW_A_HAND = 'CocoWholeBodyHandDataset'  # MMPose's only data set that makes several rows of an annotation
+_SAMPLE_PER_HAND = (
+    'CocoWholeBodyHandDataset'  # the only data set of MMPose that makes several samples of one annotation
+)
 
 
 def group_samples(dataset: BaseDataset, unit: str, subjects: str | None) -> list[list[int]]:
-    """The rows of each record. Raises PrivacyError for an unknown unit or a row without subject.
+    """The samples of each record. Raises ConfigError for an unknown unit, DataError for a sample without a subject.
 
-    An annotation that is there twice, under two ids or in a list, is one record of two rows: it is one person.
+    An annotation that occurs twice, under two ids or in a list, is one record of two samples: it is one person.
 
     Args:
         dataset: the private data set.
         unit: 'instance', 'image' or 'subject'.
-        subjects: with 'subject', where a row's subject is found, see ``annotated``.
+        subjects: with 'subject', the source of each sample's subject; see ``annotated``.
     """
     if unit not in UNITS:
-        raise PrivacyError(f'{_KEY}.privacy_unit={unit!r} is unknown; write one of {tuple(UNITS)}')
+        raise ConfigError(f'{_KEY}.privacy_unit={unit!r} is unknown; write one of {tuple(UNITS)}')
     if (unit == 'subject') != (subjects is not None):
-        raise PrivacyError(
+        raise ConfigError(
             f"{_KEY}: privacy_unit='subject' and subjects=<annotation field or mapping file> go together; "
             f'here they are {unit!r} and {subjects!r}'
         )
     if unit == 'instance':
-        if _has_row_a_hand(dataset):
-            raise PrivacyError(
-                f"{_KEY}: {type(dataset).__name__} has a row for each hand, and a person has two: write privacy_unit='image' "
+        if _has_sample_per_hand(dataset):
+            raise DataError(
+                f"{_KEY}: {type(dataset).__name__} has a sample for each hand of a person: write privacy_unit='image' "
                 "or 'subject'"
             )
         owners: list[Any] = _annotations(dataset)
@@ -47,86 +49,86 @@ def group_samples(dataset: BaseDataset, unit: str, subjects: str | None) -> list
         owners = image_paths(dataset)
     else:
         owners = annotated(dataset, subjects, 'subjects')
-        for row, owner in enumerate(owners):
+        for sample, owner in enumerate(owners):
             if not isinstance(owner, (str, int)) or isinstance(owner, bool):
-                raise PrivacyError(
-                    f'{_KEY}.subjects={subjects!r} gives {owner!r} for {_name(dataset, row)}: every annotation needs a '
-                    'subject, a text or a whole number'
+                raise DataError(
+                    f'{_KEY}.subjects={subjects!r} gives {owner!r} for {_name(dataset, sample)}: every annotation needs a '
+                    'subject, either a string or a whole number'
                 )
     records: dict[Any, list[int]] = {}
-    for row, owner in enumerate(owners):
-        records.setdefault(owner, []).append(row)
+    for sample, owner in enumerate(owners):
+        records.setdefault(owner, []).append(sample)
     return list(records.values())
 
 
 def personal_epsilons(
     dataset: BaseDataset, records: list[list[int]], source: str | None
 ) -> list[tuple[float | None, ...]]:
-    """The budgets of each record's rows, whose smallest counts; None for the general target. Raises PrivacyError."""
+    """The budgets of each record's samples, of which the smallest counts; None for target_epsilon. Raises DataError."""
     if source is None:
         return [(None,)] * len(records)
     values = annotated(dataset, source, 'personal_epsilon')
-    for row, value in enumerate(values):
+    for sample, value in enumerate(values):
         if value is not None and not (is_number(value) and value > 0):
-            raise PrivacyError(
-                f'{_KEY}.personal_epsilon={source!r} gives {value!r} for {_name(dataset, row)}: write a number above 0, or '
-                'leave it out for target_epsilon'
+            raise DataError(
+                f'{_KEY}.personal_epsilon={source!r} gives {value!r} for {_name(dataset, sample)}: write a number above 0, or '
+                'leave it out to use target_epsilon'
             )
-    return [tuple({values[row] for row in rows}) for rows in records]
+    return [tuple({values[sample] for sample in samples}) for samples in records]
 
 
 def source_in_words(source: str) -> str:
-    """What names the subjects, for the ledger and the statement: an annotation field or a file, by name alone.
+    """The source of the subjects, for the ledger and the statement: an annotation field or a file, by name only.
 
-    Who is which subject is private, so nothing computed from it, not even a digest, may be in what is published.
+    Which record belongs to which subject is private, so nothing computed from it, not even a digest, may be published.
     """
     return osp.basename(source) if _is_file(source) else f'annotation field {source}'
 
 
 def subjects_digest(source: str, records: list[list[int]]) -> str:
-    """SHA-256 of which records are one subject. The ledger keeps it under a key of its own; it must not be published."""
+    """SHA-256 of the assignment of records to subjects. Must not be published; the ledger keeps it under a random key."""
     return digest(source) if _is_file(source) else hashlib.sha256(json.dumps(records).encode()).hexdigest()
 
 
 def annotated(dataset: BaseDataset, source: str, key: str) -> list[Any]:
-    """What the annotations say of every row, None where they are silent.
+    """A value for each sample from its annotation, None if the annotation has none.
 
     Args:
         dataset: a data set with MPII's (a list) or COCO's annotation format.
         source: the name of a field of each annotation, or the path of a JSON file ``{image file name: value}``.
         key: the setting that gave ``source``, for messages.
+
+    Raises ConfigError if ``source`` is not a string, and DataError if it cannot be read or gives no value at all.
     """
     if not isinstance(source, str):
-        raise PrivacyError(
-            f'{_KEY}.{key}={source!r} must be the name of an annotation field or the path of a JSON file'
-        )
-    infos = [dataset.get_data_info(row) for row in range(len(dataset))]
+        raise ConfigError(f'{_KEY}.{key}={source!r} must be the name of an annotation field or the path of a JSON file')
+    infos = [dataset.get_data_info(sample) for sample in range(len(dataset))]
     if _is_file(source):
         mapping = _read(source, key)
         if not isinstance(mapping, dict):
-            raise PrivacyError(f'{_KEY}.{key}: {source} must hold {{image file name: value}}')
+            raise DataError(f'{_KEY}.{key}: {source} must hold {{image file name: value}}')
         values = _by_image(dataset, [info['img_path'] for info in infos], mapping, f'{_KEY}.{key}: {source}')
         if all(value is None for value in values):
-            raise PrivacyError(f'{_KEY}.{key}: {source} names no image of {dataset.ann_file}')
+            raise DataError(f'{_KEY}.{key}: {source} names no image of {dataset.ann_file}')
         return values
     content = _read(dataset.ann_file, key)
     listed = content if isinstance(content, list) else content['annotations']
     by_id = dict(enumerate(listed)) if isinstance(content, list) else {ann['id']: ann for ann in listed}
-    if _has_row_a_hand(dataset) or any(info['id'] not in by_id for info in infos):  # it numbers its rows anew
-        raise PrivacyError(
-            f'{_KEY}.{key}={source!r}: {type(dataset).__name__} does not say which annotation a row comes from: give a JSON '
-            'file {image file name: value}'
+    if _has_sample_per_hand(dataset) or any(info['id'] not in by_id for info in infos):  # it renumbers its samples
+        raise DataError(
+            f'{_KEY}.{key}={source!r}: {type(dataset).__name__} does not say which annotation a sample comes from: write the '
+            'path of a JSON file {image file name: value}'
         )
     values = [by_id[info['id']].get(source) for info in infos]
     if all(value is None for value in values):
-        raise PrivacyError(f'{_KEY}.{key}={source!r}: no annotation in {dataset.ann_file} has that field')
+        raise DataError(f'{_KEY}.{key}={source!r}: no annotation in {dataset.ann_file} has that field')
     return values
 
 
 def _by_image(dataset: BaseDataset, paths: list[str], mapping: dict, source: str) -> list[Any]:
-    """The values of images, by the names that annotations have, whatever they link to.
+    """The value of each image, found by the name that annotations give it, whatever a link points to.
 
-    A name may be the whole path, the path under data_prefix.img, or, where no other image has it, the file name alone.
+    A name may be the whole path, the path below data_prefix.img, or, if no other image has it, the file name alone.
     """
     folder = (getattr(dataset, 'data_prefix', None) or {}).get('img') or ''
     full = {osp.normpath(name): value for name, value in mapping.items()}
@@ -137,38 +139,38 @@ def _by_image(dataset: BaseDataset, paths: list[str], mapping: dict, source: str
         below = osp.relpath(path, folder) if folder and path.startswith(folder) else path
         exact = [full[key] for key in (osp.normpath(path), osp.normpath(below)) if osp.dirname(key) and key in full]
         if not exact and name in mapping and owner.setdefault(name, path) != path:
-            raise PrivacyError(
-                f'{source} names images by their file name, which {path} shares with {owner[name]}: write their paths, or put the '
-                'values into a field of each annotation and name that field'
+            raise DataError(
+                f'{source} names images by file name, but {path} and {owner[name]} have the same one: write their paths, or put '
+                'the values into a field of each annotation and write the name of that field'
             )
         values.append(exact[0] if exact else mapping.get(name))
     return values
 
 
 def image_paths(dataset: BaseDataset) -> list[str]:
-    """The image file of every row, which has one; a link and what it points to are one."""
-    return [real_path(dataset.get_data_info(row)['img_path']) for row in range(len(dataset))]
+    """The image file of every sample; each must have one. A link and its target count as one file."""
+    return [real_path(dataset.get_data_info(sample)['img_path']) for sample in range(len(dataset))]
 
 
 def all_images(dataset: BaseDataset) -> set[str]:
-    """The image files of all rows, of which each may have one, several (a video) or none."""
-    found = [dataset.get_data_info(row).get('img_path') for row in range(len(dataset))]
+    """The image files of all samples; a sample may have one, several (a video) or none."""
+    found = [dataset.get_data_info(sample).get('img_path') for sample in range(len(dataset))]
     paths = [path for one in found for path in (one if isinstance(one, (list, tuple)) else [one])]
     return {real_path(path) for path in paths if isinstance(path, str)}
 
 
 def real_path(path: str) -> str:
-    """What tells one image file from another; a link and what it points to are one, a remote file is its address."""
+    """The identity of an image file: its path with links resolved, or the address of a remote file."""
     return path if '://' in path else osp.realpath(path)
 
 
 def _annotations(dataset: BaseDataset) -> list[Any]:
-    """What is annotated in each row: equal for two rows of equal image, box and joints."""
+    """An identifier of each sample's annotation, equal for samples with the same image, box and joints."""
     owners = []
-    for row in range(len(dataset)):
-        info = dataset.get_data_info(row)
+    for sample in range(len(dataset)):
+        info = dataset.get_data_info(sample)
         parts = [np.asarray(info[key]).tobytes() for key in ('bbox', 'keypoints', 'keypoints_visible') if key in info]
-        owners.append((real_path(info['img_path']), *parts) if parts else row)
+        owners.append((real_path(info['img_path']), *parts) if parts else sample)
     return owners
 
 
@@ -179,21 +181,21 @@ def digest(path: str) -> str:
 
 
 def file_in_words(path: str) -> str:
-    """A file's name and a short digest of what is in it, for the ledger and the statement: of public data only."""
+    """A file's name and a short digest of its content, for the ledger and the statement. For public data only."""
     return f'{osp.basename(path)} (sha256 {digest(path)[:12]})'
 
 
-def _has_row_a_hand(dataset: BaseDataset) -> bool:
-    return any(kind.__name__ == _ROW_A_HAND for kind in type(dataset).__mro__)
+def _has_sample_per_hand(dataset: BaseDataset) -> bool:
+    return any(kind.__name__ == _SAMPLE_PER_HAND for kind in type(dataset).__mro__)
 
 
 def _is_file(source: str) -> bool:
     return source.endswith('.json')
 
 
-def _name(dataset: BaseDataset, row: int) -> str:
-    info = dataset.get_data_info(row)
-    return f'annotation {info.get("id", row)} ({osp.basename(info["img_path"])})'
+def _name(dataset: BaseDataset, sample: int) -> str:
+    info = dataset.get_data_info(sample)
+    return f'annotation {info.get("id", sample)} ({osp.basename(info["img_path"])})'
 
 
 def _read(path: str, key: str) -> Any:
@@ -201,4 +203,4 @@ def _read(path: str, key: str) -> Any:
         with open(path) as file:
             return json.load(file)
     except (OSError, ValueError) as error:
-        raise PrivacyError(f'{_KEY}.{key}: {path} cannot be read: {error}') from error
+        raise DataError(f'{_KEY}.{key}: {path} cannot be read: {error}') from error

@@ -1,6 +1,6 @@
-"""The generators that transforms draw from: set for one row, and watched for transforms that must not draw.
+"""The random generators that transforms use: seeded for one sample, and watched to find transforms that are random.
 
-Must not decide where a draw comes from: PublicPrivateDataset takes its seeds from the system's entropy.
+Must not choose the seeds: PublicPrivateDataset takes them from the system's entropy.
 """
 
 import copy
@@ -15,11 +15,11 @@ import torch
 
 @contextmanager
 def fixed_randomness(seeds: Sequence[int]) -> Iterator[None]:
-    """Inside, the generators that transforms draw from start from six ``seeds``; afterwards they go on as before."""
+    """Inside, the generators that transforms use start from six ``seeds``; afterwards they continue as before."""
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     random.seed(seeds[0])
     np.random.seed([x % 2**32 for x in seeds[1:5]])
-    torch.random.default_generator.manual_seed(seeds[5])
+    torch.default_generator.manual_seed(seeds[5])
     try:
         yield
     finally:
@@ -29,14 +29,14 @@ def fixed_randomness(seeds: Sequence[int]) -> Iterator[None]:
 
 
 def random_step(steps: Sequence[Callable], info: dict) -> Any:
-    """The first of ``steps`` that is random on one row, None where none is.
+    """The first of ``steps`` that is random on one sample; None if none is.
 
-    A step is random where it says so (mmcv's cache_randomness), where it draws from a generator, or where other generators make
-    it give other arrays. A step that fails, or gives nothing, ends the look.
+    A step is random if it says so (mmcv's cache_randomness), if it uses a generator, or if other seeds make it return other
+    arrays. A step that fails or returns nothing ends the search.
 
     Args:
         steps: the first transforms of a pipeline.
-        info: what the pipeline starts from.
+        info: the input of the pipeline.
     """
     for step in steps:
         if getattr(step, '_methods_with_randomness', None):
@@ -49,7 +49,7 @@ def random_step(steps: Sequence[Callable], info: dict) -> Any:
                     given.append(step(copy.deepcopy(info)))
                     if _state() != before:
                         return step
-        except Exception:  # of one record: it contributes nothing, see PublicPrivateDataset
+        except Exception:  # this record contributes nothing, see PublicPrivateDataset
             return None
         if not isinstance(given[0], dict) or not isinstance(given[1], dict):
             return None
@@ -60,7 +60,7 @@ def random_step(steps: Sequence[Callable], info: dict) -> Any:
 
 
 def _state() -> tuple:
-    numbers = np.random.get_state()
+    numbers: Any = np.random.get_state()
     return random.getstate(), numbers[1].tobytes(), numbers[2:], torch.get_rng_state().numpy().tobytes()
 
 

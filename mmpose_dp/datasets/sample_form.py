@@ -1,7 +1,7 @@
-"""The form that every row of a data set has, and which row differs from it.
+"""The form (tensor shapes) that all samples of a data set share, and how a sample differs from it.
 
-Samples of a batch are stacked, so a row of another form would end the training for all, and one that is not finite can end the
-process on a GPU. Must not look at more of a row than its form and whether it is finite.
+The samples of a batch are stacked, so a sample of another form would end the training, and one that is not finite can end the
+process on a GPU. Must not read more of a sample than its form and whether it is finite.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,15 +15,15 @@ Form = dict[str, tuple[int, ...]]
 
 
 def form_of(packed: dict) -> Form:
-    """The shapes of a packed row's image and labels, by name. Raises ValueError for a row that cannot be trained on."""
+    """The shapes of a packed sample's image and labels, by name. Raises ValueError if the sample cannot be trained on."""
     image, sample = packed.get('inputs'), packed.get('data_samples')
     if image is None or sample is None:
         raise ValueError('it does not end with PackPoseInputs')
     if not isinstance(image, Tensor) or image.dim() != 3:
-        raise ValueError(f'it packs {type(image).__name__} and not one image (channels, height, width)')
+        raise ValueError(f'it packs {type(image).__name__} instead of one image (channels, height, width)')
     if image.dtype != torch.uint8 and not image.is_floating_point():
         raise ValueError(
-            f"it gives an image of {image.dtype}: read 8-bit values (LoadImage's color_type='color'), or floating-point numbers"
+            f"its image has type {image.dtype}: read 8-bit values (LoadImage's color_type='color') or floating-point numbers"
         )
     tensors = dict(_labels(sample), **{IMAGE: image})
     bad = [name for name, value in tensors.items() if value.is_floating_point() and not bool(value.isfinite().all())]
@@ -33,7 +33,7 @@ def form_of(packed: dict) -> Form:
 
 
 def difference(form: Form, other: Form) -> str:
-    """Where two forms differ, in words; '' where they do not."""
+    """How two forms differ, in words; '' if they are equal."""
     for name in [*form, *(other.keys() - form.keys())]:
         if form.get(name) != other.get(name):
             return f'{name} is {_words(other.get(name))} instead of {_words(form.get(name))}'

@@ -1,4 +1,4 @@
-"""What travels with each micro-batch from the sampler to the train loop. Must not hold anything of the data."""
+"""What travels with each micro-batch from the sampler to the train loop. Must not hold any data."""
 
 from collections.abc import Iterable
 from typing import Any, NamedTuple
@@ -8,9 +8,9 @@ class Step(NamedTuple):
     """A micro-batch's place in its logical batch.
 
     Attributes:
-        is_last: whether it ends its logical batch.
-        replayed: a sample of the private record, chosen at random in the logical batch, that is to be replayed alone; None if it
-            is in another micro-batch, or if there is none.
+        is_last: whether it is the last of its logical batch.
+        replayed: a sample of the randomly chosen private record that is to be replayed alone; None if that record is in
+            another micro-batch, or if the logical batch has no private record.
     """
 
     is_last: bool
@@ -18,7 +18,7 @@ class Step(NamedTuple):
 
 
 class OfStep(list[Any]):
-    """The indices, or the packed samples, of one micro-batch, with its step: data loaders hand over lists."""
+    """The indices, or the packed samples, of one micro-batch, with its step: data loaders pass lists."""
 
     def __init__(self, items: Iterable[Any] = (), step: Step | None = None) -> None:
         super().__init__(items)

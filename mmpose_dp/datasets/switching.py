@@ -1,6 +1,6 @@
-"""Another pipeline for a data set that is in use: what mmdet's PipelineSwitchHook does by ``dataset.pipeline = ...``.
+"""Switches the pipeline of a data set in use, as mmdet's PipelineSwitchHook does by ``dataset.pipeline = ...``.
 
-Must not let the switch change the public view of a record, which was given away once, nor bring other records into a row.
+Must not change the public view of a record, which is already published, nor mix other records into a sample.
 """
 
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ from mmengine.dataset import Compose
 from mmpose.datasets.transforms import GetBBoxCenterScale
 from mmpose.datasets.transforms.mix_img_transforms import MixImageTransform
 
-from mmpose_dp.privacy.errors import PrivacyError
+from mmpose_dp.privacy.errors import DataError
 
 if TYPE_CHECKING:
     from .public_private_dataset import PublicPrivateDataset
@@ -20,36 +20,37 @@ _KEY = 'train_dataloader.dataset.pipeline'
 
 
 def switch_pipeline(dataset: 'PublicPrivateDataset', pipeline: Any, mixing: tuple[str, ...]) -> None:
-    """Gives the private data set another pipeline, and its views the same one behind the view that they have.
+    """Gives the private data set another pipeline, and its public views the same one after their view transform.
 
-    Other public data keeps its own. Raises PrivacyError, before anything is changed, for a transform named in ``mixing`` or
-    of MMPose's mixing kind, and where views would look different than before.
+    Other public data keeps its own. Raises DataError, before anything is changed, for a transform that is named in ``mixing``
+    or derived from MMPose's mixing transforms, and if views would look different than before.
     """
     transforms = list(pipeline.transforms if hasattr(pipeline, 'transforms') else Compose(pipeline).transforms)
     for step in _nested(transforms):
         if isinstance(step, MixImageTransform) or type(step).__name__ in mixing:
-            raise PrivacyError(f'{_KEY}: {type(step).__name__} mixes several records into one row; take it out')
+            raise DataError(f'{_KEY}: {type(step).__name__} mixes several records into one sample; remove it')
     with_view = None
-    if dataset.views is not None:
-        old = dataset.views.pipeline.transforms
+    views = dataset.views
+    if views is not None:
+        old = views.pipeline.transforms
         until = _index_of_box(old)
         start = transforms[: _index_of_box(transforms) + 1]
         if _settings(start) != _settings(old[: until + 1]):
-            raise PrivacyError(
-                f'{_KEY}: a switch must begin with the same LoadImage and GetBBoxCenterScale as train_dataloader.dataset.private, '
-                'or every record would have a second public view'
+            raise DataError(
+                f'{_KEY}: the new pipeline must begin with the same LoadImage and GetBBoxCenterScale as '
+                'train_dataloader.dataset.private, or every record would have a second public view'
             )
         with_view = Compose([*start, old[until + 1], *transforms[len(start) :]])
     dataset.private.pipeline = Compose(transforms)
-    if with_view is not None:
-        dataset.views.pipeline = with_view
+    if views is not None:
+        views.pipeline = with_view
 
 
 def fingerprint(dataset: 'PublicPrivateDataset') -> list[Any]:
-    """What a row is made by: the parts of the data set, their pipelines and every transform, and the view in words."""
+    """All that decides what a sample looks like: data sets, pipelines, every transform, and the description of the view."""
     parts = [part for part in (dataset.private, dataset.views, dataset.public) if part is not None]
-    made = [x for part in parts for x in (part, part.pipeline, *_nested(part.pipeline.transforms))]
-    return [*made, dataset.view_description]
+    objects = [x for part in parts for x in (part, part.pipeline, *_nested(part.pipeline.transforms))]
+    return [*objects, dataset.view_description]
 
 
 def same(one: list[Any], other: list[Any]) -> bool:
@@ -58,7 +59,7 @@ def same(one: list[Any], other: list[Any]) -> bool:
 
 
 def _nested(transforms: Any) -> Iterator[Any]:
-    """Every transform, those within others (RandomApply's) too."""
+    """Every transform, including those inside others such as RandomApply."""
     for step in transforms if isinstance(transforms, (list, tuple)) else [transforms]:
         if isinstance(step, (list, tuple)):
             yield from _nested(step)
@@ -70,12 +71,12 @@ def _nested(transforms: Any) -> Iterator[Any]:
 def _index_of_box(transforms: list[Any]) -> int:
     found = [i for i, step in enumerate(transforms) if isinstance(step, GetBBoxCenterScale)]
     if not found:
-        raise PrivacyError(f'{_KEY}: a public_view needs a top-down pipeline with GetBBoxCenterScale')
+        raise DataError(f'{_KEY}: a public_view needs a top-down pipeline with GetBBoxCenterScale')
     return found[0]
 
 
 def _settings(transforms: list[Any]) -> list[tuple[type, str]]:
-    """What decides the pictures that a view is made of."""
+    """The settings that decide the pictures from which a view is made."""
     hidden = {'file_client', 'file_client_args', 'backend_args'}
     plain = [(type(step), {k: v for k, v in vars(step).items() if k not in hidden}) for step in transforms]
     return [(LoadImageFromFile if issubclass(kind, LoadImageFromFile) else kind, repr(own)) for kind, own in plain]

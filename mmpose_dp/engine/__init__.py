@@ -1,4 +1,4 @@
-"""Connects the privacy core to mmengine's runner. Must not hold a line of the guarantee itself."""
+"""Connects privacy/ and gradients/ to mmengine's runner. Must not hold a line of the guarantee."""
 
 from .hooks import PrivacyBudgetHook, ProjectorRefreshHook, ProvenanceHook, newest_checkpoint
 from .leftovers import without_leftovers

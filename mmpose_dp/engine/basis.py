@@ -1,6 +1,6 @@
-"""Makes the projector's basis V from public per-sample gradients.
+"""Computes the projector's basis V from public per-sample gradients.
 
-Must not see a private sample: a basis made from private gradients is a leak that no noise pays for.
+Must not see a private sample: a basis from private gradients would be a release without noise.
 """
 
 from collections.abc import Iterable, Sequence
@@ -8,21 +8,22 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-from mmpose_dp.privacy.errors import PrivacyError
+from mmpose_dp.privacy.errors import DataError
 from mmpose_dp.privacy.projection import Projector
 from mmpose_dp.privacy.records import as_vectors
 
 
 def fit_basis(projector: Projector, gradients: Iterable[Sequence[Tensor]], num_samples: int) -> None:
-    """Makes V from public per-sample gradients.
+    """Computes V from public per-sample gradients.
 
     Args:
-        gradients: batches of public rows; each is one tensor per parameter, (rows, *parameter shape).
-        num_samples: m, their rows, or more.
+        projector: gets V as its ``basis``.
+        gradients: batches of public samples; each is one tensor per parameter, (samples, *parameter shape).
+        num_samples: m, at least the number of all samples.
 
-    The m x m Gram matrix is decomposed instead of the p x p second moment, and each parameter's gradients are
-    overwritten by its part of V, so that about m x p numbers are all that is held. Samples that are not finite are
-    left out. Raises PrivacyError where nothing is left.
+    The m x m Gram matrix is decomposed instead of the p x p second moment, and each parameter's gradients are overwritten by its
+    part of V, so that memory holds only about m x p numbers. Samples that are not finite are left out. Raises DataError if
+    none is left.
     """
     stacks = _stack(gradients, num_samples, projector.dtype)
     scales = _scales(stacks) if projector.preconditioned else []
@@ -41,7 +42,7 @@ def fit_basis(projector: Projector, gradients: Iterable[Sequence[Tensor]], num_s
             )
         mix = (vectors / values.clamp_min(1e-30).sqrt()).T.float()
         for i, stack in enumerate(stacks):
-            stacks[i] = _mix_rows(mix, stack)
+            stacks[i] = _mixed(mix, stack)
         first = False
     for stack, scale in zip(stacks, scales):
         stack *= scale
@@ -53,7 +54,8 @@ def fit_basis(projector: Projector, gradients: Iterable[Sequence[Tensor]], num_s
 
 
 def _stack(gradients: Iterable[Sequence[Tensor]], num_samples: int, dtype: torch.dtype) -> list[Tensor]:
-    stacks: list[Tensor] = []  # by parameter; all at once, since joining batches would hold them twice
+    """The finite samples of all batches, one tensor per parameter, (samples, *parameter shape)."""
+    stacks: list[Tensor] = []  # by parameter, allocated at once, since joining batches would need twice the memory
     filled = 0
     for batch in gradients:
         finite = torch.stack([as_vectors(g).isfinite().all(1) for g in batch]).all(0)
@@ -64,9 +66,9 @@ def _stack(gradients: Iterable[Sequence[Tensor]], num_samples: int, dtype: torch
         filled = end
     stacks = [stack[:filled] for stack in stacks]
     if not any(stack.any() for stack in stacks):
-        raise PrivacyError(
-            'the public data gave no usable gradient to build the projector from: check that the public half of '
-            'the data set has annotated keypoints'
+        raise DataError(
+            'the public data gives no usable gradient for the projector: check that train_dataloader.dataset.public_view or '
+            'public has annotated keypoints'
         )
     return stacks
 
@@ -88,8 +90,8 @@ def _gram(stack: Tensor) -> Tensor:
     return gram
 
 
-def _mix_rows(mix: Tensor, stack: Tensor) -> Tensor:
-    """mix @ stack over the rows: (k, m) x (m, *shape) -> (k, *shape), in the stack's dtype."""
+def _mixed(mix: Tensor, stack: Tensor) -> Tensor:
+    """Linear combinations of a stack's samples: (k, m) x (m, *shape) -> (k, *shape), in the stack's dtype."""
     flat = as_vectors(stack)
     out = flat.new_empty(len(mix), flat.shape[1])
     for start in range(0, flat.shape[1], 1 << 18):

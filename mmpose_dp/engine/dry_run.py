@@ -1,6 +1,6 @@
-"""One batch through preprocessor, backbone, head and loss, so that what does not fit is named before training.
+"""Runs one batch through preprocessor, backbone, head and loss, so that parts that do not fit are named before training.
 
-Must not show values: what it takes is made of noise, and its messages hold shapes.
+Must not show values: the batch is noise, and messages hold shapes only.
 """
 
 import copy
@@ -16,48 +16,58 @@ from torch.utils._pytree import tree_map
 from mmpose_dp.datasets import collate_samples
 from mmpose_dp.models import FeatureMaskingHead
 from mmpose_dp.models.heads.private_head import tensors_in
-from mmpose_dp.privacy.errors import PrivacyError
+from mmpose_dp.privacy.errors import ConfigError, PrivacyError, UnsupportedModelError
 
 
-def blank_batch(row: dict, count: int = 1) -> dict:
+def blank_batch(packed: dict, count: int = 1) -> dict:
     """A batch of ``count`` samples like the packed one, with noise in the place of pictures and targets."""
-    return collate_samples([[_blank(row)] for _ in range(count)])
+    return collate_samples([[_blank(packed)] for _ in range(count)])
 
 
-def _blank(row: dict) -> dict:
-    row = copy.deepcopy(row)
-    image = row['inputs']
-    row['inputs'] = torch.randint(0, 256, image.shape).to(image.dtype)
-    sample = row['data_samples']
+def _blank(packed: dict) -> dict:
+    packed = copy.deepcopy(packed)
+    image = packed['inputs']
+    packed['inputs'] = torch.randint(0, 256, image.shape).to(image.dtype)
+    sample = packed['data_samples']
     for name in ('gt_instance_labels', 'gt_fields'):
         for value in tensors_in(sample.get(name)):
             value.uniform_(0, 1) if value.is_floating_point() else value.zero_()
-    return row
+    return packed
 
 
 def try_batch(model: nn.Module, batch: dict, key: str, amp_dtype: torch.dtype | None = None) -> None:
-    """Runs a training forward without gradients. Raises PrivacyError, naming the part of the model that does not fit ``key``.
+    """Runs a training forward without gradients.
 
-    The head's loss is the one that its private twin takes row by row.
+    The head's loss is the plain one, which private training takes sample by sample.
+
+    Args:
+        model: the model, made private.
+        batch: a collated batch.
+        key: the config key of the data, for messages.
+        amp_dtype: of mixed precision; None: full precision.
+
+    Raises:
+        ConfigError: if a part of the model does not fit the data; the message names it.
+        UnsupportedModelError: if the head computes its loss without calling its own forward.
     """
     head = next(m for m in model.modules() if isinstance(m, FeatureMaskingHead))
     labels = batch['data_samples'][0].get('gt_instance_labels')
     _check_joints(head, labels, key)
     targets = {name: tuple(x.shape) for name, x in _targets(batch['data_samples'][0]).items()}
-    device = next(model.parameters()).device.type
+    device, preprocessor = next(model.parameters()).device.type, model.get_submodule('data_preprocessor')
     amp = torch.autocast(device, dtype=amp_dtype) if amp_dtype else nullcontext()
     with _traced(model, head) as seen, torch.no_grad(), amp, warnings.catch_warnings():
         warnings.simplefilter('ignore')
-        warnings.filterwarnings('error', message='Using a target size')  # torch would stretch one to the other
+        warnings.filterwarnings('error', message='Using a target size')  # torch would broadcast one to the other
         try:
-            model(**model.data_preprocessor(batch, True), mode='loss')
+            model(**preprocessor(batch, True), mode='loss')
         except Exception as error:
-            told = ' '.join(str(error).split())[:300]
-            raise PrivacyError(f'{_what_failed(seen, key, targets)}: {type(error).__name__}: {told}') from error
+            words = ' '.join(str(error).split())[:300]
+            raise ConfigError(f'{_what_failed(seen, key, targets)}: {type(error).__name__}: {words}') from error
     if 'head' not in seen:
-        raise PrivacyError(
-            'model.head.loss does not call self.forward(feats), so it has no per-record losses: let it compare what '
-            'self.forward(feats) gives with the data samples'
+        raise UnsupportedModelError(
+            'model.head.loss does not call self.forward(feats), so it has no per-record losses: let it compare the '
+            'output of self.forward(feats) with the data samples'
         )
     _check_decoder(head, batch, key)
 
@@ -76,22 +86,22 @@ def rehearse(wrapper: Any, batch: dict, key: str) -> None:
         raise
     except Exception as error:
         message = ' '.join(str(error).split())[:300]
-        raise PrivacyError(
+        raise UnsupportedModelError(
             f'the model does not train on two samples of {key}: {type(error).__name__}: {message}'
         ) from error
 
 
 def _check_joints(head: nn.Module, labels: Any, key: str) -> None:
-    """A head with one joint, or another number of them, may fit by stretching: that is told by the numbers alone."""
+    """Refuses a head with another number of joints, even if broadcasting would make its loss run."""
     weights = None if labels is None else labels.get('keypoint_weights')
     if not isinstance(weights, Tensor) or not weights.dim():
         return
     joints = weights.shape[-1]
     for name in ('out_channels', 'num_joints'):
         own = getattr(head, name, None)
-        if type(own) is int and own not in (joints, 3 * joints):  # three maps a joint: UDP's combined targets
-            raise PrivacyError(
-                f'model.head.{name}={own} and the {joints} joints of {key} do not fit: write {name}={joints}'
+        if type(own) is int and own not in (joints, 3 * joints):  # three maps per joint: UDP's combined targets
+            raise ConfigError(
+                f'model.head.{name}={own} does not fit the {joints} joints of {key}: write {name}={joints}'
             )
 
 
@@ -99,38 +109,38 @@ def _check_decoder(head: nn.Module, batch: dict, key: str) -> None:
     size = getattr(getattr(head, 'decoder', None), 'input_size', None)
     height, width = batch['inputs'][0].shape[-2:]
     if size is not None and tuple(int(x) for x in size) != (width, height):
-        raise PrivacyError(
-            f'model.head.decoder.input_size={tuple(size)} and the {(width, height)} of the images that {key} gives (width, height) '
-            'do not fit, so predictions would be of another scale: use one codec for both'
+        raise ConfigError(
+            f'model.head.decoder.input_size={tuple(size)} does not fit the images of {key}, which are {(width, height)} (width, '
+            'height), so predictions would have another scale: use one codec for both'
         )
 
 
 @contextmanager
 def _traced(model: nn.Module, head: nn.Module) -> Iterator[dict]:
-    """Inside, the parts of the model leave the shapes of what they gave, and the head takes its parent's loss."""
+    """Inside, the output shapes of the model's parts are recorded, and the head has the plain loss of its parent class."""
     seen: dict[str, Any] = {}
 
     def forward(feats: Any) -> Any:
         seen['feats'] = _shapes(feats)
         outputs = plain_forward(feats)
         seen['head'] = _shapes(outputs)
-        return tree_map(_precise, outputs)  # as the private head's loss sees them in mixed precision
+        return tree_map(_precise, outputs)  # as the private head passes them to its loss in mixed precision
 
     def loss(feats: Any, batch_data_samples: list, train_cfg: dict | None = None) -> dict:
         seen.setdefault('feats', _shapes(feats))
-        return super(FeatureMaskingHead, head).loss(feats, batch_data_samples, dict(train_cfg or {}, compute_acc=False))
+        return plain_loss(feats, batch_data_samples, dict(train_cfg or {}, compute_acc=False))
 
     def note(name: str) -> Any:
         return lambda module, inputs, outputs: seen.update({name: _shapes(outputs)})
 
-    plain_forward = head.forward
+    plain_forward, plain_loss = head.forward, super(FeatureMaskingHead, head).loss  # type: ignore[misc]
     parts = [(name, getattr(model, name, None)) for name in ('data_preprocessor', 'backbone', 'neck')]
     handles = [part.register_forward_hook(note(name)) for name, part in parts if isinstance(part, nn.Module)]
-    head.forward, head.loss = forward, loss
+    vars(head).update(forward=forward, loss=loss)
     try:
         yield seen
     finally:
-        del head.forward, head.loss
+        del vars(head)['forward'], vars(head)['loss']
         for handle in handles:
             handle.remove()
 
@@ -141,15 +151,15 @@ def _what_failed(seen: dict, key: str, targets: dict) -> str:
     if 'backbone' not in seen:
         return f'model.backbone does not take the images of {key}'
     if 'feats' not in seen:
-        return f'model.neck (or the model between backbone and head) does not take what model.backbone gives, {seen["backbone"]}'
+        return f'model.neck (or the model between backbone and head) does not take the output of model.backbone, {seen["backbone"]}'
     if 'head' not in seen:
         return (
-            f'model.head does not take what the backbone gives, {seen["feats"]} (rows, channels, height, width): make its '
-            'in_channels, input_size and in_featuremap_size fit'
+            f'model.head does not take the output of the backbone, {seen["feats"]} (samples, channels, height, width): change its '
+            'in_channels, input_size and in_featuremap_size to fit'
         )
     return (
-        f'model.head gives {seen["head"]} and {key} has the targets {targets or "none"}: make model.head (out_channels, '
-        'deconv_out_channels, loss) and the codec in GenerateTarget fit each other'
+        f'model.head gives {seen["head"]} but {key} has the targets {targets or "none"}: change model.head (out_channels, '
+        'deconv_out_channels, loss) or the codec in GenerateTarget so that they fit'
     )
 
 

@@ -1,7 +1,7 @@
-"""What inheritance leaves in a config and no class takes. Must not change what a setting means.
+"""Removes leftovers of inheritance from a config, which no class accepts. Must not change what a setting means.
 
-``_delete_=True`` takes a base's keys away. Where there is no base, mmengine leaves it among the settings; and MMPose's
-``default_runtime.py`` has ``train_cfg.by_epoch``, which mmengine does not accept beside ``train_cfg.type``.
+``_delete_=True`` removes a base's keys; without a base, mmengine leaves it among the settings. MMPose's ``default_runtime.py``
+has ``train_cfg.by_epoch``, which mmengine does not accept beside ``train_cfg.type``.
 """
 
 from typing import Any
@@ -10,11 +10,11 @@ from mmengine.config import Config
 from mmpose.registry import LOOPS
 
 from mmpose_dp.datasets.resolving import resolved
-from mmpose_dp.privacy.errors import PrivacyError
+from mmpose_dp.privacy.errors import ConfigError
 
 
 def without_deletions(node: Any) -> Any:
-    """Takes every ``_delete_`` out of nested dicts and lists, in place; returns ``node``."""
+    """Removes every ``_delete_`` from nested dicts and lists, in place, and returns ``node``."""
     if isinstance(node, dict):
         node.pop('_delete_', None)
     parts = node.values() if isinstance(node, dict) else node if isinstance(node, (list, tuple)) else ()
@@ -24,13 +24,13 @@ def without_deletions(node: Any) -> Any:
 
 
 def without_leftovers(cfg: Config) -> Config:
-    """Takes leftovers of inheritance out of a config, in place. Raises PrivacyError for ``train_cfg.by_epoch=False``."""
+    """Removes leftovers of inheritance from a config, in place. Raises ConfigError for ``train_cfg.by_epoch=False``."""
     without_deletions(cfg._cfg_dict)
     train_cfg = cfg.get('train_cfg')
     if isinstance(train_cfg, dict) and 'by_epoch' in train_cfg:
         loop = resolved(LOOPS, train_cfg.get('type'))
         if getattr(loop, '__name__', '') == 'PrivateTrainLoop' and train_cfg.pop('by_epoch') is not True:
-            raise PrivacyError(
+            raise ConfigError(
                 'train_cfg.by_epoch must be True or left out: private training counts epochs, of num_records // '
                 'expected_batch_size steps each. Write train_cfg.max_epochs'
             )

@@ -1,6 +1,6 @@
-"""The privacy statement as files: JSON, and a page to read.
+"""Writes the privacy statement as files: JSON, and a Markdown page.
 
-Must not print an epsilon below the one that was computed, and must add nothing to what the statement holds.
+Must not print an epsilon below the computed one, and must not add anything to the statement.
 """
 
 import json
@@ -12,12 +12,14 @@ from mmpose_dp.privacy.figures import as_given, rounded_up
 
 
 def statement_markdown(statement: dict[str, Any]) -> str:
-    """The statement as a page to read."""
+    """The statement as a Markdown page."""
     s, warning = dict(statement), ''
     if not s.pop('private'):
         warning = '> **NOT PRIVATE.** A debug seed was set or no noise was added: no figure below is a guarantee.\n\n'
-    method, released, lists = s.pop('method'), s.pop('released'), ('not_protected', 'not_covered')
-    not_protected, not_covered = ('\n'.join(f'- {item}' for item in s.pop(name)) for name in lists)
+    method, released = s.pop('method'), s.pop('released')
+    not_protected, not_covered = (
+        '\n'.join(f'- {item}' for item in s.pop(name)) for name in ('not_protected', 'not_covered')
+    )
     page = f"""# Privacy statement
 
 {warning}**Guarantee:** {s.pop('guarantee')}, by {method}, for {released}.
@@ -43,14 +45,14 @@ def statement_markdown(statement: dict[str, Any]) -> str:
 
 
 def _cell(key: str, value: Any) -> str:
-    """A figure of the table: a computed epsilon is rounded up, everything else is printed as it is."""
+    """A cell of the table: a computed epsilon is rounded up, everything else is printed as it is."""
     if not isinstance(value, float):
         return str(value)
     return rounded_up(value) if key.startswith(('epsilon', 'personal_epsilon')) else as_given(value)
 
 
 def write_statement(statement: dict[str, Any], out_dir: str | os.PathLike[str]) -> None:
-    """Writes privacy_statement.json and privacy_statement.md, each whole or not at all."""
+    """Writes privacy_statement.json and privacy_statement.md, each completely or not at all."""
     for name, text in (
         ('privacy_statement.json', json.dumps(statement, indent=2) + '\n'),
         ('privacy_statement.md', statement_markdown(statement)),

@@ -1,6 +1,6 @@
-"""What a privacy statement says of pictures recovered from public views: the figures of tools/audit_view.py, in words.
+"""Puts the figures of tools/audit_view.py, on what can be recovered from public views, into a privacy statement.
 
-Must not examine anything itself, nor use figures of another view than the statement's.
+Must not examine anything itself, and must not use figures of a view that is not the statement's.
 """
 
 import json
@@ -15,7 +15,7 @@ NOT_EXAMINED = 'not examined: run tools/audit_view.py CONFIG'
 
 
 def recoverable_from_view(work_dir: str | os.PathLike[str], view: str | None) -> str:
-    """What the audit in a work dir found about this view (its description), or that there is none."""
+    """The findings of the audit in a work dir for this view (its description), or that it was not examined."""
     try:
         audit = json.loads((Path(work_dir) / AUDIT_NAME).read_text())
         return audit['in_words'] if audit['view'] == view else NOT_EXAMINED
@@ -24,7 +24,7 @@ def recoverable_from_view(work_dir: str | os.PathLike[str], view: str | None) ->
 
 
 def in_words(audit: dict[str, Any]) -> str:
-    """The figures of an audit as a sentence."""
+    """The figures of an audit, as a sentence."""
     if not audit['recovered']:
         return audit['note']
     seen = audit['shown']
@@ -39,13 +39,13 @@ def in_words(audit: dict[str, Any]) -> str:
 
 
 def with_audit(statement: dict[str, Any], work_dir: str | os.PathLike[str]) -> dict[str, Any]:
-    """A statement with what the audit in a work dir found about its public views; one without views stays as it is."""
+    """A statement with the findings of the audit in a work dir for its public views; one without views stays as it is."""
     found = [recoverable_from_view(work_dir, view) for view in statement.get('public_views', [])]
     return {**statement, 'recoverable_from_view': '; '.join(found)} if found else statement
 
 
 def update_statement(work_dir: str | os.PathLike[str]) -> bool:
-    """Puts the figures of the audit in a work dir into the statement there; False where there is none of its views."""
+    """Puts the figures of the audit in a work dir into the statement there; False if there are none for its views."""
     try:
         statement = json.loads((Path(work_dir) / 'privacy_statement.json').read_text())
     except FileNotFoundError:

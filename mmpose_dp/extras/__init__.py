@@ -1,1 +1,1 @@
-"""What a private training can do without: loaded when a config asks for it. Must not be imported by privacy or gradients."""
+"""Optional parts of private training, loaded if a config asks for them. Must not be imported by privacy or gradients."""

@@ -1,6 +1,6 @@
-"""Adaptive clipping: a C that follows the records' gradients, as far as votes say that are noised with everything else.
+"""Adaptive clipping: C follows the norms of the records' gradients, by votes that are noised with everything else.
 
-Must not look at a record: of their norms it learns what the noised votes say, which is post-processing.
+Must not read a record's norm: C follows from the noised sum of the votes alone, which is post-processing.
 """
 
 import math
@@ -13,32 +13,33 @@ from mmpose_dp.privacy.mechanism import GaussianMechanism, RecordCollector
 from mmpose_dp.privacy.records import Block, Samples
 from mmpose_dp.privacy.rounding import clipping_norm
 
-_QUANTILE = 0.5  # of the records are to lie within C
+_QUANTILE = 0.5  # the share of records whose norm should be within C
 _RATE = 0.2  # how fast the logarithm of C follows (both: Andrew et al. 2021, section 3)
-_SHARE = 0.1  # a vote's length in units of the clipped vector's
-_REACH = 1e3  # how far C may go
+_SHARE = 0.1  # the length of a vote in units of that of the clipped vector
+_REACH = 1e3  # by what factor C may change
 
 
 def shares(max_grad_norm: float) -> tuple[float, float]:
-    """What a record's vector is clipped to, and the length of its vote beside it: together they have norm C at most."""
+    """The norm to which a record's vector is clipped and the length of its vote: together their norm is at most C."""
     inside = max_grad_norm / math.sqrt(1 + _SHARE**2)
     return inside, _SHARE * inside
 
 
 class AdaptiveNorm:
-    """C that moves to where half of the records are clipped (Andrew et al. 2021, algorithm 1).
+    """A C that moves until half of the records are clipped (Andrew et al. 2021, algorithm 1).
 
-    The paper counts the records within C by a query of its own, and raises the noise of both so that together they cost what
-    one did. Here a record's vote is one more entry of its clipped vector, which comes to the same: a vector of norm C under
-    noise of deviation ``noise_multiplier`` * C, so the ledger has nothing to add. The vector itself is clipped to 0.995 C.
+    The paper counts the records within C by a second query, and raises the noise of both so that together they cost what one
+    did. Here a record's vote is one more entry of its clipped vector, which is equivalent: a vector of norm C under noise of
+    deviation ``noise_multiplier`` * C, so the ledger has nothing to add. The vector itself is clipped to 0.995 C.
 
-    C stays within a thousandth and a thousand times of the first: where all records agree, it would else leave what float32 tells.
+    C stays between a thousandth and a thousand times its first value. If all records agreed, it would otherwise leave the range
+    in which float32 can compare norms.
 
     Args:
         first: C of the first step.
 
     Attributes:
-        max_grad_norm: C of the step at hand.
+        max_grad_norm: C of the current step.
     """
 
     def __init__(self, first: float) -> None:
@@ -46,22 +47,22 @@ class AdaptiveNorm:
         self.max_grad_norm = first
 
     def follow(self, mean_vote: float) -> None:
-        """Takes the noised sum of the votes of one step, over the expected batch size. Nothing where that overflowed."""
+        """Updates C from the noised sum of one step's votes, divided by the expected batch size. An overflow changes nothing."""
         if not math.isfinite(mean_vote):
             return
         within = 0.5 + mean_vote / (2 * shares(self.max_grad_norm)[1])
         self.go_on_from(self.max_grad_norm * math.exp(min(max(-_RATE * (within - _QUANTILE), -1.0), 1.0)))
 
     def go_on_from(self, max_grad_norm: float) -> None:
-        """Sets C, inside its limits."""
+        """Sets C, within its limits."""
         low, high = self._limits
         self.max_grad_norm = min(max(max_grad_norm, low), high)
 
 
 class VotingSum:
-    """A collector whose total ends with one more entry: ``vote`` for each record within ``max_grad_norm``, less it for each beyond.
+    """A collector whose total has one more entry: plus ``vote`` for each record within ``max_grad_norm``, minus it for others.
 
-    A record whose gradient is not finite has no vote. With it a record weighs hypot(max_grad_norm, vote) at most.
+    A record whose gradient is not finite has no vote. With its vote, a record's norm is at most hypot(max_grad_norm, vote).
     """
 
     def __init__(self, collector: Any, max_grad_norm: float, vote: float) -> None:
@@ -72,7 +73,7 @@ class VotingSum:
         self._collector.add(block)
 
     def total(self) -> list[Tensor]:
-        """The collector's, then the votes, of shape (1,)."""
+        """The total of the collector, then the sum of the votes, shape (1,)."""
         total, norms = self._collector.total(), self._collector.norms
         signs = ((norms <= self._max_grad_norm).float() * 2 - 1) * torch.isfinite(norms)
         return [*total, self._vote * signs.sum().view(1)]
@@ -86,7 +87,7 @@ class AdaptiveMechanism(GaussianMechanism):
         self.adaptive_norm = AdaptiveNorm(self.max_grad_norm)
 
     def now(self) -> tuple[float | None, float]:
-        """sigma of the plan, and C where the votes have brought it."""
+        """The plan's sigma, and C as the votes have set it."""
         return super().now()[0], self.adaptive_norm.max_grad_norm
 
     def collector(self, records: Samples) -> RecordCollector:
@@ -100,6 +101,6 @@ class AdaptiveMechanism(GaussianMechanism):
         return [*super().empty(), torch.zeros(1, device=self.params[0].device)]
 
     def map_back(self, total: list[Tensor]) -> list[Tensor]:
-        """Takes the noised votes off, by which C moves; then as without them."""
+        """Removes the noised votes, which set the next C, and maps the rest back."""
         self.adaptive_norm.follow(float(total.pop()))
         return super().map_back(total)

@@ -1,14 +1,14 @@
-"""GroupNorm in the place of BatchNorm: an alternative to frozen statistics. Must not rename a layer."""
+"""Replaces BatchNorm with GroupNorm, as an alternative to frozen statistics. Must not rename a layer."""
 
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 
 def replace_batch_norm(model: nn.Module, max_groups: int = 32) -> int:
-    """Puts GroupNorm (Wu and He 2018) in the place of every BatchNorm, with its scale and shift; returns how many.
+    """Replaces every BatchNorm with GroupNorm (Wu and He 2018), keeps its scale and shift, and returns how many there were.
 
-    There are as many groups as ``max_groups`` and two channels a group allow.
-    The model is another one afterwards: it needs training, and the same call before its checkpoint is loaded.
+    There are as many groups as ``max_groups`` and at least two channels per group allow. The changed model needs training, and
+    the same call before its checkpoint is loaded.
     """
     count = 0
     for parent in list(model.modules()):

@@ -1,7 +1,7 @@
 """Low-rank updates (LoRA, Hu et al. 2021; under differential privacy Yu et al. 2022) of linear layers and 1x1 convolutions.
 
 The layers keep their names, and a state dict holds their weights with the update added: a checkpoint runs in plain MMPose,
-which ignores the ``lora_`` keys beside them. Must not move the original weights.
+which ignores the ``lora_`` keys beside them. Must not change the original weights.
 """
 
 import math
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 
-# one class between torch's and the factors': MMPose initialises layers by class name, one base class deep
+# a class between torch's and the factors', since MMPose initialises layers by the name of their class and its direct bases
 class _Linear(nn.Linear):
     pass
 
@@ -29,14 +29,14 @@ class LowRankConv2d(_Conv2d):
 
 
 class LowRank:
-    """Mixed into a layer's class: adds ``lora_up(lora_down(x))`` to what the layer gives."""
+    """Mixed into a layer's class: adds ``lora_up(lora_down(x))`` to the layer's output."""
 
     weight: nn.Parameter
     lora_down: nn.Module
     lora_up: nn.Module
 
     def forward(self, x: Tensor) -> Tensor:
-        """The layer with its update."""
+        """The output of the layer with its update."""
         return super().forward(x) + self.lora_up(self.lora_down(x))  # type: ignore[misc]
 
     def _save_to_state_dict(self, destination: dict, prefix: str, keep_vars: bool) -> None:
@@ -58,12 +58,12 @@ def _product(up: Tensor, down: Tensor) -> Tensor:
 
 
 def add_low_rank(model: nn.Module, rank: int) -> int:
-    """Gives every linear layer and 1x1 convolution an update of the given rank, zero to begin with.
+    """Gives every linear layer and 1x1 convolution an update of the given rank, which starts at zero.
 
-    Returns how many layers there are. Attention of torch's own, whose weights are read without a call, has none.
+    Returns the number of these layers. torch's own attention gets no update, since it reads its weights without a call.
     """
     inside = {child for m in model.modules() if isinstance(m, nn.MultiheadAttention) for child in m.modules()}
-    layers = [m for m in model.modules() if m not in inside and _takes_update(m)]
+    layers: list[Any] = [m for m in model.modules() if m not in inside and _takes_update(m)]
     for layer in layers:
         up, down = _factors(layer, min(rank, *layer.weight.shape[:2]))
         nn.init.kaiming_uniform_(down.weight, a=math.sqrt(5))
@@ -79,9 +79,10 @@ def _takes_update(module: nn.Module) -> bool:
     return isinstance(module, nn.Linear)
 
 
-def _factors(layer: nn.Module, rank: int) -> tuple[nn.Module, nn.Module]:
+def _factors(layer: nn.Linear | nn.Conv2d, rank: int) -> tuple[nn.Linear | nn.Conv2d, nn.Linear | nn.Conv2d]:
+    """The up and the down factor of a layer's update."""
     if isinstance(layer, nn.Conv2d):
-        down = LowRankConv2d(layer.in_channels, rank, 1, stride=layer.stride, bias=False)
+        stride: Any = layer.stride
+        down = LowRankConv2d(layer.in_channels, rank, 1, stride=stride, bias=False)
         return LowRankConv2d(rank, layer.out_channels, 1, bias=False), down
-    assert isinstance(layer, nn.Linear)
     return LowRankLinear(rank, layer.out_features, bias=False), LowRankLinear(layer.in_features, rank, bias=False)

@@ -1,6 +1,6 @@
 """Personal budgets: records whose owners allow a smaller epsilon are sampled less often.
 
-Source: Boenisch et al. 2023 (individualized DP-SGD, "Sample"). Must not give a group of records more than its own epsilon.
+Source: Boenisch et al. 2023 (individualized DP-SGD, "Sample"). Must not let a group of records exceed its own epsilon.
 """
 
 import math
@@ -16,9 +16,7 @@ from mmpose_dp.privacy.figures import as_given
 from mmpose_dp.privacy.ledger import Ledger
 from mmpose_dp.privacy.plan import PrivacyPlan
 
-_PRECISION = (
-    1e-2  # relative, of the noise multiplier: every try is a search by itself; the rates are exact all the same
-)
+_PRECISION = 1e-2  # relative, of the noise multiplier, since every try is a search; the rates are exact nevertheless
 _RATE_BITS = 32  # a calibrated sampling rate is a whole multiple of 2**-32
 
 Spent = Callable[[History], float]  # epsilon of a history
@@ -39,9 +37,9 @@ class PersonalPlan(PrivacyPlan):
 
     Attributes:
         budgets: smallest first; ``calibrate`` sets their sample_rate.
-        assignment: which of the ``budgets`` each record has, by number, in the order of the records.
+        assignment: for each record, the number of its budget in ``budgets``.
 
-    Steps of earlier trainings count for every group at their highest rate: the groups there may have been others.
+    Steps of earlier trainings count for every group at their highest rate, since the groups there may have been others.
     """
 
     budgets: tuple[Budget, ...] = ()
@@ -62,7 +60,7 @@ class PersonalPlan(PrivacyPlan):
 
     @property
     def run_metadata(self) -> dict[str, Any]:
-        """That of any training, with the budgets and which of them each record has: both are public."""
+        """Those of any training, with the budgets and which of them each record has: both are public."""
         return {
             **super().run_metadata,
             'personal_budgets': [[budget.epsilon, budget.num_records] for budget in self.budgets],
@@ -75,12 +73,12 @@ class PersonalPlan(PrivacyPlan):
         return tuple(self.budgets[number].sample_rate for number in self.assignment)
 
     def event_at(self, step: int) -> StepEvent:
-        """What private step number ``step`` puts into the ledger: the highest rate, and the rate of each group."""
+        """The ledger's entry for private step number ``step``: the highest rate, and the rate of each group."""
         rates = tuple(budget.sample_rate for budget in self.budgets)
         return StepEvent(super().event_at(step).noise_multiplier, max(rates), rates)
 
     def by_budget(self, history: History) -> list[tuple[float | None, History]]:
-        """The budget of each group, and this training's steps as its records see them."""
+        """The budget of each group, and this training's steps at the rate of its records."""
         return [
             (budget.epsilon, [(of_group(event, group), steps) for event, steps in history])
             for group, budget in enumerate(self.budgets)
@@ -88,7 +86,7 @@ class PersonalPlan(PrivacyPlan):
 
     @property
     def epsilons(self) -> tuple[float, ...]:
-        """Epsilon of each group after all planned steps, and after what was spent before."""
+        """Epsilon of each group after all planned steps, earlier trainings included."""
         return self._epsilons(self.earlier_history, self.planned())
 
     def personal_epsilon(self, ledger: Ledger) -> dict[str, float]:
@@ -102,7 +100,7 @@ class PersonalPlan(PrivacyPlan):
 
 
 def of_group(event: StepEvent, group: int) -> StepEvent:
-    """A step as the records of one group see it."""
+    """A step at the sampling rate of one group."""
     rate = event.personal_rates[group] if event.personal_rates else event.sample_rate
     return StepEvent(event.noise_multiplier, rate)
 
@@ -116,13 +114,15 @@ def calibrate_sample_rates(
     history: History = (),
     factors: Factors = (),
 ) -> tuple[float, tuple[Fraction, ...]]:
-    """One noise multiplier for all, and for each budget the rate at which its records may be sampled.
+    """One noise multiplier for all groups, and for each budget the rate at which its records may be sampled.
 
     Args:
         budgets: (epsilon, number of records) of each group, smallest epsilon first.
         expected_batch_size: B; the rates times the numbers of records add up to it.
+        factors: (noise factor, steps) of each part of a schedule.
+        history: steps of earlier trainings.
 
-    Every group keeps within its own epsilon. Raises BudgetError if no noise is enough.
+    No group exceeds its own epsilon. Raises BudgetError if no noise is enough.
     """
     factors = factors or ((1.0, steps),)
 
@@ -159,7 +159,7 @@ def calibrate_sample_rates(
 
 
 def _highest_rate(target: float, sigma: float, spent: Spent, history: History, factors: Factors) -> Fraction:
-    """The highest sampling rate that keeps the budget, rounded down by one percent; 0 if none does."""
+    """The highest sampling rate within the budget, at most one percent too low; 0 if there is none."""
 
     def fits(rate: Fraction) -> bool:
         return spent([*history, *scheduled_steps(sigma, rate, factors)]) <= target

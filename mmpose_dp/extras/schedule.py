@@ -1,6 +1,6 @@
-"""Schedules: sigma and C that change over a training, as the settings say.
+"""Schedules: sigma and C change over a training as the settings say.
 
-Must not depend on anything but the settings: a schedule that looks at private data would be a release of its own.
+Must not depend on anything but the settings: a schedule that follows private data would be a release of its own.
 """
 
 from dataclasses import dataclass
@@ -13,11 +13,11 @@ class Schedule:
     """How sigma and C change over the training: exponentially, in ``pieces`` equal parts (Du et al. 2021, Dynamic DP-SGD).
 
     Attributes:
-        noise_multiplier: sigma of the last part in units of the first part's.
-        max_grad_norm: C of the last part in units of the first part's. It needs no accounting: the noise follows C.
-        pieces: parts; each has an accounting event of its own.
+        noise_multiplier: sigma of the last part, relative to the first part's.
+        max_grad_norm: C of the last part, relative to the first part's. It needs no accounting, since the noise follows C.
+        pieces: number of parts; each has its own accounting event.
 
-    Raises ConfigError for values that are out of range.
+    Raises ConfigError for values out of range.
     """
 
     noise_multiplier: float = 1.0

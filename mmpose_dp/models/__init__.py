@@ -1,4 +1,4 @@
-"""What a model needs to be trained privately. Must not import the engine."""
+"""Changes that a model needs before private training. Must not import the engine."""
 
 from mmpose_dp.extras.group_norm import replace_batch_norm
 from mmpose_dp.extras.lora import add_low_rank

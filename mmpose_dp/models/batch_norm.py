@@ -1,7 +1,7 @@
-"""Batch normalisation that cannot mix records: frozen statistics, or group normalisation in its place.
+"""Freezes the statistics of BatchNorm, which would mix the records of a batch.
 
-Must not rename anything: a layer keeps its name and its scale and shift, so model-zoo checkpoints load into it. With frozen
-statistics what is trained loads in plain MMPose too.
+Must not rename anything: a layer keeps its name and its scale and shift, so that model-zoo checkpoints load into it and plain
+MMPose loads what is trained.
 """
 
 from torch import nn
@@ -9,7 +9,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 
 class FrozenStatistics:
-    """Mixed into a BatchNorm class: ``train()`` leaves it in eval mode, but in epochs on public rows alone.
+    """Mixed into a BatchNorm class: ``train()`` leaves it in eval mode, except in epochs on public samples only.
 
     Attributes:
         public_only: see ``public_statistics``.
@@ -18,19 +18,19 @@ class FrozenStatistics:
     public_only = False
 
     def train(self, mode: bool = True) -> nn.Module:
-        """Stays in eval mode whatever ``mode`` says, unless ``public_only``."""
+        """Stays in eval mode for any ``mode``, unless ``public_only``."""
         return super().train(mode and self.public_only)  # type: ignore[misc]
 
 
 def has_batch_statistics(module: nn.Module) -> bool:
-    """Whether a forward in train mode would use, or change, statistics over the batch."""
+    """Whether a forward in train mode would use or change statistics over the batch."""
     return isinstance(module, _BatchNorm) or (
         isinstance(module, nn.modules.instancenorm._InstanceNorm) and module.track_running_stats
     )
 
 
 def freeze_batch_norm(model: nn.Module) -> int:
-    """Freezes the statistics of every BatchNorm (SyncBatchNorm included) in place; returns how many there are."""
+    """Freezes the statistics of every BatchNorm (SyncBatchNorm included) in place and returns the number of these layers."""
     count = 0
     for module in model.modules():
         if has_batch_statistics(module):
@@ -43,7 +43,7 @@ def freeze_batch_norm(model: nn.Module) -> int:
 
 
 def public_statistics(model: nn.Module, public_only: bool) -> None:
-    """Whether frozen layers learn statistics at the next ``model.train()``: for epochs on public rows alone."""
+    """Sets whether frozen layers learn statistics from the next ``model.train()`` on: for epochs on public samples only."""
     for module in model.modules():
         if isinstance(module, FrozenStatistics):
             module.public_only = public_only

@@ -1,6 +1,6 @@
-"""Starting from weights: what a file holds, what of it fits, and joints matched by name if the data set is another.
+"""Weights to start from: what a file holds, what of it fits, and output layers matched by joint name for another data set.
 
-Must not touch a checkpoint that training resumes from.
+Must not change a checkpoint that training resumes from.
 """
 
 import re
@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmpose_dp.privacy.errors import PrivacyError
+from mmpose_dp.privacy.errors import ConfigError
 
 
 def fit_joints(
@@ -20,16 +20,16 @@ def fit_joints(
     saved_joints: Sequence[str],
     wanted_joints: Sequence[str],
 ) -> list[str]:
-    """Makes ``saved`` fit a model with other joints, in place; returns a line for each tensor that did not fit as it was.
+    """Makes ``saved`` fit a model with other joints, in place, and returns a line for each tensor that did not fit as it was.
 
-    A tensor with one row a joint (an output layer: COCO's has 17, MPII's 16) gets the model's own rows, with those of the
-    joints that both know replaced. Any other tensor of another shape is left to be skipped.
+    A tensor with one row per joint (an output layer: COCO's has 17, MPII's 16) is replaced by the model's own, into which the
+    rows of the joints that both have are copied. Any other tensor of another shape is left as it is; loading skips it.
 
     Args:
         saved: a checkpoint's state dict.
-        wanted: the model's.
-        saved_joints: names of the joints in the order of the checkpoint's rows; empty if not known.
-        wanted_joints: names in the model's order.
+        wanted: the model's state dict.
+        saved_joints: names of the joints in the order of the checkpoint's rows; empty if unknown.
+        wanted_joints: names of the joints in the model's order.
     """
     both = [name for name in wanted_joints if name in saved_joints]
     lines = []
@@ -51,12 +51,13 @@ def fit_joints(
 
 
 class LoadWatch:
-    """Notes which tensors of a model are really loaded, whatever loads them, until ``close``.
+    """Records which tensors of a model are actually loaded, by any code, until ``close``.
 
     Only floating-point tensors count: BatchNorm's counters fit into any model.
 
     Attributes:
         loads: for each load, oldest first, the module that was loaded ('' for the whole model) and the tensors that fit.
+        shapes: the shapes of the model's floating-point tensors by name.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -68,7 +69,7 @@ class LoadWatch:
         ]
 
     def __deepcopy__(self, memo: dict) -> 'LoadWatch':
-        return self  # what is loaded into a copy of the model (EMAHook makes one) is ignored, see _note
+        return self  # loads into a copy of the model (EMAHook makes one) are ignored, see _note
 
     def _note(self, module: nn.Module, state_dict: dict, prefix: str, *_: Any) -> None:
         name = self._names.get(id(module))
@@ -83,12 +84,12 @@ class LoadWatch:
                 self.loads[-1][1].add(inside + key)
 
     def found(self, module: str, start: int = 0, end: int | None = None) -> set[str] | None:
-        """The tensors that fit when ``module`` or a part of it was loaded, in loads ``start`` to ``end``; None if it was not."""
+        """The tensors that fit in loads ``start`` to ``end`` of ``module`` or a part of it; None if it was not loaded."""
         found = [tensors for name, tensors in self.loads[start:end] if is_within(name, module)]
         return set().union(*found) if found else None
 
     def inside(self, module: str) -> dict[str, torch.Size]:
-        """The shapes of a module's tensors by their names in it."""
+        """The shapes of a module's tensors by their names within it."""
         start = len(module) + 1 if module else 0
         return {name[start:]: shape for name, shape in self.shapes.items() if is_within(name, module)}
 
@@ -99,7 +100,7 @@ class LoadWatch:
 
 
 def is_within(name: str, module: str) -> bool:
-    """Whether a dotted name is that of a module or of something in it; all are in ''."""
+    """Whether a dotted name is that of a module or of something in it; every name is in ''."""
     return not module or name == module or name.startswith(f'{module}.')
 
 
@@ -113,13 +114,13 @@ def shapes_of(model: nn.Module) -> dict[str, torch.Size]:
 
 
 def weights_of(checkpoint: Any, where: str) -> dict[str, Tensor]:
-    """The tensors that mmengine takes from a checkpoint, by the names that it gives them.
+    """The tensors that mmengine reads from a checkpoint, by the names it gives them.
 
-    Raises PrivacyError where there are none, with the key under which they are if they are under another.
+    Raises ConfigError if there are none; if they are under another key, the message names it.
     """
     if not isinstance(checkpoint, dict):
-        raise PrivacyError(
-            f'{where} holds a {type(checkpoint).__name__} and not weights by name: save the state_dict() of the model instead'
+        raise ConfigError(
+            f'{where} holds a {type(checkpoint).__name__} instead of weights by name: save the state_dict() of the model'
         )
     weights = checkpoint.get('state_dict', checkpoint)
     weights = weights if isinstance(weights, dict) else {}
@@ -135,22 +136,22 @@ def weights_of(checkpoint: Any, where: str) -> dict[str, Tensor]:
             if holds
             else f'It has {", ".join(map(repr, list(checkpoint)[:4])) or "nothing"}'
         )
-        raise PrivacyError(f'{where} holds no weights where mmengine looks for them. {advice}')
+        raise ConfigError(f'{where} holds no weights where mmengine looks for them. {advice}')
     return found
 
 
 def explain_misfit(given: dict[str, torch.Size], wanted: dict[str, torch.Size], into: str) -> str:
-    """Why no tensor of a file fits a module, and what to write if the names differ by what stands before them.
+    """Says why no tensor of a file fits a module, and what to write if the names differ only in their prefix.
 
     Args:
         given: the file's shapes by name.
-        wanted: the module's.
+        wanted: the module's shapes by name.
         into: the module's config key, such as 'model.backbone'.
     """
-    told = [', '.join([*list(shapes)[:3], '...']) for shapes in (given, wanted)]
-    words = f'It has {told[0]} and {into} has {told[1]}'
+    first = [', '.join([*list(shapes)[:3], '...']) for shapes in (given, wanted)]
+    words = f'It has {first[0]} and {into} has {first[1]}'
     if any(name in wanted for name in given):
-        return f'{words}. The names agree and the shapes do not: it is of a model of another size'
+        return f'{words}. The names agree but the shapes do not: it is of a model of another size'
     before: Counter[tuple[str, str]] = Counter()
     ends = {name[i:]: name[:i] for name in wanted for i in (0, *(j + 1 for j, x in enumerate(name) if x == '.'))}
     for name, shape in given.items():

@@ -1,6 +1,6 @@
-"""Which parameters private training moves: the fewer there are, the less noise the same epsilon puts on them.
+"""Chooses the parameters that private training changes: the fewer there are, the less noise the same epsilon needs.
 
-Must not leave a name unexplained: a part of the setting that matches no parameter is an error, not a silent nothing.
+Must not ignore a name: a part of the setting that matches no parameter is an error.
 """
 
 import re
@@ -9,29 +9,29 @@ from fnmatch import fnmatchcase
 from torch import nn
 
 from mmpose_dp.extras.lora import add_low_rank
-from mmpose_dp.privacy.errors import PrivacyError
+from mmpose_dp.privacy.errors import ConfigError
+from mmpose_dp.privacy.validation import as_whole
 
 _STAGES = re.compile(r'(layer|stage)\d+|(.+_)?(layers|stages|modules)|multi_stage_.+')
 
 
 def choose_trainable(model: nn.Module, trainable: str = 'all', lora_rank: int = 8) -> int:
-    """Freezes every parameter that ``trainable`` does not name; returns how many numbers are left to train.
+    """Freezes every parameter that ``trainable`` does not name and returns how many numbers are left to train.
 
     Args:
-        trainable: 'all' (whatever the model trains), or parts joined by '+':
-            'head' (neck and head), 'first_stage' (the backbone up to its first stage), 'last_stage' (from its last on), 'norms'
+        trainable: 'all' (everything that the model trains), or parts joined by '+':
+            'head' (neck and head), 'first_stage' (the backbone up to its first stage), 'last_stage' (from its last one on), 'norms'
             (scale and shift of every norm layer), 'bias' (every bias: BiTFiT, Bu et al. 2022), 'lora' (low-rank updates of
             linear layers and 1x1 convolutions: Hu et al. 2021, Yu et al. 2022), or a pattern on parameter names such as
-            'backbone.stage4.*'. The paper's subset (arXiv 2504.10190) is 'head+last_stage+norms'; docs/accuracy.md has a case
-            for 'norms+first_stage' after epochs on public views, which lack the detail that the first layers see.
+            'backbone.stage4.*'. The paper's subset (arXiv 2504.10190) is 'head+last_stage+norms'; docs/accuracy.md shows
+            where 'norms+first_stage' helps: after epochs on public views, which lack the detail that the first layers see.
         lora_rank: rank of the updates that 'lora' adds.
 
-    Raises PrivacyError for a part that matches no parameter.
+    Raises ConfigError for a part that matches no parameter, and for settings of other types.
     """
     if not isinstance(trainable, str):
-        raise PrivacyError(f'optim_wrapper.trainable={trainable!r} must be a text')
-    if type(lora_rank) is not int or lora_rank < 1:
-        raise PrivacyError(f'optim_wrapper.lora_rank={lora_rank!r} must be a whole number above 0')
+        raise ConfigError(f'optim_wrapper.trainable={trainable!r} must be a string')
+    lora_rank = as_whole(lora_rank, 'optim_wrapper.lora_rank')
     if trainable != 'all':
         chosen: set[str] = set()
         parts = [part.strip() for part in trainable.split('+')]
@@ -41,9 +41,9 @@ def choose_trainable(model: nn.Module, trainable: str = 'all', lora_rank: int = 
         for part in parts:
             found = names & _part(model, part)
             if not found:
-                raise PrivacyError(
+                raise ConfigError(
                     f"optim_wrapper.trainable={trainable!r}: {part!r} matches no trainable parameter. Write 'all', or "
-                    "parts joined by '+' out of head, first_stage, last_stage, norms, bias, lora and patterns "
+                    "parts joined by '+' from head, first_stage, last_stage, norms, bias, lora and patterns "
                     "such as 'backbone.stage4.*' "
                     f'(this model has {", ".join(sorted(names)[:3])}, ...)'
                 )
@@ -71,12 +71,12 @@ def _part(model: nn.Module, part: str) -> set[str]:
 
 
 def _stage(model: nn.Module, last: bool) -> tuple[str, ...]:
-    """Prefixes of the backbone's last stage and of all that is defined after it, or of its first and all before it."""
+    """Prefixes of the backbone's last stage and everything defined after it, or of its first stage and everything before it."""
     children = list(getattr(model, 'backbone', nn.Module()).named_children())
     stages = [i for i, (name, _) in enumerate(children) if _STAGES.fullmatch(name)]
     if not stages:
-        raise PrivacyError(
-            'optim_wrapper.trainable: no stages are known of this backbone; write a pattern in place of the stage, such as '
+        raise ConfigError(
+            'optim_wrapper.trainable: this backbone has no known stages; write a pattern instead of the stage, such as '
             f"'backbone.{children[-1][0] if children else 'layer4'}.*'"
         )
     number = stages[-1 if last else 0]

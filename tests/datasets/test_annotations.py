@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mmpose_dp.datasets import PublicPrivateDataset
-from mmpose_dp.privacy.errors import PrivacyError
+from mmpose_dp.privacy.errors import DataError
 from tests.support.coco_data import content, write
 from tests.support.datasets import mpii
 
@@ -35,7 +35,7 @@ def _texts(image, ann):
 
 
 REFUSED = {
-    'one id in every picture': (each(lambda i, a: a.update(id=1)), 'more than one annotation with the id 1,.*Number'),
+    'one id in every picture': (each(lambda i, a: a.update(id=1)), 'more than one annotation with the id 1,.*Renumber'),
     'an id twice': (lambda d: d['annotations'][5].update(id=3), 'more than one annotation with the id 3'),
     'an annotation twice': (lambda d: d['annotations'].append(dict(d['annotations'][2])), 'annotation with the id 3'),
     'an id as 3 and 3.0': (lambda d: d['annotations'][5].update(id=3.0), 'more than one annotation with the id 3.0'),
@@ -54,7 +54,7 @@ REFUSED = {
     'boxes of no size': (each(lambda i, a: a.update(bbox=[12.0, 8.0, 0.0, 0.0])), 'holds no annotated person'),
     'a person with fewer joints': (
         lambda d: d['annotations'][3].update(keypoints=[20.0, 20.0, 2.0]),
-        'annotation 4 has 1 joints, and others have 5',
+        'annotation 4 has 1 joints and others have 5',
     ),
 }  # fmt: skip
 
@@ -64,14 +64,14 @@ def test_refused_before_training(tmp_path, name):
     change, message = REFUSED[name]
     data = content()
     change(data)
-    with pytest.raises(PrivacyError, match=f'(?s)dataset.private.*{message}'):
+    with pytest.raises(DataError, match=f'(?s)dataset.private.*{message}'):
         PublicPrivateDataset(write(tmp_path, data))
 
 
-def test_no_row_at_all_in_bytes(tmp_path):
+def test_a_data_set_without_samples_in_bytes(tmp_path):
     data = content()
     each(lambda image, ann: ann.update(bbox=[12.0, 8.0, 24.0, 0.0]))(data)
-    with pytest.raises(PrivacyError, match='own.json holds no annotated person whose box has a size'):
+    with pytest.raises(DataError, match='own.json holds no annotated person whose box has a size'):
         PublicPrivateDataset(dict(write(tmp_path, data), serialize_data=True))
 
 
@@ -80,7 +80,7 @@ def _as_corners(image, ann):
     ann['bbox'] = [x + 2, y + 2, x + w + 10, y + h + 6]
 
 
-TOLD = {
+WARNINGS = {
     'boxes as two corners': (each(_as_corners), r'8 of 8 boxes.*are these \[x1, y1, x2, y2\]'),
     'an annotation of no image': (lambda d: d['annotations'][6].update(image_id=99), '1 of 8 annotations'),
     'most have no joint': (
@@ -90,9 +90,9 @@ TOLD = {
 }
 
 
-@pytest.mark.parametrize('name', TOLD)
-def test_told_on_the_terminal_only(tmp_path, capfd, name):
-    change, message = TOLD[name]
+@pytest.mark.parametrize('name', WARNINGS)
+def test_warnings_go_to_the_terminal_only(tmp_path, capfd, name):
+    change, message = WARNINGS[name]
     data = content()
     change(data)
     PublicPrivateDataset(write(tmp_path, data))
@@ -106,7 +106,7 @@ def test_what_plain_mmpose_can_use_is_used(tmp_path, capfd):
         ann['owner'] = f'p{ann["image_id"] // 2}'
     dataset = PublicPrivateDataset(write(tmp_path, data), privacy_unit='subject', subjects='owner')
     assert (len(dataset), dataset.num_records) == (8, 5)
-    assert all(len(dataset[row]) == 1 for row in range(8))
+    assert all(len(dataset[index]) == 1 for index in range(8))
     assert 'WARNING' not in capfd.readouterr().err
 
 
@@ -117,7 +117,9 @@ def test_one_person_annotated_twice_is_one_record(tmp_path):
     dataset = PublicPrivateDataset(write(tmp_path, data))
     assert (len(dataset), dataset.num_records) == (10, 9)
     (doubled,) = [dataset.samples_of(r) for r in range(9) if len(dataset.samples_of(r)) > 1]
-    assert len(doubled) == 2 and len({dataset[row][0]['data_samples'].metainfo['dp_record'] for row in doubled}) == 1
+    assert (
+        len(doubled) == 2 and len({dataset[index][0]['data_samples'].metainfo['dp_record'] for index in doubled}) == 1
+    )
 
 
 def test_an_image_under_two_ids_is_one_record(tmp_path):
@@ -154,7 +156,7 @@ def test_images_of_one_name_have_values_by_their_paths(tmp_path):
     dataset = PublicPrivateDataset(cfg, personal_epsilon=str(mapping))
     assert sorted(dataset.personal_epsilons) == [(1.0 + i,) for i in range(8)]
     mapping.write_text(json.dumps({'0.png': 1.0}))
-    with pytest.raises(PrivacyError, match=r'b/0\.png shares with .*a/0\.png: write their paths'):
+    with pytest.raises(DataError, match=r'b/0\.png and .*a/0\.png have the same one: write their paths'):
         PublicPrivateDataset(cfg, personal_epsilon=str(mapping))
 
 
@@ -166,7 +168,7 @@ def test_names_that_are_no_numbers_in_mpiis_format(synthetic, tmp_path):
     people[0]['image'] = 'train000.jpg'
     shutil.copy(tmp_path / 'own/images' / old, tmp_path / 'own/images/train000.jpg')
     path.write_text(json.dumps(people))
-    with pytest.raises(PrivacyError, match="'train000.jpg' in .*is not a number. Rename.*type='CocoDataset'"):
+    with pytest.raises(DataError, match="'train000.jpg' in .*is not a number. Rename.*type='CocoDataset'"):
         PublicPrivateDataset(mpii(tmp_path / 'own'))
 
 

@@ -42,7 +42,7 @@ def test_a_type_is_what_it_stands_for(own, rename):
     for kind in ('mmpose.CocoDataset', CocoDataset):
         for view in (None, dict(type='mmpose.PublicView'), dict(type=PublicView)):
             dataset = PublicPrivateDataset(dict(cfg, type=kind), public_view=view)
-            assert [len(dataset[row]) for row in (0, len(dataset) - 1)] == [1, 1]
+            assert [len(dataset[index]) for index in (0, len(dataset) - 1)] == [1, 1]
 
 
 @pytest.mark.parametrize('kind', ['Mosaic', 'mmpose.Mosaic', 'mmdet.Mosaic', Mosaic, type('OwnMosaic', (Mosaic,), {})])
@@ -89,12 +89,12 @@ class LoadOwn(BaseTransform):
 
 
 class Step(BaseTransform):
-    def __init__(self, draw=None, prob=1.0):
-        self.draw = draw
+    def __init__(self, number=None, prob=1.0):
+        self.number = number
 
     def transform(self, results):
         results['img'] = cv2.convertScaleAbs(results['img'], alpha=0.5)
-        if self.draw is not None and self.draw() < 1e-9:
+        if self.number is not None and self.number() < 1e-9:
             results['img'][:] = 0
         return results
 
@@ -119,9 +119,9 @@ def test_loaders_and_fixed_steps_may_come_before_the_view(own):
         dict(type='PhotometricDistortion'),
         dict(type='RandomApply', prob=1e-9, transforms=[dict(type=Step)]),
         dict(type='mmcv.KeyMapper', transforms=[dict(type='PhotometricDistortion')]),
-        dict(type=Step, draw=random.random),
-        dict(type=Step, draw=np.random.rand),
-        dict(type=Step, draw=lambda: float(torch.rand(1))),
+        dict(type=Step, number=random.random),
+        dict(type=Step, number=np.random.rand),
+        dict(type=Step, number=lambda: float(torch.rand(1))),
         dict(type=Unseeded),
     ],
     ids=['declared', 'rare', 'within', 'random', 'numpy', 'torch', 'of its own'],
@@ -136,7 +136,7 @@ def test_what_is_random_may_not(own, step):
 @pytest.mark.parametrize('mode', ['blur', 'pixelate', 'person'])
 def test_five_joints_under_each_view(own, mode):
     dataset = PublicPrivateDataset(own, public_view=dict(type='PublicView', mode=mode))
-    assert [len(dataset[row]) for row in range(16)] == [1] * 16
+    assert [len(dataset[index]) for index in range(16)] == [1] * 16
 
 
 def test_faces_need_joints_of_heads(own):
@@ -146,7 +146,7 @@ def test_faces_need_joints_of_heads(own):
             PublicPrivateDataset(own, public_view=view)
 
 
-# ---- rows that are not one picture here ----------------------------------------------------------------------------
+# ---- samples that are not one picture here -------------------------------------------------------------------------
 class Samples(BaseDataset):
     METAINFO = dict()
     given = dict(img_path=['a.png', 'b.png'])
@@ -155,22 +155,22 @@ class Samples(BaseDataset):
         return [dict(self.given, bbox=np.ones((1, 4))) for _ in range(3)]
 
 
-def test_videos_and_rows_without_picture(own, monkeypatch):
+def test_videos_and_samples_without_picture(own, monkeypatch):
     monkeypatch.setitem(DATASETS.module_dict, 'Samples', Samples)
     cfg = dict(type='Samples', ann_file=f'{own["data_root"]}own.json', pipeline=PIPELINE, serialize_data=False)
-    with pytest.raises(PrivacyError, match=r'Samples gives several pictures a row \(img_path is a list\)'):
+    with pytest.raises(PrivacyError, match=r'Samples gives several pictures per sample \(img_path is a list\)'):
         PublicPrivateDataset(cfg)
     video, private = DATASETS.build(dict(cfg, ann_file='')), PublicPrivateDataset(own)
     refuse_private_validation(private.private, private.images, video)  # such may be validated on
     monkeypatch.setattr(Samples, 'given', dict(img_path=None))
-    with pytest.raises(PrivacyError, match='Samples has rows without a picture'):
+    with pytest.raises(PrivacyError, match='Samples has samples without a picture'):
         PublicPrivateDataset(cfg)
     refuse_private_validation(private.private, private.images, DATASETS.build(cfg | dict(ann_file='')))
 
 
-def test_bottom_up_rows_are_refused(own):
+def test_bottom_up_data_is_refused(own):
     with pytest.raises(
-        PrivacyError, match="private.data_mode='bottomup': a row is one person; write data_mode='topdown'"
+        PrivacyError, match="private.data_mode='bottomup': a sample is one person here; write data_mode='topdown'"
     ):
         PublicPrivateDataset(dict(own, data_mode='bottomup'))
 
@@ -188,7 +188,7 @@ def test_pictures_elsewhere(own, monkeypatch):
     address = f'http://127.0.0.1:{server.server_port}'
     try:
         dataset = PublicPrivateDataset(dict(own, data_prefix=dict(img=f'{address}/img/')), public_view=VIEW)
-        assert [len(dataset[row]) for row in range(16)] == [1] * 16
+        assert [len(dataset[index]) for index in range(16)] == [1] * 16
     finally:
         server.shutdown()
         server.server_close()

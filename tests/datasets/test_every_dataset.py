@@ -36,5 +36,5 @@ def test_it_is_served_or_refused_in_one_sentence(name, synthetic):
     except PrivacyError as error:
         assert str(error).startswith('train_dataloader.dataset.private') and '\n' not in str(error)
         return
-    rows = [row for i in range(len(dataset)) for row in dataset[i]]
-    assert dataset.num_records and rows and all(row['inputs'].shape[1:] == (64, 64) for row in rows)
+    samples = [packed for i in range(len(dataset)) for packed in dataset[i]]
+    assert dataset.num_records and samples and all(packed['inputs'].shape[1:] == (64, 64) for packed in samples)

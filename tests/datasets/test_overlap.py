@@ -9,7 +9,7 @@ from mmengine.logging import MMLogger
 from mmpose.registry import DATASETS
 
 from mmpose_dp.datasets import PublicPrivateDataset, refuse_private_validation
-from mmpose_dp.privacy.errors import PrivacyError
+from mmpose_dp.privacy.errors import DataError
 from tests.support.datasets import mpii
 from tests.support.runs import config, tiny, train
 
@@ -25,16 +25,16 @@ def edited(synthetic, tmp_path):
 
 
 def test_shared_public_data_is_refused(synthetic, edited):
-    with pytest.raises(PrivacyError, match='has the private annotation file'):
+    with pytest.raises(DataError, match='has the private annotation file'):
         PublicPrivateDataset(mpii(synthetic), public=mpii(synthetic))
-    with pytest.raises(PrivacyError, match='shares 1 image files'):
+    with pytest.raises(DataError, match='shares 1 image files'):
         PublicPrivateDataset(mpii(synthetic), public=mpii(edited))
 
 
 def test_scores_on_private_records_are_refused(synthetic, tmp_path):
     cfg = tiny(config(synthetic, tmp_path, 'dpsgd'))
     cfg.val_dataloader.dataset.update(ann_file=cfg.train_dataloader.dataset.private.ann_file, headbox_file=None)
-    with pytest.raises(PrivacyError, match=r'val_dataloader\.dataset has the private.*mpii_train\.json.*val_cfg=None'):
+    with pytest.raises(DataError, match=r'val_dataloader\.dataset has the private.*mpii_train\.json.*val_cfg=None'):
         train(cfg)
     assert not list(tmp_path.glob('*.jsonl')) and not list(tmp_path.glob('*.pth'))
 
@@ -49,10 +49,10 @@ def test_they_are_found_in_joined_sets(synthetic, synthetic_public):
         )
 
     refuse_private_validation(private.private, private.images, joined(mpii(synthetic, 'val'), mpii(synthetic_public)))
-    with pytest.raises(PrivacyError, match='scores on private records'):
+    with pytest.raises(DataError, match='scores on private records'):
         refuse_private_validation(private.private, private.images, joined(mpii(synthetic, 'val'), mpii(synthetic)))
     repeated = RepeatDataset(DATASETS.build(mpii(synthetic)), 2)
-    with pytest.raises(PrivacyError, match='scores on private records'):
+    with pytest.raises(DataError, match='scores on private records'):
         refuse_private_validation(private.private, private.images, repeated)
 
 

@@ -1,4 +1,4 @@
-"""The data set of two halves: rows are what they say, and public data is public."""
+"""The data set of two parts: samples are what they say, and public data is public."""
 
 import json
 import random
@@ -17,7 +17,7 @@ from tests.support.datasets import PIPELINE, mpii
 VIEW = dict(type='PublicView', mode='blur')
 
 
-def test_halves_and_metainfo(synthetic):
+def test_parts_and_metainfo(synthetic):
     dataset = PublicPrivateDataset(mpii(synthetic), public_view=VIEW)
     assert (dataset.num_records, dataset.num_public, len(dataset)) == (40, 40, 80)
     (private,), (public,) = dataset[3], dataset[43]
@@ -29,7 +29,7 @@ def test_halves_and_metainfo(synthetic):
     assert dataset.view_description.startswith('Gaussian blur') and dataset.public_description is None
 
 
-def test_without_public_half_and_with_another_set(synthetic, synthetic_public):
+def test_without_public_part_and_with_another_set(synthetic, synthetic_public):
     plain = PublicPrivateDataset(mpii(synthetic))
     assert (plain.num_public, plain.view_description, plain.public_description) == (0, None, None)
     other = PublicPrivateDataset(mpii(synthetic), public=mpii(synthetic_public))
@@ -41,27 +41,27 @@ def test_without_public_half_and_with_another_set(synthetic, synthetic_public):
 def test_views_and_public_pictures_beside_them(synthetic, synthetic_public):
     dataset = PublicPrivateDataset(mpii(synthetic), public_view=VIEW, public=mpii(synthetic_public))
     assert (dataset.num_records, dataset.num_public, len(dataset)) == (40, 80, 120)
-    rows = [dataset[index][0] for index in (3, 43, 83)]
-    meta = [row['data_samples'].metainfo for row in rows]
+    samples = [dataset[index][0] for index in (3, 43, 83)]
+    meta = [packed['data_samples'].metainfo for packed in samples]
     assert [m['dp_record'] for m in meta] == [3, None, None]
     roots = (synthetic, synthetic, synthetic_public)
     assert all(m['img_path'].startswith(str(root)) for m, root in zip(meta, roots))
-    _, view, public = (np.abs(np.diff(row['inputs'].numpy().astype(float))).mean() for row in rows)
+    _, view, public = (np.abs(np.diff(packed['inputs'].numpy().astype(float))).mean() for packed in samples)
     assert view < 0.6 * public  # the public picture is not blurred
     assert 'blur' in dataset.view_description and 'mpii_train.json' in dataset.public_description
     with pytest.raises(PrivacyError, match='shares|has the private annotation'):
         PublicPrivateDataset(mpii(synthetic), public_view=VIEW, public=mpii(synthetic))
 
 
-def test_public_pictures_that_are_missing_are_told_beside_views_too(synthetic, synthetic_public, tmp_path):
+def test_missing_public_pictures_are_refused_beside_views_too(synthetic, synthetic_public, tmp_path):
     shutil.copytree(synthetic_public / 'annotations', tmp_path / 'annotations')
     (tmp_path / 'images').mkdir()
     for view in (None, VIEW):
-        with pytest.raises(PrivacyError, match=r'dataset\.public: the pipeline fails on its first rows'):
+        with pytest.raises(PrivacyError, match=r'dataset\.public: the pipeline fails on its first samples'):
             PublicPrivateDataset(mpii(synthetic), public_view=view, public=mpii(tmp_path))
 
 
-def test_a_pipeline_that_packs_nothing_is_told(synthetic):
+def test_a_pipeline_that_packs_nothing_is_refused(synthetic):
     settings = dict(mpii(synthetic), pipeline=PIPELINE[:-1])
     with pytest.raises(PrivacyError, match=r'dataset\.private: the pipeline.*does not end with PackPoseInputs'):
         PublicPrivateDataset(settings)
@@ -79,14 +79,14 @@ def test_image_unit_groups_the_people_of_an_image(synthetic):
     people = json.loads((synthetic / 'annotations/mpii_train.json').read_text())
     dataset = PublicPrivateDataset(mpii(synthetic), privacy_unit='image')
     assert dataset.num_records == len({p['image'] for p in people}) < 40
-    rows = sorted(row for r in range(dataset.num_records) for row in dataset.samples_of(r))
-    assert rows == list(range(40))
+    samples = sorted(sample for r in range(dataset.num_records) for sample in dataset.samples_of(r))
+    assert samples == list(range(40))
     for r in range(dataset.num_records):
-        assert len({people[row]['image'] for row in dataset.samples_of(r)}) == 1
-        assert {dataset[row][0]['data_samples'].metainfo['dp_record'] for row in dataset.samples_of(r)} == {r}
+        assert len({people[sample]['image'] for sample in dataset.samples_of(r)}) == 1
+        assert {dataset[i][0]['data_samples'].metainfo['dp_record'] for i in dataset.samples_of(r)} == {r}
 
 
-def test_a_rejected_row_is_left_out_not_replaced(synthetic):
+def test_a_rejected_sample_is_left_out_not_replaced(synthetic):
     dataset = PublicPrivateDataset(mpii(synthetic))
     pipeline = dataset.private.pipeline
     dataset.private.pipeline = lambda info: None if info['sample_idx'] == 0 else pipeline(info)
@@ -133,11 +133,11 @@ def test_it_is_registered():
 def test_augmentation_does_not_follow_mmengines_seed(synthetic):
     """By that seed, which checkpoints hold, one more record would change how all others look; and it is left as it was."""
     dataset = PublicPrivateDataset(mpii(synthetic), public_view=VIEW)
-    for row in (3, 43):
+    for index in (3, 43):
         seen = []
         for _ in range(6):
             set_random_seed(7)
-            seen.append(dataset[row][0]['inputs'].numpy().tobytes())
+            seen.append(dataset[index][0]['inputs'].numpy().tobytes())
             after = (random.random(), np.random.rand(), float(torch.rand(1)))
             set_random_seed(7)
             assert after == (random.random(), np.random.rand(), float(torch.rand(1)))
@@ -164,7 +164,7 @@ def test_a_pipeline_is_given_no_other_record(synthetic):
     assert seen and 'dataset' not in seen[0]
 
 
-def test_the_description_tells_views_of_other_boxes_apart(synthetic):
+def test_the_description_distinguishes_views_of_other_boxes(synthetic):
     """A blur's size follows the padded box: with a tighter one, more of the picture is left."""
     tight = mpii(synthetic)
     tight['pipeline'] = [

@@ -1,4 +1,4 @@
-"""Which rows make up a record, and whose word counts in it."""
+"""Which samples make up a record, and which budget counts in it."""
 
 import json
 
@@ -12,26 +12,26 @@ from tests.support.datasets import mpii
 
 
 class Listed(BaseDataset):
-    """Samples in COCO's annotation format; some data sets make rows of their own numbers of it."""
+    """Samples in COCO's annotation format; some data sets renumber them."""
 
-    def __init__(self, folder, rows, annotations):
-        self.ann_file, self.rows = str(folder / 'annotations.json'), rows
+    def __init__(self, folder, samples, annotations):
+        self.ann_file, self.samples = str(folder / 'annotations.json'), samples
         (folder / 'annotations.json').write_text(json.dumps(dict(annotations=annotations)))
 
     def __len__(self):
-        return len(self.rows)
+        return len(self.samples)
 
     def get_data_info(self, index):
-        number, image = self.rows[index]
+        number, image = self.samples[index]
         return dict(id=number, img_path=image)
 
 
 class CocoWholeBodyHandDataset(Listed):
-    """As MMPose's: a row for each hand, numbered anew."""
+    """Like MMPose's: a sample for each hand, renumbered."""
 
 
 def test_of_several_people_the_smallest_budget_counts(tmp_path):
-    """Who names none was promised target_epsilon, also beside one who allows more."""
+    """Somebody without a budget was promised target_epsilon, even beside somebody who allows more."""
     people = [dict(id=7, wish=5.0), dict(id=8), dict(id=9, wish=0.5), dict(id=10)]
     dataset = Listed(tmp_path, [(7, 'a'), (8, 'a'), (9, 'b'), (10, 'c')], people)
     named = personal_epsilons(dataset, [[0, 1], [2], [3]], 'wish')
@@ -46,32 +46,35 @@ def test_images_of_one_name_have_no_value_by_name(tmp_path):
     assert group_samples(apart, 'subject', str(path)) == [[0, 2], [1]]
     alike = Listed(tmp_path, [(0, '/x/a/1.jpg'), (1, '/x/b/1.jpg')], [])
     with pytest.raises(
-        PrivacyError, match=r'subjects\.json names images by their file name, which /x/b/1\.jpg shares with'
+        PrivacyError,
+        match=r'subjects\.json names images by file name, but /x/b/1\.jpg and /x/a/1\.jpg have the same one',
     ):
         annotated(alike, str(path), 'subjects')
 
 
-def test_rows_that_are_numbered_anew_have_no_annotation(tmp_path):
+def test_samples_that_are_renumbered_have_no_annotation(tmp_path):
     people = [dict(id=0, wish=1.0), dict(id=1, wish=2.0), dict(id=2, wish=3.0)]
     hands = CocoWholeBodyHandDataset(tmp_path, [(0, 'a'), (1, 'a'), (2, 'b')], people)
-    with pytest.raises(PrivacyError, match='does not say which annotation a row comes from: give a JSON file'):
+    with pytest.raises(
+        PrivacyError, match='does not say which annotation a sample comes from: write the path of a JSON file'
+    ):
         annotated(hands, 'wish', 'personal_epsilon')
-    with pytest.raises(PrivacyError, match="a row for each hand.*privacy_unit='image'"):
+    with pytest.raises(PrivacyError, match="a sample for each hand.*privacy_unit='image'"):
         group_samples(hands, 'instance', None)
     assert group_samples(hands, 'image', None) == [[0, 1], [2]]
     with pytest.raises(PrivacyError, match='does not say which annotation'):
         annotated(Listed(tmp_path, [(0, 'a'), (5, 'a')], people), 'wish', 'personal_epsilon')
 
 
-def test_what_a_subject_is_can_be_told(synthetic, tmp_path):
+def test_the_digest_depends_on_the_subjects(synthetic, tmp_path):
     path = tmp_path / 'subjects.json'
     names = [person['image'] for person in json.loads((synthetic / 'annotations/mpii_train.json').read_text())]
-    told = set()
+    digests = set()
     for pictures in (2, 3):
         path.write_text(json.dumps({name: i // pictures for i, name in enumerate(names)}))
         dataset = PublicPrivateDataset(mpii(synthetic), privacy_unit='subject', subjects=str(path))
-        assert dataset.subjects == 'subjects.json'  # by name alone: this is published
-        told.add(dataset.subjects_digest)
-    assert len(told) == 2
+        assert dataset.subjects == 'subjects.json'  # by name only, since this is published
+        digests.add(dataset.subjects_digest)
+    assert len(digests) == 2
     plain = PublicPrivateDataset(mpii(synthetic))
     assert plain.subjects is None and plain.subjects_digest is None

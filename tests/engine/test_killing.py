@@ -72,10 +72,10 @@ def test_killed_at_random_moments(trainings, tmp_path, kills):
         # every third one not before the first checkpoint, however busy the machine is
         once = dict(once=lambda: newest_checkpoint(work_dir) is not None) if number % 3 == 2 else {}  # noqa: B023
         status, _ = trainings.train(work_dir, kill_after=moment / (4 if once else 1), **once)
-        told = f'seed {seed}, killed number {number} after {moment:.3f} of {whole:.3f} s'
+        words = f'seed {seed}, killed number {number} after {moment:.3f} of {whole:.3f} s'
         ledger = Ledger.read(work_dir / LEDGER_NAME)
         seen = work_dir / 'released'
-        assert ledger.steps >= (seen.stat().st_size if seen.exists() else 0), told
+        assert ledger.steps >= (seen.stat().st_size if seen.exists() else 0), words
         checkpoint = newest_checkpoint(work_dir)
         if checkpoint is not None:
             ledger.check_covers(torch.load(checkpoint, weights_only=False)['privacy']['ledger'])
@@ -84,12 +84,12 @@ def test_killed_at_random_moments(trainings, tmp_path, kills):
         before = ledger.steps
 
         status, _ = trainings.train(work_dir, resume=True)
-        assert status == 0, told
+        assert status == 0, words
         ledger = Ledger.read(work_dir / LEDGER_NAME)
-        assert 7.0 < ledger.epsilon(1e-3) <= 8.0 and ledger.steps >= max(before, STEPS), told
-        assert ledger.steps >= seen.stat().st_size, told
+        assert 7.0 < ledger.epsilon(1e-3) <= 8.0 and ledger.steps >= max(before, STEPS), words
+        assert ledger.steps >= seen.stat().st_size, words
         statement = json.loads((work_dir / 'privacy_statement.json').read_text())
-        assert statement['private'] and statement['epsilon'] <= 8.0, told
+        assert statement['private'] and statement['epsilon'] <= 8.0, words
         torch.load(newest_checkpoint(work_dir), weights_only=False)
     assert lost >= kills // 4, 'the training was over before it was killed'
     assert early < kills, 'no training got as far as a checkpoint'

@@ -14,10 +14,10 @@ from mmpose.registry import MODELS
 
 from mmpose_dp.engine.dry_run import blank_batch, try_batch
 from mmpose_dp.engine.hooks.foreign_hooks import refuse_hooks
-from mmpose_dp.engine.hooks.preflight import halves, refuse_late_failures
+from mmpose_dp.engine.hooks.preflight import indices_of_parts, refuse_late_failures
 from mmpose_dp.engine.loops.validation import check_train_cfg, train_loader
 from mmpose_dp.models.heads.private_head import make_private
-from mmpose_dp.privacy.errors import PrivacyError
+from mmpose_dp.privacy.errors import PrivacyError, UnsupportedModelError
 from mmpose_dp.privacy.ledger import LEDGER_NAME, Ledger
 from tests.support.runs import config, tiny, train, unvalidated
 
@@ -42,13 +42,13 @@ def test_a_right_training_passes_and_nothing_is_kept(runner):
     before = {name: x.clone() for name, x in runner.model.state_dict().items()}
     rates = [group['lr'] for group in runner.optim_wrapper.param_groups]
     states = [copy.copy(vars(s)) for s in runner.param_schedulers]
-    secret, draws = runner.train_dataloader.dataset.random, torch.get_rng_state()
+    secret, state = runner.train_dataloader.dataset.random, torch.get_rng_state()
     files = sorted(Path(runner.work_dir).rglob('*'))
     refuse_late_failures(runner)
     assert all(torch.equal(x, before[name]) for name, x in runner.model.state_dict().items())
     assert rates == [group['lr'] for group in runner.optim_wrapper.param_groups]
     assert states == [vars(s) for s in runner.param_schedulers]
-    assert runner.train_dataloader.dataset.random is secret and torch.equal(draws, torch.get_rng_state())
+    assert runner.train_dataloader.dataset.random is secret and torch.equal(state, torch.get_rng_state())
     assert not runner.model.training and sorted(Path(runner.work_dir).rglob('*')) == files
     assert not any(metric.results for metric in runner.val_loop.evaluator.metrics)
     assert runner.model.head._last is None
@@ -56,11 +56,11 @@ def test_a_right_training_passes_and_nothing_is_kept(runner):
 
 def test_the_model_sees_nothing_of_a_private_record(runner):
     dataset = runner.train_dataloader.dataset
-    assert [name for name, _ in halves(dataset)] == ['private', 'public_view']
-    row = dataset[0][0]
-    batch = blank_batch(row)
-    labels, own = batch['data_samples'][0].gt_instance_labels, row['data_samples'].gt_instance_labels
-    assert batch['inputs'][0].shape == row['inputs'].shape and not torch.equal(batch['inputs'][0], row['inputs'])
+    assert [name for name, _ in indices_of_parts(dataset)] == ['private', 'public_view']
+    packed = dataset[0][0]
+    batch = blank_batch(packed)
+    labels, own = batch['data_samples'][0].gt_instance_labels, packed['data_samples'].gt_instance_labels
+    assert batch['inputs'][0].shape == packed['inputs'].shape and not torch.equal(batch['inputs'][0], packed['inputs'])
     for name in ('keypoint_x_labels', 'keypoint_y_labels', 'keypoint_weights'):
         assert labels[name].shape == own[name].shape and not torch.equal(labels[name], own[name])
 
@@ -70,16 +70,16 @@ def test_the_model_sees_nothing_of_a_private_record(runner):
     [
         (
             dict(head=dict(out_channels=17)),
-            'model.head.out_channels=17 and the 16 joints of here do not fit: write out_ch',
+            'model.head.out_channels=17 does not fit the 16 joints of here: write out_ch',
         ),
-        (dict(head=dict(out_channels=1)), 'model.head.out_channels=1 and the 16 joints'),
+        (dict(head=dict(out_channels=1)), 'model.head.out_channels=1 does not fit the 16 joints'),
         (
             dict(head=dict(in_channels=8)),
-            'model.head does not take what the backbone gives, .1, 32, 2, 2. .*in_channels',
+            'model.head does not take the output of the backbone, .1, 32, 2, 2. .*in_channels',
         ),
         (dict(head=dict(in_featuremap_size=(4, 4))), 'model.head does not take .*in_featuremap_size'),
-        (dict(head=dict(input_size=(32, 32))), 'model.head gives .*here has the targets .*fit each other'),
-        (dict(head=dict(simcc_split_ratio=1.0)), 'model.head gives .*here has the targets .*fit each other'),
+        (dict(head=dict(input_size=(32, 32))), 'model.head gives .*here has the targets .*so that they fit'),
+        (dict(head=dict(simcc_split_ratio=1.0)), 'model.head gives .*here has the targets .*so that they fit'),
         (dict(backbone=dict(in_channels=1)), 'model.backbone does not take the images of here'),
         (dict(head=dict(decoder=dict(input_size=(32, 32)))), 'model.head.decoder.input_size'),
         (dict(neck=dict(type='FeatureMapProcessor', select_index=7)), 'model.neck'),
@@ -110,6 +110,19 @@ def test_a_target_that_is_missing(runner):
     with pytest.raises(PrivacyError, match='has the targets'):
         try_batch(runner.model, batch, 'here')
     assert 'loss' not in vars(runner.model.head) and 'forward' not in vars(runner.model.head)
+
+
+def test_a_head_whose_loss_does_without_its_forward(runner):
+    model = MODELS.build(copy.deepcopy(runner.cfg.model))
+
+    class Shortcut(type(model.head)):
+        def loss(self, feats, batch_data_samples, train_cfg=None):
+            return dict(loss_kpt=feats[-1].mean())
+
+    model.head.__class__ = Shortcut
+    make_private(model.head)
+    with pytest.raises(UnsupportedModelError, match='does not call self.forward'):
+        try_batch(model, blank_batch(runner.train_dataloader.dataset[0][0]), 'here')
 
 
 # ---- hooks and schedulers ------------------------------------------------------------------------------------------
@@ -221,7 +234,7 @@ def test_an_evaluator_that_would_fail_late(synthetic, tmp_path, runner):
     own, evaluator.metrics = evaluator.metrics, [NME('keypoint_distance', keypoint_indices=[0, 99])]
     evaluator.dataset_meta = runner.val_dataloader.dataset.metainfo
     try:
-        with pytest.raises(PrivacyError, match='val_evaluator fails on two rows'):
+        with pytest.raises(PrivacyError, match='val_evaluator fails on two samples'):
             refuse_late_failures(runner)
         assert not evaluator.metrics[0].results
     finally:

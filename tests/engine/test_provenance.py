@@ -14,7 +14,7 @@ from mmengine.runner import Runner
 from torch import nn
 
 from mmpose_dp.engine import PrivacyBudgetHook, ProvenanceHook
-from mmpose_dp.engine.hooks.provenance import Descent, pretraining_in
+from mmpose_dp.engine.hooks.provenance import Lineage, pretraining_in
 from mmpose_dp.models import LoadWatch
 from mmpose_dp.privacy.errors import PrivacyError
 from mmpose_dp.privacy.ledger import LEDGER_NAME, Ledger
@@ -31,7 +31,7 @@ def config(data, work_dir, method='dpsgd', **options):
     return unvalidated(data, work_dir, method, **{'train_cfg__max_epochs': 1, **options})
 
 
-def told(work_dir):
+def pretraining(work_dir):
     return json.loads((work_dir / 'privacy_statement.json').read_text())['pretraining']
 
 
@@ -51,21 +51,21 @@ def test_views_alone_open_a_ledger(views, synthetic):
 
 def test_views_elsewhere_are_told(views, synthetic, tmp_path):
     train(config(synthetic, tmp_path / 'a', load_from=str(views / 'epoch_1.pth')))
-    assert 'public views (Gaussian blur' in told(tmp_path / 'a')
+    assert 'public views (Gaussian blur' in pretraining(tmp_path / 'a')
     given = published(torch.load(tmp_path / 'a/epoch_1.pth', weights_only=False))
     torch.save(given, tmp_path / 'given.pth')
     train(config(synthetic, tmp_path / 'b', load_from=str(tmp_path / 'given.pth')))
-    assert 'private training made' in told(tmp_path / 'b')
-    assert 'public views (Gaussian blur' in told(tmp_path / 'b')  # of the training before the published one
+    assert 'private training made' in pretraining(tmp_path / 'b')
+    assert 'public views (Gaussian blur' in pretraining(tmp_path / 'b')  # of the training before the published one
 
 
 def test_public_pictures_elsewhere_are_told(synthetic, synthetic_public, tmp_path):
     cfg = config(synthetic, tmp_path / 'a', 'feature', **VIEWS)
-    half = cfg.train_dataloader.dataset
-    half.public = dict(half.private, data_root=f'{synthetic_public}/')
+    dataset = cfg.train_dataloader.dataset
+    dataset.public = dict(dataset.private, data_root=f'{synthetic_public}/')
     train(cfg)
     train(config(synthetic, tmp_path / 'b', load_from=str(tmp_path / 'a/epoch_1.pth')))
-    assert 'trained on MpiiDataset mpii_train.json' in told(tmp_path / 'b')
+    assert 'trained on MpiiDataset mpii_train.json' in pretraining(tmp_path / 'b')
 
 
 def test_a_private_folder_takes_no_training_on_views_alone(synthetic, tmp_path):
@@ -78,8 +78,8 @@ def test_a_hop_over_a_training_that_spends_nothing(synthetic, tmp_path):
     train(config(synthetic, tmp_path / 'a'))
     train(config(synthetic, tmp_path / 'b', 'feature', load_from=str(tmp_path / 'a/epoch_1.pth'), **VIEWS))
     train(config(synthetic, tmp_path / 'c', load_from=str(tmp_path / 'b/epoch_1.pth')))
-    assert 'private training made' in told(tmp_path / 'c') and 'public views (' in told(tmp_path / 'c')
-    again = Descent.of(torch.load(tmp_path / 'c/epoch_1.pth', weights_only=False))
+    assert 'private training made' in pretraining(tmp_path / 'c') and 'public views (' in pretraining(tmp_path / 'c')
+    again = Lineage.of(torch.load(tmp_path / 'c/epoch_1.pth', weights_only=False))
     assert again.private and len(again.public_views) == 1
 
 
@@ -92,17 +92,19 @@ def test_weights_that_init_cfg_loads_are_named(synthetic, tmp_path):
     cfg.model.backbone.init_cfg = dict(type='Pretrained', checkpoint=start)
     train(cfg)
     count = sum(x.is_floating_point() for x in runner.model.backbone.state_dict().values())
-    assert f'init_cfg from backbone.pth ({count} of {count} tensors of model.backbone)' in told(tmp_path / 'b')
-    assert 'private training made' in told(tmp_path / 'b')
+    assert f'init_cfg from backbone.pth ({count} of {count} tensors of model.backbone)' in pretraining(tmp_path / 'b')
+    assert 'private training made' in pretraining(tmp_path / 'b')
     head = {k: v for k, v in runner.model.state_dict().items() if k == 'head.final_layer.bias'}
     torch.save(dict(state_dict=head), tmp_path / 'head.pth')  # leaves the backbone as it is
     cfg = config(synthetic, tmp_path / 'c', load_from=str(tmp_path / 'head.pth'))
     cfg.model.backbone.init_cfg = dict(type='Pretrained', checkpoint=start)
     train(cfg)
     total = sum(x.is_floating_point() for x in runner.model.state_dict().values())
-    assert f'; and loaded from head.pth (1 of {total} tensors of model), of unknown origin' in told(tmp_path / 'c')
-    assert 'backbone.pth' in told(tmp_path / 'c') and 'private training made' in told(tmp_path / 'c')
-    assert Descent.of(torch.load(tmp_path / 'c/epoch_1.pth', weights_only=False)).unknown == ('head.pth',)
+    assert f'; and loaded from head.pth (1 of {total} tensors of model), of unknown origin' in pretraining(
+        tmp_path / 'c'
+    )
+    assert 'backbone.pth' in pretraining(tmp_path / 'c') and 'private training made' in pretraining(tmp_path / 'c')
+    assert Lineage.of(torch.load(tmp_path / 'c/epoch_1.pth', weights_only=False)).unknown == ('head.pth',)
 
 
 def test_private_steps_without_the_hook_are_refused(synthetic, tmp_path):
@@ -131,33 +133,33 @@ def plain(data, work_dir, load_from=None, resume=False, epochs=1):
     return work_dir / f'epoch_{epochs}.pth'
 
 
-def descent_in(path):
-    return Descent.of(torch.load(path, weights_only=False), path.name)
+def lineage_in(path):
+    return Lineage.of(torch.load(path, weights_only=False), path.name)
 
 
 def test_a_plain_training_in_between_hands_it_on(views, synthetic, tmp_path):
-    """Loaded, resumed and loaded again: what lies behind it is the same, and its own data is named."""
+    """Loaded, resumed and loaded again: the lineage is the same, and the training's own data is named."""
     first = plain(synthetic, tmp_path / 'a', load_from=views / 'epoch_1.pth')
     second = plain(synthetic, tmp_path / 'a', load_from=first, resume=True, epochs=2)
     third = plain(synthetic, tmp_path / 'b', load_from=second)
     for path in (first, second, third):
-        found = descent_in(path)
+        found = lineage_in(path)
         assert found.plain_data_sets == ('MpiiDataset mpii_train.json',) and not found.unknown
         assert len(found.public_views) == 1 and 'Gaussian blur' in found.public_views[0]
     train(config(synthetic, tmp_path / 'c', load_from=str(third)))
-    assert 'public views (Gaussian blur' in told(tmp_path / 'c')
-    assert 'trained on MpiiDataset mpii_train.json without privacy' in told(tmp_path / 'c')
+    assert 'public views (Gaussian blur' in pretraining(tmp_path / 'c')
+    assert 'trained on MpiiDataset mpii_train.json without privacy' in pretraining(tmp_path / 'c')
     with pytest.raises(PrivacyError, match='NOT PRIVATE: made by a training without privacy'):
         published(torch.load(third, weights_only=False))
 
 
 def test_a_plain_training_from_a_foreign_file(synthetic, tmp_path, start_file):
-    assert descent_in(plain(synthetic, tmp_path / 'a', load_from=start_file)).unknown == ('start.pth',)
-    assert descent_in(plain(synthetic, tmp_path / 'b')) == Descent(plain_data_sets=('MpiiDataset mpii_train.json',))
+    assert lineage_in(plain(synthetic, tmp_path / 'a', load_from=start_file)).unknown == ('start.pth',)
+    assert lineage_in(plain(synthetic, tmp_path / 'b')) == Lineage(plain_data_sets=('MpiiDataset mpii_train.json',))
 
 
 def test_what_nobody_recorded_is_of_unknown_origin():
-    """Whatever a file holds: a descent is read from a key of ours alone, and an odd one is nothing."""
+    """Whatever a file holds: a lineage is read from our own key only, and an odd one counts as none."""
     for odd in (
         None,
         3,
@@ -167,10 +169,10 @@ def test_what_nobody_recorded_is_of_unknown_origin():
         dict(privacy_statement='none'),
         dict(meta={'x': 1}),
     ):
-        assert Descent.of(odd, 'x.pth') == Descent(unknown=('x.pth',))
-    known = Descent.of(dict(privacy=dict(descent=dict(unknown=['coco.pth']))), 'x.pth')
+        assert Lineage.of(odd, 'x.pth') == Lineage(unknown=('x.pth',))
+    known = Lineage.of(dict(privacy=dict(descent=dict(unknown=['coco.pth']))), 'x.pth')
     assert 'descend from coco.pth, of unknown origin' in known.in_words('x.pth')
-    assert 'descend' not in Descent(unknown=('x.pth',)).in_words('x.pth')
+    assert 'descend' not in Lineage(unknown=('x.pth',)).in_words('x.pth')
     assert pretraining_in(dict(privacy=dict(pretraining='weights loaded from coco.pth'))).endswith('treated as public')
 
 
@@ -220,7 +222,7 @@ MISFITS = {
     'under model': (lambda w: dict(model=dict(w), epoch=3), "under the key 'model'"),
     'under state_dict_ema': (lambda w: dict(state_dict_ema=dict(w)), "under the key 'state_dict_ema'"),
     'nothing': (lambda w: dict(state_dict={}), 'no weights where mmengine looks'),
-    'no dict': (lambda w: list(w.values()), 'a list and not weights'),
+    'no dict': (lambda w: list(w.values()), 'a list instead of weights'),
     'something else': (
         lambda w: dict(state_dict={'a.b': torch.ones(2)}),
         r'It has a\.b, \.\.\. and model has backbone',
@@ -238,18 +240,18 @@ def test_a_file_that_fits_nothing_is_refused(synthetic, tmp_path, weights, case)
     assert not (tmp_path / 'w' / LEDGER_NAME).exists()
 
 
-@pytest.mark.parametrize('kind', ['bare', 'module.', 'half'])
+@pytest.mark.parametrize('kind', ['bare', 'module.', 'every second'])
 def test_a_file_that_fits_is_counted(synthetic, tmp_path, weights, kind):
     found = {k: v for k, v in weights.items() if v.is_floating_point()}
     count = len(found)
     given = {
         'bare': weights,
         'module.': {f'module.{k}': v for k, v in weights.items()},
-        'half': dict(list(found.items())[::2]),
+        'every second': dict(list(found.items())[::2]),
     }
     torch.save(given[kind], tmp_path / 'start.pth')
     words = beginning(synthetic, tmp_path / 'w', load_from=str(tmp_path / 'start.pth'))
-    share = (count + 1) // 2 if kind == 'half' else count
+    share = (count + 1) // 2 if kind == 'every second' else count
     assert words.startswith(f'weights loaded from start.pth ({share} of {count} tensors of model), of unknown')
 
 

@@ -18,8 +18,8 @@ def hrnet():
 
 
 class TestRefusals:
-    def test_private_and_public_rows_in_one_forward(self, hrnet):
-        """The last bits of the public gradient, which no noise hides, would tell how many private rows there are."""
+    def test_private_and_public_samples_in_one_forward(self, hrnet):
+        """The last bits of the public gradient, which no noise hides, would reveal how many private samples there are."""
         model = build(hrnet, private=True)
         wrapper = self.wrapper(model, public_weight=1.0, noise_multiplier=1.0, expected_batch_size=B)
         with pytest.raises(PrivacyError, match='the private and the public ones apart'):

@@ -107,8 +107,8 @@ def test_exposed_metrics_stay_told(synthetic, tmp_path):
     train_until(config(synthetic, tmp_path, train_cfg__max_epochs=2, **options), 5)
     for options in (dict(resume=True), dict(optim_wrapper__noise_multiplier=9.0)):  # resumed, then a second training
         train(config(synthetic, tmp_path, train_cfg__max_epochs=2, **options, **{HOOK + 'target_epsilon': 20.0}))
-        told = statement_in(tmp_path)
-        assert 'message hub' in told['released'] and 'expose_private_metrics' in str(told['not_covered'])
+        statement = statement_in(tmp_path)
+        assert 'message hub' in statement['released'] and 'expose_private_metrics' in str(statement['not_covered'])
 
 
 def test_steps_without_noise_mark_all_that_follows(synthetic, tmp_path):
@@ -129,7 +129,7 @@ def test_a_resume_without_private_steps_is_refused(synthetic, tmp_path):
 
 
 def test_checkpoints_hold_no_step_times(feature, synthetic, tmp_path):
-    """They show how many records were drawn. The running training still logs them, also after a resume."""
+    """They hint at how many records were sampled. The running training still logs them, also after a resume."""
     hub = loaded(feature / 'epoch_1.pth')['message_hub']
     names = {*hub['log_scalars'], *hub['runtime_info'], *hub['resumed_keys']}
     assert not {name for name in names if name.split('/')[-1] in ('time', 'data_time', 'memory', 'eta')}

@@ -26,17 +26,17 @@ def run(synthetic, tmp_path_factory):
     taken, bits, packed = DPOptimWrapper._taken, RandomSource._bytes, PublicPrivateDataset._packed
 
     def losses(self):
-        found, rows = taken(self)
-        secret['losses'].append(torch.stack(found).detach()[rows.private].double())
-        return found, rows
+        found, samples = taken(self)
+        secret['losses'].append(torch.stack(found).detach()[samples.private].double())
+        return found, samples
 
     def noise(self, count):
-        drawn = bits(self, count)
-        secret['noise'].append(drawn[:32])
-        return drawn
+        sampled = bits(self, count)
+        secret['noise'].append(sampled[:32])
+        return sampled
 
-    def picture(self, part, row, coins):
-        found = packed(self, part, row, coins)
+    def picture(self, part, number, seeds):
+        found = packed(self, part, number, seeds)
         if found is not None and part is self.private:
             secret['pictures'].append(found['inputs'].numpy())
         return found
@@ -53,27 +53,27 @@ def run(synthetic, tmp_path_factory):
 def test_no_private_loss_is_in_any_byte(run):
     folder, secret = run
     files, found = everything(folder), 0
-    rows = torch.cat(secret['losses'])
+    losses = torch.cat(secret['losses'])
     batches = [x.mean() for x in secret['losses'] if len(x)] + [x.sum() for x in secret['losses'] if len(x)]
-    for value in [*map(float, rows), *map(float, batches)]:
+    for value in [*map(float, losses), *map(float, batches)]:
         text = np.format_float_positional(value, unique=True)
         shapes = [struct.pack('<d', value), struct.pack('>d', value), text[:9].encode()]
         for path, data in files.items():
             assert not any(shape in data for shape in shapes), (path, value)
         found += 1
     assert found > 50
-    for x in secret['losses']:  # several in a row, as a tensor of them would lie
+    for x in secret['losses']:  # several together, as in a tensor
         if len(x) > 1:
             assert not any(x.float().numpy().tobytes() in data for data in files.values())
 
 
-def test_no_noise_and_no_coins_are_in_any_byte(run):
+def test_no_noise_and_no_seeds_are_in_any_byte(run):
     folder, secret = run
     files = everything(folder)
-    long = [drawn for drawn in secret['noise'] if len(drawn) == 32]
+    long = [sampled for sampled in secret['noise'] if len(sampled) == 32]
     assert len(long) > 20
-    for drawn in long:
-        assert not any(drawn in data for data in files.values())
+    for sampled in long:
+        assert not any(sampled in data for data in files.values())
 
 
 def test_no_private_picture_is_in_any_byte(run, synthetic):

@@ -284,7 +284,7 @@ def test_a_debug_seed_says_not_private(synthetic, tmp_path):
             dict(train_dataloader__dataset__public_view=None),
             'public_batch_size=8 is more than the 0',
         ),
-        ('feature', dict(optim_wrapper__public_weight=0.0), 'public half that nothing uses'),
+        ('feature', dict(optim_wrapper__public_weight=0.0), 'public part that nothing uses'),
     ],
 )
 def test_one_clear_error_before_training(synthetic, tmp_path, method, options, message):

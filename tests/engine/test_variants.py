@@ -31,7 +31,7 @@ def statement_of(work_dir):
 
 
 def test_a_schedule_is_used_and_accounted_for(synthetic, tmp_path, monkeypatch):
-    """sigma falls to half and C grows to the double; a long ledger with one event a part."""
+    """sigma is halved and C is doubled; the ledger has one event per part."""
     used, whole = [], GaussianMechanism.release
 
     def recorded(self, fault=''):
@@ -52,7 +52,7 @@ def test_a_schedule_is_used_and_accounted_for(synthetic, tmp_path, monkeypatch):
 
 
 def test_personal_budgets(synthetic, tmp_path):
-    """A tenth of the people allow epsilon 1, the rest 8: they are drawn less often, and each group keeps its own."""
+    """A tenth of the people allow epsilon 1, the rest 8: they are sampled less often, and each group keeps its own."""
     data = annotated(synthetic, tmp_path / 'data', 'wish', lambda i: 1.0 if i % 10 == 0 else None)
     options = dict(default_hooks__privacy_budget__accountant='rdp', train_dataloader__dataset__personal_epsilon='wish')
     runner = train(short(data, tmp_path / 'work', **options))
@@ -60,12 +60,12 @@ def test_personal_budgets(synthetic, tmp_path):
     low, high = plan.budgets
     assert (low.epsilon, low.num_records, high.epsilon, high.num_records) == (1.0, 4, 8.0, 36)
     assert low.sample_rate < high.sample_rate and low.sample_rate * 4 + high.sample_rate * 36 == 10
-    drawn = torch.zeros(40)
+    sampled = torch.zeros(40)
     for _ in range(3000):
-        for record in sampler.draw():
-            drawn[record] += 1
+        for record in sampler.sample():
+            sampled[record] += 1
     rates = torch.tensor([float(low.sample_rate if i % 10 == 0 else high.sample_rate) for i in range(40)])
-    assert (drawn / 3000 - rates).abs().max() < 0.04
+    assert (sampled / 3000 - rates).abs().max() < 0.04
     ledger = Ledger.read(tmp_path / 'work' / LEDGER_NAME)
     for group, budget in enumerate(plan.budgets):
         own = epsilon([(of_group(event, group), steps) for event, steps in ledger.history], 1e-3, 'rdp')
@@ -79,7 +79,7 @@ def test_personal_budgets(synthetic, tmp_path):
 
 
 def test_a_subject_is_one_record(synthetic, tmp_path):
-    """Four pictures a subject: drawn together, clipped as one."""
+    """Four pictures per subject: sampled together, clipped as one."""
     data = annotated(synthetic, tmp_path / 'data', 'subject_id', lambda i: f'patient {i // 4}')
     options = dict(
         train_dataloader__dataset__privacy_unit='subject',
@@ -89,8 +89,8 @@ def test_a_subject_is_one_record(synthetic, tmp_path):
     )
     runner = train(short(data, tmp_path / 'work', **options))
     assert runner.optim_wrapper.plan.num_records == 10
-    for record in runner.train_loop.sampler.draw():
-        assert [row // 4 for row in record] == [record[0] // 4] * 4
+    for record in runner.train_loop.sampler.sample():
+        assert [index // 4 for index in record] == [record[0] // 4] * 4
     statement = statement_of(tmp_path / 'work')
     assert statement['privacy_unit'].startswith('subject') and 'epsilon_for_k_subjects' in statement
     assert statement['privacy_unit'].endswith(', by annotation field subject_id')
@@ -102,8 +102,9 @@ def test_a_subject_is_one_record(synthetic, tmp_path):
             train(short(coarse, tmp_path / 'work', resume=resume, **again))
     capped = short(data, tmp_path / 'capped', train_dataloader__batch_sampler__max_rows_per_record=2, **options)
     sampler = train(capped).train_loop.sampler
-    draws = [record for _ in range(50) for record in sampler.draw()]
-    assert {len(record) for record in draws} == {2} and {row % 4 for record in draws for row in record} == {0, 1, 2, 3}
+    records = [record for _ in range(50) for record in sampler.sample()]
+    assert {len(record) for record in records} == {2}
+    assert {index % 4 for record in records for index in record} == set(range(4))
 
 
 def test_subjects_from_a_mapping_file(synthetic, tmp_path):
@@ -156,7 +157,7 @@ def test_mixed_precision(synthetic, tmp_path, dtype, max_grad_norm, monkeypatch)
 
 
 def test_an_overflow_is_skipped_and_counted(synthetic, tmp_path):
-    """Public rows overflow float16: the step leaves the weights alone and the ledger has it."""
+    """Public samples overflow float16: the step leaves the weights as they are and the ledger has it."""
     options = dict(
         optim_wrapper__amp_dtype='float16',
         optim_wrapper__loss_scale=1e30,
@@ -209,11 +210,11 @@ def test_public_pictures_beside_the_views(synthetic, synthetic_public, tmp_path)
     dataset.public = dict(dataset.private, data_root=str(synthetic_public))
     runner = train(cfg)
     assert runner.train_loop.sampler.steps_per_epoch(True) == (40 + 40) // 8
-    told = statement_of(tmp_path)
-    assert told['private'] and told['guarantee'].endswith('feature DP')
-    assert 'blur' in told['public_data'] and 'MpiiDataset mpii_train.json' in told['public_data']
-    assert told['recoverable_from_view'] == 'not examined: run tools/audit_view.py CONFIG'
-    assert len(told['public_views']) == 1 and any('public data set' in line for line in told['not_protected'])
+    statement = statement_of(tmp_path)
+    assert statement['private'] and statement['guarantee'].endswith('feature DP')
+    assert 'blur' in statement['public_data'] and 'MpiiDataset mpii_train.json' in statement['public_data']
+    assert statement['recoverable_from_view'] == 'not examined: run tools/audit_view.py CONFIG'
+    assert len(statement['public_views']) == 1 and any('public data set' in line for line in statement['not_protected'])
     with pytest.raises(PrivacyError, match="public_data='MpiiDataset"):
         train(short(synthetic, tmp_path, 'hybrid', resume=True, train_cfg__max_epochs=4))
 

@@ -76,12 +76,12 @@ def no_clipping(monkeypatch):
 def public_samples_of_the_private_batch(monkeypatch):
     """The paper's release: a record is sampled together with its view, which enters the update without noise."""
 
-    def draw(self):
-        drawn = self.sampling.random.bernoulli(self.num_records, self.sampling.sample_rate)
+    def sample(self):
+        sampled = self.sampling.random.bernoulli(self.num_records, self.sampling.sample_rate)
         staying = {record for group in self.sampling._groups.values() for record in group}
-        return [[int(r)] for r in drawn if r in staying] + [[self._public[int(r)]] for r in drawn]
+        return [[int(r)] for r in sampled if r in staying] + [[self._public[int(r)]] for r in sampled]
 
-    monkeypatch.setattr(PoissonBatchSampler, 'draw', draw)
+    monkeypatch.setattr(PoissonBatchSampler, 'sample', sample)
 
 
 def basis_from_private_gradients(monkeypatch):

@@ -125,7 +125,7 @@ def test_without_the_data_set_the_budget_needs_its_size(check):
         ),
         (
             "model['head']['out_channels'] = 17",
-            'model.head.out_channels=17 and the 16 joints of train_dataloader.dataset.private do not fit',
+            'model.head.out_channels=17 does not fit the 16 joints of train_dataloader.dataset.private',
         ),
         ("default_hooks['privacy_budget']['target_delta'] = 0.5", 'target_delta=0.5 is too large for 40 records'),
     ],

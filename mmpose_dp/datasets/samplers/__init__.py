@@ -1,4 +1,4 @@
-"""Samplers whose draw an accountant can rely on. Must not hold logic."""
+"""Samplers whose sampling an accountant can rely on. Must not hold logic."""
 
 from .poisson_batch_sampler import PoissonBatchSampler
 

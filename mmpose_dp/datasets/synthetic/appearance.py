@@ -1,6 +1,6 @@
-"""What people and places look like: identities, clothes, and the two domains.
+"""The look of synthetic people and places: identities, clothes, and the two domains.
 
-``public`` and ``private`` differ the way COCO and MPII do: other places, light, clothes, poses and cameras, the same bodies. Must
+``public`` and ``private`` differ as COCO and MPII do: other places, light, clothes, poses and cameras, but the same bodies. Must
 not draw.
 """
 
@@ -24,19 +24,21 @@ HAIR = [(25, 25, 28), (40, 60, 95), (60, 110, 170), (110, 175, 215), (150, 150, 
 
 @dataclass(frozen=True)
 class Domain:
-    """How one data set is drawn.
+    """How the pictures of one data set look.
 
     Attributes:
-        energy: 0..1, how far from standing still people are.
+        energy: 0..1, how far people's poses are from standing still.
         saturation, value: (least, most) of clothes and places, 0..255.
-        camouflage: chance that clothes take a colour of the background.
-        pattern: chance of patterned clothes.
-        short: chance of short sleeves, and of shorts.
-        light: (least, most) gain of the whole picture; cast: most gain of one colour channel over another.
-        noise: standard deviation of the camera's noise; blur: most sigma of its blur, in pixels.
+        camouflage: probability that clothes have a colour of the background.
+        pattern: probability of patterned clothes.
+        short: probability of short sleeves, and of shorts.
+        light: (least, most) gain of the whole picture.
+        cast: largest gain of one colour channel over another.
+        noise: standard deviation of the camera's noise.
+        blur: largest sigma of the camera's blur, in pixels.
         thickness: (least, most) factor of limb widths.
-        clutter: (least, most) things in the background.
-        occluder: chance of a thing in front of a person.
+        clutter: (least, most) number of objects in the background.
+        occluder: probability of an object in front of a person.
         facing: standard deviation of the yaw, degrees.
     """
 
@@ -94,7 +96,7 @@ DOMAINS = {
 
 @dataclass(frozen=True)
 class Subject:
-    """An identity: it looks the same in every picture it is in."""
+    """An identity, which looks the same in every picture."""
 
     build: Build
     skin: Colour
@@ -106,7 +108,7 @@ class Subject:
 
     @classmethod
     def random(cls, rng: np.random.Generator) -> 'Subject':
-        """A new person."""
+        """A random person."""
         return cls(
             Build.random(rng),
             _jitter(SKIN[rng.integers(len(SKIN))], rng),
@@ -133,7 +135,7 @@ class Clothes:
 
     @classmethod
     def random(cls, rng: np.random.Generator, domain: Domain, places: list[Colour]) -> 'Clothes':
-        """Clothes of the domain; ``places`` are colours of the background, for camouflage."""
+        """Random clothes of the domain; ``places`` are the colours of the background, for camouflage."""
 
         def cloth() -> Colour:
             if rng.random() < domain.camouflage:
@@ -156,9 +158,11 @@ def random_colour(rng: np.random.Generator, domain: Domain) -> Colour:
     """A BGR colour of the domain's palette."""
     import cv2
 
-    hsv = np.uint8([[[rng.integers(180), rng.integers(*domain.saturation), rng.integers(*domain.value)]]])
-    return tuple(int(v) for v in cv2.cvtColor(hsv, cv2.COLOR_HSV2BGR)[0, 0])
+    hsv = np.array([[[rng.integers(180), rng.integers(*domain.saturation), rng.integers(*domain.value)]]], np.uint8)
+    blue, green, red = (int(v) for v in cv2.cvtColor(hsv, cv2.COLOR_HSV2BGR)[0, 0])
+    return blue, green, red
 
 
 def _jitter(colour: Colour, rng: np.random.Generator) -> Colour:
-    return tuple(int(np.clip(v + rng.normal(0, 8), 0, 255)) for v in colour)
+    blue, green, red = (int(np.clip(v + rng.normal(0, 8), 0, 255)) for v in colour)
+    return blue, green, red

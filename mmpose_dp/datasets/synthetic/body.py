@@ -45,21 +45,21 @@ class Build:
 
     @classmethod
     def random(cls, rng: np.random.Generator) -> 'Build':
-        """Proportions vary by up to about 10 percent."""
+        """Random proportions, which vary by up to about 10 percent."""
         return cls(*(float(v * rng.uniform(0.9, 1.1)) for v in cls().__dict__.values()))
 
 
 def random_angles(rng: np.random.Generator, energy: float) -> dict[str, float]:
-    """Joint angles in degrees. ``energy`` 0 stands still, 1 uses the whole range of motion."""
+    """Random joint angles in degrees. ``energy`` 0 is standing still, 1 uses the whole range of motion."""
 
-    def draw(name: str) -> float:
+    def angle(name: str) -> float:
         low, high = LIMITS[name]
         rest = float(np.clip(0, low, high))
         reach = rng.beta(1.0, 2.2) if rng.random() > 0.35 * energy else rng.random()
         end = high if rng.random() < high / (high - low) else low
         return rest + (end - rest) * reach * min(1.0, 0.35 + energy)
 
-    angles = {name: draw(name) for name in ('lean', 'tilt', 'head_pitch', 'head_roll')}
+    angles = {name: angle(name) for name in ('lean', 'tilt', 'head_pitch', 'head_roll')}
     for side in ('r', 'l'):
         for name in (
             'arm_raise',
@@ -70,7 +70,7 @@ def random_angles(rng: np.random.Generator, energy: float) -> dict[str, float]:
             'thigh_spread',
             'knee',
         ):
-            angles[f'{side}_{name}'] = draw(name)
+            angles[f'{side}_{name}'] = angle(name)
     if rng.random() < 0.15 + 0.25 * energy:  # sitting or squatting: both legs together
         for name in ('thigh_raise', 'knee'):
             angles[f'l_{name}'] = angles[f'r_{name}'] = float(rng.uniform(0.4, 0.9) * LIMITS[name][1])

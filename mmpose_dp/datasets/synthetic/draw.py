@@ -1,4 +1,7 @@
-"""Draws people and places with OpenCV, at twice the size and then halved, which smooths every edge. Must not write files."""
+"""Draws people and places with OpenCV at twice the size, then halves it, which smooths every edge. Must not write files."""
+
+from collections.abc import Callable
+from functools import partial
 
 import cv2
 import numpy as np
@@ -13,13 +16,18 @@ def _fixed(point: np.ndarray) -> tuple[int, int]:
     return int(round(float(point[0]) * 2**_SHIFT)), int(round(float(point[1]) * 2**_SHIFT))
 
 
+def _darker(colour: Colour, factor: float) -> Colour:
+    blue, green, red = colour
+    return int(blue * factor), int(green * factor), int(red * factor)
+
+
 def _limb(image: np.ndarray, a: np.ndarray, b: np.ndarray, wide: float, narrow: float, colour: Colour) -> None:
     """A tapered limb with a darker edge."""
     along = b - a
     length = float(np.linalg.norm(along))
     side = np.array([-along[1], along[0]]) / length if length > 1e-3 else np.array([1.0, 0.0])
     corners = np.stack([a + side * wide, b + side * narrow, b - side * narrow, a - side * wide])
-    edge = tuple(int(v * 0.8) for v in colour)
+    edge = _darker(colour, 0.8)
     for shade, grow in ((edge, 1.0), (colour, 0.82)):
         middle = corners.mean(0)
         polygon = ((corners - middle) * grow + middle) * 2**_SHIFT
@@ -37,8 +45,8 @@ def _torso(image: np.ndarray, j: np.ndarray, size: float, clothes: Clothes) -> N
     points = np.stack([*hips, *shoulders])
     hull = cv2.convexHull(points.astype(np.float32))[:, 0]
     mask = np.zeros(image.shape[:2], np.uint8)
-    cv2.fillConvexPoly(mask, hull.round().astype(np.int32), 255)
-    cv2.polylines(mask, [hull.round().astype(np.int32)], True, 255, max(int(2 * grow), 1))
+    cv2.fillConvexPoly(mask, hull.round().astype(np.int32), (255,))
+    cv2.polylines(mask, [hull.round().astype(np.int32)], True, (255,), max(int(2 * grow), 1))
     x0, y0 = np.maximum(np.floor(hull.min(0) - 2 * grow), 0).astype(int)
     x1, y1 = np.ceil(hull.max(0) + 2 * grow).astype(int)
     if x1 <= x0 or y1 <= y0:
@@ -70,15 +78,15 @@ def _head(image: np.ndarray, j: np.ndarray, size: float, subject: Subject, yaw: 
         start: float = 0,
         stop: float = 360,
     ) -> None:
-        fixed = tuple(max(int(a * 2**_SHIFT), 1) for a in axes)
-        cv2.ellipse(image, _fixed(center), fixed, angle, start, stop, colour, -1, shift=_SHIFT)
+        across, along = (max(int(a * 2**_SHIFT), 1) for a in axes)
+        cv2.ellipse(image, _fixed(center), (across, along), angle, start, stop, colour, -1, shift=_SHIFT)
 
     if subject.hair_length > 0.6:  # long hair falls behind the face
         ellipse(middle - up * tall * 0.35, (wide * 1.1, tall * 1.2), subject.hair)
     ellipse(middle, (wide, tall), subject.skin)
     if facing > 0.15:
         face = middle + side * wide * 0.45 * turn
-        dark = tuple(int(v * 0.35) for v in subject.skin)
+        dark = _darker(subject.skin, 0.35)
         for sign in (-1, 1):
             eye = face + side * sign * wide * subject.eye_gap * facing + up * tall * 0.12
             ellipse(eye, (wide * 0.14, tall * 0.09), (245, 245, 245))
@@ -104,14 +112,15 @@ def draw_person(
     clothes: Clothes,
     yaw: float,
 ) -> None:
-    """Draws one person in place, the parts furthest from the camera first.
+    """Draws one person in place, the parts that are furthest from the camera first.
 
     Args:
         joints: (16, 3), x and y in pixels, z (any unit) towards the camera.
         size: standing height in pixels.
     """
     j, depth, w = joints[:, :2], joints[:, 2], size * clothes.thickness
-    skin, parts = subject.skin, []
+    skin = subject.skin
+    parts: list[tuple[float, Callable[[], None]]] = []  # how near to the camera, and what draws the part
 
     def limb(a: str, b: str, wide: float, narrow: float, colour: Colour) -> None:
         i, k = INDEX[a], INDEX[b]
@@ -138,7 +147,7 @@ def draw_person(
         parts.append(
             (
                 depth[INDEX[f'{s}_wrist']],
-                lambda a=wrist, b=hand: _limb(image, a, b, 0.017 * w, 0.015 * w, skin),
+                partial(_limb, image, wrist, hand, 0.017 * w, 0.015 * w, skin),
             )
         )
         ankle = j[INDEX[f'{s}_ankle']]
@@ -146,15 +155,15 @@ def draw_person(
         parts.append(
             (
                 depth[INDEX[f'{s}_ankle']],
-                lambda a=ankle, b=toe: _limb(image, a, b, 0.022 * w, 0.018 * w, clothes.shoes),
+                partial(_limb, image, ankle, toe, 0.022 * w, 0.018 * w, clothes.shoes),
             )
         )
     parts.append((float(depth[[2, 3, 12, 13]].mean()), lambda: _torso(image, j, size, clothes)))
     i, k = INDEX['thorax'], INDEX['neck']
     parts.append((float(depth[k]) - 0.01, lambda: _limb(image, j[i], j[k], 0.028 * w, 0.026 * w, skin)))
     parts.append((float(depth[INDEX['head']]), lambda: _head(image, j, size, subject, yaw)))
-    for _, draw in sorted(parts, key=lambda part: part[0]):
-        draw()
+    for _, draw_part in sorted(parts, key=lambda part: part[0]):
+        draw_part()
 
 
 def draw_place(rng: np.random.Generator, shape: tuple[int, int], domain: Domain) -> tuple[np.ndarray, list[Colour]]:
@@ -177,7 +186,7 @@ def draw_place(rng: np.random.Generator, shape: tuple[int, int], domain: Domain)
 
 
 def draw_thing(image: np.ndarray, rng: np.random.Generator, colour: Colour, center: np.ndarray | None = None) -> None:
-    """A box, disc or pole, anywhere or at ``center``."""
+    """Draws a box, disc or pole in place, at ``center`` or anywhere."""
     height, width = image.shape[:2]
     x, y = (rng.uniform(0, width), rng.uniform(0, height)) if center is None else center
     reach = rng.uniform(0.04, 0.16) * height

@@ -1,7 +1,7 @@
 """Writes synthetic people as an MPII data set that MMPose's MpiiDataset and MpiiPCKAccuracy read unchanged.
 
-Coordinates in the files are MATLAB's, counted from 1. Must give the same files whatever the number of workers, and must not leave
-a half-written set that looks whole.
+Coordinates in the files are MATLAB's, counted from 1. Must write the same files for any number of workers, and must not leave an
+incomplete set that looks complete.
 """
 
 import json
@@ -14,13 +14,13 @@ import cv2
 import numpy as np
 from scipy.io import savemat
 
-from mmpose_dp.privacy.errors import PrivacyError
+from mmpose_dp.privacy.errors import ConfigError
 
 from .appearance import DOMAINS, Clothes, Subject
 from .body import INDEX, JOINTS, pose_joints, random_angles
 from .draw import draw_person, draw_place, draw_thing, photograph
 
-VERSION = 2  # of the drawings: raise it when they change
+VERSION = 2  # of the pictures: raise it if they change
 _CROWD = 0.25  # share of images with several people
 _SPLITS = {'train': 0, 'val': 1}
 
@@ -35,23 +35,23 @@ def make_synthetic_mpii(
     workers: int = 2,
     force: bool = False,
 ) -> Path:
-    """Draws a data set of exactly ``num_train`` and ``num_val`` people.
+    """Generates a data set of exactly ``num_train`` and ``num_val`` synthetic people.
 
     Args:
-        out: folder; gets images/ and annotations/ as MMPose's docs lay MPII out.
+        out: the folder, in which images/ and annotations/ are arranged as MMPose's docs say of MPII.
         domain: 'public' or 'private'.
-        seed: everything follows from it.
+        seed: decides everything.
         image_size: height of the pictures in pixels; widths vary.
-        workers: processes.
-        force: overwrite another data set in ``out``.
+        workers: number of processes.
+        force: overwrites another data set in ``out``.
 
-    An identical set that is already there is kept. Raises PrivacyError where ``out`` holds anything else, so that a real data set
-    is never overwritten.
+    If an identical set exists, it is kept. Raises ConfigError for settings out of range and if ``out`` holds anything else, so
+    that a real data set is not overwritten by accident.
     """
     if domain not in DOMAINS:
-        raise PrivacyError(f'--domain {domain} is unknown; write one of {tuple(DOMAINS)}')
+        raise ConfigError(f'--domain {domain} is unknown; write one of {tuple(DOMAINS)}')
     if num_train < 1 or num_val < 1 or image_size < 64 or workers < 1:
-        raise PrivacyError('--train, --val and --workers must be at least 1, --image-size at least 64')
+        raise ConfigError('--train, --val and --workers must be at least 1, --image-size at least 64')
     out = Path(out)
     settings = dict(
         version=VERSION,
@@ -65,26 +65,26 @@ def make_synthetic_mpii(
     if record.exists() and json.loads(record.read_text()) == settings:
         return out
     if not force and (out / 'annotations').exists():
-        raise PrivacyError(f'--out {out} already holds another data set: choose another folder, or add --force')
+        raise ConfigError(f'--out {out} already holds another data set: choose another folder, or add --force')
     for folder in ('images', 'annotations'):
         (out / folder).mkdir(parents=True, exist_ok=True)
     record.unlink(missing_ok=True)
     for split, count in (('train', num_train), ('val', num_val)):
         jobs = _share_people(count, np.random.default_rng([seed, list(DOMAINS).index(domain), _SPLITS[split]]))
-        draw = partial(_draw_image, out=out, domain=domain, split=split, seed=seed, height=image_size)
+        draw_one = partial(_draw_image, out=out, domain=domain, split=split, seed=seed, height=image_size)
         with multiprocessing.Pool(workers) as pool:
-            people = [person for image in pool.imap(draw, jobs, chunksize=32) for person in image]
+            people = [person for image in pool.imap(draw_one, jobs, chunksize=32) for person in image]
         heads = [person.pop('headbox') for person in people]
         (out / f'annotations/mpii_{split}.json').write_text(json.dumps(people))
         if split == 'val':
             _write_ground_truth(out / 'annotations/mpii_gt_val.mat', people, heads)
-    record.write_text(json.dumps(settings))  # last: a set without it is not whole
+    record.write_text(json.dumps(settings))  # last: a set without it is incomplete
     return out
 
 
 def _share_people(count: int, rng: np.random.Generator) -> list[tuple[int, int]]:
     """(image number, people in it) so that there are ``count`` people."""
-    jobs = []
+    jobs: list[tuple[int, int]] = []
     while count:
         people = min(count, 1 if rng.random() > _CROWD else int(rng.integers(2, 4)))
         jobs.append((len(jobs), people))
@@ -137,9 +137,9 @@ def _annotation(name: str, identity: int, joints: np.ndarray, head: float, shape
     center, extent = (
         (low + high) / 2,
         float((high - low).max()) + head,
-    )  # hands, feet and hair stand out of the joints
+    )  # hands, feet and hair reach beyond the joints
     scale = extent / 200.0
-    center[1] -= 15 * scale  # MpiiDataset moves every centre down by as much
+    center[1] -= 15 * scale  # MpiiDataset moves every centre down by the same amount
     middle = joints[INDEX['neck']] * 0.45 + joints[INDEX['head']] * 0.55
     box = np.stack([middle - 0.6 * head, middle + 0.6 * head]) + 1
     return dict(
@@ -156,7 +156,7 @@ def _annotation(name: str, identity: int, joints: np.ndarray, head: float, shape
 
 
 def _write_ground_truth(path: Path, people: list[dict[str, Any]], heads: list[np.ndarray]) -> None:
-    """What MPII's evaluation reads: arrays over people in their last dimension."""
+    """Writes the file that MPII's evaluation reads: arrays with people in the last dimension."""
     savemat(
         path,
         dict(

@@ -1,7 +1,7 @@
-"""The public view phi(x): what Feature DP gives away of a record, and nothing more.
+"""The public view phi(x): what Feature DP publishes of a record, and nothing more.
 
 Feature DP protects what this transform removes, so a view must be a fixed function of one record's image and annotation, and
-must really remove what it says. Must not be random, must not look at other records, and must not leave a region visible because
+must actually remove what it claims. Must not be random, must not use other records, and must not leave a region visible because
 an annotation is missing.
 """
 
@@ -12,13 +12,13 @@ import numpy as np
 from mmcv.transforms import BaseTransform
 from mmpose.registry import TRANSFORMS
 
-from mmpose_dp.privacy.errors import PrivacyError
+from mmpose_dp.privacy.errors import ConfigError, DataError
 
 from .view_axes import SPACING, ViewAxis, both_ways
 
 MODES = ('blur', 'blur_full_resolution', 'pixelate', 'face', 'person')
 REGION_MODES = ('face', 'person')
-GREY = 127  # a constant: a mean colour would tell of what it hides
+GREY = 127  # a constant, since a mean colour would reveal something of what it hides
 REFERENCE = 256  # sizes are in pixels of a crop of this height, as in the paper
 _SIGMAS = {'blur': 6.0, 'blur_full_resolution': 10.0}
 _REACH = 1.6  # RandomBBoxTransform at its widest shows less than this many box sizes around the centre
@@ -26,37 +26,39 @@ _REACH = 1.6  # RandomBBoxTransform at its widest shows less than this many box 
 
 @TRANSFORMS.register_module()
 class PublicView(BaseTransform):
-    """Replaces the image by the record's public view.
+    """Replaces the image with the record's public view.
 
-    It belongs right after GetBBoxCenterScale and before every random transform: each record then has one public view, and what
-    augmentation makes of it gives nothing more away (many blurred crops of one image would: together they hold more detail than
-    one). Sizes are given for a crop of 256 pixels and scaled to the record's box in the image. PublicPrivateDataset inserts it
-    by itself. Pictures of floats are rounded to 8 bits first: a view that is not quantised can be inverted.
+    It belongs right after GetBBoxCenterScale and before every random transform: each record then has one public view, and
+    augmenting that reveals nothing more. (Many blurred crops of one image would: together they hold more detail than one.) Sizes
+    are given for a crop of 256 pixels and scaled to the record's box in the image. PublicPrivateDataset inserts the transform
+    by itself. Pictures of floats are rounded to 8 bits first, since a view that is not quantised can be inverted.
 
     Modes:
         'blur': Gaussian blur, kept at one sample per three ``sigma``, rounded to 8 bits and interpolated to the picture's size.
-            What it gives back is in docs/guarantee.md; ``tools/audit_view.py`` examines a config's own pictures.
+            docs/guarantee.md says what can be recovered from it; ``tools/audit_view.py`` examines a config's own pictures.
         'blur_full_resolution': a Gaussian blur with every pixel kept (arXiv 2504.10190: kernel 25, sigma 10). Its truncated
-            kernel is nearly a box filter, and a deconvolution gives most of the picture back, faces too.
+            kernel is nearly a box filter, and a deconvolution recovers most of the picture, faces too.
         'pixelate': means over squares of ``block`` pixels.
-        'face': heads hidden by a grey disc around the neck and head-top joints; where one is missing, the person's box.
-        'person': the people's padded boxes hidden.
+        'face': heads are hidden by a grey disc around the neck and head-top joints; if one is missing, the person's box is.
+        'person': the people's padded boxes are hidden.
 
     The region modes hide every annotated person of the picture, since one record's view must not show what another
-    record's view hides; PublicPrivateDataset passes them on as ``people``. Nobody knows of people without annotation.
+    record's view hides; PublicPrivateDataset passes them as ``people``. People without annotation are not hidden.
 
-    Outside the square that augmentation can reach around the person, every mode is grey.
+    Outside the square around the person that augmentation can reach, every mode is grey.
 
     Blurs and pixelation are those of the whole picture, of which a record shows its window. Their scale is that of the record's
-    own box, or of ``view_box`` (pixels) where PublicPrivateDataset passes one: with privacy_unit='image' or 'subject' that of
-    the largest box in the picture, so that all its people have one view.
+    own box, or of ``view_box`` (pixels) if PublicPrivateDataset passes one: with privacy_unit='image' or 'subject' it is the
+    largest box in the picture, so that all its people have one view.
 
     Args:
         mode: one of the above.
-        sigma: of the blurs, in pixels of a 256-pixel crop; 6 by default, 10 at full resolution.
-        kernel_size: of 'blur_full_resolution' alone, likewise; 25 by default.
-        block: of the pixelation, likewise.
+        sigma: that of the blurs, in pixels of a 256-pixel crop; 6 by default, 10 at full resolution.
+        kernel_size: that of 'blur_full_resolution', likewise; 25 by default.
+        block: side of a square of the pixelation, likewise.
         head_keypoints: indices of upper neck and head top; MPII's by default. Joints of other names are refused.
+
+    Raises ConfigError for an unknown mode, for sizes out of range and for a setting that has no meaning in the mode.
     """
 
     def __init__(
@@ -68,23 +70,23 @@ class PublicView(BaseTransform):
         head_keypoints: tuple[int, int] = (8, 9),
     ) -> None:
         if mode not in MODES:
-            raise PrivacyError(f'public_view.mode={mode!r} is unknown; write one of {MODES}')
+            raise ConfigError(f'public_view.mode={mode!r} is unknown; write one of {MODES}')
         if mode == 'blur' and kernel_size is not None:
-            raise PrivacyError(
-                f"public_view.kernel_size={kernel_size} has no meaning under mode='blur', which takes sigma alone; for the blur "
-                "that keeps every pixel, and that can be inverted, write mode='blur_full_resolution'"
+            raise ConfigError(
+                f"public_view.kernel_size={kernel_size} has no meaning under mode='blur', which takes sigma only; for the blur "
+                "that keeps every pixel, and can be inverted, write mode='blur_full_resolution'"
             )
         self.mode = mode
         self.kernel_size = 25 if kernel_size is None else kernel_size
         self.sigma = _SIGMAS.get(mode, 1.0) if sigma is None else sigma
         if self.kernel_size < 3 or not 0 < self.sigma < float('inf') or block < 2:
-            raise PrivacyError('public_view: kernel_size must be at least 3, sigma above 0, block at least 2')
+            raise ConfigError('public_view: kernel_size must be at least 3, sigma above 0 and block at least 2')
         self.block = block
         self.head_keypoints = tuple(head_keypoints)
 
     @property
     def description(self) -> str:
-        """What the view is, for the privacy statement."""
+        """What the view keeps, for the privacy statement."""
         size = f'in pixels of a {REFERENCE}-pixel crop'
         return {
             'blur': f'Gaussian blur, sigma {self.sigma:g}, one 8-bit sample per {SPACING * self.sigma:g} pixels, {size}, '
@@ -97,22 +99,22 @@ class PublicView(BaseTransform):
         }[self.mode]
 
     def check_joints(self, names: Mapping[int, str]) -> None:
-        """Raises PrivacyError where mode 'face' would hide something else than heads; ``names`` are a data set's joints."""
+        """Raises ConfigError if mode 'face' would hide something other than heads; ``names`` are a data set's joints."""
         found = [names.get(joint, 'no joint') for joint in self.head_keypoints]
         if self.mode == 'face' and not all('neck' in name or 'head' in name for name in found):
-            raise PrivacyError(
-                f'public_view.head_keypoints={self.head_keypoints} are {" and ".join(found)} in this data set, so that faces would '
-                "stay visible: give the numbers of neck and head top, or write mode='person'"
+            raise ConfigError(
+                f'public_view.head_keypoints={self.head_keypoints} are {" and ".join(found)} in this data set, so faces would stay '
+                "visible: write the numbers of neck and head top, or mode='person'"
             )
 
     def transform(self, results: dict) -> dict:
         """Reads img (H, W, 3), uint8 or floats from 0 to 255, bbox_center and bbox_scale (1, 2), keypoints (1, K, 2),
-        keypoints_visible (1, K), and people and view_box where they are there; replaces img, in its own type. Raises
-        PrivacyError after a random transform and for pictures of other types."""
+        keypoints_visible (1, K), and people and view_box if present; replaces img and keeps its type. Raises DataError after a
+        random transform and for pictures of other types."""
         if 'flip' in results or 'bbox_rotation' in results or 'transformed_keypoints' in results:
-            raise PrivacyError('PublicView must stand right after GetBBoxCenterScale, before every random transform')
+            raise DataError('PublicView must be right after GetBBoxCenterScale, before every random transform')
         if 'bbox_scale' not in results:
-            raise PrivacyError('PublicView needs bbox_center and bbox_scale: put it after GetBBoxCenterScale')
+            raise DataError('PublicView needs bbox_center and bbox_scale: put it after GetBBoxCenterScale')
         image, center = eight_bits(results['img']), results['bbox_center'][0]
         box = float(max(results['bbox_scale'][0]))
         rows, columns = window(center, box, image.shape)
@@ -128,8 +130,8 @@ class PublicView(BaseTransform):
         return results
 
     def axis(self, size: int, shown: slice, box: float) -> ViewAxis:
-        """The view of the pixels ``shown`` along an axis of ``size`` pixels, for a padded box of ``box`` pixels. Not for the
-        region modes."""
+        """The view of the pixels ``shown`` along an axis of ``size`` pixels, for a padded box of ``box`` pixels. Not defined for
+        the region modes."""
         factor, start, stop = box / REFERENCE, shown.start, shown.stop
         if self.mode == 'blur':
             return ViewAxis.sampled_blur(size, start, stop, max(self.sigma * factor, 1.0))
@@ -146,7 +148,7 @@ class PublicView(BaseTransform):
             size, sigma = self._full_resolution(box / REFERENCE)
             top, left = (max(part.start - size // 2, 0) for part in (rows, columns))
             read = image[top : rows.stop + size // 2, left : columns.stop + size // 2]
-            blurred = cv2.GaussianBlur(read, (size, size), sigma).reshape(read.shape)  # it drops an axis of 1
+            blurred = cv2.GaussianBlur(read, (size, size), sigma).reshape(read.shape)  # cv2 drops an axis of length 1
             return blurred[rows.start - top : rows.stop - top, columns.start - left : columns.stop - left]
         down, across = self.axis(image.shape[0], rows, box), self.axis(image.shape[1], columns, box)
         samples = np.rint(both_ways(np.atleast_3d(image)[down.read, across.read], down.keep, across.keep))
@@ -165,8 +167,8 @@ class PublicView(BaseTransform):
         return hidden
 
     def _hide_person(self, window: np.ndarray, person: dict, offset: np.ndarray, box: float) -> None:
-        """Paints one person's region grey; the whole box where the head is not annotated."""
-        if self.mode == 'person' or not self._knows_head(person):  # the person mode is for people of any joints
+        """Paints one person's region grey; the whole box if the head is not annotated."""
+        if self.mode == 'person' or not self._knows_head(person):  # mode 'person' does not need head joints
             x0, y0 = np.maximum(np.floor(person['box'][:2]), 0).astype(int)
             x1, y1 = np.maximum(np.ceil(person['box'][2:]), 0).astype(int)
             window[y0:y1, x0:x1] = GREY
@@ -193,14 +195,14 @@ def window(center: np.ndarray, box: float, shape: tuple[int, ...]) -> tuple[slic
 
 
 def eight_bits(image: np.ndarray) -> np.ndarray:
-    """The picture as uint8. Raises PrivacyError for what is neither that nor floats from 0 to 255."""
+    """The picture as uint8. Raises DataError if it is neither uint8 nor floats from 0 to 255."""
     if image.dtype == np.uint8:
         return image
     if np.issubdtype(image.dtype, np.floating) and image.size and image.min() >= 0 and image.max() <= 255:
         return np.rint(image).astype(np.uint8)
-    raise PrivacyError(
-        f'PublicView takes pictures of 8 bits (uint8, or floats from 0 to 255), and this one has type {image.dtype}: finer values '
-        'would let the view be inverted. Convert the pictures, or take out what changes their values before GetBBoxCenterScale'
+    raise DataError(
+        f'PublicView takes pictures of 8 bits (uint8, or floats from 0 to 255), but this one has type {image.dtype}: with finer '
+        'values the view could be inverted. Convert the pictures, or remove what changes their values before GetBBoxCenterScale'
     )
 
 

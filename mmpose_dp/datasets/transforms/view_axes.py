@@ -1,7 +1,7 @@
-"""What a public view keeps of a picture along one axis, and what it shows of that, as two matrices.
+"""A public view along one axis as two matrices: which samples it keeps of a picture, and how it shows them.
 
-One description serves the view and whoever tries to invert it. Must depend on the picture's size and the view's scale alone,
-not on the window that is shown: windows of other phases would together hold more than one view.
+The view and the attacks on it use the same description. Must depend on nothing but the picture's size and the view's scale, and
+not on the window that is shown: windows with other sample positions would together hold more than one view.
 """
 
 from dataclasses import dataclass
@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-# Of the blur's samples, in sigmas. Closer ones hold what a deconvolution needs: at two sigmas, sigma 8, it gains up to 4 dB on
-# people; at three, sigma 6, 1.3 dB, and the view itself is nearer to the picture.
+# Distance of the blur's samples, in sigmas. Closer samples hold what a deconvolution needs: at two sigmas (sigma 8) it gains up
+# to 4 dB on people; at three (sigma 6) 1.3 dB, and the view itself is nearer to the picture.
 SPACING = 3.0
 
 
@@ -19,7 +19,7 @@ class ViewAxis:
     """Pixels start..stop of an axis of ``size`` pixels, seen through a view.
 
     Attributes:
-        read: the pixels that the view reads; they may begin before the window and end behind it.
+        read: the pixels that the view reads; they may begin before the window and end after it.
         keep: (S, pixels read), the weights of each sample; each row sums to 1. Samples are rounded to 8 bits.
         show: (pixels shown, S), how samples become pixels; each row sums to 1.
     """
@@ -30,11 +30,11 @@ class ViewAxis:
 
     @classmethod
     def sampled_blur(cls, size: int, start: int, stop: int, sigma: float) -> 'ViewAxis':
-        """Gaussian weights that end at four sigmas, ``SPACING`` sigmas apart, and cubic interpolation; the outermost samples are
-        repeated."""
+        """Samples ``SPACING`` sigmas apart, with Gaussian weights cut off at four sigmas, and cubic interpolation between them. The
+        outermost samples are repeated."""
         step = SPACING * sigma
         first, last = np.ceil((np.array([start, stop]) + 0.5) / step - 0.5)
-        if first == last:  # none inside: the last one before it, or the picture's first
+        if first == last:  # no sample is inside: take the last one before it, or the picture's first
             first = max(first - 1, 0)
             last = first + 1
         places = (np.arange(first, last) + 0.5) * step - 0.5
@@ -46,7 +46,7 @@ class ViewAxis:
 
     @classmethod
     def pixelation(cls, size: int, start: int, stop: int, block: float) -> 'ViewAxis':
-        """Means over as many blocks of at least ``block`` pixels as the picture has room for; pixels on an edge count in part."""
+        """Means over as many blocks of at least ``block`` pixels as fit into the picture; pixels on an edge count in part."""
         count = max(int(size / block), 1)
         edges = np.linspace(0, size, count + 1)
         shown = np.searchsorted(edges, np.arange(start, stop) + 0.5) - 1
@@ -59,7 +59,7 @@ class ViewAxis:
 
     @classmethod
     def full_blur(cls, size: int, start: int, stop: int, kernel_size: int, sigma: float) -> 'ViewAxis':
-        """What cv2.GaussianBlur makes of bytes: weights in 1/256, mirrored at the picture's border. Each pixel is a sample."""
+        """The blur of cv2.GaussianBlur on bytes: weights in 1/256, mirrored at the picture's border. Each pixel is a sample."""
         half = kernel_size // 2
         read = slice(max(start - half, 0), min(stop + half, size))
         pixels = np.abs(np.arange(start, stop)[:, None] + np.arange(-half, half + 1))
@@ -79,7 +79,7 @@ def both_ways(image: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.nd
 
 
 def _cubic(at: np.ndarray, count: int) -> np.ndarray:
-    """(n,) places in units of the samples -> (n, count) weights of Keys' cubic convolution."""
+    """(n,) positions in units of the samples -> (n, count) weights of Keys' cubic convolution."""
     weights = np.zeros((len(at), count))
     low = np.floor(at).astype(int)
     for sample in (low - 1, low, low + 1, low + 2):
@@ -90,7 +90,7 @@ def _cubic(at: np.ndarray, count: int) -> np.ndarray:
 
 
 def _kernel_of_bytes(kernel_size: int, sigma: float) -> np.ndarray:
-    """(kernel_size,) weights that cv2 uses on bytes, read off its answer to one bright pixel among dark ones."""
+    """(kernel_size,) weights that cv2 uses on bytes, read from its response to one bright pixel among dark ones."""
     pixel = np.zeros((1, 4 * kernel_size + 1), np.uint8)
     pixel[:, 2 * kernel_size] = 255
     seen = cv2.GaussianBlur(pixel, (kernel_size, 1), sigma)[0].astype(float)

@@ -1,6 +1,6 @@
-"""Hooks of others that cannot do here what they do in plain training: each is refused by name.
+"""Refuses, by name, hooks that cannot do in private training what they do in plain training.
 
-Must not run one: what a hook reads is told from its source.
+Must not run a hook: its source code shows what it reads.
 """
 
 import ast
@@ -11,42 +11,40 @@ from typing import Any
 
 from mmengine.hooks import Hook
 
-from mmpose_dp.privacy.errors import PrivacyError
+from mmpose_dp.privacy.errors import ConfigError
 
-# by the name of the class, or of one that it is made from
+# by the name of the class or of a base class
 _REFUSED = {
-    'CheckInvalidLossHook': 'it would stop training by the loss of private records, which nobody may see; a record whose '
-    'gradient is not finite contributes nothing',
-    'YOLOXPoseModeSwitchHook': 'it exchanges the data loader, whose draws the accountant relies on; to switch pipelines, take '
+    'CheckInvalidLossHook': 'it would stop training because of a private loss, which nobody may see; a record whose gradient '
+    'is not finite contributes nothing anyway',
+    'YOLOXPoseModeSwitchHook': 'it exchanges the data loader, whose sampling the accountant relies on; to switch pipelines, use '
     'mmdet.PipelineSwitchHook',
-    'YOLOXModeSwitchHook': 'it switches mixing transforms off, and there are none in private training; to switch pipelines, take '
+    'YOLOXModeSwitchHook': 'it switches off mixing transforms, which private training does not have; to switch pipelines, use '
     'mmdet.PipelineSwitchHook',
     'MeanTeacherHook': 'it trains a second model inside the first',
 }
 _METHODS = ('before_train_iter', 'after_train_iter', '_before_iter', '_after_iter')
-_RELEASED = (
-    'a hook sees no private batch and no private loss, so data_batch is None and outputs holds what may be released'
-)
+_HIDDEN = 'data_batch is None and outputs holds only what may be logged'
 
 
 def refuse_hooks(hooks: list[Hook]) -> None:
-    """Raises PrivacyError for a hook that needs what private training does not show or does not let be changed."""
+    """Raises ConfigError for a hook that reads or changes something that private training does not allow."""
     for hook in hooks:
         for kind in type(hook).__mro__:
             if kind.__name__ in _REFUSED:
-                raise PrivacyError(
+                raise ConfigError(
                     f'custom_hooks: {type(hook).__name__} cannot be used in private training: {_REFUSED[kind.__name__]}. '
-                    'Take it out'
+                    'Remove it'
                 )
         for name, what in _reads(type(hook)):
-            raise PrivacyError(
-                f'custom_hooks: {type(hook).__name__}.{name} reads {what}, which private training does not show: {_RELEASED}. '
-                'Take it out, or let it do without'
+            raise ConfigError(
+                f'custom_hooks: {type(hook).__name__}.{name} reads {what}, which private training does not show: {_HIDDEN}. '
+                'Remove the hook, or change it so that it does not need them'
             )
 
 
 def _reads(kind: type) -> Iterator[tuple[str, str]]:
-    """The methods around a training step that use the batch, or a loss that is not released, and what they use."""
+    """The methods around a training step that use the batch or a private loss, and what they use."""
     for name in _METHODS:
         method = getattr(kind, name, None)
         if method is None or method.__module__.split('.')[0] in ('mmengine', 'mmpose', 'mmpose_dp'):
@@ -64,7 +62,7 @@ def _reads(kind: type) -> Iterator[tuple[str, str]]:
 
 
 def _is_used(tree: ast.AST, name: str) -> bool:
-    """Whether something is taken from ``name`` without a look at whether it is None."""
+    """Whether something is read from ``name`` without a check for None."""
     nodes = list(ast.walk(tree))
     if any(isinstance(node, ast.Compare) and _is(node.left, name) for node in nodes):
         return False

@@ -1,6 +1,6 @@
-"""From the config's parts to the one plan: what method they make, and with what noise.
+"""Makes the plan of a training from the parts of its config: the method and the noise.
 
-Must not decide what is private: it names what it finds, or refuses it.
+Must not decide what is private: it names what it finds or refuses it.
 """
 
 from collections import Counter
@@ -15,13 +15,13 @@ from mmpose_dp.privacy.plan import PrivacyPlan
 from ..loops import PrivateTrainLoop
 from ..optim_wrappers import DPOptimWrapper
 
-_NO_BUDGET = 'give PrivacyBudgetHook a target_epsilon, or DPOptimWrapper a noise_multiplier'
+_NO_BUDGET = 'write default_hooks.privacy_budget.target_epsilon, or optim_wrapper.noise_multiplier'
 
 
 def make_plan(
     loop: PrivateTrainLoop, wrapper: DPOptimWrapper, target_epsilon: float | None, **promised: Any
 ) -> PrivacyPlan:
-    """The plan of a training; ``promised`` are the fields of the plan that PrivacyBudgetHook sets. Raises ConfigError."""
+    """The plan of a training. ``promised``: the fields that PrivacyBudgetHook sets. Raises ConfigError."""
     dataset = loop.dataloader.dataset
     settings: dict[str, Any] = dict(
         **_described(loop, wrapper),
@@ -46,16 +46,16 @@ def make_plan(
 
 
 def run_metadata_of_views(loop: PrivateTrainLoop, wrapper: DPOptimWrapper) -> dict[str, Any]:
-    """What the ledger keeps of a training on public views alone: a private one in its folder must have the same view."""
+    """The ledger's metadata of a training on public views only: a later private one in its folder must have the same view."""
     return dict(_described(loop, wrapper), personal_budgets=[])
 
 
 def _described(loop: PrivateTrainLoop, wrapper: DPOptimWrapper) -> dict[str, Any]:
-    """The fields of a plan that the ledger keeps of every training, also of one without a private step."""
+    """The fields of a plan that the ledger keeps for every training, even one without private steps."""
     dataset = loop.dataloader.dataset
     assert isinstance(dataset, PublicPrivateDataset)
     return dict(
-        method=_method(dataset, wrapper, loop),
+        method=method_of(dataset.public_view is not None, dataset.public is not None, wrapper, loop.public_epochs),
         privacy_unit=dataset.privacy_unit,
         subjects=dataset.subjects,
         subjects_digest=dataset.subjects_digest,
@@ -67,28 +67,32 @@ def _described(loop: PrivateTrainLoop, wrapper: DPOptimWrapper) -> dict[str, Any
 
 
 def _arithmetic(wrapper: DPOptimWrapper) -> str:
-    """The numbers of the forwards and where they are computed: rounding follows both."""
+    """The number format of the forwards and the device that computes them, since both decide rounding."""
     device = wrapper.params[0].device.type if wrapper.params else 'cpu'
     precision = wrapper.amp_dtype or torch.get_default_dtype()
     return f'{str(precision).removeprefix("torch.")} on a {"CPU" if device == "cpu" else "GPU"}'
 
 
 def _personal_plan(
-    named: list[tuple[float | None, ...]],
+    wishes: list[tuple[float | None, ...]],
     target_epsilon: float | None,
     wrapper: DPOptimWrapper,
     settings: dict[str, Any],
 ) -> PrivacyPlan:
-    """The plan if some records have a budget of their own; a record has the smallest that its rows name."""
+    """The plan if some records have personal budgets; a record has the smallest budget of its samples."""
     from mmpose_dp.extras.personal_budgets import Budget, PersonalPlan
 
-    if target_epsilon is None and any(None in epsilons for epsilons in named):
-        raise ConfigError('some records have no personal_epsilon: give PrivacyBudgetHook a target_epsilon for them')
+    if target_epsilon is None and any(None in epsilons for epsilons in wishes):
+        raise ConfigError(
+            'some records have no personal_epsilon: write a target_epsilon for them in default_hooks.privacy_budget'
+        )
     if wrapper.mechanism.noise_multiplier is not None:
-        raise ConfigError('with personal_epsilon the noise follows from the budgets: leave noise_multiplier out')
+        raise ConfigError(
+            'train_dataloader.dataset.personal_epsilon decides the noise: remove optim_wrapper.noise_multiplier'
+        )
     if target_epsilon is None:
         raise ConfigError(_NO_BUDGET)
-    own = [min(target_epsilon if epsilon is None else epsilon for epsilon in epsilons) for epsilons in named]
+    own = [min(target_epsilon if epsilon is None else epsilon for epsilon in epsilons) for epsilons in wishes]
     counts = sorted(Counter(own).items())
     order = [epsilon for epsilon, _ in counts]
     budgets = tuple(Budget(float(epsilon), count) for epsilon, count in counts)
@@ -96,12 +100,8 @@ def _personal_plan(
     return PersonalPlan.calibrate(target_epsilon=order[-1], budgets=budgets, assignment=assignment, **settings)
 
 
-def _method(dataset: PublicPrivateDataset, wrapper: DPOptimWrapper, loop: PrivateTrainLoop) -> str:
-    return method_of(dataset.public_view is not None, dataset.public is not None, wrapper, loop.public_epochs)
-
-
 def method_of(has_view: bool, has_public: bool, wrapper: DPOptimWrapper, public_epochs: int) -> str:
-    """What the combination of public half (a public_view, a public data set) and projector is called. Raises ConfigError."""
+    """The name of the method that public data (a public_view, a public data set) and projector make. Raises ConfigError."""
     if not has_view and not has_public:
         if wrapper.projector is not None:
             raise ConfigError(
@@ -111,13 +111,14 @@ def method_of(has_view: bool, has_public: bool, wrapper: DPOptimWrapper, public_
         return 'dpsgd'
     if wrapper.projector is None and not wrapper.public_weight and not public_epochs:
         raise ConfigError(
-            'train_dataloader.dataset has a public half that nothing uses: set optim_wrapper.public_weight or projector, '
-            'or train_cfg.public_epochs, or take the public half out'
+            'train_dataloader.dataset has a public part that nothing uses: set optim_wrapper.public_weight or projector, '
+            'or train_cfg.public_epochs, or remove public_view and public'
         )
     if has_view:
         return 'feature' if wrapper.projector is None else 'hybrid'
     if wrapper.projector is None:
         raise ConfigError(
-            'train_dataloader.dataset.public without optim_wrapper.projector is not a method offered here'
+            'train_dataloader.dataset.public without optim_wrapper.projector is not supported: set projector, or use '
+            'public_view instead'
         )
     return 'projected'

@@ -1,8 +1,8 @@
-"""What would fail late fails first: everything that can be known before a step is tried before the first one.
+"""Tries before the first step what would otherwise fail later, when privacy has been spent.
 
-One row of each half goes through the model, two rows through validation, the schedules through all epochs, and the hooks'
-settings are looked at. Must not count, keep or show anything: the model sees noise in a private record's shape, and states
-are put back.
+A sample of each part goes through the model, two samples through validation, the schedules through all epochs; the settings of
+hooks are checked. Must not count, keep or show anything: the model sees noise of a private sample's shape, and all states are
+restored.
 """
 
 import copy
@@ -25,18 +25,18 @@ from mmengine.runner.loops import ValLoop
 from torch import nn
 
 from mmpose_dp.datasets import PublicPrivateDataset
-from mmpose_dp.privacy.errors import PrivacyError
+from mmpose_dp.privacy.errors import ConfigError, DataError, PrivacyError
 from mmpose_dp.privacy.noise import RandomSource
 
 from ..dry_run import blank_batch, rehearse, try_batch
 from .foreign_hooks import refuse_hooks
 from .resuming import checkpoint_folders
 
-_TRIES = 20  # rows of a half that are looked at for one that the pipeline can use
+_TRIES = 20  # samples that are tried to find one that the pipeline can use
 
 
 def refuse_late_failures(runner: Runner) -> None:
-    """Raises PrivacyError, naming the key, for what would end this training after steps were paid for."""
+    """Raises PrivacyError, naming the key, for anything that would end this training after privacy was spent."""
     refuse_hooks(runner.hooks)
     with _untouched(runner):
         _try_records(runner)
@@ -48,14 +48,14 @@ def refuse_late_failures(runner: Runner) -> None:
 
 @contextmanager
 def _untouched(runner: Runner) -> Iterator[None]:
-    """Afterwards random generators, the model's mode and buffers, and the private draws are as before."""
+    """Restores random generators, the model's modes and buffers, and the private random source afterwards."""
     model, dataset = _core(runner), runner.train_dataloader.dataset
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     modes, secret, dataset.random = [(m, m.training) for m in model.modules()], dataset.random, RandomSource()
     try:
         with torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter('ignore')  # one could name a record
+            warnings.simplefilter('ignore')  # a warning could name a record
             yield
     finally:
         dataset.random = secret
@@ -75,22 +75,27 @@ def _core(runner: Runner) -> nn.Module:
 
 # ---- training ------------------------------------------------------------------------------------------------------
 def _try_records(runner: Runner) -> None:
-    """A row of each half, and of each pipeline that a hook will switch to, through the model and its loss."""
+    """Runs a sample of each part, and one of each pipeline that a hook will switch to, through the model and its loss."""
     dataset, wrapper = runner.train_dataloader.dataset, runner.optim_wrapper
     model = _core(runner).train()
-    for half, indices in halves(dataset):
-        row = next((rows[0] for rows in (dataset[i] for i in indices[:_TRIES]) if rows), None)
-        if row is not None:
-            try_batch(model, blank_batch(row), f'train_dataloader.dataset.{half}', wrapper.amp_dtype)
-            rehearse(wrapper, blank_batch(row, 2), f'train_dataloader.dataset.{half}')
+    for name, indices in indices_of_parts(dataset):
+        packed = _first_usable(dataset, indices)
+        if packed is not None:
+            try_batch(model, blank_batch(packed), f'train_dataloader.dataset.{name}', wrapper.amp_dtype)
+            rehearse(wrapper, blank_batch(packed, 2), f'train_dataloader.dataset.{name}')
     for hook in runner.hooks:
         steps = getattr(hook, 'switch_pipeline', None)
         if isinstance(steps, (list, tuple)):
             _try_switch(dataset, model, wrapper.amp_dtype, steps, type(hook).__name__)
 
 
-def halves(dataset: PublicPrivateDataset) -> list[tuple[str, range]]:
-    """The parts of a data set by the key that made them, and the indices of their rows."""
+def _first_usable(dataset: PublicPrivateDataset, indices: range) -> dict | None:
+    """The first packed sample that the pipeline can use, if there is one among the first few."""
+    return next((samples[0] for samples in (dataset[i] for i in indices[:_TRIES]) if samples), None)
+
+
+def indices_of_parts(dataset: PublicPrivateDataset) -> list[tuple[str, range]]:
+    """The config key of each part of a data set, and the indices of its samples."""
     found, start = [], 0
     for name, part in dataset.parts().items():
         found.append((name, range(start, start + len(part))))
@@ -99,37 +104,37 @@ def halves(dataset: PublicPrivateDataset) -> list[tuple[str, range]]:
 
 
 def _try_switch(dataset: PublicPrivateDataset, model: nn.Module, dtype: Any, steps: Any, hook: str) -> None:
-    """One row through a pipeline that ``hook`` will switch to; then the old one is back."""
+    """Runs one sample through a pipeline that ``hook`` will switch to, then restores the old one."""
     olds = [(part, part.pipeline) for part in (dataset.private, dataset.views) if part is not None]
     key = f'custom_hooks: switch_pipeline of {hook}'
     try:
         dataset.pipeline = list(steps)
-        rows = next((rows for rows in (dataset[i] for i in range(min(_TRIES, len(dataset.private)))) if rows), None)
-        if rows is None:
-            raise PrivacyError(f'{key}: the pipeline fails on the first rows of train_dataloader.dataset.private')
-        try_batch(model, blank_batch(rows[0]), key, dtype)
+        packed = _first_usable(dataset, range(len(dataset.private)))
+        if packed is None:
+            raise DataError(f'{key}: the pipeline fails on the first samples of train_dataloader.dataset.private')
+        try_batch(model, blank_batch(packed), key, dtype)
     except PrivacyError:
         raise
-    except Exception as error:  # whatever a transform makes of its arguments
-        raise PrivacyError(f'{key} cannot be built: {type(error).__name__}: {error}') from error
+    except Exception as error:  # a transform can raise anything
+        raise ConfigError(f'{key} cannot be built: {type(error).__name__}: {error}') from error
     finally:
         for part, pipeline in olds:
             part.pipeline = pipeline
-        dataset.look_at_first_samples()  # the forms of rows are those of the old pipeline again
+        dataset.try_first_samples()  # the forms of samples are those of the old pipeline again
         dataset.switched = False
 
 
 # ---- validation ----------------------------------------------------------------------------------------------------
 def _try_validation(runner: Runner) -> dict[str, Any] | None:
-    """The metrics of two rows, which are made as in training; None where nothing is validated."""
+    """Validates two samples as training will, and returns the metrics; None if nothing is validated."""
     loop = runner.val_loop
     if not isinstance(loop, ValLoop):
         return None
-    dataset, stage = loop.dataloader.dataset, 'val_dataloader.dataset: its pipeline'
+    dataset, stage = loop.dataloader.dataset, 'the pipeline of val_dataloader.dataset'
     try:
         batch = loop.dataloader.collate_fn([dataset[i] for i in sorted({0, len(dataset) - 1})])
         stage = 'the model, in predicting val_dataloader.dataset'
-        model = _core(runner).eval()
+        model: Any = _core(runner).eval()
         with autocast(enabled=loop.fp16):
             outputs = model.val_step(batch)
         stage = 'val_evaluator'
@@ -137,15 +142,15 @@ def _try_validation(runner: Runner) -> dict[str, Any] | None:
         metrics = loop.evaluator.evaluate(len(outputs))
         for hook in _foreign(runner.hooks):
             stage = f'the hook {type(hook).__name__}, after a validation batch,'
-            one = copy.copy(hook)  # it may count
+            one = copy.copy(hook)  # the hook may keep a count
             one.before_val(runner)
             one.before_val_epoch(runner)
             one.before_val_iter(runner, batch_idx=0, data_batch=batch)
             one.after_val_iter(runner, batch_idx=0, data_batch=batch, outputs=outputs)
         return metrics
     except Exception as error:
-        raise PrivacyError(
-            f'{stage} fails on two rows, as it would after the first epochs: {type(error).__name__}: {error}'
+        raise ConfigError(
+            f'{stage} fails on two samples, as it would after the first epochs: {type(error).__name__}: {error}'
         ) from error
     finally:
         for metric in loop.evaluator.metrics:
@@ -153,12 +158,12 @@ def _try_validation(runner: Runner) -> dict[str, Any] | None:
 
 
 def _foreign(hooks: list[Hook]) -> list[Hook]:
-    """Hooks of MMPose's or the user's that do something after a validation batch."""
+    """The hooks of MMPose or the user that act after a validation batch."""
     named = [(hook, type(hook).after_val_iter.__module__) for hook in hooks]
     return [hook for hook, module in named if module.split('.')[0] not in ('mmengine', 'mmpose_dp')]
 
 
-# ---- what hooks and schedulers will do with it ---------------------------------------------------------------------
+# ---- hooks and schedulers ------------------------------------------------------------------------------------------
 def _check_checkpoints(runner: Runner, metrics: dict[str, Any] | None) -> None:
     for hook in runner.hooks:
         if isinstance(hook, CheckpointHook):
@@ -171,25 +176,25 @@ def _check_checkpoint_settings(hook: CheckpointHook) -> None:
     key = 'default_hooks.checkpoint'
     for name in ('interval', 'max_keep_ckpts', 'save_begin'):
         if type(getattr(hook, name, 0)) is not int:
-            raise PrivacyError(f'{key}.{name}={getattr(hook, name)!r} must be a whole number')
+            raise ConfigError(f'{key}.{name}={getattr(hook, name)!r} must be a whole number')
     try:
         distinct = hook.filename_tmpl.format(1) != hook.filename_tmpl.format(2)
     except (AttributeError, IndexError, KeyError, ValueError):
         distinct = False
     if not distinct:
-        raise PrivacyError(
+        raise ConfigError(
             f"{key}.filename_tmpl={hook.filename_tmpl!r} must hold one {{}} for the epoch, such as 'epoch_{{}}.pth'"
         )
 
 
 def _check_best(hook: CheckpointHook, metrics: dict[str, Any] | None) -> None:
-    """``save_best`` against what validation gives."""
+    """Refuses a ``save_best`` that is not among the metrics."""
     if hook.save_best is None or not metrics:
         return
     first, key = next(iter(metrics)), 'default_hooks.checkpoint'
     missing = [name for name in hook.save_best if name != 'auto' and name not in metrics]
     if missing:
-        raise PrivacyError(
+        raise ConfigError(
             f'{key}.save_best={missing[0]!r}: val_evaluator gives {", ".join(metrics)}; write one of them'
         )
     if 'auto' in hook.save_best:
@@ -198,14 +203,14 @@ def _check_best(hook: CheckpointHook, metrics: dict[str, Any] | None) -> None:
         try:
             trial._init_rule(list(hook.rules), [first])
         except ValueError as error:
-            raise PrivacyError(
-                f"{key}.rule is needed with save_best='auto': whether more or less of {first} is better is not known. Write "
-                "rule='greater' or 'less'"
+            raise ConfigError(
+                f"{key}.rule is needed with save_best='auto', since it is not known whether a larger {first} is better: write "
+                "rule='greater' or rule='less'"
             ) from error
 
 
 def _check_folder(runner: Runner, hook: CheckpointHook) -> None:
-    """That checkpoints can be written where the hook puts them."""
+    """Refuses a folder to which checkpoints cannot be written."""
     folder = checkpoint_folders(runner.work_dir, hook.out_dir)[-1]
     where = 'work_dir' if hook.out_dir in (None, runner.work_dir) else 'default_hooks.checkpoint.out_dir'
     try:
@@ -220,25 +225,27 @@ def _check_folder(runner: Runner, hook: CheckpointHook) -> None:
         free, needed = shutil.disk_usage(folder).free, _size_of_checkpoint(runner, hook)
         if free < needed:
             raise OSError(f'{free / 2**20:.0f} MiB are free, and a checkpoint is about {needed / 2**20:.0f} MiB')
-    except Exception as error:  # OSError, or whatever a storage backend raises
-        raise PrivacyError(
+    except Exception as error:  # an OSError, or anything from a storage backend
+        raise ConfigError(
             f'{where}: checkpoints cannot be written to {folder}: {type(error).__name__}: {error}'
         ) from error
 
 
 def _size_of_checkpoint(runner: Runner, hook: CheckpointHook) -> int:
-    """Bytes of the weights and, where it is kept, of an optimizer's two moments."""
+    """Bytes of the weights and, if the optimizer is saved, of its two moments."""
     trained = sum(p.numel() for p in runner.optim_wrapper.params) if hook.save_optimizer else 0
     return sum(x.numel() * x.element_size() for x in _core(runner).state_dict().values()) + 8 * trained
 
 
 def _check_monitors(runner: Runner, metrics: dict[str, Any] | None) -> None:
-    """What waits for a metric that never comes."""
+    """Refuses a monitor of a metric that validation does not give."""
+    if metrics is None:
+        return
     waiting = [('EarlyStoppingHook', hook.monitor) for hook in runner.hooks if isinstance(hook, EarlyStoppingHook)]
     waiting += [('param_scheduler', s.monitor) for s in _schedulers(runner) if hasattr(s, 'monitor')]
-    for name, monitor in waiting if metrics is not None else ():
+    for name, monitor in waiting:
         if monitor not in metrics:
-            raise PrivacyError(
+            raise ConfigError(
                 f'{name}.monitor={monitor!r}: val_evaluator gives {", ".join(metrics)}; write one of them'
             )
 
@@ -249,7 +256,7 @@ def _schedulers(runner: Runner) -> list[Any]:
 
 
 def _try_schedules(runner: Runner) -> None:
-    """Every scheduler through all steps and epochs, for one group of parameters; then all is as before."""
+    """Runs every scheduler through all steps and epochs, for one group of parameters, and restores everything."""
     optimizer, schedulers, loop = runner.optim_wrapper.optimizer, _schedulers(runner), runner.train_loop
     groups, states = optimizer.param_groups, [dict(vars(s)) for s in schedulers]
     optimizer.param_groups = [dict(group, params=[]) for group in groups[:1]]
@@ -265,7 +272,7 @@ def _try_schedules(runner: Runner) -> None:
                     for _ in range(1 if scheduler.by_epoch else steps):
                         scheduler.step()
     except Exception as error:
-        raise PrivacyError(
+        raise ConfigError(
             f'param_scheduler: {type(scheduler).__name__} fails in epoch {epoch + 1} of {loop.max_epochs}: '
             f'{type(error).__name__}: {error}'
         ) from error

@@ -1,6 +1,6 @@
-"""Plans, reports and stops: everything about the budget that is not the mechanism itself.
+"""Plans, reports and stops: everything about the budget except the mechanism itself.
 
-It makes the one plan before training, keeps the ledger in every checkpoint, stops before the budget would be exceeded and
+The hook makes the plan before training, puts the ledger into every checkpoint, stops before the budget would be exceeded and
 writes the statement. Must not count steps: the optimizer wrapper does, in the call that makes the noise.
 """
 
@@ -14,7 +14,7 @@ from mmpose.registry import HOOKS
 
 from mmpose_dp.datasets import refuse_private_validation
 from mmpose_dp.models import LoadWatch, fit_joints, replace_batch_norm
-from mmpose_dp.privacy.errors import PrivacyError
+from mmpose_dp.privacy.errors import ConfigError, PrivacyError
 from mmpose_dp.privacy.figures import as_given, ceiling, rounded_up
 from mmpose_dp.privacy.ledger import LEDGER_NAME
 from mmpose_dp.privacy.plan import PrivacyPlan
@@ -29,7 +29,7 @@ from .planning import make_plan, run_metadata_of_views
 from .preflight import refuse_late_failures
 from .provenance import (
     CHECKPOINT_KEY,
-    Descent,
+    Lineage,
     Start,
     part_of,
     pretraining_in,
@@ -39,27 +39,29 @@ from .provenance import (
 )
 from .resuming import check_resumed, find_start, open_ledger
 
-_HINTS = ('time', 'data_time', 'memory', 'eta')  # in the message hub: they show how many records were drawn
+_HINTS = ('time', 'data_time', 'memory', 'eta')  # in the message hub: they hint at how many records were sampled
 
 
 @HOOKS.register_module()
 class PrivacyBudgetHook(Hook):
-    """Calibrates the noise to the budget and holds training to it.
+    """Calibrates the noise to the budget and stops training before the budget is exceeded.
 
     Args:
+        target_delta: delta.
         target_epsilon: the budget for the whole training. None only with an explicit ``noise_multiplier``; epsilon is then
             reported and not limited.
-        target_delta: delta.
         accountant: 'pld' (default, the tightest), 'prv' or 'rdp'.
         interval: private steps between two reports of the epsilon spent.
         expose_private_metrics: logs losses and accuracies of private batches. They are outside the guarantee, and the
             statement says so.
 
+    Raises ConfigError for values out of range.
+
     Examples:
         >>> default_hooks = dict(privacy_budget=dict(type='PrivacyBudgetHook', target_epsilon=0.8, target_delta=1 / 22000))
     """
 
-    priority = 'NORMAL'  # before LoggerHook, so that epsilon reaches the log line
+    priority = 'NORMAL'  # before LoggerHook, so that epsilon is in the log line
 
     def __init__(
         self,
@@ -77,10 +79,10 @@ class PrivacyBudgetHook(Hook):
         self.interval = as_whole(interval, 'default_hooks.privacy_budget.interval')
         self.plan: PrivacyPlan | None = None
         self.pretraining = 'none: random weights'
-        self.descent = Descent()
+        self.lineage = Lineage()
         self._starts: list[Start] = []
         self._watch: LoadWatch | None = None
-        self._own_loads: int | None = None  # what the model had loaded before load_from was
+        self._own_loads: int | None = None  # number of loads before that of load_from
         self._run_metadata: dict | None = None  # what the ledger keeps of this training
         self._steps_left = 0
         self._engine_reported = False
@@ -88,28 +90,28 @@ class PrivacyBudgetHook(Hook):
 
     # ---- before training -------------------------------------------------------------------------------------------
     def before_run(self, runner: Runner) -> None:
-        """Makes the plan. Raises PrivacyError for a combination that cannot be private."""
+        """Makes the plan. Raises PrivacyError for a training that cannot be private."""
         loop = getattr(runner, '_train_loop', None)
-        if loop is None or isinstance(loop, dict):  # testing: the checkpoint's model, as it was trained
+        if loop is None or isinstance(loop, dict):  # testing: the model must have the layers with which it was trained
             if (runner.cfg.get('optim_wrapper') or {}).get('norm') == 'group':
                 replace_batch_norm(getattr(runner.model, 'module', runner.model))
             return
         wrapper = runner.optim_wrapper
         _refuse_parts(runner)
-        # a mean over ranks is not exact to the bit, and there is nothing to sync: the loop broadcasts what public epochs learn
+        # A mean over ranks is not exact to the bit, and there is nothing to sync: the loop broadcasts what public epochs learn.
         runner._hooks = [hook for hook in runner.hooks if not isinstance(hook, SyncBuffersHook)]
-        # a runner of the same name and second shares the hub: its losses would be in this one's checkpoints
+        # A runner with the same name and start time shares the hub: its losses would be in this one's checkpoints.
         runner.message_hub.log_scalars.clear()
         find_start(runner)
         wrapper.prepare(getattr(runner.model, 'module', runner.model), self.expose_private_metrics)
         self._plan(runner, loop, wrapper)
         refuse_late_failures(runner)
-        if not (runner._resume and runner._load_from):  # resume=True with nothing to resume from is a first start
+        if not (runner._resume and runner._load_from):  # resume=True without a checkpoint is a first start
             model = getattr(runner.model, 'module', runner.model)
             self._starts, self._watch = starts_of_init_cfg(model), LoadWatch(model)
 
     def _plan(self, runner: Runner, loop: PrivateTrainLoop, wrapper: DPOptimWrapper) -> None:
-        """Opens the ledger and fixes the noise; in a training on public views alone, what the ledger keeps of it."""
+        """Opens the ledger and fixes the noise; for a training on public views only, fixes what the ledger keeps of it."""
         if loop.private_steps:
             wrapper.mechanism.ledger = open_ledger(runner)
             resuming = runner._resume and runner._load_from
@@ -130,36 +132,36 @@ class PrivacyBudgetHook(Hook):
         elif loop.dataloader.dataset.public_view is not None:
             wrapper.mechanism.ledger = open_ledger(runner)
             if wrapper.ledger.steps and not runner._resume:
-                raise PrivacyError(
-                    f'{runner.work_dir} holds a private training, whose statement would stand beside weights trained on public '
-                    'views alone: give another work_dir'
+                raise ConfigError(
+                    f'work_dir={runner.work_dir} holds a private training, whose statement would be beside weights trained on '
+                    'public views alone: write another work_dir'
                 )
             self._run_metadata = run_metadata_of_views(loop, wrapper)
 
-    def _tell_start(self, runner: Runner) -> None:
-        """Where the weights come from: what ``load_from`` leaves as it is may still be ``init_cfg``'s.
+    def _report_start(self, runner: Runner) -> None:
+        """Logs where the weights come from: tensors that ``load_from`` lacks may still come from an ``init_cfg``.
 
-        Raises PrivacyError for a file that fits nothing of the model.
+        Raises ConfigError for a file that fits nothing of the model.
         """
         assert self._watch is not None
         self._watch.close()
         self.pretraining = pretraining_of(self._starts, self._watch, self._own_loads)
         for start in self._starts:
-            self._descend(runner, start)
+            self._add_start(runner, start)
         if self.pretraining.startswith('none'):
             runner.logger.warning(
-                'Private training starts without load_from. It rarely works from random weights: start from a checkpoint '
+                'Private training starts without load_from. It rarely works from random weights: set load_from to a checkpoint '
                 'that was trained on public data.'
             )
 
-    def _descend(self, runner: Runner, start: Start) -> None:
-        """Takes over what is known of a file that training starts from."""
-        self.descent = self.descent.joined(start.descent)
-        told = f'{start.key}={start.path}{start.descent.in_words(Path(start.path).name)}.'
-        if start.descent.private:
-            runner.logger.warning(f'{told} Add its ledger with tools/privacy_ledger.py add, or resume its training.')
+    def _add_start(self, runner: Runner, start: Start) -> None:
+        """Adds the lineage of a file from which training starts, and logs it."""
+        self.lineage = self.lineage.joined(start.lineage)
+        words = f'{start.key}={start.path}{start.lineage.in_words(Path(start.path).name)}.'
+        if start.lineage.private:
+            runner.logger.warning(f'{words} Add its ledger with tools/privacy_ledger.py add, or resume its training.')
         else:
-            runner.logger.warning(told)
+            runner.logger.warning(words)
 
     def _announce(self, runner: Runner, wrapper: DPOptimWrapper) -> None:
         plan = self.plan
@@ -181,22 +183,23 @@ class PrivacyBudgetHook(Hook):
             runner.logger.warning(
                 f'Earlier trainings in {runner.work_dir} have spent epsilon {rounded_up(spent)} of the budget.'
             )
-        rows, usual = runner.train_loop.sampler.largest_forward, runner.train_loop.sampler.micro_batch_size
-        if rows > usual:
+        largest, usual = runner.train_loop.sampler.largest_forward, runner.train_loop.sampler.micro_batch_size
+        if largest > usual:
             runner.logger.warning(
-                f'A record has up to {rows} rows, which go through one forward: memory is needed for {rows} rows, not for the '
-                f'{usual} of train_dataloader.batch_size. train_dataloader.batch_sampler.max_rows_per_record takes fewer.'
+                f'A record has up to {largest} samples, which go through one forward: memory is needed for {largest} samples, not '
+                f'for the {usual} of train_dataloader.batch_size. To use fewer, set '
+                'train_dataloader.batch_sampler.max_rows_per_record.'
             )
         for warning in plan.warnings:
             runner.logger.warning(warning)
 
     def before_train(self, runner: Runner) -> None:
-        """How many steps the budget still allows, after a checkpoint's ledger has been taken over.
+        """Opens this training in the ledger and finds how many steps the budget still allows.
 
-        Raises PrivacyError where the training would start from a file that fits nothing of the model.
+        Raises ConfigError if the training would start from a file that fits nothing of the model.
         """
         if self._watch is not None:
-            self._tell_start(runner)
+            self._report_start(runner)
         if self._run_metadata is None:
             return
         ledger = runner.optim_wrapper.ledger
@@ -209,7 +212,7 @@ class PrivacyBudgetHook(Hook):
 
     # ---- during training -------------------------------------------------------------------------------------------
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: dict | None = None) -> None:
-        """Stops before the step that would exceed the budget, and saves what there is."""
+        """Stops before the step that would exceed the budget, and saves a checkpoint."""
         if self.plan is None or runner.optim_wrapper.public_only:
             return
         if self._steps_left <= 0:
@@ -226,7 +229,7 @@ class PrivacyBudgetHook(Hook):
         data_batch: dict | None = None,
         outputs: dict | None = None,
     ) -> None:
-        """Puts the epsilon spent into the log, and once how the gradients are found, which the first batch tells."""
+        """Logs the epsilon spent and, after the first batch, how per-sample gradients are computed."""
         if not (self._engine_reported or runner.optim_wrapper.public_only):
             runner.logger.info(f'Per-sample gradients: {runner.optim_wrapper.engine}.')
             self._engine_reported = True
@@ -239,14 +242,14 @@ class PrivacyBudgetHook(Hook):
             runner.message_hub.update_scalar('train/epsilon', ceiling(epsilon))  # the log line has four places
 
     def after_train(self, runner: Runner) -> None:
-        """Writes the statement of the whole training beside the checkpoints."""
+        """Writes the statement of the whole training into the work dir."""
         if self.plan is None or not is_main_process():
             return
         self._state(runner)
         runner.logger.info(f'Privacy statement: {runner.work_dir}/privacy_statement.md')
 
     def _state(self, runner: Runner) -> dict:
-        """Writes the statement of the steps so far into the work dir, and returns it."""
+        """Writes the statement of the steps so far into the work dir and returns it."""
         assert self.plan is not None
         statement = build_statement(self.plan, runner.optim_wrapper.ledger, pretraining=self.pretraining)
         statement = with_audit(statement, runner.work_dir)
@@ -255,9 +258,9 @@ class PrivacyBudgetHook(Hook):
 
     # ---- checkpoints -----------------------------------------------------------------------------------------------
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """The ledger and its statement go with every checkpoint, whether or not the optimizer is saved; step times do not.
+        """Puts the ledger and the statement into every checkpoint, even if the optimizer is not saved, and removes step times.
 
-        Raises PrivacyError where something but the counted steps moved a parameter or a buffer.
+        Raises PrivacyError if anything but the counted steps changed a parameter or a buffer.
         """
         if isinstance(runner.optim_wrapper, DPOptimWrapper):
             fault = runner.optim_wrapper.changed_outside()
@@ -266,12 +269,12 @@ class PrivacyBudgetHook(Hook):
             statement = None if self.plan is None else self._state(runner)
             ledger = runner.optim_wrapper.ledger
             view, data = ((self._run_metadata or {}).get(key) for key in ('public_view', 'public_data'))
-            descent = self.descent.joined(Descent(ledger.steps > 0, (view,) if view else (), (data,) if data else ()))
+            lineage = self.lineage.joined(Lineage(ledger.steps > 0, (view,) if view else (), (data,) if data else ()))
             checkpoint[CHECKPOINT_KEY] = dict(
                 ledger=ledger.state_dict(),
                 statement=statement,
                 pretraining=self.pretraining,
-                descent=asdict(descent),
+                descent=asdict(lineage),
                 marking='' if statement is None or statement['private'] else 'NOT PRIVATE: a debug seed or no noise',
             )
             checkpoint['message_hub'] = {
@@ -280,7 +283,7 @@ class PrivacyBudgetHook(Hook):
             }
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Takes the ledger over on resume; a checkpoint without one may be loaded, not resumed."""
+        """Checks the ledger on resume. A checkpoint without a ledger can be loaded but not resumed. Raises PrivacyError."""
         if not isinstance(runner.optim_wrapper, DPOptimWrapper):
             return
         if not runner._resume:
@@ -290,19 +293,19 @@ class PrivacyBudgetHook(Hook):
             _fit(runner, checkpoint)
             return
         self._resumed = True
-        self.descent = Descent.of(checkpoint, Path(str(runner._load_from)).name)
+        self.lineage = Lineage.of(checkpoint, Path(str(runner._load_from)).name)
         self.pretraining = pretraining_in(checkpoint)
         if self.plan is not None:
             check_resumed(checkpoint, runner.optim_wrapper.ledger)
         elif spent_in(checkpoint):
-            raise PrivacyError(
+            raise ConfigError(
                 f'train_cfg.public_epochs={runner.train_loop.public_epochs} leaves no private step, so the ledger of the '
                 'checkpoint to resume from would be lost: write a larger max_epochs or fewer public_epochs'
             )
 
 
 def _fit(runner: Runner, checkpoint: dict) -> None:
-    """Tells what of a checkpoint of another data set is kept."""
+    """Fits a checkpoint to the model's joints, and logs which of its tensors do not fit."""
     known = part_of(part_of(checkpoint, 'meta'), 'dataset_meta')
     joints = [
         [meta.get('keypoint_id2name', {}).get(i, '') for i in range(meta.get('num_keypoints', 0))]
@@ -310,23 +313,26 @@ def _fit(runner: Runner, checkpoint: dict) -> None:
     ]
     model = getattr(runner.model, 'module', runner.model)
     saved = checkpoint.get('state_dict', checkpoint)
-    for name in [name for name in saved if str(name).startswith('module.')]:  # as mmengine will read it
+    for name in [name for name in saved if str(name).startswith('module.')]:  # as mmengine will do
         saved[name.removeprefix('module.')] = saved.pop(name)
     for line in fit_joints(saved, model.state_dict(), *joints):
         runner.logger.warning(f'load_from: {line}')
 
 
 def _refuse_parts(runner: Runner) -> None:
-    """Raises PrivacyError for parts of a runner that private training cannot use."""
+    """Raises ConfigError for parts of a runner that private training cannot use."""
     if not isinstance(runner.train_loop, PrivateTrainLoop):
-        raise PrivacyError("train_cfg.type must be 'PrivateTrainLoop' with PrivacyBudgetHook")
+        raise ConfigError("train_cfg.type must be 'PrivateTrainLoop' with PrivacyBudgetHook")
     if not isinstance(runner.optim_wrapper, DPOptimWrapper):
-        raise PrivacyError("optim_wrapper.type must be 'DPOptimWrapper' with PrivacyBudgetHook")
+        raise ConfigError("optim_wrapper.type must be 'DPOptimWrapper' with PrivacyBudgetHook")
     if runner.auto_scale_lr and runner.auto_scale_lr.get('enable'):
-        raise PrivacyError('auto_scale_lr scales by a batch size that private training does not have: set lr itself')
+        raise ConfigError(
+            'auto_scale_lr.enable=True scales by a batch size that private training does not have: write enable=False and set '
+            'optim_wrapper.optimizer.lr itself'
+        )
     for key in ('activation_checkpointing', 'efficient_conv_bn_eval', 'compile'):
         if runner.cfg.get(key):
-            raise PrivacyError(f'{key} changes how gradients are found and cannot be used here: write {key}=None')
+            raise ConfigError(f'{key} changes how gradients are computed and cannot be used here: write {key}=None')
     if runner.val_loop is not None:
         dataset = runner.train_dataloader.dataset
         refuse_private_validation(dataset.private, dataset.images, runner.val_loop.dataloader.dataset)

@@ -1,6 +1,6 @@
-"""Brings public records to the projector: fits V before the first private step and every refresh_interval steps.
+"""Gives the projector its basis V from public samples, before the first private step and every refresh_interval steps.
 
-Must not touch the private half of the data set.
+Must not use the private part of the data set.
 """
 
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from mmpose.registry import HOOKS
 from torch import Tensor
 
 from mmpose_dp.datasets import collate_samples
-from mmpose_dp.privacy.errors import PrivacyError
+from mmpose_dp.privacy.errors import ConfigError
 
 from ..basis import fit_basis
 from ..optim_wrappers import DPOptimWrapper
@@ -21,11 +21,11 @@ from ..optim_wrappers import DPOptimWrapper
 
 @HOOKS.register_module()
 class ProjectorRefreshHook(Hook):
-    """Refreshes the projector's basis from per-sample gradients of public records.
+    """Refreshes the projector's basis from per-sample gradients of public samples.
 
     Args:
-        num_samples: public records drawn for each basis, uniformly and independently of the private draw. None: the
-            projector's rank.
+        num_samples: number of public samples for each basis, chosen uniformly and independently of the private sampling.
+            None: the projector's rank.
     """
 
     priority = 'NORMAL'
@@ -35,21 +35,21 @@ class ProjectorRefreshHook(Hook):
         self._age = 0
 
     def before_run(self, runner: Runner) -> None:
-        """Refuses a projector without public data."""
+        """Raises ConfigError for a projector without enough public data."""
         wrapper = getattr(runner, 'optim_wrapper', None)
         if not isinstance(wrapper, DPOptimWrapper) or wrapper.projector is None:
             return
         available = runner.train_dataloader.dataset.num_public
         wanted = self.num_samples or wrapper.projector.max_rank
         if available < wanted:
-            raise PrivacyError(
-                f'the projector wants {wanted} public records and train_dataloader.dataset has {available}: set '
+            raise ConfigError(
+                f'optim_wrapper.projector needs {wanted} public samples but train_dataloader.dataset has {available}: set '
                 'public_view (Feature DP) or public (a data set that is really public), or lower projector.rank and '
                 'default_hooks.public_data.num_samples'
             )
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: dict | None = None) -> None:
-        """Fits a new basis when the old one is due."""
+        """Fits a new basis if there is none or refresh_interval steps have passed."""
         wrapper = runner.optim_wrapper
         if not isinstance(wrapper, DPOptimWrapper) or wrapper.projector is None or wrapper.public_only:
             return
@@ -59,6 +59,7 @@ class ProjectorRefreshHook(Hook):
         self._age += 1
 
     def _refresh(self, runner: Runner, wrapper: DPOptimWrapper) -> None:
+        """Fits the basis on the first rank and broadcasts it."""
         projector = wrapper.projector
         assert projector is not None
         if get_rank() == 0:
@@ -72,6 +73,7 @@ class ProjectorRefreshHook(Hook):
             broadcast(part)
 
     def _gradients(self, runner: Runner, wrapper: DPOptimWrapper, count: int) -> Iterator[list[Tensor]]:
+        """Batches of per-sample gradients of ``count`` public samples, (samples, *parameter shape) per parameter."""
         dataset = runner.train_dataloader.dataset
         sampler = runner.train_dataloader.batch_sampler
         chosen = [dataset.public_samples[int(i)] for i in sampler.sampling.random.choice(dataset.num_public, count)]
@@ -81,4 +83,4 @@ class ProjectorRefreshHook(Hook):
                 yield wrapper.public_gradients(batch)
 
 
-HOOKS.register_module(name='PublicDataHook', module=ProjectorRefreshHook)  # its older name
+HOOKS.register_module(name='PublicDataHook', module=ProjectorRefreshHook)  # the name in older configs

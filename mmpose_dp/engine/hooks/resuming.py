@@ -1,4 +1,4 @@
-"""Finding what a training resumes from: an intact checkpoint, and the ledger beside it.
+"""Finds what a training resumes from: an intact checkpoint and the ledger beside it.
 
 Must not guess what was spent: without the ledger there is no resume.
 """
@@ -14,7 +14,7 @@ from mmengine.dist import broadcast_object_list, is_main_process
 from mmengine.hooks import CheckpointHook
 from mmengine.runner import CheckpointLoader, Runner
 
-from mmpose_dp.privacy.errors import PrivacyError
+from mmpose_dp.privacy.errors import ConfigError, LedgerError
 from mmpose_dp.privacy.ledger import LEDGER_NAME, Ledger
 
 from .provenance import CHECKPOINT_KEY, part_of, spent_in
@@ -23,7 +23,7 @@ _NEEDED = ('meta', 'state_dict', 'message_hub')
 
 
 def checkpoint_folders(work_dir: str | os.PathLike[str], out_dir: Any = None) -> list[str]:
-    """Where a training's checkpoints are: its work dir and, last, where ``CheckpointHook.out_dir`` puts them."""
+    """The folders of a training's checkpoints: its work dir and, last, the folder below ``CheckpointHook.out_dir``."""
     work_dir = os.fspath(work_dir)
     if out_dir in (None, work_dir):
         return [work_dir]
@@ -34,12 +34,12 @@ def checkpoint_folders(work_dir: str | os.PathLike[str], out_dir: Any = None) ->
 def newest_checkpoint(
     work_dir: str | os.PathLike[str], out_dir: Any = None, filename_tmpl: str | None = None
 ) -> str | None:
-    """The newest checkpoint of a training that was written to its end; a kill can leave half of one behind.
+    """The newest complete checkpoint of a training; a kill can leave an incomplete one.
 
     Args:
-        work_dir: of the training.
-        out_dir, filename_tmpl: CheckpointHook's. What is on a remote storage is found by the name that mmengine leaves in the
-            work dir.
+        work_dir: that of the training.
+        out_dir, filename_tmpl: CheckpointHook's. On remote storage, the checkpoint is the one that mmengine named in the work
+            dir.
     """
     found = [path for path in _checkpoints(work_dir, out_dir, filename_tmpl) if not path.name.startswith('best_')]
     found = [path for path in found if is_intact(path)]
@@ -51,7 +51,7 @@ def newest_checkpoint(
 
 
 def _checkpoints(work_dir: str | os.PathLike[str], out_dir: Any, filename_tmpl: str | None) -> list[Path]:
-    """Every file that is named as a checkpoint; published statements and the like are not."""
+    """Every file with the name of a checkpoint."""
     patterns = {'*.pth'}
     if isinstance(filename_tmpl, str):
         patterns |= {re.sub(r'\{[^}]*\}', '*', glob.escape(filename_tmpl))}
@@ -61,13 +61,13 @@ def _checkpoints(work_dir: str | os.PathLike[str], out_dir: Any, filename_tmpl: 
 
 
 def _kept_by(runner: Runner) -> dict[str, Any]:
-    """Where and under what names a runner's checkpoints are kept."""
+    """The folder and the file names of a runner's checkpoints."""
     hook = next((hook for hook in runner.hooks if isinstance(hook, CheckpointHook)), None)
     return {} if hook is None else dict(out_dir=hook.out_dir, filename_tmpl=hook.filename_tmpl)
 
 
 def is_intact(path: Path) -> bool:
-    """Whether a file can be a whole checkpoint: torch's zip archive with its end, or the older pickle."""
+    """Whether a file can be a complete checkpoint: torch's zip archive with its end, or the older pickle."""
     if zipfile.is_zipfile(path):
         return True
     with open(path, 'rb') as file:
@@ -76,57 +76,58 @@ def is_intact(path: Path) -> bool:
 
 
 def find_start(runner: Runner) -> None:
-    """Settles what to load, and refuses what cannot be loaded. Raises PrivacyError."""
+    """Finds the checkpoint to load. Raises ConfigError for one that cannot be loaded, or settings that could lose it."""
     if runner._resume and not runner._load_from:
         chosen = [newest_checkpoint(runner.work_dir, **_kept_by(runner))]
-        broadcast_object_list(chosen)  # all ranks go on from the same one
+        broadcast_object_list(chosen)  # all ranks continue from the same one
         runner._load_from = chosen[0]
     start = runner._load_from
     if start and '://' not in str(start):
-        start = runner._load_from = os.path.expanduser(start)  # as mmengine reads it
+        start = runner._load_from = os.path.expanduser(start)  # as mmengine does
         if not os.path.isfile(start):
-            raise PrivacyError(f'load_from={start}: there is no such file')
+            raise ConfigError(f'load_from={start}: there is no such file')
         if not is_intact(Path(start)):
-            raise PrivacyError(f'load_from={start} is damaged or no checkpoint; give an intact one')
+            raise ConfigError(f'load_from={start} is damaged or not a checkpoint: write the path of an intact one')
     for hook in runner.hooks:
         if isinstance(hook, CheckpointHook) and hook.max_keep_ckpts == 1:
-            raise PrivacyError(
+            raise ConfigError(
                 'default_hooks.checkpoint.max_keep_ckpts=1 deletes the only checkpoint before the next one is written, so '
-                'a kill in between loses the training: write 2 or more'
+                'a kill in between would lose the training: write 2 or more'
             )
 
 
 def open_ledger(runner: Runner) -> Ledger:
-    """The ledger that this training goes on with: of the checkpoint's folder on resume, else of the work dir.
+    """The ledger that this training continues: on resume that in the checkpoint's folder, otherwise that in the work dir.
 
-    One folder is one budget: what earlier trainings in it have spent counts. Raises PrivacyError for a damaged one, and for
-    a resume without one.
+    One folder is one budget: what earlier trainings in it spent counts. Raises LedgerError if the ledger is damaged, or missing
+    on resume or beside the checkpoint of a private training.
     """
     resuming = runner._resume and runner._load_from
     folder = _folder_of_ledger(runner) if resuming else Path(runner.work_dir)
-    path, shared = folder / LEDGER_NAME, [None, None]
+    path = folder / LEDGER_NAME
+    shared: list[Any] = [None, None]  # the ledger's content, or a checkpoint that should have a ledger
     if is_main_process() and path.is_file():
         shared = [path.read_bytes(), None]
     elif is_main_process() and not resuming:
         shared = [None, _spent_without_ledger(runner)]
     broadcast_object_list(shared)
     if shared[1] is not None:
-        raise PrivacyError(
-            f'{path} is missing, and {shared[1]} beside it is of a private training: what that spent would not be counted. '
-            'Put the ledger back, or give another work_dir'
+        raise LedgerError(
+            f'{path} is missing, but {shared[1]} is from a private training, whose steps would not be counted: put the ledger '
+            'back, or write another work_dir'
         )
     if shared[0] is not None:
         return Ledger.parse(shared[0], str(path))
     if resuming:
-        raise PrivacyError(
-            f'{path} is missing, so what {runner._load_from} has spent is not known: put the ledger back beside the '
+        raise LedgerError(
+            f'{path} is missing, so what {runner._load_from} has spent is unknown: put the ledger back beside the '
             'checkpoint. To start a new private training from its weights, use load_from without resume'
         )
     return Ledger()
 
 
 def _folder_of_ledger(runner: Runner) -> Path:
-    """The folder of the checkpoint to resume from; the work dir where the checkpoint lies in ``CheckpointHook.out_dir``."""
+    """The folder of the checkpoint to resume from; the work dir if the checkpoint is in ``CheckpointHook.out_dir``."""
     beside = os.path.dirname(str(runner._load_from))
     kept = checkpoint_folders(runner.work_dir, _kept_by(runner).get('out_dir'))
     elsewhere = '://' in beside or os.path.realpath(beside) in [os.path.realpath(folder) for folder in kept]
@@ -134,7 +135,7 @@ def _folder_of_ledger(runner: Runner) -> Path:
 
 
 def _spent_without_ledger(runner: Runner) -> str | None:
-    """A checkpoint of this work dir that private steps made; there is no ledger."""
+    """A checkpoint of this work dir that comes from private steps, for a work dir without a ledger."""
     settings = {'out_dir': None, 'filename_tmpl': None, **_kept_by(runner)}
     found = [path for path in _checkpoints(runner.work_dir, **settings) if is_intact(path)]
     spent = (str(path) for path in found if spent_in(CheckpointLoader.load_checkpoint(str(path), 'cpu')))
@@ -142,15 +143,15 @@ def _spent_without_ledger(runner: Runner) -> str | None:
 
 
 def check_resumed(checkpoint: Any, ledger: Ledger) -> None:
-    """Raises PrivacyError unless a checkpoint can be resumed from and the ledger holds all that it has spent."""
+    """Raises LedgerError unless a checkpoint can be resumed from and the ledger holds everything it spent."""
     missing = [name for name in _NEEDED if not isinstance(checkpoint, dict) or name not in checkpoint]
     if missing:
-        raise PrivacyError(
+        raise LedgerError(
             f'the checkpoint to resume from lacks {", ".join(missing)}: it holds weights only. Use load_from without resume'
         )
     privacy = part_of(checkpoint, CHECKPOINT_KEY)
     if 'ledger' not in privacy:
-        raise PrivacyError(
+        raise LedgerError(
             'the checkpoint to resume from has no privacy ledger, so what it has spent is unknown. To start a new '
             'private training from its weights, use load_from without resume'
         )

@@ -1,4 +1,4 @@
-"""The drawn set is MPII to MMPose: its data set and metric run on it unchanged, and the seed is all there is to it."""
+"""MMPose reads the synthetic set as MPII: its data set and metric run on it unchanged, and the seed decides everything."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""The public view: what it removes is gone, on drawn and on real people."""
+"""The public view: what it removes is gone, on synthetic and on real people."""
 
 import json
 
@@ -32,10 +32,10 @@ def mpii(root, ann_file='annotations/mpii_train.json', img='images/'):
     return dict(type='MpiiDataset', pipeline=PIPELINE, **data)
 
 
-@pytest.fixture(scope='module', params=['drawn', 'real'])
+@pytest.fixture(scope='module', params=['synthetic', 'real'])
 def people(request):
-    """A data set config: drawn people, and the five of MMPose's own test data where they are there."""
-    if request.param == 'drawn':
+    """A data set config: synthetic people, or the five of MMPose's own test data if it is there."""
+    if request.param == 'synthetic':
         return mpii(request.getfixturevalue('synthetic'))
     return mpii(shared('mpii'), 'test_mpii.json', '')
 
@@ -46,10 +46,10 @@ def views(people, **view):
 
 
 @pytest.mark.parametrize('mode', MODES)
-def test_one_view_a_record_however_often_it_is_drawn(people, mode):
+def test_one_view_per_record_however_often_it_is_sampled(people, mode):
     dataset, seen = views(people, mode=mode)
-    for row, result in zip(list(dataset.public_samples)[:5], seen):
-        assert np.array_equal(dataset[row][0]['results']['img'], result['img'])
+    for index, result in zip(list(dataset.public_samples)[:5], seen):
+        assert np.array_equal(dataset[index][0]['results']['img'], result['img'])
 
 
 @pytest.mark.parametrize('mode', ['face', 'person'])
@@ -156,9 +156,9 @@ def noise(height=200, width=260, seed=0):
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
 
 
-def view_of(image, center, box, mode='blur', **told):
+def view_of(image, center, box, mode='blur', **more):
     """The view of a person in ``image``."""
-    record = dict(bbox_center=np.array([center], float), bbox_scale=np.array([[box, box]], float), img=image, **told)
+    record = dict(bbox_center=np.array([center], float), bbox_scale=np.array([[box, box]], float), img=image, **more)
     record.update(keypoints=np.zeros((1, 16, 2)), keypoints_visible=np.zeros((1, 16)))
     return PublicView(mode).transform(record)['img']
 
@@ -210,8 +210,8 @@ def test_a_picture_that_is_one_record_has_one_view(people, unit, tmp_path):
     settings = dict(people, pipeline=PIPELINE)
     names = {name: 'somebody' for name in _images(settings)}
     (tmp_path / 'subjects.json').write_text(json.dumps(names))
-    told = dict(privacy_unit=unit, subjects=str(tmp_path / 'subjects.json') if unit == 'subject' else None)
-    dataset = PublicPrivateDataset(settings, public_view=dict(type='PublicView'), **told)
+    unit_settings = dict(privacy_unit=unit, subjects=str(tmp_path / 'subjects.json') if unit == 'subject' else None)
+    dataset = PublicPrivateDataset(settings, public_view=dict(type='PublicView'), **unit_settings)
     results = [dataset[i][0]['results'] for i in dataset.public_samples]
     for path in {r['img_path'] for r in results}:
         together = [r for r in results if r['img_path'] == path]

@@ -11,24 +11,24 @@ from mmcv.transforms import BaseTransform
 from mmpose.registry import TRANSFORMS
 
 from mmpose_dp.datasets import PublicPrivateDataset
-from mmpose_dp.privacy.errors import PrivacyError
+from mmpose_dp.privacy.errors import DataError
 from tests.support.coco_data import PIPELINE, content, write
 
-LAST = 7  # a row that nothing is decided by
+LAST = 7  # a sample that decides nothing
 UNCHANGED = [dict(type='LoadImage', color_type='unchanged'), *PIPELINE[1:]]
 RNG = np.random.default_rng(0)
 
 
 @TRANSFORMS.register_module()
 class Spoil(BaseTransform):
-    """Does something odd to what is packed of the row named in ``rows``."""
+    """Does something odd to the packed samples numbered in ``samples``."""
 
-    def __init__(self, what, rows):
-        self.what, self.rows = what, rows
+    def __init__(self, what, samples):
+        self.what, self.samples = what, samples
 
     def transform(self, packed):
         sample = packed['data_samples']
-        if int(sample.metainfo['img_path'][-6:-4]) not in self.rows:
+        if int(sample.metainfo['img_path'][-6:-4]) not in self.samples:
             return packed
         labels = sample.gt_instance_labels
         if self.what == 'raises':
@@ -60,7 +60,7 @@ WAYS = [
 ]  # fmt: skip
 
 
-def rows(dataset, indices):
+def sizes(dataset, indices):
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
         return [len(dataset[index]) for index in indices]
@@ -72,24 +72,27 @@ def own(tmp_path_factory):
 
 
 @pytest.mark.parametrize('what', WAYS)
-def test_one_odd_row_contributes_nothing(own, what):
-    cfg = dict(own, pipeline=[*PIPELINE, dict(type='Spoil', what=what, rows=[LAST])])
+def test_one_odd_sample_contributes_nothing(own, what):
+    cfg = dict(own, pipeline=[*PIPELINE, dict(type='Spoil', what=what, samples=[LAST])])
     dataset = PublicPrivateDataset(cfg, public_view=dict(type='PublicView'), augmentations=2)
-    assert rows(dataset, range(16)) == [2] * 7 + [0] + [1] * 7 + [0]
+    assert sizes(dataset, range(16)) == [2] * 7 + [0] + [1] * 7 + [0]
     if what != 'nothing':
         with pytest.warns(UserWarning, match='07.png contributes nothing'):
             dataset[LAST]
 
 
 @pytest.mark.parametrize('what', WAYS)
-def test_what_is_odd_in_the_first_rows_is_told_before_training(own, what):
-    cfg = dict(own, pipeline=[*PIPELINE, dict(type='Spoil', what=what, rows=range(8))])
-    if what.startswith('another'):  # all alike is no matter, two kinds are
-        cfg['pipeline'][-1]['rows'] = [1]
-        with pytest.raises(PrivacyError, match='dataset.private: the pipeline gives (rows|images) of different form'):
+def test_what_is_odd_in_the_first_samples_is_refused_before_training(own, what):
+    cfg = dict(own, pipeline=[*PIPELINE, dict(type='Spoil', what=what, samples=range(8))])
+    if what.startswith('another'):  # accepted if all are alike
+        cfg['pipeline'][-1]['samples'] = [1]
+        with pytest.raises(
+            DataError,
+            match='dataset.private: the pipeline gives (samples of different form|images that cannot be stacked)',
+        ):
             PublicPrivateDataset(cfg)
         return
-    with pytest.raises(PrivacyError, match='dataset.private: the pipeline fails on its first rows'):
+    with pytest.raises(DataError, match='dataset.private: the pipeline fails on its first samples'):
         PublicPrivateDataset(cfg)
 
 
@@ -102,12 +105,12 @@ def test_what_is_odd_in_the_first_rows_is_told_before_training(own, what):
 def test_a_picture_of_another_kind(tmp_path, picture):
     cfg = dict(write(tmp_path), pipeline=UNCHANGED)
     cv2.imwrite(str(tmp_path / 'img/07.png'), picture)
-    assert rows(PublicPrivateDataset(cfg), range(8)) == [1] * 7 + [0]
+    assert sizes(PublicPrivateDataset(cfg), range(8)) == [1] * 7 + [0]
     assert (
-        rows(PublicPrivateDataset(dict(cfg, pipeline=PIPELINE)), range(8)) == [1] * 8
+        sizes(PublicPrivateDataset(dict(cfg, pipeline=PIPELINE)), range(8)) == [1] * 8
     )  # as LoadImage reads by default
     cv2.imwrite(str(tmp_path / 'img/01.png'), picture)
-    with pytest.raises(PrivacyError, match="channels.*color_type='color'|first rows"):
+    with pytest.raises(DataError, match="channels.*color_type='color'|first samples"):
         PublicPrivateDataset(cfg)
         for path in (tmp_path / 'img').iterdir():
             cv2.imwrite(str(path), picture)
@@ -115,11 +118,12 @@ def test_a_picture_of_another_kind(tmp_path, picture):
         PublicPrivateDataset(cfg)
 
 
-def test_halves_of_different_form_are_refused(own, tmp_path):
+def test_parts_of_different_form_are_refused(own, tmp_path):
     smaller = [dict(step, input_size=(16, 16)) if step['type'] == 'TopdownAffine' else step for step in PIPELINE[:4]]
     public = dict(write(tmp_path, content(6)), pipeline=[*smaller, *PIPELINE[5:]])
     with pytest.raises(
-        PrivacyError, match='dataset.public: the pipeline gives images of different form, the image is 3x16x16'
+        DataError,
+        match='dataset.public: the pipeline gives images that cannot be stacked into a batch, since the image is 3x16x16',
     ):
         PublicPrivateDataset(own, public=public)
 
@@ -132,7 +136,7 @@ def test_a_lost_disk_stops_training(tmp_path, view, left):
     if left:
         (tmp_path / 'img').mkdir()
     for index in (LAST, len(dataset) - 1):
-        with pytest.raises(PrivacyError, match=r'can no longer|no longer can.*img/ still there.*not counted.*--resume'):
+        with pytest.raises(DataError, match=r'can no longer|no longer can.*img/ still there.*not counted.*--resume'):
             dataset[index]
 
 
@@ -141,11 +145,11 @@ def test_one_lost_file_does_not_whichever_it_is(tmp_path):
     for index in range(8):
         path = tmp_path / f'img/{index:02d}.png'
         path.rename(tmp_path / 'elsewhere.png')
-        assert rows(dataset, range(8)) == [row != index for row in range(8)]
+        assert sizes(dataset, range(8)) == [other != index for other in range(8)]
         (tmp_path / 'elsewhere.png').rename(path)
 
 
 def test_a_data_set_of_one_picture(tmp_path):
     dataset = PublicPrivateDataset(write(tmp_path, content(1)))
     (tmp_path / 'img/00.png').unlink()
-    assert rows(dataset, [0]) == [0]  # one record decides nothing
+    assert sizes(dataset, [0]) == [0]  # one record decides nothing
