@@ -83,8 +83,7 @@ class PoissonBatchSampler:
         self._samples_of, self._samples_per_index = dataset.samples_of, dataset.samples_per_index
         self._public = dataset.public_samples
         self._rank, self._world = rank, world
-        self.public_only = False
-        self.steps_done = 0
+        self.begin_epoch(public_only=False)
 
     @property
     def largest_forward(self) -> int:
@@ -92,6 +91,10 @@ class PoissonBatchSampler:
         most = max(len(self._samples_of(record)) for record in range(self.num_records))
         most = most if self._max_samples is None else min(most, self._max_samples)
         return max(self.micro_batch_size, most * self._samples_per_index)
+
+    def begin_epoch(self, public_only: bool, steps_done: int = 0) -> None:
+        """The next epoch is one pass over the public samples, or private; ``steps_done`` of it were made before a resume."""
+        self.public_only, self.steps_done = public_only, steps_done
 
     def steps_per_epoch(self, public_only: bool) -> int:
         """Logical steps of one epoch; exact integers, since the accountant counts them."""

@@ -255,7 +255,7 @@ def prepared(model: Any, batch: dict) -> dict:
 @contextmanager
 def in_float64(model: nn.Module) -> Iterator[None]:
     """Inside, parameters and buffers are in float64, in place; afterwards they are what they were before, to the bit."""
-    kept = [
+    kept: list[tuple[dict, str, Tensor, Tensor]] = [
         (own, name, tensor, tensor.data)
         for module in model.modules()
         for own in (module._parameters, module._buffers)

@@ -13,7 +13,6 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from mmpose_dp.datasets import PoissonBatchSampler, by_record, collate_samples
-from mmpose_dp.models import public_statistics
 from mmpose_dp.privacy.errors import PrivacyError
 
 from ..optim_wrappers import DPOptimWrapper
@@ -53,6 +52,7 @@ class PrivateTrainLoop(EpochBasedTrainLoop):
         dynamic_intervals = check_train_cfg(
             max_epochs, public_epochs, val_begin, val_interval, dynamic_intervals, others
         )
+        assert max_epochs is not None
         if isinstance(dataloader, dict):
             dataloader = train_loader(dataloader)
         try:
@@ -146,13 +146,11 @@ class PrivateTrainLoop(EpochBasedTrainLoop):
         """One epoch, or what is left of it after a resume."""
         wrapper = self.runner.optim_wrapper
         assert isinstance(wrapper, DPOptimWrapper)
-        wrapper.forget_batch()
         self.watch.check(self.dataloader, self.runner.model)
         public_only = self._epoch < self.public_epochs
-        wrapper.public_only = self.sampler.public_only = public_only
-        public_statistics(self.runner.model, public_only)
+        wrapper.begin_epoch(self.runner.model, public_only)
+        self.sampler.begin_epoch(public_only, self._iter - self._first_iter(self._epoch))
         self.watch.take_trained(self.runner.model)
-        self.sampler.steps_done = self._iter - self._first_iter(self._epoch)
         self.runner.call_hook('before_train_epoch')
         self.watch.check(self.dataloader, self.runner.model)
         self.runner.model.train()

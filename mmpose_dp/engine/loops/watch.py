@@ -3,6 +3,8 @@
 The loop and the optimizer wrapper know these things from before training. Must not depend on what a private record holds.
 """
 
+from typing import Any
+
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -19,7 +21,7 @@ class Watch:
 
     def __init__(self, dataloader: DataLoader) -> None:
         self._dataloader = dataloader
-        self._parts = dataloader.dataset, dataloader.batch_sampler, dataloader.collate_fn
+        self._parts: tuple[Any, ...] = dataloader.dataset, dataloader.batch_sampler, dataloader.collate_fn
         self.take_pipelines()
         self._trained: dict[str, bool] = {}
 

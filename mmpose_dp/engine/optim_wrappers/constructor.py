@@ -89,7 +89,7 @@ class DPOptimWrapperConstructor(LayeredConstructor):
 
     def __call__(self, model: nn.Module) -> DPOptimWrapper:
         """Returns the wrapper, prepared for the model. Raises PrivacyError."""
-        core = model.module if is_model_wrapper(model) else model
+        core: Any = model.module if is_model_wrapper(model) else model
         if self.norm == 'group':
             replace_batch_norm(core)
         freeze_batch_norm(core)

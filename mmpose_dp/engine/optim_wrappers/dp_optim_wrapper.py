@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 from mmpose_dp.extras.schedule import Schedule
 from mmpose_dp.gradients.blocks import PerSampleGradients, SampleSum
 from mmpose_dp.gradients.engine import Engine
-from mmpose_dp.models import has_batch_statistics
+from mmpose_dp.models import has_batch_statistics, public_statistics
 from mmpose_dp.models.heads.private_head import SampleLosses
 from mmpose_dp.privacy.errors import PrivacyError
 from mmpose_dp.privacy.ledger import Ledger
@@ -179,7 +179,7 @@ class DPOptimWrapper(SteppingOptimWrapper):
             raise PrivacyError('model.data_preprocessor.batch_augments can mix records: write batch_augments=None')
         for module in model.modules():  # checkpointing would save nothing: the layers' inputs are kept anyway
             if getattr(module, 'with_cp', False):
-                module.with_cp = False
+                setattr(module, 'with_cp', False)  # noqa: B010  (mypy takes it for a tensor)
         self.engine = Engine(model, self.params, self._head.called_per_sample(), self.engine_kind)
         names = {id(param): name for name, param in model.named_parameters()}
         self._param_names = [names.get(id(param), '') for param in self.params]
@@ -192,7 +192,7 @@ class DPOptimWrapper(SteppingOptimWrapper):
     @contextmanager
     def optim_context(self, model: nn.Module) -> Iterator[None]:
         """Captures what per-sample gradients need from the forward inside."""
-        core = model.module if is_model_wrapper(model) else model
+        core: Any = model.module if is_model_wrapper(model) else model
         if core is not self._model:
             self.prepare(core)
         if not self.public_only:
@@ -256,6 +256,12 @@ class DPOptimWrapper(SteppingOptimWrapper):
         return [loss.float() * (self.loss_scale * weight) for loss, weight in zip(last.losses, weights)]
 
     # ---- the step --------------------------------------------------------------------------------------------------
+    def begin_epoch(self, model: nn.Module, public_only: bool) -> None:
+        """Drops an unfinished logical batch; the epoch's steps are on public samples alone, or private."""
+        self.forget_batch()
+        self.public_only = public_only
+        public_statistics(model, public_only)
+
     def begin_micro_batch(self, is_last: bool, replayed: int | None) -> None:
         """Says what the next forward is of; PrivateTrainLoop calls it.
 

@@ -10,7 +10,7 @@ except those losses.
 import copy
 import warnings
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import torch
@@ -162,7 +162,7 @@ class FeatureMaskingHead:
         outputs, sample = self._outputs, copy.deepcopy(sample)
         try:
             for number in (0.0, 1.0):
-                self._outputs = _each(outputs, lambda x, number=number: torch.full_like(x, number))
+                self._outputs = _each(outputs, partial(torch.full_like, fill_value=number))
                 for part in (sample.get('gt_instance_labels'), sample.get('gt_fields')):
                     for x in tensors_in(part):
                         x.fill_(number)
@@ -178,6 +178,9 @@ class FeatureMaskingHead:
 
 class _OneForward:
     """Mixed into VisPredictHead: its two forwards made one, as FeatureMaskingHead needs it."""
+
+    pose_head: Any
+    loss_module: Any
 
     def forward(self, feats: Any) -> Any:
         """Poses and visibility."""
@@ -249,7 +252,7 @@ def check_head(head: Any) -> None:
         )
 
 
-def make_private(head: nn.Module) -> FeatureMaskingHead:
+def make_private(head: Any) -> FeatureMaskingHead:
     """Gives a head one loss per sample, by changing its class in place; a head that has them already stays as it is.
 
     The head is one of MMPose's top-down heads, of a class derived from one, or any module whose ``loss(feats,
@@ -258,8 +261,9 @@ def make_private(head: nn.Module) -> FeatureMaskingHead:
     """
     if isinstance(head, FeatureMaskingHead):
         return head
-    check_head(type(head))
-    head.__class__ = _swapped(type(head))
+    kind: Any = type(head)
+    check_head(kind)
+    head.__class__ = _swapped(kind)
     head._no_batch_yet()
     return head
 
@@ -271,13 +275,13 @@ def _parents(head: type[nn.Module]) -> tuple[type, ...]:
 
 
 @cache
-def _swapped(head: type[nn.Module]) -> type[nn.Module]:
+def _swapped(head: Any) -> Any:
     """The class that ``make_private`` gives to a head of class ``head``."""
     rebuilt = dict(__reduce__=lambda self: (_blank, (head,), self.__dict__))  # pickle finds no class that has no module
     return type(f'Private{head.__name__}', _parents(head), dict(rebuilt, __module__=__name__, __doc__=head.__doc__))
 
 
-def _blank(head: type[nn.Module]) -> nn.Module:
+def _blank(head: Any) -> Any:
     """An empty private head, for pickle and deepcopy to fill."""
     cls = _swapped(head)
     return cls.__new__(cls)

@@ -108,7 +108,7 @@ def test_public_samples_are_independent_of_the_private_ones():
 
 def test_public_only_epochs():
     s = sampler(public_batch_size=6)
-    s.public_only = True
+    s.begin_epoch(public_only=True)
     batches = logical_batches(s)
     assert len(batches) == len(s) == 5
     assert all(len(indices) == 6 and min(indices) >= 60 for indices in batches)
@@ -131,7 +131,7 @@ def test_the_step_comes_with_its_batch_from_workers_that_read_ahead():
 
 def test_a_resumed_epoch_has_only_its_remaining_steps():
     s = sampler()
-    s.steps_done = 3
+    s.begin_epoch(public_only=False, steps_done=3)
     assert len(logical_batches(s)) == 2
     assert len(logical_batches(s)) == 5
 
