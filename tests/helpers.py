@@ -14,7 +14,7 @@ from mmpose_dp.datasets import by_record
 from mmpose_dp.engine import DPOptimWrapper
 from mmpose_dp.models import freeze_batch_norm
 from mmpose_dp.privacy.errors import OneRecordAtATime
-from mmpose_dp.privacy.rounding import clipping_norm
+from mmpose_dp.privacy.clipping import clipping_norm
 
 REPO = Path(__file__).parents[1]
 PREFIX = 'mmpose::body_2d_keypoint/'

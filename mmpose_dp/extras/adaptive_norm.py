@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mmpose_dp.privacy.clipping import clipping_norm
 from mmpose_dp.privacy.mechanism import GaussianMechanism, RecordCollector
 from mmpose_dp.privacy.records import Block, Samples
-from mmpose_dp.privacy.rounding import clipping_norm
 
 _QUANTILE = 0.5  # of the records are to lie within C
 _RATE = 0.2  # how fast the logarithm of C follows (both: Andrew et al. 2021, section 3)
@@ -82,7 +82,7 @@ class AdaptiveMechanism(GaussianMechanism):
     """The Gaussian mechanism with ``AdaptiveNorm`` as its C."""
 
     def __init__(self, params: Any, max_grad_norm: float, *args: Any, **settings: Any) -> None:
-        super().__init__(params, max_grad_norm, *args, **settings, clipping='flat')
+        super().__init__(params, max_grad_norm, *args, **settings)
         self.adaptive_norm = AdaptiveNorm(self.max_grad_norm)
 
     def now(self) -> tuple[float | None, float]:
@@ -93,7 +93,7 @@ class AdaptiveMechanism(GaussianMechanism):
         """A collector whose vectors and votes together have norm C at most."""
         inside, vote = shares(self.now()[1])
         inside = clipping_norm(inside)
-        return VotingSum(self.clipped(records, inside), inside, vote)  # type: ignore[return-value]
+        return VotingSum(self.clipped(records, inside), inside, vote)
 
     def empty(self) -> list[Tensor]:
         """The sum of no record."""

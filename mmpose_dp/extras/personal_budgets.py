@@ -10,7 +10,7 @@ from fractions import Fraction
 from typing import Any
 
 from mmpose_dp.privacy.accounting import History, StepEvent, epsilon, rough_epsilon
-from mmpose_dp.privacy.calibration import Factors, scheduled_steps, smallest_sigma
+from mmpose_dp.privacy.calibration import Factors, scheduled_steps, smallest_sigma, steps_within
 from mmpose_dp.privacy.errors import BudgetError
 from mmpose_dp.privacy.figures import as_given
 from mmpose_dp.privacy.ledger import Ledger
@@ -79,12 +79,25 @@ class PersonalPlan(PrivacyPlan):
         rates = tuple(budget.sample_rate for budget in self.budgets)
         return StepEvent(super().event_at(step).noise_multiplier, max(rates), rates)
 
-    def by_budget(self, history: History) -> list[tuple[float | None, History]]:
-        """The budget of each group, and this training's steps as its records see them."""
+    def allowed_steps(self, ledger: Ledger) -> int:
+        """Further steps that the plan and every budget leave after ``ledger``, whose last run is this training."""
+        if self.target_epsilon is None:
+            return self.steps  # no limit
+        taken, planned = self.by_budget(ledger.run_history), self.by_budget(self.planned(ledger.run_steps))
+        return min(
+            steps_within(target, self.target_delta, ahead, self.accountant, [*ledger.earlier_history, *spent])
+            for (target, ahead), (_, spent) in zip(planned, taken)
+        )
+
+    def by_budget(self, history: History) -> list[tuple[float, History]]:
+        """Each budget, and this training's steps ``history`` as the records with that budget see them."""
         return [
             (budget.epsilon, [(of_group(event, group), steps) for event, steps in history])
             for group, budget in enumerate(self.budgets)
         ]
+
+    def _spending(self, target_epsilon: float) -> list[tuple[float, float]]:
+        return [(budget.epsilon, spent) for budget, spent in zip(self.budgets, self.epsilons)]
 
     @property
     def epsilons(self) -> tuple[float, ...]:

@@ -7,6 +7,7 @@ PRV from Opacus, PLD from dp-accounting. Must not round a rate or a step count, 
 import math
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
@@ -31,7 +32,8 @@ _ROUGH_ORDERS = (
     *_FEW_ORDERS,
     1000,
 )  # with the low ones, which a large epsilon needs and which are slow
-_HIGH_ORDERS = (80, 100, 128, 180, 256, 360, 512, 720, 1000)  # besides Opacus' own: a small epsilon needs them
+# besides Opacus' own, high ones, which a small epsilon needs
+_ALL_ORDERS = (*RDPAccountant.DEFAULT_ALPHAS, 80, 100, 128, 180, 256, 360, 512, 720, 1000)
 _PLD_STEPS = 10**7  # dp-accounting takes a whole number to this power
 _LEAST_RATE = 1e-12  # a smaller rate is accounted for as this one: 1 - rate must differ from 1
 _LEAST_WIDTH = 1e-12  # of the grid: losses are sums of numbers about 1
@@ -52,7 +54,7 @@ class StepEvent:
     personal_rates: tuple[Fraction, ...] = ()
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, 'noise_multiplier', as_noise_multiplier(self.noise_multiplier))
+        object.__setattr__(self, 'noise_multiplier', as_noise_multiplier(self.noise_multiplier, 'noise_multiplier'))
         require(
             isinstance(self.sample_rate, Fraction),
             f'sample_rate={self.sample_rate!r} must be exact: write Fraction(expected_batch_size, num_records)',
@@ -78,15 +80,14 @@ def epsilon(history: History, delta: float, accountant: str = 'pld') -> float:
     Sources: 'pld' Doroshenko et al. 2022 (connect the dots, pessimistic), 'prv' Gopi et al. 2021 (its upper bound, not its
     estimate), 'rdp' Mironov et al. 2019 with Balle et al. 2020.
     """
-    if accountant not in ACCOUNTANTS:
-        why = ' (GDP is a limit that under-estimates epsilon)' if accountant == 'gdp' else ''
-        raise ConfigError(f'accountant={accountant!r} is not offered{why}; write one of {ACCOUNTANTS}')
-    return _bound(_merge(history), as_delta(delta), accountant)
+    why = ' (GDP is a limit that under-estimates epsilon)' if accountant == 'gdp' else ''
+    require(accountant in ACCOUNTANTS, f'accountant={accountant!r} is not offered{why}; write one of {ACCOUNTANTS}')
+    return _epsilon(history, delta, accountant)
 
 
 def rough_epsilon(history: History, delta: float) -> float:
     """As ``epsilon`` by RDP at few orders: an upper bound too, and the start of a search. Takes milliseconds."""
-    return _bound(_merge(history), as_delta(delta), 'rough')
+    return _epsilon(history, delta, 'rough')
 
 
 def group_epsilon(history: History, delta: float, records: int) -> float:
@@ -96,32 +97,33 @@ def group_epsilon(history: History, delta: float, records: int) -> float:
     probability Binomial(records, q), a mixture of Gaussians (Choquette-Choo et al. 2024, corollary 4.7). Infinity if a step had
     no noise, and for several records if the grid is not exact enough (see ``epsilon``).
     """
-    return _bound(_merge(history), as_delta(delta), 'pld', as_whole(records, 'records'))
+    return _epsilon(history, delta, 'pld', as_whole(records, 'records'))
 
 
-def _merge(history: History) -> tuple[tuple[StepEvent, int], ...]:
-    """Equal events added up, so that a resumed training spends exactly what an uninterrupted one does."""
+def _epsilon(history: History, delta: float, accountant: str, records: int = 1) -> float:
+    """The accountant's epsilon. Equal events are added up, so that a resume spends exactly what no interruption would."""
     total: dict[StepEvent, int] = {}
     for event, steps in history:
-        steps = as_whole(steps, 'steps', 0)
-        if steps:
-            total[event] = total.get(event, 0) + steps
-    return tuple(total.items())
+        total[event] = total.get(event, 0) + as_whole(steps, 'steps', 0)
+    taken = tuple((event, steps) for event, steps in total.items() if steps)
+    return _by_accountant(taken, as_delta(delta, 'target_delta'), accountant, records)
 
 
 @lru_cache(maxsize=4096)  # a plan, its calibration, its budget and its statement ask for the same histories
-def _bound(merged: tuple[tuple[StepEvent, int], ...], delta: float, accountant: str, records: int = 1) -> float:
-    if not merged:
+def _by_accountant(history: tuple[tuple[StepEvent, int], ...], delta: float, accountant: str, records: int) -> float:
+    if not history:
         return 0.0
-    if any(event.noise_multiplier == 0 for event, _ in merged):
+    if any(event.noise_multiplier == 0 for event, _ in history):
         return math.inf
     if accountant == 'pld':
-        return _pld_epsilon(merged, delta, records)
-    return _opacus(merged, delta, 'rdp', _ROUGH_ORDERS) if accountant == 'rough' else _opacus(merged, delta, accountant)
+        return _pld(history, delta, records)
+    if accountant == 'rough':
+        return _opacus(history, delta, 'rdp', _ROUGH_ORDERS)
+    return _opacus(history, delta, accountant)
 
 
-def _opacus(history: History, delta: float, accountant: str, orders: Sequence[float] = ()) -> float:
-    """Epsilon by Opacus. Raises ConfigError where its numerics fail."""
+def _opacus(history: History, delta: float, accountant: str, orders: Sequence[float] = _ALL_ORDERS) -> float:
+    """Epsilon by Opacus, 'rdp' or 'prv'. Raises ConfigError where its numerics fail."""
     try:
         with warnings.catch_warnings(), np.errstate(all='ignore'):
             warnings.simplefilter('ignore')  # the best RDP order is the first or last one; the bound still holds
@@ -137,7 +139,7 @@ def _opacus(history: History, delta: float, accountant: str, orders: Sequence[fl
 
 
 def _rdp(history: History, delta: float, orders: Sequence[float]) -> float:
-    library, orders = RDPAccountant(), orders or (*RDPAccountant.DEFAULT_ALPHAS, *_HIGH_ORDERS)
+    library = RDPAccountant()
     library.history = [(event.noise_multiplier, _rate(event), steps) for event, steps in history]
     try:
         return float(library.get_epsilon(delta, alphas=list(orders)))
@@ -158,7 +160,7 @@ def _prv(history: History, delta: float) -> float:
     return float(library.get_epsilon(delta, eps_error=eps_error, delta_error=delta_error))
 
 
-def _pld_epsilon(history: History, delta: float, records: int) -> float:
+def _pld(history: History, delta: float, records: int) -> float:
     error = _error(history)
     if error > delta / 10 or sum(steps for _, steps in history) > _PLD_STEPS:
         return _opacus(history, delta, 'rdp') if records == 1 else math.inf
@@ -166,7 +168,7 @@ def _pld_epsilon(history: History, delta: float, records: int) -> float:
         total, interval = None, _interval(history, records)
         with np.errstate(all='ignore'):
             for event, steps in history:
-                part = _pld(event, records, interval).self_compose(steps)
+                part = _pld_of_one(event, records, interval).self_compose(steps)
                 total = part if total is None else total.compose(part)
             assert total is not None
             return max(float(total.get_epsilon_for_delta(delta - error)), 0.0)
@@ -184,7 +186,7 @@ def _rate(event: StepEvent) -> float:
 
 
 @lru_cache(maxsize=64)  # bisections and curves ask for the same step again and again
-def _pld(event: StepEvent, records: int, interval: float) -> Any:
+def _pld_of_one(event: StepEvent, records: int, interval: float) -> Any:
     """Privacy loss distribution of one step, both directions, rounded so that delta only grows."""
     sigma, q, grid = event.noise_multiplier, _rate(event), dict(value_discretization_interval=interval)
     if records == 1:
@@ -212,10 +214,8 @@ def _interval(history: History, records: int) -> float:
         reach = exponent if joins == 1 else np.logaddexp(np.log1p(-joins), np.log(joins) + exponent)
         reaches.append(float(reach))
         total += steps * float(reach)
-    try:
+    with suppress(PrivacyError):  # the sum of the reaches then
         total = min(total, records**2 * _opacus(history, 1e-15, 'rdp', _FEW_ORDERS))
-    except PrivacyError:
-        pass  # the sum of the reaches then
     ideal = min(spreads) / (10 if records == 1 else 4)  # a mixture takes seconds on a fine grid
     fine = max(1e-3, math.sqrt(cost / sum(steps for _, steps in history)))
     width = max(min(ideal, fine), max(reaches) / most, total / 2e6)

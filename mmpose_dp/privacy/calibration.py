@@ -4,6 +4,7 @@ Every answer is on the safe side: noise is rounded up, steps are rounded down. M
 """
 
 import math
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 
@@ -36,7 +37,7 @@ def calibrate_noise_multiplier(
     by a relative 1e-4 at most: epsilon of the result is at most ``target_epsilon``. Raises BudgetError if no noise is
     enough.
     """
-    target_epsilon, target_delta = as_positive(target_epsilon, 'target_epsilon'), as_delta(target_delta)
+    target_epsilon, target_delta = as_positive(target_epsilon, 'target_epsilon'), as_delta(target_delta, 'target_delta')
     steps = as_whole(steps, 'steps')
     spent = epsilon(history, target_delta, accountant)
     if spent >= _ALL_BUT_SPENT * target_epsilon:
@@ -58,19 +59,14 @@ def calibrate_noise_multiplier(
     sigma = smallest_sigma(
         lambda sigma: epsilon(after(sigma), target_delta, accountant) / target_epsilon, start, steps_apart, _PRECISION
     )
-    if sigma is None:
-        raise BudgetError(_out_of_reach(target_epsilon, target_delta, after(_SIGMAS[1]), accountant))
-    return sigma
-
-
-def _out_of_reach(target_epsilon: float, target_delta: float, most_noise: History, accountant: str) -> str:
-    """What to write instead of a budget that no noise meets."""
-    least = epsilon(most_noise, target_delta, accountant)
-    better = epsilon(most_noise, target_delta, 'pld') <= target_epsilon
-    return (
+    if sigma is not None:
+        return sigma
+    least, by_pld = (epsilon(after(_SIGMAS[1]), target_delta, name) for name in (accountant, 'pld'))
+    instead = "write accountant='pld'" if by_pld <= target_epsilon else 'raise target_delta'
+    raise BudgetError(
         f'target_epsilon={target_epsilon} at target_delta={as_given(target_delta)} cannot be met with any noise: with the '
-        f'most that is tried, accountant={accountant!r} still gives {rounded_up(least)}. Raise target_epsilon above that'
-        + (", or write accountant='pld'" if better else ', or raise target_delta')
+        f'most that is tried, accountant={accountant!r} still gives {rounded_up(least)}. Raise target_epsilon above that, '
+        f'or {instead}'
     )
 
 
@@ -115,16 +111,11 @@ def steps_within(
 ) -> int:
     """How many of the ``planned`` steps, in their order, keep the total with ``history`` within the budget."""
 
-    def fits(steps: int) -> bool:
-        return epsilon([*history, *first_steps(planned, steps)], target_delta, accountant) <= target_epsilon
+    def exceeds(steps: int) -> bool:
+        return epsilon([*history, *first_steps(planned, steps)], target_delta, accountant) > target_epsilon
 
-    low, high = 0, sum(steps for _, steps in planned)
-    if fits(high):
-        return high
-    while high - low > 1:  # 0 steps spend nothing more, all of them are too many
-        middle = (low + high) // 2
-        low, high = (middle, high) if fits(middle) else (low, middle)
-    return low
+    total = sum(steps for _, steps in planned)
+    return bisect_left(range(1, total), True, key=exceeds) if exceeds(total) else total
 
 
 def first_steps(history: History, count: int) -> History:

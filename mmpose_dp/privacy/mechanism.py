@@ -5,22 +5,25 @@ Sampling (sampling.py) has happened before it, and everything after it is post-p
 """
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor, distributed, nn
 
-from .clipping import STABILITY, ClippedCoordinates, ClippedSum, PerParameterClippedSum
+from .clipping import ClippedCoordinates, ClippedSum, Factors, clip_factors, clipping_norm
 from .errors import PrivacyError
 from .ledger import Ledger
 from .noise import RandomSource
 from .plan import PrivacyPlan
 from .projection import Projector
-from .records import Samples
-from .rounding import clipping_norm
+from .records import Collector, Samples
 
-CLIPPINGS = ('flat', 'automatic', 'per-parameter')
 
-RecordCollector = ClippedSum | ClippedCoordinates | PerParameterClippedSum
+class RecordCollector(Collector, Protocol):
+    """A collector that clips: what it has in the end is a sum over records."""
+
+    def total(self) -> list[Tensor]:
+        """The clipped sum, of the shapes of ``GaussianMechanism.empty``."""
 
 
 class GaussianMechanism:
@@ -39,7 +42,7 @@ class GaussianMechanism:
     The steps are
 
     1. **clip**: a record's vector is the sum of its samples' gradients, or, with ``project-then-clip``, of their k
-       coordinates V^T g. It is scaled to a norm of at most C, less the room for rounding (clipping.py, rounding.py).
+       coordinates V^T g. It is scaled to a norm of at most C, less the room for rounding (clipping.py).
     2. **sum** over the records of all micro-batches, and over processes.
     3. **count**: the ledger has the step on the disk before its noise is made.
     4. **noise**: N(0, (sigma * C)^2) is added to every entry of the sum, on one process, once.
@@ -53,6 +56,7 @@ class GaussianMechanism:
 
     Sharp edges: that a record's gradient depends on that record alone is a property of the model, which gradients/independence.py
     looks at and engine/checks/replay.py tests at every step. Whatever else looks at private samples is a release of its own.
+    Other kinds of clipping are subclasses (extras/clipping_variants.py).
 
     Args:
         params: what is trained.
@@ -60,14 +64,17 @@ class GaussianMechanism:
         noise_multiplier: sigma, or None until a plan is attached.
         expected_batch_size: B, or None until a plan is attached.
         projector: V, or None.
-        clipping: 'flat', 'automatic' or 'per-parameter' (clipping.py).
         loss_scale: what the losses were multiplied by (mixed precision).
         random: the source of noise.
 
     Attributes:
         plan: what was promised; None: no step is counted, and nothing is promised.
         ledger: the steps taken.
+        factors: by how much a record is scaled.
+        coordinates_of: the projector whose coordinates are clipped, or None if gradients are.
     """
+
+    factors: Factors = staticmethod(clip_factors)
 
     def __init__(
         self,
@@ -77,14 +84,13 @@ class GaussianMechanism:
         expected_batch_size: int | None = None,
         *,
         projector: Projector | None = None,
-        clipping: str = 'flat',
         loss_scale: float = 1.0,
         random: RandomSource | None = None,
     ) -> None:
-        check_clipping(clipping, projector)
-        self.params, self.projector, self.clipping, self.loss_scale = list(params), projector, clipping, loss_scale
+        self.params, self.projector, self.loss_scale = list(params), projector, loss_scale
         self.max_grad_norm, self.noise_multiplier = float(max_grad_norm), noise_multiplier
         self.expected_batch_size = expected_batch_size
+        self.coordinates_of = projector if projector and projector.order == 'project-then-clip' else None
         self.random = random or RandomSource()
         self.plan: PrivacyPlan | None = None
         self.ledger = Ledger()
@@ -112,8 +118,8 @@ class GaussianMechanism:
 
     @property
     def shortest(self) -> float:
-        """The norm from which on a gradient is shortened and not lengthened: C, or less with automatic clipping."""
-        return min(self.max_grad_norm, STABILITY) if self.clipping == 'automatic' else self.max_grad_norm
+        """The norm from which on a gradient is shortened and not lengthened."""
+        return self.max_grad_norm
 
     # ---- 1 and 2: clip and sum -------------------------------------------------------------------------------------
     def collector(self, records: Samples) -> RecordCollector:
@@ -122,12 +128,9 @@ class GaussianMechanism:
 
     def clipped(self, records: Samples, max_grad_norm: float) -> RecordCollector:
         """A collector of vectors of norm ``max_grad_norm`` at most."""
-        automatic = self.clipping == 'automatic'
-        if self.projector is not None and in_coordinates(self.projector):
-            return ClippedCoordinates(records, max_grad_norm, self.projector, self.loss_scale, automatic)
-        if self.clipping == 'per-parameter':
-            return PerParameterClippedSum(self.params, records, max_grad_norm, self.loss_scale)
-        return ClippedSum(self.params, records, max_grad_norm, self.loss_scale, automatic)
+        if self.coordinates_of is not None:
+            return ClippedCoordinates(records, max_grad_norm, self.coordinates_of, self.loss_scale, self.factors)
+        return ClippedSum(self.params, records, max_grad_norm, self.loss_scale, self.factors)
 
     def add(self, collector: RecordCollector) -> None:
         """Adds one micro-batch to the logical batch."""
@@ -136,10 +139,9 @@ class GaussianMechanism:
 
     def empty(self) -> list[Tensor]:
         """The sum of no record: zeros of the shapes of ``collector(...).total()``."""
-        shapes: list[tuple[int, ...]] = [tuple(p.shape) for p in self.params]
-        if self.projector is not None and in_coordinates(self.projector):
-            shapes = [(self.projector.rank,)]
-        return [torch.zeros(shape, dtype=torch.float32, device=self.params[0].device) for shape in shapes]
+        if self.coordinates_of is not None:
+            return [self.coordinates_of.no_coordinates(1)[0]]
+        return [torch.zeros_like(p, dtype=torch.float32) for p in self.params]
 
     # ---- 3 to 6: count, noise, divide, map back --------------------------------------------------------------------
     def release(self, fault: str = '') -> list[Tensor]:
@@ -175,9 +177,9 @@ class GaussianMechanism:
 
     def map_back(self, total: list[Tensor]) -> list[Tensor]:
         """From a noised total to one float32 tensor per parameter: post-processing."""
-        if self.projector is None:
-            return total
-        return self.projector.expand(total[0]) if in_coordinates(self.projector) else self.projector.project(total)
+        if self.coordinates_of is not None:
+            return self.coordinates_of.expand(total[0])
+        return total if self.projector is None else self.projector.project(total)
 
     def _refuse(self, fault: str) -> None:
         """Raises PrivacyError, on every process, if one of them has a fault."""
@@ -192,22 +194,6 @@ class GaussianMechanism:
             'Every record must contribute what it would contribute alone: change or freeze the layer, and leave the model to the '
             'optimizer'
         )
-
-
-def check_clipping(clipping: str, projector: Projector | None) -> None:
-    """Raises PrivacyError for a pair that has no meaning, with the key of ``optim_wrapper``."""
-    if clipping not in CLIPPINGS:
-        raise PrivacyError(f'optim_wrapper.clipping={clipping!r} must be one of {CLIPPINGS}, or, in a config, adaptive')
-    if clipping == 'per-parameter' and in_coordinates(projector):
-        raise PrivacyError(
-            "optim_wrapper.clipping='per-parameter' has no meaning with project-then-clip: write clipping='flat' or "
-            "projector.order='noise-then-project'"
-        )
-
-
-def in_coordinates(projector: Projector | None) -> bool:
-    """Whether it is coordinates that are clipped."""
-    return projector is not None and projector.order == 'project-then-clip'
 
 
 def _rank() -> int:

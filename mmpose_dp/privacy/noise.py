@@ -14,7 +14,7 @@ from fractions import Fraction
 import numpy as np
 import torch
 
-from .errors import PrivacyError
+from .validation import require
 
 _CHUNK = 1 << 16  # normals made at a time, by one thread: what is made on the way stays in its cache
 
@@ -31,9 +31,9 @@ class RandomSource:
     """
 
     def __init__(self, debug_seed: int | None = None, secure_mode: bool = False) -> None:
-        if debug_seed is not None and (type(debug_seed) is not int or debug_seed < 0):
-            raise PrivacyError(f'debug_seed={debug_seed!r} must be a whole number, or None for secret randomness')
-        self.draws = 4 if secure_mode else 1
+        known = debug_seed is None or (type(debug_seed) is int and debug_seed >= 0)
+        require(known, f'debug_seed={debug_seed!r} must be a whole number, 0 or above, or None for secret randomness')
+        self._normals = 4 if secure_mode else 1  # of which each number is made
         self._debug = None if debug_seed is None else np.random.Generator(np.random.PCG64DXSM(debug_seed))
 
     @property
@@ -72,8 +72,8 @@ class RandomSource:
 
         def fill(start: int) -> None:
             size = min(_CHUNK, count - start)
-            total = sum(self._normal(size) for _ in range(self.draws))
-            out[start : start + size] = total / np.float32(math.sqrt(self.draws))
+            total = sum(self._normal(size) for _ in range(self._normals))
+            out[start : start + size] = total / np.float32(math.sqrt(self._normals))
 
         starts = range(0, count, _CHUNK)
         if self.is_secret and len(starts) > 1:  # a debug stream has an order to keep
@@ -85,7 +85,7 @@ class RandomSource:
         return torch.from_numpy(out)
 
     def add_gaussian(self, tensors: Sequence[torch.Tensor], deviation: float) -> None:
-        """Adds N(0, deviation^2) to every entry of float32 tensors, in place, all from one draw. Nothing for 0."""
+        """Adds N(0, deviation^2) to every entry of float32 tensors, in place, all made at once. Nothing for 0."""
         if not deviation:
             return
         noise = self.gaussian(sum(x.numel() for x in tensors))
@@ -93,13 +93,13 @@ class RandomSource:
             x.add_(part.view(x.shape).to(x.device), alpha=deviation)
 
     def _normal(self, size: int) -> np.ndarray:
-        half = (size + 1) // 2
-        raw = self._bytes(12 * half)
-        # 53 bits and a half step, so that u lies strictly inside (0, 1) and the logarithm is finite
-        u = (np.frombuffer(raw, np.uint64, half) >> np.uint64(11)).view(np.int64).astype(np.float64)
+        """``size`` normal numbers from 12 random bytes per pair: a radius and an angle (Box and Muller)."""
+        pairs = (size + 1) // 2
+        raw = self._bytes(12 * pairs)
+        # 53 bits and a half step, so that u is strictly inside (0, 1) and the logarithm is finite
+        u = (np.frombuffer(raw, np.uint64, pairs) >> np.uint64(11)).view(np.int64).astype(np.float64)
         radius = np.sqrt((-2.0 * np.log((u + 0.5) * 2.0**-53)).astype(np.float32))
-        # the angle is as fine as float32 can tell
-        angle = np.frombuffer(raw, np.uint32, half, offset=8 * half).astype(np.float32) * np.float32(
-            2 * math.pi * 2.0**-32
-        )
+        # the angle is as fine as float32 can represent
+        turn = np.frombuffer(raw, np.uint32, pairs, offset=8 * pairs).astype(np.float32)
+        angle = turn * np.float32(2 * math.pi * 2.0**-32)
         return np.concatenate([radius * np.cos(angle), radius * np.sin(angle)])[:size]

@@ -7,6 +7,7 @@ made from parts that contradict each other.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from itertools import accumulate
 from typing import Any, Protocol
 
 from .accounting import ACCOUNTANTS, History, StepEvent, epsilon
@@ -100,22 +101,9 @@ class PrivacyPlan:
         for name, known in (('method', METHODS), ('privacy_unit', UNITS), ('accountant', ACCOUNTANTS)):
             value = getattr(self, name)
             require(value in known, f'{name}={value!r} is unknown; write one of {tuple(known)}')
-        self._convert_numbers()
-        self._check_numbers()
-        view, data = self.public_view is not None, self.public_data is not None and not self.is_feature_dp
-        projected = self.method == 'projected'
-        for found, wanted, name in ((view, self.is_feature_dp, 'a public_view'), (data, projected, 'public_data')):
-            require(found == wanted, f'method={self.method!r} {"needs" if wanted else "must not have"} {name}')
-        if self.target_epsilon is not None:
-            self._check_budget()
-
-    def _convert_numbers(self) -> None:
-        """Replaces numbers of other types (fractions, numpy's) by plain ints and floats. Raises ConfigError."""
-        for name, convert in _NUMBERS.items():
+        for name, convert in _NUMBERS.items():  # fractions and numpy's numbers become plain ones
             if name != 'target_epsilon' or self.target_epsilon is not None:
                 object.__setattr__(self, name, convert(getattr(self, name), name))
-
-    def _check_numbers(self) -> None:
         require(
             self.expected_batch_size <= self.num_records,
             f'expected_batch_size={self.expected_batch_size} is more than the {self.num_records} private records',
@@ -133,15 +121,20 @@ class PrivacyPlan:
             f'target_delta={as_given(self.target_delta)} is too large for {self.num_records} records: write at most '
             f'{0.5 / self.num_records:.1g}',
         )
-
-    def _check_budget(self) -> None:
-        for target, steps in self.by_budget(self.planned()):
-            spent = epsilon([*self.earlier_history, *steps], self.target_delta, self.accountant)
-            if target is not None and spent > target:
+        view, data = self.public_view is not None, self.public_data is not None and not self.is_feature_dp
+        projected = self.method == 'projected'
+        for found, wanted, name in ((view, self.is_feature_dp, 'a public_view'), (data, projected, 'public_data')):
+            require(found == wanted, f'method={self.method!r} {"needs" if wanted else "must not have"} {name}')
+        for target, spent in [] if self.target_epsilon is None else self._spending(self.target_epsilon):
+            if spent > target:
                 raise BudgetError(
                     f'noise_multiplier={self.noise_multiplier} spends epsilon {rounded_up(spent)} in {self.steps} steps, more '
                     f'than target_epsilon={target}: leave noise_multiplier out to have it calibrated'
                 )
+
+    def _spending(self, target_epsilon: float) -> list[tuple[float, float]]:
+        """The budget and what the planned steps spend of it, for each group of records with a budget of its own."""
+        return [(target_epsilon, self.epsilon)]
 
     @classmethod
     def calibrate(cls, *, target_epsilon: float, **settings: Any) -> 'PrivacyPlan':
@@ -207,13 +200,12 @@ class PrivacyPlan:
 
     def planned(self, step: int = 0) -> History:
         """The planned steps from number ``step`` on."""
-        found, start = [], 0
-        for _, _, steps in self._parts():
-            left = min(start + steps - step, steps)
-            if left > 0:
-                found.append((self.event_at(start), left))
-            start += steps
-        return found
+        parts = [steps for _, _, steps in self._parts()]
+        return [
+            (self.event_at(end - 1), min(end - step, steps))
+            for steps, end in zip(parts, accumulate(parts))
+            if end > step
+        ]
 
     @property
     def epsilon(self) -> float:
@@ -224,10 +216,6 @@ class PrivacyPlan:
         """Epsilon of the first ``steps`` planned steps, and of earlier trainings."""
         return epsilon([*self.earlier_history, *first_steps(self.planned(), steps)], self.target_delta, self.accountant)
 
-    def by_budget(self, history: History) -> list[tuple[float | None, History]]:
-        """Each budget, and this training's steps ``history`` as the records with that budget see them."""
-        return [(self.target_epsilon, history)]
-
     def personal_epsilon(self, ledger: Ledger) -> dict[str, float]:
         """Epsilon spent by each group of records that has a budget of its own: here there is none."""
         return {}
@@ -236,12 +224,8 @@ class PrivacyPlan:
         """Further steps that the plan and the budget leave after ``ledger``, whose last run is this training."""
         if self.target_epsilon is None:
             return self.steps  # no limit
-        taken, planned = self.by_budget(ledger.run_history), self.by_budget(self.planned(ledger.run_steps))
-        return min(
-            steps_within(target, self.target_delta, ahead, self.accountant, [*ledger.earlier_history, *spent])
-            for (target, ahead), (_, spent) in zip(planned, taken)
-            if target is not None
-        )
+        planned = self.planned(ledger.run_steps)
+        return steps_within(self.target_epsilon, self.target_delta, planned, self.accountant, ledger.history)
 
     @property
     def is_feature_dp(self) -> bool:

@@ -15,7 +15,7 @@ class PoissonSampling:
 
     So a step may have any number of records, or none (Poisson subsampling: Balle et al. 2018; Mironov et al. 2019). Public
     samples are taken uniformly without replacement, independently of the private ones: a public sample that came with its private
-    record would tell that the record was in the step, and q would no longer amplify.
+    record would reveal that the record was in the step, and q would no longer amplify.
 
     Args:
         num_records: N, over all processes.
@@ -49,9 +49,8 @@ class PoissonSampling:
 
     def private(self) -> list[int]:
         """The private records of one step."""
-        return [
-            group[i] for rate, group in self._groups.items() for i in self.random.bernoulli(len(group), rate).tolist()
-        ]
+        groups = self._groups.items()
+        return [group[i] for rate, group in groups for i in self.random.bernoulli(len(group), rate).tolist()]
 
     def public(self, available: int, size: int) -> list[int]:
         """``size`` different numbers below ``available``: the public samples of one step."""

@@ -6,6 +6,7 @@ from collecting import loop_engine
 from mechanisms import mechanism
 from torch import nn
 
+from mmpose_dp.extras.clipping_variants import automatic_factors
 from mmpose_dp.gradients import layer_rules
 from mmpose_dp.gradients.engine import Engine
 from mmpose_dp.privacy.clipping import ClippedCoordinates, ClippedSum, clip_factors
@@ -117,7 +118,7 @@ def test_clip_factors():
     norms = torch.tensor([0.0, 0.05, 0.1, 0.2, float('inf'), float('nan')])
     assert torch.allclose(clip_factors(norms, C), torch.tensor([1.0, 1.0, 1.0, 0.5, 0.0, 0.0]))
     automatic = torch.tensor([C / 0.01, C / 0.06, C / 0.11, C / 0.21, 0.0, 0.0])
-    assert torch.allclose(clip_factors(norms, C, automatic=True), automatic)
+    assert torch.allclose(automatic_factors(norms, C), automatic)
 
 
 def test_a_ghost_norm_of_very_small_factors_is_not_nothing(monkeypatch):

@@ -5,9 +5,9 @@ import torch
 from mechanisms import mechanism
 from torch import nn
 
-from mmpose_dp.privacy.clipping import ClippedCoordinates, ClippedSum, PerParameterClippedSum
+from mmpose_dp.extras.clipping_variants import PerParameterClippedSum
+from mmpose_dp.privacy.clipping import ClippedCoordinates, ClippedSum
 from mmpose_dp.privacy.errors import PrivacyError
-from mmpose_dp.privacy.mechanism import check_clipping
 from mmpose_dp.privacy.projection import Projector
 from mmpose_dp.privacy.records import Samples
 
@@ -78,4 +78,4 @@ def test_release_needs_noise_and_batch_size():
 )
 def test_pairs_without_meaning_are_refused(settings, clipping, message):
     with pytest.raises(PrivacyError, match=message):
-        check_clipping(clipping, None if settings is None else Projector(rank=3, **settings))
+        made(settings, clipping)
