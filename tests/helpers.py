@@ -13,8 +13,8 @@ from mmpose.structures import PoseDataSample
 from mmpose_dp.datasets import by_record
 from mmpose_dp.engine import DPOptimWrapper
 from mmpose_dp.models import freeze_batch_norm
-from mmpose_dp.privacy.errors import OneRecordAtATime
 from mmpose_dp.privacy.clipping import clipping_norm
+from mmpose_dp.privacy.errors import OneRecordAtATime
 
 REPO = Path(__file__).parents[1]
 PREFIX = 'mmpose::body_2d_keypoint/'

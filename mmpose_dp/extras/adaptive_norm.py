@@ -93,7 +93,7 @@ class AdaptiveMechanism(GaussianMechanism):
         """A collector whose vectors and votes together have norm C at most."""
         inside, vote = shares(self.now()[1])
         inside = clipping_norm(inside)
-        return VotingSum(self.clipped(records, inside), inside, vote)
+        return VotingSum(self.clipped(records, inside), inside, vote)  # type: ignore[return-value]
 
     def empty(self) -> list[Tensor]:
         """The sum of no record."""

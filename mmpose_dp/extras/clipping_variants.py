@@ -4,16 +4,15 @@ Must not let a record weigh more than C: whatever the kind, the noise is that of
 """
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from mmpose_dp.privacy.clipping import clip_factors
+from mmpose_dp.privacy.clipping import ClippedSum
 from mmpose_dp.privacy.errors import ConfigError
 from mmpose_dp.privacy.mechanism import GaussianMechanism, RecordCollector
-from mmpose_dp.privacy.records import Block, Samples, as_range, as_vectors
+from mmpose_dp.privacy.records import Block, Samples, as_vectors
 
 from .adaptive_norm import AdaptiveMechanism
 
@@ -33,7 +32,11 @@ def automatic_factors(norms: Tensor, max_grad_norm: float) -> Tensor:
 class AutomaticMechanism(GaussianMechanism):
     """The Gaussian mechanism with automatic clipping, of gradients or of their coordinates."""
 
-    factors = staticmethod(automatic_factors)
+    def clipped(self, records: Samples, max_grad_norm: float) -> RecordCollector:
+        """A collector of vectors of norm ``max_grad_norm`` at most."""
+        collector = super().clipped(records, max_grad_norm)
+        collector.factors = automatic_factors
+        return collector
 
     @property
     def shortest(self) -> float:
@@ -41,7 +44,7 @@ class AutomaticMechanism(GaussianMechanism):
         return min(self.max_grad_norm, STABILITY)
 
 
-class PerParameterClippedSum:
+class PerParameterClippedSum(ClippedSum):
     """Collects the sum of gradients clipped parameter by parameter, each of P to C / sqrt(P) (McMahan et al. 2018).
 
     Together a record weighs at most C. No layer waits for the norm of another: nothing is held but the sum. A layer in which
@@ -50,20 +53,17 @@ class PerParameterClippedSum:
     Args: as of ClippedSum.
     """
 
-    def __init__(
-        self, params: Sequence[nn.Parameter], samples: Samples, max_grad_norm: float, scale: float = 1.0
-    ) -> None:
-        self._samples, self._scale = samples, scale
-        self._share = max_grad_norm / math.sqrt(len(params))
-        self._private = as_range(samples.private)
-        self._total = [torch.zeros_like(p, dtype=torch.float32) for p in params]
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self._total = [torch.zeros_like(p, dtype=torch.float32) for p in self._params]
 
     def add(self, block: Block) -> None:
         """See Collector.add."""
+        share = self._max_grad_norm / math.sqrt(len(self._params))
         for index, grads in zip(block.indices, block.per_sample(self._private)):
             stack = self._samples.sum_by_record(as_vectors(grads))
             norms = torch.linalg.vecdot(stack, stack).sqrt() / self._scale
-            factors = clip_factors(norms, self._share) / self._scale
+            factors = self.factors(norms, share) / self._scale
             keep = factors > 0  # 0 * NaN is NaN
             self._total[index] = (factors[keep] @ stack[keep]).view_as(self._total[index])
 

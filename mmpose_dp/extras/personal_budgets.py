@@ -14,7 +14,8 @@ from mmpose_dp.privacy.calibration import Factors, scheduled_steps, smallest_sig
 from mmpose_dp.privacy.errors import BudgetError
 from mmpose_dp.privacy.figures import as_given
 from mmpose_dp.privacy.ledger import Ledger
-from mmpose_dp.privacy.plan import PrivacyPlan
+
+from .schedule import ScheduledPlan
 
 _PRECISION = (
     1e-2  # relative, of the noise multiplier: every try is a search by itself; the rates are exact all the same
@@ -34,7 +35,7 @@ class Budget:
 
 
 @dataclass(frozen=True)
-class PersonalPlan(PrivacyPlan):
+class PersonalPlan(ScheduledPlan):
     """A plan in which groups of records have a budget of their own; ``target_epsilon`` is the largest.
 
     Attributes:
@@ -47,7 +48,7 @@ class PersonalPlan(PrivacyPlan):
     budgets: tuple[Budget, ...] = ()
     assignment: tuple[int, ...] = ()
 
-    def _calibrated(self, target_epsilon: float, factors: Factors) -> dict[str, Any]:
+    def _calibrated(self, target_epsilon: float, factors: Factors = ()) -> dict[str, Any]:
         sigma, rates = calibrate_sample_rates(
             [(budget.epsilon, budget.num_records) for budget in self.budgets],
             self.target_delta,
@@ -55,7 +56,7 @@ class PersonalPlan(PrivacyPlan):
             self.steps,
             self.accountant,
             self.earlier_history,
-            factors,
+            factors or self.noise_factors(),
         )
         budgets = tuple(replace(budget, sample_rate=rate) for budget, rate in zip(self.budgets, rates))
         return dict(noise_multiplier=sigma, budgets=budgets)

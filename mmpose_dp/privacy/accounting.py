@@ -25,13 +25,8 @@ ACCOUNTANTS = ('pld', 'prv', 'rdp')
 _PRV_ERRORS = (0.01, 1e-3)  # of epsilon, and of delta relative to it: Opacus' own
 _PRV_POINTS = 1 << 23  # a longer grid takes gigabytes
 _FEW_ORDERS = (2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 48, 64, 128, 256)  # of RDP, for a bound in a millisecond
-_ROUGH_ORDERS = (
-    1.25,
-    1.5,
-    2.5,
-    *_FEW_ORDERS,
-    1000,
-)  # with the low ones, which a large epsilon needs and which are slow
+# with the low ones, which a large epsilon needs and which are slow
+_ROUGH_ORDERS = (1.25, 1.5, 2.5, *_FEW_ORDERS, 1000)
 # besides Opacus' own, high ones, which a small epsilon needs
 _ALL_ORDERS = (*RDPAccountant.DEFAULT_ALPHAS, 80, 100, 128, 180, 256, 360, 512, 720, 1000)
 _PLD_STEPS = 10**7  # dp-accounting takes a whole number to this power
@@ -41,17 +36,11 @@ _LEAST_WIDTH = 1e-12  # of the grid: losses are sums of numbers about 1
 
 @dataclass(frozen=True)
 class StepEvent:
-    """One noisy step: a Gaussian on a Poisson sample.
+    """One noisy step: a Gaussian on a Poisson sample."""
 
-    Attributes:
-        noise_multiplier: sigma, the noise's standard deviation in units of the sensitivity.
-        sample_rate: q = expected_batch_size / num_records, an exact fraction. With personal budgets, the highest.
-        personal_rates: with personal budgets, the rate of each group of records, smallest budget first.
-    """
-
-    noise_multiplier: float
-    sample_rate: Fraction
-    personal_rates: tuple[Fraction, ...] = ()
+    noise_multiplier: float  # sigma, the noise's standard deviation in units of the sensitivity
+    sample_rate: Fraction  # q = expected_batch_size / num_records, exact. With personal budgets, the highest
+    personal_rates: tuple[Fraction, ...] = ()  # with personal budgets, of each group of records, smallest budget first
 
     def __post_init__(self) -> None:
         object.__setattr__(self, 'noise_multiplier', as_noise_multiplier(self.noise_multiplier, 'noise_multiplier'))

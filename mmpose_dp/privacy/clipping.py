@@ -4,15 +4,13 @@ Every number that leaves this module is a sum over records of vectors whose norm
 clipping turns into votes that are noised. Must not add noise, average, or look at how many records were sampled.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from .projection import Projector
 from .records import Block, Samples, as_range, as_vectors
-
-Factors = Callable[[Tensor, float], Tensor]  # by how much records are scaled, from their norms and C
 
 ROUNDING_MARGIN = 1e-3  # of C; must not be smaller than what was measured (docs/guarantee.md, "Rounding")
 
@@ -47,19 +45,15 @@ class ClippedSum:
         samples: which record each sample belongs to.
         max_grad_norm: C.
         scale: what the losses were multiplied by (mixed precision).
-        factors: scales records so that none is longer than C; 0 leaves one out.
     """
 
+    factors = staticmethod(clip_factors)  # other kinds of clipping set another function, as safe, here
+
     def __init__(
-        self,
-        params: Sequence[nn.Parameter],
-        samples: Samples,
-        max_grad_norm: float,
-        scale: float = 1.0,
-        factors: Factors = clip_factors,
+        self, params: Sequence[nn.Parameter], samples: Samples, max_grad_norm: float, scale: float = 1.0
     ) -> None:
         self._params, self._samples, self._max_grad_norm, self._scale = params, samples, max_grad_norm, scale
-        self._factors, self._private, self.norms = factors, as_range(samples.private), torch.zeros(0)
+        self._private, self.norms = as_range(samples.private), torch.zeros(0)
         self._squares = torch.zeros(samples.num_records, dtype=torch.float32, device=params[0].device)
         self._whole: list[Block] = []
         self._stacks: list[tuple[int, Tensor]] = []  # (parameter, (records, its size))
@@ -79,7 +73,7 @@ class ClippedSum:
     def total(self) -> list[Tensor]:
         """The sum, one float32 tensor per parameter. Records that are not finite are left out: 0 * NaN is NaN."""
         self.norms = self._squares.sqrt() / self._scale
-        factors = self._factors(self.norms, self._max_grad_norm) / self._scale
+        factors = self.factors(self.norms, self._max_grad_norm) / self._scale
         total: list[Tensor | None] = [None] * len(self._params)
         keep = factors.nonzero().flatten()
         weights = factors[keep]
@@ -102,16 +96,11 @@ class ClippedCoordinates:
     Args: as of ClippedSum, and the projector, which has V.
     """
 
-    def __init__(
-        self,
-        samples: Samples,
-        max_grad_norm: float,
-        projector: Projector,
-        scale: float = 1.0,
-        factors: Factors = clip_factors,
-    ) -> None:
+    factors = staticmethod(clip_factors)
+
+    def __init__(self, samples: Samples, max_grad_norm: float, projector: Projector, scale: float = 1.0) -> None:
         self._samples, self._max_grad_norm, self._projector, self._scale = samples, max_grad_norm, projector, scale
-        self._factors, self._private, self.norms = factors, as_range(samples.private), torch.zeros(0)
+        self._private, self.norms = as_range(samples.private), torch.zeros(0)
         self._coordinates = projector.no_coordinates(samples.num_records)
 
     def add(self, block: Block) -> None:
@@ -123,6 +112,6 @@ class ClippedCoordinates:
         """The sum: one tensor of shape (rank,), float32."""
         coordinates = self._coordinates / self._scale
         self.norms = coordinates.norm(dim=1)
-        factors = self._factors(self.norms, self._max_grad_norm)
+        factors = self.factors(self.norms, self._max_grad_norm)
         keep = factors > 0  # 0 * NaN is NaN: leave such a record out
         return [(coordinates[keep] * factors[keep, None]).sum(0)]

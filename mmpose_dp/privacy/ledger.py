@@ -37,12 +37,6 @@ class Ledger:
     as a fraction, steps. The chain of hashes detects damage and careless editing. It does not protect against somebody who
     forges a whole file.
 
-    Attributes, to be read only:
-        runs: what each run said of itself when it began.
-        history: (event, steps) pairs of all runs, oldest first.
-        earlier_history: those of the runs before the current one.
-        head: the hash of the last line.
-
     Examples:
         >>> ledger = Ledger()
         >>> ledger.keep_at(Path('work_dirs/a') / LEDGER_NAME)
@@ -51,10 +45,10 @@ class Ledger:
     """
 
     def __init__(self) -> None:
-        self.runs: tuple[dict[str, Any], ...] = ()
-        self.history: tuple[tuple[StepEvent, int], ...] = ()
-        self.earlier_history: tuple[tuple[StepEvent, int], ...] = ()
-        self.head = _START
+        self.runs: tuple[dict[str, Any], ...] = ()  # what each run said of itself when it began
+        self.history: tuple[tuple[StepEvent, int], ...] = ()  # (event, steps) pairs of all runs, oldest first
+        self.earlier_history: tuple[tuple[StepEvent, int], ...] = ()  # those of the runs before the current one
+        self.head = _START  # the hash of the last line
         self._lines: list[dict[str, Any]] = []
         self._file: int | None = None
         self._size = 0  # bytes of the file that are ours

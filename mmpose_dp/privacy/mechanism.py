@@ -5,25 +5,19 @@ Sampling (sampling.py) has happened before it, and everything after it is post-p
 """
 
 from collections.abc import Sequence
-from typing import Protocol
 
 import torch
 from torch import Tensor, distributed, nn
 
-from .clipping import ClippedCoordinates, ClippedSum, Factors, clip_factors, clipping_norm
+from .clipping import ClippedCoordinates, ClippedSum, clipping_norm
 from .errors import PrivacyError
 from .ledger import Ledger
 from .noise import RandomSource
 from .plan import PrivacyPlan
 from .projection import Projector
-from .records import Collector, Samples
+from .records import Samples
 
-
-class RecordCollector(Collector, Protocol):
-    """A collector that clips: what it has in the end is a sum over records."""
-
-    def total(self) -> list[Tensor]:
-        """The clipped sum, of the shapes of ``GaussianMechanism.empty``."""
+RecordCollector = ClippedSum | ClippedCoordinates
 
 
 class GaussianMechanism:
@@ -70,11 +64,7 @@ class GaussianMechanism:
     Attributes:
         plan: what was promised; None: no step is counted, and nothing is promised.
         ledger: the steps taken.
-        factors: by how much a record is scaled.
-        coordinates_of: the projector whose coordinates are clipped, or None if gradients are.
     """
-
-    factors: Factors = staticmethod(clip_factors)
 
     def __init__(
         self,
@@ -90,6 +80,7 @@ class GaussianMechanism:
         self.params, self.projector, self.loss_scale = list(params), projector, loss_scale
         self.max_grad_norm, self.noise_multiplier = float(max_grad_norm), noise_multiplier
         self.expected_batch_size = expected_batch_size
+        # whose coordinates are clipped; None: whole gradients are
         self.coordinates_of = projector if projector and projector.order == 'project-then-clip' else None
         self.random = random or RandomSource()
         self.plan: PrivacyPlan | None = None
@@ -129,8 +120,8 @@ class GaussianMechanism:
     def clipped(self, records: Samples, max_grad_norm: float) -> RecordCollector:
         """A collector of vectors of norm ``max_grad_norm`` at most."""
         if self.coordinates_of is not None:
-            return ClippedCoordinates(records, max_grad_norm, self.coordinates_of, self.loss_scale, self.factors)
-        return ClippedSum(self.params, records, max_grad_norm, self.loss_scale, self.factors)
+            return ClippedCoordinates(records, max_grad_norm, self.coordinates_of, self.loss_scale)
+        return ClippedSum(self.params, records, max_grad_norm, self.loss_scale)
 
     def add(self, collector: RecordCollector) -> None:
         """Adds one micro-batch to the logical batch."""

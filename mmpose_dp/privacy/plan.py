@@ -4,11 +4,10 @@ It is made once before training; the wrapper, the hook and the statement read it
 made from parts that contradict each other.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from itertools import accumulate
-from typing import Any, Protocol
+from typing import Any
 
 from .accounting import ACCOUNTANTS, History, StepEvent, epsilon
 from .calibration import Factors, calibrate_noise_multiplier, first_steps, steps_within
@@ -37,65 +36,38 @@ _NUMBERS: dict[str, Callable[[Any, str], float]] = dict(
 _LEAST_NORM = 1e-10  # squares of entries below 1e-22 are 0 in float32
 
 
-class Schedule(Protocol):
-    """How sigma and C change over a training. Must not depend on private data."""
-
-    def parts(self, steps: int) -> Sequence[tuple[float, float, int]]:
-        """(noise factor, clipping factor, steps) of each part of ``steps`` steps; the first factors are 1."""
-
-
 @dataclass(frozen=True)
 class PrivacyPlan:
     """What is guaranteed, to whom, and what it takes.
 
-    Attributes:
-        method: 'dpsgd', 'projected', 'feature' or 'hybrid'.
-        privacy_unit: what counts as one record, 'instance', 'image' or 'subject'.
-        num_records: N.
-        expected_batch_size: B; each record joins a batch independently with probability B / N.
-        steps: T, private logical steps planned.
-        max_grad_norm: C, of the first step.
-        noise_multiplier: sigma of the first step, the noise's standard deviation in units of the sensitivity.
-        target_delta: delta.
-        target_epsilon: the budget, or None if there is none.
-        accountant: 'pld', 'prv' or 'rdp'.
-        subjects: with 'subject', what names each record's subject, in words.
-        subjects_digest: a digest of which records are one subject, for the ledger to compare; must not be published.
-        public_view: what phi keeps of a record, in words (feature and hybrid).
-        public_data: the public data set, in words (projected; feature and hybrid may have one beside their views).
-        secret_randomness: False if a debug seed was set; the run is then NOT PRIVATE.
-        arithmetic: the number format and the device of the forwards, such as 'bfloat16 on a CPU'.
-        secure_mode: whether the noise is hardened against attacks on floating-point numbers.
-        expose_private_metrics: whether losses of private batches are logged, outside the guarantee.
-        schedule: how sigma and C change after the first step; None if they do not.
-        adaptive_norm: whether C follows the records' noised votes instead.
-        earlier_history: the steps of earlier trainings on the same data, which count against the budget.
-
     Raises ConfigError, naming the field, for values that are out of range or contradict each other, and BudgetError for noise
-    that exceeds the budget.
+    that exceeds the budget. Plans whose noise changes, or whose records have budgets of their own, are subclasses (extras/).
     """
 
-    method: str
-    privacy_unit: str
-    num_records: int
-    expected_batch_size: int
-    steps: int
-    max_grad_norm: float
-    noise_multiplier: float
+    method: str  # 'dpsgd', 'projected', 'feature' or 'hybrid'
+    privacy_unit: str  # what counts as one record: 'instance', 'image' or 'subject'
+    num_records: int  # N
+    expected_batch_size: int  # B; each record joins a batch independently with probability B / N
+    steps: int  # T, private logical steps planned
+    max_grad_norm: float  # C, of the first step
+    noise_multiplier: float  # sigma of the first step: the noise's standard deviation in units of the sensitivity
     target_delta: float
-    target_epsilon: float | None = None
-    accountant: str = 'pld'
-    subjects: str | None = None
-    subjects_digest: str | None = None
-    public_view: str | None = None
-    public_data: str | None = None
-    secret_randomness: bool = True
-    arithmetic: str = 'float32 on a CPU'
-    secure_mode: bool = False
-    expose_private_metrics: bool = False
-    schedule: Schedule | None = None
-    adaptive_norm: bool = False
-    earlier_history: History = ()
+    target_epsilon: float | None = None  # the budget, or None if there is none
+    accountant: str = 'pld'  # or 'prv' or 'rdp'
+    subjects: str | None = None  # with 'subject', what names each record's subject, in words
+    subjects_digest: str | None = (
+        None  # of which records are one subject, for the ledger to compare; must not be published
+    )
+    public_view: str | None = None  # what phi keeps of a record, in words (feature and hybrid)
+    public_data: str | None = (
+        None  # the public data set, in words (projected; feature and hybrid may have one beside their views)
+    )
+    secret_randomness: bool = True  # False if a debug seed was set; the run is then NOT PRIVATE
+    arithmetic: str = 'float32 on a CPU'  # the number format and the device of the forwards
+    secure_mode: bool = False  # whether the noise is hardened against attacks on floating-point numbers
+    expose_private_metrics: bool = False  # whether losses of private batches are logged, outside the guarantee
+    adaptive_norm: bool = False  # whether C follows the records' noised votes
+    earlier_history: History = ()  # the steps of earlier trainings on the same data, which count against the budget
 
     def __post_init__(self) -> None:
         for name, known in (('method', METHODS), ('privacy_unit', UNITS), ('accountant', ACCOUNTANTS)):
@@ -108,7 +80,7 @@ class PrivacyPlan:
             self.expected_batch_size <= self.num_records,
             f'expected_batch_size={self.expected_batch_size} is more than the {self.num_records} private records',
         )
-        least = self.max_grad_norm * min(factor for _, factor, _ in self._parts())
+        least = min(self.max_grad_norm, self.max_grad_norm_at(self.steps))
         require(
             least >= _LEAST_NORM,
             f'max_grad_norm={least:.3g} is so small that float32 cannot compare gradients with it: write at least '
@@ -145,10 +117,9 @@ class PrivacyPlan:
         # every field is checked before the search for sigma, whose errors would be less clear
         draft = cls(noise_multiplier=0.0, **settings)
         target_epsilon = as_positive(target_epsilon, 'target_epsilon')
-        factors = [(noise, steps) for noise, _, steps in draft._parts()]
-        return replace(draft, target_epsilon=target_epsilon, **draft._calibrated(target_epsilon, factors))
+        return replace(draft, target_epsilon=target_epsilon, **draft._calibrated(target_epsilon))
 
-    def _calibrated(self, target_epsilon: float, factors: Factors) -> dict[str, Any]:
+    def _calibrated(self, target_epsilon: float, factors: Factors = ()) -> dict[str, Any]:
         """The fields that follow from the budget."""
         settings = self.target_delta, self.sample_rate, self.steps, self.accountant, self.earlier_history
         return dict(noise_multiplier=calibrate_noise_multiplier(target_epsilon, *settings, factors))
@@ -177,35 +148,18 @@ class PrivacyPlan:
 
     def event_at(self, step: int) -> StepEvent:
         """What private step number ``step`` of this training puts into the ledger."""
-        return StepEvent(self.noise_multiplier * self._factors_at(step)[0], self.sample_rate)
+        return StepEvent(self.noise_multiplier, self.sample_rate)
 
     def max_grad_norm_at(self, step: int) -> float:
         """C of private step number ``step``: emptying one record's slot moves the clipped sum by at most this (L2).
 
         With ``adaptive_norm`` only the first step's is known beforehand, and this is it.
         """
-        return self.max_grad_norm * self._factors_at(step)[1]
-
-    def _parts(self) -> Sequence[tuple[float, float, int]]:
-        return self.schedule.parts(self.steps) if self.schedule else [(1.0, 1.0, self.steps)]
-
-    def _factors_at(self, step: int) -> tuple[float, float]:
-        """The schedule's factors; a training that goes on for longer than planned stays with the last ones."""
-        parts = self._parts()
-        for noise, clip, steps in parts:
-            if step < steps:
-                return noise, clip
-            step -= steps
-        return parts[-1][:2]
+        return self.max_grad_norm
 
     def planned(self, step: int = 0) -> History:
         """The planned steps from number ``step`` on."""
-        parts = [steps for _, _, steps in self._parts()]
-        return [
-            (self.event_at(end - 1), min(end - step, steps))
-            for steps, end in zip(parts, accumulate(parts))
-            if end > step
-        ]
+        return [(self.event, self.steps - step)] if step < self.steps else []
 
     @property
     def epsilon(self) -> float:

@@ -12,19 +12,15 @@ from torch import Tensor
 class Samples:
     """Which record each sample of one forward belongs to.
 
-    Attributes:
-        records: (samples,) int64, the record a sample belongs to, 0..num_records-1, or -1 for a public sample.
-        num_records: how many private records the samples make up. Several samples may be one record (all the people of an
-            image, say): their gradients are added before the norm is taken.
-        keys: (num_records,), what each record is called outside this batch.
-        weights: (samples,), what each sample's loss is multiplied by before anything else, or empty for 1 each: 1/K for each of K
-            augmentations. The guarantee does not depend on them, since the norm is taken afterwards.
+    Several samples may be one record (all the people of an image, say): their gradients are added before the norm is taken.
+    ``weights`` are what each sample's loss is multiplied by before anything else, such as 1/K for each of K augmentations. The
+    guarantee does not depend on them, since the norm is taken afterwards.
     """
 
-    records: Tensor
-    num_records: int
-    keys: tuple[int, ...] = ()
-    weights: tuple[float, ...] = ()
+    records: Tensor  # (samples,) int64, the record a sample belongs to, 0..num_records-1, or -1 for a public sample
+    num_records: int  # how many private records the samples make up
+    keys: tuple[int, ...] = ()  # (num_records,), what each record is called outside this batch
+    weights: tuple[float, ...] = ()  # (samples,), or empty for 1 each
 
     @classmethod
     def from_keys(cls, keys: Sequence[int | None], weights: Sequence[float] = ()) -> 'Samples':

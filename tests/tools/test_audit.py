@@ -10,7 +10,7 @@ from runs import config, tiny
 from mmpose_dp.datasets import PoissonBatchSampler
 from mmpose_dp.datasets.synthetic import make_synthetic_mpii
 from mmpose_dp.engine import ProjectorRefreshHook
-from mmpose_dp.privacy.mechanism import GaussianMechanism
+from mmpose_dp.privacy.clipping import ClippedSum
 from mmpose_dp.privacy.noise import RandomSource
 
 sys.path.insert(0, str(REPO / 'tools'))
@@ -75,7 +75,7 @@ def half_the_noise(monkeypatch):
 
 
 def no_clipping(monkeypatch):
-    monkeypatch.setattr(GaussianMechanism, 'factors', staticmethod(lambda norms, max_grad_norm: torch.ones_like(norms)))
+    monkeypatch.setattr(ClippedSum, 'factors', staticmethod(lambda norms, max_grad_norm: torch.ones_like(norms)))
 
 
 def public_rows_of_the_private_batch(monkeypatch):
