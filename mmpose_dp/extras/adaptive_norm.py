@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mmpose_dp.privacy.clipping import clipping_norm
-from mmpose_dp.privacy.mechanism import GaussianMechanism, RecordCollector
+from mmpose_dp.privacy.mechanism import GaussianMechanism
 from mmpose_dp.privacy.records import Block, Samples
 
 _QUANTILE = 0.5  # of the records are to lie within C
@@ -89,15 +89,11 @@ class AdaptiveMechanism(GaussianMechanism):
         """sigma of the plan, and C where the votes have brought it."""
         return super().now()[0], self.adaptive_norm.max_grad_norm
 
-    def collector(self, records: Samples) -> RecordCollector:
+    def collector(self, records: Samples) -> VotingSum:  # type: ignore[override]
         """A collector whose vectors and votes together have norm C at most."""
         inside, vote = shares(self.now()[1])
         inside = clipping_norm(inside)
-        return VotingSum(self.clipped(records, inside), inside, vote)  # type: ignore[return-value]
-
-    def empty(self) -> list[Tensor]:
-        """The sum of no record."""
-        return [*super().empty(), torch.zeros(1, device=self.params[0].device)]
+        return VotingSum(self.clipped(records, inside), inside, vote)
 
     def map_back(self, total: list[Tensor]) -> list[Tensor]:
         """Takes the noised votes off, by which C moves; then as without them."""

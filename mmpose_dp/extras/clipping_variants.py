@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mmpose_dp.privacy.clipping import ClippedSum
 from mmpose_dp.privacy.errors import ConfigError
-from mmpose_dp.privacy.mechanism import GaussianMechanism, RecordCollector
+from mmpose_dp.privacy.mechanism import GaussianMechanism
 from mmpose_dp.privacy.records import Block, Samples, as_vectors
 
 from .adaptive_norm import AdaptiveMechanism
@@ -32,7 +32,7 @@ def automatic_factors(norms: Tensor, max_grad_norm: float) -> Tensor:
 class AutomaticMechanism(GaussianMechanism):
     """The Gaussian mechanism with automatic clipping, of gradients or of their coordinates."""
 
-    def clipped(self, records: Samples, max_grad_norm: float) -> RecordCollector:
+    def clipped(self, records: Samples, max_grad_norm: float) -> ClippedSum:
         """A collector of vectors of norm ``max_grad_norm`` at most."""
         collector = super().clipped(records, max_grad_norm)
         collector.factors = automatic_factors
@@ -83,7 +83,7 @@ class PerParameterMechanism(GaussianMechanism):
                 "projector.order='noise-then-project'"
             )
 
-    def clipped(self, records: Samples, max_grad_norm: float) -> RecordCollector:
+    def clipped(self, records: Samples, max_grad_norm: float) -> ClippedSum:
         """A collector of vectors of norm ``max_grad_norm`` at most."""
         return PerParameterClippedSum(self.params, records, max_grad_norm, self.loss_scale)
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import lru_cache
+from functools import lru_cache, reduce
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,7 @@ from .errors import ConfigError, PrivacyError
 from .validation import as_delta, as_noise_multiplier, as_whole, require
 
 ACCOUNTANTS = ('pld', 'prv', 'rdp')
-_PRV_ERRORS = (0.01, 1e-3)  # of epsilon, and of delta relative to it: Opacus' own
+_PRV_ERROR, _PRV_DELTA_ERROR = 0.01, 1e-3  # of epsilon, and of delta relative to it: Opacus' own
 _PRV_POINTS = 1 << 23  # a longer grid takes gigabytes
 _FEW_ORDERS = (2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 48, 64, 128, 256)  # of RDP, for a bound in a millisecond
 # with the low ones, which a large epsilon needs and which are slow
@@ -130,23 +130,22 @@ def _opacus(history: History, delta: float, accountant: str, orders: Sequence[fl
 def _rdp(history: History, delta: float, orders: Sequence[float]) -> float:
     library = RDPAccountant()
     library.history = [(event.noise_multiplier, _rate(event), steps) for event, steps in history]
-    try:
+    with suppress(ValueError):  # fractional orders fail if a step has almost no effect
         return float(library.get_epsilon(delta, alphas=list(orders)))
-    except ValueError:  # fractional orders fail if a step has almost no effect
-        return float(library.get_epsilon(delta, alphas=[order for order in orders if order == int(order)]))
+    return float(library.get_epsilon(delta, alphas=[order for order in orders if order == int(order)]))
 
 
 def _prv(history: History, delta: float) -> float:
     if _error(history) > delta / 10:
         raise ValueError(f'delta {delta:.3g} is too small for its sums')
-    eps_error, delta_error = _PRV_ERRORS[0], delta * _PRV_ERRORS[1]
+    delta_error = delta * _PRV_DELTA_ERROR
     reach = 2 * (_opacus(history, delta_error / 4, 'rdp', _ROUGH_ORDERS) + 3)
-    mesh = eps_error / math.sqrt(sum(steps for _, steps in history) * math.log(12 / delta_error) / 2)
+    mesh = _PRV_ERROR / math.sqrt(sum(steps for _, steps in history) * math.log(12 / delta_error) / 2)
     if reach / mesh > _PRV_POINTS:
         raise ValueError('epsilon is too large for its grid')
     library = PRVAccountant()
     library.history = [(event.noise_multiplier, _rate(event), steps) for event, steps in history]
-    return float(library.get_epsilon(delta, eps_error=eps_error, delta_error=delta_error))
+    return float(library.get_epsilon(delta, eps_error=_PRV_ERROR, delta_error=delta_error))
 
 
 def _pld(history: History, delta: float, records: int) -> float:
@@ -154,12 +153,10 @@ def _pld(history: History, delta: float, records: int) -> float:
     if error > delta / 10 or sum(steps for _, steps in history) > _PLD_STEPS:
         return _opacus(history, delta, 'rdp') if records == 1 else math.inf
     try:
-        total, interval = None, _interval(history, records)
+        interval = _interval(history, records)
         with np.errstate(all='ignore'):
-            for event, steps in history:
-                part = _pld_of_one(event, records, interval).self_compose(steps)
-                total = part if total is None else total.compose(part)
-            assert total is not None
+            parts = (_pld_of_one(event, records, interval).self_compose(steps) for event, steps in history)
+            total = reduce(lambda one, other: one.compose(other), parts)
             return max(float(total.get_epsilon_for_delta(delta - error)), 0.0)
     except OverflowError:  # a noise multiplier near 0: losses beyond what a float holds
         return math.inf

@@ -7,7 +7,7 @@ clipping turns into votes that are noised. Must not add noise, average, or look 
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .projection import Projector
 from .records import Block, Samples, as_range, as_vectors
@@ -49,9 +49,7 @@ class ClippedSum:
 
     factors = staticmethod(clip_factors)  # other kinds of clipping set another function, as safe, here
 
-    def __init__(
-        self, params: Sequence[nn.Parameter], samples: Samples, max_grad_norm: float, scale: float = 1.0
-    ) -> None:
+    def __init__(self, params: Sequence[Tensor], samples: Samples, max_grad_norm: float, scale: float = 1.0) -> None:
         self._params, self._samples, self._max_grad_norm, self._scale = params, samples, max_grad_norm, scale
         self._private, self.norms = as_range(samples.private), torch.zeros(0)
         self._squares = torch.zeros(samples.num_records, dtype=torch.float32, device=params[0].device)
@@ -71,8 +69,12 @@ class ClippedSum:
             self._stacks.append((index, stack))
 
     def total(self) -> list[Tensor]:
-        """The sum, one float32 tensor per parameter. Records that are not finite are left out: 0 * NaN is NaN."""
-        self.norms = self._squares.sqrt() / self._scale
+        """The sum, one float32 tensor per parameter."""
+        return self._scaled_sum(self._squares.sqrt())
+
+    def _scaled_sum(self, norms: Tensor) -> list[Tensor]:
+        """The sum of records with these ``norms``. Those that are not finite are left out: 0 * NaN is NaN."""
+        self.norms = norms / self._scale
         factors = self.factors(self.norms, self._max_grad_norm) / self._scale
         total: list[Tensor | None] = [None] * len(self._params)
         keep = factors.nonzero().flatten()
@@ -87,7 +89,7 @@ class ClippedSum:
         return [torch.zeros_like(p, dtype=torch.float32) if x is None else x for p, x in zip(self._params, total)]
 
 
-class ClippedCoordinates:
+class ClippedCoordinates(ClippedSum):
     """Collects sum_i clip(V^T g_i, C) over the private records: ``project-then-clip``.
 
     The k coordinates themselves are clipped, so the sensitivity is C whatever V is; V need not even be orthonormal.
@@ -96,12 +98,9 @@ class ClippedCoordinates:
     Args: as of ClippedSum, and the projector, which has V.
     """
 
-    factors = staticmethod(clip_factors)
-
     def __init__(self, samples: Samples, max_grad_norm: float, projector: Projector, scale: float = 1.0) -> None:
-        self._samples, self._max_grad_norm, self._projector, self._scale = samples, max_grad_norm, projector, scale
-        self._private, self.norms = as_range(samples.private), torch.zeros(0)
-        self._coordinates = projector.no_coordinates(samples.num_records)
+        super().__init__([*projector.no_coordinates(1)], samples, max_grad_norm, scale)
+        self._projector, self._coordinates = projector, projector.no_coordinates(samples.num_records)
 
     def add(self, block: Block) -> None:
         """See Collector.add."""
@@ -110,8 +109,5 @@ class ClippedCoordinates:
 
     def total(self) -> list[Tensor]:
         """The sum: one tensor of shape (rank,), float32."""
-        coordinates = self._coordinates / self._scale
-        self.norms = coordinates.norm(dim=1)
-        factors = self.factors(self.norms, self._max_grad_norm)
-        keep = factors > 0  # 0 * NaN is NaN: leave such a record out
-        return [(coordinates[keep] * factors[keep, None]).sum(0)]
+        self._stacks = [(0, self._coordinates)]
+        return self._scaled_sum(self._coordinates.norm(dim=1))

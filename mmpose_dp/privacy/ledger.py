@@ -126,13 +126,13 @@ class Ledger:
 
     def add(self, other: 'Ledger') -> None:
         """Adds every run of another ledger on the same records, which composes them."""
-        for content in map(_content, other._lines):
-            if 'run' in content:
-                self.begin_run(**content['run'])
-            elif 'resumed' in content:
-                self.resume_run(**content['resumed'])
+        for line in other._lines:
+            if 'run' in line:
+                self.begin_run(**line['run'])
+            elif 'resumed' in line:
+                self.resume_run(**line['resumed'])
             else:
-                self._append(content)
+                self._append(line)
 
     def _append(self, content: dict[str, Any]) -> None:
         line = {**content, 'hash': _seal(self.head, content)}
@@ -219,7 +219,7 @@ class Ledger:
         for number, raw in enumerate(lines, 1):
             try:
                 line = json.loads(raw)
-                if line['hash'] != _seal(ledger.head, _content(line)):
+                if line['hash'] != _seal(ledger.head, line):
                     raise ValueError('its hash does not match: a line was changed or taken out')
                 ledger._take(line)
             except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RecursionError) as error:
@@ -257,15 +257,13 @@ class Ledger:
             )
 
 
-def _content(line: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in line.items() if key != 'hash'}
-
-
 def _dump(line: dict[str, Any]) -> bytes:
     return json.dumps(line).encode() + b'\n'
 
 
-def _seal(head: str, content: dict[str, Any]) -> str:
+def _seal(head: str, line: dict[str, Any]) -> str:
+    """The hash of a line and of all before it."""
+    content = {key: value for key, value in line.items() if key != 'hash'}
     return hashlib.sha256((head + json.dumps(content, sort_keys=True)).encode()).hexdigest()
 
 

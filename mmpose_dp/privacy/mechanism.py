@@ -17,8 +17,6 @@ from .plan import PrivacyPlan
 from .projection import Projector
 from .records import Samples
 
-RecordCollector = ClippedSum | ClippedCoordinates
-
 
 class GaussianMechanism:
     """The Gaussian mechanism on the sum of clipped gradients of one logical batch (DP-SGD: Abadi et al. 2016, algorithm 1).
@@ -113,26 +111,24 @@ class GaussianMechanism:
         return self.max_grad_norm
 
     # ---- 1 and 2: clip and sum -------------------------------------------------------------------------------------
-    def collector(self, records: Samples) -> RecordCollector:
+    def collector(self, records: Samples) -> ClippedSum:
         """What clips and adds up the records of one micro-batch."""
         return self.clipped(records, clipping_norm(self.now()[1]))
 
-    def clipped(self, records: Samples, max_grad_norm: float) -> RecordCollector:
+    def clipped(self, records: Samples, max_grad_norm: float) -> ClippedSum:
         """A collector of vectors of norm ``max_grad_norm`` at most."""
         if self.coordinates_of is not None:
             return ClippedCoordinates(records, max_grad_norm, self.coordinates_of, self.loss_scale)
         return ClippedSum(self.params, records, max_grad_norm, self.loss_scale)
 
-    def add(self, collector: RecordCollector) -> None:
+    def add(self, collector: ClippedSum) -> None:
         """Adds one micro-batch to the logical batch."""
         part = collector.total()
         self._sum = part if self._sum is None else [x.add_(y) for x, y in zip(self._sum, part)]
 
     def empty(self) -> list[Tensor]:
         """The sum of no record: zeros of the shapes of ``collector(...).total()``."""
-        if self.coordinates_of is not None:
-            return [self.coordinates_of.no_coordinates(1)[0]]
-        return [torch.zeros_like(p, dtype=torch.float32) for p in self.params]
+        return self.collector(Samples.from_keys([])).total()
 
     # ---- 3 to 6: count, noise, divide, map back --------------------------------------------------------------------
     def release(self, fault: str = '') -> list[Tensor]:

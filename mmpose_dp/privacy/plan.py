@@ -207,10 +207,10 @@ class PrivacyPlan:
     @property
     def warnings(self) -> tuple[str, ...]:
         """What a user should know before training."""
-        found = []
-        if self.target_delta > 1 / self.num_records:
-            found.append(f'target_delta={as_given(self.target_delta)} is above 1/N = {1 / self.num_records:.3g}')
-        if not self.is_private:
-            why = 'a debug seed is set' if self.noise_multiplier else 'noise_multiplier is 0'
-            found.append(f'NOT PRIVATE: {why}')
-        return tuple(found)
+        why = 'a debug seed is set' if self.noise_multiplier else 'noise_multiplier is 0'
+        delta, one_of_all = as_given(self.target_delta), 1 / self.num_records
+        found = {
+            f'target_delta={delta} is above 1/N = {one_of_all:.3g}': self.target_delta > one_of_all,
+            f'NOT PRIVATE: {why}': not self.is_private,
+        }
+        return tuple(text for text, holds in found.items() if holds)

@@ -110,37 +110,28 @@ def _protected(plan: PrivacyPlan) -> str:
 
 
 def _not_protected(plan: PrivacyPlan, public_data: list[str]) -> list[str]:
-    found, unit = [], plan.privacy_unit
-    if plan.is_feature_dp:
-        found += [
-            'the public view of every training record: treat it as published',
-            'keypoint labels, boxes and scales of every training record',
-            'whether a record is in the training set (membership)',
-        ]
-    if unit != 'image':
-        shown = ''
-        if plan.is_feature_dp and unit == 'instance':
-            shown = ", and their public views: a blur or pixelation sized for a smaller neighbour hides less than a person's own"
-        found.append(
-            f'what other records show of a person: the crops of neighbours in the same picture{shown} '
-            "(privacy_unit='image' counts a picture as one record)"
-        )
-    elif plan.is_feature_dp:
-        found.append('what the public view of a picture shows of anybody in it, of the neighbours of a person too')
-    if plan.is_feature_dp and unit == 'subject':
-        found.append(
-            'what several pictures of a subject, such as the frames of a video, show together: each has a public view of its own, '
-            'and together they hold more than one'
-        )
-    found += [f'the public data set: {name}' for name in public_data]
-    if plan.subjects:
-        found.append(f'which records are one subject (the mapping by {plan.subjects})')
-    if plan.run_metadata['personal_budgets']:
-        found.append('which personal budget a record has')
-    return found + [
-        f'several records at once beyond the group figures: the unit is {UNITS[unit]}',
-        'what anybody could conclude about a person from the population at large',
-    ]
+    unit, feature = plan.privacy_unit, plan.is_feature_dp
+    sized = (
+        ", and their public views: a blur or pixelation sized for a smaller neighbour hides less than a person's own"
+    )
+    found = {
+        'the public view of every training record: treat it as published': feature,
+        'keypoint labels, boxes and scales of every training record': feature,
+        'whether a record is in the training set (membership)': feature,
+        'what other records show of a person: the crops of neighbours in the same picture'
+        f'{sized if feature and unit == "instance" else ""} '
+        "(privacy_unit='image' counts a picture as one record)": unit != 'image',
+        'what the public view of a picture shows of anybody in it, of the neighbours of a person too': feature
+        and unit == 'image',
+        'what several pictures of a subject, such as the frames of a video, show together: each has a public view of its own, '
+        'and together they hold more than one': feature and unit == 'subject',
+        **{f'the public data set: {name}': True for name in public_data},
+        f'which records are one subject (the mapping by {plan.subjects})': bool(plan.subjects),
+        'which personal budget a record has': bool(plan.run_metadata['personal_budgets']),
+        f'several records at once beyond the group figures: the unit is {UNITS[unit]}': True,
+        'what anybody could conclude about a person from the population at large': True,
+    }
+    return [text for text, holds in found.items() if holds]
 
 
 def _other_epsilons(plan: PrivacyPlan, ledger: Ledger, spent: float) -> dict[str, Any]:
@@ -171,10 +162,8 @@ def _rounding(arithmetic: str) -> str:
     measured = _ROUNDING_MEASURED.get(arithmetic)
     if measured is None:
         return f'{kept}, and how far one record moves the rounding of the others was not measured for this arithmetic'
-    return (
-        f'{kept}, which leaves room for what one record changes in the rounding of the others ({measured}, measured with 64 '
-        'records of three models, not proven)'
-    )
+    room = 'which leaves room for what one record changes in the rounding of the others'
+    return f'{kept}, {room} ({measured}, measured with 64 records of three models, not proven)'
 
 
 def _json(value: float) -> float | str:
