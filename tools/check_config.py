@@ -42,8 +42,8 @@ from mmpose_dp.engine.hooks.planning import method_of
 from mmpose_dp.extras.schedule import Schedule, ScheduledPlan
 from mmpose_dp.models import check_head
 from mmpose_dp.privacy.errors import PrivacyError
-from mmpose_dp.privacy.figures import as_given, rounded_up
 from mmpose_dp.privacy.plan import METHODS, PrivacyPlan
+from mmpose_dp.privacy.validation import as_given, rounded_up
 
 TOLERANCE = 1e-4  # of a parameter's gradient, in float64: what is above is a wrong rule and not rounding
 

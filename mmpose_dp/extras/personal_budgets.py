@@ -12,8 +12,8 @@ from typing import Any
 from mmpose_dp.privacy.accounting import History, StepEvent, epsilon, rough_epsilon
 from mmpose_dp.privacy.calibration import Factors, scheduled_steps, smallest_sigma, steps_within
 from mmpose_dp.privacy.errors import BudgetError
-from mmpose_dp.privacy.figures import as_given
 from mmpose_dp.privacy.ledger import Ledger
+from mmpose_dp.privacy.validation import as_given
 
 from .schedule import ScheduledPlan
 

@@ -13,7 +13,6 @@ _PUBLIC = {
     'calibration': 'calibrate_noise_multiplier steps_within',
     'clipping': 'ClippedCoordinates ClippedSum clip_factors',
     'errors': 'BudgetError ConfigError DataError LedgerError OneRecordAtATime PrivacyError UnsupportedModelError',
-    'figures': 'as_given ceiling rounded_up',
     'ledger': 'LEDGER_NAME Ledger',
     'mechanism': 'GaussianMechanism',
     'noise': 'RandomSource',
@@ -22,6 +21,7 @@ _PUBLIC = {
     'records': 'Block Collector Samples',
     'sampling': 'PoissonSampling',
     'statement': 'build_statement',
+    'validation': 'as_given ceiling rounded_up',
     '.extras.clipping_variants': 'PerParameterClippedSum',  # was here once
 }
 _HOME = {name: module for module, names in _PUBLIC.items() for name in names.split()}

@@ -12,8 +12,7 @@ from scipy.optimize import brentq
 
 from .accounting import History, StepEvent, epsilon, rough_epsilon
 from .errors import BudgetError
-from .figures import as_given, rounded_up
-from .validation import as_delta, as_positive, as_whole
+from .validation import as_delta, as_given, as_positive, as_whole, rounded_up
 
 _SIGMAS = (1e-2, 1e9)  # where calibration looks
 _PRECISION = 1e-4  # relative, of a calibrated noise multiplier

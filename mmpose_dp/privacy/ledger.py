@@ -241,10 +241,8 @@ class Ledger:
         if missing:
             raise LedgerError(f'{source} lacks {", ".join(sorted(missing))}: resume from an intact checkpoint')
         if state['format'] != _FORMAT:
-            raise LedgerError(
-                f'{source} has format {state["format"]!r} and this version reads {_FORMAT}: '
-                'resume with the mmpose_dp version that wrote it'
-            )
+            wrote = f'{source} has format {state["format"]!r} and this version reads {_FORMAT}'
+            raise LedgerError(f'{wrote}: resume with the mmpose_dp version that wrote it')
         then = Ledger()
         for line in self._lines:
             if then.head == state['head']:

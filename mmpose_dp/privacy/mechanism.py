@@ -49,40 +49,27 @@ class GaussianMechanism:
     Sharp edges: that a record's gradient depends on that record alone is a property of the model, which gradients/independence.py
     looks at and engine/checks/replay.py tests at every step. Whatever else looks at private samples is a release of its own.
     Other kinds of clipping are subclasses (extras/clipping_variants.py).
-
-    Args:
-        params: what is trained.
-        max_grad_norm: C.
-        noise_multiplier: sigma, or None until a plan is attached.
-        expected_batch_size: B, or None until a plan is attached.
-        projector: V, or None.
-        loss_scale: what the losses were multiplied by (mixed precision).
-        random: the source of noise.
-
-    Attributes:
-        plan: what was promised; None: no step is counted, and nothing is promised.
-        ledger: the steps taken.
     """
 
     def __init__(
         self,
         params: Sequence[nn.Parameter],
-        max_grad_norm: float,
-        noise_multiplier: float | None = None,
-        expected_batch_size: int | None = None,
+        max_grad_norm: float,  # C
+        noise_multiplier: float | None = None,  # sigma; None until a plan is attached
+        expected_batch_size: int | None = None,  # B; None until a plan is attached
         *,
-        projector: Projector | None = None,
-        loss_scale: float = 1.0,
+        projector: Projector | None = None,  # V
+        loss_scale: float = 1.0,  # what the losses were multiplied by (mixed precision)
         random: RandomSource | None = None,
     ) -> None:
         self.params, self.projector, self.loss_scale = list(params), projector, loss_scale
         self.max_grad_norm, self.noise_multiplier = float(max_grad_norm), noise_multiplier
         self.expected_batch_size = expected_batch_size
-        # whose coordinates are clipped; None: whole gradients are
+        # with project-then-clip, whose coordinates are clipped
         self.coordinates_of = projector if projector and projector.order == 'project-then-clip' else None
         self.random = random or RandomSource()
-        self.plan: PrivacyPlan | None = None
-        self.ledger = Ledger()
+        self.plan: PrivacyPlan | None = None  # what was promised; None: no step is counted, and nothing is promised
+        self.ledger = Ledger()  # the steps taken
         self.forget()
 
     def attach(self, plan: PrivacyPlan) -> None:

@@ -23,11 +23,10 @@ class RandomSource:
     """Uniform bits and Gaussian noise.
 
     Args:
-        debug_seed: None (default) reads the system's entropy. A number makes the stream repeatable, for tests
-            only: whoever knows it can subtract the noise, so the run is then NOT PRIVATE.
-        secure_mode: makes each normal number from four (their sum, halved), so that the gaps between the floating-point
-            numbers that one Box-Muller sample can take reveal nothing (Mironov 2012; Holohan and Braghin 2021, the
-            remedy that Opacus' secure mode takes too). Four times the work.
+        debug_seed: None (default) reads the system's entropy. A number makes the stream repeatable, for tests only: whoever knows
+            it can subtract the noise, so the run is then NOT PRIVATE.
+        secure_mode: makes each normal number from four (their sum, halved), so that the gaps between the floating-point numbers
+            that one Box-Muller sample can take reveal nothing (Mironov 2012; Holohan and Braghin 2021, as Opacus' secure mode).
     """
 
     def __init__(self, debug_seed: int | None = None, secure_mode: bool = False) -> None:
@@ -76,12 +75,11 @@ class RandomSource:
             out[start : start + size] = total / np.float32(math.sqrt(self._normals))
 
         starts = range(0, count, _CHUNK)
-        if self.is_secret and len(starts) > 1:  # a debug stream has an order to keep
+        if self.is_secret and len(starts) > 1:
             with ThreadPoolExecutor(torch.get_num_threads()) as pool:
                 list(pool.map(fill, starts))
-        else:
-            for start in starts:
-                fill(start)
+        else:  # a debug stream has an order to keep
+            list(map(fill, starts))
         return torch.from_numpy(out)
 
     def add_gaussian(self, tensors: Sequence[torch.Tensor], deviation: float) -> None:

@@ -12,9 +12,8 @@ from typing import Any
 from .accounting import ACCOUNTANTS, History, StepEvent, epsilon
 from .calibration import Factors, calibrate_noise_multiplier, first_steps, steps_within
 from .errors import BudgetError
-from .figures import as_given, rounded_up
 from .ledger import Ledger
-from .validation import as_delta, as_noise_multiplier, as_positive, as_whole, require
+from .validation import as_delta, as_given, as_noise_multiplier, as_positive, as_whole, require, rounded_up
 
 METHODS = {
     'dpsgd': 'DP-SGD',

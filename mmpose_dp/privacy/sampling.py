@@ -22,15 +22,12 @@ class PoissonSampling:
         expected_batch_size: B, over all processes.
         shard: the private records that this process samples.
         random: the source of every decision.
-
-    Attributes:
-        sample_rate: q, an exact fraction.
     """
 
     def __init__(
         self, num_records: int, expected_batch_size: int, shard: Sequence[int], random: RandomSource | None = None
     ) -> None:
-        self.sample_rate = Fraction(expected_batch_size, num_records)
+        self.sample_rate = Fraction(expected_batch_size, num_records)  # q, exact
         self.random = random or RandomSource()
         self._shard, self._left_out = shard, set[int]()
         self._groups = {self.sample_rate: list(shard)}  # records that are sampled at one rate, by the rate

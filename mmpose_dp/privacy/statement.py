@@ -11,9 +11,9 @@ from typing import Any
 from .accounting import ACCOUNTANTS, group_epsilon
 from .clipping import ROUNDING_MARGIN
 from .errors import PrivacyError
-from .figures import as_given, rounded_up
 from .ledger import Ledger
 from .plan import METHODS, UNITS, PrivacyPlan
+from .validation import as_given, rounded_up
 
 _PACKAGES = ('mmpose_dp', 'torch', 'numpy', 'opacus', 'dp-accounting', 'mmpose')
 _MMENGINES = ('mmengine', 'mmengine-lite', 'onedl-mmengine')  # distributions of one package

@@ -1,8 +1,13 @@
-"""Checks of settings. A check that fails raises ConfigError, which says what to write. Must not hold limits of a mechanism."""
+"""Numbers that come in and go out: settings are checked, and the figures of a guarantee are printed.
+
+A check that fails raises ConfigError, which says what to write. Must not hold limits of a mechanism, and must not print an epsilon
+below the one that was computed.
+"""
 
 import math
 from collections.abc import Callable
 from contextlib import suppress
+from decimal import ROUND_CEILING, Context, Decimal
 from functools import partial
 from numbers import Integral, Real
 from typing import Any
@@ -40,3 +45,29 @@ def as_whole(value: Any, name: str, least: int = 1) -> int:
 as_positive = partial(as_number, what='a number above 0', fits=lambda number: number > 0)
 as_noise_multiplier = partial(as_number, what='a number, 0 or above', fits=lambda number: number >= 0)
 as_delta = partial(as_number, what='a number strictly between 0 and 1', fits=lambda number: 0 < number < 1)
+
+
+def rounded_up(value: float, digits: int = 4) -> str:
+    """An epsilon with ``digits`` significant digits, never less than it is; 'not bounded' if it is not finite.
+
+    Examples:
+        >>> rounded_up(0.519519)
+        '0.5196'
+    """
+    if not math.isfinite(value):
+        return 'not bounded'
+    rounded = Context(prec=digits, rounding=ROUND_CEILING).create_decimal(repr(float(value)))
+    return f'{rounded.normalize():f}'
+
+
+def ceiling(value: float, places: int = 4) -> float:
+    """An epsilon for a log that prints ``places`` decimal places: the next number above that has no more."""
+    if not math.isfinite(value) or value > 1e12:
+        return value
+    return float(Decimal(repr(float(value))).quantize(Decimal(1).scaleb(-places), rounding=ROUND_CEILING))
+
+
+def as_given(value: float) -> str:
+    """A number that somebody set, such as delta, exactly: what is read back is the same number."""
+    short = f'{value:g}'
+    return short if float(short) == value else repr(float(value))

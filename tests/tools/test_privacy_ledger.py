@@ -11,8 +11,8 @@ from helpers import REPO
 from runs import config, tiny, train
 
 from mmpose_dp.privacy.errors import PrivacyError
-from mmpose_dp.privacy.figures import rounded_up
 from mmpose_dp.privacy.ledger import LEDGER_NAME, Ledger
+from mmpose_dp.privacy.validation import rounded_up
 
 sys.path.insert(0, str(REPO / 'tools'))
 from publish_model import published  # noqa: E402
