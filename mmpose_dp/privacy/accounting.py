@@ -25,10 +25,8 @@ ACCOUNTANTS = ('pld', 'prv', 'rdp')
 _PRV_ERROR, _PRV_DELTA_ERROR = 0.01, 1e-3  # of epsilon, and of delta relative to it: Opacus' own
 _PRV_POINTS = 1 << 23  # a longer grid takes gigabytes
 _FEW_ORDERS = (2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 48, 64, 128, 256)  # of RDP, for a bound in a millisecond
-# with the low ones, which a large epsilon needs and which are slow
-_ROUGH_ORDERS = (1.25, 1.5, 2.5, *_FEW_ORDERS, 1000)
-# besides Opacus' own, high ones, which a small epsilon needs
-_ALL_ORDERS = (*RDPAccountant.DEFAULT_ALPHAS, 80, 100, 128, 180, 256, 360, 512, 720, 1000)
+_ROUGH_ORDERS = (1.25, 1.5, 2.5, *_FEW_ORDERS, 1000)  # with low ones, which a large epsilon needs and which are slow
+_ALL_ORDERS = (*RDPAccountant.DEFAULT_ALPHAS, 80, 100, 128, 180, 256, 360, 512, 720, 1000)  # high ones: a small epsilon
 _PLD_STEPS = 10**7  # dp-accounting takes a whole number to this power
 _LEAST_RATE = 1e-12  # a smaller rate is accounted for as this one: 1 - rate must differ from 1
 _LEAST_WIDTH = 1e-12  # of the grid: losses are sums of numbers about 1
@@ -44,14 +42,12 @@ class StepEvent:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, 'noise_multiplier', as_noise_multiplier(self.noise_multiplier, 'noise_multiplier'))
-        require(
-            isinstance(self.sample_rate, Fraction),
-            f'sample_rate={self.sample_rate!r} must be exact: write Fraction(expected_batch_size, num_records)',
-        )
-        for rate in (self.sample_rate, *self.personal_rates):
+        q, rates = self.sample_rate, self.personal_rates
+        exact = f'sample_rate={q!r} must be exact: write Fraction(expected_batch_size, num_records)'
+        require(isinstance(q, Fraction), exact)
+        for rate in (q, *rates):
             require(0 < rate <= 1, f'sample_rate={rate} must be above 0 and at most 1')
-        highest = max(self.personal_rates, default=self.sample_rate)
-        require(highest == self.sample_rate, 'sample_rate must be the highest of personal_rates')
+        require(max(rates, default=q) == q, 'sample_rate must be the highest of personal_rates')
 
 
 History = Sequence[tuple[StepEvent, int]]
@@ -189,9 +185,9 @@ def _interval(history: History, records: int) -> float:
     with the steps and the square of the width, is below what is printed: the bound is tight. It is wider only if the losses
     reach too far for the grid (2 million points in all, 50,000 per step; 20,000 for a group, whose points are slow).
     """
-    spreads, reaches, total = [], [], 0.0
-    cost, most = (1e-4, 5e4) if records == 1 else (1e-3, 2e4)
-    for event, steps in history:
+    spreads, reaches = [], []
+    cost, most, finest = (1e-4, 5e4, 10) if records == 1 else (1e-3, 2e4, 4)  # a mixture takes seconds on a fine grid
+    for event, _ in history:
         q, sigma = _rate(event), event.noise_multiplier
         # sqrt of the chi-square divergence, about the loss's deviation; Gaussian tails end at 10
         spreads.append(records * q * math.sqrt(math.expm1(min(sigma**-2, 500.0))))
@@ -199,10 +195,9 @@ def _interval(history: History, records: int) -> float:
         joins = -math.expm1(records * math.log1p(-q)) if q < 1 else 1.0
         reach = exponent if joins == 1 else np.logaddexp(np.log1p(-joins), np.log(joins) + exponent)
         reaches.append(float(reach))
-        total += steps * float(reach)
+    total = sum(steps * reach for (_, steps), reach in zip(history, reaches))
     with suppress(PrivacyError):  # the sum of the reaches then
         total = min(total, records**2 * _opacus(history, 1e-15, 'rdp', _FEW_ORDERS))
-    ideal = min(spreads) / (10 if records == 1 else 4)  # a mixture takes seconds on a fine grid
     fine = max(1e-3, math.sqrt(cost / sum(steps for _, steps in history)))
-    width = max(min(ideal, fine), max(reaches) / most, total / 2e6)
+    width = max(min(min(spreads) / finest, fine), max(reaches) / most, total / 2e6)
     return 2.0 ** math.floor(math.log2(max(width, _LEAST_WIDTH)))

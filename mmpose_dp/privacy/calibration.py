@@ -8,8 +8,6 @@ from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 
-from scipy.optimize import brentq
-
 from .accounting import History, StepEvent, epsilon, rough_epsilon
 from .errors import BudgetError
 from .validation import as_delta, as_given, as_positive, as_whole, rounded_up
@@ -32,9 +30,8 @@ def calibrate_noise_multiplier(
 ) -> float:
     """The smallest noise multiplier that keeps ``history`` and ``steps`` more within the budget.
 
-    With a schedule it is that of the first step; ``factors`` then say how the noise goes on over the ``steps``. Rounded up,
-    by a relative 1e-4 at most: epsilon of the result is at most ``target_epsilon``. Raises BudgetError if no noise is
-    enough.
+    With a schedule it is that of the first step; ``factors`` then say how the noise goes on over the ``steps``. Rounded up, by a
+    relative 1e-4 at most: epsilon of the result is at most ``target_epsilon``. Raises BudgetError if no noise is enough.
     """
     target_epsilon, target_delta = as_positive(target_epsilon, 'target_epsilon'), as_delta(target_delta, 'target_delta')
     steps = as_whole(steps, 'steps')
@@ -89,20 +86,10 @@ def smallest_sigma(ratio: Callable[[float], float], start: float, factor: float,
         if low < _SIGMAS[0]:
             return low
         high, low = low, low / factor
-
-    ends = {math.log(low): 1.0, math.log(high): -1.0}  # known; and a ratio of 1 at the upper end is no crossing
-
-    def excess(log_sigma: float) -> float:
-        if log_sigma in ends:
-            return ends[log_sigma]
-        found = math.log(min(max(ratio(math.exp(log_sigma)), 1e-9), 1e9))
-        return found or -precision  # if all ratios above the crossing are 1, it is further down
-
-    root = brentq(excess, *ends, xtol=precision / 2)
-    sigma = min(math.exp(root + precision / 2), high)
-    while ratio(sigma) > 1:  # grids make small steps in the curve
-        sigma *= 1 + precision / 2
-    return sigma
+    while high > low * (1 + precision):
+        middle = math.sqrt(low * high)
+        low, high = (middle, high) if ratio(middle) > 1 else (low, middle)
+    return high
 
 
 def steps_within(

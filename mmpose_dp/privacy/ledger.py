@@ -6,12 +6,12 @@ forget a step, must not rewrite a line, and must not read a damaged or shortened
 
 import hashlib
 import hmac
-import itertools
 import json
 import os
 import re
 import secrets
 from fractions import Fraction
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +24,6 @@ _FORMAT = 2
 _KEPT = ('privacy_unit', 'subjects', 'personal_budgets', 'personal_assignment', 'method', 'public_view', 'public_data')
 # once another value than these, in a part of a run, always another
 _HARMLESS = dict(secret_randomness=True, secure_mode=True, expose_private_metrics=False)
-_APART = 'their steps do not add up'
-_SHOWN = 'what the first view showed is not protected, and the statement of this training could not say so'
 _OLD_DIGEST = re.compile(r' \(sha256 ([0-9a-f]{12})\)\Z')  # of subjects, as it was before it had a key
 _START = hashlib.sha256(b'mmpose_dp privacy ledger').hexdigest()
 
@@ -36,12 +34,6 @@ class Ledger:
     A line is ``{"run": metadata}``, which opens a training, ``{"resumed": metadata}``, or a step: noise_multiplier, sample_rate
     as a fraction, steps. The chain of hashes detects damage and careless editing. It does not protect against somebody who
     forges a whole file.
-
-    Examples:
-        >>> ledger = Ledger()
-        >>> ledger.keep_at(Path('work_dirs/a') / LEDGER_NAME)
-        >>> ledger.begin_run(privacy_unit='instance', secret_randomness=True)
-        >>> ledger.count(StepEvent(1.0, Fraction(1, 100)))
     """
 
     def __init__(self) -> None:
@@ -74,11 +66,6 @@ class Ledger:
         return all(run.get('secret_randomness', True) for run in self.runs)
 
     @property
-    def is_hardened(self) -> bool:
-        """False if a run, or a part of one, made its noise without secure_mode."""
-        return all(run.get('secure_mode', False) for run in self.runs)
-
-    @property
     def exposes_private_metrics(self) -> bool:
         """True if a run, or a part of one, logged losses of private batches."""
         return any(run.get('expose_private_metrics', False) for run in self.runs)
@@ -94,12 +81,14 @@ class Ledger:
         public view that this run does not have: together they guarantee Feature DP for that view. Plain DP may come first.
         Only a keyed digest of ``subjects_digest`` is kept.
         """
-        for run, name in itertools.product(self.runs, ('privacy_unit', 'subjects', 'public_view')):
+        apart = 'their steps do not add up'
+        shown = 'what the first view showed is not protected, and the statement of this training could not say so'
+        for run, (name, why) in product(self.runs, dict(privacy_unit=apart, subjects=apart, public_view=shown).items()):
             other = _difference(run, metadata, name)
             if other and not (name == 'public_view' and run.get(name) is None):
                 raise LedgerError(
-                    f'the ledger holds a training with {name}={run.get(name)!r} and this one has {other}: '
-                    f'{_SHOWN if name == "public_view" else _APART}. Give another work_dir'
+                    f'the ledger holds a training with {name}={run.get(name)!r} and this one has {other}: {why}. Give another '
+                    'work_dir'
                 )
         self._append({'run': _sealed(metadata)})
 
@@ -143,7 +132,6 @@ class Ledger:
         self._take(line)
 
     def _write(self, file: int, data: bytes) -> None:
-        """Adds to the file, and waits until it is on the disk."""
         written = os.write(file, data)
         if written < len(data):
             raise LedgerError(
@@ -154,7 +142,6 @@ class Ledger:
         self._size += written
 
     def _take(self, line: dict[str, Any]) -> None:
-        """Reads a line that fits the head."""
         if 'run' in line:
             self.runs += (dict(line['run']),)
             self.earlier_history = self.history
@@ -175,10 +162,7 @@ class Ledger:
         self.head = line['hash']
 
     def keep_at(self, path: str | os.PathLike[str]) -> None:
-        """From now on every line is on the disk before ``count`` returns; the lines so far are written first.
-
-        Raises LedgerError if the file holds anything but the beginning of this ledger.
-        """
+        """Writes the lines so far, and each new one before ``count`` returns. Raises LedgerError if the file is another ledger's."""
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         self.close()
@@ -215,8 +199,7 @@ class Ledger:
     def parse(cls, data: bytes, name: str = 'the privacy ledger') -> 'Ledger':
         """The ledger in a file's bytes. Raises LedgerError."""
         ledger = cls()
-        lines = data.split(b'\n')[:-1]  # what follows the last newline is a line that a kill cut off
-        for number, raw in enumerate(lines, 1):
+        for number, raw in enumerate(data.split(b'\n')[:-1], 1):  # the last newline is followed by what a kill cut off
             try:
                 line = json.loads(raw)
                 if line['hash'] != _seal(ledger.head, line):
@@ -237,8 +220,7 @@ class Ledger:
     def check_covers(self, state: Any) -> None:
         """Raises LedgerError unless every step of a checkpoint's ``state_dict`` is in this ledger."""
         source = "the checkpoint's privacy ledger"
-        missing = {'format', 'head', 'entries'} - set(state if isinstance(state, dict) else ())
-        if missing:
+        if missing := {'format', 'head', 'entries'} - set(state if isinstance(state, dict) else ()):
             raise LedgerError(f'{source} lacks {", ".join(sorted(missing))}: resume from an intact checkpoint')
         if state['format'] != _FORMAT:
             wrote = f'{source} has format {state["format"]!r} and this version reads {_FORMAT}'
@@ -260,7 +242,6 @@ def _dump(line: dict[str, Any]) -> bytes:
 
 
 def _seal(head: str, line: dict[str, Any]) -> str:
-    """The hash of a line and of all before it."""
     content = {key: value for key, value in line.items() if key != 'hash'}
     return hashlib.sha256((head + json.dumps(content, sort_keys=True)).encode()).hexdigest()
 

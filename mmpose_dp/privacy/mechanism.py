@@ -121,11 +121,8 @@ class GaussianMechanism:
     def release(self, fault: str = '') -> list[Tensor]:
         """Ends the logical batch: its noised mean gradient, one float32 tensor per parameter.
 
-        Args:
-            fault: why nothing must be released, empty if nothing is wrong. The step is counted all the same: that a record
-                could stop the training is a release too.
-
-        Raises PrivacyError for a fault on any process, and where sigma or B is not set.
+        ``fault`` is why nothing must be released, empty if nothing is wrong. The step is counted all the same: that a record could
+        stop the training is a release too. Raises PrivacyError for a fault on any process, and if sigma or B is not set.
         """
         sigma, max_grad_norm = self.now()
         if sigma is None or self.expected_batch_size is None:
@@ -159,15 +156,13 @@ class GaussianMechanism:
         """Raises PrivacyError, on every process, if one of them has a fault."""
         anywhere = torch.tensor(float(bool(fault)), device=self.params[0].device)
         _sum_over_processes(anywhere)
-        if not float(anywhere):
-            return
-        self.forget()
-        raise PrivacyError(
-            f'private step {self.ledger.run_steps} is not released, and counted: '
-            f'{fault or "another process found that its records depend on one another, or that the model was changed"}. '
-            'Every record must contribute what it would contribute alone: change or freeze the layer, and leave the model to the '
-            'optimizer'
-        )
+        if float(anywhere):
+            self.forget()
+            why = fault or 'another process found that its records depend on one another, or that the model was changed'
+            raise PrivacyError(
+                f'private step {self.ledger.run_steps} is not released, and counted: {why}. Every record must contribute what it '
+                'would contribute alone: change or freeze the layer, and leave the model to the optimizer'
+            )
 
 
 def _rank() -> int:

@@ -1,8 +1,7 @@
 """Secret randomness: the only source of noise and of sampling decisions.
 
-Everything is made from the operating system's entropy (``os.urandom``), so there is no seed that a config, a log or a
-checkpoint could give away. Must not read or change the generators of torch, numpy or ``random``: mmengine seeds those
-and writes the seed into every checkpoint.
+Everything is made from the operating system's entropy (``os.urandom``), so a config, a log or a checkpoint has no seed to reveal.
+Must not read or change the generators of torch, numpy or ``random``: mmengine seeds those and stores the seed in every checkpoint.
 """
 
 import math
@@ -53,16 +52,14 @@ class RandomSource:
         A 64-bit integer is compared with ``floor(rate * 2**64)``, so the rate is never above what is accounted for and
         at most 2**-64 below it. ``rate`` 1 keeps all.
         """
-        if not 0 < rate <= 1:
-            raise ValueError(f'rate must lie in (0, 1], got {rate}')
+        require(0 < rate <= 1, f'a sampling rate must be above 0 and at most 1, got {rate}')
         if rate == 1:
             return np.arange(count)
         return np.flatnonzero(self.uint64(count) < np.uint64(rate.numerator * 2**64 // rate.denominator))
 
     def choice(self, count: int, size: int) -> np.ndarray:
         """``size`` different indices of ``range(count)``, uniformly without replacement, shape (size,)."""
-        if size > count:
-            raise ValueError(f'cannot take {size} of {count} without replacement')
+        require(size <= count, f'cannot take {size} of {count} without replacement')
         return np.argsort(self.uint64(count), kind='stable')[:size]
 
     def gaussian(self, count: int) -> torch.Tensor:

@@ -48,7 +48,7 @@ class PrivacyPlan:
     num_records: int  # N
     expected_batch_size: int  # B; each record joins a batch independently with probability B / N
     steps: int  # T, private logical steps planned
-    max_grad_norm: float  # C, of the first step
+    max_grad_norm: float  # C of the first step: emptying one record's slot moves the clipped sum by at most this (L2)
     noise_multiplier: float  # sigma of the first step: the noise's standard deviation in units of the sensitivity
     target_delta: float
     target_epsilon: float | None = None  # the budget, or None if there is none
@@ -58,9 +58,7 @@ class PrivacyPlan:
         None  # of which records are one subject, for the ledger to compare; must not be published
     )
     public_view: str | None = None  # what phi keeps of a record, in words (feature and hybrid)
-    public_data: str | None = (
-        None  # the public data set, in words (projected; feature and hybrid may have one beside their views)
-    )
+    public_data: str | None = None  # the public data set, in words (feature and hybrid: beside their views)
     secret_randomness: bool = True  # False if a debug seed was set; the run is then NOT PRIVATE
     arithmetic: str = 'float32 on a CPU'  # the number format and the device of the forwards
     secure_mode: bool = False  # whether the noise is hardened against attacks on floating-point numbers
@@ -75,23 +73,15 @@ class PrivacyPlan:
         for name, convert in _NUMBERS.items():  # fractions and numpy's numbers become plain ones
             if name != 'target_epsilon' or self.target_epsilon is not None:
                 object.__setattr__(self, name, convert(getattr(self, name), name))
-        require(
-            self.expected_batch_size <= self.num_records,
-            f'expected_batch_size={self.expected_batch_size} is more than the {self.num_records} private records',
-        )
+        total, size, delta = self.num_records, self.expected_batch_size, self.target_delta
+        require(size <= total, f'expected_batch_size={size} is more than the {total} private records')
         least = min(self.max_grad_norm, self.max_grad_norm_at(self.steps))
-        require(
-            least >= _LEAST_NORM,
-            f'max_grad_norm={least:.3g} is so small that float32 cannot compare gradients with it: write at least '
-            f'{_LEAST_NORM}, here and at the end of the schedule',
-        )
+        small = f'max_grad_norm={least:.3g} is so small that float32 cannot compare gradients with it: write at least {_LEAST_NORM}'
+        require(least >= _LEAST_NORM, f'{small}, here and at the end of the schedule')
         # A mechanism that publishes whole records at random has delta about 1/N: if delta is far above it, the guarantee is
         # empty. The paper's 1/22000 for N = 22246 is slightly above; it is allowed with a warning.
-        require(
-            self.target_delta < 1.1 / self.num_records,
-            f'target_delta={as_given(self.target_delta)} is too large for {self.num_records} records: write at most '
-            f'{0.5 / self.num_records:.1g}',
-        )
+        large = f'target_delta={as_given(delta)} is too large for {total} records'
+        require(delta < 1.1 / total, f'{large}: write at most {0.5 / total:.1g}')
         view, data = self.public_view is not None, self.public_data is not None and not self.is_feature_dp
         projected = self.method == 'projected'
         for found, wanted, name in ((view, self.is_feature_dp, 'a public_view'), (data, projected, 'public_data')):
@@ -109,10 +99,7 @@ class PrivacyPlan:
 
     @classmethod
     def calibrate(cls, *, target_epsilon: float, **settings: Any) -> 'PrivacyPlan':
-        """The plan with the least noise that keeps ``steps`` steps, and earlier trainings, within the budget.
-
-        Raises ConfigError, and BudgetError if no noise is enough.
-        """
+        """The plan with the least noise that keeps within the budget. Raises ConfigError, and BudgetError if no noise does."""
         # every field is checked before the search for sigma, whose errors would be less clear
         draft = cls(noise_multiplier=0.0, **settings)
         target_epsilon = as_positive(target_epsilon, 'target_epsilon')
@@ -150,10 +137,7 @@ class PrivacyPlan:
         return StepEvent(self.noise_multiplier, self.sample_rate)
 
     def max_grad_norm_at(self, step: int) -> float:
-        """C of private step number ``step``: emptying one record's slot moves the clipped sum by at most this (L2).
-
-        With ``adaptive_norm`` only the first step's is known beforehand, and this is it.
-        """
+        """C of private step number ``step``; with ``adaptive_norm`` only the first step's is known beforehand, and this is it."""
         return self.max_grad_norm
 
     def planned(self, step: int = 0) -> History:
@@ -189,19 +173,6 @@ class PrivacyPlan:
     def is_private(self) -> bool:
         """False for a debug seed or zero noise."""
         return self.secret_randomness and self.noise_multiplier > 0
-
-    @property
-    def adjacency(self) -> str:
-        """Which neighbouring data sets are made indistinguishable."""
-        slots = f'two training sets of {self.num_records} slots each; N, the number of slots, is public'
-        record = f'a record ({UNITS[self.privacy_unit]})'
-        if self.is_feature_dp:
-            return (
-                f"{slots}. They differ in one slot: the private part of {record} is in one set, and in the other the slot's "
-                'private part is empty. The private part is what the public view removes. The public view, keypoint labels, '
-                'boxes and membership are the same in both'
-            )
-        return f'{slots}. They differ in one slot, which holds {record} in one set and is empty in the other'
 
     @property
     def warnings(self) -> tuple[str, ...]:

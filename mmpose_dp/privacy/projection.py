@@ -8,11 +8,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .errors import PrivacyError
 from .records import as_vectors
 from .validation import as_whole, require
 
-ORDERS = ('project-then-clip', 'noise-then-project')
+ORDERS, DTYPES = ('project-then-clip', 'noise-then-project'), ('float32', 'bfloat16')
 
 
 class Projector:
@@ -43,12 +42,9 @@ class Projector:
         dtype: str = 'float32',
     ) -> None:
         require(order in ORDERS, f'projector.order={order!r} is unknown; write one of {ORDERS}')
-        known = ('float32', 'bfloat16')
-        require(dtype in known, f"projector.dtype={dtype!r} is unknown; write 'float32' or 'bfloat16'")
-        require(
-            not preconditioned or order == 'project-then-clip',
-            "projector.preconditioned=True needs order='project-then-clip': write preconditioned=False",
-        )
+        require(dtype in DTYPES, f'projector.dtype={dtype!r} is unknown; write one of {DTYPES}')
+        fits = not preconditioned or order == 'project-then-clip'
+        require(fits, "projector.preconditioned=True needs order='project-then-clip': write preconditioned=False")
         self.max_rank = as_whole(rank, 'projector.rank')
         self.refresh_interval = as_whole(refresh_interval, 'projector.refresh_interval')
         self.order, self.preconditioned = order, preconditioned
@@ -63,10 +59,10 @@ class Projector:
     @property
     def rank(self) -> int:
         """k, the columns of the current basis."""
-        if not self.basis:
-            raise PrivacyError(
-                'the projector has no basis yet: add ProjectorRefreshHook to default_hooks, or call engine.basis.fit_basis'
-            )
+        missing = (
+            'the projector has no basis yet: add ProjectorRefreshHook to default_hooks, or call engine.basis.fit_basis'
+        )
+        require(self.is_ready, missing)
         return self.basis[0].shape[0]
 
     def no_coordinates(self, records: int) -> Tensor:

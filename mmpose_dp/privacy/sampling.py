@@ -17,11 +17,7 @@ class PoissonSampling:
     samples are taken uniformly without replacement, independently of the private ones: a public sample that came with its private
     record would reveal that the record was in the step, and q would no longer amplify.
 
-    Args:
-        num_records: N, over all processes.
-        expected_batch_size: B, over all processes.
-        shard: the private records that this process samples.
-        random: the source of every decision.
+    ``shard`` are the private records that this process samples; N and B are those of all processes together.
     """
 
     def __init__(
@@ -29,19 +25,18 @@ class PoissonSampling:
     ) -> None:
         self.sample_rate = Fraction(expected_batch_size, num_records)  # q, exact
         self.random = random or RandomSource()
-        self._shard, self._left_out = shard, set[int]()
-        self._groups = {self.sample_rate: list(shard)}  # records that are sampled at one rate, by the rate
+        self._shard = list(shard)
+        self._groups = {self.sample_rate: self._shard}  # records that are sampled at one rate, by the rate
 
     def set_rates(self, rates: Sequence[Fraction]) -> None:
         """Samples record r with probability ``rates[r]`` from now on; the rates add up to ``expected_batch_size``."""
         self._groups = {}
         for record in self._shard:
-            if record not in self._left_out:
-                self._groups.setdefault(rates[record], []).append(record)
+            self._groups.setdefault(rates[record], []).append(record)
 
     def leave_out(self, records: set[int]) -> None:
         """Never samples these records again; the rates and N stay. For audits."""
-        self._left_out |= records
+        self._shard = [record for record in self._shard if record not in records]
         self._groups = {rate: [r for r in group if r not in records] for rate, group in self._groups.items()}
 
     def private(self) -> list[int]:

@@ -48,12 +48,7 @@ as_delta = partial(as_number, what='a number strictly between 0 and 1', fits=lam
 
 
 def rounded_up(value: float, digits: int = 4) -> str:
-    """An epsilon with ``digits`` significant digits, never less than it is; 'not bounded' if it is not finite.
-
-    Examples:
-        >>> rounded_up(0.519519)
-        '0.5196'
-    """
+    """An epsilon with ``digits`` significant digits, never less than it is; 'not bounded' if it is not finite."""
     if not math.isfinite(value):
         return 'not bounded'
     rounded = Context(prec=digits, rounding=ROUND_CEILING).create_decimal(repr(float(value)))
