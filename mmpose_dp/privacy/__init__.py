@@ -22,7 +22,8 @@ _PUBLIC = {
     'sampling': 'PoissonSampling',
     'statement': 'build_statement',
     'validation': 'as_given ceiling rounded_up',
-    '.extras.clipping_variants': 'PerParameterClippedSum',  # was here once
+    '.extras.clipping_variants': 'PerParameterClippedSum',  # were here once
+    '.extras.statement_page': 'statement_markdown',
 }
 _HOME = {name: module for module, names in _PUBLIC.items() for name in names.split()}
 

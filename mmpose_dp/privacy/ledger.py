@@ -162,7 +162,7 @@ class Ledger:
         self.head = line['hash']
 
     def keep_at(self, path: str | os.PathLike[str]) -> None:
-        """Writes the lines so far, and each new one before ``count`` returns. Raises LedgerError if the file is another ledger's."""
+        """Writes the lines so far, and each new one before ``count`` returns. Raises LedgerError if the file is another's."""
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         self.close()

@@ -6,7 +6,7 @@ from fractions import Fraction
 
 import pytest
 
-from mmpose_dp.engine.statement_page import statement_markdown, write_statement
+from mmpose_dp.extras.statement_page import statement_markdown, write_statement
 from mmpose_dp.privacy.accounting import StepEvent
 from mmpose_dp.privacy.ledger import Ledger
 from mmpose_dp.privacy.plan import PrivacyPlan
