@@ -39,9 +39,9 @@ def test_c_ends_where_half_of_the_records_are_clipped(start):
     generator, adaptive, found = torch.Generator().manual_seed(0), AdaptiveNorm(start), []
     for _ in range(400):
         norms = 0.7 * torch.randn(60, generator=generator).exp()  # median 0.7
-        drawn = norms[torch.rand(60, generator=generator) < 0.5]
+        sampled = norms[torch.rand(60, generator=generator) < 0.5]
         C = adaptive.max_grad_norm
-        noised = float(total(drawn, C)[1]) + 1.5 * C * float(torch.randn(1, generator=generator))
+        noised = float(total(sampled, C)[1]) + 1.5 * C * float(torch.randn(1, generator=generator))
         adaptive.follow(noised / 30)
         found.append(C)
     assert torch.tensor(found[200:]).log().mean().exp() == pytest.approx(0.7, rel=0.15)
@@ -54,7 +54,7 @@ def test_all_within_lower_c_by_a_tenth_of_its_logarithm():
 
 
 @pytest.mark.parametrize('sign', [-1, 1])
-def test_c_stays_where_float32_tells_norms_apart(sign):
+def test_c_stays_where_float32_separates_norms_apart(sign):
     """Records without a gradient, or all far out, for ever; and a vote that overflowed is none."""
     adaptive = AdaptiveNorm(0.1)
     for _ in range(10_000):
@@ -68,7 +68,7 @@ def test_c_stays_where_float32_tells_norms_apart(sign):
     assert 0 < adaptive.max_grad_norm <= 100
 
 
-def test_a_record_of_several_rows_votes_once_and_the_loss_scale_is_taken_off():
+def test_a_record_of_several_samples_votes_once_and_the_loss_scale_is_taken_off():
     projector = Projector(rank=1)
     projector.basis = [torch.ones(1, 1)]
     inside, vote = shares(1.0)

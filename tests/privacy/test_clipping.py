@@ -30,8 +30,8 @@ def collect(collector, model, x, kind=Engine):
     return flat(collector.total())
 
 
-def clipped_sum(model, x, rows, kind=Engine):
-    return collect(ClippedSum(list(model.parameters()), rows, C), model, x, kind)
+def clipped_sum(model, x, samples, kind=Engine):
+    return collect(ClippedSum(list(model.parameters()), samples, C), model, x, kind)
 
 
 def samples_of(count):
@@ -62,12 +62,12 @@ def test_clipped_sum_is_the_reference(model, kind):
     torch.testing.assert_close(got, clip(reference(model, x)).sum(0), rtol=1e-4, atol=1e-6)
 
 
-def test_rows_of_one_record_are_added_before_the_norm(model):
+def test_samples_of_one_record_are_added_before_the_norm(model):
     x = torch.randn(5, 3, 6, 6)
-    rows = Samples.from_keys([7, None, 7, 3, None])
+    samples = Samples.from_keys([7, None, 7, 3, None])
     g = reference(model, x)
     want = clip(torch.stack([g[0] + g[2], g[3]])).sum(0)
-    torch.testing.assert_close(clipped_sum(model, x, rows), want, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(clipped_sum(model, x, samples), want, rtol=1e-4, atol=1e-6)
 
 
 KINDS = [
