@@ -73,6 +73,7 @@ def test_release_needs_noise_and_batch_size():
     ('settings', 'clipping', 'message'),
     [
         (None, 'median', "clipping='median' must be one of"),
+        (None, ['flat'], "clipping=\\['flat'\\] must be one of"),
         (dict(), 'per-parameter', 'no meaning with project-then-clip'),
     ],
 )
