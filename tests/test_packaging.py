@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from importlib import metadata
+from itertools import takewhile
 from pathlib import Path
 
 import pytest
@@ -178,9 +179,44 @@ def test_a_module_says_what_it_is_for_in_short_functions(path):
             assert lines <= 50, f'{node.name} has {lines} lines: split it'
 
 
-def test_the_gradient_engine_stays_short():
-    lines = sum(len(path.read_text().splitlines()) for path in (PACKAGE / 'gradients').rglob('*.py'))
-    assert lines <= 1000, f'mmpose_dp/gradients has {lines} lines'
+@pytest.mark.parametrize(('part', 'most'), [('privacy', 1700), ('gradients', 1000)])
+def test_what_a_reviewer_reads_stays_short(part, most):
+    lines = sum(len(path.read_text().splitlines()) for path in (PACKAGE / part).rglob('*.py'))
+    assert lines <= most, f'mmpose_dp/{part} has {lines} lines'
+
+
+def table_of_the_guarantee(title: str) -> list[list[str]]:
+    """The cells of each row of the table in docs/guarantee.md whose first column has this title."""
+    lines = (REPO / 'docs/guarantee.md').read_text().splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith(f'| {title} |'))
+    rows = takewhile(lambda line: line.startswith('|'), lines[start + 2 :])
+    return [[cell.strip() for cell in row.split('|')[1:-1]] for row in rows]
+
+
+@pytest.mark.parametrize('title', ['step', 'option', 'property'])
+def test_the_guarantee_names_what_there_is(title):
+    """A step is in files of privacy/ alone, under names that they have; so is an option in its own file."""
+    everything = '\n'.join(path.read_text() for path in MODULES)
+    for _, where, _ in table_of_the_guarantee(title):
+        named = re.findall('`([^`]+)`', where)
+        files = [name for name in named if '/' in name]
+        assert all((PACKAGE / name).is_file() for name in files), where
+        text = everything if title == 'property' else '\n'.join((PACKAGE / name).read_text() for name in files)
+        for part in (part for name in named if '/' not in name for part in name.split('.')):
+            assert re.search(rf'^ *(class|def) {part}\b', text, re.MULTILINE), f'{part}: {where}'
+        assert title != 'step' or (files and all(name.startswith('privacy/') for name in files)), where
+
+
+def test_the_guarantee_says_where_sampling_clipping_counting_and_noise_are():
+    rows = table_of_the_guarantee('step')
+    for words, file in (
+        ('independently with probability', 'sampling'),
+        ('is clipped', 'clipping'),
+        ('is counted', 'ledger'),
+        ('noise N', 'noise'),
+        ('divided by B', 'mechanism'),
+    ):
+        assert any(words in step and f'`privacy/{file}.py`' in where for step, where, _ in rows), words
 
 
 def test_no_file_names_a_registry_or_a_download_host():

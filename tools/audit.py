@@ -19,7 +19,7 @@ from mmengine.runner import Runner
 
 from mmpose_dp.auditing.audited_training import AuditHook
 from mmpose_dp.engine import without_leftovers
-from mmpose_dp.privacy.figures import rounded_up
+from mmpose_dp.privacy.validation import rounded_up
 
 
 def parse_args() -> argparse.Namespace:

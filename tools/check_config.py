@@ -39,11 +39,11 @@ from mmpose_dp.datasets.resolving import is_kind, resolved
 from mmpose_dp.engine import DPOptimWrapper, PrivacyBudgetHook, PrivateTrainLoop, without_leftovers
 from mmpose_dp.engine.dry_run import blank_batch, try_batch
 from mmpose_dp.engine.hooks.planning import method_of
-from mmpose_dp.extras.schedule import Schedule
+from mmpose_dp.extras.schedule import Schedule, ScheduledPlan
 from mmpose_dp.models import check_head
 from mmpose_dp.privacy.errors import PrivacyError
-from mmpose_dp.privacy.figures import as_given, rounded_up
 from mmpose_dp.privacy.plan import METHODS, PrivacyPlan
+from mmpose_dp.privacy.validation import as_given, rounded_up
 
 TOLERANCE = 1e-4  # relative deviation of a parameter's gradient in float64: a larger one is a wrong rule, not rounding
 
@@ -320,8 +320,8 @@ def planned(cfg: Config, num_records: int, size: int) -> PrivacyPlan:
     if sigma is None and target is None:
         raise PrivacyError('give PrivacyBudgetHook a target_epsilon, or DPOptimWrapper a noise_multiplier')
     if sigma is None:
-        return PrivacyPlan.calibrate(target_epsilon=target, **settings)
-    return PrivacyPlan(noise_multiplier=sigma, target_epsilon=target, **settings)
+        return ScheduledPlan.calibrate(target_epsilon=target, **settings)
+    return ScheduledPlan(noise_multiplier=sigma, target_epsilon=target, **settings)
 
 
 def report_memory(cfg: Config, model: nn.Module, wrapper: DPOptimWrapper, batch: dict, largest_forward: int) -> None:

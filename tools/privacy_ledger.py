@@ -16,8 +16,8 @@ from cli import run
 
 from mmpose_dp.privacy.accounting import ACCOUNTANTS
 from mmpose_dp.privacy.errors import PrivacyError
-from mmpose_dp.privacy.figures import as_given, rounded_up
 from mmpose_dp.privacy.ledger import Ledger
+from mmpose_dp.privacy.validation import as_given, rounded_up
 
 _SEAL = 'subjects_seal'  # metadata that only a resume reads
 

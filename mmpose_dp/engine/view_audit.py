@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from .statement_page import write_statement
+from mmpose_dp.extras.statement_page import write_statement
 
 AUDIT_NAME = 'view_audit.json'
 NOT_EXAMINED = 'not examined: run tools/audit_view.py CONFIG'

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmpose_dp.privacy.mechanism import GaussianMechanism, RecordCollector
+from mmpose_dp.privacy.clipping import clipping_norm
+from mmpose_dp.privacy.mechanism import GaussianMechanism
 from mmpose_dp.privacy.records import Block, Samples
-from mmpose_dp.privacy.rounding import clipping_norm
 
 _QUANTILE = 0.5  # the share of records whose norm should be within C
 _RATE = 0.2  # how fast the logarithm of C follows (both: Andrew et al. 2021, section 3)
@@ -83,22 +83,18 @@ class AdaptiveMechanism(GaussianMechanism):
     """The Gaussian mechanism with ``AdaptiveNorm`` as its C."""
 
     def __init__(self, params: Any, max_grad_norm: float, *args: Any, **settings: Any) -> None:
-        super().__init__(params, max_grad_norm, *args, **settings, clipping='flat')
+        super().__init__(params, max_grad_norm, *args, **settings)
         self.adaptive_norm = AdaptiveNorm(self.max_grad_norm)
 
     def now(self) -> tuple[float | None, float]:
         """The plan's sigma, and C as the votes have set it."""
         return super().now()[0], self.adaptive_norm.max_grad_norm
 
-    def collector(self, records: Samples) -> RecordCollector:
+    def collector(self, records: Samples) -> VotingSum:  # type: ignore[override]
         """A collector whose vectors and votes together have norm C at most."""
         inside, vote = shares(self.now()[1])
         inside = clipping_norm(inside)
-        return VotingSum(self.clipped(records, inside), inside, vote)  # type: ignore[return-value]
-
-    def empty(self) -> list[Tensor]:
-        """The sum of no record."""
-        return [*super().empty(), torch.zeros(1, device=self.params[0].device)]
+        return VotingSum(self.clipped(records, inside), inside, vote)
 
     def map_back(self, total: list[Tensor]) -> list[Tensor]:
         """Removes the noised votes, which set the next C, and maps the rest back."""

@@ -10,11 +10,12 @@ from fractions import Fraction
 from typing import Any
 
 from mmpose_dp.privacy.accounting import History, StepEvent, epsilon, rough_epsilon
-from mmpose_dp.privacy.calibration import Factors, scheduled_steps, smallest_sigma
+from mmpose_dp.privacy.calibration import Factors, scheduled_steps, smallest_sigma, steps_within
 from mmpose_dp.privacy.errors import BudgetError
-from mmpose_dp.privacy.figures import as_given
 from mmpose_dp.privacy.ledger import Ledger
-from mmpose_dp.privacy.plan import PrivacyPlan
+from mmpose_dp.privacy.validation import as_given
+
+from .schedule import ScheduledPlan
 
 _PRECISION = 1e-2  # relative, of the noise multiplier, since every try is a search; the rates are exact nevertheless
 _RATE_BITS = 32  # a calibrated sampling rate is a whole multiple of 2**-32
@@ -32,7 +33,7 @@ class Budget:
 
 
 @dataclass(frozen=True)
-class PersonalPlan(PrivacyPlan):
+class PersonalPlan(ScheduledPlan):
     """A plan in which groups of records have a budget of their own; ``target_epsilon`` is the largest.
 
     Attributes:
@@ -45,7 +46,7 @@ class PersonalPlan(PrivacyPlan):
     budgets: tuple[Budget, ...] = ()
     assignment: tuple[int, ...] = ()
 
-    def _calibrated(self, target_epsilon: float, factors: Factors) -> dict[str, Any]:
+    def _calibrated(self, target_epsilon: float, factors: Factors = ()) -> dict[str, Any]:
         sigma, rates = calibrate_sample_rates(
             [(budget.epsilon, budget.num_records) for budget in self.budgets],
             self.target_delta,
@@ -53,7 +54,7 @@ class PersonalPlan(PrivacyPlan):
             self.steps,
             self.accountant,
             self.earlier_history,
-            factors,
+            factors or self.noise_factors(),
         )
         budgets = tuple(replace(budget, sample_rate=rate) for budget, rate in zip(self.budgets, rates))
         return dict(noise_multiplier=sigma, budgets=budgets)
@@ -77,12 +78,25 @@ class PersonalPlan(PrivacyPlan):
         rates = tuple(budget.sample_rate for budget in self.budgets)
         return StepEvent(super().event_at(step).noise_multiplier, max(rates), rates)
 
-    def by_budget(self, history: History) -> list[tuple[float | None, History]]:
-        """The budget of each group, and this training's steps at the rate of its records."""
+    def allowed_steps(self, ledger: Ledger) -> int:
+        """Further steps that the plan and every budget leave after ``ledger``, whose last run is this training."""
+        if self.target_epsilon is None:
+            return self.steps  # no limit
+        taken, planned = self.by_budget(ledger.run_history), self.by_budget(self.planned(ledger.run_steps))
+        return min(
+            steps_within(target, self.target_delta, ahead, self.accountant, [*ledger.earlier_history, *spent])
+            for (target, ahead), (_, spent) in zip(planned, taken)
+        )
+
+    def by_budget(self, history: History) -> list[tuple[float, History]]:
+        """Each budget, and this training's steps ``history`` as the records with that budget see them."""
         return [
             (budget.epsilon, [(of_group(event, group), steps) for event, steps in history])
             for group, budget in enumerate(self.budgets)
         ]
+
+    def _spending(self, target_epsilon: float) -> list[tuple[float, float]]:
+        return [(budget.epsilon, spent) for budget, spent in zip(self.budgets, self.epsilons)]
 
     @property
     def epsilons(self) -> tuple[float, ...]:

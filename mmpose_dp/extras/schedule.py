@@ -3,8 +3,14 @@
 Must not depend on anything but the settings: a schedule that follows private data would be a release of its own.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any
 
+from mmpose_dp.privacy.accounting import History, StepEvent
+from mmpose_dp.privacy.calibration import Factors
+from mmpose_dp.privacy.plan import PrivacyPlan
 from mmpose_dp.privacy.validation import as_positive, as_whole
 
 
@@ -38,3 +44,40 @@ class Schedule:
             (self.noise_multiplier**x, self.max_grad_norm**x, end - start)
             for x, start, end in zip(along, edges, edges[1:])
         ]
+
+
+@dataclass(frozen=True)
+class ScheduledPlan(PrivacyPlan):
+    """A plan in which sigma and C follow ``schedule``; None: they do not change."""
+
+    schedule: Schedule | None = None
+
+    def _parts(self) -> Sequence[tuple[float, float, int]]:
+        return self.schedule.parts(self.steps) if self.schedule else [(1.0, 1.0, self.steps)]
+
+    def _factors_at(self, step: int) -> tuple[float, float]:
+        """The schedule's factors; a training that goes on for longer than planned stays with the last ones."""
+        parts = self._parts()
+        ends = accumulate(steps for _, _, steps in parts)
+        return next((part[:2] for part, end in zip(parts, ends) if step < end), parts[-1][:2])
+
+    def event_at(self, step: int) -> StepEvent:
+        """What private step number ``step`` of this training puts into the ledger."""
+        return StepEvent(self.noise_multiplier * self._factors_at(step)[0], self.sample_rate)
+
+    def max_grad_norm_at(self, step: int) -> float:
+        """C of private step number ``step``."""
+        return self.max_grad_norm * self._factors_at(step)[1]
+
+    def planned(self, step: int = 0) -> History:
+        """The planned steps from number ``step`` on."""
+        lengths = [steps for _, _, steps in self._parts()]
+        parts = zip(lengths, accumulate(lengths))
+        return [(self.event_at(end - 1), min(end - step, steps)) for steps, end in parts if end > step]
+
+    def noise_factors(self) -> Factors:
+        """The noise of each part, in units of the first step's, and its steps."""
+        return [(noise, steps) for noise, _, steps in self._parts()]
+
+    def _calibrated(self, target_epsilon: float, factors: Factors = ()) -> dict[str, Any]:
+        return super()._calibrated(target_epsilon, factors or self.noise_factors())

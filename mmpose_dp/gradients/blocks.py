@@ -1,4 +1,4 @@
-"""Per-sample gradients of one batch, block by block, and two ways to collect them. Must not clip, weigh or release anything.
+"""Per-sample gradients of one batch, block by block, and two collectors. Must not clip, weigh or release anything.
 
 A block is what one method gives. The engine hands it over as soon as the backward has come that far, and forgets it.
 """

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
-from mmpose_dp.privacy.errors import PrivacyError
+from mmpose_dp.privacy.errors import UnsupportedModelError
 
 from .layer_rules import Layer, batch_norm, batch_norm_backward
 
@@ -56,7 +56,7 @@ class Call:
 class Capture:
     """Records the calls of ``layers`` while it is entered and not ``paused``; see ``entered`` for ``watched``."""
 
-    paused = half = False  # half: mixed precision was seen
+    paused = low_precision = False  # low_precision: mixed precision was seen
     arrive: Arrive | None = None  # is given a call and the gradient of its output when a backward reaches it
 
     def __init__(self, model: nn.Module, layers: Mapping[nn.Module, Layer], watched: Mapping[nn.Module, str]) -> None:
@@ -121,7 +121,7 @@ class Capture:
         x = (*args, *kwargs.values())[0]
         if output._is_view():  # (InstanceNorm's) its place in the graph would change with an in-place change
             output = output.clone()
-        self.half |= output.dtype in (torch.bfloat16, torch.float16)
+        self.low_precision |= output.dtype in (torch.bfloat16, torch.float16)
         call = Call(module, x.detach(), x._version)
         self._add(call, x, output)
         # the hook is set now: a later in-place change (ReLU, residual add) of the output does not move it
@@ -130,7 +130,7 @@ class Capture:
 
     def _add(self, call: Call, x: Tensor, output: Tensor, end: Tensor | None = None) -> None:
         if not output.requires_grad:
-            raise PrivacyError(
+            raise UnsupportedModelError(
                 f'{self._layers[call.module].name} ran without a gradient graph: switch off activation checkpointing '
                 '(with_cp) and torch.no_grad in the training forward'
             )

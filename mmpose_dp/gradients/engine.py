@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import Module, Parameter
 
-from mmpose_dp.privacy.errors import PrivacyError
+from mmpose_dp.privacy.errors import ConfigError, PrivacyError, UnsupportedModelError
 from mmpose_dp.privacy.records import Block, Collector
 
 from .blocks import LayerBlock, SampleSum, StackBlock
@@ -33,14 +33,14 @@ class Engine:
         called_per_sample: modules that see one sample at a time (losses): they get a backward per sample, which is short.
         kind: 'auto'; 'rules' refuses parameters that would need a backward per sample; 'loop' takes that for all parameters.
 
-    Raises PrivacyError for another kind, and for a parameter that is not the model's.
+    Raises ConfigError for another kind, and PrivacyError for a parameter that is not the model's.
     """
 
     def __init__(
         self, model: Module, params: Sequence[Parameter], called_per_sample: Sequence[Module] = (), kind: str = 'auto'
     ) -> None:
         if kind not in ('auto', 'rules', 'loop'):
-            raise PrivacyError(f"engine={kind!r} is unknown; write 'auto', 'rules' or 'loop'")
+            raise ConfigError(f"engine={kind!r} is unknown; write 'auto', 'rules' or 'loop'")
         self.params, self._kind, by_loop = list(params), kind, kind == 'loop'
         place = {id(p): i for i, p in enumerate(self.params)}
         self._names = {place[id(p)]: name for name, p in model.named_parameters() if id(p) in place}
@@ -102,7 +102,7 @@ class Engine:
         with self._capture.entered(not self._unmixed), self._recorder if self._recorder.params else nullcontext():
             yield
         for name in (name for name, p in trained.items() if p._version != before[name]):
-            raise PrivacyError(
+            raise UnsupportedModelError(
                 f'the training forward changed the parameter {name} in place, which would leak the batch: change parameters by '
                 'the optimizer alone'
             )
@@ -129,8 +129,8 @@ class Engine:
         """Hands the gradients of each sample's loss to the collectors, layer by layer; consumes what ``capture`` recorded.
 
         ``losses``: one scalar per sample. If a loss has parameters of its own, the scalars must be separate: in a (samples,) tensor
-        one sample's NaN would reach the others' gradients of these. Raises PrivacyError, on the first batch and before anything is
-        released, if samples mix, if a captured tensor was changed in place, or if the sum is not autograd's.
+        one sample's NaN would reach the others' gradients of these. Raises UnsupportedModelError, on the first batch and before
+        anything is released, if samples mix, if a captured tensor was changed in place, or if the sum is not autograd's.
         """
         each, count, uses = list(losses), len(losses), list(self._recorder.uses)
         if not count:
@@ -170,7 +170,7 @@ class Engine:
 
     def _walk(self, loss: Tensor, ends: Sequence[Any], arrive: Arrive, keep_graph: bool) -> Sequence[Tensor | None]:
         """One backward without layers' weight gradients: ``arrive`` is given the calls'; those of ``ends`` are returned first."""
-        # what requires a gradient rests on one of these, so that every recorded call is passed on the way down
+        # what requires a gradient rests on one of these, so that every recorded call is passed on the path down
         ends = [*ends, *self._capture.ends, *(p for p in self._others if p.requires_grad)]
         self._capture.arrive = arrive
         try:
@@ -179,7 +179,7 @@ class Engine:
             self._capture.arrive = None
 
     def _refuse_mixed_samples(self, losses: Sequence[Tensor], uses: Sequence[Use]) -> bool:
-        """Raises PrivacyError if samples mix; whether everything could be looked at."""
+        """Raises UnsupportedModelError if samples mix; whether everything could be looked at."""
         mixing = MixedSamples(losses, any_order=self._kind == 'loop')
         places: list[tuple[str, Any, int]] = [('the images', x, 0) for x in self._capture.inputs]
         for use in uses:
@@ -201,21 +201,20 @@ class Engine:
         module, layer = calls[0].module, self._layers[calls[0].module]
         block, folded = LayerBlock(module, layer), []
         for call in calls:
-            for x in (call.grad, call.input):
-                if x is not None and len(x) % count:
-                    raise PrivacyError(f'{layer.name} saw {len(x)} leading entries for {count} rows: write {_LOOP}')
+            if n := next((len(x) for x in (call.grad, call.input) if x is not None and len(x) % count), 0):
+                raise UnsupportedModelError(f'{layer.name} saw {n} leading entries for {count} samples: write {_LOOP}')
             grad, call.grad = call.grad.unflatten(0, (count, -1)), None  # type: ignore[union-attr]  # only the blocks hold them
             if call.input is None:
                 folded.append(grad.sum(1))
             elif call.input._version != call.version:
-                raise PrivacyError(
+                raise UnsupportedModelError(
                     f'the input of {layer.name} was changed in place after it was read: take that change out, or write {_LOOP}'
                 )
             else:
                 block.calls.append((call.input.unflatten(0, (count, -1)), grad))
                 call.input = call.input.new_empty(0)
         if folded and block.calls:
-            raise PrivacyError(f'{layer.name} ran in two precisions: write {_LOOP}')
+            raise UnsupportedModelError(f'{layer.name} ran in two precisions: write {_LOOP}')
         if not folded:
             return [block]
         weight, bias = torch.stack(folded).sum(0).float().unbind(1)
@@ -235,10 +234,10 @@ class Engine:
     def _looped_blocks(self, losses: Sequence[Tensor], kept_graph: bool) -> Iterator[Block]:
         indices, names = sorted(self._recorder.lost), self._looped()[:5]
         if indices and not kept_graph:
-            raise PrivacyError(f'{names} are used otherwise than in the first batch: write {_LOOP}')
+            raise UnsupportedModelError(f'{names} are used otherwise than in the first batch: write {_LOOP}')
         if indices and self._kind == 'rules':
             more = 'Write optim_wrapper.engine="auto" (a backward per record for these), or freeze them'
-            raise PrivacyError(f'no per-sample rule serves {names}. {more}')
+            raise UnsupportedModelError(f'no per-sample rule serves {names}. {more}')
         params = [self.params[i] for i in indices]
         stacks = [p.new_zeros((len(losses), *p.shape), dtype=torch.float32) for p in params]
         for sample, loss in enumerate(losses if params else []):
@@ -248,10 +247,10 @@ class Engine:
         return (StackBlock([i], stack) for i, stack in zip(indices, stacks))
 
     def _refuse_wrong_sum(self, loss: Tensor, ours: Sequence[Tensor]) -> bool:
-        """Raises PrivacyError where our sum is not autograd's; whether there was no NaN in the way of comparing."""
-        if self._capture.half and self._agreed:
+        """Raises UnsupportedModelError where our sum is not autograd's; whether there was no NaN that hid it."""
+        if self._capture.low_precision and self._agreed:
             return True  # autograd's own sums in bfloat16 are off by a third (LayerNorm's on CPUs)
-        limit = 0.05 if self._capture.half else 1e-3
+        limit = 0.05 if self._capture.low_precision else 1e-3
         reference = torch.autograd.grad(loss, self.params, retain_graph=True, allow_unused=True)
         scale = max((float(r.norm()) for r in reference if r is not None), default=0.0)
         if not math.isfinite(scale) or not all(bool(mine.isfinite().all()) for mine in ours):
@@ -259,9 +258,9 @@ class Engine:
         for i, (mine, theirs) in enumerate(zip(ours, reference)):
             gap = float((mine if theirs is None else mine - theirs.float()).norm())
             if gap > limit * float(mine.norm()) + 1e-5 * scale:
-                raise PrivacyError(
+                raise UnsupportedModelError(
                     f'the per-sample gradient of {self._names[i]} is not what autograd finds (it is used outside its '
                     f"layer's forward): write {_LOOP}"
                 )
-        self._agreed = not self._capture.half
+        self._agreed = not self._capture.low_precision
         return True

@@ -7,7 +7,7 @@ from collections.abc import Hashable, Sequence
 
 from torch import Tensor, nn
 
-from mmpose_dp.privacy.errors import PrivacyError
+from mmpose_dp.privacy.errors import UnsupportedModelError
 
 # the dimension that holds the samples; whether they are its outer part, or else its inner one
 Layout = tuple[int, bool]
@@ -56,20 +56,20 @@ class MixedSamples:
         return bool(by_sample[:sample].any() or by_sample[sample + 1 :].any())
 
     def refuse(self) -> bool:
-        """Raises PrivacyError if samples mix; whether nothing hid it from sight, such as a NaN or no gradient at all."""
+        """Raises UnsupportedModelError if samples mix; whether nothing hid it from sight, such as a NaN or no gradient at all."""
         for name, read, left in self._places.values():  # the first one is the nearest to where it happens
             if read in left or (left and self._any_order):
                 continue
             name, order = name or 'the model', ''
             if left:
-                raise PrivacyError(
-                    f'{name} holds its rows in another dimension or order than this engine reads, which wants rows outermost: '
+                raise UnsupportedModelError(
+                    f'{name} holds its samples in another dimension or order than this engine reads, which is samples outermost: '
                     "write optim_wrapper.engine='loop', which serves any order"
                 )
             if not self._any_order:
-                order = "; if its rows only stand in another order, write optim_wrapper.engine='loop'"
-            raise PrivacyError(
-                f'from {name} on, the loss of one record depends on the rows of another (a norm with batch statistics, a loss '
+                order = "; if its samples are only in another order, write optim_wrapper.engine='loop'"
+            raise UnsupportedModelError(
+                f'from {name} on, the loss of one record depends on the samples of another (a norm with batch statistics, a loss '
                 'that normalises over the batch). No engine can make that private: put something in its place that treats '
                 f'each record by itself, such as GroupNorm for a norm{order}'
             )
@@ -77,11 +77,11 @@ class MixedSamples:
 
 
 def refuse_counting_layers(model: nn.Module) -> None:
-    """Raises PrivacyError for an embedding that divides by counts over the batch, or rescales its weight in a forward."""
+    """Raises UnsupportedModelError for an embedding that divides by counts over the batch, or rescales its weight in a forward."""
     for name, module in model.named_modules():
         for key, plain in (('scale_grad_by_freq', False), ('max_norm', None)):
             if isinstance(module, (nn.Embedding, nn.EmbeddingBag)) and getattr(module, key) not in (None, False):
-                raise PrivacyError(
+                raise UnsupportedModelError(
                     f'{key}={getattr(module, key)} of {name or "the model"} makes one record depend on the others of its '
                     f'batch: write {key}={plain}'
                 )

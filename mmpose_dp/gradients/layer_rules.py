@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
-from mmpose_dp.privacy.errors import PrivacyError
+from mmpose_dp.privacy.errors import ConfigError
 
 # (module, input, output gradient), samples outermost, float32 or more -> {parameter name: (samples, *parameter shape)}
 Rule = Callable[[Any, Tensor, Tensor], dict[str, Tensor]]
@@ -34,9 +34,9 @@ class Layer(NamedTuple):
     indices: list[int]
 
     def own(self, grads: Mapping[str, Tensor]) -> list[Tensor]:
-        """The trainable parameters' gradients. Raises PrivacyError if the rule left one out."""
+        """The trainable parameters' gradients. Raises ConfigError if the rule left one out."""
         if missing := [name for name in self.param_names if name not in grads]:
-            raise PrivacyError(f'the rule of {self.name} returns no gradient for its parameters {missing}: add them')
+            raise ConfigError(f'the rule of {self.name} returns no gradient for its parameters {missing}: add them')
         return [grads[name] for name in self.param_names]
 
 

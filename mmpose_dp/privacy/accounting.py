@@ -7,9 +7,10 @@ PRV from Opacus, PLD from dp-accounting. Must not round a rate or a step count, 
 import math
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import lru_cache
+from functools import lru_cache, reduce
 from typing import Any
 
 import numpy as np
@@ -21,17 +22,11 @@ from .errors import ConfigError, PrivacyError
 from .validation import as_delta, as_noise_multiplier, as_whole, require
 
 ACCOUNTANTS = ('pld', 'prv', 'rdp')
-_PRV_ERRORS = (0.01, 1e-3)  # of epsilon, and of delta relative to it: Opacus' own
+_PRV_ERROR, _PRV_DELTA_ERROR = 0.01, 1e-3  # of epsilon, and of delta relative to it: Opacus' own
 _PRV_POINTS = 1 << 23  # a longer grid takes gigabytes
 _FEW_ORDERS = (2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 48, 64, 128, 256)  # of RDP, for a bound in a millisecond
-_ROUGH_ORDERS = (
-    1.25,
-    1.5,
-    2.5,
-    *_FEW_ORDERS,
-    1000,
-)  # with the low ones, which a large epsilon needs and which are slow
-_HIGH_ORDERS = (80, 100, 128, 180, 256, 360, 512, 720, 1000)  # besides Opacus' own: a small epsilon needs them
+_ROUGH_ORDERS = (1.25, 1.5, 2.5, *_FEW_ORDERS, 1000)  # with low ones, which a large epsilon needs and which are slow
+_ALL_ORDERS = (*RDPAccountant.DEFAULT_ALPHAS, 80, 100, 128, 180, 256, 360, 512, 720, 1000)  # high ones: a small epsilon
 _PLD_STEPS = 10**7  # dp-accounting takes a whole number to this power
 _LEAST_RATE = 1e-12  # a smaller rate is accounted for as this one: 1 - rate must differ from 1
 _LEAST_WIDTH = 1e-12  # of the grid: losses are sums of numbers about 1
@@ -39,28 +34,20 @@ _LEAST_WIDTH = 1e-12  # of the grid: losses are sums of numbers about 1
 
 @dataclass(frozen=True)
 class StepEvent:
-    """One noisy step: a Gaussian on a Poisson sample.
+    """One noisy step: a Gaussian on a Poisson sample."""
 
-    Attributes:
-        noise_multiplier: sigma, the noise's standard deviation in units of the sensitivity.
-        sample_rate: q = expected_batch_size / num_records, an exact fraction. With personal budgets, the highest.
-        personal_rates: with personal budgets, the rate of each group of records, smallest budget first.
-    """
-
-    noise_multiplier: float
-    sample_rate: Fraction
-    personal_rates: tuple[Fraction, ...] = ()
+    noise_multiplier: float  # sigma, the noise's standard deviation in units of the sensitivity
+    sample_rate: Fraction  # q = expected_batch_size / num_records, exact. With personal budgets, the highest
+    personal_rates: tuple[Fraction, ...] = ()  # with personal budgets, of each group of records, smallest budget first
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, 'noise_multiplier', as_noise_multiplier(self.noise_multiplier))
-        require(
-            isinstance(self.sample_rate, Fraction),
-            f'sample_rate={self.sample_rate!r} must be exact: write Fraction(expected_batch_size, num_records)',
-        )
-        for rate in (self.sample_rate, *self.personal_rates):
+        object.__setattr__(self, 'noise_multiplier', as_noise_multiplier(self.noise_multiplier, 'noise_multiplier'))
+        q, rates = self.sample_rate, self.personal_rates
+        exact = f'sample_rate={q!r} must be exact: write Fraction(expected_batch_size, num_records)'
+        require(isinstance(q, Fraction), exact)
+        for rate in (q, *rates):
             require(0 < rate <= 1, f'sample_rate={rate} must be above 0 and at most 1')
-        highest = max(self.personal_rates, default=self.sample_rate)
-        require(highest == self.sample_rate, 'sample_rate must be the highest of personal_rates')
+        require(max(rates, default=q) == q, 'sample_rate must be the highest of personal_rates')
 
 
 History = Sequence[tuple[StepEvent, int]]
@@ -78,15 +65,14 @@ def epsilon(history: History, delta: float, accountant: str = 'pld') -> float:
     Sources: 'pld' Doroshenko et al. 2022 (connect the dots, pessimistic), 'prv' Gopi et al. 2021 (its upper bound, not its
     estimate), 'rdp' Mironov et al. 2019 with Balle et al. 2020.
     """
-    if accountant not in ACCOUNTANTS:
-        why = ' (GDP is a limit that under-estimates epsilon)' if accountant == 'gdp' else ''
-        raise ConfigError(f'accountant={accountant!r} is not offered{why}; write one of {ACCOUNTANTS}')
-    return _bound(_merge(history), as_delta(delta), accountant)
+    why = ' (GDP is a limit that under-estimates epsilon)' if accountant == 'gdp' else ''
+    require(accountant in ACCOUNTANTS, f'accountant={accountant!r} is not offered{why}; write one of {ACCOUNTANTS}')
+    return _epsilon(history, delta, accountant)
 
 
 def rough_epsilon(history: History, delta: float) -> float:
     """As ``epsilon`` by RDP at few orders: an upper bound too, and the start of a search. Takes milliseconds."""
-    return _bound(_merge(history), as_delta(delta), 'rough')
+    return _epsilon(history, delta, 'rough')
 
 
 def group_epsilon(history: History, delta: float, records: int) -> float:
@@ -96,32 +82,33 @@ def group_epsilon(history: History, delta: float, records: int) -> float:
     probability Binomial(records, q), a mixture of Gaussians (Choquette-Choo et al. 2024, corollary 4.7). Infinity if a step had
     no noise, and for several records if the grid is not exact enough (see ``epsilon``).
     """
-    return _bound(_merge(history), as_delta(delta), 'pld', as_whole(records, 'records'))
+    return _epsilon(history, delta, 'pld', as_whole(records, 'records'))
 
 
-def _merge(history: History) -> tuple[tuple[StepEvent, int], ...]:
-    """Equal events added up, so that a resumed training spends exactly what an uninterrupted one does."""
+def _epsilon(history: History, delta: float, accountant: str, records: int = 1) -> float:
+    """The accountant's epsilon. Equal events are added up, so that a resume spends exactly what no interruption would."""
     total: dict[StepEvent, int] = {}
     for event, steps in history:
-        steps = as_whole(steps, 'steps', 0)
-        if steps:
-            total[event] = total.get(event, 0) + steps
-    return tuple(total.items())
+        total[event] = total.get(event, 0) + as_whole(steps, 'steps', 0)
+    taken = tuple((event, steps) for event, steps in total.items() if steps)
+    return _by_accountant(taken, as_delta(delta, 'target_delta'), accountant, records)
 
 
 @lru_cache(maxsize=4096)  # a plan, its calibration, its budget and its statement ask for the same histories
-def _bound(merged: tuple[tuple[StepEvent, int], ...], delta: float, accountant: str, records: int = 1) -> float:
-    if not merged:
+def _by_accountant(history: tuple[tuple[StepEvent, int], ...], delta: float, accountant: str, records: int) -> float:
+    if not history:
         return 0.0
-    if any(event.noise_multiplier == 0 for event, _ in merged):
+    if any(event.noise_multiplier == 0 for event, _ in history):
         return math.inf
     if accountant == 'pld':
-        return _pld_epsilon(merged, delta, records)
-    return _opacus(merged, delta, 'rdp', _ROUGH_ORDERS) if accountant == 'rough' else _opacus(merged, delta, accountant)
+        return _pld(history, delta, records)
+    if accountant == 'rough':
+        return _opacus(history, delta, 'rdp', _ROUGH_ORDERS)
+    return _opacus(history, delta, accountant)
 
 
-def _opacus(history: History, delta: float, accountant: str, orders: Sequence[float] = ()) -> float:
-    """Epsilon by Opacus. Raises ConfigError where its numerics fail."""
+def _opacus(history: History, delta: float, accountant: str, orders: Sequence[float] = _ALL_ORDERS) -> float:
+    """Epsilon by Opacus, 'rdp' or 'prv'. Raises ConfigError where its numerics fail."""
     try:
         with warnings.catch_warnings(), np.errstate(all='ignore'):
             warnings.simplefilter('ignore')  # the best RDP order is the first or last one; the bound still holds
@@ -137,38 +124,35 @@ def _opacus(history: History, delta: float, accountant: str, orders: Sequence[fl
 
 
 def _rdp(history: History, delta: float, orders: Sequence[float]) -> float:
-    library, orders = RDPAccountant(), orders or (*RDPAccountant.DEFAULT_ALPHAS, *_HIGH_ORDERS)
+    library = RDPAccountant()
     library.history = [(event.noise_multiplier, _rate(event), steps) for event, steps in history]
-    try:
+    with suppress(ValueError):  # fractional orders fail if a step has almost no effect
         return float(library.get_epsilon(delta, alphas=list(orders)))
-    except ValueError:  # fractional orders fail if a step has almost no effect
-        return float(library.get_epsilon(delta, alphas=[order for order in orders if order == int(order)]))
+    return float(library.get_epsilon(delta, alphas=[order for order in orders if order == int(order)]))
 
 
 def _prv(history: History, delta: float) -> float:
     if _error(history) > delta / 10:
         raise ValueError(f'delta {delta:.3g} is too small for its sums')
-    eps_error, delta_error = _PRV_ERRORS[0], delta * _PRV_ERRORS[1]
+    delta_error = delta * _PRV_DELTA_ERROR
     reach = 2 * (_opacus(history, delta_error / 4, 'rdp', _ROUGH_ORDERS) + 3)
-    mesh = eps_error / math.sqrt(sum(steps for _, steps in history) * math.log(12 / delta_error) / 2)
+    mesh = _PRV_ERROR / math.sqrt(sum(steps for _, steps in history) * math.log(12 / delta_error) / 2)
     if reach / mesh > _PRV_POINTS:
         raise ValueError('epsilon is too large for its grid')
     library = PRVAccountant()
     library.history = [(event.noise_multiplier, _rate(event), steps) for event, steps in history]
-    return float(library.get_epsilon(delta, eps_error=eps_error, delta_error=delta_error))
+    return float(library.get_epsilon(delta, eps_error=_PRV_ERROR, delta_error=delta_error))
 
 
-def _pld_epsilon(history: History, delta: float, records: int) -> float:
+def _pld(history: History, delta: float, records: int) -> float:
     error = _error(history)
     if error > delta / 10 or sum(steps for _, steps in history) > _PLD_STEPS:
         return _opacus(history, delta, 'rdp') if records == 1 else math.inf
     try:
-        total, interval = None, _interval(history, records)
+        interval = _interval(history, records)
         with np.errstate(all='ignore'):
-            for event, steps in history:
-                part = _pld(event, records, interval).self_compose(steps)
-                total = part if total is None else total.compose(part)
-            assert total is not None
+            parts = (_pld_of_one(event, records, interval).self_compose(steps) for event, steps in history)
+            total = reduce(lambda one, other: one.compose(other), parts)
             return max(float(total.get_epsilon_for_delta(delta - error)), 0.0)
     except OverflowError:  # a noise multiplier near 0: losses beyond what a float holds
         return math.inf
@@ -184,7 +168,7 @@ def _rate(event: StepEvent) -> float:
 
 
 @lru_cache(maxsize=64)  # bisections and curves ask for the same step again and again
-def _pld(event: StepEvent, records: int, interval: float) -> Any:
+def _pld_of_one(event: StepEvent, records: int, interval: float) -> Any:
     """Privacy loss distribution of one step, both directions, rounded so that delta only grows."""
     sigma, q, grid = event.noise_multiplier, _rate(event), dict(value_discretization_interval=interval)
     if records == 1:
@@ -201,9 +185,9 @@ def _interval(history: History, records: int) -> float:
     with the steps and the square of the width, is below what is printed: the bound is tight. It is wider only if the losses
     reach too far for the grid (2 million points in all, 50,000 per step; 20,000 for a group, whose points are slow).
     """
-    spreads, reaches, total = [], [], 0.0
-    cost, most = (1e-4, 5e4) if records == 1 else (1e-3, 2e4)
-    for event, steps in history:
+    spreads, reaches = [], []
+    cost, most, finest = (1e-4, 5e4, 10) if records == 1 else (1e-3, 2e4, 4)  # a mixture takes seconds on a fine grid
+    for event, _ in history:
         q, sigma = _rate(event), event.noise_multiplier
         # sqrt of the chi-square divergence, about the loss's deviation; Gaussian tails end at 10
         spreads.append(records * q * math.sqrt(math.expm1(min(sigma**-2, 500.0))))
@@ -211,12 +195,9 @@ def _interval(history: History, records: int) -> float:
         joins = -math.expm1(records * math.log1p(-q)) if q < 1 else 1.0
         reach = exponent if joins == 1 else np.logaddexp(np.log1p(-joins), np.log(joins) + exponent)
         reaches.append(float(reach))
-        total += steps * float(reach)
-    try:
+    total = sum(steps * reach for (_, steps), reach in zip(history, reaches))
+    with suppress(PrivacyError):  # the sum of the reaches then
         total = min(total, records**2 * _opacus(history, 1e-15, 'rdp', _FEW_ORDERS))
-    except PrivacyError:
-        pass  # the sum of the reaches then
-    ideal = min(spreads) / (10 if records == 1 else 4)  # a mixture takes seconds on a fine grid
     fine = max(1e-3, math.sqrt(cost / sum(steps for _, steps in history)))
-    width = max(min(ideal, fine), max(reaches) / most, total / 2e6)
+    width = max(min(min(spreads) / finest, fine), max(reaches) / most, total / 2e6)
     return 2.0 ** math.floor(math.log2(max(width, _LEAST_WIDTH)))

@@ -4,15 +4,13 @@ Every answer is on the safe side: noise is rounded up, steps are rounded down. M
 """
 
 import math
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 
-from scipy.optimize import brentq
-
 from .accounting import History, StepEvent, epsilon, rough_epsilon
 from .errors import BudgetError
-from .figures import as_given, rounded_up
-from .validation import as_delta, as_positive, as_whole
+from .validation import as_delta, as_given, as_positive, as_whole, rounded_up
 
 _SIGMAS = (1e-2, 1e9)  # where calibration looks
 _PRECISION = 1e-4  # relative, of a calibrated noise multiplier
@@ -32,11 +30,10 @@ def calibrate_noise_multiplier(
 ) -> float:
     """The smallest noise multiplier that keeps ``history`` and ``steps`` more within the budget.
 
-    With a schedule it is that of the first step; ``factors`` then say how the noise goes on over the ``steps``. Rounded up,
-    by a relative 1e-4 at most: epsilon of the result is at most ``target_epsilon``. Raises BudgetError if no noise is
-    enough.
+    With a schedule it is that of the first step; ``factors`` then say how the noise goes on over the ``steps``. Rounded up, by a
+    relative 1e-4 at most: epsilon of the result is at most ``target_epsilon``. Raises BudgetError if no noise is enough.
     """
-    target_epsilon, target_delta = as_positive(target_epsilon, 'target_epsilon'), as_delta(target_delta)
+    target_epsilon, target_delta = as_positive(target_epsilon, 'target_epsilon'), as_delta(target_delta, 'target_delta')
     steps = as_whole(steps, 'steps')
     spent = epsilon(history, target_delta, accountant)
     if spent >= _ALL_BUT_SPENT * target_epsilon:
@@ -58,19 +55,14 @@ def calibrate_noise_multiplier(
     sigma = smallest_sigma(
         lambda sigma: epsilon(after(sigma), target_delta, accountant) / target_epsilon, start, steps_apart, _PRECISION
     )
-    if sigma is None:
-        raise BudgetError(_out_of_reach(target_epsilon, target_delta, after(_SIGMAS[1]), accountant))
-    return sigma
-
-
-def _out_of_reach(target_epsilon: float, target_delta: float, most_noise: History, accountant: str) -> str:
-    """What to write instead of a budget that no noise meets."""
-    least = epsilon(most_noise, target_delta, accountant)
-    better = epsilon(most_noise, target_delta, 'pld') <= target_epsilon
-    return (
+    if sigma is not None:
+        return sigma
+    least, by_pld = (epsilon(after(_SIGMAS[1]), target_delta, name) for name in (accountant, 'pld'))
+    instead = "write accountant='pld'" if by_pld <= target_epsilon else 'raise target_delta'
+    raise BudgetError(
         f'target_epsilon={target_epsilon} at target_delta={as_given(target_delta)} cannot be met with any noise: with the '
-        f'most that is tried, accountant={accountant!r} still gives {rounded_up(least)}. Raise target_epsilon above that'
-        + (", or write accountant='pld'" if better else ', or raise target_delta')
+        f'most that is tried, accountant={accountant!r} still gives {rounded_up(least)}. Raise target_epsilon above that, '
+        f'or {instead}'
     )
 
 
@@ -94,20 +86,10 @@ def smallest_sigma(ratio: Callable[[float], float], start: float, factor: float,
         if low < _SIGMAS[0]:
             return low
         high, low = low, low / factor
-
-    ends = {math.log(low): 1.0, math.log(high): -1.0}  # known; and a ratio of 1 at the upper end is no crossing
-
-    def excess(log_sigma: float) -> float:
-        if log_sigma in ends:
-            return ends[log_sigma]
-        found = math.log(min(max(ratio(math.exp(log_sigma)), 1e-9), 1e9))
-        return found or -precision  # if all ratios above the crossing are 1, it is further down
-
-    root = brentq(excess, *ends, xtol=precision / 2)
-    sigma = min(math.exp(root + precision / 2), high)
-    while ratio(sigma) > 1:  # grids make small steps in the curve
-        sigma *= 1 + precision / 2
-    return sigma
+    while high > low * (1 + precision):
+        middle = math.sqrt(low * high)
+        low, high = (middle, high) if ratio(middle) > 1 else (low, middle)
+    return high
 
 
 def steps_within(
@@ -115,16 +97,11 @@ def steps_within(
 ) -> int:
     """How many of the ``planned`` steps, in their order, keep the total with ``history`` within the budget."""
 
-    def fits(steps: int) -> bool:
-        return epsilon([*history, *first_steps(planned, steps)], target_delta, accountant) <= target_epsilon
+    def exceeds(steps: int) -> bool:
+        return epsilon([*history, *first_steps(planned, steps)], target_delta, accountant) > target_epsilon
 
-    low, high = 0, sum(steps for _, steps in planned)
-    if fits(high):
-        return high
-    while high - low > 1:  # 0 steps spend nothing more, all of them are too many
-        middle = (low + high) // 2
-        low, high = (middle, high) if fits(middle) else (low, middle)
-    return low
+    total = sum(steps for _, steps in planned)
+    return bisect_left(range(1, total), True, key=exceeds) if exceeds(total) else total
 
 
 def first_steps(history: History, count: int) -> History:

@@ -4,28 +4,33 @@ Every number that leaves this module is a sum over records of vectors whose norm
 clipping turns into votes that are noised. Must not add noise, average, or look at how many records were sampled.
 """
 
-import math
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .projection import Projector
 from .records import Block, Samples, as_range, as_vectors
 
-STABILITY = 0.01  # Bu et al. 2023, section 4.1: keeps short gradients shorter than long ones
+ROUNDING_MARGIN = 1e-3  # of C; must not be smaller than what was measured (docs/guarantee.md, "Rounding")
 
 
-def clip_factors(norms: Tensor, max_grad_norm: float, automatic: bool = False) -> Tensor:
-    """min(1, C / norm) for each record, or C / (norm + 0.01) if ``automatic``: (records,) float32; 0 for a norm that is not finite.
+def clipping_norm(max_grad_norm: float) -> float:
+    """What records are clipped to, so that with the rounding of the others the sum moves by at most ``max_grad_norm``.
 
-    Automatic clipping (Bu et al. 2023) makes every record weigh about C, so that C is no longer to be tuned beside the
-    learning rate. A record with a NaN, infinite or overflowing gradient contributes nothing and leaves the others alone.
+    One record more or less changes the shapes of the forwards and the order of the sums, and with them the last bits of the
+    other records' clipped gradients: the clipped sum moves by a little more than the one record's own vector. So records are
+    clipped to slightly less than C, and the noise is that of C.
     """
-    if automatic:
-        factors = max_grad_norm / (norms + STABILITY)
-    else:
-        factors = (max_grad_norm / norms.clamp_min(torch.finfo(norms.dtype).tiny)).clamp_max(1.0)
+    return max_grad_norm * (1 - ROUNDING_MARGIN)
+
+
+def clip_factors(norms: Tensor, max_grad_norm: float) -> Tensor:
+    """min(1, C / norm) for each record, (records,) float32; 0 for a norm that is not finite.
+
+    A record with a NaN, infinite or overflowing gradient contributes nothing and leaves the others alone.
+    """
+    factors = (max_grad_norm / norms.clamp_min(torch.finfo(norms.dtype).tiny)).clamp_max(1.0)
     return torch.where(torch.isfinite(norms), factors, torch.zeros_like(factors))
 
 
@@ -37,50 +42,46 @@ class ClippedSum:
 
     Args:
         params: the trainable parameters.
-        rows: which record each sample belongs to.
+        samples: which record each sample belongs to.
         max_grad_norm: C.
         scale: what the losses were multiplied by (mixed precision).
-        automatic: see clip_factors.
     """
 
-    def __init__(
-        self,
-        params: Sequence[nn.Parameter],
-        rows: Samples,
-        max_grad_norm: float,
-        scale: float = 1.0,
-        automatic: bool = False,
-    ) -> None:
-        self._params, self._rows, self._max_grad_norm, self._scale = params, rows, max_grad_norm, scale
-        self._automatic = automatic
-        self.norms = torch.zeros(0)
-        self._private = as_range(rows.private)
-        self._squares = torch.zeros(rows.num_records, dtype=torch.float32, device=params[0].device)
+    factors = staticmethod(clip_factors)  # other kinds of clipping set another function, as safe, here
+
+    def __init__(self, params: Sequence[Tensor], samples: Samples, max_grad_norm: float, scale: float = 1.0) -> None:
+        self._params, self._samples, self._max_grad_norm, self._scale = params, samples, max_grad_norm, scale
+        self._private, self.norms = as_range(samples.private), torch.zeros(0)
+        self._squares = torch.zeros(samples.num_records, dtype=torch.float32, device=params[0].device)
         self._whole: list[Block] = []
         self._stacks: list[tuple[int, Tensor]] = []  # (parameter, (records, its size))
 
     def add(self, block: Block) -> None:
         """See Collector.add. Norms are taken in float32 over all parameters together."""
-        squares = block.ghost_squares(self._private) if self._rows.num_records == len(self._private) else None
+        squares = block.ghost_squares(self._private) if self._samples.num_records == len(self._private) else None
         if squares is not None:
             self._squares += squares
             self._whole.append(block)
             return
         for index, grads in zip(block.indices, block.per_sample(self._private)):
-            stack = self._rows.sum_by_record(as_vectors(grads))
+            stack = self._samples.sum_by_record(as_vectors(grads))
             self._squares += torch.linalg.vecdot(stack, stack)
             self._stacks.append((index, stack))
 
     def total(self) -> list[Tensor]:
-        """The sum, one float32 tensor per parameter. Records that are not finite are left out: 0 * NaN is NaN."""
-        self.norms = self._squares.sqrt() / self._scale
-        factors = clip_factors(self.norms, self._max_grad_norm, self._automatic) / self._scale
+        """The sum, one float32 tensor per parameter."""
+        return self._scaled_sum(self._squares.sqrt())
+
+    def _scaled_sum(self, norms: Tensor) -> list[Tensor]:
+        """The sum of records with these ``norms``. Those that are not finite are left out: 0 * NaN is NaN."""
+        self.norms = norms / self._scale
+        factors = self.factors(self.norms, self._max_grad_norm) / self._scale
         total: list[Tensor | None] = [None] * len(self._params)
         keep = factors.nonzero().flatten()
         weights = factors[keep]
-        rows = as_range(self._rows.private[keep.cpu()]) if self._whole else []
+        samples = as_range(self._samples.private[keep.cpu()]) if self._whole else []
         for block in self._whole if len(keep) else []:
-            for index, grads in zip(block.indices, block.weighted_sum(rows, weights)):
+            for index, grads in zip(block.indices, block.weighted_sum(samples, weights)):
                 total[index] = grads
         all_kept = len(keep) == len(factors)
         for index, stack in self._stacks:
@@ -88,67 +89,25 @@ class ClippedSum:
         return [torch.zeros_like(p, dtype=torch.float32) if x is None else x for p, x in zip(self._params, total)]
 
 
-class PerParameterClippedSum:
-    """Collects the sum of gradients clipped parameter by parameter, each of P to C / sqrt(P) (McMahan et al. 2018).
-
-    Together a record weighs at most C. No layer waits for the norm of another: nothing is held but the sum. A layer in which
-    a record's gradient is not finite does without that record.
-
-    Args: as of ClippedSum.
-    """
-
-    def __init__(self, params: Sequence[nn.Parameter], rows: Samples, max_grad_norm: float, scale: float = 1.0) -> None:
-        self._rows, self._scale = rows, scale
-        self._share = max_grad_norm / math.sqrt(len(params))
-        self._private = as_range(rows.private)
-        self._total = [torch.zeros_like(p, dtype=torch.float32) for p in params]
-
-    def add(self, block: Block) -> None:
-        """See Collector.add."""
-        for index, grads in zip(block.indices, block.per_sample(self._private)):
-            stack = self._rows.sum_by_record(as_vectors(grads))
-            norms = torch.linalg.vecdot(stack, stack).sqrt() / self._scale
-            factors = clip_factors(norms, self._share) / self._scale
-            keep = factors > 0  # 0 * NaN is NaN
-            self._total[index] = (factors[keep] @ stack[keep]).view_as(self._total[index])
-
-    def total(self) -> list[Tensor]:
-        """The sum, one float32 tensor per parameter."""
-        return self._total
-
-
-class ClippedCoordinates:
+class ClippedCoordinates(ClippedSum):
     """Collects sum_i clip(V^T g_i, C) over the private records: ``project-then-clip``.
 
     The k coordinates themselves are clipped, so the sensitivity is C whatever V is; V need not even be orthonormal.
     Each block adds its share and is forgotten: no whole per-sample gradient is ever held.
 
-    Args: as of ClippedSum, and the projector.
+    Args: as of ClippedSum, and the projector, which has V.
     """
 
-    def __init__(
-        self,
-        rows: Samples,
-        max_grad_norm: float,
-        projector: Projector,
-        scale: float = 1.0,
-        automatic: bool = False,
-    ) -> None:
-        self._rows, self._max_grad_norm, self._projector, self._scale = rows, max_grad_norm, projector, scale
-        self._automatic = automatic
-        self.norms = torch.zeros(0)
-        self._private = as_range(rows.private)
-        self._coordinates = projector.no_coordinates(rows.num_records)
+    def __init__(self, samples: Samples, max_grad_norm: float, projector: Projector, scale: float = 1.0) -> None:
+        super().__init__([*projector.no_coordinates(1)], samples, max_grad_norm, scale)
+        self._projector, self._coordinates = projector, projector.no_coordinates(samples.num_records)
 
     def add(self, block: Block) -> None:
         """See Collector.add."""
         for index, grads in zip(block.indices, block.per_sample(self._private)):
-            self._coordinates += self._rows.sum_by_record(self._projector.coordinates(index, grads))
+            self._coordinates += self._samples.sum_by_record(self._projector.coordinates(index, grads))
 
     def total(self) -> list[Tensor]:
         """The sum: one tensor of shape (rank,), float32."""
-        coordinates = self._coordinates / self._scale
-        self.norms = coordinates.norm(dim=1)
-        factors = clip_factors(self.norms, self._max_grad_norm, self._automatic)
-        keep = factors > 0  # 0 * NaN is NaN: leave such a record out
-        return [(coordinates[keep] * factors[keep, None]).sum(0)]
+        self._stacks = [(0, self._coordinates)]
+        return self._scaled_sum(self._coordinates.norm(dim=1))

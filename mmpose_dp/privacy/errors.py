@@ -22,4 +22,4 @@ class BudgetError(PrivacyError):
 
 
 class UnsupportedModelError(PrivacyError):
-    """A model has a part for which no per-sample gradients can be computed."""
+    """A model, or a layer of it, cannot be made private."""

@@ -6,12 +6,12 @@ forget a step, must not rewrite a line, and must not read a damaged or shortened
 
 import hashlib
 import hmac
-import itertools
 import json
 import os
 import re
 import secrets
 from fractions import Fraction
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +24,7 @@ _FORMAT = 2
 _KEPT = ('privacy_unit', 'subjects', 'personal_budgets', 'personal_assignment', 'method', 'public_view', 'public_data')
 # once another value than these, in a part of a run, always another
 _HARMLESS = dict(secret_randomness=True, secure_mode=True, expose_private_metrics=False)
-_APART = 'their steps do not add up'
-_SHOWN = 'what the first view showed is not protected, and the statement of this training could not say so'
-_SUBJECTS = re.compile(r'(.*?)(?: \(sha256 ([0-9a-f]{12})\))?', re.DOTALL)
+_OLD_DIGEST = re.compile(r' \(sha256 ([0-9a-f]{12})\)\Z')  # of subjects, as it was before it had a key
 _START = hashlib.sha256(b'mmpose_dp privacy ledger').hexdigest()
 
 
@@ -36,41 +34,26 @@ class Ledger:
     A line is ``{"run": metadata}``, which opens a training, ``{"resumed": metadata}``, or a step: noise_multiplier, sample_rate
     as a fraction, steps. The chain of hashes detects damage and careless editing. It does not protect against somebody who
     forges a whole file.
-
-    Examples:
-        >>> ledger = Ledger()
-        >>> ledger.keep_at(Path('work_dirs/a') / LEDGER_NAME)
-        >>> ledger.begin_run(privacy_unit='instance', secret_randomness=True)
-        >>> ledger.count(StepEvent(1.0, Fraction(1, 100)))
     """
 
     def __init__(self) -> None:
+        self.runs: tuple[dict[str, Any], ...] = ()  # what each run said of itself when it began
+        self.history: tuple[tuple[StepEvent, int], ...] = ()  # (event, steps) pairs of all runs, oldest first
+        self.earlier_history: tuple[tuple[StepEvent, int], ...] = ()  # those of the runs before the current one
+        self.head = _START  # the hash of the last line
         self._lines: list[dict[str, Any]] = []
-        self._entries: list[tuple[StepEvent, int]] = []
-        self._runs: list[dict[str, Any]] = []
-        self._earlier = 0  # entries of earlier runs
         self._file: int | None = None
         self._size = 0  # bytes of the file that are ours
 
     @property
-    def history(self) -> History:
-        """(event, steps) pairs of all runs, oldest first."""
-        return tuple(self._entries)
-
-    @property
-    def earlier_history(self) -> History:
-        """The history of the runs before the current one."""
-        return tuple(self._entries[: self._earlier])
-
-    @property
     def run_history(self) -> History:
         """The history of the current run."""
-        return tuple(self._entries[self._earlier :])
+        return self.history[len(self.earlier_history) :]
 
     @property
     def steps(self) -> int:
         """All steps counted."""
-        return sum(steps for _, steps in self._entries)
+        return sum(steps for _, steps in self.history)
 
     @property
     def run_steps(self) -> int:
@@ -78,29 +61,14 @@ class Ledger:
         return sum(steps for _, steps in self.run_history)
 
     @property
-    def runs(self) -> tuple[dict[str, Any], ...]:
-        """What each run said of itself when it began."""
-        return tuple(self._runs)
-
-    @property
     def is_secret(self) -> bool:
         """False if a run, or a part of one, used a debug seed."""
-        return all(run.get('secret_randomness', True) for run in self._runs)
-
-    @property
-    def is_hardened(self) -> bool:
-        """False if a run, or a part of one, made its noise without secure_mode."""
-        return all(run.get('secure_mode', False) for run in self._runs)
+        return all(run.get('secret_randomness', True) for run in self.runs)
 
     @property
     def exposes_private_metrics(self) -> bool:
         """True if a run, or a part of one, logged losses of private batches."""
-        return any(run.get('expose_private_metrics', False) for run in self._runs)
-
-    @property
-    def head(self) -> str:
-        """The hash of the last line."""
-        return self._lines[-1]['hash'] if self._lines else _START
+        return any(run.get('expose_private_metrics', False) for run in self.runs)
 
     def epsilon(self, delta: float, accountant: str = 'pld') -> float:
         """Epsilon spent so far, by all runs."""
@@ -113,24 +81,26 @@ class Ledger:
         public view that this run does not have: together they guarantee Feature DP for that view. Plain DP may come first.
         Only a keyed digest of ``subjects_digest`` is kept.
         """
-        for run, name in itertools.product(self._runs, ('privacy_unit', 'subjects', 'public_view')):
-            if not (_same(run, metadata, name) or (name == 'public_view' and run.get(name) is None)):
+        apart = 'their steps do not add up'
+        shown = 'what the first view showed is not protected, and the statement of this training could not say so'
+        for run, (name, why) in product(self.runs, dict(privacy_unit=apart, subjects=apart, public_view=shown).items()):
+            other = _difference(run, metadata, name)
+            if other and not (name == 'public_view' and run.get(name) is None):
                 raise LedgerError(
-                    f'the ledger holds a training with {name}={run.get(name)!r} and this one has '
-                    f'{_other(run, metadata, name)}: {_SHOWN if name == "public_view" else _APART}. Give another work_dir'
+                    f'the ledger holds a training with {name}={run.get(name)!r} and this one has {other}: {why}. Give another '
+                    'work_dir'
                 )
         self._append({'run': _sealed(metadata)})
 
     def resume_run(self, **metadata: Any) -> None:
         """Goes on with the last training. Raises LedgerError if that one guaranteed something else."""
-        if not self._runs:
+        if not self.runs:
             raise LedgerError('the privacy ledger holds no training to resume')
         for name in _KEPT:
-            if not _same(self._runs[-1], metadata, name):
+            if other := _difference(self.runs[-1], metadata, name):
                 raise LedgerError(
-                    f'the training to resume had {name}={self._runs[-1].get(name)!r} and the config says '
-                    f'{_other(self._runs[-1], metadata, name)}: one statement could not hold for both. Put the old '
-                    'value back, or start anew in another work_dir'
+                    f'the training to resume had {name}={self.runs[-1].get(name)!r} and the config says {other}: one statement '
+                    'could not hold for both. Put the old value back, or start anew in another work_dir'
                 )
         self._append({'resumed': _sealed(metadata)})
 
@@ -145,47 +115,54 @@ class Ledger:
 
     def add(self, other: 'Ledger') -> None:
         """Adds every run of another ledger on the same records, which composes them."""
-        for content in map(_content, other._lines):
-            if 'run' in content:
-                self.begin_run(**content['run'])
-            elif 'resumed' in content:
-                self.resume_run(**content['resumed'])
+        for line in other._lines:
+            if 'run' in line:
+                self.begin_run(**line['run'])
+            elif 'resumed' in line:
+                self.resume_run(**line['resumed'])
             else:
-                self._append(content)
+                self._append(line)
 
     def _append(self, content: dict[str, Any]) -> None:
         line = {**content, 'hash': _seal(self.head, content)}
         if self._file is not None:
             if os.fstat(self._file).st_size != self._size:
                 raise LedgerError('somebody else writes to the privacy ledger: run one training per work_dir at a time')
-            data = _dump(line)
-            _write(self._file, data)
-            self._size += len(data)
+            self._write(self._file, _dump(line))
         self._take(line)
+
+    def _write(self, file: int, data: bytes) -> None:
+        written = os.write(file, data)
+        if written < len(data):
+            raise LedgerError(
+                f'{LEDGER_NAME}: only {written} of {len(data)} bytes could be written, so no step is taken: is the disk full? '
+                'Make room and resume'
+            )
+        os.fsync(file)
+        self._size += written
 
     def _take(self, line: dict[str, Any]) -> None:
         if 'run' in line:
-            self._runs.append(dict(line['run']))
-            self._earlier = len(self._entries)
+            self.runs += (dict(line['run']),)
+            self.earlier_history = self.history
         elif 'resumed' in line:
             for name, harmless in _HARMLESS.items():
                 if line['resumed'].get(name, harmless) != harmless:
-                    self._runs[-1][name] = line['resumed'][name]
+                    self.runs[-1][name] = line['resumed'][name]
         else:
             rates = tuple(Fraction(rate) for rate in line.get('personal_rates', ()))
             event, steps = StepEvent(line['noise_multiplier'], Fraction(line['sample_rate']), rates), line['steps']
             if type(line['noise_multiplier']) is not float or type(steps) is not int or steps < 1:
                 raise TypeError('a step is not (float, fraction, whole number)')
-            if len(self._entries) > self._earlier and self._entries[-1][0] == event:
-                steps += self._entries.pop()[1]
-            self._entries.append((event, steps))
+            if self.run_history and self.history[-1][0] == event:
+                steps += self.history[-1][1]
+                self.history = self.history[:-1]
+            self.history += ((event, steps),)
         self._lines.append(line)
+        self.head = line['hash']
 
     def keep_at(self, path: str | os.PathLike[str]) -> None:
-        """From now on every line is on the disk before ``count`` returns; the lines so far are written first.
-
-        Raises LedgerError if the file holds anything but the beginning of this ledger.
-        """
+        """Writes the lines so far, and each new one before ``count`` returns. Raises LedgerError if the file is another's."""
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         self.close()
@@ -197,11 +174,11 @@ class Ledger:
             raise LedgerError(f'{path} holds the steps of another training: give another work_dir')
         if len(kept) < len(found):
             os.ftruncate(self._file, len(kept))
-        _write(self._file, whole[len(kept) :])
+        self._size = len(kept)
+        self._write(self._file, whole[len(kept) :])
         folder = os.open(path.parent, os.O_RDONLY)  # or a new file's name is not on the disk yet
         os.fsync(folder)
         os.close(folder)
-        self._size = len(whole)
 
     def close(self) -> None:
         """Closes the file."""
@@ -222,11 +199,10 @@ class Ledger:
     def parse(cls, data: bytes, name: str = 'the privacy ledger') -> 'Ledger':
         """The ledger in a file's bytes. Raises LedgerError."""
         ledger = cls()
-        lines = data.split(b'\n')[:-1]  # what follows the last newline is a line that a kill cut off
-        for number, raw in enumerate(lines, 1):
+        for number, raw in enumerate(data.split(b'\n')[:-1], 1):  # the last newline is followed by what a kill cut off
             try:
                 line = json.loads(raw)
-                if line['hash'] != _seal(ledger.head, _content(line)):
+                if line['hash'] != _seal(ledger.head, line):
                     raise ValueError('its hash does not match: a line was changed or taken out')
                 ledger._take(line)
             except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RecursionError) as error:
@@ -238,20 +214,17 @@ class Ledger:
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps, plain numbers and strings: the steps so far, and the hash that finds them in the file."""
-        entries = [[float(e.noise_multiplier), str(e.sample_rate), steps] for e, steps in self._entries]
+        entries = [[float(e.noise_multiplier), str(e.sample_rate), steps] for e, steps in self.history]
         return {'format': _FORMAT, 'head': self.head, 'entries': entries, 'secret_randomness': self.is_secret}
 
     def check_covers(self, state: Any) -> None:
         """Raises LedgerError unless every step of a checkpoint's ``state_dict`` is in this ledger."""
         source = "the checkpoint's privacy ledger"
-        missing = {'format', 'head', 'entries'} - set(state if isinstance(state, dict) else ())
-        if missing:
+        if missing := {'format', 'head', 'entries'} - set(state if isinstance(state, dict) else ()):
             raise LedgerError(f'{source} lacks {", ".join(sorted(missing))}: resume from an intact checkpoint')
         if state['format'] != _FORMAT:
-            raise LedgerError(
-                f'{source} has format {state["format"]!r} and this version reads {_FORMAT}: '
-                'resume with the mmpose_dp version that wrote it'
-            )
+            wrote = f'{source} has format {state["format"]!r} and this version reads {_FORMAT}'
+            raise LedgerError(f'{wrote}: resume with the mmpose_dp version that wrote it')
         then = Ledger()
         for line in self._lines:
             if then.head == state['head']:
@@ -264,56 +237,34 @@ class Ledger:
             )
 
 
-def _write(file: int, data: bytes) -> None:
-    written = os.write(file, data)
-    if written < len(data):
-        raise LedgerError(
-            f'{LEDGER_NAME}: only {written} of {len(data)} bytes could be written, so no step is taken: is the disk full? '
-            'Make room and resume'
-        )
-    os.fsync(file)
-
-
-def _content(line: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in line.items() if key != 'hash'}
-
-
 def _dump(line: dict[str, Any]) -> bytes:
     return json.dumps(line).encode() + b'\n'
 
 
-def _same(run: dict[str, Any], metadata: dict[str, Any], name: str) -> bool:
-    """Whether a training in the ledger and the next one have the same value.
+def _seal(head: str, line: dict[str, Any]) -> str:
+    content = {key: value for key, value in line.items() if key != 'hash'}
+    return hashlib.sha256((head + json.dumps(content, sort_keys=True)).encode()).hexdigest()
+
+
+def _difference(run: dict[str, Any], metadata: dict[str, Any], name: str) -> str:
+    """The value of the next training, for a message, if one in the ledger had another; empty if they are the same.
 
     Subjects are the same if their names and, if the ledger and ``subjects_digest`` hold them, their digests are.
     """
     old, new = run.get(name), metadata.get(name)
     if name != 'subjects' or old is None or new is None:
-        return old == new
-    (old, old_start), (new, new_start) = _name_and_digest(old), _name_and_digest(new)
+        return '' if old == new else repr(new)
+    if _OLD_DIGEST.sub('', old) != _OLD_DIGEST.sub('', new):
+        return repr(new)
+    olds, news = _OLD_DIGEST.findall(old), _OLD_DIGEST.findall(new)
     digest, seal = metadata.get('subjects_digest'), run.get('subjects_seal')
-    if old != new:
-        return False
     if digest is None:  # of a ledger that is added: digests under two keys cannot be compared
-        return old_start is None or new_start is None or old_start == new_start
-    if old_start is not None:
-        return digest.startswith(old_start)
-    return seal is None or hmac.compare_digest(seal, _keyed(digest, seal.partition(':')[0]))
-
-
-def _other(run: dict[str, Any], metadata: dict[str, Any], name: str) -> str:
-    """The new value, for a message."""
-    old, new = run.get(name), metadata.get(name)
-    if name == 'subjects' and old and new and _name_and_digest(old)[0] == _name_and_digest(new)[0]:
-        return 'other subjects under that name'
-    return repr(new)
-
-
-def _name_and_digest(subjects: str) -> tuple[str, str | None]:
-    """What names the subjects, and the first digits of a plain digest, which older ledgers have."""
-    found = _SUBJECTS.fullmatch(subjects)
-    assert found is not None  # the pattern takes any text
-    return found[1], found[2]
+        same = not olds or not news or olds == news
+    elif olds:
+        same = digest.startswith(olds[0])
+    else:
+        same = seal is None or hmac.compare_digest(seal, _keyed(digest, seal.partition(':')[0]))
+    return '' if same else 'other subjects under that name'
 
 
 def _sealed(metadata: dict[str, Any]) -> dict[str, Any]:
@@ -329,7 +280,3 @@ def _sealed(metadata: dict[str, Any]) -> dict[str, Any]:
 
 def _keyed(digest: str, key: str) -> str:
     return f'{key}:{hmac.new(key.encode(), digest.encode(), hashlib.sha256).hexdigest()}'
-
-
-def _seal(head: str, content: dict[str, Any]) -> str:
-    return hashlib.sha256((head + json.dumps(content, sort_keys=True)).encode()).hexdigest()

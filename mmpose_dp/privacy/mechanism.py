@@ -9,18 +9,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, distributed, nn
 
-from .clipping import STABILITY, ClippedCoordinates, ClippedSum, PerParameterClippedSum
+from .clipping import ClippedCoordinates, ClippedSum, clipping_norm
 from .errors import PrivacyError
 from .ledger import Ledger
 from .noise import RandomSource
 from .plan import PrivacyPlan
 from .projection import Projector
 from .records import Samples
-from .rounding import clipping_norm
-
-CLIPPINGS = ('flat', 'automatic', 'per-parameter')
-
-RecordCollector = ClippedSum | ClippedCoordinates | PerParameterClippedSum
 
 
 class GaussianMechanism:
@@ -39,7 +34,7 @@ class GaussianMechanism:
     The steps are
 
     1. **clip**: a record's vector is the sum of its samples' gradients, or, with ``project-then-clip``, of their k
-       coordinates V^T g. It is scaled to a norm of at most C, less the room for rounding (clipping.py, rounding.py).
+       coordinates V^T g. It is scaled to a norm of at most C, less the room for rounding (clipping.py).
     2. **sum** over the records of all micro-batches, and over processes.
     3. **count**: the ledger has the step on the disk before its noise is made.
     4. **noise**: N(0, (sigma * C)^2) is added to every entry of the sum, on one process, once.
@@ -53,41 +48,28 @@ class GaussianMechanism:
 
     Sharp edges: that a record's gradient depends on that record alone is a property of the model, which gradients/independence.py
     looks at and engine/checks/replay.py tests at every step. Whatever else looks at private samples is a release of its own.
-
-    Args:
-        params: what is trained.
-        max_grad_norm: C.
-        noise_multiplier: sigma, or None until a plan is attached.
-        expected_batch_size: B, or None until a plan is attached.
-        projector: V, or None.
-        clipping: 'flat', 'automatic' or 'per-parameter' (clipping.py).
-        loss_scale: what the losses were multiplied by (mixed precision).
-        random: the source of noise.
-
-    Attributes:
-        plan: what was promised; None: no step is counted, and nothing is promised.
-        ledger: the steps taken.
+    Other kinds of clipping are subclasses (extras/clipping_variants.py).
     """
 
     def __init__(
         self,
         params: Sequence[nn.Parameter],
-        max_grad_norm: float,
-        noise_multiplier: float | None = None,
-        expected_batch_size: int | None = None,
+        max_grad_norm: float,  # C
+        noise_multiplier: float | None = None,  # sigma; None until a plan is attached
+        expected_batch_size: int | None = None,  # B; None until a plan is attached
         *,
-        projector: Projector | None = None,
-        clipping: str = 'flat',
-        loss_scale: float = 1.0,
+        projector: Projector | None = None,  # V
+        loss_scale: float = 1.0,  # what the losses were multiplied by (mixed precision)
         random: RandomSource | None = None,
     ) -> None:
-        check_clipping(clipping, projector)
-        self.params, self.projector, self.clipping, self.loss_scale = list(params), projector, clipping, loss_scale
+        self.params, self.projector, self.loss_scale = list(params), projector, loss_scale
         self.max_grad_norm, self.noise_multiplier = float(max_grad_norm), noise_multiplier
         self.expected_batch_size = expected_batch_size
+        # with project-then-clip, whose coordinates are clipped
+        self.coordinates_of = projector if projector and projector.order == 'project-then-clip' else None
         self.random = random or RandomSource()
-        self.plan: PrivacyPlan | None = None
-        self.ledger = Ledger()
+        self.plan: PrivacyPlan | None = None  # what was promised; None: no step is counted, and nothing is promised
+        self.ledger = Ledger()  # the steps taken
         self.forget()
 
     def attach(self, plan: PrivacyPlan) -> None:
@@ -112,44 +94,35 @@ class GaussianMechanism:
 
     @property
     def shortest(self) -> float:
-        """The norm from which on a gradient is shortened and not lengthened: C, or less with automatic clipping."""
-        return min(self.max_grad_norm, STABILITY) if self.clipping == 'automatic' else self.max_grad_norm
+        """The norm from which on a gradient is shortened and not lengthened."""
+        return self.max_grad_norm
 
     # ---- 1 and 2: clip and sum -------------------------------------------------------------------------------------
-    def collector(self, records: Samples) -> RecordCollector:
+    def collector(self, records: Samples) -> ClippedSum:
         """What clips and adds up the records of one micro-batch."""
         return self.clipped(records, clipping_norm(self.now()[1]))
 
-    def clipped(self, records: Samples, max_grad_norm: float) -> RecordCollector:
+    def clipped(self, records: Samples, max_grad_norm: float) -> ClippedSum:
         """A collector of vectors of norm ``max_grad_norm`` at most."""
-        automatic = self.clipping == 'automatic'
-        if self.projector is not None and in_coordinates(self.projector):
-            return ClippedCoordinates(records, max_grad_norm, self.projector, self.loss_scale, automatic)
-        if self.clipping == 'per-parameter':
-            return PerParameterClippedSum(self.params, records, max_grad_norm, self.loss_scale)
-        return ClippedSum(self.params, records, max_grad_norm, self.loss_scale, automatic)
+        if self.coordinates_of is not None:
+            return ClippedCoordinates(records, max_grad_norm, self.coordinates_of, self.loss_scale)
+        return ClippedSum(self.params, records, max_grad_norm, self.loss_scale)
 
-    def add(self, collector: RecordCollector) -> None:
+    def add(self, collector: ClippedSum) -> None:
         """Adds one micro-batch to the logical batch."""
         part = collector.total()
         self._sum = part if self._sum is None else [x.add_(y) for x, y in zip(self._sum, part)]
 
     def empty(self) -> list[Tensor]:
         """The sum of no record: zeros of the shapes of ``collector(...).total()``."""
-        shapes: list[tuple[int, ...]] = [tuple(p.shape) for p in self.params]
-        if self.projector is not None and in_coordinates(self.projector):
-            shapes = [(self.projector.rank,)]
-        return [torch.zeros(shape, dtype=torch.float32, device=self.params[0].device) for shape in shapes]
+        return self.collector(Samples.from_keys([])).total()
 
     # ---- 3 to 6: count, noise, divide, map back --------------------------------------------------------------------
     def release(self, fault: str = '') -> list[Tensor]:
         """Ends the logical batch: its noised mean gradient, one float32 tensor per parameter.
 
-        Args:
-            fault: why nothing must be released, empty if nothing is wrong. The step is counted all the same: that a record
-                could stop the training is a release too.
-
-        Raises PrivacyError for a fault on any process, and where sigma or B is not set.
+        ``fault`` is why nothing must be released, empty if nothing is wrong. The step is counted all the same: that a record could
+        stop the training is a release too. Raises PrivacyError for a fault on any process, and if sigma or B is not set.
         """
         sigma, max_grad_norm = self.now()
         if sigma is None or self.expected_batch_size is None:
@@ -175,39 +148,21 @@ class GaussianMechanism:
 
     def map_back(self, total: list[Tensor]) -> list[Tensor]:
         """From a noised total to one float32 tensor per parameter: post-processing."""
-        if self.projector is None:
-            return total
-        return self.projector.expand(total[0]) if in_coordinates(self.projector) else self.projector.project(total)
+        if self.coordinates_of is not None:
+            return self.coordinates_of.expand(total[0])
+        return total if self.projector is None else self.projector.project(total)
 
     def _refuse(self, fault: str) -> None:
         """Raises PrivacyError, on every process, if one of them has a fault."""
         anywhere = torch.tensor(float(bool(fault)), device=self.params[0].device)
         _sum_over_processes(anywhere)
-        if not float(anywhere):
-            return
-        self.forget()
-        raise PrivacyError(
-            f'private step {self.ledger.run_steps} is not released, and counted: '
-            f'{fault or "another process found that its records depend on one another, or that the model was changed"}. '
-            'Every record must contribute what it would contribute alone: change or freeze the layer, and leave the model to the '
-            'optimizer'
-        )
-
-
-def check_clipping(clipping: str, projector: Projector | None) -> None:
-    """Raises PrivacyError for a pair that has no meaning, with the key of ``optim_wrapper``."""
-    if clipping not in CLIPPINGS:
-        raise PrivacyError(f'optim_wrapper.clipping={clipping!r} must be one of {CLIPPINGS}, or, in a config, adaptive')
-    if clipping == 'per-parameter' and in_coordinates(projector):
-        raise PrivacyError(
-            "optim_wrapper.clipping='per-parameter' has no meaning with project-then-clip: write clipping='flat' or "
-            "projector.order='noise-then-project'"
-        )
-
-
-def in_coordinates(projector: Projector | None) -> bool:
-    """Whether it is coordinates that are clipped."""
-    return projector is not None and projector.order == 'project-then-clip'
+        if float(anywhere):
+            self.forget()
+            why = fault or 'another process found that its records depend on one another, or that the model was changed'
+            raise PrivacyError(
+                f'private step {self.ledger.run_steps} is not released, and counted: {why}. Every record must contribute what it '
+                'would contribute alone: change or freeze the layer, and leave the model to the optimizer'
+            )
 
 
 def _rank() -> int:

@@ -1,8 +1,7 @@
 """Secret randomness: the only source of noise and of sampling decisions.
 
-Everything is made from the operating system's entropy (``os.urandom``), so there is no seed that a config, a log or a
-checkpoint could give away. Must not read or change the generators of torch, numpy or ``random``: mmengine seeds those
-and writes the seed into every checkpoint.
+Everything is made from the operating system's entropy (``os.urandom``), so a config, a log or a checkpoint has no seed to reveal.
+Must not read or change the generators of torch, numpy or ``random``: mmengine seeds those and stores the seed in every checkpoint.
 """
 
 import math
@@ -14,7 +13,7 @@ from fractions import Fraction
 import numpy as np
 import torch
 
-from .errors import PrivacyError
+from .validation import require
 
 _CHUNK = 1 << 16  # normals made at a time, by one thread: what is made on the way stays in its cache
 
@@ -23,17 +22,16 @@ class RandomSource:
     """Uniform bits and Gaussian noise.
 
     Args:
-        debug_seed: None (default) reads the system's entropy. A number makes the stream repeatable, for tests
-            only: whoever knows it can subtract the noise, so the run is then NOT PRIVATE.
-        secure_mode: makes each normal number from four (their sum, halved), so that the gaps between the floating-point
-            numbers that one Box-Muller sample can take reveal nothing (Mironov 2012; Holohan and Braghin 2021, the
-            remedy that Opacus' secure mode takes too). Four times the work.
+        debug_seed: None (default) reads the system's entropy. A number makes the stream repeatable, for tests only: whoever knows
+            it can subtract the noise, so the run is then NOT PRIVATE.
+        secure_mode: makes each normal number from four (their sum, halved), so that the gaps between the floating-point numbers
+            that one Box-Muller sample can take reveal nothing (Mironov 2012; Holohan and Braghin 2021, as Opacus' secure mode).
     """
 
     def __init__(self, debug_seed: int | None = None, secure_mode: bool = False) -> None:
-        if debug_seed is not None and (type(debug_seed) is not int or debug_seed < 0):
-            raise PrivacyError(f'debug_seed={debug_seed!r} must be a whole number, or None for secret randomness')
-        self.draws = 4 if secure_mode else 1
+        known = debug_seed is None or (type(debug_seed) is int and debug_seed >= 0)
+        require(known, f'debug_seed={debug_seed!r} must be a whole number, 0 or above, or None for secret randomness')
+        self._normals = 4 if secure_mode else 1  # of which each number is made
         self._debug = None if debug_seed is None else np.random.Generator(np.random.PCG64DXSM(debug_seed))
 
     @property
@@ -54,16 +52,14 @@ class RandomSource:
         A 64-bit integer is compared with ``floor(rate * 2**64)``, so the rate is never above what is accounted for and
         at most 2**-64 below it. ``rate`` 1 keeps all.
         """
-        if not 0 < rate <= 1:
-            raise ValueError(f'rate must lie in (0, 1], got {rate}')
+        require(0 < rate <= 1, f'a sampling rate must be above 0 and at most 1, got {rate}')
         if rate == 1:
             return np.arange(count)
         return np.flatnonzero(self.uint64(count) < np.uint64(rate.numerator * 2**64 // rate.denominator))
 
     def choice(self, count: int, size: int) -> np.ndarray:
         """``size`` different indices of ``range(count)``, uniformly without replacement, shape (size,)."""
-        if size > count:
-            raise ValueError(f'cannot take {size} of {count} without replacement')
+        require(size <= count, f'cannot take {size} of {count} without replacement')
         return np.argsort(self.uint64(count), kind='stable')[:size]
 
     def gaussian(self, count: int) -> torch.Tensor:
@@ -72,20 +68,19 @@ class RandomSource:
 
         def fill(start: int) -> None:
             size = min(_CHUNK, count - start)
-            total = sum(self._normal(size) for _ in range(self.draws))
-            out[start : start + size] = total / np.float32(math.sqrt(self.draws))
+            total = sum(self._normal(size) for _ in range(self._normals))
+            out[start : start + size] = total / np.float32(math.sqrt(self._normals))
 
         starts = range(0, count, _CHUNK)
-        if self.is_secret and len(starts) > 1:  # a debug stream has an order to keep
+        if self.is_secret and len(starts) > 1:
             with ThreadPoolExecutor(torch.get_num_threads()) as pool:
                 list(pool.map(fill, starts))
-        else:
-            for start in starts:
-                fill(start)
+        else:  # a debug stream has an order to keep
+            list(map(fill, starts))
         return torch.from_numpy(out)
 
     def add_gaussian(self, tensors: Sequence[torch.Tensor], deviation: float) -> None:
-        """Adds N(0, deviation^2) to every entry of float32 tensors, in place, all from one draw. Nothing for 0."""
+        """Adds N(0, deviation^2) to every entry of float32 tensors, in place, all made at once. Nothing for 0."""
         if not deviation:
             return
         noise = self.gaussian(sum(x.numel() for x in tensors))
@@ -93,13 +88,13 @@ class RandomSource:
             x.add_(part.view(x.shape).to(x.device), alpha=deviation)
 
     def _normal(self, size: int) -> np.ndarray:
-        half = (size + 1) // 2
-        raw = self._bytes(12 * half)
-        # 53 bits and a half step, so that u lies strictly inside (0, 1) and the logarithm is finite
-        u = (np.frombuffer(raw, np.uint64, half) >> np.uint64(11)).view(np.int64).astype(np.float64)
+        """``size`` normal numbers from 12 random bytes per pair: a radius and an angle (Box and Muller)."""
+        pairs = (size + 1) // 2
+        raw = self._bytes(12 * pairs)
+        # 53 bits and a half step, so that u is strictly inside (0, 1) and the logarithm is finite
+        u = (np.frombuffer(raw, np.uint64, pairs) >> np.uint64(11)).view(np.int64).astype(np.float64)
         radius = np.sqrt((-2.0 * np.log((u + 0.5) * 2.0**-53)).astype(np.float32))
-        # the angle is as fine as float32 can tell
-        angle = np.frombuffer(raw, np.uint32, half, offset=8 * half).astype(np.float32) * np.float32(
-            2 * math.pi * 2.0**-32
-        )
+        # the angle is as fine as float32 can represent
+        turn = np.frombuffer(raw, np.uint32, pairs, offset=8 * pairs).astype(np.float32)
+        angle = turn * np.float32(2 * math.pi * 2.0**-32)
         return np.concatenate([radius * np.cos(angle), radius * np.sin(angle)])[:size]

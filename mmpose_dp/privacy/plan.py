@@ -4,17 +4,16 @@ It is made once before training; the wrapper, the hook and the statement read it
 made from parts that contradict each other.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from typing import Any, Protocol
+from typing import Any
 
 from .accounting import ACCOUNTANTS, History, StepEvent, epsilon
 from .calibration import Factors, calibrate_noise_multiplier, first_steps, steps_within
 from .errors import BudgetError
-from .figures import as_given, rounded_up
 from .ledger import Ledger
-from .validation import as_delta, as_noise_multiplier, as_positive, as_whole, require
+from .validation import as_delta, as_given, as_noise_multiplier, as_positive, as_whole, require, rounded_up
 
 METHODS = {
     'dpsgd': 'DP-SGD',
@@ -36,126 +35,77 @@ _NUMBERS: dict[str, Callable[[Any, str], float]] = dict(
 _LEAST_NORM = 1e-10  # squares of entries below 1e-22 are 0 in float32
 
 
-class Schedule(Protocol):
-    """How sigma and C change over a training. Must not depend on private data."""
-
-    def parts(self, steps: int) -> Sequence[tuple[float, float, int]]:
-        """(noise factor, clipping factor, steps) of each part of ``steps`` steps; the first factors are 1."""
-
-
 @dataclass(frozen=True)
 class PrivacyPlan:
     """What is guaranteed, to whom, and what it takes.
 
-    Attributes:
-        method: 'dpsgd', 'projected', 'feature' or 'hybrid'.
-        privacy_unit: what counts as one record, 'instance', 'image' or 'subject'.
-        num_records: N.
-        expected_batch_size: B; each record joins a batch independently with probability B / N.
-        steps: T, private logical steps planned.
-        max_grad_norm: C, of the first step.
-        noise_multiplier: sigma of the first step, the noise's standard deviation in units of the sensitivity.
-        target_delta: delta.
-        target_epsilon: the budget, or None if there is none.
-        accountant: 'pld', 'prv' or 'rdp'.
-        subjects: with 'subject', what names each record's subject, in words.
-        subjects_digest: a digest of which records are one subject, for the ledger to compare; must not be published.
-        public_view: what phi keeps of a record, in words (feature and hybrid).
-        public_data: the public data set, in words (projected; feature and hybrid may have one beside their views).
-        secret_randomness: False if a debug seed was set; the run is then NOT PRIVATE.
-        arithmetic: the number format and the device of the forwards, such as 'bfloat16 on a CPU'.
-        secure_mode: whether the noise is hardened against attacks on floating-point numbers.
-        expose_private_metrics: whether losses of private batches are logged, outside the guarantee.
-        schedule: how sigma and C change after the first step; None if they do not.
-        adaptive_norm: whether C follows the records' noised votes instead.
-        earlier_history: the steps of earlier trainings on the same data, which count against the budget.
-
     Raises ConfigError, naming the field, for values that are out of range or contradict each other, and BudgetError for noise
-    that exceeds the budget.
+    that exceeds the budget. Plans whose noise changes, or whose records have budgets of their own, are subclasses (extras/).
     """
 
-    method: str
-    privacy_unit: str
-    num_records: int
-    expected_batch_size: int
-    steps: int
-    max_grad_norm: float
-    noise_multiplier: float
+    method: str  # 'dpsgd', 'projected', 'feature' or 'hybrid'
+    privacy_unit: str  # what counts as one record: 'instance', 'image' or 'subject'
+    num_records: int  # N
+    expected_batch_size: int  # B; each record joins a batch independently with probability B / N
+    steps: int  # T, private logical steps planned
+    max_grad_norm: float  # C of the first step: emptying one record's slot moves the clipped sum by at most this (L2)
+    noise_multiplier: float  # sigma of the first step: the noise's standard deviation in units of the sensitivity
     target_delta: float
-    target_epsilon: float | None = None
-    accountant: str = 'pld'
-    subjects: str | None = None
-    subjects_digest: str | None = None
-    public_view: str | None = None
-    public_data: str | None = None
-    secret_randomness: bool = True
-    arithmetic: str = 'float32 on a CPU'
-    secure_mode: bool = False
-    expose_private_metrics: bool = False
-    schedule: Schedule | None = None
-    adaptive_norm: bool = False
-    earlier_history: History = ()
+    target_epsilon: float | None = None  # the budget, or None if there is none
+    accountant: str = 'pld'  # or 'prv' or 'rdp'
+    subjects: str | None = None  # with 'subject', what names each record's subject, in words
+    subjects_digest: str | None = (
+        None  # of which records are one subject, for the ledger to compare; must not be published
+    )
+    public_view: str | None = None  # what phi keeps of a record, in words (feature and hybrid)
+    public_data: str | None = None  # the public data set, in words (feature and hybrid: beside their views)
+    secret_randomness: bool = True  # False if a debug seed was set; the run is then NOT PRIVATE
+    arithmetic: str = 'float32 on a CPU'  # the number format and the device of the forwards
+    secure_mode: bool = False  # whether the noise is hardened against attacks on floating-point numbers
+    expose_private_metrics: bool = False  # whether losses of private batches are logged, outside the guarantee
+    adaptive_norm: bool = False  # whether C follows the records' noised votes
+    earlier_history: History = ()  # the steps of earlier trainings on the same data, which count against the budget
 
     def __post_init__(self) -> None:
         for name, known in (('method', METHODS), ('privacy_unit', UNITS), ('accountant', ACCOUNTANTS)):
             value = getattr(self, name)
             require(value in known, f'{name}={value!r} is unknown; write one of {tuple(known)}')
-        self._convert_numbers()
-        self._check_numbers()
+        for name, convert in _NUMBERS.items():  # fractions and numpy's numbers become plain ones
+            if name != 'target_epsilon' or self.target_epsilon is not None:
+                object.__setattr__(self, name, convert(getattr(self, name), name))
+        total, size, delta = self.num_records, self.expected_batch_size, self.target_delta
+        require(size <= total, f'expected_batch_size={size} is more than the {total} private records')
+        least = min(self.max_grad_norm, self.max_grad_norm_at(self.steps))
+        small = f'max_grad_norm={least:.3g} is so small that float32 cannot compare gradients with it: write at least {_LEAST_NORM}'
+        require(least >= _LEAST_NORM, f'{small}, here and at the end of the schedule')
+        # A mechanism that publishes whole records at random has delta about 1/N: if delta is far above it, the guarantee is
+        # empty. The paper's 1/22000 for N = 22246 is slightly above; it is allowed with a warning.
+        large = f'target_delta={as_given(delta)} is too large for {total} records'
+        require(delta < 1.1 / total, f'{large}: write at most {0.5 / total:.1g}')
         view, data = self.public_view is not None, self.public_data is not None and not self.is_feature_dp
         projected = self.method == 'projected'
         for found, wanted, name in ((view, self.is_feature_dp, 'a public_view'), (data, projected, 'public_data')):
             require(found == wanted, f'method={self.method!r} {"needs" if wanted else "must not have"} {name}')
-        if self.target_epsilon is not None:
-            self._check_budget()
-
-    def _convert_numbers(self) -> None:
-        """Replaces numbers of other types (fractions, numpy's) by plain ints and floats. Raises ConfigError."""
-        for name, convert in _NUMBERS.items():
-            if name != 'target_epsilon' or self.target_epsilon is not None:
-                object.__setattr__(self, name, convert(getattr(self, name), name))
-
-    def _check_numbers(self) -> None:
-        require(
-            self.expected_batch_size <= self.num_records,
-            f'expected_batch_size={self.expected_batch_size} is more than the {self.num_records} private records',
-        )
-        least = self.max_grad_norm * min(factor for _, factor, _ in self._parts())
-        require(
-            least >= _LEAST_NORM,
-            f'max_grad_norm={least:.3g} is so small that float32 cannot compare gradients with it: write at least '
-            f'{_LEAST_NORM}, here and at the end of the schedule',
-        )
-        # A mechanism that publishes whole records at random has delta about 1/N: if delta is far above it, the guarantee is
-        # empty. The paper's 1/22000 for N = 22246 is slightly above; it is allowed with a warning.
-        require(
-            self.target_delta < 1.1 / self.num_records,
-            f'target_delta={as_given(self.target_delta)} is too large for {self.num_records} records: write at most '
-            f'{0.5 / self.num_records:.1g}',
-        )
-
-    def _check_budget(self) -> None:
-        for target, steps in self.by_budget(self.planned()):
-            spent = epsilon([*self.earlier_history, *steps], self.target_delta, self.accountant)
-            if target is not None and spent > target:
+        for target, spent in [] if self.target_epsilon is None else self._spending(self.target_epsilon):
+            if spent > target:
                 raise BudgetError(
                     f'noise_multiplier={self.noise_multiplier} spends epsilon {rounded_up(spent)} in {self.steps} steps, more '
                     f'than target_epsilon={target}: leave noise_multiplier out to have it calibrated'
                 )
 
+    def _spending(self, target_epsilon: float) -> list[tuple[float, float]]:
+        """The budget and what the planned steps spend of it, for each group of records with a budget of its own."""
+        return [(target_epsilon, self.epsilon)]
+
     @classmethod
     def calibrate(cls, *, target_epsilon: float, **settings: Any) -> 'PrivacyPlan':
-        """The plan with the least noise that keeps ``steps`` steps, and earlier trainings, within the budget.
-
-        Raises ConfigError, and BudgetError if no noise is enough.
-        """
+        """The plan with the least noise that keeps within the budget. Raises ConfigError, and BudgetError if no noise does."""
         # every field is checked before the search for sigma, whose errors would be less clear
         draft = cls(noise_multiplier=0.0, **settings)
         target_epsilon = as_positive(target_epsilon, 'target_epsilon')
-        factors = [(noise, steps) for noise, _, steps in draft._parts()]
-        return replace(draft, target_epsilon=target_epsilon, **draft._calibrated(target_epsilon, factors))
+        return replace(draft, target_epsilon=target_epsilon, **draft._calibrated(target_epsilon))
 
-    def _calibrated(self, target_epsilon: float, factors: Factors) -> dict[str, Any]:
+    def _calibrated(self, target_epsilon: float, factors: Factors = ()) -> dict[str, Any]:
         """The fields that follow from the budget."""
         settings = self.target_delta, self.sample_rate, self.steps, self.accountant, self.earlier_history
         return dict(noise_multiplier=calibrate_noise_multiplier(target_epsilon, *settings, factors))
@@ -184,36 +134,15 @@ class PrivacyPlan:
 
     def event_at(self, step: int) -> StepEvent:
         """What private step number ``step`` of this training puts into the ledger."""
-        return StepEvent(self.noise_multiplier * self._factors_at(step)[0], self.sample_rate)
+        return StepEvent(self.noise_multiplier, self.sample_rate)
 
     def max_grad_norm_at(self, step: int) -> float:
-        """C of private step number ``step``: emptying one record's slot moves the clipped sum by at most this (L2).
-
-        With ``adaptive_norm`` only the first step's is known beforehand, and this is it.
-        """
-        return self.max_grad_norm * self._factors_at(step)[1]
-
-    def _parts(self) -> Sequence[tuple[float, float, int]]:
-        return self.schedule.parts(self.steps) if self.schedule else [(1.0, 1.0, self.steps)]
-
-    def _factors_at(self, step: int) -> tuple[float, float]:
-        """The schedule's factors; a training that goes on for longer than planned stays with the last ones."""
-        parts = self._parts()
-        for noise, clip, steps in parts:
-            if step < steps:
-                return noise, clip
-            step -= steps
-        return parts[-1][:2]
+        """C of private step number ``step``; with ``adaptive_norm`` only the first step's is known beforehand, and this is it."""
+        return self.max_grad_norm
 
     def planned(self, step: int = 0) -> History:
         """The planned steps from number ``step`` on."""
-        found, start = [], 0
-        for _, _, steps in self._parts():
-            left = min(start + steps - step, steps)
-            if left > 0:
-                found.append((self.event_at(start), left))
-            start += steps
-        return found
+        return [(self.event, self.steps - step)] if step < self.steps else []
 
     @property
     def epsilon(self) -> float:
@@ -224,10 +153,6 @@ class PrivacyPlan:
         """Epsilon of the first ``steps`` planned steps, and of earlier trainings."""
         return epsilon([*self.earlier_history, *first_steps(self.planned(), steps)], self.target_delta, self.accountant)
 
-    def by_budget(self, history: History) -> list[tuple[float | None, History]]:
-        """Each budget, and this training's steps ``history`` as the records with that budget see them."""
-        return [(self.target_epsilon, history)]
-
     def personal_epsilon(self, ledger: Ledger) -> dict[str, float]:
         """Epsilon spent by each group of records that has a budget of its own: here there is none."""
         return {}
@@ -236,12 +161,8 @@ class PrivacyPlan:
         """Further steps that the plan and the budget leave after ``ledger``, whose last run is this training."""
         if self.target_epsilon is None:
             return self.steps  # no limit
-        taken, planned = self.by_budget(ledger.run_history), self.by_budget(self.planned(ledger.run_steps))
-        return min(
-            steps_within(target, self.target_delta, ahead, self.accountant, [*ledger.earlier_history, *spent])
-            for (target, ahead), (_, spent) in zip(planned, taken)
-            if target is not None
-        )
+        planned = self.planned(ledger.run_steps)
+        return steps_within(self.target_epsilon, self.target_delta, planned, self.accountant, ledger.history)
 
     @property
     def is_feature_dp(self) -> bool:
@@ -254,25 +175,12 @@ class PrivacyPlan:
         return self.secret_randomness and self.noise_multiplier > 0
 
     @property
-    def adjacency(self) -> str:
-        """Which neighbouring data sets are made indistinguishable."""
-        slots = f'two training sets of {self.num_records} slots each; N, the number of slots, is public'
-        record = f'a record ({UNITS[self.privacy_unit]})'
-        if self.is_feature_dp:
-            return (
-                f"{slots}. They differ in one slot: the private part of {record} is in one set, and in the other the slot's "
-                'private part is empty. The private part is what the public view removes. The public view, keypoint labels, '
-                'boxes and membership are the same in both'
-            )
-        return f'{slots}. They differ in one slot, which holds {record} in one set and is empty in the other'
-
-    @property
     def warnings(self) -> tuple[str, ...]:
         """What a user should know before training."""
-        found = []
-        if self.target_delta > 1 / self.num_records:
-            found.append(f'target_delta={as_given(self.target_delta)} is above 1/N = {1 / self.num_records:.3g}')
-        if not self.is_private:
-            why = 'a debug seed is set' if self.noise_multiplier else 'noise_multiplier is 0'
-            found.append(f'NOT PRIVATE: {why}')
-        return tuple(found)
+        why = 'a debug seed is set' if self.noise_multiplier else 'noise_multiplier is 0'
+        delta, one_of_all = as_given(self.target_delta), 1 / self.num_records
+        found = {
+            f'target_delta={delta} is above 1/N = {one_of_all:.3g}': self.target_delta > one_of_all,
+            f'NOT PRIVATE: {why}': not self.is_private,
+        }
+        return tuple(text for text, holds in found.items() if holds)

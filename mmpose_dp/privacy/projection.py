@@ -1,6 +1,6 @@
 """The projector V: a low-dimensional subspace found on public gradients alone.
 
-Must not see a private row: a basis made from private gradients is a leak that no noise pays for.
+Must not see a private sample: a basis made from private gradients is a leak that no noise pays for.
 """
 
 from collections.abc import Sequence
@@ -8,11 +8,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .errors import PrivacyError
 from .records import as_vectors
-from .validation import as_whole
+from .validation import as_whole, require
 
-ORDERS = ('project-then-clip', 'noise-then-project')
+ORDERS, DTYPES = ('project-then-clip', 'noise-then-project'), ('float32', 'bfloat16')
 
 
 class Projector:
@@ -31,7 +30,7 @@ class Projector:
             guarantee does not depend on it).
 
     Source: Yu et al. 2021 (GEP) and Zhou et al. 2021 (PDP-SGD, bypassing the ambient dimension), with one public
-    gradient a record instead of one a batch.
+    gradient per record instead of one per batch. Raises ConfigError for settings that are unknown or out of range.
     """
 
     def __init__(
@@ -42,22 +41,13 @@ class Projector:
         preconditioned: bool = False,
         dtype: str = 'float32',
     ) -> None:
-        if order not in ORDERS:
-            raise PrivacyError(f'projector.order={order!r} is unknown; write one of {ORDERS}')
-        rank, refresh_interval = (
-            as_whole(rank, 'projector.rank'),
-            as_whole(refresh_interval, 'projector.refresh_interval'),
-        )
-        if dtype not in ('float32', 'bfloat16'):
-            raise PrivacyError(f"projector.dtype={dtype!r} is unknown; write 'float32' or 'bfloat16'")
-        if preconditioned and order != 'project-then-clip':
-            raise PrivacyError(
-                "projector.preconditioned=True needs order='project-then-clip': write preconditioned=False"
-            )
-        self.max_rank = rank
-        self.preconditioned = preconditioned
-        self.order = order
-        self.refresh_interval = refresh_interval
+        require(order in ORDERS, f'projector.order={order!r} is unknown; write one of {ORDERS}')
+        require(dtype in DTYPES, f'projector.dtype={dtype!r} is unknown; write one of {DTYPES}')
+        fits = not preconditioned or order == 'project-then-clip'
+        require(fits, "projector.preconditioned=True needs order='project-then-clip': write preconditioned=False")
+        self.max_rank = as_whole(rank, 'projector.rank')
+        self.refresh_interval = as_whole(refresh_interval, 'projector.refresh_interval')
+        self.order, self.preconditioned = order, preconditioned
         self.dtype: torch.dtype = getattr(torch, dtype)
         self.basis: list[Tensor] = []  # V^T by parameter: (k, *parameter shape)
 
@@ -69,18 +59,18 @@ class Projector:
     @property
     def rank(self) -> int:
         """k, the columns of the current basis."""
-        if not self.basis:
-            raise PrivacyError(
-                'the projector has no basis yet: add ProjectorRefreshHook to default_hooks, or call engine.basis.fit_basis'
-            )
+        missing = (
+            'the projector has no basis yet: add ProjectorRefreshHook to default_hooks, or call engine.basis.fit_basis'
+        )
+        require(self.is_ready, missing)
         return self.basis[0].shape[0]
 
-    def no_coordinates(self, rows: int) -> Tensor:
-        """Zeros to add coordinates to: (rows, k) float32."""
-        return torch.zeros(rows, self.rank, dtype=torch.float32, device=self.basis[0].device)
+    def no_coordinates(self, records: int) -> Tensor:
+        """Zeros to add coordinates to: (records, k) float32."""
+        return torch.zeros(records, self.rank, dtype=torch.float32, device=self.basis[0].device)
 
     def coordinates(self, index: int, grads: Tensor) -> Tensor:
-        """V_l^T g for the rows of one parameter: (rows, *shape) -> (rows, k) float32."""
+        """V_l^T g for the gradients of one parameter: (samples, *shape) -> (samples, k) float32."""
         basis = as_vectors(self.basis[index])
         return (as_vectors(grads).to(basis.dtype) @ basis.T).float()
 
@@ -89,6 +79,5 @@ class Projector:
         return [torch.tensordot(coordinates.to(b.dtype), b, dims=1).float() for b in self.basis]
 
     def project(self, gradient: Sequence[Tensor]) -> list[Tensor]:
-        """V V^T g for one gradient given as a tensor a parameter."""
-        parts = [self.coordinates(i, g[None])[0] for i, g in enumerate(gradient)]
-        return self.expand(torch.stack(parts).sum(0))
+        """V V^T g for one gradient, given as one tensor per parameter."""
+        return self.expand(torch.stack([self.coordinates(i, g[None])[0] for i, g in enumerate(gradient)]).sum(0))

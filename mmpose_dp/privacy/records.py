@@ -12,19 +12,13 @@ from torch import Tensor
 class Samples:
     """Which record each sample of one forward belongs to.
 
-    Attributes:
-        records: (samples,) int64, the record a sample belongs to, 0..num_records-1, or -1 for a public sample.
-        num_records: how many private records the samples make up. Several samples may be one record (all the people of an
-            image, say): their gradients are added before the norm is taken.
-        keys: (num_records,), what each record is called outside this batch.
-        weights: (samples,), what each sample's loss is multiplied by before anything else, or empty for 1 each: 1/K for each of K
-            augmentations. The guarantee does not depend on them, since the norm is taken afterwards.
+    Several samples may be one record (all the people of an image, say): their gradients are added before the norm is taken.
     """
 
-    records: Tensor
-    num_records: int
-    keys: tuple[int, ...] = ()
-    weights: tuple[float, ...] = ()
+    records: Tensor  # (samples,) int64, the record a sample belongs to, 0..num_records-1, or -1 for a public sample
+    num_records: int  # how many private records the samples make up
+    keys: tuple[int, ...] = ()  # (num_records,), what each record is called outside this batch
+    weights: tuple[float, ...] = ()  # (samples,), factors of the losses, before the norm is taken; empty: 1 each
 
     @classmethod
     def from_keys(cls, keys: Sequence[int | None], weights: Sequence[float] = ()) -> 'Samples':
@@ -58,7 +52,6 @@ class Block(Protocol):
 
     def per_sample(self, samples: Sequence[int]) -> list[Tensor]:
         """Gradients of the given samples: one (samples, *parameter shape) float32 tensor per parameter."""
-        raise NotImplementedError
 
     def weighted_sum(self, samples: Sequence[int], weights: Tensor | None = None) -> list[Tensor]:
         """sum of the given samples' gradients, times ``weights`` (samples,): one float32 tensor per parameter."""

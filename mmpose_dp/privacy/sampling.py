@@ -15,43 +15,34 @@ class PoissonSampling:
 
     So a step may have any number of records, or none (Poisson subsampling: Balle et al. 2018; Mironov et al. 2019). Public
     samples are taken uniformly without replacement, independently of the private ones: a public sample that came with its private
-    record would tell that the record was in the step, and q would no longer amplify.
+    record would reveal that the record was in the step, and q would no longer amplify.
 
-    Args:
-        num_records: N, over all processes.
-        expected_batch_size: B, over all processes.
-        shard: the private records that this process samples.
-        random: the source of every decision.
-
-    Attributes:
-        sample_rate: q, an exact fraction.
+    ``shard`` are the private records that this process samples; N and B are those of all processes together.
     """
 
     def __init__(
         self, num_records: int, expected_batch_size: int, shard: Sequence[int], random: RandomSource | None = None
     ) -> None:
-        self.sample_rate = Fraction(expected_batch_size, num_records)
+        self.sample_rate = Fraction(expected_batch_size, num_records)  # q, exact
         self.random = random or RandomSource()
-        self._shard, self._left_out = shard, set[int]()
-        self._groups = {self.sample_rate: list(shard)}  # records that are sampled at one rate, by the rate
+        self._shard = list(shard)
+        self._groups = {self.sample_rate: self._shard}  # records that are sampled at one rate, by the rate
 
     def set_rates(self, rates: Sequence[Fraction]) -> None:
         """Samples record r with probability ``rates[r]`` from now on; the rates add up to ``expected_batch_size``."""
         self._groups = {}
         for record in self._shard:
-            if record not in self._left_out:
-                self._groups.setdefault(rates[record], []).append(record)
+            self._groups.setdefault(rates[record], []).append(record)
 
     def leave_out(self, records: set[int]) -> None:
         """Never samples these records again; the rates and N stay. For audits."""
-        self._left_out |= records
+        self._shard = [record for record in self._shard if record not in records]
         self._groups = {rate: [r for r in group if r not in records] for rate, group in self._groups.items()}
 
     def private(self) -> list[int]:
         """The private records of one step."""
-        return [
-            group[i] for rate, group in self._groups.items() for i in self.random.bernoulli(len(group), rate).tolist()
-        ]
+        groups = self._groups.items()
+        return [group[i] for rate, group in groups for i in self.random.bernoulli(len(group), rate).tolist()]
 
     def public(self, available: int, size: int) -> list[int]:
         """``size`` different numbers below ``available``: the public samples of one step."""

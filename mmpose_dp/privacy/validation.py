@@ -1,7 +1,14 @@
-"""Checks of settings. A check that fails raises ConfigError, which says what to write. Must not hold limits of a mechanism."""
+"""Numbers that come in and go out: settings are checked, and the figures of a guarantee are printed.
+
+A check that fails raises ConfigError, which says what to write. Must not hold limits of a mechanism, and must not print an epsilon
+below the one that was computed.
+"""
 
 import math
 from collections.abc import Callable
+from contextlib import suppress
+from decimal import ROUND_CEILING, Context, Decimal
+from functools import partial
 from numbers import Integral, Real
 from typing import Any
 
@@ -21,13 +28,9 @@ def require(holds: bool, message: str) -> None:
 
 def as_number(value: Any, name: str, what: str = 'a number', fits: Callable[[float], bool] = math.isfinite) -> float:
     """A float from any finite real number, also a fraction or numpy's. Raises ConfigError: ``name`` must be ``what``."""
-    if isinstance(value, Real) and not isinstance(value, bool):
-        try:
-            number = float(value)
-        except OverflowError:
-            number = math.inf
-        if math.isfinite(number) and fits(number):
-            return number
+    with suppress(OverflowError):  # of whole numbers and fractions that no float holds
+        if isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value) and fits(float(value)):
+            return float(value)
     raise ConfigError(f'{name}={value!r} must be {what}')
 
 
@@ -38,16 +41,28 @@ def as_whole(value: Any, name: str, least: int = 1) -> int:
     raise ConfigError(f'{name}={value!r} must be a whole number, {least} or above')
 
 
-def as_positive(value: Any, name: str) -> float:
-    """A number above 0, such as a budget epsilon. Raises ConfigError, naming ``name``."""
-    return as_number(value, name, 'a number above 0', lambda number: number > 0)
+# each takes a value and the name of its setting
+as_positive = partial(as_number, what='a number above 0', fits=lambda number: number > 0)
+as_noise_multiplier = partial(as_number, what='a number, 0 or above', fits=lambda number: number >= 0)
+as_delta = partial(as_number, what='a number strictly between 0 and 1', fits=lambda number: 0 < number < 1)
 
 
-def as_noise_multiplier(value: Any, name: str = 'noise_multiplier') -> float:
-    """Sigma as a float. Raises ConfigError."""
-    return as_number(value, name, 'a number, 0 or above', lambda number: number >= 0)
+def rounded_up(value: float, digits: int = 4) -> str:
+    """An epsilon with ``digits`` significant digits, never less than it is; 'not bounded' if it is not finite."""
+    if not math.isfinite(value):
+        return 'not bounded'
+    rounded = Context(prec=digits, rounding=ROUND_CEILING).create_decimal(repr(float(value)))
+    return f'{rounded.normalize():f}'
 
 
-def as_delta(value: Any, name: str = 'target_delta') -> float:
-    """Delta as a float. Raises ConfigError, naming ``name``."""
-    return as_number(value, name, 'a number strictly between 0 and 1', lambda number: 0 < number < 1)
+def ceiling(value: float, places: int = 4) -> float:
+    """An epsilon for a log that prints ``places`` decimal places: the next number above that has no more."""
+    if not math.isfinite(value) or value > 1e12:
+        return value
+    return float(Decimal(repr(float(value))).quantize(Decimal(1).scaleb(-places), rounding=ROUND_CEILING))
+
+
+def as_given(value: float) -> str:
+    """A number that somebody set, such as delta, exactly: what is read back is the same number."""
+    short = f'{value:g}'
+    return short if float(short) == value else repr(float(value))

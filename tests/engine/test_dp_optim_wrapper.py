@@ -10,10 +10,10 @@ from torch.optim import SGD, AdamW
 from mmpose_dp.engine import DPOptimWrapper
 from mmpose_dp.engine.basis import fit_basis
 from mmpose_dp.extras.adaptive_norm import AdaptiveNorm
+from mmpose_dp.privacy.clipping import clipping_norm
 from mmpose_dp.privacy.errors import PrivacyError
 from mmpose_dp.privacy.plan import PrivacyPlan
 from mmpose_dp.privacy.projection import Projector
-from mmpose_dp.privacy.rounding import clipping_norm
 from tests.support.models import (
     HRNET,
     RLE,

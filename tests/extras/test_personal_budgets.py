@@ -60,7 +60,7 @@ def test_the_ledger_and_the_statement_name_the_groups():
         ledger.resume_run(**{**made.run_metadata, 'personal_assignment': [1] * 1000})
 
 
-def test_all_drawn_every_time_is_a_plateau():
+def test_all_sampled_every_time_is_a_plateau():
     """With B = N every larger sigma fits as well: the least one is wanted."""
     sigma, rates = calibrate_sample_rates([(0.55, 50), (4.0, 50)], 1e-5, 100, 10, 'rdp')
     assert sigma == pytest.approx(calibrate_noise_multiplier(0.55, 1e-5, Fraction(1), 10, 'rdp'), rel=0.02)

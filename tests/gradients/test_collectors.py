@@ -19,11 +19,11 @@ from tests.gradients.test_engine import LAYERS
 from tests.gradients.test_random_networks import SIDE, STEPS, Network
 from tests.support.core import loop_engine, looped, sample_gradients_of
 
-# records of their own, several rows a record, public rows between, one row alone, public rows alone
+# records of their own, several samples per record, public samples between, one sample alone, public samples alone
 BATCHES = ([0, 1, 2], [None, 5, 7, 5, None, 8], [1, 1, 2], [3], [None, 4], [None, None], [0, 1, 2, 3])
-# (_TRAFFIC: no ghost norms, as shipped, all; rows as groups for every convolution or as shipped; scale of the losses)
+# (_TRAFFIC: no ghost norms, as shipped, all; samples as groups for every convolution or as shipped; scale of the losses)
 NO_GHOST, ALL_GHOST, SHIPPED = 0, 1e9, (layer_rules._TRAFFIC, False)
-WAYS = (
+METHODS = (
     (NO_GHOST, True, 1.0),
     (NO_GHOST, SHIPPED[1], 8.0),
     (SHIPPED[0], True, 1024.0),
@@ -85,34 +85,34 @@ def losses_of(model, x):
 
 
 def one_after_the_other(model, x):
-    """(rows, p) in float64: a backward for each row alone."""
+    """(samples, p) in float64: a backward for each sample alone."""
     model = copy.deepcopy(model).double()
     params = [p for p in model.parameters() if p.requires_grad]
     found = []
-    for row in x.double().split(1):
-        grads = torch.autograd.grad(losses_of(model, row).sum(), params, allow_unused=True)
+    for sample in x.double().split(1):
+        grads = torch.autograd.grad(losses_of(model, sample).sum(), params, allow_unused=True)
         found.append(flat(torch.zeros_like(p) if g is None else g for p, g in zip(params, grads)))
     return torch.stack(found)
 
 
 def check(engine, model, x, keys, scale, near=1e-3):
     """Compares all collectors on one batch; what is clipped may differ by a part of C."""
-    params, rows = engine.params, Samples.from_keys(keys)
+    params, samples = engine.params, Samples.from_keys(keys)
     singles = one_after_the_other(model, x)
     with engine.capture():
         losses = losses_of(model, x) * scale
     collectors, wanted = [], []
-    if rows.num_records:
-        records = torch.stack([singles[rows.records == i].sum(0) for i in range(rows.num_records)])
+    if samples.num_records:
+        records = torch.stack([singles[samples.records == i].sum(0) for i in range(samples.num_records)])
         c = max(0.9 * float(records.norm(dim=1).median()), 1e-3)  # some are clipped, some are not
         projector = Projector(rank=3)
         projector.basis = [torch.randn(3, *p.shape) for p in params]
         coordinates = records @ torch.cat([b.flatten(1) for b in projector.basis], 1).double().T
-        collectors += [ClippedSum(params, rows, c, scale), ClippedCoordinates(rows, c, projector, scale)]
+        collectors += [ClippedSum(params, samples, c, scale), ClippedCoordinates(samples, c, projector, scale)]
         wanted += [(clip(records, c).sum(0), c), (clip(coordinates, c).sum(0), c)]
-    if len(rows.public):
-        collectors.append(SampleSum(params, rows.public, scale))
-        want = singles[rows.public].sum(0)
+    if len(samples.public):
+        collectors.append(SampleSum(params, samples.public, scale))
+        want = singles[samples.public].sum(0)
         wanted.append((want, max(float(want.norm()), 1e-3)))
     engine.backward(losses, *collectors)
     for collector, (want, size) in zip(collectors, wanted):
@@ -127,17 +127,17 @@ def choose(monkeypatch, traffic, grouped):
         monkeypatch.setattr(layer_rules, 'groups_are_faster', lambda module, b: isinstance(module, convolutions))
 
 
-@pytest.mark.parametrize('way', [None, *WAYS], ids=str)
+@pytest.mark.parametrize('method', [None, *METHODS], ids=str)
 @pytest.mark.parametrize('name', MODELS)
-def test_every_way_is_the_reference(name, way, monkeypatch):
+def test_every_method_is_the_reference(name, method, monkeypatch):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(4, 4, 1), copy.deepcopy(MODELS[name]))
     params = [p for p in model.parameters() if p.requires_grad]
-    traffic, big_row, scale = way or (*SHIPPED, 8.0)
-    choose(monkeypatch, traffic, big_row)
+    traffic, big_sample, scale = method or (*SHIPPED, 8.0)
+    choose(monkeypatch, traffic, big_sample)
     ghosts, ghost_squares = [], layer_rules.ghost_squares
     monkeypatch.setattr(layer_rules, 'ghost_squares', lambda *args: ghosts.append(args) or ghost_squares(*args))
-    engine = Engine(model, params) if way else loop_engine(model, params)
+    engine = Engine(model, params) if method else loop_engine(model, params)
     for keys in BATCHES:
         x = torch.randn(len(keys), 4, 8, 8) * torch.logspace(-0.5, 0.5, len(keys)).view(-1, 1, 1, 1)
         check(engine, model, x, keys, scale)
@@ -146,19 +146,21 @@ def test_every_way_is_the_reference(name, way, monkeypatch):
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.lists(STEPS, min_size=1, max_size=5), st.sampled_from(WAYS), st.sampled_from(BATCHES), st.integers(0, 2**16))
-def test_every_way_is_the_reference_on_a_random_network(steps, way, keys, seed):
+@given(
+    st.lists(STEPS, min_size=1, max_size=5), st.sampled_from(METHODS), st.sampled_from(BATCHES), st.integers(0, 2**16)
+)
+def test_every_method_is_the_reference_on_a_random_network(steps, method, keys, seed):
     torch.manual_seed(seed)
     model = Network(steps).double()
     with pytest.MonkeyPatch.context() as monkeypatch:
-        choose(monkeypatch, *way[:2])
+        choose(monkeypatch, *method[:2])
         engine = Engine(model, list(model.parameters()))
         for _ in range(2):
-            check(engine, model, torch.randn(len(keys), 4, SIDE, SIDE).double(), keys, way[2], 3e-3)
+            check(engine, model, torch.randn(len(keys), 4, SIDE, SIDE).double(), keys, method[2], 3e-3)
 
 
 def test_a_ghost_norm_is_never_too_small(monkeypatch):
-    """The positions of a row cancel, but for less than rounding tells: each record still weighs at most C."""
+    """The positions of a sample cancel, but for less than rounding tells: each record still weighs at most C."""
     choose(monkeypatch, ALL_GHOST, SHIPPED[1])
     torch.manual_seed(0)
     model, count = nn.Linear(16, 16, bias=False), 64
@@ -236,36 +238,36 @@ def backward(engine, model, x):
 
 
 class Turning(nn.Module):
-    """Uses its weight outside its layer, or mixes its rows, for some numbers of rows only."""
+    """Uses its weight outside its layer, or mixes its samples, for some numbers of samples only."""
 
-    def __init__(self, what, rows):
+    def __init__(self, what, samples):
         super().__init__()
-        self.linear, self.what, self.rows = nn.Linear(8, 8), what, rows
+        self.linear, self.what, self.samples = nn.Linear(8, 8), what, samples
 
     def forward(self, x):
         y = self.linear(x)
-        if len(x) != self.rows:
+        if len(x) != self.samples:
             return y
         return y @ self.linear.weight if self.what == 'weight' else y + y.mean(0, keepdim=True)
 
 
 @pytest.mark.parametrize(
-    ('what', 'rows', 'message'),
+    ('what', 'samples', 'message'),
     [
         ('weight', 1, 'linear.weight is not what autograd finds'),
         ('weight', 3, 'linear.weight is not what autograd finds'),
-        ('mix', 3, 'the rows of another'),
+        ('mix', 3, 'the samples of another'),
     ],
 )
-def test_one_row_and_several_are_checked_apart(what, rows, message):
-    """Neither a first batch of one row nor one of several vouches for the other."""
+def test_one_sample_and_several_are_checked_apart(what, samples, message):
+    """Neither a first batch of one sample nor one of several vouches for the other."""
     torch.manual_seed(0)
-    model = Turning(what, rows)
+    model = Turning(what, samples)
     engine = Engine(model, list(model.parameters()))
     for _ in range(2):
-        backward(engine, model, torch.randn(4 - rows, 4, 8))
+        backward(engine, model, torch.randn(4 - samples, 4, 8))
     with pytest.raises(PrivacyError, match=message):
-        backward(engine, model, torch.randn(rows, 4, 8))
+        backward(engine, model, torch.randn(samples, 4, 8))
 
 
 def test_a_call_that_only_a_later_loss_does_not_reach():

@@ -1,4 +1,4 @@
-"""Per-row gradients against the loop over single records, in fp32, layer by layer; and every refusal."""
+"""Per-sample gradients against the loop over single records, in fp32, layer by layer; and every refusal."""
 
 import pytest
 import torch
@@ -69,7 +69,7 @@ LAYERS = {
     'instance norm': nn.InstanceNorm2d(4, affine=True),
     'layer norm': nn.LayerNorm((4, 8, 8)),
     'layer norm last': nn.LayerNorm(8),
-    'linear on rows': nn.Sequential(nn.Flatten(), nn.Linear(256, 5)),
+    'linear on samples': nn.Sequential(nn.Flatten(), nn.Linear(256, 5)),
     'linear on any rank': nn.Linear(8, 5),
     'residual': Residual(),
     'shared': Shared(),
@@ -89,21 +89,21 @@ def test_every_rule_agrees_with_the_loop(name):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(4, 4, 1), LAYERS[name])  # the first layer proves that gradients pass through
     params = [p for p in model.parameters() if p.requires_grad]
-    x, rows, weights = torch.randn(3, 4, 8, 8), torch.arange(3), torch.tensor([0.5, 0.0, 2.0])
+    x, samples, weights = torch.randn(3, 4, 8, 8), torch.arange(3), torch.tensor([0.5, 0.0, 2.0])
     rules, loop = Engine(model, params), loop_engine(model, params)
     ours, reference = (sample_gradients_of(e, sample_losses(model, x, e)) for e in (rules, loop))
-    for mine, theirs in zip(ours.per_sample(rows), reference.per_sample(rows)):
+    for mine, theirs in zip(ours.per_sample(samples), reference.per_sample(samples)):
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-6)
     for mine, theirs in zip(ours.weighted_sum(weights), reference.weighted_sum(weights)):
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-6)
     # and the loop itself against one record alone
     for i in range(3):
         alone = torch.autograd.grad(sample_losses(model, x[i : i + 1], loop).sum(), params)
-        for theirs, one in zip(reference.per_sample(rows), alone):
+        for theirs, one in zip(reference.per_sample(samples), alone):
             torch.testing.assert_close(theirs[i], one, rtol=1e-4, atol=1e-6)
 
 
-def test_a_row_that_is_not_finite_leaves_the_others_alone():
+def test_a_sample_that_is_not_finite_leaves_the_others_alone():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(4, 4, 3), nn.ReLU(inplace=True), nn.Conv2d(4, 4, 1))
     engine = Engine(model, list(model.parameters()))
@@ -115,7 +115,7 @@ def test_a_row_that_is_not_finite_leaves_the_others_alone():
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-7)
 
 
-def test_rows_that_mix_are_refused_beside_a_row_that_is_not_finite():
+def test_samples_that_mix_are_refused_beside_a_sample_that_is_not_finite():
     """A record with a NaN loss does not switch the check off for the batch it is in."""
 
     class Swapping(nn.Module):
@@ -125,7 +125,7 @@ def test_rows_that_mix_are_refused_beside_a_row_that_is_not_finite():
 
         def forward(self, x):
             y = self.conv(x)
-            return torch.cat([y[:1], y[1:] + y[1:].flip(0)])  # the first row keeps to itself
+            return torch.cat([y[:1], y[1:] + y[1:].flip(0)])  # the first sample keeps to itself
 
     model, x = Swapping(), torch.randn(3, 4, 8, 8)
     x[0] = float('nan')
@@ -135,7 +135,7 @@ def test_rows_that_mix_are_refused_beside_a_row_that_is_not_finite():
 
 
 @pytest.mark.parametrize('kind', [Engine, loop_engine])
-def test_rows_that_mix_are_refused(kind):
+def test_samples_that_mix_are_refused(kind):
     class Mixing(nn.Module):
         def __init__(self):
             super().__init__()
@@ -150,19 +150,19 @@ def test_rows_that_mix_are_refused(kind):
         engine.backward(sample_losses(model, torch.randn(3, 4, 8, 8), engine))
 
 
-def test_a_layer_that_does_not_keep_rows_outermost_is_refused():
+def test_a_layer_that_does_not_keep_samples_outermost_is_refused():
     class Transposing(nn.Module):
         def __init__(self):
             super().__init__()
             self.linear = nn.Linear(8, 8)
 
-        def forward(self, x):  # (n, 4, 8, 8) -> (4 * n, ...) with the rows innermost
+        def forward(self, x):  # (n, 4, 8, 8) -> (4 * n, ...) with the samples innermost
             y = self.linear(x.transpose(0, 1).flatten(0, 1))
             return y.unflatten(0, (4, -1)).transpose(0, 1)
 
     model = Transposing()
     engine = Engine(model, list(model.parameters()))
-    with pytest.raises(PrivacyError, match='rows outermost'):
+    with pytest.raises(PrivacyError, match='samples outermost'):
         engine.backward(sample_losses(model, torch.randn(3, 4, 8, 8), engine))
 
 
@@ -206,7 +206,7 @@ def test_what_has_no_rule():
         Engine(model[:1], params)
 
 
-def test_a_loss_that_learns_gets_a_backward_a_row():
+def test_a_loss_that_learns_gets_one_backward_per_sample():
     class Odd(nn.Module):
         def __init__(self):
             super().__init__()
@@ -217,17 +217,17 @@ def test_a_loss_that_learns_gets_a_backward_a_row():
 
     torch.manual_seed(0)
     model = Odd()
-    params, x, rows = list(model.parameters()), torch.randn(3, 4, 8, 8), torch.arange(3)
+    params, x, samples = list(model.parameters()), torch.randn(3, 4, 8, 8), torch.arange(3)
 
     def losses(engine):
         with engine.capture():
             out = model(x)
-            return torch.stack([model.loss_module(row).square().mean() for row in out.split(1)])
+            return torch.stack([model.loss_module(sample).square().mean() for sample in out.split(1)])
 
     rules, loop = Engine(model, params, [model.loss_module]), loop_engine(model, params)
     assert looped(rules) == ['loss_module.weight', 'loss_module.bias']
     ours, reference = (sample_gradients_of(e, losses(e)) for e in (rules, loop))
-    for mine, theirs in zip(ours.per_sample(rows), reference.per_sample(rows)):
+    for mine, theirs in zip(ours.per_sample(samples), reference.per_sample(samples)):
         assert mine.any()
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-6)
     with pytest.raises(PrivacyError, match=r'loss_module.weight.*engine="auto".*freeze'):

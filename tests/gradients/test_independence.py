@@ -1,4 +1,4 @@
-"""Samples that depend on one another are refused, whichever rows they are and whatever is NaN; rows that do not are left apart."""
+"""Samples that depend on one another are refused, whichever they are and whatever is NaN; others are left alone."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ C = 0.1
 
 
 class Carry(nn.Module):
-    """Each row sees the one before it; the first keeps to itself."""
+    """Each sample sees the one before it; the first keeps to itself."""
 
     def __init__(self):
         super().__init__()
@@ -26,7 +26,7 @@ class Carry(nn.Module):
 
 
 class OneSided(Carry):
-    """Each row sees the one after it."""
+    """Each sample sees the one after it."""
 
     def forward(self, x):
         y = self.conv(x)
@@ -41,7 +41,7 @@ def losses(model, x, engine):
 
 @pytest.mark.parametrize('kind', [Engine, loop_engine])
 @pytest.mark.parametrize('model', [Carry, OneSided])
-def test_rows_that_depend_on_those_on_one_side(model, kind):
+def test_samples_that_depend_on_those_on_one_side(model, kind):
     model = model()
     engine = kind(model, list(model.parameters()))
     with pytest.raises(PrivacyError, match='another'):
@@ -78,7 +78,7 @@ def test_nan_in_the_first_batch_does_not_switch_the_check_of_the_sum_off():
 
 
 class Innermost(nn.Module):
-    """Its scale has no rule and meets the rows in the middle: it is looped."""
+    """Its scale has no rule and meets the samples in the middle: it is looped."""
 
     def __init__(self):
         super().__init__()
@@ -90,7 +90,7 @@ class Innermost(nn.Module):
 
 @pytest.mark.parametrize('first_is_finite', [True, False])
 def test_what_is_looped_wants_one_record_at_a_time(first_is_finite):
-    """In one graph, 0 * NaN would carry one row's NaN into the others' gradients."""
+    """In one graph, 0 * NaN would carry one sample's NaN into the others' gradients."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(4, 4, 1), Innermost())
     engine = Engine(model, list(model.parameters()))
@@ -102,7 +102,7 @@ def test_what_is_looped_wants_one_record_at_a_time(first_is_finite):
     assert loop_engine(model, engine.params).one_at_a_time
 
 
-def test_a_loss_with_parameters_keeps_rows_apart():
+def test_a_loss_with_parameters_keeps_samples_apart():
     class Head(nn.Module):
         def __init__(self):
             super().__init__()
@@ -116,7 +116,7 @@ def test_a_loss_with_parameters_keeps_rows_apart():
     def total(x):
         with engine.capture():
             out = model.first(x)
-            each = [model.loss_module(row).square().mean() for row in out.split(1)]
+            each = [model.loss_module(sample).square().mean() for sample in out.split(1)]
         collector = ClippedSum(engine.params, Samples.from_keys(range(len(x))), C)
         engine.backward(each, collector)
         return torch.cat([t.flatten() for t in collector.total()])
@@ -129,7 +129,7 @@ def test_a_loss_with_parameters_keeps_rows_apart():
 
 
 class FrozenMixer(nn.Module):
-    """Mixes rows where nothing is trained, as a frozen BatchNorm without statistics of its own does."""
+    """Mixes samples where nothing is trained, as a frozen BatchNorm without statistics of its own does."""
 
     def __init__(self):
         super().__init__()
@@ -142,7 +142,7 @@ class FrozenMixer(nn.Module):
 
 
 @pytest.mark.parametrize('kind', [Engine, loop_engine])
-def test_rows_that_mix_in_a_frozen_part(kind):
+def test_samples_that_mix_in_a_frozen_part(kind):
     model = FrozenMixer()
     engine = kind(model, list(model.last.parameters()))
     with pytest.raises(PrivacyError, match='from (the images|conv) on'):
@@ -151,7 +151,7 @@ def test_rows_that_mix_in_a_frozen_part(kind):
 
 @pytest.mark.parametrize('kind', [Engine, loop_engine])
 @pytest.mark.parametrize('silent', [[0, 3], [0, 1, 2, 3], [1, 2, 3]])
-def test_rows_without_a_loss_do_not_switch_the_check_off(kind, silent):
+def test_samples_without_a_loss_do_not_switch_the_check_off(kind, silent):
     """Nobody is annotated in them, so that they have no gradient that could be seen to reach another."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(4, 4, 1))

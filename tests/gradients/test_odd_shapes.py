@@ -63,7 +63,7 @@ def first(module, x):
     return module(x)[0]
 
 
-def rows_second(module, x):
+def samples_second(module, x):
     out = module(x.transpose(0, 1))
     return (out[0] if isinstance(out, tuple) else out).transpose(0, 1)
 
@@ -76,10 +76,10 @@ def bag(**settings):
     return nn.EmbeddingBag(7, 5, **settings)
 
 
-# name: (module, input of 3 rows); made where they are used, each by the same seed
+# name: (module, input of 3 samples); made where they are used, each by the same seed
 SERVED = {
     'scalars': lambda: (Scalars(), pictures(5)),
-    'rows of numbers': lambda: (nn.PReLU(), pictures()),
+    'samples of numbers': lambda: (nn.PReLU(), pictures()),
     'conv 1d': lambda: (nn.Conv1d(4, 6, 3, stride=2, dilation=2, groups=2, padding=1), pictures(4, 9)),
     'conv 1d same': lambda: (nn.Conv1d(4, 6, 4, padding='same'), pictures(4, 8)),
     'conv 1d circular': lambda: (nn.Conv1d(4, 6, 3, padding=2, padding_mode='circular'), pictures(4, 8)),
@@ -143,7 +143,7 @@ SERVED = {
     'lstm': lambda: (Around(nn.LSTM(5, 4, num_layers=2, bidirectional=True, batch_first=True), first), pictures(4, 5)),
     'lstm cell': lambda: (Around(nn.LSTMCell(5, 4), first), pictures(5)),
     'attention': lambda: (Around(nn.MultiheadAttention(6, 2, batch_first=True), itself), pictures(4, 6)),
-    'attention rows second': lambda: (
+    'attention samples second': lambda: (
         Around(nn.MultiheadAttention(6, 2), lambda m, x: itself(m, x.transpose(0, 1)).transpose(0, 1)),
         pictures(4, 6),
     ),
@@ -165,22 +165,25 @@ SERVED = {
 BY_LOOP = {
     'rnn': lambda: (Around(nn.RNN(5, 4, batch_first=True), first), pictures(6, 5)),
     'gru': lambda: (Around(nn.GRU(5, 4, batch_first=True), first), pictures(6, 5)),
-    'lstm rows second': lambda: (Around(nn.LSTM(5, 4, proj_size=2), rows_second), pictures(6, 5)),
-    'encoder rows second': lambda: (
-        Around(nn.TransformerEncoderLayer(6, 2, 8, dropout=0.0), rows_second),
+    'lstm samples second': lambda: (Around(nn.LSTM(5, 4, proj_size=2), samples_second), pictures(6, 5)),
+    'encoder samples second': lambda: (
+        Around(nn.TransformerEncoderLayer(6, 2, 8, dropout=0.0), samples_second),
         pictures(4, 6),
     ),
-    'linear rows second': lambda: (Around(nn.Linear(5, 7), rows_second), pictures(4, 5)),
-    'linear rows third': lambda: (
+    'linear samples second': lambda: (Around(nn.Linear(5, 7), samples_second), pictures(4, 5)),
+    'linear samples third': lambda: (
         Around(nn.Linear(5, 7), lambda m, x: m(x.permute(1, 2, 0, 3)).permute(2, 0, 1, 3)),
         pictures(4, 2, 5),
     ),
-    'linear, as many places as rows': lambda: (Around(nn.Linear(5, 7), rows_second), pictures(3, 5)),
-    'linear rows innermost': lambda: (
+    'linear, as many places as samples': lambda: (Around(nn.Linear(5, 7), samples_second), pictures(3, 5)),
+    'linear samples innermost': lambda: (
         Around(nn.Linear(5, 7), lambda m, x: m(x.transpose(0, 1).flatten(0, 1)).unflatten(0, (4, -1)).transpose(0, 1)),
         pictures(4, 5),
     ),
-    'row by row': lambda: (Around(nn.Linear(5, 7), lambda m, x: torch.stack([m(row) for row in x])), pictures(5)),
+    'sample by sample': lambda: (
+        Around(nn.Linear(5, 7), lambda m, x: torch.stack([m(sample) for sample in x])),
+        pictures(5),
+    ),
 }
 REFUSED = {
     'batch norm': (lambda: (nn.BatchNorm2d(4), pictures(4, 3, 3)), 'No engine'),
@@ -212,14 +215,14 @@ def losses_of(model, x):
 
 
 def alone(model, x):
-    """By parameter, (rows, *shape), from a forward and a backward for each record by itself, in float64."""
+    """By parameter, (samples, *shape), from a forward and a backward for each record by itself, in float64."""
     model = copy.deepcopy(model).double()
-    params, rows = list(model.parameters()), []
-    for row in x.split(1):
-        row = row.double() if row.is_floating_point() else row
-        grads = torch.autograd.grad(losses_of(model, row).sum(), params, allow_unused=True)
-        rows.append([torch.zeros_like(p) if g is None else g.to_dense() for p, g in zip(params, grads)])
-    return [torch.stack(column) for column in zip(*rows)]
+    params, samples = list(model.parameters()), []
+    for sample in x.split(1):
+        sample = sample.double() if sample.is_floating_point() else sample
+        grads = torch.autograd.grad(losses_of(model, sample).sum(), params, allow_unused=True)
+        samples.append([torch.zeros_like(p) if g is None else g.to_dense() for p, g in zip(params, grads)])
+    return [torch.stack(column) for column in zip(*samples)]
 
 
 def projector_for(params, name):
@@ -231,14 +234,14 @@ def projector_for(params, name):
 
 
 def gradients(engine, model, x):
-    """All that a batch gives: per row, and the update under each clipping."""
-    params, rows = engine.params, Samples.from_keys(range(len(x)))
+    """All that a batch gives: per sample, and the update under each clipping."""
+    params, samples = engine.params, Samples.from_keys(range(len(x)))
     each, projectors = (
         PerSampleGradients(params, torch.arange(len(x))),
         [projector_for(params, name) for name in CLIPPINGS],
     )
     mechanisms = [mechanism(params, C, p, 'flat' if p else name) for name, p in zip(CLIPPINGS, projectors)]
-    collectors = [one.collector(rows) for one in mechanisms]
+    collectors = [one.collector(samples) for one in mechanisms]
     with engine.capture():
         losses = losses_of(model, x)
     engine.backward(list(losses), each, *collectors)

@@ -22,7 +22,7 @@ class Last(nn.Module):
     def forward(self, x):
         if (
             x.requires_grad
-        ):  # torch 2.13's own backward of an instance norm misreads other strides where there is one row
+        ):  # torch 2.13's own backward of an instance norm misreads other strides where there is one sample
             x.register_hook(lambda grad: grad.contiguous())
         return self.layer(x.movedim(1, -1)).movedim(-1, 1)
 
@@ -124,9 +124,9 @@ def test_a_random_network_agrees_with_the_loop(steps, seed):
     rules, loop = Engine(model, params), loop_engine(model, params)
     ours, reference = gradients(rules), gradients(loop)
     assert not looped(rules)
-    rows, weights = torch.tensor([1, 2]), torch.tensor([0.5, 0.0, 2.0])
+    samples, weights = torch.tensor([1, 2]), torch.tensor([0.5, 0.0, 2.0])
     for mine, theirs in (
-        *zip(ours.per_sample(rows), reference.per_sample(rows)),
+        *zip(ours.per_sample(samples), reference.per_sample(samples)),
         *zip(ours.weighted_sum(weights), reference.weighted_sum(weights)),
     ):
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-6 * max(1.0, float(theirs.abs().max())))

@@ -73,7 +73,7 @@ class Gated(nn.Module):
 
 
 class Multihead(nn.Module):
-    """torch's attention, rows in the second dimension inside."""
+    """torch's attention, samples in the second dimension inside."""
 
     def __init__(self):
         super().__init__()
@@ -113,7 +113,7 @@ class Random(nn.Module):
 
 
 class Written(nn.Module):
-    """A parameter written into a tensor of rows by an assignment."""
+    """A parameter written into a tensor of samples by an assignment."""
 
     def __init__(self):
         super().__init__()
@@ -153,7 +153,7 @@ def test_agrees_with_the_loop(name):
     for _ in range(2):  # the second forward finds nothing left over from the first
         torch.manual_seed(1)
         ours, reference = (sample_gradients_of(e, losses(e)) for e in (rules, loop))
-        if name != 'random':  # the engines do not draw the same dropout
+        if name != 'random':  # the engines do not sample the same dropout
             for mine, theirs in zip(ours.per_sample(torch.tensor([2, 0])), reference.per_sample(torch.tensor([2, 0]))):
                 torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
             weights = torch.tensor([0.5, 0.0, 2.0])
@@ -164,17 +164,17 @@ def test_agrees_with_the_loop(name):
     assert f'{by_loop} looped' in str(rules)
 
 
-def test_one_row_alone_and_frozen_parameters():
+def test_one_sample_alone_and_frozen_parameters():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(4, 4, 1), Positions())
     model[1].token.requires_grad_(False)
     params, x = [p for p in model.parameters() if p.requires_grad], torch.randn(1, 4, 8, 8)
-    for rows in (1, 2):
+    for samples in (1, 2):
         ours, reference = (
-            sample_gradients_of(engine, _losses(model, x.repeat(rows, 1, 1, 1), engine))
+            sample_gradients_of(engine, _losses(model, x.repeat(samples, 1, 1, 1), engine))
             for engine in (Engine(model, params), loop_engine(model, params))
         )
-        for mine, theirs in zip(ours.per_sample(torch.arange(rows)), reference.per_sample(torch.arange(rows))):
+        for mine, theirs in zip(ours.per_sample(torch.arange(samples)), reference.per_sample(torch.arange(samples))):
             torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
 
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from mmpose_dp.extras.clipping_variants import automatic_factors
 from mmpose_dp.gradients import layer_rules
 from mmpose_dp.gradients.engine import Engine
 from mmpose_dp.privacy.clipping import ClippedCoordinates, ClippedSum, clip_factors
@@ -28,8 +29,8 @@ def collect(collector, model, x, kind=Engine):
     return flat(collector.total())
 
 
-def clipped_sum(model, x, rows, kind=Engine):
-    return collect(ClippedSum(list(model.parameters()), rows, C), model, x, kind)
+def clipped_sum(model, x, samples, kind=Engine):
+    return collect(ClippedSum(list(model.parameters()), samples, C), model, x, kind)
 
 
 def samples_of(count):
@@ -60,12 +61,12 @@ def test_clipped_sum_is_the_reference(model, kind):
     torch.testing.assert_close(got, clip(reference(model, x)).sum(0), rtol=1e-4, atol=1e-6)
 
 
-def test_rows_of_one_record_are_added_before_the_norm(model):
+def test_samples_of_one_record_are_added_before_the_norm(model):
     x = torch.randn(5, 3, 6, 6)
-    rows = Samples.from_keys([7, None, 7, 3, None])
+    samples = Samples.from_keys([7, None, 7, 3, None])
     g = reference(model, x)
     want = clip(torch.stack([g[0] + g[2], g[3]])).sum(0)
-    torch.testing.assert_close(clipped_sum(model, x, rows), want, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(clipped_sum(model, x, samples), want, rtol=1e-4, atol=1e-6)
 
 
 KINDS = [
@@ -116,7 +117,7 @@ def test_clip_factors():
     norms = torch.tensor([0.0, 0.05, 0.1, 0.2, float('inf'), float('nan')])
     assert torch.allclose(clip_factors(norms, C), torch.tensor([1.0, 1.0, 1.0, 0.5, 0.0, 0.0]))
     automatic = torch.tensor([C / 0.01, C / 0.06, C / 0.11, C / 0.21, 0.0, 0.0])
-    assert torch.allclose(clip_factors(norms, C, automatic=True), automatic)
+    assert torch.allclose(automatic_factors(norms, C), automatic)
 
 
 def test_a_ghost_norm_of_very_small_factors_is_not_nothing(monkeypatch):

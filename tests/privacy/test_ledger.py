@@ -30,7 +30,7 @@ def test_it_grows_and_composes():
             ledger.count(A, steps)
 
 
-def test_runs_are_told_apart():
+def test_runs_are_separate():
     ledger = ledger_of((A, 3))
     ledger.begin_run(privacy_unit='instance', secret_randomness=False)
     ledger.count(A, 4)
@@ -104,7 +104,7 @@ def test_a_run_is_resumed_as_it_was(tmp_path):
         Ledger().resume_run(privacy_unit='instance')
 
 
-def test_a_view_that_was_given_away_is_named_by_all_that_follows():
+def test_a_view_that_was_published_is_named_by_all_that_follows():
     """Plain DP and then Feature DP is Feature DP; the other way round, or with another view, the last statement is wrong."""
     ledger, metadata = ledger_of((A, 1), method='dpsgd'), dict(privacy_unit='instance', method='feature')
     ledger.begin_run(**metadata, public_view='blur')
@@ -141,7 +141,7 @@ def test_a_step_is_on_the_disk_before_count_returns(tmp_path, monkeypatch):
     assert ledger.steps == 3
 
 
-def test_a_full_disk_is_told_before_the_step(tmp_path, monkeypatch):
+def test_a_full_disk_is_reported_before_the_step(tmp_path, monkeypatch):
     ledger, path = ledger_of((A, 3)), tmp_path / LEDGER_NAME
     ledger.keep_at(path)
     real = os.write

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from mmpose_dp.privacy.clipping import ClippedCoordinates, ClippedSum, PerParameterClippedSum
+from mmpose_dp.extras.clipping_variants import PerParameterClippedSum
+from mmpose_dp.privacy.clipping import ClippedCoordinates, ClippedSum
 from mmpose_dp.privacy.errors import PrivacyError
-from mmpose_dp.privacy.mechanism import check_clipping
 from mmpose_dp.privacy.projection import Projector
 from mmpose_dp.privacy.records import Samples
 from tests.support.core import mechanism
@@ -73,9 +73,10 @@ def test_release_needs_noise_and_batch_size():
     ('settings', 'clipping', 'message'),
     [
         (None, 'median', "clipping='median' must be one of"),
+        (None, ['flat'], "clipping=\\['flat'\\] must be one of"),
         (dict(), 'per-parameter', 'no meaning with project-then-clip'),
     ],
 )
 def test_pairs_without_meaning_are_refused(settings, clipping, message):
     with pytest.raises(PrivacyError, match=message):
-        check_clipping(clipping, None if settings is None else Projector(rank=3, **settings))
+        made(settings, clipping)

@@ -86,21 +86,21 @@ def test_secret_chunks_made_by_threads_are_all_there_and_all_different(secure_mo
 
 
 def test_system_entropy_ignores_and_leaves_every_seed():
-    draws = []
+    made = []
     for _ in range(2):
         torch.manual_seed(0), np.random.seed(0), random.seed(0)
         before = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()
         source = RandomSource()
-        draws.append((source.gaussian(8), source.uint64(8)))
+        made.append((source.gaussian(8), source.uint64(8)))
         assert torch.equal(before[0], torch.get_rng_state())
         assert (before[1] == np.random.get_state()[1]).all() and before[2] == random.getstate()
         assert source.is_secret
-    assert not torch.equal(draws[0][0], draws[1][0]) and (draws[0][1] != draws[1][1]).all()
+    assert not torch.equal(made[0][0], made[1][0]) and (made[0][1] != made[1][1]).all()
 
 
 @pytest.mark.parametrize('count', [100, 2 * noise._CHUNK + 77])
 def test_debug_seed_repeats_and_is_not_secret(count, monkeypatch):
-    monkeypatch.setattr(noise, 'ThreadPoolExecutor', None)  # threads would draw in any order
+    monkeypatch.setattr(noise, 'ThreadPoolExecutor', None)  # threads would sample in any order
     one, two = RandomSource(3), RandomSource(3)
     for _ in range(2):
         sample = one.gaussian(count)
@@ -110,19 +110,19 @@ def test_debug_seed_repeats_and_is_not_secret(count, monkeypatch):
 
 def test_bernoulli_rate_and_independence():
     source, rate, rounds, count = RandomSource(debug_seed=4), Fraction(7, 50), 4000, 50
-    drawn = np.zeros((rounds, count))
-    for row in drawn:
+    kept = np.zeros((rounds, count))
+    for row in kept:
         row[source.bernoulli(count, rate)] = 1
-    assert stats.binomtest(int(drawn.sum()), rounds * count, float(rate)).pvalue > 1e-4
+    assert stats.binomtest(int(kept.sum()), rounds * count, float(rate)).pvalue > 1e-4
     # sizes follow the binomial distribution, records and steps are uncorrelated
-    sizes = drawn.sum(1).astype(int)
+    sizes = kept.sum(1).astype(int)
     law = stats.binom(count, float(rate))
     expected = np.array([law.cdf(3), *law.pmf(np.arange(4, 12)), law.sf(11)]) * rounds
     found = np.bincount(np.clip(sizes, 3, 12) - 3, minlength=10)
     assert stats.chisquare(found, expected).pvalue > 1e-4
-    corr = np.corrcoef(drawn.T) - np.eye(count)
+    corr = np.corrcoef(kept.T) - np.eye(count)
     assert abs(corr).max() < 0.08
-    assert abs(np.corrcoef(drawn[:-1].ravel(), drawn[1:].ravel())[0, 1]) < 0.01
+    assert abs(np.corrcoef(kept[:-1].ravel(), kept[1:].ravel())[0, 1]) < 0.01
 
 
 def test_bernoulli_edges():

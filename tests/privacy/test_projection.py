@@ -82,7 +82,7 @@ def test_fewer_directions_than_asked_for():
     assert projector.rank == 3
 
 
-def test_rows_that_are_not_finite_are_left_out():
+def test_samples_that_are_not_finite_are_left_out():
     g = torch.randn(6, 53)
     dirty = torch.cat([g, torch.full((1, 53), float('nan'))])
     one, two = Projector(rank=4), Projector(rank=4)

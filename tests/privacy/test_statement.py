@@ -6,7 +6,7 @@ from fractions import Fraction
 
 import pytest
 
-from mmpose_dp.engine.statement_page import statement_markdown, write_statement
+from mmpose_dp.extras.statement_page import statement_markdown, write_statement
 from mmpose_dp.privacy.accounting import StepEvent
 from mmpose_dp.privacy.ledger import Ledger
 from mmpose_dp.privacy.plan import PrivacyPlan
@@ -41,8 +41,8 @@ def statement_of(method, steps=40, **changes):
 def test_public_data_beside_the_views_is_named(method):
     statement, _ = statement_of(method, public_data='COCO')
     assert statement['public_data'] == 'Gaussian blur, COCO'
-    told = '\n'.join(statement['not_protected'])
-    assert 'the public data set: COCO' in told and 'the public view of every training record' in told
+    stated = '\n'.join(statement['not_protected'])
+    assert 'the public data set: COCO' in stated and 'the public view of every training record' in stated
 
 
 @pytest.mark.parametrize('method', BY_METHOD)
@@ -72,8 +72,8 @@ def test_everything_a_reviewer_asks_for_is_there(method):
 
 
 def test_epsilon_is_the_ledgers_not_the_plans():
-    half, _ = statement_of('dpsgd', steps=20)
-    assert half['epsilon'] < 0.9 and half['steps'] == 20 and half['epochs'] == 1.0
+    halfway, _ = statement_of('dpsgd', steps=20)
+    assert halfway['epsilon'] < 0.9 and halfway['steps'] == 20 and halfway['epochs'] == 1.0
 
 
 @pytest.mark.parametrize('changes', [dict(secret_randomness=False)])
@@ -82,21 +82,23 @@ def test_not_private_says_so_first(changes):
     assert not statement['private'] and 'NOT PRIVATE' in statement_markdown(statement)[:60]
 
 
-def test_what_earlier_trainings_in_the_ledger_did_is_told():
+def test_what_earlier_trainings_in_the_ledger_did_is_stated():
     """Their noise, their public data and their exposed metrics, whatever the last training did."""
     plan, ledger = statement_of('dpsgd')[1], Ledger()
     ledger.begin_run(privacy_unit='instance', method='projected', public_data='COCO', expose_private_metrics=True)
     ledger.count(plan.event)
     ledger.begin_run(**plan.run_metadata)
     ledger.count(plan.event)
-    told = build_statement(plan, ledger, pretraining='none')
-    assert told['private'] and told['public_data'] == 'COCO' and told['method'] == 'Projected DP-SGD and DP-SGD'
-    assert 'the public data set: COCO' in told['not_protected'] and 'expose_private_metrics' in str(told['not_covered'])
+    stated = build_statement(plan, ledger, pretraining='none')
+    assert stated['private'] and stated['public_data'] == 'COCO' and stated['method'] == 'Projected DP-SGD and DP-SGD'
+    assert 'the public data set: COCO' in stated['not_protected'] and 'expose_private_metrics' in str(
+        stated['not_covered']
+    )
     ledger.count(StepEvent(0.0, Fraction(1, 20)))
     assert not build_statement(plan, ledger, pretraining='none')['private']
 
 
-def test_what_a_resume_changed_is_told():
+def test_what_a_resume_changed_is_stated():
     """Noise and rate of all steps, not of the last setting; noise is hardened where all of it was."""
     plan = statement_of('dpsgd', secure_mode=True)[1]
     changed = dict(noise_multiplier=2 * plan.noise_multiplier, expected_batch_size=100)
@@ -107,22 +109,22 @@ def test_what_a_resume_changed_is_told():
         ledger.count(first.event, 20)
         ledger.resume_run(**second.run_metadata)
         ledger.count(second.event, 5)
-        told = build_statement(second, ledger, pretraining='none')
-        assert told['noise_multiplier'] == f'{plan.noise_multiplier}, going to {2 * plan.noise_multiplier}'
-        assert told['sample_rate'] == '1/20, then 1/10' and told['epochs'] == 1.5
-        assert ('secure_mode' in told['noise_source']) == others['secure_mode']
+        stated = build_statement(second, ledger, pretraining='none')
+        assert stated['noise_multiplier'] == f'{plan.noise_multiplier}, going to {2 * plan.noise_multiplier}'
+        assert stated['sample_rate'] == '1/20, then 1/10' and stated['epochs'] == 1.5
+        assert ('secure_mode' in stated['noise_source']) == others['secure_mode']
     ledger.resume_run(**replace(second, secure_mode=False).run_metadata)
     assert 'secure_mode' not in build_statement(second, ledger, pretraining='none')['noise_source']
 
 
-def test_what_a_smaller_neighbour_shows_is_told():
+def test_what_a_smaller_neighbour_shows_is_stated():
     units = ('instance', 'image', 'subject')
-    told = {unit: str(statement_of('feature', privacy_unit=unit)[0]['not_protected']) for unit in units}
-    assert "privacy_unit='image'" in told['instance'] and 'sized for a smaller neighbour' in told['instance']
-    assert 'neighbours' in told['image'] and 'sized for' not in told['image']
+    stated = {unit: str(statement_of('feature', privacy_unit=unit)[0]['not_protected']) for unit in units}
+    assert "privacy_unit='image'" in stated['instance'] and 'sized for a smaller neighbour' in stated['instance']
+    assert 'neighbours' in stated['image'] and 'sized for' not in stated['image']
     assert 'neighbour' not in str(statement_of('dpsgd', privacy_unit='image')[0]['not_protected'])
-    assert 'crops of neighbours' in told['subject'] and 'sized for a smaller' not in told['subject']
-    assert [unit for unit in units if 'frames of a video' in told[unit]] == ['subject']
+    assert 'crops of neighbours' in stated['subject'] and 'sized for a smaller' not in stated['subject']
+    assert [unit for unit in units if 'frames of a video' in stated[unit]] == ['subject']
 
 
 def test_no_noise_is_not_private_and_not_bounded():
@@ -170,9 +172,11 @@ def test_delta_is_printed_as_given():
 def test_neighbours_have_the_same_number_of_slots():
     """N is known, so nobody is added or removed: a slot is emptied."""
     for method in BY_METHOD:
-        told = statement_of(method)[0]['adjacency']
+        stated = statement_of(method)[0]['adjacency']
         assert (
-            '1000 slots each; N, the number of slots, is public' in told and 'empty' in told and 'one more' not in told
+            '1000 slots each; N, the number of slots, is public' in stated
+            and 'empty' in stated
+            and 'one more' not in stated
         )
 
 

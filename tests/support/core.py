@@ -5,9 +5,8 @@ from functools import partial
 import torch
 from torch import nn
 
-from mmpose_dp.extras.adaptive_norm import AdaptiveMechanism
+from mmpose_dp.extras.clipping_variants import mechanism_of
 from mmpose_dp.gradients import Engine
-from mmpose_dp.privacy.mechanism import GaussianMechanism
 from mmpose_dp.privacy.records import as_range
 
 loop_engine = partial(Engine, kind='loop')
@@ -74,6 +73,4 @@ class Tied(nn.Module):
 
 def mechanism(params, max_grad_norm, projector=None, clipping='flat', **settings):
     """The mechanism that DPOptimWrapper builds for ``optim_wrapper.clipping``."""
-    if clipping == 'adaptive':
-        return AdaptiveMechanism(params, max_grad_norm, projector=projector, **settings)
-    return GaussianMechanism(params, max_grad_norm, projector=projector, clipping=clipping, **settings)
+    return mechanism_of(clipping)(params, max_grad_norm, projector=projector, **settings)

@@ -14,7 +14,7 @@ from mmpose.structures import PoseDataSample
 from mmpose_dp.datasets import by_record
 from mmpose_dp.engine import DPOptimWrapper
 from mmpose_dp.models import freeze_batch_norm
-from mmpose_dp.privacy.rounding import clipping_norm
+from mmpose_dp.privacy.clipping import clipping_norm
 
 PREFIX = 'mmpose::body_2d_keypoint/'
 HRNET = PREFIX + 'topdown_heatmap/mpii/td-hm_hrnet-w32_8xb64-210e_mpii-256x256.py'

@@ -7,7 +7,7 @@ from audit import attack, audited
 from mmpose_dp.datasets import PoissonBatchSampler
 from mmpose_dp.datasets.synthetic import make_synthetic_mpii
 from mmpose_dp.engine import ProjectorRefreshHook
-from mmpose_dp.privacy import clipping
+from mmpose_dp.privacy.clipping import ClippedSum
 from mmpose_dp.privacy.noise import RandomSource
 from tests.support.runs import config, tiny
 
@@ -70,7 +70,7 @@ def half_the_noise(monkeypatch):
 
 
 def no_clipping(monkeypatch):
-    monkeypatch.setattr(clipping, 'clip_factors', lambda norms, max_grad_norm, automatic=False: torch.ones_like(norms))
+    monkeypatch.setattr(ClippedSum, 'factors', staticmethod(lambda norms, max_grad_norm: torch.ones_like(norms)))
 
 
 def public_samples_of_the_private_batch(monkeypatch):

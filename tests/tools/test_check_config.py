@@ -104,7 +104,7 @@ def test_without_the_data_set_the_budget_needs_its_size(check):
     [
         (
             "model['backbone']['centred'] = True",
-            'from backbone.stem on, the loss of one record depends on the rows of another',
+            'from backbone.stem on, the loss of one record depends on the samples of another',
         ),
         (
             "model['head'] = dict(_delete_=True, type='EDPoseHead')",

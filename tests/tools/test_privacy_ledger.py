@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from mmpose_dp.privacy.errors import PrivacyError
-from mmpose_dp.privacy.figures import rounded_up
 from mmpose_dp.privacy.ledger import LEDGER_NAME, Ledger
+from mmpose_dp.privacy.validation import rounded_up
 from tests.support.runs import train, unvalidated
 
 

@@ -23,7 +23,7 @@ import mmpose_dp  # noqa: F401  (first: checks and repairs the install)
 # isort: split
 from demo_page import draw_page
 
-from mmpose_dp.privacy.figures import rounded_up
+from mmpose_dp.privacy.validation import rounded_up
 
 REPO = Path(__file__).resolve().parents[2]
 CONFIGS = REPO / 'configs/dp'

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from mmpose_dp.datasets import PublicPrivateDataset
+from mmpose_dp.extras.schedule import ScheduledPlan
 from mmpose_dp.privacy.errors import ConfigError
 from mmpose_dp.privacy.plan import PrivacyPlan
 
@@ -30,19 +31,19 @@ def make_plan(
         max_grad_norm=wrapper.mechanism.max_grad_norm,
         secret_randomness=all(x.random.is_secret for x in (wrapper.mechanism, loop.sampler.sampling, dataset)),
         arithmetic=_arithmetic(wrapper),
-        schedule=wrapper.schedule,
         adaptive_norm=wrapper.adaptive_norm is not None,
         **promised,
     )
+    kind: type[PrivacyPlan] = PrivacyPlan
+    if wrapper.schedule is not None:
+        kind, settings['schedule'] = ScheduledPlan, wrapper.schedule
     if any(epsilon is not None for epsilons in dataset.personal_epsilons for epsilon in epsilons):
         return _personal_plan(dataset.personal_epsilons, target_epsilon, wrapper, settings)
     if wrapper.mechanism.noise_multiplier is not None:
-        return PrivacyPlan(
-            noise_multiplier=wrapper.mechanism.noise_multiplier, target_epsilon=target_epsilon, **settings
-        )
+        return kind(noise_multiplier=wrapper.mechanism.noise_multiplier, target_epsilon=target_epsilon, **settings)
     if target_epsilon is None:
         raise ConfigError(_NO_BUDGET)
-    return PrivacyPlan.calibrate(target_epsilon=target_epsilon, **settings)
+    return kind.calibrate(target_epsilon=target_epsilon, **settings)
 
 
 def run_metadata_of_views(loop: PrivateTrainLoop, wrapper: DPOptimWrapper) -> dict[str, Any]:

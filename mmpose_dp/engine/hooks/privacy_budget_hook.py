@@ -13,17 +13,16 @@ from mmengine.runner import Runner
 from mmpose.registry import HOOKS
 
 from mmpose_dp.datasets import refuse_private_validation
+from mmpose_dp.extras.statement_page import write_statement
 from mmpose_dp.models import LoadWatch, fit_joints, replace_batch_norm
 from mmpose_dp.privacy.errors import ConfigError, PrivacyError
-from mmpose_dp.privacy.figures import as_given, ceiling, rounded_up
 from mmpose_dp.privacy.ledger import LEDGER_NAME
 from mmpose_dp.privacy.plan import PrivacyPlan
 from mmpose_dp.privacy.statement import build_statement
-from mmpose_dp.privacy.validation import as_delta, as_positive, as_whole
+from mmpose_dp.privacy.validation import as_delta, as_given, as_positive, as_whole, ceiling, rounded_up
 
 from ..loops import PrivateTrainLoop
 from ..optim_wrappers import DPOptimWrapper
-from ..statement_page import write_statement
 from ..view_audit import with_audit
 from .planning import make_plan, run_metadata_of_views
 from .preflight import refuse_late_failures

@@ -116,13 +116,13 @@ def build_mechanism(clipping: str, schedule: Any, **settings: Any) -> GaussianMe
             "optim_wrapper.clipping='per-layer' is now called 'per-parameter'", DeprecationWarning, stacklevel=3
         )
         clipping = 'per-parameter'
-    if clipping != 'adaptive':
-        return GaussianMechanism(clipping=clipping, **settings)
-    from mmpose_dp.extras.adaptive_norm import AdaptiveMechanism
+    if clipping == 'flat':
+        return GaussianMechanism(**settings)
+    from mmpose_dp.extras.clipping_variants import mechanism_of
 
-    if schedule is not None and schedule.max_grad_norm != 1:
+    if clipping == 'adaptive' and schedule is not None and schedule.max_grad_norm != 1:
         raise PrivacyError(
             f"optim_wrapper.schedule.max_grad_norm={schedule.max_grad_norm} and clipping='adaptive' both move C: "
             "write clipping='flat', or take max_grad_norm out of the schedule"
         )
-    return AdaptiveMechanism(**settings)
+    return mechanism_of(clipping)(**settings)

@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from mmpose_dp.privacy.figures import as_given, rounded_up
+from mmpose_dp.privacy.validation import as_given, rounded_up
 
 
 def statement_markdown(statement: dict[str, Any]) -> str:

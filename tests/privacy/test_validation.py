@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from mmpose_dp.privacy.figures import as_given, ceiling, rounded_up
+from mmpose_dp.privacy.validation import as_given, ceiling, rounded_up
 
 
 @pytest.mark.parametrize(
