@@ -1,7 +1,4 @@
-"""Per-sample gradients of any torch model, which needs torch alone. Must not clip, weigh or release anything.
-
-Read in this order: engine, layer_rules, blocks, capture, recorded_ops, independence.
-"""
+"""Per-sample gradients of any torch model, with torch alone. Must not clip, weigh or release anything. Read engine.py first."""
 
 from .engine import Engine
 from .layer_rules import register_rule, rule_for

@@ -74,16 +74,13 @@ class Engine:
         """Whether each forward must be of one record alone, as 0 * NaN is NaN in a shared graph; known after the first batch."""
         return self._kind == 'loop' or bool(self._recorder.lost - self._in_losses)
 
-    def _looped(self) -> list[str]:
-        return [self._names[i] for i in sorted(self._recorder.lost)]
-
     def __str__(self) -> str:
         if self._kind == 'loop':
             return 'one backward per record for every parameter (slow)'
-        followed, names = len(self._recorder.params.keys() - self._recorder.lost), self._looped()
+        followed = Counter(self.gradient_methods().values())['operations']
+        names = [self._names[i] for i in sorted(self._recorder.lost)]
         text = f'{len(self._layers)} layers by rule, {followed} parameters by their operations, {len(names)} looped'
-        more = ', ...' if len(names) > 5 else ''
-        return text + (f' over the records ({", ".join(names[:5])}{more})' if names else '')
+        return text + (f' over the records ({", ".join(names[:5] + ["..."] * (len(names) > 5))})' if names else '')
 
     @contextmanager
     def capture(self) -> Iterator[None]:
@@ -98,10 +95,10 @@ class Engine:
                 f'{len(frozen)} parameters were frozen after the optimizer was built ({", ".join(frozen[:3])}): freeze before, '
                 'and call model.train() before, where a backbone has frozen_stages'
             )
-        before = {name: p._version for name, p in trained.items()}
+        before = [p._version for p in trained.values()]
         with self._capture.entered(not self._unmixed), self._recorder if self._recorder.params else nullcontext():
             yield
-        for name in (name for name, p in trained.items() if p._version != before[name]):
+        for name in (name for (name, p), version in zip(trained.items(), before) if p._version != version):
             raise UnsupportedModelError(
                 f'the training forward changed the parameter {name} in place, which would leak the batch: change parameters by '
                 'the optimizer alone'
@@ -136,8 +133,7 @@ class Engine:
         if not count:
             return self._forget()
         loss = torch.stack(each).sum()
-        if count > 1 and not self._unmixed:
-            self._unmixed = self._refuse_mixed_samples(each, uses)
+        self._unmixed = self._unmixed or (count > 1 and self._refuse_mixed_samples(each, uses))
         unchecked = (count > 1) not in self._checked
         total = SampleSum(self.params, torch.arange(count)) if unchecked and bool(loss.isfinite()) else None
         handed = collectors if total is None else (*collectors, total)
@@ -232,7 +228,7 @@ class Engine:
                 yield StackBlock([i], torch.stack([use.gradients(grad, count, param) for use, grad in mine]).sum(0))
 
     def _looped_blocks(self, losses: Sequence[Tensor], kept_graph: bool) -> Iterator[Block]:
-        indices, names = sorted(self._recorder.lost), self._looped()[:5]
+        indices, names = sorted(self._recorder.lost), [self._names[i] for i in sorted(self._recorder.lost)[:5]]
         if indices and not kept_graph:
             raise UnsupportedModelError(f'{names} are used otherwise than in the first batch: write {_LOOP}')
         if indices and self._kind == 'rules':
