@@ -170,9 +170,11 @@ class ReplayCheck:
     def add(self, block: Block) -> None:
         """See Collector.add. Reads nothing from the device."""
         for index, grads in zip(block.indices, block.per_sample(self._samples)):
-            among, halved = grads.sum(0), self._alone.pop(index, None)
+            among, halved = grads.sum(0) if len(grads) > 1 else grads[0], self._alone.pop(index, None)
             alone = torch.zeros_like(among) if halved is None else halved.float()
-            self._norms[index] = [torch.linalg.vector_norm(x) for x in (among, alone, among - alone, grads)]
+            lengths = [torch.linalg.vector_norm(x) for x in (among, alone)]
+            apart = torch.linalg.vector_norm(alone.sub_(among))  # in place: a step has many parameters
+            self._norms[index] = [*lengths, apart, torch.linalg.vector_norm(grads) if len(grads) > 1 else lengths[0]]
 
     @property
     def alone_is_finite(self) -> bool:
