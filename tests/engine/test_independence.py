@@ -3,6 +3,9 @@
 Every one is right on the first steps, and begins to mix later, as in the middle of a training.
 """
 
+import random
+
+import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
@@ -165,6 +168,32 @@ class Kinked(Trunk):
         return torch.where(level + far - far - level > 1e-6, h, 0.9 * h)
 
 
+class Coins(Trunk):
+    """Features are mixed a little, in one batch of four, as a coin says (manifold mixup)."""
+
+    coin = staticmethod(random.random)
+
+    def late(self, h):
+        return 0.95 * h + 0.05 * h.roll(1, 0) if self.coin() < 0.25 else h
+
+
+class TorchCoins(Coins):
+    """The coin is torch's."""
+
+    coin = staticmethod(lambda: float(torch.rand(())))
+
+
+class Cached(Kinked):
+    """Keeps a constant for as long as the batch has one size."""
+
+    one = torch.zeros(0)
+
+    def late(self, h):
+        if len(self.one) != len(h):
+            self.one = torch.ones_like(h)
+        return super().late(h * self.one)
+
+
 class Normed(Trunk):
     """A layer norm over many places: in bfloat16 autograd's own sums over them are far off on CPUs."""
 
@@ -176,7 +205,22 @@ class Normed(Trunk):
         return self.norm(h.repeat(1, 1, 4, 4).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)[..., : h.shape[2], : h.shape[3]]
 
 
-TRUNKS = (Trunk, Kinked, Normed, GatedNorm, GradientNorm, Maximum, Memory, Routed, Observed, Written, Dropping)
+TRUNKS = (
+    Trunk,
+    Kinked,
+    Cached,
+    Coins,
+    TorchCoins,
+    Normed,
+    GatedNorm,
+    GradientNorm,
+    Maximum,
+    Memory,
+    Routed,
+    Observed,
+    Written,
+    Dropping,
+)
 for _cls in (*TRUNKS, Standardised):
     MODELS.register_module(module=_cls, name=f'Independence{_cls.__name__}', force=True)
 
@@ -273,6 +317,31 @@ def test_a_little_mixing_is_still_there_in_float64(gate, monkeypatch):
     refused_step(model, wrapper, 'from backbone.b on')
     assert looks == [False] and not before.changed(model)
     assert {x.dtype for x in [*model.parameters(), *model.buffers()]} == {torch.float32}
+
+
+@pytest.mark.parametrize('trunk', ['Coins', 'TorchCoins'])
+def test_a_second_look_takes_the_random_numbers_of_the_first(trunk, monkeypatch):
+    looks, whole = [], Replay._agrees_in_float64
+    monkeypatch.setattr(Replay, '_agrees_in_float64', lambda *args: looks.append(whole(*args)) or looks[-1])
+    model, wrapper = made(trunk, debug_seed=0)
+    step(model, wrapper)
+    model.backbone.wake()
+    random.seed(0)
+    with pytest.raises(PrivacyError, match='from backbone.b on'):
+        for seed in range(1, 40):
+            step(model, wrapper, seed)
+    assert looks == [False]
+
+
+def test_a_second_look_leaves_no_float64_behind(monkeypatch):
+    looks, whole = [], Replay._agrees_in_float64
+    monkeypatch.setattr(Replay, '_agrees_in_float64', lambda *args: looks.append(whole(*args)) or looks[-1])
+    model, wrapper = made('Cached')
+    states = random.getstate(), np.random.get_state()[1].tolist()
+    for seed in range(8):
+        step(model, wrapper, seed)
+    assert looks and all(looks) and model.backbone.one.dtype == torch.float32
+    assert states == (random.getstate(), np.random.get_state()[1].tolist())
 
 
 def test_sums_are_compared_in_full_precision_before_training():
