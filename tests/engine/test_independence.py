@@ -194,6 +194,18 @@ class Cached(Kinked):
         return super().late(h * self.one)
 
 
+class Refusing(Trunk):
+    """A layer that has no answer for some pictures, in its forward or in the backward behind it."""
+
+    def late(self, h):
+        def refuse(grad=None):
+            raise ArithmeticError('the matrix is singular')
+
+        if h.requires_grad and self.where == 'backward':
+            h.register_hook(refuse)
+        return h if self.where == 'backward' else refuse()
+
+
 class Normed(Trunk):
     """A layer norm over many places: in bfloat16 autograd's own sums over them are far off on CPUs."""
 
@@ -211,6 +223,7 @@ TRUNKS = (
     Cached,
     Coins,
     TorchCoins,
+    Refusing,
     Normed,
     GatedNorm,
     GradientNorm,
@@ -342,6 +355,19 @@ def test_a_second_look_leaves_no_float64_behind(monkeypatch):
         step(model, wrapper, seed)
     assert looks and all(looks) and model.backbone.one.dtype == torch.float32
     assert states == (random.getstate(), np.random.get_state()[1].tolist())
+
+
+@pytest.mark.parametrize('where', ['forward', 'backward'])
+@pytest.mark.parametrize('replayed', [True, False])
+def test_a_step_that_an_error_ends_is_counted(where, replayed):
+    model, wrapper = made('Refusing')
+    step(model, wrapper)
+    model.backbone.where = where
+    model.backbone.wake()
+    wrapper.begin_micro_batch(is_last=True, replayed=0 if replayed else None)
+    with pytest.raises(ArithmeticError, match='singular'):
+        step(model, wrapper)
+    assert wrapper.ledger.steps == 2 and wrapper.mechanism._sum is None
 
 
 def test_sums_are_compared_in_full_precision_before_training():
