@@ -307,6 +307,7 @@ def test_mixing_that_begins_late_stops_before_a_release(trunk):
 def test_a_relu_that_rounding_tips_is_looked_at_in_float64(amp, monkeypatch):
     looks, whole = [], Replay._agrees_in_float64
     monkeypatch.setattr(Replay, '_agrees_in_float64', lambda *args: looks.append(whole(*args)) or looks[-1])
+    monkeypatch.setattr('mmpose_dp.engine.checks.replaying.SELDOM', 1)
     model, wrapper = made('Kinked', amp_dtype=amp)
     if amp:  # rounding has more room there
         monkeypatch.setattr('mmpose_dp.engine.checks.replaying.tolerance', lambda dtype, device: 1e-2)
@@ -349,12 +350,20 @@ def test_a_second_look_takes_the_random_numbers_of_the_first(trunk, monkeypatch)
 def test_a_second_look_leaves_no_float64_behind(monkeypatch):
     looks, whole = [], Replay._agrees_in_float64
     monkeypatch.setattr(Replay, '_agrees_in_float64', lambda *args: looks.append(whole(*args)) or looks[-1])
+    monkeypatch.setattr('mmpose_dp.engine.checks.replaying.SELDOM', 1)
     model, wrapper = made('Cached')
     states = random.getstate(), np.random.get_state()[1].tolist()
     for seed in range(8):
         step(model, wrapper, seed)
     assert looks and all(looks) and model.backbone.one.dtype == torch.float32
     assert states == (random.getstate(), np.random.get_state()[1].tolist())
+
+
+def test_rounding_that_is_no_exception():
+    model, wrapper = made('Kinked')
+    with pytest.raises(PrivacyError, match=r'in 3 of \d+ steps, rounding .* too often'):
+        for seed in range(60):
+            step(model, wrapper, seed)
 
 
 @pytest.mark.parametrize('where', ['forward', 'backward'])

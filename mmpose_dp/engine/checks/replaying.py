@@ -22,6 +22,7 @@ from mmpose_dp.privacy.records import Samples
 from .replay import Halved, RandomTape, ReplayCheck, first_difference, tolerance
 
 KINKS = 0.3  # the largest relative distance that a second look, in float64, may explain
+SELDOM = 30  # of so many replays one may need a second look, beside the first two: or else rounding is no exception
 _FAILURES = (ArithmeticError, AssertionError, LookupError, RuntimeError, TypeError, ValueError)
 _BATCH = 'a batch must be the dict of lists, inputs and data_samples, that collate_samples makes'
 
@@ -45,6 +46,7 @@ class Replay:
 
     def __init__(self, random: RandomSource) -> None:
         self._random = random
+        self._judged = self._explained = 0  # replays so far, and those that rounding explained in a second look
         self.chosen: int | None = None
         self.here = True
         self.forget()
@@ -152,7 +154,8 @@ class Replay:
         """Sets ``fault`` if the two gradients are farther apart than rounding explains.
 
         One ReLU that rounding tips over its kink can move the gradient of a small model by a few percent. So a distance that may
-        come from that (up to ``KINKS``) counts only if it is still there in float64, where such ReLUs do not exist.
+        come from that (up to ``KINKS``) counts only if it is still there in float64, where such ReLUs do not exist, or if it comes
+        too often: what is released is in the model's own precision.
 
         Args:
             check: has seen the gradients among other records.
@@ -162,6 +165,7 @@ class Replay:
             run_among: gives the gradients of a batch to a collector, as the step did.
         """
         self._done, self._alone = True, None
+        self._judged += 1
         device = next(model.parameters()).device
         limit = tolerance(dtype, device)
         gap = check.gap(limit / 30)
@@ -176,6 +180,13 @@ class Replay:
                 f'the gradient of one record is not the same alone and among other records, from {where} on, by more '
                 f'than the {limit:g} of its length that rounding explains'
             )
+        elif not gap <= limit:
+            self._explained += 1
+            if self._explained > 2 + self._judged // SELDOM:
+                self.fault = (
+                    f'in {self._explained} of {self._judged} steps, rounding that depends on the other records moved the gradient '
+                    f'of one by more than {limit:g} of its length, which is too often'
+                )
         self._batches = None
 
     def _agrees_in_float64(self, check: ReplayCheck, model: Any, run_among: RunAmong) -> bool:
