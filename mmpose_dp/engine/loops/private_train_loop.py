@@ -176,7 +176,7 @@ class PrivateTrainLoop(EpochBasedTrainLoop):
         replayed = None if step.replayed is None else self.dataloader.dataset.record_of(step.replayed)
         wrapper.begin_micro_batch(step.is_last, replayed)
         if batch['inputs']:
-            self._train_on(wrapper, batch, step.is_last)
+            self._train_on(wrapper, batch, step.is_last, replayed)
         elif step.is_last:
             wrapper.finish_step()
         if step.is_last:
@@ -194,9 +194,15 @@ class PrivateTrainLoop(EpochBasedTrainLoop):
                 f'a logical batch made {made} counted steps: train_step must call optim_wrapper.update_params(loss) exactly once'
             )
 
-    def _train_on(self, wrapper: DPOptimWrapper, batch: dict, is_last: bool) -> None:
+    def _train_on(self, wrapper: DPOptimWrapper, batch: dict, is_last: bool, replayed: int | None) -> None:
         """One forward, or one per record if the engine needs that, as the rehearsal before training found out."""
-        parts = by_record(batch) if wrapper.engine.one_at_a_time else [batch]
-        for i, part in enumerate(parts):
-            wrapper.accumulating = not is_last or i + 1 < len(parts)
+        if not wrapper.engine.one_at_a_time:
+            self.runner.model.train_step(batch, optim_wrapper=wrapper)
+            return
+        parts = by_record(batch)
+        records = [part['data_samples'][0].metainfo.get('dp_record') for part in parts]
+        if replayed is not None and replayed not in records:  # it could not be read
+            replayed = records[0]
+        for i, (part, record) in enumerate(zip(parts, records)):
+            wrapper.begin_micro_batch(is_last and i + 1 == len(parts), replayed if record == replayed else None)
             self.runner.model.train_step(part, optim_wrapper=wrapper)
