@@ -1,6 +1,7 @@
 """Per-sample gradients of any torch model, which needs torch alone. Must not clip, weigh or release anything.
 
-Read in this order: engine, layer_rules, blocks, capture, recorded_ops, independence.
+Read in this order: engine, layer_rules, blocks, capture, recorded_ops, independence. To serve a layer of your own, see
+``register_rule`` in layer_rules.
 """
 
 from .engine import Engine
