@@ -24,6 +24,7 @@ from mmpose_dp.engine.checks.replaying import Replay
 from mmpose_dp.gradients.blocks import StackBlock
 from mmpose_dp.models import freeze_batch_norm
 from mmpose_dp.privacy.errors import PrivacyError
+from mmpose_dp.privacy.ledger import LEDGER_NAME, Ledger
 from mmpose_dp.privacy.plan import PrivacyPlan
 from tests.support.datasets import CODEC
 from tests.support.models import batch, flat
@@ -472,28 +473,42 @@ def test_a_train_step_that_preprocesses_elsewhere():
 
 
 class Bypassing(TopdownPoseEstimator):
-    """A train_step of its own that never ends a step, or ends two."""
+    """A train_step of its own that never ends a step, ends two, leaves batches out (those that are not finite, say) or takes them
+    twice."""
 
     calls = 0
 
     def train_step(self, data, optim_wrapper):
-        with optim_wrapper.optim_context(self):
-            losses = self._run_forward(self.data_preprocessor(data, True), mode='loss')
-        loss, log = self.parse_losses(losses)
-        if self.calls:
-            optim_wrapper.update_params(loss)
-            optim_wrapper.finish_step()
+        first = optim_wrapper.accumulating
+        for _ in range(2 if first and self.calls == 'twice' else 1):
+            with optim_wrapper.optim_context(self):
+                losses = self._run_forward(self.data_preprocessor(data, True), mode='loss')
+            loss, log = self.parse_losses(losses)
+            if self.calls and not (first and self.calls == 'left out'):
+                optim_wrapper.update_params(loss)
+            if self.calls == 2:
+                optim_wrapper.finish_step()
         return log
 
 
-@pytest.mark.parametrize('calls', [0, 2])
-def test_a_logical_batch_makes_one_counted_step(synthetic, tmp_path, calls, monkeypatch):
+@pytest.mark.parametrize(
+    ('calls', 'size', 'match'),
+    [
+        (0, 64, '0 forwards of one batch'),
+        (2, 64, 'made 2 counted steps'),
+        ('left out', 1, '0 forwards of one batch'),
+        ('twice', 1, '2 forwards of one batch'),
+    ],
+)
+def test_each_batch_counts_once_in_one_counted_step(synthetic, tmp_path, calls, size, match, monkeypatch):
     MODELS.register_module(module=Bypassing, name='IndependenceBypassing', force=True)
     monkeypatch.setattr(Bypassing, 'calls', calls)
-    cfg = unvalidated(synthetic, tmp_path, 'dpsgd', train_cfg__max_epochs=1, train_dataloader__batch_size=64)
+    cfg = unvalidated(synthetic, tmp_path, 'dpsgd', train_cfg__max_epochs=1, train_dataloader__batch_size=size)
     cfg.model.type = 'IndependenceBypassing'
-    with pytest.raises(PrivacyError, match=f'made {calls} counted steps'):
+    with pytest.raises(PrivacyError, match=match):
         train(cfg)
+    # that a batch was left out may be a record's doing
+    assert Ledger.read(tmp_path / LEDGER_NAME).steps == (2 if calls == 2 else 1)
 
 
 class Recalibrating(Hook):

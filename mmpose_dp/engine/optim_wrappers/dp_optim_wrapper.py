@@ -124,6 +124,7 @@ class DPOptimWrapper(SteppingOptimWrapper):
         self.replay = Replay(RandomSource(debug_seed))
         self._stood: Fingerprint | None = None  # the model after the last step, or before the first
         self.loggable_metrics: dict[str, float] = {}  # what may be logged of the last step
+        self.micro_batches = 0  # that update_params has added
         self.forget_batch()
 
     def forget_batch(self) -> None:
@@ -300,6 +301,7 @@ class DPOptimWrapper(SteppingOptimWrapper):
             if not torch.isclose(loss.detach().float(), values.mean(), rtol=1e-2, equal_nan=True):
                 raise PrivacyError('the model adds a loss that is not made by its private head, one number per sample')
             (self._add_public if self.public_only else self._add)(last)
+        self.micro_batches += 1
         self._metrics.note(values, last.samples, last.accuracies)
         if not self.accumulating:
             self.finish_step(step_kwargs, zero_kwargs)
