@@ -34,7 +34,7 @@ class GaussianMechanism:
     The steps are
 
     1. **clip**: a record's vector is the sum of its samples' gradients, or, with ``project-then-clip``, of their k
-       coordinates V^T g. It is scaled to a norm of at most C, less the room for rounding (clipping.py).
+       coordinates V^T g. ``ClippedSum.total`` (clipping.py) scales it to a norm of at most C, less the room for rounding.
     2. **sum** over the records of all micro-batches, and over processes.
     3. **count**: the ledger has the step on the disk before its noise is made.
     4. **noise**: N(0, (sigma * C)^2) is added to every entry of the sum, on one process, once.
@@ -47,7 +47,7 @@ class GaussianMechanism:
     history is an upper bound (Abadi et al. 2016; Mironov et al. 2019; Doroshenko et al. 2022).
 
     Sharp edges: that a record's gradient depends on that record alone is a property of the model, which gradients/independence.py
-    looks at and engine/checks/replay.py tests at every step. Whatever else looks at private samples is a release of its own.
+    looks at and engine/checks/replaying.py tests at every step. Whatever else looks at private samples is a release of its own.
     Other kinds of clipping are subclasses (extras/clipping_variants.py).
     """
 

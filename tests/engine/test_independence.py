@@ -3,6 +3,9 @@
 Every one is right on the first steps, and begins to mix later, as in the middle of a training.
 """
 
+import random
+
+import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
@@ -21,6 +24,7 @@ from mmpose_dp.engine.checks.replaying import Replay
 from mmpose_dp.gradients.blocks import StackBlock
 from mmpose_dp.models import freeze_batch_norm
 from mmpose_dp.privacy.errors import PrivacyError
+from mmpose_dp.privacy.ledger import LEDGER_NAME, Ledger
 from mmpose_dp.privacy.plan import PrivacyPlan
 from tests.support.datasets import CODEC
 from tests.support.models import batch, flat
@@ -165,6 +169,44 @@ class Kinked(Trunk):
         return torch.where(level + far - far - level > 1e-6, h, 0.9 * h)
 
 
+class Coins(Trunk):
+    """Features are mixed a little, in one batch of four, as a coin says (manifold mixup)."""
+
+    coin = staticmethod(random.random)
+
+    def late(self, h):
+        return 0.95 * h + 0.05 * h.roll(1, 0) if self.coin() < 0.25 else h
+
+
+class TorchCoins(Coins):
+    """The coin is torch's."""
+
+    coin = staticmethod(lambda: float(torch.rand(())))
+
+
+class Cached(Kinked):
+    """Keeps a constant for as long as the batch has one size."""
+
+    one = torch.zeros(0)
+
+    def late(self, h):
+        if len(self.one) != len(h):
+            self.one = torch.ones_like(h)
+        return super().late(h * self.one)
+
+
+class Refusing(Trunk):
+    """A layer that has no answer for some pictures, in its forward or in the backward behind it."""
+
+    def late(self, h):
+        def refuse(grad=None):
+            raise ArithmeticError('the matrix is singular')
+
+        if h.requires_grad and self.where == 'backward':
+            h.register_hook(refuse)
+        return h if self.where == 'backward' else refuse()
+
+
 class Normed(Trunk):
     """A layer norm over many places: in bfloat16 autograd's own sums over them are far off on CPUs."""
 
@@ -176,7 +218,23 @@ class Normed(Trunk):
         return self.norm(h.repeat(1, 1, 4, 4).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)[..., : h.shape[2], : h.shape[3]]
 
 
-TRUNKS = (Trunk, Kinked, Normed, GatedNorm, GradientNorm, Maximum, Memory, Routed, Observed, Written, Dropping)
+TRUNKS = (
+    Trunk,
+    Kinked,
+    Cached,
+    Coins,
+    TorchCoins,
+    Refusing,
+    Normed,
+    GatedNorm,
+    GradientNorm,
+    Maximum,
+    Memory,
+    Routed,
+    Observed,
+    Written,
+    Dropping,
+)
 for _cls in (*TRUNKS, Standardised):
     MODELS.register_module(module=_cls, name=f'Independence{_cls.__name__}', force=True)
 
@@ -250,6 +308,7 @@ def test_mixing_that_begins_late_stops_before_a_release(trunk):
 def test_a_relu_that_rounding_tips_is_looked_at_in_float64(amp, monkeypatch):
     looks, whole = [], Replay._agrees_in_float64
     monkeypatch.setattr(Replay, '_agrees_in_float64', lambda *args: looks.append(whole(*args)) or looks[-1])
+    monkeypatch.setattr('mmpose_dp.engine.checks.replaying.SELDOM', 1)
     model, wrapper = made('Kinked', amp_dtype=amp)
     if amp:  # rounding has more room there
         monkeypatch.setattr('mmpose_dp.engine.checks.replaying.tolerance', lambda dtype, device: 1e-2)
@@ -273,6 +332,52 @@ def test_a_little_mixing_is_still_there_in_float64(gate, monkeypatch):
     refused_step(model, wrapper, 'from backbone.b on')
     assert looks == [False] and not before.changed(model)
     assert {x.dtype for x in [*model.parameters(), *model.buffers()]} == {torch.float32}
+
+
+@pytest.mark.parametrize('trunk', ['Coins', 'TorchCoins'])
+def test_a_second_look_takes_the_random_numbers_of_the_first(trunk, monkeypatch):
+    looks, whole = [], Replay._agrees_in_float64
+    monkeypatch.setattr(Replay, '_agrees_in_float64', lambda *args: looks.append(whole(*args)) or looks[-1])
+    model, wrapper = made(trunk, debug_seed=0)
+    step(model, wrapper)
+    model.backbone.wake()
+    random.seed(0)
+    with pytest.raises(PrivacyError, match='from backbone.b on'):
+        for seed in range(1, 40):
+            step(model, wrapper, seed)
+    assert looks == [False]
+
+
+def test_a_second_look_leaves_no_float64_behind(monkeypatch):
+    looks, whole = [], Replay._agrees_in_float64
+    monkeypatch.setattr(Replay, '_agrees_in_float64', lambda *args: looks.append(whole(*args)) or looks[-1])
+    monkeypatch.setattr('mmpose_dp.engine.checks.replaying.SELDOM', 1)
+    model, wrapper = made('Cached')
+    states = random.getstate(), np.random.get_state()[1].tolist()
+    for seed in range(8):
+        step(model, wrapper, seed)
+    assert looks and all(looks) and model.backbone.one.dtype == torch.float32
+    assert states == (random.getstate(), np.random.get_state()[1].tolist())
+
+
+def test_rounding_that_is_no_exception():
+    model, wrapper = made('Kinked')
+    with pytest.raises(PrivacyError, match=r'in 3 of \d+ steps, rounding .* too often'):
+        for seed in range(60):
+            step(model, wrapper, seed)
+
+
+@pytest.mark.parametrize('where', ['forward', 'backward'])
+@pytest.mark.parametrize('replayed', [True, False])
+def test_a_step_that_an_error_ends_is_counted(where, replayed):
+    model, wrapper = made('Refusing')
+    step(model, wrapper)
+    model.backbone.where = where
+    model.backbone.wake()
+    wrapper.begin_micro_batch(is_last=True, replayed=0 if replayed else None)
+    with pytest.raises(ArithmeticError, match='singular'):
+        step(model, wrapper)
+    assert wrapper.ledger.steps == 2 and wrapper.mechanism._sum is None
 
 
 def test_sums_are_compared_in_full_precision_before_training():
@@ -368,28 +473,42 @@ def test_a_train_step_that_preprocesses_elsewhere():
 
 
 class Bypassing(TopdownPoseEstimator):
-    """A train_step of its own that never ends a step, or ends two."""
+    """A train_step of its own that never ends a step, ends two, leaves batches out (those that are not finite, say) or takes them
+    twice."""
 
     calls = 0
 
     def train_step(self, data, optim_wrapper):
-        with optim_wrapper.optim_context(self):
-            losses = self._run_forward(self.data_preprocessor(data, True), mode='loss')
-        loss, log = self.parse_losses(losses)
-        if self.calls:
-            optim_wrapper.update_params(loss)
-            optim_wrapper.finish_step()
+        first = optim_wrapper.accumulating
+        for _ in range(2 if first and self.calls == 'twice' else 1):
+            with optim_wrapper.optim_context(self):
+                losses = self._run_forward(self.data_preprocessor(data, True), mode='loss')
+            loss, log = self.parse_losses(losses)
+            if self.calls and not (first and self.calls == 'left out'):
+                optim_wrapper.update_params(loss)
+            if self.calls == 2:
+                optim_wrapper.finish_step()
         return log
 
 
-@pytest.mark.parametrize('calls', [0, 2])
-def test_a_logical_batch_makes_one_counted_step(synthetic, tmp_path, calls, monkeypatch):
+@pytest.mark.parametrize(
+    ('calls', 'size', 'match'),
+    [
+        (0, 64, '0 forwards of one batch'),
+        (2, 64, 'made 2 counted steps'),
+        ('left out', 1, '0 forwards of one batch'),
+        ('twice', 1, '2 forwards of one batch'),
+    ],
+)
+def test_each_batch_counts_once_in_one_counted_step(synthetic, tmp_path, calls, size, match, monkeypatch):
     MODELS.register_module(module=Bypassing, name='IndependenceBypassing', force=True)
     monkeypatch.setattr(Bypassing, 'calls', calls)
-    cfg = unvalidated(synthetic, tmp_path, 'dpsgd', train_cfg__max_epochs=1, train_dataloader__batch_size=64)
+    cfg = unvalidated(synthetic, tmp_path, 'dpsgd', train_cfg__max_epochs=1, train_dataloader__batch_size=size)
     cfg.model.type = 'IndependenceBypassing'
-    with pytest.raises(PrivacyError, match=f'made {calls} counted steps'):
+    with pytest.raises(PrivacyError, match=match):
         train(cfg)
+    # that a batch was left out may be a record's doing
+    assert Ledger.read(tmp_path / LEDGER_NAME).steps == (2 if calls == 2 else 1)
 
 
 class Recalibrating(Hook):

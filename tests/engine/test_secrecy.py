@@ -26,9 +26,9 @@ def run(synthetic, tmp_path_factory):
     taken, bits, packed = DPOptimWrapper._taken, RandomSource._bytes, PublicPrivateDataset._packed
 
     def losses(self):
-        found, samples = taken(self)
-        secret['losses'].append(torch.stack(found).detach()[samples.private].double())
-        return found, samples
+        last = taken(self)
+        secret['losses'].append(torch.stack(last.losses).detach()[last.samples.private].double())
+        return last
 
     def noise(self, count):
         sampled = bits(self, count)

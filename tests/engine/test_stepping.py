@@ -5,7 +5,8 @@ import torch
 from mmengine.runner import Runner
 
 from mmpose_dp.engine import DPOptimWrapper, PrivateTrainLoop
-from tests.support.runs import train, train_until, unvalidated
+from mmpose_dp.engine.checks.replaying import Replay
+from tests.support.runs import tiny, train, train_until, unvalidated
 
 PUBLIC_STEPS, PRIVATE_STEPS = 5, 4  # an epoch
 
@@ -91,8 +92,8 @@ def test_an_interrupted_batch_is_forgotten(synthetic, tmp_path, monkeypatch):
     runner = Runner.from_cfg(unvalidated(synthetic, tmp_path, train_dataloader__batch_size=1))
     whole = PrivateTrainLoop._train_on
 
-    def interrupted(self, wrapper, batch, is_last):
-        whole(self, wrapper, batch, is_last)
+    def interrupted(self, wrapper, batch, is_last, replayed):
+        whole(self, wrapper, batch, is_last, replayed)
         if not is_last:
             raise KeyboardInterrupt
 
@@ -111,3 +112,18 @@ def test_an_interrupted_batch_is_forgotten(synthetic, tmp_path, monkeypatch):
     monkeypatch.setattr(runner, 'call_hook', look)
     loop.run_epoch()
     assert found and set(found) == {(False, None)} and wrapper.ledger.steps == before + len(found)
+
+
+def test_the_chosen_record_is_replayed_where_forwards_hold_one_record(synthetic, tmp_path, monkeypatch):
+    wanted, judged = [], []
+    whole, judge = PrivateTrainLoop._train_on, Replay.judge
+
+    def noted(self, wrapper, batch, is_last, replayed):
+        wanted.extend([] if replayed is None else [replayed])
+        whole(self, wrapper, batch, is_last, replayed)
+
+    monkeypatch.setattr(PrivateTrainLoop, '_train_on', noted)
+    monkeypatch.setattr(Replay, 'judge', lambda self, *args: judged.append(self.chosen) or judge(self, *args))
+    cfg = tiny(unvalidated(synthetic, tmp_path, optim_wrapper__engine='loop', train_cfg__max_epochs=1))
+    assert train(cfg).optim_wrapper.engine.one_at_a_time
+    assert len(judged) > 1 and judged == wanted

@@ -176,7 +176,7 @@ class PrivateTrainLoop(EpochBasedTrainLoop):
         replayed = None if step.replayed is None else self.dataloader.dataset.record_of(step.replayed)
         wrapper.begin_micro_batch(step.is_last, replayed)
         if batch['inputs']:
-            self._train_on(wrapper, batch, step.is_last)
+            self._train_on(wrapper, batch, step.is_last, replayed)
         elif step.is_last:
             wrapper.finish_step()
         if step.is_last:
@@ -190,13 +190,31 @@ class PrivateTrainLoop(EpochBasedTrainLoop):
         """Raises PrivacyError unless the logical batch made exactly one step, and a counted one if it was private."""
         made = wrapper.ledger.run_steps - self._steps_before
         if wrapper.accumulating or made != (0 if wrapper.public_only or wrapper.plan is None else 1):
-            raise PrivacyError(
-                f'a logical batch made {made} counted steps: train_step must call optim_wrapper.update_params(loss) exactly once'
-            )
+            self._refuse(wrapper, f'a logical batch made {made} counted steps')
 
-    def _train_on(self, wrapper: DPOptimWrapper, batch: dict, is_last: bool) -> None:
+    def _refuse(self, wrapper: DPOptimWrapper, why: str) -> None:
+        """Raises PrivacyError. The private step at hand is counted, since a record may have caused it."""
+        if not wrapper.public_only and wrapper.ledger.run_steps == self._steps_before:
+            wrapper.mechanism.count()
+        raise PrivacyError(f'{why}: train_step must call optim_wrapper.update_params(loss) exactly once')
+
+    def _train_on(self, wrapper: DPOptimWrapper, batch: dict, is_last: bool, replayed: int | None) -> None:
         """One forward, or one per record if the engine needs that, as the rehearsal before training found out."""
-        parts = by_record(batch) if wrapper.engine.one_at_a_time else [batch]
-        for i, part in enumerate(parts):
-            wrapper.accumulating = not is_last or i + 1 < len(parts)
-            self.runner.model.train_step(part, optim_wrapper=wrapper)
+        if not wrapper.engine.one_at_a_time:
+            self._train_step(wrapper, batch)
+            return
+        parts = by_record(batch)
+        records = [part['data_samples'][0].metainfo.get('dp_record') for part in parts]
+        if replayed is not None and replayed not in records:  # it could not be read
+            replayed = records[0]
+        for i, (part, record) in enumerate(zip(parts, records)):
+            wrapper.begin_micro_batch(is_last and i + 1 == len(parts), replayed if record == replayed else None)
+            self._train_step(wrapper, part)
+
+    def _train_step(self, wrapper: DPOptimWrapper, part: dict) -> None:
+        """The model's own. Raises PrivacyError where it leaves a batch out or takes it twice: each record counts once in a sum."""
+        before = wrapper.micro_batches
+        self.runner.model.train_step(part, optim_wrapper=wrapper)
+        made = wrapper.micro_batches - before
+        if made != 1 and not wrapper.public_only:
+            self._refuse(wrapper, f'{made} forwards of one batch were used')

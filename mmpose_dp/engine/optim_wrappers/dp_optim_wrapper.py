@@ -124,6 +124,7 @@ class DPOptimWrapper(SteppingOptimWrapper):
         self.replay = Replay(RandomSource(debug_seed))
         self._stood: Fingerprint | None = None  # the model after the last step, or before the first
         self.loggable_metrics: dict[str, float] = {}  # what may be logged of the last step
+        self.micro_batches = 0  # that update_params has added
         self.forget_batch()
 
     def forget_batch(self) -> None:
@@ -190,8 +191,25 @@ class DPOptimWrapper(SteppingOptimWrapper):
         return False
 
     @contextmanager
+    def _counted(self) -> Iterator[None]:
+        """Counts the private step that an error inside ends: that a record could end the training is a release too."""
+        try:
+            yield
+        except Exception:
+            if not self.public_only:
+                self.mechanism.count()
+            self.forget_batch()
+            raise
+
+    @contextmanager
     def optim_context(self, model: nn.Module) -> Iterator[None]:
-        """Captures what per-sample gradients need from the forward inside."""
+        """Captures what per-sample gradients need from a step's forward, which is inside."""
+        with self._counted(), self._captured(model):
+            yield
+
+    @contextmanager
+    def _captured(self, model: nn.Module) -> Iterator[None]:
+        """As ``optim_context``, for forwards of no step too."""
         core: Any = model.module if is_model_wrapper(model) else model
         if core is not self._model:
             self.prepare(core)
@@ -213,7 +231,7 @@ class DPOptimWrapper(SteppingOptimWrapper):
     def public_gradients(self, batch: dict) -> list[Tensor]:
         """Per-sample gradients of a collated batch of public samples: (samples, *shape) float32, one tensor per parameter."""
         assert self._model is not None
-        with self.optim_context(self._model):
+        with self._captured(self._model):
             self._model(**self._model.data_preprocessor(batch, True), mode='loss')
         last = self._taken()
         if last.samples.num_records:
@@ -277,19 +295,13 @@ class DPOptimWrapper(SteppingOptimWrapper):
 
         The gradients come from the head's losses per sample. ``loss`` must be their mean: the model may add no loss of its own.
         """
-        last = self._taken()
-        values = torch.stack(last.losses).detach().float()
-        if not torch.isclose(loss.detach().float(), values.mean(), rtol=1e-2, equal_nan=True):
-            raise PrivacyError('the model adds a loss that is not made by its private head, one number per sample')
-        if self.public_only:
-            self._add_public(last)
-        else:
-            try:
-                self._add(last)
-            except PrivacyError:
-                self.mechanism.count()  # that a record could end the training is a release too
-                self.forget_batch()
-                raise
+        with self._counted():
+            last = self._taken()
+            values = torch.stack(last.losses).detach().float()
+            if not torch.isclose(loss.detach().float(), values.mean(), rtol=1e-2, equal_nan=True):
+                raise PrivacyError('the model adds a loss that is not made by its private head, one number per sample')
+            (self._add_public if self.public_only else self._add)(last)
+        self.micro_batches += 1
         self._metrics.note(values, last.samples, last.accuracies)
         if not self.accumulating:
             self.finish_step(step_kwargs, zero_kwargs)

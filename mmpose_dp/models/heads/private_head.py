@@ -1,5 +1,9 @@
 """Feature-masking heads: MMPose's top-down heads with one loss per sample.
 
+To support another head: one of your own needs nothing, if its ``loss`` calls ``self.forward(feats)``. One of MMPose's goes into
+``KNOWN`` below, and into ``HEADS`` of tests/models/heads/test_private_head.py, which shows whether its loss works sample by
+sample. One whose ``loss`` calls something else needs a mixin that makes it one forward, as ``_OneForward`` does.
+
 ``make_private`` swaps the class of a head that is built, so configs name MMPose's own head. A private head is its own class
 with one change, in ``loss``: the parent's loss is taken sample by sample. So every loss is one number per sample, exactly as on
 a batch of that sample alone, and a mask says which samples are private records and which are public views; one forward serves
