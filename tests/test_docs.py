@@ -13,7 +13,9 @@ import yaml
 from tests.support.paths import REPO
 
 DOCS = REPO / 'docs'
-TEXTS = sorted([*REPO.glob('*.md'), *DOCS.glob('*.md'), *(REPO / '.github').rglob('*.md')])
+TEXTS = sorted(
+    [*REPO.glob('*.md'), *DOCS.glob('*.md'), *(REPO / '.github').rglob('*.md'), REPO / 'configs/dp/README.md']
+)
 CODE = re.compile(r'^```(\w*)\n(.*?)^```', re.MULTILINE | re.DOTALL)
 LINK = re.compile(r'\]\(([^)\s]+)\)')
 YOURS = ('my_', 'YOUR_')  # how the name of a file of the reader's own begins
