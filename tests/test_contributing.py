@@ -38,5 +38,5 @@ def test_a_recipe_works_as_written(name, request):
 
 @pytest.mark.parametrize('name', RECIPES)
 def test_a_recipe_names_files_that_exist(name):
-    for path in re.findall(r'`((?:mmpose_dp|tests|tools)/[\w/.]+)`', RECIPES[name]):
+    for path in re.findall(r'\b(?:mmpose_dp|tests|tools)/[\w/]+(?:\.py)?', RECIPES[name]):
         assert 'your_view' in path or (REPO / path).exists(), path

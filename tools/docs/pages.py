@@ -14,7 +14,7 @@ from markdown.extensions.toc import slugify
 
 REPO = Path(__file__).resolve().parents[2]
 DOCS = REPO / 'docs'
-_INCLUDED = re.compile(r'^\[[^\]]*\]\(\.\./([\w.]+\.md)(?:#([\w-]+))?\)$', re.MULTILINE)
+_INCLUDED = re.compile(r'^\[[^\]]*\]\(\.\./([\w./]+\.md)(?:#([\w-]+))?\)$', re.MULTILINE)
 _LINK = re.compile(r'(\[(?:[^\[\]]|\[[^\]]*\])*\])\(([^)\s]+)\)')
 
 
