@@ -9,12 +9,13 @@ STAMP := .venv/installed
 PINS := requirements/quickstart.txt requirements/tests.txt requirements/lint.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help install test lint demo bench accuracy clean
+.PHONY: help install test lint docs demo bench accuracy clean
 
 help:
 	@echo 'make install   .venv with the pinned, tried set of packages (about two minutes, 1.7 GB; no compiler, no CUDA)'
 	@echo 'make test      the tests            (TESTS=tests/privacy for some of them)'
 	@echo 'make lint      ruff and mypy'
+	@echo 'make docs      the documentation site, into work_dirs/docs'
 	@echo 'make demo      a private training end to end on synthetic data'
 	@echo 'make bench     speed and memory beside plain training'
 	@echo 'make accuracy  what each method reaches at each epsilon (hours)'
@@ -47,6 +48,10 @@ lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+docs: install
+	$(BIN)/pip install -q --disable-pip-version-check --no-deps $(PIP_ARGS) -r requirements/docs.txt
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 demo: install
 	$(BIN)/python tools/demo/demo.py

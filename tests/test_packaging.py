@@ -294,8 +294,8 @@ print(*dist.packages)
     assert set(packages) == folders, 'a folder has no __init__.py'
     installed = tmp_path / 'mmpose_dp'
     assert (installed / 'py.typed').is_file()
-    for config in (REPO / 'configs').rglob('*.py'):
-        assert (installed / '.mim' / name(config)).is_file()
+    for file in [REPO / 'model-index.yml', *(REPO / 'configs').rglob('*.py'), *(REPO / 'configs').rglob('*.yml')]:
+        assert (installed / '.mim' / name(file)).is_file()
 
 
 def test_make_lists_its_targets_by_default():

@@ -4,12 +4,13 @@ from .collate import by_record, collate_samples
 from .overlap import refuse_private_validation
 from .public_private_dataset import PublicPrivateDataset
 from .samplers import PoissonBatchSampler
-from .transforms import PublicView
+from .transforms import PublicView, View
 
 __all__ = [
     'PoissonBatchSampler',
     'PublicPrivateDataset',
     'PublicView',
+    'View',
     'by_record',
     'collate_samples',
     'refuse_private_validation',

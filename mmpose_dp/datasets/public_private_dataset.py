@@ -34,8 +34,8 @@ from .randomness import fixed_randomness, random_step
 from .sample_form import IMAGE, Form, difference, form_of
 from .steps import OfStep
 from .switching import switch_pipeline
-from .transforms import PublicView
-from .transforms.public_view import REGION_MODES
+from .transforms import View
+from .transforms.view import check_view
 
 _TRIED = 5  # samples that are tried before training, so many that no single one decides anything
 _PADDING = 1.25  # GetBBoxCenterScale's default
@@ -47,8 +47,8 @@ class PublicPrivateDataset(Dataset):
 
     Args:
         private: config of the private data set, any MMPose top-down data set.
-        public_view: config of a PublicView transform. The public part is then the private set seen through it (Feature DP
-            and hybrid). It is inserted right after GetBBoxCenterScale, before anything random.
+        public_view: config of a PublicView transform, or of a ``View`` of your own. The public part is then the private set
+            seen through it (Feature DP and hybrid). It is inserted right after GetBBoxCenterScale, before anything random.
         public: config of a data set that is really public (Projected DP-SGD). Beside a public_view, its samples follow the
             views in the public part and are used as they are: with sharp pictures the model does not unlearn the detail that
             views lack.
@@ -91,7 +91,9 @@ class PublicPrivateDataset(Dataset):
         self.private = build_part(private, 'private')
         self.views: Any = None if public_view is None else seen_through(self.private, private, public_view)
         self.public_view: Any = None if public_view is None else TRANSFORMS.build(public_view)
-        if isinstance(self.public_view, PublicView):
+        if self.public_view is not None:
+            check_view(self.public_view)
+        if isinstance(self.public_view, View):
             self.public_view.check_joints(self.private.metainfo['keypoint_id2name'])
         self.public: Any = None if public is None else build_part(public, 'public')
         self._same_image: dict[str, list[int]] = {}
@@ -177,17 +179,23 @@ class PublicPrivateDataset(Dataset):
         return list(dict.fromkeys([*folders.values(), *pictures.values()]))[:_TRIED]
 
     def _refuse_random_views(self) -> None:
-        """Refuses random transforms before the view: a record must have only one public view."""
+        """Refuses a random view, and random transforms before it: a record must have only one public view."""
         if self.views is None:
             return
         steps = self.views.pipeline.transforms
-        before = steps[: next(i for i, step in enumerate(steps) if isinstance(step, GetBBoxCenterScale))]
+        place = 1 + next(i for i, step in enumerate(steps) if isinstance(step, GetBBoxCenterScale))
+        key = 'train_dataloader.dataset'
         for sample, _ in self._probes['public_view']:
-            step = random_step(before, self._view_info(sample))
-            if step is not None:
-                name = getattr(step, '__name__', type(step).__name__)
+            step = random_step(steps[: place + 1], self._view_info(sample))
+            name = getattr(step, '__name__', type(step).__name__)
+            if step is steps[place]:
                 raise DataError(
-                    f'train_dataloader.dataset.private.pipeline has {name} before GetBBoxCenterScale, which is random and could '
+                    f'{key}.public_view: {name} is random and could give a record more than one public view: make its result a '
+                    'function of the picture and its annotation'
+                )
+            if step is not None:
+                raise DataError(
+                    f'{key}.private.pipeline has {name} before GetBBoxCenterScale, which is random and could '
                     'give a record more than one public view: move it behind GetBBoxCenterScale'
                 )
 
@@ -345,8 +353,10 @@ class PublicPrivateDataset(Dataset):
             return None
         padding = self._center_scale.padding  # the sizes of the view follow the padded box
         words = self.public_view.description + (f', boxes padded by {padding:g}' if padding != _PADDING else '')
-        blurs = isinstance(self.public_view, PublicView) and self.public_view.mode not in REGION_MODES
-        return words + (', one view per image, sized for its largest box' if blurs and self.one_view_per_image else '')
+        follows = isinstance(self.public_view, View) and self.public_view.follows_box
+        return words + (
+            ', one view per image, sized for its largest box' if follows and self.one_view_per_image else ''
+        )
 
     @property
     def public_description(self) -> str | None:

@@ -6,11 +6,11 @@ PRV from Opacus, PLD from dp-accounting. Must not round a rate or a step count, 
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import lru_cache, reduce
+from functools import lru_cache, partial, reduce
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,6 @@ from scipy.stats import binom
 from .errors import ConfigError, PrivacyError
 from .validation import as_delta, as_noise_multiplier, as_whole, require
 
-ACCOUNTANTS = ('pld', 'prv', 'rdp')
 _PRV_ERROR, _PRV_DELTA_ERROR = 0.01, 1e-3  # of epsilon, and of delta relative to it: Opacus' own
 _PRV_POINTS = 1 << 23  # a longer grid takes gigabytes
 _FEW_ORDERS = (2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 48, 64, 128, 256)  # of RDP, for a bound in a millisecond
@@ -66,7 +65,7 @@ def epsilon(history: History, delta: float, accountant: str = 'pld') -> float:
     estimate), 'rdp' Mironov et al. 2019 with Balle et al. 2020.
     """
     why = ' (GDP is a limit that under-estimates epsilon)' if accountant == 'gdp' else ''
-    require(accountant in ACCOUNTANTS, f'accountant={accountant!r} is not offered{why}; write one of {ACCOUNTANTS}')
+    require(accountant in ACCOUNTANTS, f'accountant={accountant!r} is not offered{why}; write one of {[*ACCOUNTANTS]}')
     return _epsilon(history, delta, accountant)
 
 
@@ -100,11 +99,9 @@ def _by_accountant(history: tuple[tuple[StepEvent, int], ...], delta: float, acc
         return 0.0
     if any(event.noise_multiplier == 0 for event, _ in history):
         return math.inf
-    if accountant == 'pld':
-        return _pld(history, delta, records)
     if accountant == 'rough':
         return _opacus(history, delta, 'rdp', _ROUGH_ORDERS)
-    return _opacus(history, delta, accountant)
+    return _pld(history, delta, records) if records > 1 else ACCOUNTANTS[accountant](history, delta)
 
 
 def _opacus(history: History, delta: float, accountant: str, orders: Sequence[float] = _ALL_ORDERS) -> float:
@@ -144,7 +141,7 @@ def _prv(history: History, delta: float) -> float:
     return float(library.get_epsilon(delta, eps_error=_PRV_ERROR, delta_error=delta_error))
 
 
-def _pld(history: History, delta: float, records: int) -> float:
+def _pld(history: History, delta: float, records: int = 1) -> float:
     error = _error(history)
     if error > delta / 10 or sum(steps for _, steps in history) > _PLD_STEPS:
         return _opacus(history, delta, 'rdp') if records == 1 else math.inf
@@ -201,3 +198,11 @@ def _interval(history: History, records: int) -> float:
     fine = max(1e-3, math.sqrt(cost / sum(steps for _, steps in history)))
     width = max(min(min(spreads) / finest, fine), max(reaches) / most, total / 2e6)
     return 2.0 ** math.floor(math.log2(max(width, _LEAST_WIDTH)))
+
+
+# each gives an upper bound of epsilon, which falls with sigma and grows with the steps; one of your own: CONTRIBUTING.md
+ACCOUNTANTS: dict[str, Callable[[History, float], float]] = {
+    'pld': _pld,
+    'prv': partial(_opacus, accountant='prv'),
+    'rdp': partial(_opacus, accountant='rdp'),
+}

@@ -9,11 +9,11 @@ from collections.abc import Mapping
 
 import cv2
 import numpy as np
-from mmcv.transforms import BaseTransform
 from mmpose.registry import TRANSFORMS
 
 from mmpose_dp.privacy.errors import ConfigError, DataError
 
+from .view import View
 from .view_axes import SPACING, ViewAxis, both_ways
 
 MODES = ('blur', 'blur_full_resolution', 'pixelate', 'face', 'person')
@@ -25,7 +25,7 @@ _REACH = 1.6  # RandomBBoxTransform at its widest shows less than this many box 
 
 
 @TRANSFORMS.register_module()
-class PublicView(BaseTransform):
+class PublicView(View):
     """Replaces the image with the record's public view.
 
     It belongs right after GetBBoxCenterScale and before every random transform: each record then has one public view, and
@@ -77,6 +77,7 @@ class PublicView(BaseTransform):
                 "that keeps every pixel, and can be inverted, write mode='blur_full_resolution'"
             )
         self.mode = mode
+        self.follows_box = mode not in REGION_MODES
         self.kernel_size = 25 if kernel_size is None else kernel_size
         self.sigma = _SIGMAS.get(mode, 1.0) if sigma is None else sigma
         if self.kernel_size < 3 or not 0 < self.sigma < float('inf') or block < 2:

@@ -9,10 +9,10 @@ import torch
 from mmpose.registry import TRANSFORMS
 from mmpose.structures import PoseDataSample
 
-from mmpose_dp.datasets import PublicPrivateDataset
+from mmpose_dp.datasets import PublicPrivateDataset, View
 from mmpose_dp.datasets.transforms.public_view import GREY, MODES, REGION_MODES, PublicView
 from mmpose_dp.datasets.transforms.view_axes import SPACING, ViewAxis
-from mmpose_dp.privacy.errors import PrivacyError
+from mmpose_dp.privacy.errors import ConfigError, PrivacyError
 from tests.support.paths import shared
 
 PIPELINE = [dict(type='LoadImage'), dict(type='GetBBoxCenterScale'), dict(type='KeepImage')]
@@ -259,3 +259,70 @@ def test_the_full_resolution_blur_is_cv2s(size, start, stop, kernel, sigma):
     axis = ViewAxis.full_blur(size, start, stop, kernel, sigma)
     ours = axis.keep @ image[axis.read, 0].astype(float)
     assert np.abs(ours - cv2.GaussianBlur(image, (1, kernel), sigma, sigmaY=sigma)[start:stop, 0]).max() <= 1
+
+
+# ---- a view of one's own (a whole one: tests/test_contributing.py) ---------------------------------------------------
+@TRANSFORMS.register_module()
+class Noisy(View):
+    """Two views of one picture would hold more than one."""
+
+    description = 'the picture with noise'
+
+    def transform(self, results):
+        noise = np.random.default_rng(int(np.random.randint(1 << 30))).integers(0, 9, results['img'].shape)
+        results['img'] = results['img'] // 2 + noise.astype(np.uint8)
+        return results
+
+
+@TRANSFORMS.register_module()
+class Silent:
+    """A transform that does not say what it keeps."""
+
+    def __call__(self, results):
+        results['img'] = results['img'] // 64 * 64
+        return results
+
+
+@TRANSFORMS.register_module()
+class Described(Silent):
+    """One that says so without being a View."""
+
+    description = 'four levels of each colour'
+
+
+@TRANSFORMS.register_module()
+class Sized(Described, View):
+    """One whose strength follows the box, and which needs a joint that is not there."""
+
+    follows_box = True
+    transform = Silent.__call__
+
+    def __init__(self, joint='head_top'):
+        self.joint = joint
+
+    def check_joints(self, names):
+        if self.joint not in names.values():
+            raise ConfigError(f'no {self.joint}')
+
+
+@pytest.mark.parametrize(
+    ('kind', 'message'),
+    [
+        (dict(type='Noisy'), 'public_view: Noisy is random and could give a record more than one public view'),
+        (dict(type='Silent'), r'public_view.type=Silent does not say what it keeps.*datasets\.View'),
+        (dict(type='Sized', joint='tail'), 'no tail'),
+    ],
+)
+def test_a_view_of_ones_own_that_cannot_be_one_is_refused(synthetic, kind, message):
+    with pytest.raises(PrivacyError, match=message):
+        PublicPrivateDataset(mpii(synthetic), public_view=kind)
+
+
+def test_a_view_of_ones_own_is_in_the_statement_as_it_says(synthetic):
+    for unit in ('instance', 'image'):
+        described, sized = (
+            PublicPrivateDataset(mpii(synthetic), public_view=dict(type=kind), privacy_unit=unit).view_description
+            for kind in ('Described', 'Sized')
+        )
+        assert described == 'four levels of each colour'
+        assert (sized == described) == (unit == 'instance') and sized.startswith(described)

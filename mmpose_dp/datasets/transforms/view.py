@@ -1,0 +1,54 @@
+"""What a public view is: the interface of ``PublicView`` and of a view of your own. Must not know any particular view."""
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from typing import Any
+
+from mmcv.transforms import BaseTransform
+
+from mmpose_dp.privacy.errors import ConfigError
+
+KEY = 'train_dataloader.dataset.public_view'
+
+
+class View(BaseTransform):
+    """A transform that replaces a picture with what may be published of it. Derive from it and register it in TRANSFORMS.
+
+    Feature DP protects what ``transform`` removes and nothing else. So the result must be a function of the picture and its
+    annotation, without anything random and without other records' data; it must be rounded (to 8 bits), since even a strong
+    filter can be inverted if its result is exact; and a region must not stay visible because an annotation is missing.
+    PublicPrivateDataset puts the view right after GetBBoxCenterScale and refuses one that is random.
+
+    ``transform(results)`` gets the dict of MMPose's pipelines and returns it with another ``img`` of the same shape and type:
+
+    * ``img``: (H, W, 3) uint8, the whole picture; ``bbox_center`` and ``bbox_scale``: (1, 2), the person's padded box in pixels;
+      ``keypoints``: (1, K, 2) and ``keypoints_visible``: (1, K); whatever else the data set has loaded;
+    * ``people``: the other annotated people of the picture, each a dict with ``bbox``, ``keypoints`` and ``keypoints_visible``.
+      A view that hides a part of each person must hide theirs too: another record's view shows the same picture;
+    * ``view_box``: only with privacy_unit='image' or 'subject', the longer side of the picture's largest padded box. A view whose
+      strength follows the box takes this one, so that all people of a picture have one view.
+
+    Attributes:
+        follows_box: whether the view's strength follows the person's box, or ``view_box``. The privacy statement says so.
+    """
+
+    follows_box = False
+
+    @property
+    @abstractmethod
+    def description(self) -> str:
+        """What the view keeps of a picture, with its settings, for the privacy statement. A resume and a second training in the
+        same work dir are refused if it changed."""
+
+    def check_joints(self, names: Mapping[int, str]) -> None:  # noqa: B027 (a view that needs no joints has nothing to check)
+        """Raises ConfigError if the view needs joints that the data set lacks; ``names`` are the data set's joints by number."""
+
+
+def check_view(view: Any) -> None:
+    """Raises ConfigError for a transform that does not say what it keeps, as ``View.description`` does."""
+    described = getattr(view, 'description', None)
+    if not isinstance(described, str) or not described.strip():
+        raise ConfigError(
+            f'{KEY}.type={type(view).__name__} does not say what it keeps, and the privacy statement must: give it a property '
+            'description that returns a text, or derive it from mmpose_dp.datasets.View'
+        )
