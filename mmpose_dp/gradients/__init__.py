@@ -1,5 +1,4 @@
-"""Per-sample gradients of any torch model, with torch alone. Must not clip, weigh or release anything. Read engine.py first; to
-serve a layer of your own, see ``register_rule``."""
+"""Per-sample gradients of any torch model, with torch alone. Must not clip, weigh or release anything. Read engine.py first."""
 
 from .engine import Engine
 from .layer_rules import register_rule, rule_for
