@@ -10,7 +10,7 @@ from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
-from mmengine.dist import all_reduce
+from mmengine.dist import is_distributed
 from mmengine.model import is_model_wrapper
 from mmpose.registry import OPTIM_WRAPPERS
 from torch import Tensor, nn
@@ -23,6 +23,7 @@ from mmpose_dp.models import has_batch_statistics, public_statistics
 from mmpose_dp.models.heads.private_head import SampleLosses
 from mmpose_dp.privacy.errors import PrivacyError
 from mmpose_dp.privacy.ledger import Ledger
+from mmpose_dp.privacy.mechanism import sum_over_processes
 from mmpose_dp.privacy.noise import RandomSource
 from mmpose_dp.privacy.plan import PrivacyPlan
 from mmpose_dp.privacy.projection import Projector
@@ -328,8 +329,12 @@ class DPOptimWrapper(SteppingOptimWrapper):
             raise PrivacyError('a private record is in a step on public samples alone')
         loss = torch.stack(last.losses).float().sum() * self.loss_scale
         found = torch.autograd.grad(loss, self.trained, allow_unused=True)
-        part = [torch.zeros_like(p, dtype=torch.float32) if g is None else g for p, g in zip(self.trained, found)]
-        self._public_sum = _added(self._public_sum, [g.float() / self.loss_scale for g in part])
+        part = [torch.zeros_like(p, dtype=torch.float32) if g is None else g.float() for p, g in zip(self.trained, found)]
+        part = [*torch._foreach_div(part, self.loss_scale)]  # not in place: autograd may give one tensor twice
+        if self._public_sum is None:
+            self._public_sum = part
+        else:
+            torch._foreach_add_(self._public_sum, part)
         self._public_count += len(last.samples.public)
 
     def finish_step(self, step_kwargs: dict | None = None, zero_kwargs: dict | None = None) -> None:
@@ -339,12 +344,14 @@ class DPOptimWrapper(SteppingOptimWrapper):
         else:
             update = self.mechanism.release(self.replay.fault or self.changed_outside())
             weight = self.public_weight
-        for gradient, public in zip(update, self._public_mean() if weight else []):
-            gradient += weight * public
+        if weight:
+            public = self._public_mean()
+            torch._foreach_mul_(public, weight)
+            torch._foreach_add_(update, public)
         for param, gradient in zip(self.trained, update):
             param.grad = gradient.to(param.dtype)
         # an overflow is skipped as in AmpOptimWrapper. The noised update alone decides: a private sample must not
-        if all(bool(gradient.isfinite().all()) for gradient in update):
+        if all_finite(update):
             if self.public_only:
                 self.public_step()
             else:
@@ -369,11 +376,15 @@ class DPOptimWrapper(SteppingOptimWrapper):
 
     def _public_mean(self) -> list[Tensor]:
         total = self._public_sum or [torch.zeros_like(p, dtype=torch.float32) for p in self.trained]
-        count = torch.tensor(float(self._public_count), device=total[0].device)
-        for x in (*total, count):
-            all_reduce(x)
-        return [x / count.clamp_min(1) for x in total]
+        count = torch.tensor(float(self._public_count))
+        if is_distributed():
+            count = count.to(total[0].device)
+            sum_over_processes([*total, count])
+        torch._foreach_div_(total, count.clamp_min(1))
+        return total
 
 
-def _added(total: list[Tensor] | None, part: list[Tensor]) -> list[Tensor]:
-    return part if total is None else [x.add_(y) for x, y in zip(total, part)]
+def all_finite(tensors: list[Tensor]) -> bool:
+    """Whether there is no NaN and no infinity in any of them; one read from the device."""
+    largest = torch._foreach_norm([x for x in tensors if x.numel()], float('inf'))
+    return not largest or bool(torch.stack(largest).isfinite().all())
