@@ -139,7 +139,7 @@ class Engine:
         if count > 1 and not self._unmixed:
             self._unmixed = self._refuse_mixed_samples(each, uses)
         unchecked = (count > 1) not in self._checked
-        total = SampleSum(self.params, torch.arange(count)) if unchecked and bool(loss.isfinite()) else None
+        total = SampleSum(self.params, range(count)) if unchecked and bool(loss.isfinite()) else None
         handed = collectors if total is None else (*collectors, total)
 
         def hand(blocks: Iterable[Block]) -> None:

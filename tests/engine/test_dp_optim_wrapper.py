@@ -331,7 +331,7 @@ def test_dropout_does_not_follow_mmengines_seed(hrnet):
 
 
 def test_finiteness_of_all_is_one_look():
-    many = [torch.ones(3), torch.zeros(()), torch.zeros(0), torch.full((2, 2), 3e38)]
+    many = [torch.ones(3), torch.zeros(1), torch.zeros(0), torch.full((2, 2), 3e38)]
     assert all_finite(many) and all_finite([torch.zeros(0)])
     for bad in (float('nan'), float('inf'), -float('inf')):
         many[1].fill_(bad)

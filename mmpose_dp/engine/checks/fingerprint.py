@@ -23,6 +23,13 @@ class Fingerprint:
     def __init__(self, model: nn.Module) -> None:
         self._rows, self._sums = _sums_of(model)
 
+    def is_that_of(self, model: nn.Module) -> Tensor:
+        """Whether the model still has it: a bool, shape (), on its device."""
+        rows, sums = _sums_of(model)
+        return (
+            (sums == self._sums).all() if rows == self._rows else torch.zeros_like(sums[:1], dtype=torch.bool).view(())
+        )
+
     def changed(self, model: nn.Module) -> str:
         """The name of the first parameter or buffer that is not what it was, or that is new or gone; empty if there is none."""
         rows, sums = _sums_of(model)
