@@ -5,12 +5,13 @@ clipping turns into votes that are noised. Must not add noise, average, or look 
 """
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor
 
 from .projection import Projector
-from .records import Block, Samples, as_vectors, of_weight_0, without
+from .records import Block, Samples, allowing_tf32, as_vectors, of_weight_0, without
 
 ROUNDING_MARGIN = 1e-3  # of C; must not be smaller than what was measured (docs/guarantee.md, "Rounding")
 
@@ -58,15 +59,22 @@ class ClippedSum:
 
     def add(self, block: Block) -> None:
         """See Collector.add. Norms are taken in float32 over all parameters together."""
-        squares = block.ghost_squares(self._private) if self._samples.num_records == len(self._private) else None
+        single = self._samples.num_records == len(self._private)
+        with self._in_full():
+            squares = block.ghost_squares(self._private) if single else None
         if squares is not None:
             self._squares.append(squares.float())
             self._whole.append(block)
             return
         for index, grads in zip(block.indices, block.per_sample(self._private)):
             stack = self._samples.sum_by_record(as_vectors(grads))
-            self._squares.append(torch.linalg.vecdot(stack, stack))
+            with self._in_full():
+                self._squares.append(torch.linalg.vecdot(stack, stack))
             self._stacks.append((index, stack))
+
+    def _in_full(self) -> AbstractContextManager[None]:
+        """Norms, and sums of what they were taken of, are not in TF32: a gradient could be longer than its norm says."""
+        return allowing_tf32(self._squares[0], matmul=False, convolutions=False)
 
     def total(self) -> list[Tensor]:
         """The sum, one float32 tensor per parameter."""
@@ -77,12 +85,13 @@ class ClippedSum:
         self.norms = norms / self._scale
         weights = self.factors(self.norms, self._max_grad_norm) / self._scale
         total: list[Tensor | None] = [None] * len(self._params)
-        for block in self._whole if self._private else []:
-            for index, grads in zip(block.indices, block.weighted_sum(self._private, weights)):
-                total[index] = grads
         left_out = of_weight_0(weights)
-        for index, stack in self._stacks:
-            total[index] = (weights @ without(stack, left_out)).view_as(self._params[index])
+        with self._in_full():
+            for block in self._whole if self._private else []:
+                for index, grads in zip(block.indices, block.weighted_sum(self._private, weights)):
+                    total[index] = grads
+            for index, stack in self._stacks:
+                total[index] = (weights @ without(stack, left_out)).view_as(self._params[index])
         return [torch.zeros_like(p, dtype=torch.float32) if x is None else x for p, x in zip(self._params, total)]
 
 

@@ -1,6 +1,7 @@
 """What the samples of one forward are, and what a backward hands over of them. Must not compute a gradient."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Protocol
@@ -90,6 +91,23 @@ def as_range(samples: Sequence[int] | Tensor) -> Sequence[int]:
 def reading_waits(x: Tensor) -> bool:
     """Whether to read a number of it is to wait for a device."""
     return x.device.type != 'cpu'
+
+
+@contextmanager
+def allowing_tf32(x: Tensor, matmul: bool, convolutions: bool) -> Iterator[None]:
+    """Inside, a GPU may round the factors of such products to 10 bits, or not; nothing changes for a tensor ``x`` of a CPU."""
+    if not reading_waits(x):
+        yield
+        return
+    flags = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = [flag.allow_tf32 for flag in flags]
+    try:
+        for flag, allowed in zip(flags, (matmul, convolutions)):
+            flag.allow_tf32 = allowed
+        yield
+    finally:
+        for flag, allowed in zip(flags, before):
+            flag.allow_tf32 = allowed
 
 
 def of_weight_0(weights: Tensor) -> Tensor | None:
