@@ -50,7 +50,7 @@ class AuditedOptimWrapper(DPOptimWrapper):
 
     def _backward(self, losses: list[Tensor], samples: Samples, *collectors: Collector) -> None:
         """Passes on the real gradients, with those of canaries replaced; the first sample of a record carries it."""
-        gradients = PerSampleGradients(self.params, torch.arange(len(losses)))
+        gradients = PerSampleGradients(self.params, range(len(losses)))
         checks = [
             collector for collector in collectors if isinstance(collector, ReplayCheck)
         ]  # these see the real gradients
@@ -59,7 +59,7 @@ class AuditedOptimWrapper(DPOptimWrapper):
         for local, key in enumerate(samples.keys):
             if key not in self.canary_of:
                 continue
-            mine = (samples.records == local).nonzero().flatten()
+            mine = [i for i, record in enumerate(samples.records) if record == local]
             for stack, replacement in zip(real, self.canary_gradient(key)):
                 stack[mine] = 0.0
                 stack[mine[0]] = replacement

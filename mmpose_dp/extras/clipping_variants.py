@@ -12,7 +12,7 @@ from torch import Tensor
 from mmpose_dp.privacy.clipping import ClippedSum
 from mmpose_dp.privacy.errors import ConfigError
 from mmpose_dp.privacy.mechanism import GaussianMechanism
-from mmpose_dp.privacy.records import Block, Samples, as_vectors
+from mmpose_dp.privacy.records import Block, Samples, as_vectors, of_weight_0, without
 
 from .adaptive_norm import AdaptiveMechanism
 
@@ -64,8 +64,7 @@ class PerParameterClippedSum(ClippedSum):
             stack = self._samples.sum_by_record(as_vectors(grads))
             norms = torch.linalg.vecdot(stack, stack).sqrt() / self._scale
             factors = self.factors(norms, share) / self._scale
-            keep = factors > 0  # 0 * NaN is NaN
-            self._total[index] = (factors[keep] @ stack[keep]).view_as(self._total[index])
+            self._total[index] = (factors @ without(stack, of_weight_0(factors))).view_as(self._total[index])
 
     def total(self) -> list[Tensor]:
         """The sum, one float32 tensor per parameter."""

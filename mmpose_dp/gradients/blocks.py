@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from mmpose_dp.privacy.records import Block, as_range
+from mmpose_dp.privacy.records import Block, as_range, of_weight_0, without
 
 from . import layer_rules
 from .layer_rules import Layer
@@ -22,7 +22,7 @@ class StackBlock(Block):
 
     def per_sample(self, samples: Sequence[int]) -> list[Tensor]:
         """See Block.per_sample."""
-        return [_samples(self._grads, samples)]
+        return [of_samples(self._grads, samples)]
 
 
 class LayerBlock(Block):
@@ -49,7 +49,10 @@ class LayerBlock(Block):
 
         def gradients(a: Tensor, b: Tensor) -> list[Tensor]:
             if weights is not None:
-                b = b * weights.repeat_interleave(len(b) // len(samples)).view(-1, *[1] * (b.dim() - 1))
+                each = weights.view(-1, 1).expand(-1, len(b) // len(samples)).reshape(-1)  # of an entry
+                left_out = of_weight_0(each)
+                a, b = without(a, left_out), without(b, left_out)
+                b = b * each.view(-1, *[1] * (b.dim() - 1))
             return self._layer.own(layer_rules.summed_gradient(self._module, self._layer.rule, a, b))
 
         return self._total(gradients, samples)
@@ -73,7 +76,7 @@ class LayerBlock(Block):
 
     def _call(self, i: int, samples: Sequence[int]) -> list[Tensor]:
         """The samples' inputs and output gradients, (samples * entries, ...) each, in float32 at least."""
-        return [at_least_float32(_samples(x, samples).flatten(0, 1)) for x in self.calls[i]]
+        return [at_least_float32(of_samples(x, samples).flatten(0, 1)) for x in self.calls[i]]
 
 
 class PerSampleGradients:
@@ -82,7 +85,7 @@ class PerSampleGradients:
     ``scale`` is what the losses, and so the gradients in blocks, were multiplied by (mixed precision).
     """
 
-    def __init__(self, params: Sequence[nn.Parameter], samples: Tensor, scale: float = 1.0) -> None:
+    def __init__(self, params: Sequence[nn.Parameter], samples: Sequence[int], scale: float = 1.0) -> None:
         self.total = [p.new_zeros((len(samples), *p.shape), dtype=torch.float32) for p in params]
         self._samples, self._scale = as_range(samples), scale
 
@@ -99,7 +102,11 @@ class SampleSum(PerSampleGradients):
     """Collects their sum instead: one float32 tensor per parameter. ``total`` is a sum to continue, which is changed."""
 
     def __init__(
-        self, params: Sequence[nn.Parameter], samples: Tensor, scale: float = 1.0, total: list[Tensor] | None = None
+        self,
+        params: Sequence[nn.Parameter],
+        samples: Sequence[int],
+        scale: float = 1.0,
+        total: list[Tensor] | None = None,
     ) -> None:
         self.total = total or [torch.zeros_like(p, dtype=torch.float32) for p in params]
         self._samples, self._scale = as_range(samples), scale
@@ -113,5 +120,6 @@ def at_least_float32(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32)) if x.is_floating_point() else x
 
 
-def _samples(x: Tensor, samples: Sequence[int]) -> Tensor:
+def of_samples(x: Tensor, samples: Sequence[int]) -> Tensor:
+    """The given samples of (samples, ...), without a copy if they are a range."""
     return x[samples.start : samples.stop] if isinstance(samples, range) else x[samples]

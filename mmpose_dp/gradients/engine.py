@@ -135,7 +135,7 @@ class Engine:
         loss = torch.stack(each).sum()
         self._unmixed = self._unmixed or (count > 1 and self._refuse_mixed_samples(each, uses))
         unchecked = (count > 1) not in self._checked
-        total = SampleSum(self.params, torch.arange(count)) if unchecked and bool(loss.isfinite()) else None
+        total = SampleSum(self.params, range(count)) if unchecked and bool(loss.isfinite()) else None
         handed = collectors if total is None else (*collectors, total)
 
         def hand(blocks: Iterable[Block]) -> None:

@@ -15,6 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from mmpose_dp.privacy.errors import ConfigError
+from mmpose_dp.privacy.records import allowing_tf32, reading_waits
 
 # (module, input, output gradient), samples outermost, float32 or more -> {parameter name: (samples, *parameter shape)}
 Rule = Callable[[Any, Tensor, Tensor], dict[str, Tensor]]
@@ -48,7 +49,10 @@ def outer_product(module: nn.Linear | Convolution, a: Tensor, b: Tensor) -> dict
         weight = torch.cat([_convolution_backward(module, x, y, x.shape[1] // a.shape[1]) for x, y in parts])
     else:
         left, right = _factors(module, a, b)
-        weight = torch.bmm(left, right.transpose(1, 2))
+        cudnn, matmul = (flag.allow_tf32 for flag in (torch.backends.cudnn, torch.backends.cuda.matmul))
+        # as precise as the layer's forward
+        with allowing_tf32(left, cudnn if isinstance(module, Convolution) else matmul, cudnn):
+            weight = torch.bmm(left, right.transpose(1, 2))
     return {'weight': weight.view(len(a), *module.weight.shape), **_bias(module, b)}
 
 
@@ -74,8 +78,9 @@ def batch_norm_backward(module: _BatchNorm, weight: Tensor, a: Tensor, b: Tensor
     # the statistics are constants, so each channel of each entry is taken as a channel: one pass for all samples
     fixed = [x.to(a.dtype).repeat(len(a)) for x in (weight, module.running_mean, module.running_var)]
     every = [x.flatten(0, 1)[None].contiguous() for x in (b, a)]  # other strides are misread (torch 2.13)
+    none = a.new_empty(0), a.new_empty(0)  # no statistics of the batch; CUDA asserts that there are tensors
     found, *own = torch.ops.aten.native_batch_norm_backward(
-        *every, *fixed, None, None, False, module.eps, [input_too, True, True]
+        *every, *fixed, *none, False, module.eps, [input_too, True, True]
     )
     return found.view_as(a) if input_too else None, *(x.view(len(a), -1) for x in own)
 
@@ -165,12 +170,22 @@ def _factors(module: nn.Linear | Convolution, a: Tensor, b: Tensor) -> tuple[Ten
         return b.transpose(1, 2), a.transpose(1, 2)
     # a transposed convolution is the convolution read backwards: input and output gradient change places
     whole, x = (b, a) if isinstance(module, nn.Conv2d) else (a, b)
-    if module.kernel_size == (1, 1) and not any(module.padding):
-        patches = x[..., :: module.stride[0], :: module.stride[1]].flatten(2)
-    else:  # (samples, channels * kernel area, positions)
-        patches = F.unfold(x, module.kernel_size, module.dilation, module.padding, module.stride)  # type: ignore[arg-type]
+    patches = _patches(module, x)
     blocks = len(a) * module.groups
     return whole.reshape(blocks, -1, patches.shape[-1]), patches.reshape(blocks, -1, patches.shape[-1])
+
+
+def _patches(module: Convolution, x: Tensor) -> Tensor:
+    """The windows of a convolution on ``x``: (samples, channels * kernel area, positions)."""
+    if module.kernel_size == (1, 1) and not any(module.padding):
+        return x[..., :: module.stride[0], :: module.stride[1]].flatten(2)
+    if not reading_waits(x):
+        return F.unfold(x, module.kernel_size, module.dilation, module.padding, module.stride)  # type: ignore[arg-type]
+    # one copy of a view: F.unfold launches a kernel per sample on a GPU
+    x = F.pad(x, (module.padding[1], module.padding[1], module.padding[0], module.padding[0]))  # type: ignore[arg-type]
+    for axis, size, step, apart in zip((2, 3), module.kernel_size, module.stride, module.dilation):
+        x = x.unfold(axis, apart * (size - 1) + 1, step)[..., ::apart]
+    return x.permute(0, 1, 4, 5, 2, 3).flatten(4).flatten(1, 3)
 
 
 def _bias(module: nn.Linear | Convolution, b: Tensor) -> dict[str, Tensor]:

@@ -5,12 +5,13 @@ clipping turns into votes that are noised. Must not add noise, average, or look 
 """
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor
 
 from .projection import Projector
-from .records import Block, Samples, as_range, as_vectors
+from .records import Block, Samples, allowing_tf32, as_vectors, of_weight_0, without
 
 ROUNDING_MARGIN = 1e-3  # of C; must not be smaller than what was measured (docs/guarantee.md, "Rounding")
 
@@ -51,41 +52,46 @@ class ClippedSum:
 
     def __init__(self, params: Sequence[Tensor], samples: Samples, max_grad_norm: float, scale: float = 1.0) -> None:
         self._params, self._samples, self._max_grad_norm, self._scale = params, samples, max_grad_norm, scale
-        self._private, self.norms = as_range(samples.private), torch.zeros(0)
-        self._squares = torch.zeros(samples.num_records, dtype=torch.float32, device=params[0].device)
+        self._private, self.norms = samples.private, torch.zeros(0)
+        self._squares = [torch.zeros(samples.num_records, dtype=torch.float32, device=params[0].device)]
         self._whole: list[Block] = []
         self._stacks: list[tuple[int, Tensor]] = []  # (parameter, (records, its size))
 
     def add(self, block: Block) -> None:
         """See Collector.add. Norms are taken in float32 over all parameters together."""
-        squares = block.ghost_squares(self._private) if self._samples.num_records == len(self._private) else None
+        single = self._samples.num_records == len(self._private)
+        with self._in_full():
+            squares = block.ghost_squares(self._private) if single else None
         if squares is not None:
-            self._squares += squares
+            self._squares.append(squares.float())
             self._whole.append(block)
             return
         for index, grads in zip(block.indices, block.per_sample(self._private)):
             stack = self._samples.sum_by_record(as_vectors(grads))
-            self._squares += torch.linalg.vecdot(stack, stack)
+            with self._in_full():
+                self._squares.append(torch.linalg.vecdot(stack, stack))
             self._stacks.append((index, stack))
+
+    def _in_full(self) -> AbstractContextManager[None]:
+        """Norms, and sums of what they were taken of, are not in TF32: a gradient could be longer than its norm says."""
+        return allowing_tf32(self._squares[0], matmul=False, convolutions=False)
 
     def total(self) -> list[Tensor]:
         """The sum, one float32 tensor per parameter."""
-        return self._scaled_sum(self._squares.sqrt())
+        return self._scaled_sum(torch.stack(self._squares).sum(0).sqrt())
 
     def _scaled_sum(self, norms: Tensor) -> list[Tensor]:
         """The sum of records with these ``norms``. Those that are not finite are left out: 0 * NaN is NaN."""
         self.norms = norms / self._scale
-        factors = self.factors(self.norms, self._max_grad_norm) / self._scale
+        weights = self.factors(self.norms, self._max_grad_norm) / self._scale
         total: list[Tensor | None] = [None] * len(self._params)
-        keep = factors.nonzero().flatten()
-        weights = factors[keep]
-        samples = as_range(self._samples.private[keep.cpu()]) if self._whole else []
-        for block in self._whole if len(keep) else []:
-            for index, grads in zip(block.indices, block.weighted_sum(samples, weights)):
-                total[index] = grads
-        all_kept = len(keep) == len(factors)
-        for index, stack in self._stacks:
-            total[index] = (weights @ (stack if all_kept else stack[keep])).view_as(self._params[index])
+        left_out = of_weight_0(weights)
+        with self._in_full():
+            for block in self._whole if self._private else []:
+                for index, grads in zip(block.indices, block.weighted_sum(self._private, weights)):
+                    total[index] = grads
+            for index, stack in self._stacks:
+                total[index] = (weights @ without(stack, left_out)).view_as(self._params[index])
         return [torch.zeros_like(p, dtype=torch.float32) if x is None else x for p, x in zip(self._params, total)]
 
 

@@ -111,7 +111,10 @@ class GaussianMechanism:
     def add(self, collector: ClippedSum) -> None:
         """Adds one micro-batch to the logical batch."""
         part = collector.total()
-        self._sum = part if self._sum is None else [x.add_(y) for x, y in zip(self._sum, part)]
+        if self._sum is None:
+            self._sum = part
+        else:
+            torch._foreach_add_(self._sum, part)
 
     def empty(self) -> list[Tensor]:
         """The sum of no record: zeros of the shapes of ``collector(...).total()``."""
@@ -135,9 +138,8 @@ class GaussianMechanism:
         total = self.empty() if self._sum is None else self._sum
         if _rank() == 0:  # the processes' sums are added, so the noise enters the total exactly once
             self.random.add_gaussian(total, sigma * max_grad_norm)
-        for x in total:
-            _sum_over_processes(x)
-            x /= self.expected_batch_size
+        sum_over_processes(total)
+        torch._foreach_div_(total, self.expected_batch_size)
         self.forget()
         return self.map_back(total)
 
@@ -154,8 +156,8 @@ class GaussianMechanism:
 
     def _refuse(self, fault: str) -> None:
         """Raises PrivacyError, on every process, if one of them has a fault."""
-        anywhere = torch.tensor(float(bool(fault)), device=self.params[0].device)
-        _sum_over_processes(anywhere)
+        anywhere = torch.tensor(float(bool(fault)), device=self.params[0].device if _together() else 'cpu')
+        sum_over_processes([anywhere])
         if float(anywhere):
             self.forget()
             why = fault or 'another process found that its records depend on one another, or that the model was changed'
@@ -165,10 +167,18 @@ class GaussianMechanism:
             )
 
 
+def _together() -> bool:
+    return distributed.is_available() and distributed.is_initialized()
+
+
 def _rank() -> int:
-    return distributed.get_rank() if distributed.is_available() and distributed.is_initialized() else 0
+    return distributed.get_rank() if _together() else 0
 
 
-def _sum_over_processes(x: Tensor) -> None:
-    if distributed.is_available() and distributed.is_initialized():
-        distributed.all_reduce(x)
+def sum_over_processes(tensors: list[Tensor]) -> None:
+    """Adds the processes' tensors of one dtype, in place, in one message."""
+    if _together():
+        flat = torch.cat([x.flatten() for x in tensors])
+        distributed.all_reduce(flat)
+        parts = flat.split([x.numel() for x in tensors])
+        torch._foreach_copy_(tensors, [part.view(x.shape) for x, part in zip(tensors, parts)])

@@ -80,12 +80,12 @@ class RandomSource:
         return torch.from_numpy(out)
 
     def add_gaussian(self, tensors: Sequence[torch.Tensor], deviation: float) -> None:
-        """Adds N(0, deviation^2) to every entry of float32 tensors, in place, all made at once. Nothing for 0."""
+        """Adds N(0, deviation^2) to every entry of float32 tensors of one device, in place, all at once. Nothing for 0."""
         if not deviation:
             return
-        noise = self.gaussian(sum(x.numel() for x in tensors))
-        for x, part in zip(tensors, noise.split([x.numel() for x in tensors])):
-            x.add_(part.view(x.shape).to(x.device), alpha=deviation)
+        sizes = [x.numel() for x in tensors]
+        parts = self.gaussian(sum(sizes)).to(tensors[0].device).split(sizes)
+        torch._foreach_add_(list(tensors), [part.view(x.shape) for x, part in zip(tensors, parts)], alpha=deviation)
 
     def _normal(self, size: int) -> np.ndarray:
         """``size`` normal numbers from 12 random bytes per pair: a radius and an angle (Box and Muller)."""

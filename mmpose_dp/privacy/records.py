@@ -1,7 +1,9 @@
 """What the samples of one forward are, and what a backward hands over of them. Must not compute a gradient."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Protocol
 
 import torch
@@ -15,33 +17,36 @@ class Samples:
     Several samples may be one record (all the people of an image, say): their gradients are added before the norm is taken.
     """
 
-    records: Tensor  # (samples,) int64, the record a sample belongs to, 0..num_records-1, or -1 for a public sample
+    records: tuple[int, ...]  # (samples,), the record a sample belongs to, 0..num_records-1, or -1 for a public sample
     num_records: int  # how many private records the samples make up
     keys: tuple[int, ...] = ()  # (num_records,), what each record is called outside this batch
     weights: tuple[float, ...] = ()  # (samples,), factors of the losses, before the norm is taken; empty: 1 each
+    _placed: dict[torch.device, Tensor] = field(default_factory=dict, compare=False, repr=False)  # private records
 
     @classmethod
     def from_keys(cls, keys: Sequence[int | None], weights: Sequence[float] = ()) -> 'Samples':
         """From one key per sample; equal keys are one record, None is public."""
         order: dict[int, int] = {}
-        records = [-1 if key is None else order.setdefault(key, len(order)) for key in keys]
-        return cls(torch.tensor(records, dtype=torch.int64), len(order), tuple(order), tuple(weights))
+        records = tuple(-1 if key is None else order.setdefault(key, len(order)) for key in keys)
+        return cls(records, len(order), tuple(order), tuple(weights))
 
-    @property
-    def private(self) -> Tensor:
-        """(private samples,) int64, their indices."""
-        return (self.records >= 0).nonzero().flatten()
+    @cached_property
+    def private(self) -> Sequence[int]:
+        """The indices of the private samples."""
+        return as_range([i for i, record in enumerate(self.records) if record >= 0])
 
-    @property
-    def public(self) -> Tensor:
-        """(public samples,) int64, their indices."""
-        return (self.records < 0).nonzero().flatten()
+    @cached_property
+    def public(self) -> Sequence[int]:
+        """The indices of the public samples."""
+        return as_range([i for i, record in enumerate(self.records) if record < 0])
 
     def sum_by_record(self, values: Tensor) -> Tensor:
         """Adds (private samples, d) to (num_records, d)."""
-        records = self.records[self.private].to(values.device)
-        if self.num_records == len(records):
+        if self.num_records == len(self.private):
             return values  # every sample is a record of its own, in order
+        if values.device not in self._placed:
+            self._placed[values.device] = torch.tensor([self.records[i] for i in self.private], device=values.device)
+        records = self._placed[values.device]
         return values.new_zeros(self.num_records, values.shape[1]).index_add_(0, records, values)
 
 
@@ -54,9 +59,15 @@ class Block(Protocol):
         """Gradients of the given samples: one (samples, *parameter shape) float32 tensor per parameter."""
 
     def weighted_sum(self, samples: Sequence[int], weights: Tensor | None = None) -> list[Tensor]:
-        """sum of the given samples' gradients, times ``weights`` (samples,): one float32 tensor per parameter."""
+        """sum of the given samples' gradients, times ``weights`` (samples,): one float32 tensor per parameter.
+
+        A sample of weight 0 contributes nothing, NaN or not.
+        """
         grads = self.per_sample(samples)
-        return [g.sum(0) if weights is None else torch.tensordot(weights, g, dims=1) for g in grads]
+        if weights is None:
+            return [g.sum(0) for g in grads]
+        left_out = of_weight_0(weights)
+        return [torch.tensordot(weights, without(g, left_out), dims=1) for g in grads]
 
     def ghost_squares(self, samples: Sequence[int]) -> Tensor | None:
         """Squared norms (samples,) over all the block's parameters where they are cheaper than the gradients; else None."""
@@ -70,11 +81,44 @@ class Collector(Protocol):
         """Takes one block. Every parameter comes in at most one; in none, if its gradient is zero for every sample."""
 
 
-def as_range(samples: Tensor) -> Sequence[int]:
+def as_range(samples: Sequence[int] | Tensor) -> Sequence[int]:
     """The samples as numbers, as a range if they are consecutive: such samples are taken without a copy."""
-    numbers = samples.tolist()
+    numbers = samples.tolist() if isinstance(samples, Tensor) else [*samples]
     line = range(numbers[0], numbers[-1] + 1) if numbers else range(0)
     return line if numbers == list(line) else numbers
+
+
+def reading_waits(x: Tensor) -> bool:
+    """Whether to read a number of it is to wait for a device."""
+    return x.device.type != 'cpu'
+
+
+@contextmanager
+def allowing_tf32(x: Tensor, matmul: bool, convolutions: bool) -> Iterator[None]:
+    """Inside, a GPU may round the factors of such products to 10 bits, or not; nothing changes for a tensor ``x`` of a CPU."""
+    if not reading_waits(x):
+        yield
+        return
+    flags = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = [flag.allow_tf32 for flag in flags]
+    try:
+        for flag, allowed in zip(flags, (matmul, convolutions)):
+            flag.allow_tf32 = allowed
+        yield
+    finally:
+        for flag, allowed in zip(flags, before):
+            flag.allow_tf32 = allowed
+
+
+def of_weight_0(weights: Tensor) -> Tensor | None:
+    """Which samples have weight 0, (samples,) bool; None if none has, where that can be known without waiting for a device."""
+    zero = weights == 0
+    return zero if reading_waits(zero) or bool(zero.any()) else None
+
+
+def without(x: Tensor, left_out: Tensor | None) -> Tensor:
+    """(samples, ...) with zeros for the samples left out: 0 * NaN is NaN."""
+    return x if left_out is None else x.masked_fill(left_out.view(-1, *[1] * (x.dim() - 1)), 0)
 
 
 def as_vectors(x: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from torch.optim import SGD, AdamW
 
 from mmpose_dp.engine import DPOptimWrapper
 from mmpose_dp.engine.basis import fit_basis
+from mmpose_dp.engine.optim_wrappers.dp_optim_wrapper import all_finite
 from mmpose_dp.extras.adaptive_norm import AdaptiveNorm
 from mmpose_dp.privacy.clipping import clipping_norm
 from mmpose_dp.privacy.errors import PrivacyError
@@ -327,3 +328,11 @@ def test_dropout_does_not_follow_mmengines_seed(hrnet):
         torch.manual_seed(7)
         model.train_step(batch(hrnet, PRIVATE[:1]), wrapper)
     assert len({7, *seeds}) == 3
+
+
+def test_finiteness_of_all_is_one_look():
+    many = [torch.ones(3), torch.zeros(1), torch.zeros(0), torch.full((2, 2), 3e38)]
+    assert all_finite(many) and all_finite([torch.zeros(0)])
+    for bad in (float('nan'), float('inf'), -float('inf')):
+        many[1].fill_(bad)
+        assert not all_finite(many)

@@ -527,6 +527,19 @@ def test_what_a_hook_writes_is_in_no_checkpoint(synthetic, tmp_path):
     assert not list(tmp_path.glob('*.pth'))
 
 
+def test_bit_sums_name_what_was_changed():
+    model = nn.Sequential(nn.Linear(700, 3), nn.BatchNorm1d(3), nn.Linear(3, 1100, dtype=torch.float64))
+    model.register_buffer('empty', torch.zeros(0))
+    model.register_buffer('flags', torch.zeros(513, dtype=torch.bool))
+    for name, x in [*model.named_parameters(), *model.named_buffers()]:
+        before, last = Fingerprint(model), x.data.view(-1)[-1:]
+        assert not before.changed(model)
+        last.copy_(~last if x.dtype == torch.bool else last + 1)
+        assert before.changed(model) == (name if x.numel() else '')
+    model.register_buffer('more', torch.zeros(1))
+    assert before.changed(model) == 'more'
+
+
 def test_bit_sums_see_the_order_of_a_buffer():
     model, _ = made('Observed')
     model.register_buffer('queue', torch.arange(6.0))

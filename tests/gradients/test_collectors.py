@@ -11,6 +11,7 @@ from torch import nn
 from mmpose_dp.gradients import layer_rules
 from mmpose_dp.gradients.blocks import SampleSum
 from mmpose_dp.gradients.engine import Engine
+from mmpose_dp.privacy import records
 from mmpose_dp.privacy.clipping import ClippedCoordinates, ClippedSum
 from mmpose_dp.privacy.errors import PrivacyError
 from mmpose_dp.privacy.projection import Projector
@@ -103,7 +104,9 @@ def check(engine, model, x, keys, scale, near=1e-3):
         losses = losses_of(model, x) * scale
     collectors, wanted = [], []
     if samples.num_records:
-        records = torch.stack([singles[samples.records == i].sum(0) for i in range(samples.num_records)])
+        records = torch.stack(
+            [singles[[record == i for record in samples.records]].sum(0) for i in range(samples.num_records)]
+        )
         c = max(0.9 * float(records.norm(dim=1).median()), 1e-3)  # some are clipped, some are not
         projector = Projector(rank=3)
         projector.basis = [torch.randn(3, *p.shape) for p in params]
@@ -287,3 +290,25 @@ def test_a_call_that_only_a_later_loss_does_not_reach():
     engine = Engine(model, list(model.parameters()))
     for model.twice in (True, False):
         check(engine, model, x, [0, 1, None], 1.0)
+
+
+@pytest.mark.parametrize('traffic', [0, 1e9])  # gradients of each sample, or ghost norms
+@pytest.mark.parametrize('bad', [float('nan'), float('inf'), 1e30])
+def test_a_record_that_is_not_finite_is_left_out_without_a_look(traffic, bad, monkeypatch):
+    """As on a GPU, where nothing is read: also its input is not finite, so that a weight of 0 is not enough."""
+    monkeypatch.setattr(records, 'reading_waits', lambda x: True)
+    monkeypatch.setattr(layer_rules, '_TRAFFIC', traffic)
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(2, 4, 3, padding=1), nn.Conv2d(4, 4, 2, stride=2), nn.Flatten(), nn.Linear(16, 4))
+    params, x = list(model.parameters()), torch.randn(4, 2, 4, 4)
+
+    def clipped(x):
+        engine, found = Engine(model, params), ClippedSum(params, Samples.from_keys(range(len(x))), 0.1)
+        with engine.capture():
+            losses = losses_of(model, x)
+        engine.backward(losses, found)
+        return flat(found.total())
+
+    want = clipped(x[[0, 1, 3]])
+    x[2] = bad
+    torch.testing.assert_close(clipped(x), want, rtol=1e-4, atol=1e-6)

@@ -104,7 +104,7 @@ def take(model: torch.nn.Module, data: dict, wrapper: DPOptimWrapper) -> None:
     split = [[record for record, public in zip(records, is_public) if public == wanted] for wanted in (False, True)]
     micro_batches = [{key: sum((record[key] for record in part), []) for key in data} for part in split if part]
     if wrapper._model is None:  # as before training
-        wrapper.prepare(model)
+        wrapper.prepare(getattr(model, 'module', model))
         wrapper.rehearse(micro_batches[0])
     parts = records if wrapper.engine.one_at_a_time else micro_batches
     for i, part in enumerate(parts):

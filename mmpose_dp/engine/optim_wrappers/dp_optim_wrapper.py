@@ -10,7 +10,7 @@ from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
-from mmengine.dist import all_reduce
+from mmengine.dist import is_distributed
 from mmengine.model import is_model_wrapper
 from mmpose.registry import OPTIM_WRAPPERS
 from torch import Tensor, nn
@@ -23,10 +23,11 @@ from mmpose_dp.models import has_batch_statistics, public_statistics
 from mmpose_dp.models.heads.private_head import SampleLosses
 from mmpose_dp.privacy.errors import PrivacyError
 from mmpose_dp.privacy.ledger import Ledger
+from mmpose_dp.privacy.mechanism import sum_over_processes
 from mmpose_dp.privacy.noise import RandomSource
 from mmpose_dp.privacy.plan import PrivacyPlan
 from mmpose_dp.privacy.projection import Projector
-from mmpose_dp.privacy.records import Collector
+from mmpose_dp.privacy.records import Collector, Samples
 
 from ..checks.fingerprint import Fingerprint
 from ..checks.replay import Halved
@@ -132,6 +133,7 @@ class DPOptimWrapper(SteppingOptimWrapper):
         self.mechanism.forget()
         self._public_sum: list[Tensor] | None = None
         self._public_count = 0
+        self._own_losses: list[Tensor] = []  # of each micro-batch, whether its loss was the head's; read at the end
         self._metrics.take()
         self.replay.forget()
         self.accumulating = False  # set by PrivateTrainLoop: more micro-batches of this logical batch follow
@@ -236,7 +238,7 @@ class DPOptimWrapper(SteppingOptimWrapper):
         last = self._taken()
         if last.samples.num_records:
             raise PrivacyError('a private record was offered as public')
-        gradients = PerSampleGradients(self.params, torch.arange(len(last.losses)), self.loss_scale)
+        gradients = PerSampleGradients(self.params, range(len(last.losses)), self.loss_scale)
         self.engine.backward(self._scaled(last), gradients)
         return gradients.total
 
@@ -271,7 +273,8 @@ class DPOptimWrapper(SteppingOptimWrapper):
     def _scaled(self, last: SampleLosses) -> list[Tensor]:
         """The losses that the backward starts from: times the loss scale and the samples' weights."""
         weights = last.samples.weights or [1.0] * len(last.losses)
-        return [loss.float() * (self.loss_scale * weight) for loss, weight in zip(last.losses, weights)]
+        factors = [self.loss_scale * weight for weight in weights]
+        return [loss.float() if x == 1 else loss.float() * x for loss, x in zip(last.losses, factors)]
 
     # ---- the step --------------------------------------------------------------------------------------------------
     def begin_epoch(self, model: nn.Module, public_only: bool) -> None:
@@ -298,8 +301,7 @@ class DPOptimWrapper(SteppingOptimWrapper):
         with self._counted():
             last = self._taken()
             values = torch.stack(last.losses).detach().float()
-            if not torch.isclose(loss.detach().float(), values.mean(), rtol=1e-2, equal_nan=True):
-                raise PrivacyError('the model adds a loss that is not made by its private head, one number per sample')
+            self._own_losses.append(torch.isclose(loss.detach().float(), values.mean(), rtol=1e-2, equal_nan=True))
             (self._add_public if self.public_only else self._add)(last)
         self.micro_batches += 1
         self._metrics.note(values, last.samples, last.accuracies)
@@ -320,7 +322,7 @@ class DPOptimWrapper(SteppingOptimWrapper):
         public = SampleSum(self.params, wanted, self.loss_scale, self._public_sum) if len(wanted) else None
         check = self.replay.check_for(samples, self.mechanism.shortest * self.loss_scale)
         collectors = (collector for collector in (private, public, check) if collector is not None)
-        self.engine.backward(self._scaled(last), *collectors)
+        self._backward(self._scaled(last), samples, *collectors)
         if self.engine.one_at_a_time and samples.num_records + (len(samples.public) > 0) > 1:
             raise PrivacyError(
                 f'{self.engine}: give model.train_step one record at a time, its samples together, or call rehearse before'
@@ -334,29 +336,48 @@ class DPOptimWrapper(SteppingOptimWrapper):
             self._public_sum = public.total
             self._public_count += len(wanted)
 
+    def _backward(self, losses: list[Tensor], samples: Samples, *collectors: Collector) -> None:
+        """Gives the gradients of a step's samples to the collectors; an audit replaces those of its canaries here."""
+        self.engine.backward(losses, *collectors)
+
     def _add_public(self, last: SampleLosses) -> None:
         """Adds the samples' gradients in a step on public ones alone: plain training, no sample of which needs one of its own."""
         if last.samples.num_records:
             raise PrivacyError('a private record is in a step on public samples alone')
         loss = torch.stack(last.losses).float().sum() * self.loss_scale
         found = torch.autograd.grad(loss, self.trained, allow_unused=True)
-        part = [torch.zeros_like(p, dtype=torch.float32) if g is None else g for p, g in zip(self.trained, found)]
-        self._public_sum = _added(self._public_sum, [g.float() / self.loss_scale for g in part])
+        part = [
+            torch.zeros_like(p, dtype=torch.float32) if g is None else g.float() for p, g in zip(self.trained, found)
+        ]
+        part = [*torch._foreach_div(part, self.loss_scale)]  # not in place: autograd may give one tensor twice
+        if self._public_sum is None:
+            self._public_sum = part
+        else:
+            torch._foreach_add_(self._public_sum, part)
         self._public_count += len(last.samples.public)
 
     def finish_step(self, step_kwargs: dict | None = None, zero_kwargs: dict | None = None) -> None:
         """Ends a logical batch: also right when it was empty."""
+        fault = self._fault()
         if self.public_only:
+            if fault:
+                raise PrivacyError(fault)
             update, weight = [torch.zeros_like(p, dtype=torch.float32) for p in self.trained], 1.0
         else:
-            update = self.mechanism.release(self.replay.fault or self.changed_outside())
+            update = self.mechanism.release(fault)
             weight = self.public_weight
-        for gradient, public in zip(update, self._public_mean() if weight else []):
-            gradient += weight * public
+        if weight:
+            public = self._public_mean()
+            torch._foreach_mul_(public, weight)
+            torch._foreach_add_(update, public)
         for param, gradient in zip(self.trained, update):
             param.grad = gradient.to(param.dtype)
         # an overflow is skipped as in AmpOptimWrapper. The noised update alone decides: a private sample must not
-        if all(bool(gradient.isfinite().all()) for gradient in update):
+        means = self._metrics.take()
+        finite, *values = torch.stack(
+            [all_finite(update).float(), *means.values()]
+        ).tolist()  # one read from the device
+        if finite:
             if self.public_only:
                 self.public_step()
             else:
@@ -365,10 +386,22 @@ class DPOptimWrapper(SteppingOptimWrapper):
         if self._model is not None and not self.public_only:
             self._stood = Fingerprint(self._model)
         self._inner_count += 1
-        self.loggable_metrics = self._metrics.take()
+        self.loggable_metrics = dict(zip(means, values))
         if self.adaptive_norm is not None:
             self.loggable_metrics['max_grad_norm'] = self.adaptive_norm.max_grad_norm
         self.forget_batch()
+
+    def _fault(self) -> str:
+        """Why the logical batch must not be released, in words; empty if nothing is wrong. One read from the device."""
+        if self.replay.fault:
+            return self.replay.fault
+        looks = list(self._own_losses)
+        if not self.public_only and self._stood is not None and self._model is not None:
+            looks.append(self._stood.is_that_of(self._model).to(self.params[0].device))
+        if not looks or bool(torch.stack(looks).all()):
+            return ''
+        name = '' if self.public_only else self.changed_outside()
+        return name or 'the model adds a loss that is not made by its private head, one number per sample'
 
     def changed_outside(self) -> str:
         """What moved a parameter or a buffer since the last private step other than that step, in words; empty if nothing did."""
@@ -381,11 +414,15 @@ class DPOptimWrapper(SteppingOptimWrapper):
 
     def _public_mean(self) -> list[Tensor]:
         total = self._public_sum or [torch.zeros_like(p, dtype=torch.float32) for p in self.trained]
-        count = torch.tensor(float(self._public_count), device=total[0].device)
-        for x in (*total, count):
-            all_reduce(x)
-        return [x / count.clamp_min(1) for x in total]
+        count = torch.tensor(float(self._public_count))
+        if is_distributed():
+            count = count.to(total[0].device)
+            sum_over_processes([*total, count])
+        torch._foreach_div_(total, count.clamp_min(1))
+        return total
 
 
-def _added(total: list[Tensor] | None, part: list[Tensor]) -> list[Tensor]:
-    return part if total is None else [x.add_(y) for x, y in zip(total, part)]
+def all_finite(tensors: list[Tensor]) -> Tensor:
+    """Whether there is no NaN and no infinity in any of them: a bool, shape ()."""
+    filled = [tensors[0].new_zeros(1), *(x for x in tensors if x.numel())]  # an empty one has no largest number
+    return torch.stack(torch._foreach_norm(filled, float('inf'))).isfinite().all()

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from mmpose_dp.gradients.blocks import of_samples
 from mmpose_dp.privacy.records import Samples
 
 
@@ -19,14 +20,14 @@ class StepMetrics:
 
     def note(self, losses: Tensor, samples: Samples, accuracies: dict[str, Tensor]) -> None:
         """Takes the losses, (samples,), and other metrics by name, (samples,), of a micro-batch."""
-        public = (samples.records < 0).to(losses.device)
-        self._seen.setdefault('loss_public', []).append(losses[public])
-        if self.exposed:
-            for name, values in {'loss': losses, **accuracies}.items():
-                self._seen.setdefault(f'{name}_private', []).append(values.to(public.device)[~public])
+        if len(samples.public):
+            self._seen.setdefault('loss_public', []).append(of_samples(losses, samples.public))
+        for name, values in {'loss': losses, **accuracies}.items() if self.exposed and len(samples.private) else ():
+            private = of_samples(values, samples.private).to(losses.device)
+            self._seen.setdefault(f'{name}_private', []).append(private)
 
-    def take(self) -> dict[str, float]:
-        """The means of the step's metrics, which are then forgotten."""
-        joined = {name: torch.cat(values) for name, values in self._seen.items()}
+    def take(self) -> dict[str, Tensor]:
+        """The means of the step's metrics, each of shape (), which are then forgotten."""
+        means = {name: torch.cat(values).mean().float() for name, values in self._seen.items()}
         self._seen = {}
-        return {name: float(values.mean()) for name, values in joined.items() if len(values)}
+        return means

@@ -135,7 +135,8 @@ class FeatureMaskingHead:
         keys = [sample.metainfo.get('dp_record', -1 - i) for i, sample in enumerate(batch_data_samples)]
         weights = [sample.metainfo.get('dp_weight', 1.0) for sample in batch_data_samples]
         samples = Samples.from_keys(keys, () if set(weights) == {1.0} else weights)
-        totals = [torch.stack([one[name].reshape(()) for name in losses]).sum() for one in each]
+        parts = [[one[name].reshape(()) for name in losses] for one in each]
+        totals = [found[0] if len(found) == 1 else torch.stack(found).sum() for found in parts]
         self._last = SampleLosses(samples, totals, accuracies)
         return losses
 

@@ -1,0 +1,42 @@
+"""How often a step waits for the device that it runs on, and how many operations it has: counted on the CPU.
+
+``python -m pytest -s tests/engine/test_host_reads.py`` prints the numbers of operations.
+"""
+
+import torch
+from torch.optim import SGD
+
+from mmpose_dp.engine import DPOptimWrapper
+from mmpose_dp.privacy import records
+from tests.support.counting import counted
+from tests.support.models import HRNET, batch, build, load
+
+# mmengine looks at the sizes of the images, in a tensor that it has just made on the host
+OF_MMENGINE = {'_local_scalar_dense': 1}
+
+
+def test_a_micro_batch_waits_once_and_a_step_twice(monkeypatch):
+    monkeypatch.setattr(records, 'reading_waits', lambda x: True)  # as on a GPU
+    cfg = load(HRNET, size=64)
+    model = build(cfg, private=True).float()
+    params = [p for p in model.parameters() if p.requires_grad]
+    optimizer = SGD(params, 1e-3, foreach=True)  # as on a GPU
+    wrapper = DPOptimWrapper(optimizer, 1.0, noise_multiplier=1.0, expected_batch_size=4)
+    wrapper.prepare(model)
+    parts = [batch(cfg, keys, seed, torch.float32) for seed, keys in enumerate([[0, 1], [2, 2], [3, 4], [None, None]])]
+    for replayed, part in zip((0, None), parts):  # the first batch is looked at, and a record is replayed in it
+        wrapper.begin_micro_batch(False, replayed)
+        model.train_step(part, wrapper)
+    for kind, part in (('two samples of one record', parts[1]), ('two records', parts[2]), ('two public', parts[3])):
+        wrapper.begin_micro_batch(False, None)
+        with counted() as found:
+            model.train_step(part, wrapper)
+        # the head looks whether each sample's outputs are finite, before a loss that asserts can end the process
+        assert found.reads == {'tolist': 1, **OF_MMENGINE}, kind
+        print(f'micro-batch of {kind}: {found.operations} operations for {len(params)} parameters')
+    with counted() as found:
+        wrapper.finish_step()
+    # what forbids the release; the same on the host, where processes would add it up; whether the update is finite, and metrics
+    assert found.reads == {'_local_scalar_dense': 2, 'tolist': 1}
+    assert found.operations < len(params)
+    print(f'tail of a step: {found.operations} operations')

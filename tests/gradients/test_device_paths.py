@@ -1,0 +1,104 @@
+"""What runs otherwise on a GPU than on a CPU, forced here on the CPU and compared with autograd."""
+
+from itertools import product
+
+import pytest
+import torch
+from torch import nn
+
+from mmpose_dp.gradients import layer_rules
+from mmpose_dp.privacy import records
+from mmpose_dp.privacy.clipping import ClippedSum
+from mmpose_dp.privacy.records import Block, Samples
+
+
+@pytest.fixture
+def as_on_a_gpu(monkeypatch):
+    for module in (records, layer_rules):
+        monkeypatch.setattr(module, 'reading_waits', lambda x: True)
+    monkeypatch.setattr(layer_rules, 'groups_are_faster', lambda *args: False)
+
+
+def by_autograd(layer, x, grad):
+    """The gradients of each sample, by name, and the input's."""
+    found = []
+    for one, its in zip(x.split(1), grad.split(1)):
+        one = one.clone().requires_grad_()
+        found.append(torch.autograd.grad(layer(one), [one, *layer.parameters()], its))
+    names = [name for name, _ in layer.named_parameters()]
+    return torch.cat([f[0] for f in found]), {n: torch.stack([f[i] for f in found]) for i, n in enumerate(names, 1)}
+
+
+@pytest.mark.parametrize('kind', [nn.Conv2d, nn.ConvTranspose2d])
+@pytest.mark.parametrize('kernel', [(1, 1), (3, 3), (2, 4)])
+def test_windows_as_a_view_are_those_of_the_convolution(kind, kernel, as_on_a_gpu):
+    torch.manual_seed(0)
+    for stride, padding, dilation, groups in product([1, 2, (3, 2)], [0, 1, (2, 0)], [1, (2, 3)], [1, 2]):
+        layer = kind(4, 6, kernel, stride, padding, dilation=dilation, groups=groups).double()
+        x = torch.randn(3, 4, 11, 13, dtype=torch.float64)
+        grad = torch.randn_like(layer(x))
+        _, want = by_autograd(layer, x, grad)
+        ours = layer_rules.outer_product(layer, x, grad)
+        for name in want:
+            torch.testing.assert_close(ours[name], want[name])
+        squares = layer_rules.ghost_squares(layer, x, grad, list(want))
+        exact = sum(g.flatten(1).square().sum(1) for g in want.values())
+        assert (squares >= exact * (1 - 1e-12)).all()
+
+
+@pytest.mark.parametrize('input_too', [True, False])
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float64, torch.bfloat16])
+def test_a_frozen_batch_norm_is_autograd_in_every_precision(dtype, input_too):
+    torch.manual_seed(0)
+    layer = nn.BatchNorm2d(5).eval().double()
+    for x in (layer.running_mean, layer.running_var, layer.weight.data, layer.bias.data):
+        x.copy_(torch.rand(5).bfloat16() + 0.5)
+    x, grad = (torch.randn(3, 5, 4, 6, dtype=torch.bfloat16) for _ in range(2))
+    want_input, want = by_autograd(layer, x.double(), grad.double())
+    found, weight, bias = layer_rules.batch_norm_backward(layer, layer.weight, x.to(dtype), grad.to(dtype), input_too)
+    near = dict(rtol=0.05, atol=0.1) if dtype == torch.bfloat16 else dict(rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(weight.double(), want['weight'], **near)
+    torch.testing.assert_close(bias.double(), want['bias'], **near)
+    assert (found is not None) == input_too
+    if input_too:
+        torch.testing.assert_close(found.double(), want_input, **near)
+
+
+class Watching(Block):
+    """Notes whether products may be in TF32 when its norms and its sum are wanted."""
+
+    indices = [0]
+
+    def __init__(self):
+        self.seen = []
+
+    def _flags(self):
+        return torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+
+    def ghost_squares(self, samples):
+        self.seen.append(('norm', *self._flags()))
+        return torch.ones(len(samples))
+
+    def weighted_sum(self, samples, weights=None):
+        self.seen.append(('sum', *self._flags()))
+        return [weights]
+
+
+def test_a_norm_and_what_it_is_the_norm_of_are_in_full_precision(as_on_a_gpu):
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    block, collector = Watching(), ClippedSum([torch.zeros(2)], Samples.from_keys([0, 1]), 1.0)
+    collector.add(block)
+    collector.total()
+    assert block.seen == [('norm', False, False), ('sum', False, False)]
+    assert before == (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32)
+
+
+@pytest.mark.parametrize('layer', [nn.Conv2d(2, 3, 3), nn.Linear(4, 3)], ids=['convolution', 'linear'])
+def test_the_gradient_of_a_layer_is_as_precise_as_its_forward(layer, as_on_a_gpu, monkeypatch):
+    seen, product = [], torch.bmm
+    monkeypatch.setattr(torch, 'bmm', lambda *a: seen.append(torch.backends.cuda.matmul.allow_tf32) or product(*a))
+    x = torch.randn(2, 2, 4, 4)
+    for cudnn, matmul in ((True, False), (False, True)):
+        with records.allowing_tf32(x, matmul, cudnn):
+            layer_rules.outer_product(layer, x, torch.ones_like(layer(x)))
+        assert seen.pop() == (cudnn if isinstance(layer, nn.Conv2d) else matmul)
