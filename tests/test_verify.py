@@ -13,12 +13,12 @@ import publish_model
 import pytest
 import torch
 
-from mmpose_dp.extras.accountability import DECISIONS
+from mmpose_dp.extras.accountability import DECISIONS, record_audit
 from mmpose_dp.extras.checkpoint_file import CheckpointFile
 from mmpose_dp.extras.evidence import STATEMENT_NAME
 from mmpose_dp.extras.statement_page import statement_json, write_statement
 from mmpose_dp.privacy.errors import PrivacyError
-from mmpose_dp.privacy.ledger import LEDGER_NAME
+from mmpose_dp.privacy.ledger import LEDGER_NAME, Ledger
 from mmpose_dp.verify import SCHEMA, schema_faults, verify
 from tests.support.paths import REPO
 from tests.support.runs import train, unvalidated
@@ -142,13 +142,27 @@ def test_a_ledger_that_was_cut_is_found(forged, lines):
         assert 'was cut' in wrong(forged / name)
 
 
-def test_a_ledger_of_another_training_is_found(forged, honest, synthetic, tmp_path):
-    train(unvalidated(synthetic, tmp_path / 'b', train_cfg__max_epochs=2))
-    shutil.copy(tmp_path / 'b' / LEDGER_NAME, forged / LEDGER_NAME)
-    assert 'another ledger' in wrong(forged)
-    shutil.copy(honest / LEDGER_NAME, forged / LEDGER_NAME)
-    shutil.copy(tmp_path / 'b/epoch_1.pth', forged / 'epoch_1.pth')
-    assert 'epoch_1.pth: its steps are not among' in wrong(forged)
+def another_ledger(folder, **changes):
+    """Puts the ledger of another training with the same steps there, as the program would write it; returns its head."""
+    old, new = Ledger.read(folder / LEDGER_NAME), Ledger()
+    new.begin_run(**{**old.runs[0], 'training': 'another', **changes})
+    for event, steps in old.history:
+        for _ in range(steps):
+            new.count(event)
+    (folder / LEDGER_NAME).unlink()
+    new.keep_at(folder / LEDGER_NAME)
+    new.close()
+    return new.head
+
+
+def test_a_ledger_of_another_training_is_found(forged):
+    head = another_ledger(forged)
+    assert 'another ledger' in wrong(forged) and 'another ledger' in wrong(forged / PUBLISHED)
+    statement = statement_of(forged)
+    statement['ledger']['head'] = head
+    write_statement(statement, forged)
+    for name in ('epoch_1.pth', 'epoch_2.pth', PUBLISHED):
+        assert f'{name}: its steps are not among' in wrong(forged)
 
 
 def lower_epsilon(statement):
@@ -201,20 +215,17 @@ def test_a_statement_without_its_marks_is_not_verified(forged):
 
 def test_a_debug_seed_cannot_be_hidden(forged):
     """A ledger that says so, sealed as the program would, beside a statement that says private."""
-    from mmpose_dp.privacy.ledger import Ledger
-
-    old, new = Ledger.read(forged / LEDGER_NAME), Ledger()
-    new.begin_run(**{**old.runs[0], 'secret_randomness': False})
-    for event, steps in old.history:
-        for _ in range(steps):
-            new.count(event)
-    (forged / LEDGER_NAME).unlink()
-    new.keep_at(forged / LEDGER_NAME)
-    new.close()
     statement = statement_of(forged)
-    statement['ledger']['head'] = new.head
+    statement['ledger']['head'] = another_ledger(forged, secret_randomness=False)
     write_statement(statement, forged)
     assert 'a debug seed was set' in wrong(forged)
+
+
+def test_an_audit_may_be_added_and_the_statement_still_holds(forged):
+    result = dict(date='2026-11-27', refuted=False, epsilon_lower_bound=0.3, epsilon_claimed=8.0, canaries=40)
+    assert record_audit(forged, dict(result, confidence=0.95, attack='likelihood')) and not wrong(forged)
+    assert '2026-11-27: not refuted' in statement_of(forged)['audit']
+    assert '2026-11-27: not refuted' in (forged / 'privacy_statement.md').read_text()
 
 
 # ---- without torch, and without running anything of the file ---------------------------------------------------------------

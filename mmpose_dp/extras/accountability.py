@@ -12,7 +12,9 @@ from typing import Any
 
 from mmpose_dp.privacy.errors import ConfigError
 
+from .evidence import STATEMENT_NAME
 from .risk import percent
+from .statement_page import write_statement
 
 NOT_STATED = 'not stated'
 DECISIONS = {  # the keys of PrivacyBudgetHook's ``decision``
@@ -109,3 +111,18 @@ def with_membership_audit(statement: dict[str, Any], work_dir: str | os.PathLike
     except (OSError, ValueError, LookupError, TypeError):
         words = _NOT_AUDITED
     return {**statement, 'audit': words}
+
+
+def record_audit(work_dir: str | os.PathLike[str], result: dict[str, Any]) -> bool:
+    """Keeps the result of tools/audit.py in a work dir, and puts it into the statement there; False if there is none.
+
+    ``result``: date, refuted, epsilon_lower_bound, epsilon_claimed, canaries, confidence, attack.
+    """
+    folder = Path(work_dir)
+    (folder / AUDIT_NAME).write_text(json.dumps(result, indent=2) + '\n')
+    try:
+        statement = json.loads((folder / STATEMENT_NAME).read_text())
+    except FileNotFoundError:
+        return False
+    write_statement(with_membership_audit(statement, folder), folder)
+    return True
