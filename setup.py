@@ -24,7 +24,15 @@ setup(
     python_requires='>=3.10',
     packages=find_packages(include=['mmpose_dp', 'mmpose_dp.*']),
     # what 'mmpose_dp::dp/...' is inherited from: .mim/ has links to configs/ and model-index.yml, and the wheel has the files
-    package_data={'mmpose_dp': ['py.typed', '.mim/model-index.yml', '.mim/configs/*/*.py', '.mim/configs/*/*.yml']},
+    package_data={
+        'mmpose_dp': [
+            'py.typed',
+            'statement.schema.json',
+            '.mim/model-index.yml',
+            '.mim/configs/*/*.py',
+            '.mim/configs/*/*.yml',
+        ]
+    },
     install_requires=['dp-accounting>=0.4.4', 'opt-einsum>=3.3', 'numpy', 'scipy'],
     extras_require={'opacus': ['opacus>=1.5.0']},  # its torch requirement may replace yours
 )

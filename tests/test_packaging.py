@@ -31,12 +31,13 @@ ALLOWED = {
     'compat': set(),  # also runs as a file of its own, without the package
     'privacy': {'privacy'},
     'gradients': CORE,
-    'extras': {*CORE, 'extras'},
+    'extras': {*CORE, 'extras', 'version'},
     'models': {*CORE, 'extras', 'models'},
     'datasets': {*CORE, 'datasets'},
     'engine': {*CORE, 'extras', 'models', 'datasets', 'engine'},
     'auditing': {*CORE, 'models', 'datasets', 'engine', 'auditing'},
     'configs': {*CORE, 'models', 'datasets', 'engine'},
+    'verify': {'privacy', 'extras'},  # also runs without torch, Opacus and OpenMMLab
     '__init__': {'version', 'compat', 'models', 'datasets', 'engine'},
 }
 NEEDED_BY_GRADIENTS = {'records', 'errors'}  # of privacy/, whose other modules need more than torch
@@ -293,7 +294,7 @@ print(*dist.packages)
     folders = {'.'.join(path.parent.relative_to(REPO).parts) for path in MODULES}
     assert set(packages) == folders, 'a folder has no __init__.py'
     installed = tmp_path / 'mmpose_dp'
-    assert (installed / 'py.typed').is_file()
+    assert (installed / 'py.typed').is_file() and (installed / 'statement.schema.json').is_file()
     for file in [REPO / 'model-index.yml', *(REPO / 'configs').rglob('*.py'), *(REPO / 'configs').rglob('*.yml')]:
         assert (installed / '.mim' / name(file)).is_file()
 

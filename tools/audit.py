@@ -1,6 +1,6 @@
 """Attack a private training: does what an attacker can infer from one run refute the epsilon that a config claims?
 
-python tools/audit.py CONFIG [--canaries 500]
+python tools/audit.py CONFIG [--canaries 500] [--report-to WORK_DIR]
 
 Turns private records into canaries, includes or excludes each at random (Steinke et al. 2023), trains once, and prints a lower
 bound on epsilon beside the claim. A bound above the claim proves a fault; a bound below it does not prove that there is none.
@@ -9,6 +9,9 @@ Do not use the trained weights. The exit status is 1 if the claim is refuted.
 
 import argparse
 import sys
+from datetime import date
+from pathlib import Path
+from typing import Any
 
 import mmpose_dp  # noqa: F401  (first: checks and repairs the install)
 
@@ -19,6 +22,8 @@ from mmengine.runner import Runner
 
 from mmpose_dp.auditing.audited_training import AuditHook
 from mmpose_dp.engine import without_leftovers
+from mmpose_dp.extras.accountability import record_audit
+from mmpose_dp.privacy.errors import PrivacyError
 from mmpose_dp.privacy.validation import rounded_up
 
 
@@ -31,6 +36,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--work-dir', help='folder for ledger and log, a new one for each audit (default work_dirs/audit)'
     )
+    parser.add_argument('--report-to', type=Path, help='work dir of the training: its statement then has the result')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, default={}, metavar='KEY=VALUE')
     return parser.parse_args()
 
@@ -56,9 +62,25 @@ def attack(cfg: Config) -> AuditHook:
     return next(hook for hook in runner.hooks if isinstance(hook, AuditHook))
 
 
+def reported(hook: AuditHook, confidence: float) -> dict[str, Any]:
+    """The result with its date, as the statement needs it."""
+    assert hook.result is not None
+    return dict(
+        date=date.today().isoformat(),
+        refuted=bool(hook.result.epsilon_lower_bound > hook.claim),
+        epsilon_lower_bound=float(hook.result.epsilon_lower_bound),
+        epsilon_claimed=float(hook.claim),
+        canaries=len(hook.chosen),
+        confidence=confidence,
+        attack=hook.result.attack,
+    )
+
+
 def main() -> None:
     """Prints the bounds beside the claim."""
     args = parse_args()
+    if args.report_to is not None and not args.report_to.is_dir():
+        raise PrivacyError(f'--report-to {args.report_to}: there is no such work dir')
     cfg = audited(Config.fromfile(args.config), args.canaries, args.confidence)
     cfg.merge_from_dict(args.cfg_options)
     cfg.work_dir = args.work_dir or 'work_dirs/audit'
@@ -71,6 +93,8 @@ def main() -> None:
     print(f'lower bound, any mechanism (Steinke et al. 2023)            {found.one_run:.3f}')
     print(f'lower bound, canaries as independent trials                 {found.independent:.3f}')
     print('REFUTED: the claim does not hold' if refuted else 'not refuted')
+    if args.report_to is not None:
+        record_audit(args.report_to, reported(hook, args.confidence))
     if refuted:
         sys.exit(1)
 

@@ -1,44 +1,102 @@
-"""Show what trainings have spent: read a privacy ledger, or add up several on the same data.
+"""Show what trainings have spent and what that means, or add up several on the same data.
 
-python tools/privacy_ledger.py show work_dirs/a/privacy_ledger.jsonl --delta 4.5e-5
-python tools/privacy_ledger.py add work_dirs/*/privacy_ledger.jsonl --delta 4.5e-5 --out all.jsonl
+python tools/privacy_ledger.py show work_dirs/a
+python tools/privacy_ledger.py show epoch_35.pth
+python tools/privacy_ledger.py add work_dirs/* --out all.jsonl
 
-`add` composes: the epsilon it prints holds against somebody who sees the results of all these trainings. That is what a
-hyper-parameter search costs. If you put the sum into the last training's work dir as privacy_ledger.jsonl before it starts, that
+Give a ledger's file, the work dir that holds it, or (to show) a checkpoint. Delta is that of the statement beside it, or --delta.
+`add` composes: the epsilon it prints holds against somebody who sees the results of all these trainings. That is what
+a hyper-parameter search costs. If you put the sum into the last training's work dir as privacy_ledger.jsonl before it starts, that
 training is calibrated to what is left.
 """
 
 import argparse
+import json
 import sys
 from pathlib import Path
+from typing import Any
 
 from cli import run
 
+from mmpose_dp.extras.checkpoint_file import CheckpointFile
+from mmpose_dp.extras.evidence import STATEMENT_NAME, history_of, ledger_up_to
+from mmpose_dp.extras.risk import risk_in_words, risk_of
 from mmpose_dp.privacy.accounting import ACCOUNTANTS
 from mmpose_dp.privacy.errors import PrivacyError
-from mmpose_dp.privacy.ledger import Ledger
-from mmpose_dp.privacy.validation import as_given, rounded_up
+from mmpose_dp.privacy.ledger import LEDGER_NAME, Ledger
+from mmpose_dp.privacy.validation import as_delta, as_given, rounded_up
 
-_SEAL = 'subjects_seal'  # metadata that only a resume reads
+_SEAL = 'subjects_seal'
+_UNSHOWN = (_SEAL, 'training')  # metadata that only a program reads
 
 
 def parse_args() -> argparse.Namespace:
     """The arguments."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('command', choices=['show', 'add'], help='show each ledger by itself, or add them up')
-    parser.add_argument('ledgers', nargs='+', type=Path, help='privacy_ledger.jsonl files, not folders')
-    parser.add_argument('--delta', type=float, required=True, help='delta for which to compute epsilon')
+    parser.add_argument(
+        'ledgers', nargs='+', type=Path, help='privacy_ledger.jsonl, the folder that holds it, or a .pth'
+    )
+    parser.add_argument('--delta', type=float, help="delta for which to compute epsilon (default: the statement's)")
     parser.add_argument('--out', type=Path, help='file to which add writes the sum; must not exist')
     return parser.parse_args()
 
 
+def opened(path: Path) -> tuple[Ledger, dict[str, Any] | None]:
+    """The ledger at a path, and the statement that belongs to it, if there is one.
+
+    Raises PrivacyError if there is none, if it is damaged, or if the statement beside it counts more.
+    """
+    if path.suffix == '.pth' and path.is_file():
+        return _of_checkpoint(path)
+    path = path / LEDGER_NAME if path.is_dir() else path
+    if not path.is_file():
+        raise PrivacyError(f'{path}: there is no such ledger')
+    ledger, beside = Ledger.read(path), path.parent / STATEMENT_NAME
+    if path.name != LEDGER_NAME or not beside.is_file():
+        return ledger, None
+    try:
+        statement = json.loads(beside.read_text())
+        if 'ledger' in statement:  # older ones do not say
+            ledger_up_to(path.read_bytes(), statement['ledger'])
+        return ledger, statement
+    except (ValueError, LookupError, TypeError) as error:  # a LedgerError too
+        raise PrivacyError(f'{path} and {beside.name} beside it: {error}') from error
+
+
+def _of_checkpoint(path: Path) -> tuple[Ledger, dict[str, Any]]:
+    """The steps that a checkpoint counts, without their metadata, and its statement."""
+    try:
+        values = CheckpointFile.read(path).values
+        inside = values.get('privacy') or {}
+        statement = values.get('privacy_statement') or inside['statement']
+        entries = inside['ledger']['entries'] if 'ledger' in inside else statement['ledger']['history']
+        ledger = Ledger()
+        for event, steps in history_of(entries):
+            ledger.count(event, steps)
+    except (ValueError, LookupError, TypeError) as error:
+        raise PrivacyError(f'{path} holds no steps that can be read ({error}): give its work dir') from error
+    return ledger, statement
+
+
+def delta_of(given: float | None, statements: list[dict[str, Any] | None]) -> float:
+    """``--delta``, or that of the statements. Raises PrivacyError if neither says."""
+    if given is not None:
+        return as_delta(given, '--delta')
+    found = {statement['delta'] for statement in statements if statement is not None and 'delta' in statement}
+    if len(found) == 1 and None not in statements:
+        return as_delta(found.pop(), 'delta of the statement')
+    why = (
+        f'they have {" and ".join(sorted(map(as_given, found)))}' if len(found) > 1 else f'there is no {STATEMENT_NAME}'
+    )
+    raise PrivacyError(f'the statements do not say which delta to use ({why} beside the ledgers): write --delta')
+
+
 def report(ledger: Ledger, delta: float) -> None:
-    """Prints the steps and epsilon."""
+    """Prints the steps, epsilon, and what they mean."""
     for run_number, metadata in enumerate(ledger.runs, 1):
-        print(
-            f'training {run_number}: '
-            + ', '.join(f'{key} {value}' for key, value in metadata.items() if value not in (None, []) and key != _SEAL)
-        )
+        shown = {key: value for key, value in metadata.items() if value not in (None, []) and key not in _UNSHOWN}
+        print(f'training {run_number}: ' + ', '.join(f'{key} {value}' for key, value in shown.items()))
     for event, steps in ledger.history:
         rates = f' (personal: {", ".join(map(str, event.personal_rates))})' if event.personal_rates else ''
         print(
@@ -51,31 +109,44 @@ def report(ledger: Ledger, delta: float) -> None:
             print(f'epsilon {rounded_up(ledger.epsilon(delta, accountant))} at delta {as_given(delta)} ({accountant})')
         except PrivacyError as error:
             print(f'epsilon by {accountant}: {error}')
+    if ledger.is_secret:
+        print(*risk_in_words(risk_of(ledger.history, delta)), sep='\n')
+
+
+def add(ledgers: list[Ledger], delta: float, out: Path | None) -> None:
+    """Prints the sum, and writes it to ``out``. Raises PrivacyError if a training is in it twice, or ``out`` exists."""
+    total = Ledger()
+    for ledger in ledgers:
+        total.add(ledger)
+    names = [run['training'] for run in total.runs if 'training' in run]
+    if len(set(names)) < len(names):
+        raise PrivacyError(
+            'a training is in several of these ledgers, and would be counted more than once: give each once'
+        )
+    if out is not None:
+        if out.exists():
+            raise PrivacyError(f'--out {out} exists; a ledger is never overwritten')
+        total.keep_at(out)
+    report(total, delta)
+    if any(_SEAL in metadata for metadata in total.runs):
+        print(
+            'Whether all of these trainings had the same subjects is not known from their ledgers: the sum holds only if they '
+            'had. A training that continues from the sum compares its own with each.'
+        )
 
 
 def main() -> None:
     """Reads, adds, prints."""
     args = parse_args()
-    total = Ledger()
-    for path in args.ledgers:
-        if not path.is_file():
-            raise PrivacyError(f'{path}: there is no such ledger')
-        if args.command == 'show':
+    found = [opened(path) for path in args.ledgers]
+    if args.command == 'show':
+        for path, (ledger, statement) in zip(args.ledgers, found):
             print(path)
-            report(Ledger.read(path), args.delta)
-        else:
-            total.add(Ledger.read(path))
-    if args.command == 'add':
-        if args.out is not None:
-            if args.out.exists():
-                raise PrivacyError(f'--out {args.out} exists; a ledger is never overwritten')
-            total.keep_at(args.out)
-        report(total, args.delta)
-        if any(_SEAL in metadata for metadata in total.runs):
-            print(
-                'Whether all of these trainings had the same subjects is not known from their ledgers: the sum holds only if they '
-                'had. A training that continues from the sum compares its own with each.'
-            )
+            report(ledger, delta_of(args.delta, [statement]))
+        return
+    if any(path.suffix == '.pth' for path in args.ledgers):
+        raise PrivacyError('add needs ledgers: give the work dir of a checkpoint')
+    add([ledger for ledger, _ in found], delta_of(args.delta, [statement for _, statement in found]), args.out)
 
 
 if __name__ == '__main__':

@@ -3,6 +3,7 @@
 Must not print an epsilon below the computed one, and must not add anything to the statement.
 """
 
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -10,13 +11,33 @@ from typing import Any
 
 from mmpose_dp.privacy.validation import as_given, rounded_up
 
+from .evidence import sealed
+from .risk import risk_in_words
+
+_RATES = 'true_positive_rate_at'
+_LAST = ('page_sha256', 'seal')  # not on the page, whose hash they hold
+
+
+def complete(statement: dict[str, Any]) -> dict[str, Any]:
+    """A statement with the hash of its page, and sealed; to be called after every change."""
+    content = {key: value for key, value in statement.items() if key not in _LAST}
+    page = hashlib.sha256(statement_markdown(content).encode()).hexdigest()
+    return sealed({**content, 'page_sha256': page})
+
+
+def statement_json(statement: dict[str, Any]) -> str:
+    """The statement as the text of its file."""
+    return json.dumps(statement, indent=2) + '\n'
+
 
 def statement_markdown(statement: dict[str, Any]) -> str:
     """The statement as a Markdown page."""
-    s, warning = dict(statement), ''
+    s, warning = {key: value for key, value in statement.items() if key not in _LAST}, ''
     if not s.pop('private'):
         warning = '> **NOT PRIVATE.** A debug seed was set or no noise was added: no figure below is a guarantee.\n\n'
     method, released = s.pop('method'), s.pop('released')
+    meaning, people, anonymity = _meaning(s), s.pop('for_the_people', ''), s.pop('anonymity', '')
+    ending = ''.join(f'\n{title}\n\n{text}\n' for title, text in (('## For the people in the data', people),) if text)
     not_protected, not_covered = (
         '\n'.join(f'- {item}' for item in s.pop(name)) for name in ('not_protected', 'not_covered')
     )
@@ -25,7 +46,7 @@ def statement_markdown(statement: dict[str, Any]) -> str:
 {warning}**Guarantee:** {s.pop('guarantee')}, by {method}, for {released}.
 
 **Protected:** {s.pop('protected')}.
-
+{meaning}
 **Made indistinguishable:** {s.pop('adjacency')}.
 
 **Not protected:**
@@ -33,15 +54,47 @@ def statement_markdown(statement: dict[str, Any]) -> str:
 
 **Not covered by this statement:**
 {not_covered}
+{f'- {anonymity}' if anonymity else ''}
 
 | | |
 | --- | --- |
 """
     for key, value in s.items():
+        if key == 'ledger':
+            value = f'{value["lines"]} lines, the last with hash {value["head"]}'
         if isinstance(value, dict):
             value = ', '.join(f'{k}: {_cell(key, v)}' for k, v in value.items())
         page += f'| {key.replace("_", " ")} | {_cell(key, value)} |\n'
-    return page
+    return page + ending
+
+
+def _meaning(statement: dict[str, Any]) -> str:
+    """What the figures mean, and the table of them; both are taken out of the statement."""
+    risk = statement.pop('risk', None)
+    hidden = bool(statement.get('public_views'))
+    what = "which of two versions of a record's hidden part was used" if hidden else 'whether a given record was used'
+    words = risk_in_words(risk, what)
+    if not words:
+        return ''
+    profile = ', '.join(f'{spent} at delta {delta}' for delta, spent in risk['profile'].items())
+    rows = [f'| {name.replace("_", " ")} | {_both(risk, name)} |' for name in risk['add_or_remove'] if name != _RATES]
+    rows += [
+        f'| true positive rate at {rate} false positives | {_both(risk, _RATES, rate)} |'
+        for rate in risk['add_or_remove'][_RATES]
+    ]
+    table = '\n'.join(['| | add or remove | replace one |', '| --- | --- | --- |', *rows])
+    sentences = '\n'.join(f'- {sentence}' for sentence in words)
+    return f'\n**What that means:**\n{sentences}\n\n{table}\n\nEpsilon (add or remove): {profile}.\n'
+
+
+def _both(risk: dict[str, Any], name: str, rate: str | None = None) -> str:
+    """Two cells: a figure for a record added or removed, and for one replaced."""
+    cells = []
+    for relation in ('add_or_remove', 'replace_one'):
+        found = risk[relation]
+        value = found if isinstance(found, str) else found[name] if rate is None else found[name][rate]
+        cells.append(as_given(value) if isinstance(value, float) else str(value))
+    return ' | '.join(cells)
 
 
 def _cell(key: str, value: Any) -> str:
@@ -52,9 +105,11 @@ def _cell(key: str, value: Any) -> str:
 
 
 def write_statement(statement: dict[str, Any], out_dir: str | os.PathLike[str]) -> None:
-    """Writes privacy_statement.json and privacy_statement.md, each completely or not at all."""
+    """Writes privacy_statement.json, with its seal, and privacy_statement.md, each completely or not at all."""
+    if 'schema_version' in statement:
+        statement = complete(statement)
     for name, text in (
-        ('privacy_statement.json', json.dumps(statement, indent=2) + '\n'),
+        ('privacy_statement.json', statement_json(statement)),
         ('privacy_statement.md', statement_markdown(statement)),
     ):
         path = Path(out_dir) / name

@@ -1,7 +1,8 @@
 """Epsilon from a history of noisy steps.
 
 The mechanism is the Poisson-subsampled Gaussian under add/remove adjacency. The curves come from well-kept libraries: RDP and
-PRV from Opacus, PLD from dp-accounting. Must not round a rate or a step count, and must not return less than an upper bound.
+PRV from Opacus (RDP without it from dp-accounting), PLD from dp-accounting. Must not round a rate or a step count, and must not
+return less than an upper bound.
 """
 
 import math
@@ -14,8 +15,8 @@ from functools import lru_cache, partial, reduce
 from typing import Any
 
 import numpy as np
+from dp_accounting import GaussianDpEvent, NeighboringRelation, PoissonSampledDpEvent, rdp
 from dp_accounting.pld import privacy_loss_distribution as pld_library
-from opacus.accountants import PRVAccountant, RDPAccountant
 from scipy.stats import binom
 
 from .errors import ConfigError, PrivacyError
@@ -25,10 +26,13 @@ _PRV_ERROR, _PRV_DELTA_ERROR = 0.01, 1e-3  # of epsilon, and of delta relative t
 _PRV_POINTS = 1 << 23  # a longer grid takes gigabytes
 _FEW_ORDERS = (2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 48, 64, 128, 256)  # of RDP, for a bound in a millisecond
 _ROUGH_ORDERS = (1.25, 1.5, 2.5, *_FEW_ORDERS, 1000)  # with low ones, which a large epsilon needs and which are slow
-_ALL_ORDERS = (*RDPAccountant.DEFAULT_ALPHAS, 80, 100, 128, 180, 256, 360, 512, 720, 1000)  # high ones: a small epsilon
+# Opacus' own, and high ones for a small epsilon
+_ALL_ORDERS = (*(1 + x / 10 for x in range(1, 100)), *range(12, 64), 80, 100, 128, 180, 256, 360, 512, 720, 1000)
 _PLD_STEPS = 10**7  # dp-accounting takes a whole number to this power
-_LEAST_RATE = 1e-12  # a smaller rate is accounted for as this one: 1 - rate must differ from 1
-_LEAST_WIDTH = 1e-12  # of the grid: losses are sums of numbers about 1
+_LEAST_RATE, _LEAST_WIDTH = (
+    1e-12,
+    1e-12,
+)  # less is accounted for as this: 1 - rate differs from 1; losses add up to about 1
 
 
 @dataclass(frozen=True)
@@ -112,7 +116,7 @@ def _opacus(history: History, delta: float, accountant: str, orders: Sequence[fl
             spent = _prv(history, delta) if accountant == 'prv' else _rdp(history, delta, orders)
         if not math.isfinite(spent) or (accountant == 'prv' and spent < 0):
             raise ValueError(f'the result was {spent}')
-    except (ArithmeticError, RuntimeError, ValueError) as error:
+    except (ArithmeticError, ImportError, RuntimeError, ValueError) as error:
         instead = "'pld' or 'rdp'" if accountant == 'prv' else "'pld'"
         raise ConfigError(
             f'accountant={accountant!r} cannot evaluate this history: {error}. Write accountant={instead}'
@@ -121,6 +125,13 @@ def _opacus(history: History, delta: float, accountant: str, orders: Sequence[fl
 
 
 def _rdp(history: History, delta: float, orders: Sequence[float]) -> float:
+    try:
+        from opacus.accountants import RDPAccountant  # here, since it needs torch, which a verifier does without
+    except ImportError:
+        alone = rdp.RdpAccountant(list(orders))
+        for event, steps in history:
+            alone.compose(PoissonSampledDpEvent(_rate(event), GaussianDpEvent(event.noise_multiplier)), steps)
+        return float(alone.get_epsilon(delta))
     library = RDPAccountant()
     library.history = [(event.noise_multiplier, _rate(event), steps) for event, steps in history]
     with suppress(ValueError):  # fractional orders fail if a step has almost no effect
@@ -129,6 +140,8 @@ def _rdp(history: History, delta: float, orders: Sequence[float]) -> float:
 
 
 def _prv(history: History, delta: float) -> float:
+    from opacus.accountants import PRVAccountant
+
     if _error(history) > delta / 10:
         raise ValueError(f'delta {delta:.3g} is too small for its sums')
     delta_error = delta * _PRV_DELTA_ERROR
@@ -146,13 +159,19 @@ def _pld(history: History, delta: float, records: int = 1) -> float:
     if error > delta / 10 or sum(steps for _, steps in history) > _PLD_STEPS:
         return _opacus(history, delta, 'rdp') if records == 1 else math.inf
     try:
-        interval = _interval(history, records)
         with np.errstate(all='ignore'):
-            parts = (_pld_of_one(event, records, interval).self_compose(steps) for event, steps in history)
-            total = reduce(lambda one, other: one.compose(other), parts)
-            return max(float(total.get_epsilon_for_delta(delta - error)), 0.0)
+            return max(float(privacy_loss(history, records).get_epsilon_for_delta(delta - error)), 0.0)
     except OverflowError:  # a noise multiplier near 0: losses beyond what a float holds
         return math.inf
+
+
+@lru_cache(maxsize=2)
+def privacy_loss(history: tuple[tuple[StepEvent, int], ...], records: int = 1, replaced: bool = False) -> Any:
+    """dp_accounting's distribution, pessimistic; ``replaced``: with another record in one's place. Raises OverflowError."""
+    interval = _interval(history, 2 if replaced else records)
+    with np.errstate(all='ignore'):
+        parts = (_pld_of_one(event, records, interval, replaced).self_compose(steps) for event, steps in history)
+        return reduce(lambda one, other: one.compose(other), parts)
 
 
 def _error(history: History) -> float:
@@ -165,11 +184,12 @@ def _rate(event: StepEvent) -> float:
 
 
 @lru_cache(maxsize=64)  # bisections and curves ask for the same step again and again
-def _pld_of_one(event: StepEvent, records: int, interval: float) -> Any:
+def _pld_of_one(event: StepEvent, records: int, interval: float, replaced: bool) -> Any:
     """Privacy loss distribution of one step, both directions, rounded so that delta only grows."""
     sigma, q, grid = event.noise_multiplier, _rate(event), dict(value_discretization_interval=interval)
     if records == 1:
-        return pld_library.from_gaussian_mechanism(sigma, sampling_prob=q, **grid)
+        relation = NeighboringRelation.REPLACE_ONE if replaced else NeighboringRelation.ADD_OR_REMOVE_ONE
+        return pld_library.from_gaussian_mechanism(sigma, sampling_prob=q, neighboring_relation=relation, **grid)
     shifts = list(range(records + 1))
     joining = [float(p) for p in binom.pmf(shifts, records, q)]
     return pld_library.from_mixture_gaussian_mechanism(sigma, shifts, joining, **grid)

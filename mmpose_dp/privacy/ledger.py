@@ -31,9 +31,9 @@ _START = hashlib.sha256(b'mmpose_dp privacy ledger').hexdigest()
 class Ledger:
     """Runs and the noisy steps they took, oldest first, each line sealed with a hash over all before it.
 
-    A line is ``{"run": metadata}``, which opens a training, ``{"resumed": metadata}``, or a step: noise_multiplier, sample_rate
-    as a fraction, steps. The chain of hashes detects damage and careless editing. It does not protect against somebody who
-    forges a whole file.
+    A line is ``{"run": metadata}``, which opens a training and names it, ``{"resumed": metadata}``, or a step: noise_multiplier,
+    sample_rate as a fraction, steps. The chain of hashes detects damage and careless editing. It does not protect against
+    somebody who forges a whole file.
     """
 
     def __init__(self) -> None:
@@ -90,7 +90,7 @@ class Ledger:
                     f'the ledger holds a training with {name}={run.get(name)!r} and this one has {other}: {why}. Give another '
                     'work_dir'
                 )
-        self._append({'run': _sealed(metadata)})
+        self._append({'run': {'training': secrets.token_hex(8), **_sealed(metadata)}})
 
     def resume_run(self, **metadata: Any) -> None:
         """Goes on with the last training. Raises LedgerError if that one guaranteed something else."""
@@ -215,7 +215,8 @@ class Ledger:
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps, plain numbers and strings: the steps so far, and the hash that finds them in the file."""
         entries = [[float(e.noise_multiplier), str(e.sample_rate), steps] for e, steps in self.history]
-        return {'format': _FORMAT, 'head': self.head, 'entries': entries, 'secret_randomness': self.is_secret}
+        kept = {'format': _FORMAT, 'head': self.head, 'lines': len(self._lines), 'entries': entries}
+        return {**kept, 'secret_randomness': self.is_secret}
 
     def check_covers(self, state: Any) -> None:
         """Raises LedgerError unless every step of a checkpoint's ``state_dict`` is in this ledger."""

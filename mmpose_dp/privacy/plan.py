@@ -54,9 +54,7 @@ class PrivacyPlan:
     target_epsilon: float | None = None  # the budget, or None if there is none
     accountant: str = 'pld'  # or 'prv' or 'rdp'
     subjects: str | None = None  # with 'subject', what names each record's subject, in words
-    subjects_digest: str | None = (
-        None  # of which records are one subject, for the ledger to compare; must not be published
-    )
+    subjects_digest: str | None = None  # of which records are one subject, for the ledger alone: must not be published
     public_view: str | None = None  # what phi keeps of a record, in words (feature and hybrid)
     public_data: str | None = None  # the public data set, in words (feature and hybrid: beside their views)
     secret_randomness: bool = True  # False if a debug seed was set; the run is then NOT PRIVATE

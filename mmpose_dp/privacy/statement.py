@@ -5,7 +5,6 @@ Must not say more than the plan and the ledger support, and must hold nothing co
 
 import contextlib
 import math
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from .accounting import ACCOUNTANTS, group_epsilon
@@ -15,8 +14,6 @@ from .ledger import Ledger
 from .plan import METHODS, UNITS, PrivacyPlan
 from .validation import as_given, rounded_up
 
-_PACKAGES = {name: name for name in ('mmpose_dp', 'torch', 'numpy', 'opacus', 'dp-accounting', 'mmpose')}
-_PACKAGES |= dict.fromkeys(('mmengine', 'mmengine-lite', 'onedl-mmengine'), 'mmengine')  # distributions of one package
 _ROUNDING_MEASURED = {  # by the arithmetic of the forwards
     'float32 on a CPU': 'at most 8e-6 C for one record more and 8e-4 C between the most different shapes of a forward',
     'bfloat16 on a CPU': 'at most 8e-6 C',
@@ -54,6 +51,7 @@ def build_statement(plan: PrivacyPlan, ledger: Ledger, *, pretraining: str) -> d
     exposed = plan.expose_private_metrics or ledger.exposes_private_metrics
     earlier = ledger.steps - ledger.run_steps
     votes = f'{as_given(plan.max_grad_norm)} at first, then by votes of the records, which are noised and counted with the rest'
+    norms = plan.max_grad_norm, plan.max_grad_norm_at(plan.steps)
     views, public_data = (_of_all(plan, ledger, name) for name in ('public_view', 'public_data'))
     return {
         'private': plan.is_private and secret and math.isfinite(spent),
@@ -76,9 +74,7 @@ def build_statement(plan: PrivacyPlan, ledger: Ledger, *, pretraining: str) -> d
         'steps': ledger.run_steps,
         'steps_of_earlier_trainings': earlier,
         'epochs': round(float(sum(steps * rate for (_, steps), rate in zip(ledger.run_history, rates))), 2),
-        'max_grad_norm': votes
-        if plan.adaptive_norm
-        else _course(plan.max_grad_norm, plan.max_grad_norm_at(plan.steps)),
+        'max_grad_norm': votes if plan.adaptive_norm else _course(*norms),
         'noise_multiplier': _course(taken[0][0].noise_multiplier, taken[-1][0].noise_multiplier),
         'rounding': _rounding(plan.arithmetic),
         'public_data': ', '.join([*views, *public_data]) or 'none',
@@ -87,7 +83,6 @@ def build_statement(plan: PrivacyPlan, ledger: Ledger, *, pretraining: str) -> d
         'pretraining': pretraining,
         'cost_of_tuning': ('included as far as it was done in this work dir' if earlier else 'not included'),
         'not_covered': [*_NOT_COVERED, *([_EXPOSED] if exposed else [])],
-        'versions': _versions(),
     }
 
 
@@ -111,9 +106,7 @@ def _protection(plan: PrivacyPlan, public_data: list[str]) -> dict[str, Any]:
     else:
         adjacency = f'{slots}, which holds a record ({who}) in one set and is empty in the other'
         protected = f'everything about {who}, and whether it was in the training set at all'
-    sized = (
-        ", and their public views: a blur or pixelation sized for a smaller neighbour hides less than a person's own"
-    )
+    sized = ", and their public views: one sized for a smaller neighbour hides less than a person's own"
     sized, together = sized if feature and unit == 'instance' else '', feature and unit == 'image'
     open_to_all = {
         'the public view of every training record: treat it as published': feature,
@@ -164,11 +157,3 @@ def _rounding(arithmetic: str) -> str:
 def _json(value: float) -> float | str:
     """A figure for JSON, which has no infinity."""
     return value if math.isfinite(value) else 'not bounded'
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for distribution, package in _PACKAGES.items():
-        with contextlib.suppress(PackageNotFoundError):
-            found[package] = version(distribution)
-    return found

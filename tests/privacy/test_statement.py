@@ -51,7 +51,7 @@ def test_everything_a_reviewer_asks_for_is_there(method):
     assert json.loads(json.dumps(statement)) == statement and statement['private']
     page = statement_markdown(statement)
     wanted = ['epsilon', 'delta', 'noise multiplier', 'max grad norm', 'sample rate', 'num records', 'steps']
-    wanted += ['accountant', 'public data', 'pretraining', 'privacy unit', 'torch', 'cost of tuning', 'k records']
+    wanted += ['accountant', 'public data', 'pretraining', 'privacy unit', 'cost of tuning', 'k records']
     wanted += [
         'choosing a checkpoint',
         'every checkpoint on the way',

@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import numpy as np
 import privacy_ledger
 import publish_model
 import pytest
@@ -85,3 +86,64 @@ def test_publishing_needs_no_file_beside_the_checkpoint(call, searched, tmp_path
     statement = torch.load(tmp_path / 'm.pth', weights_only=False)['privacy_statement']
     assert done.returncode == 0 and statement['guarantee'] in done.stdout, done.stderr
     assert statement == json.loads((searched / 'a/privacy_statement.json').read_text())
+
+
+def test_a_published_file_loads_safely_and_nothing_is_overwritten(call, searched, tmp_path):
+    source, out = searched / 'a/epoch_1.pth', tmp_path / 'm.pth'
+    assert call(publish_model, source, out).returncode == 0
+    meta = torch.load(out, weights_only=True)['meta']['dataset_meta']
+    assert (
+        isinstance(meta['sigmas'], list) and isinstance(meta['keypoint_colors'], list) and meta['num_keypoints'] == 16
+    )
+    written = out.read_bytes()
+    for arguments, message in (
+        ([source, out], 'exists: give another name'),
+        ([source, source, '--overwrite'], 'exists'),
+        ([source, tmp_path, '--overwrite'], 'exists'),
+        ([source, tmp_path / 'none/m.pth'], 'there is no folder'),
+    ):
+        done = call(publish_model, *arguments)
+        assert done.returncode == 2 and message in done.stderr, done.stderr
+    assert out.read_bytes() == written and {path.name for path in tmp_path.iterdir()} == {'m.pth'}
+    assert call(publish_model, source, out, '--overwrite').returncode == 0
+
+
+def test_plain_mmpose_runs_a_published_file(searched, call, tmp_path):
+    """Lists in place of arrays in the joints' names and colours change nothing."""
+    from mmpose.apis import inference_topdown, init_model
+
+    call(publish_model, searched / 'a/epoch_1.pth', tmp_path / 'm.pth')
+    config = next((searched / 'a').glob('hrnet*.py'))
+    model = init_model(str(config), str(tmp_path / 'm.pth'), device='cpu')
+    found = inference_topdown(model, np.zeros((64, 64, 3), np.uint8))
+    assert found[0].pred_instances.keypoints.shape == (1, 16, 2)
+
+
+def test_a_ledger_is_given_as_folder_or_checkpoint_with_the_statements_delta(call, searched, tmp_path):
+    call(publish_model, searched / 'a/epoch_1.pth', tmp_path / 'm.pth')
+    shown = {}
+    for path in (searched / 'a', searched / 'a' / LEDGER_NAME, searched / 'a/epoch_1.pth', tmp_path / 'm.pth'):
+        done = call(privacy_ledger, 'show', path)
+        assert done.returncode == 0 and 'at delta 0.001 (pld)' in done.stdout, done.stderr
+        shown[path.name] = [line for line in done.stdout.splitlines() if line.startswith(('epsilon', 'A 50:50'))]
+    assert len(set(map(tuple, shown.values()))) == 1 and len(next(iter(shown.values()))) == 4
+    assert call(privacy_ledger, 'add', searched / 'a', searched / 'b').returncode == 0
+    for arguments, message in (
+        (['add', searched / 'a', tmp_path / 'm.pth'], 'add needs ledgers'),
+        (['add', searched / 'a', searched / 'a'], 'more than once'),
+        (['show', tmp_path], 'no such ledger'),
+    ):
+        done = call(privacy_ledger, *arguments)
+        assert done.returncode == 2 and message in done.stderr
+
+
+def test_a_cut_ledger_is_not_shown_beside_its_statement(call, searched, tmp_path):
+    for name in (LEDGER_NAME, 'privacy_statement.json'):
+        shutil.copy(searched / 'a' / name, tmp_path)
+    lines = (tmp_path / LEDGER_NAME).read_text().splitlines(keepends=True)
+    (tmp_path / LEDGER_NAME).write_text(''.join(lines[:-2]))
+    done = call(privacy_ledger, 'show', tmp_path)
+    assert done.returncode == 2 and 'was cut' in done.stderr
+    (tmp_path / 'privacy_statement.json').unlink()
+    done = call(privacy_ledger, 'show', tmp_path)
+    assert done.returncode == 2 and 'write --delta' in done.stderr

@@ -13,17 +13,16 @@ from mmengine.runner import Runner
 from mmpose.registry import HOOKS
 
 from mmpose_dp.datasets import refuse_private_validation
+from mmpose_dp.extras.accountability import checked_decision
 from mmpose_dp.extras.statement_page import write_statement
 from mmpose_dp.models import LoadWatch, fit_joints, replace_batch_norm
 from mmpose_dp.privacy.errors import ConfigError, PrivacyError
 from mmpose_dp.privacy.ledger import LEDGER_NAME
 from mmpose_dp.privacy.plan import PrivacyPlan
-from mmpose_dp.privacy.statement import build_statement
 from mmpose_dp.privacy.validation import as_delta, as_given, as_positive, as_whole, ceiling, rounded_up
 
 from ..loops import PrivateTrainLoop
 from ..optim_wrappers import DPOptimWrapper
-from ..view_audit import with_audit
 from .planning import make_plan, run_metadata_of_views
 from .preflight import refuse_late_failures
 from .provenance import (
@@ -37,6 +36,7 @@ from .provenance import (
     starts_of_init_cfg,
 )
 from .resuming import check_resumed, find_start, open_ledger
+from .stating import full_statement
 
 _HINTS = ('time', 'data_time', 'memory', 'eta')  # in the message hub: they hint at how many records were sampled
 
@@ -53,6 +53,8 @@ class PrivacyBudgetHook(Hook):
         interval: private steps between two reports of the epsilon spent.
         expose_private_metrics: logs losses and accuracies of private batches. They are outside the guarantee, and the
             statement says so.
+        decision: texts for the statement, for who asks why: 'chosen_by', 'rationale', 'review_date', 'records_per_person',
+            'tuning', 'accuracy'. Without one the statement says 'not stated'.
 
     Raises ConfigError for values out of range.
 
@@ -69,8 +71,10 @@ class PrivacyBudgetHook(Hook):
         accountant: str = 'pld',
         interval: int = 50,
         expose_private_metrics: bool = False,
+        decision: dict[str, str] | None = None,
     ) -> None:
         self.expose_private_metrics = expose_private_metrics
+        self.decision = checked_decision(decision)
         key = 'default_hooks.privacy_budget.target_'
         self.target_epsilon = None if target_epsilon is None else as_positive(target_epsilon, f'{key}epsilon')
         self.target_delta = as_delta(target_delta, f'{key}delta')
@@ -86,6 +90,7 @@ class PrivacyBudgetHook(Hook):
         self._steps_left = 0
         self._engine_reported = False
         self._resumed = False
+        self._saved = False  # whether this training wrote a checkpoint
 
     # ---- before training -------------------------------------------------------------------------------------------
     def before_run(self, runner: Runner) -> None:
@@ -244,14 +249,20 @@ class PrivacyBudgetHook(Hook):
         """Writes the statement of the whole training into the work dir."""
         if self.plan is None or not is_main_process():
             return
-        self._state(runner)
+        self._state(runner, finished=self._saved)
         runner.logger.info(f'Privacy statement: {runner.work_dir}/privacy_statement.md')
 
-    def _state(self, runner: Runner) -> dict:
+    def _state(self, runner: Runner, finished: bool = False) -> dict:
         """Writes the statement of the steps so far into the work dir and returns it."""
         assert self.plan is not None
-        statement = build_statement(self.plan, runner.optim_wrapper.ledger, pretraining=self.pretraining)
-        statement = with_audit(statement, runner.work_dir)
+        statement = full_statement(
+            self.plan,
+            runner.optim_wrapper.ledger,
+            runner,
+            pretraining=self.pretraining,
+            decision=self.decision,
+            finished=finished,
+        )
         write_statement(statement, runner.work_dir)
         return statement
 
@@ -265,7 +276,7 @@ class PrivacyBudgetHook(Hook):
             fault = runner.optim_wrapper.changed_outside()
             if fault:
                 raise PrivacyError(f'no checkpoint is written: {fault}')
-            statement = None if self.plan is None else self._state(runner)
+            statement, self._saved = (None if self.plan is None else self._state(runner)), True
             ledger = runner.optim_wrapper.ledger
             view, data = ((self._run_metadata or {}).get(key) for key in ('public_view', 'public_data'))
             lineage = self.lineage.joined(Lineage(ledger.steps > 0, (view,) if view else (), (data,) if data else ()))

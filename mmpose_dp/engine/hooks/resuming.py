@@ -60,7 +60,7 @@ def _checkpoints(work_dir: str | os.PathLike[str], out_dir: Any, filename_tmpl: 
     return sorted(path for path in found if path.is_file() and path.name != LEDGER_NAME)
 
 
-def _kept_by(runner: Runner) -> dict[str, Any]:
+def checkpoint_settings(runner: Runner) -> dict[str, Any]:
     """The folder and the file names of a runner's checkpoints."""
     hook = next((hook for hook in runner.hooks if isinstance(hook, CheckpointHook)), None)
     return {} if hook is None else dict(out_dir=hook.out_dir, filename_tmpl=hook.filename_tmpl)
@@ -78,7 +78,7 @@ def is_intact(path: Path) -> bool:
 def find_start(runner: Runner) -> None:
     """Finds the checkpoint to load. Raises ConfigError for one that cannot be loaded, or settings that could lose it."""
     if runner._resume and not runner._load_from:
-        chosen = [newest_checkpoint(runner.work_dir, **_kept_by(runner))]
+        chosen = [newest_checkpoint(runner.work_dir, **checkpoint_settings(runner))]
         broadcast_object_list(chosen)  # all ranks continue from the same one
         runner._load_from = chosen[0]
     start = runner._load_from
@@ -129,14 +129,14 @@ def open_ledger(runner: Runner) -> Ledger:
 def _folder_of_ledger(runner: Runner) -> Path:
     """The folder of the checkpoint to resume from; the work dir if the checkpoint is in ``CheckpointHook.out_dir``."""
     beside = os.path.dirname(str(runner._load_from))
-    kept = checkpoint_folders(runner.work_dir, _kept_by(runner).get('out_dir'))
+    kept = checkpoint_folders(runner.work_dir, checkpoint_settings(runner).get('out_dir'))
     elsewhere = '://' in beside or os.path.realpath(beside) in [os.path.realpath(folder) for folder in kept]
     return Path(runner.work_dir if elsewhere else beside)
 
 
 def _spent_without_ledger(runner: Runner) -> str | None:
     """A checkpoint of this work dir that comes from private steps, for a work dir without a ledger."""
-    settings = {'out_dir': None, 'filename_tmpl': None, **_kept_by(runner)}
+    settings = {'out_dir': None, 'filename_tmpl': None, **checkpoint_settings(runner)}
     found = [path for path in _checkpoints(runner.work_dir, **settings) if is_intact(path)]
     spent = (str(path) for path in found if spent_in(CheckpointLoader.load_checkpoint(str(path), 'cpu')))
     return next(spent, None)

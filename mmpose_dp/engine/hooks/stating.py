@@ -1,0 +1,71 @@
+"""Puts together the privacy statement of a training: the guarantee, what it means, who decided, and what it can be checked by.
+
+Must not add anything computed from private records.
+"""
+
+import os.path as osp
+from pathlib import Path
+from typing import Any
+
+from mmengine.runner import Runner
+
+from mmpose_dp.extras.accountability import answers, with_membership_audit
+from mmpose_dp.extras.checkpoint_file import CheckpointFile
+from mmpose_dp.extras.evidence import SCHEMA_VERSION, file_sha256, ledger_in_statement, project, versions
+from mmpose_dp.extras.risk import risk_of
+from mmpose_dp.extras.statement_page import complete
+from mmpose_dp.privacy.ledger import Ledger
+from mmpose_dp.privacy.plan import PrivacyPlan
+from mmpose_dp.privacy.statement import build_statement
+
+from ..view_audit import with_audit
+from .resuming import checkpoint_settings, newest_checkpoint
+
+
+def full_statement(
+    plan: PrivacyPlan,
+    ledger: Ledger,
+    runner: Runner,
+    *,
+    pretraining: str,
+    decision: dict[str, str],
+    finished: bool,
+) -> dict[str, Any]:
+    """The statement of the steps so far, sealed. ``finished``: it names the last checkpoint, which must be written already."""
+    guarantee = build_statement(plan, ledger, pretraining=pretraining)
+    statement = {'schema_version': SCHEMA_VERSION, **guarantee}
+    statement['risk'] = risk_of(ledger.history, plan.target_delta) if statement['private'] else None
+    parameters = sum(p.numel() for p in runner.optim_wrapper.params)
+    statement.update(answers(statement, decision, parameters))
+    statement = with_audit(with_membership_audit(statement, runner.work_dir), runner.work_dir)
+    checkpoint, weights = _last_checkpoint(runner) if finished else (None, None)
+    return complete(
+        {
+            **statement,
+            'project': project(),
+            'versions': versions(),
+            'config_sha256': config_sha256(runner),
+            'ledger': ledger_in_statement(ledger),
+            'checkpoint': checkpoint,
+            'weights_sha256': weights,
+        }
+    )
+
+
+def config_sha256(runner: Runner) -> str | None:
+    """SHA-256 of the config file that mmengine wrote into the work dir; None if there is none."""
+    name = osp.basename(runner.cfg.filename) if runner.cfg.filename else f'{runner.timestamp}.py'
+    path = Path(runner.work_dir) / name
+    return file_sha256(path) if path.is_file() else None
+
+
+def _last_checkpoint(runner: Runner) -> tuple[dict[str, str] | None, str | None]:
+    """The name and SHA-256 of the newest checkpoint, and the digest of its weights; None where it cannot be read from here."""
+    path = newest_checkpoint(runner.work_dir, **checkpoint_settings(runner))
+    if path is None or not Path(path).is_file():
+        return None, None
+    found = {'file': Path(path).name, 'sha256': file_sha256(path)}
+    try:
+        return found, CheckpointFile.read(Path(path)).weights_sha256 or None
+    except ValueError:  # an older format
+        return found, None

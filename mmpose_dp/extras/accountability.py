@@ -1,0 +1,128 @@
+"""What a privacy officer asks beside the figures: the attacker assumed, who decided what and why, audits, and words for the people.
+
+Follows the questions of NIST SP 800-226, EDPB opinion 28/2024 and the registry of DP deployments. Must not make up an answer: what
+nobody stated is 'not stated'. Must not look at private records.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mmpose_dp.privacy.errors import ConfigError
+
+from .evidence import STATEMENT_NAME
+from .risk import percent
+from .statement_page import write_statement
+
+NOT_STATED = 'not stated'
+DECISIONS = {  # the keys of PrivacyBudgetHook's ``decision``
+    'chosen_by': 'who chose epsilon, delta, privacy unit and public view',
+    'rationale': 'why these',
+    'review_date': 'when the choice is looked at again',
+    'records_per_person': 'how many records one person has (maximum, median), as far as that may be known',
+    'tuning': 'how many trainings came before, and on which data',
+    'accuracy': 'what is lost against a training without privacy',
+}
+AUDIT_NAME = 'membership_audit.json'
+_NOT_AUDITED = 'not run: tools/audit.py CONFIG --report-to WORK_DIR'
+_TRUST_MODEL = 'central: whoever trains sees all private data and is trusted, with the machine and its administrators'
+_ATTACKER = (
+    'knows every other record, the code, the config and the initial weights; sees every checkpoint and the final weights; has any '
+    'computing power; does not see the random numbers of sampling and noise, the memory of the machine, or how long steps took'
+)
+_ANONYMITY = (
+    'This statement does not by itself establish that the model is anonymous, or that no personal data is processed: whether '
+    'these figures are small enough, for this purpose and these people, is a legal judgement of its own'
+)
+
+
+def checked_decision(decision: Any) -> dict[str, str]:
+    """The ``decision`` of a config, every key filled in. Raises ConfigError for another key, or a value that is no text."""
+    key = 'default_hooks.privacy_budget.decision'
+    if not isinstance(decision or {}, Mapping):
+        raise ConfigError(f'{key}={decision!r} must be a dict with some of the keys {", ".join(DECISIONS)}')
+    for name, value in (decision or {}).items():
+        if name not in DECISIONS:
+            raise ConfigError(f'{key}.{name} is unknown; write one of {", ".join(DECISIONS)}')
+        if not isinstance(value, str) or not value.strip():
+            raise ConfigError(f'{key}.{name}={value!r} must be a text')
+    return {name: (decision or {}).get(name, NOT_STATED) for name in DECISIONS}
+
+
+def answers(statement: dict[str, Any], decision: dict[str, str], parameters: int) -> dict[str, Any]:
+    """What a statement adds for an officer. ``parameters``: how many numbers are trained."""
+    decided = dict(decision)
+    if statement['privacy_unit'].startswith('subject') and decided['records_per_person'] == NOT_STATED:
+        decided['records_per_person'] = 'one: a record is everything of one subject'
+    ratio = parameters / statement['num_records']
+    return {
+        'trust_model': _TRUST_MODEL,
+        'attacker': _ATTACKER,
+        'decision': decided,
+        'parameters_trained': parameters,
+        'parameters_per_record': float(f'{ratio:.4g}'),
+        'anonymity': _ANONYMITY,
+        'for_the_people': for_the_people(statement),
+    }
+
+
+def for_the_people(statement: dict[str, Any]) -> str:
+    """One paragraph for the people in the data, without terms of the field."""
+    if not statement['private']:
+        return 'This training gives the people in the data no protection that could be put into numbers.'
+    feature = bool(statement.get('public_views'))
+    unit = statement['privacy_unit'].partition(':')[0]
+    whose = {
+        'instance': 'a picture of you in it',
+        'image': 'a photograph with you in it',
+        'subject': 'all pictures of you',
+    }[unit]
+    words = 'A model that finds the joints of people in pictures was trained on a collection that you may be part of. '
+    if feature:
+        words += (
+            'A coarse version of each picture, where the joints are, and who is in the collection were treated as public, and are '
+            f'not protected. What that coarse version does not show of {whose} was hidden by random noise during training. '
+        )
+    else:
+        words += f'Random noise during training hides whether {whose} was used at all. '
+    figures = (statement.get('risk') or {}).get('add_or_remove')
+    if isinstance(figures, dict):
+        what = 'which of two versions of the hidden part was used' if feature else f'whether {whose} was used'
+        words += (
+            f'Somebody who studies the model and has to guess {what}, with even chances, is right at most '
+            f'{percent(figures["guess_right_at_most"])} of the time instead of 50 %. '
+        )
+    if unit != 'subject':
+        words += 'If there are several pictures of you, the protection is weaker. '
+    return words + 'What the model learned about people in general can still be true of you.'
+
+
+def with_membership_audit(statement: dict[str, Any], work_dir: str | os.PathLike[str]) -> dict[str, Any]:
+    """A statement with the result of tools/audit.py that is in a work dir, or that none was run."""
+    try:
+        found = json.loads((Path(work_dir) / AUDIT_NAME).read_text())
+        words = (
+            f'{found["date"]}: {"REFUTED" if found["refuted"] else "not refuted"}. Lower bound of epsilon '
+            f'{found["epsilon_lower_bound"]:.3f} against the {found["epsilon_claimed"]:.4g} that config claims, with '
+            f'{found["canaries"]} canaries, at {found["confidence"]:.0%} confidence, by {found["attack"]}'
+        )
+    except (OSError, ValueError, LookupError, TypeError):
+        words = _NOT_AUDITED
+    return {**statement, 'audit': words}
+
+
+def record_audit(work_dir: str | os.PathLike[str], result: dict[str, Any]) -> bool:
+    """Keeps the result of tools/audit.py in a work dir, and puts it into the statement there; False if there is none.
+
+    ``result``: date, refuted, epsilon_lower_bound, epsilon_claimed, canaries, confidence, attack.
+    """
+    folder = Path(work_dir)
+    (folder / AUDIT_NAME).write_text(json.dumps(result, indent=2) + '\n')
+    try:
+        statement = json.loads((folder / STATEMENT_NAME).read_text())
+    except FileNotFoundError:
+        return False
+    write_statement(with_membership_audit(statement, folder), folder)
+    return True

@@ -1,0 +1,130 @@
+"""Reads a checkpoint's plain values and the digest of its weights without torch, and without running what is in the file.
+
+A checkpoint is a zip archive with a pickle. Everything in the pickle but plain values and tensors becomes an ``_Opaque``, so no
+code of the file or of a package is called. Must not import torch, and must not look up a class that a file names.
+"""
+
+import hashlib
+import pickle
+import zipfile
+from collections import OrderedDict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class _Storage:
+    kind: str  # such as 'FloatStorage'
+    key: str  # of the archive's file
+    numel: int
+
+
+@dataclass(frozen=True)
+class _Tensor:
+    storage: _Storage
+    offset: int
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+
+
+class _Opaque:
+    """Stands for anything that is neither a plain value nor a tensor."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        pass
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        pass
+
+    def append(self, value: Any) -> None:
+        """Of a list that is not a plain one."""
+
+    def extend(self, values: Any) -> None:
+        """Of a list that is not a plain one."""
+
+
+def _rebuild_tensor(storage: _Storage, offset: int, shape: Any, stride: Any, *rest: Any) -> _Tensor:
+    return _Tensor(storage, int(offset), tuple(shape), tuple(stride))
+
+
+def _first(value: Any, *rest: Any) -> Any:
+    return value
+
+
+_KNOWN = {
+    ('collections', 'OrderedDict'): OrderedDict,
+    ('torch._utils', '_rebuild_tensor_v2'): _rebuild_tensor,
+    ('torch._utils', '_rebuild_parameter'): _first,
+}
+
+
+class _Reader(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        if module == 'torch' and name.endswith('Storage'):
+            return type(name, (_Opaque,), {})
+        return _KNOWN.get((module, name), _Opaque)
+
+    def persistent_load(self, pid: Any) -> _Storage:
+        _, kind, key, _, numel = pid
+        return _Storage(kind.__name__, str(key), int(numel))
+
+
+@dataclass(frozen=True)
+class CheckpointFile:
+    """The plain values of a checkpoint file, and the digest of its weights (empty if it has none)."""
+
+    values: dict[str, Any]
+    weights_sha256: str
+
+    @classmethod
+    def read(cls, path: Path) -> 'CheckpointFile':
+        """Reads a file. Raises ValueError for one that is damaged, or is not torch's zip archive."""
+        try:
+            with zipfile.ZipFile(path) as archive:
+                names = [name for name in archive.namelist() if name.endswith('/data.pkl')]
+                with archive.open(names[0]) as file:
+                    values = _Reader(file).load()
+                if not isinstance(values, dict):
+                    raise ValueError('it holds no dict')
+                weights = values.get('state_dict')
+                digest = _digest(weights, archive, names[0][: -len('.pkl')]) if isinstance(weights, dict) else ''
+                damaged = archive.testzip()
+                if damaged is not None:
+                    raise ValueError(f'{damaged} in it does not match its checksum')
+        except Exception as error:  # a file can be wrong in any way
+            raise ValueError(f'{path.name} cannot be read: {error or type(error).__name__}') from error
+        return cls(values, digest)
+
+
+def _digest(weights: dict[str, Any], archive: zipfile.ZipFile, folder: str) -> str:
+    """SHA-256 over the names, types, shapes and numbers of the tensors, in the order of their names."""
+    digest = hashlib.sha256()
+    for name in sorted(map(str, weights)):
+        tensor = weights[name]
+        if not isinstance(tensor, _Tensor):
+            digest.update(
+                f'{name} {tensor!r}\n'.encode() if isinstance(tensor, (int, float, str)) else f'{name}\n'.encode()
+            )
+            continue
+        digest.update(f'{name} {tensor.storage.kind} {tensor.shape}\n'.encode())
+        digest.update(_bytes_of(tensor, archive.read(f'{folder}/{tensor.storage.key}')))
+    return digest.hexdigest()
+
+
+def _bytes_of(tensor: _Tensor, raw: bytes) -> bytes:
+    """The numbers of a tensor, row by row. Raises ValueError if the storage is too short for it."""
+    size = len(raw) // tensor.storage.numel if tensor.storage.numel else 1
+    last = tensor.offset + sum((n - 1) * step for n, step in zip(tensor.shape, tensor.stride))
+    if 0 in tensor.shape:
+        return b''
+    if min((tensor.offset, *tensor.stride, *tensor.shape)) < 0 or (last + 1) * size > len(raw):
+        raise ValueError('a tensor reaches beyond its storage')
+    numbers = np.frombuffer(raw, dtype=f'V{size}')[tensor.offset :]
+    steps = [step * size for step in tensor.stride]
+    return np.lib.stride_tricks.as_strided(numbers, tensor.shape, steps, writeable=False).tobytes()

@@ -1,0 +1,273 @@
+"""A third party checks statement, ledger, checkpoint and published file; every forgery of one of them is found."""
+
+import json
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+import zipfile
+from collections import OrderedDict
+
+import publish_model
+import pytest
+import torch
+
+from mmpose_dp.extras.accountability import DECISIONS, record_audit
+from mmpose_dp.extras.checkpoint_file import CheckpointFile
+from mmpose_dp.extras.evidence import STATEMENT_NAME
+from mmpose_dp.extras.statement_page import statement_json, write_statement
+from mmpose_dp.privacy.errors import PrivacyError
+from mmpose_dp.privacy.ledger import LEDGER_NAME, Ledger
+from mmpose_dp.verify import SCHEMA, schema_faults, verify
+from tests.support.paths import REPO
+from tests.support.runs import train, unvalidated
+
+PUBLISHED = 'published.pth'
+
+
+@pytest.fixture(scope='module')
+def honest(synthetic, tmp_path_factory):
+    """A finished work dir with a published file in it."""
+    folder = tmp_path_factory.mktemp('verify') / 'work'
+    decision = dict(chosen_by='the data protection officer', rationale='as small as the task allows')
+    options = dict(train_cfg__max_epochs=2, default_hooks__privacy_budget__decision=decision)
+    train(unvalidated(synthetic, folder, **options))
+    publish_model.publish(folder / 'epoch_2.pth', folder / PUBLISHED)
+    for path in folder.iterdir():  # logs are not needed
+        if path.is_dir():
+            shutil.rmtree(path)
+    return folder
+
+
+@pytest.fixture
+def forged(honest, tmp_path):
+    """A copy to change."""
+    return shutil.copytree(honest, tmp_path / 'copy')
+
+
+def statement_of(folder):
+    return json.loads((folder / STATEMENT_NAME).read_text())
+
+
+def wrong(path):
+    """What is wrong there, in one text; '' if nothing is."""
+    try:
+        return '; '.join(verify(path).wrong)
+    except PrivacyError as error:
+        return f'refused: {error}'
+
+
+# ---- what is right -----------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize('name', ['', STATEMENT_NAME, LEDGER_NAME, 'epoch_1.pth', 'epoch_2.pth', PUBLISHED])
+def test_what_is_whole_passes_however_it_is_given(honest, name):
+    found = verify(honest / name)
+    assert not found.wrong and len(found.checked) > 10, str(found)
+    text = str(found)
+    assert 'recomputed' in text and 'NOT CHECKED  whether the training did what the ledger says' in text
+    assert ('4 steps that the ledger has after this statement' in text) == (name == 'epoch_1.pth')
+
+
+def test_a_published_file_alone_is_checked_as_far_as_it_goes(honest, tmp_path):
+    shutil.copy(honest / PUBLISHED, tmp_path)
+    found = verify(tmp_path / PUBLISHED)
+    assert not found.wrong and 'NOT CHECKED  the ledger' in str(found)
+    assert {'epsilon', 'weights'} <= set(' '.join(found.checked).split())
+
+
+def test_a_statement_follows_the_published_schema(honest):
+    statement, schema = statement_of(honest), json.loads(SCHEMA.read_text())
+    assert (REPO / 'docs/statement.schema.json').read_bytes() == SCHEMA.read_bytes()
+    assert set(schema['required']) <= set(statement) and set(schema['properties']) >= {'ledger', 'risk', 'seal'}
+    assert list(schema_faults({**statement, 'steps': True}, schema)) == ['steps. is not integer']
+    assert 'risk.profile is missing' in schema_faults(
+        {**statement, 'risk': {'add_or_remove': {}, 'replace_one': {}}}, schema
+    )
+    validator = pytest.importorskip('jsonschema', reason='jsonschema is no requirement')
+    validator.validate(statement, schema)
+
+
+def test_it_names_what_it_belongs_to_and_who_decided(honest):
+    statement = statement_of(honest)
+    assert statement['checkpoint']['file'] == 'epoch_2.pth' and len(statement['config_sha256']) == 64
+    lines = (honest / LEDGER_NAME).read_text().splitlines()
+    assert statement['ledger']['lines'] == len(lines) == 9
+    assert statement['ledger']['head'] == json.loads(lines[-1])['hash'] and len(statement['ledger']['history']) == 1
+    assert statement['decision'] == {
+        **dict.fromkeys(DECISIONS, 'not stated'),
+        'chosen_by': 'the data protection officer',
+        'rationale': 'as small as the task allows',
+    }
+    assert {'torch', 'dp-accounting', 'mmpose'} <= set(statement['versions'])
+    assert statement['project']['version'] and statement['parameters_trained'] > 1000
+
+
+# ---- forgeries ---------------------------------------------------------------------------------------------------------
+def changed(path, at):
+    """Changes one byte of a file."""
+    data = bytearray(path.read_bytes())
+    data[at] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize('name', [STATEMENT_NAME, LEDGER_NAME, 'epoch_2.pth', 'privacy_statement.md', 'config'])
+def test_one_changed_byte_is_found(forged, name):
+    path = next(forged.glob('*.py')) if name == 'config' else forged / name
+    whole = path.read_bytes()
+    for part in range(25):
+        changed(path, (len(whole) - 1) * part // 24)
+        assert wrong(forged), f'{name}: byte {(len(whole) - 1) * part // 24}'
+        path.write_bytes(whole)
+    assert not wrong(forged)
+
+
+def test_one_changed_weight_of_a_published_file_is_found(forged):
+    with zipfile.ZipFile(forged / PUBLISHED) as archive:
+        largest = max(archive.infolist(), key=lambda info: info.file_size)
+    changed(forged / PUBLISHED, largest.header_offset + 200)
+    assert 'checksum' in wrong(forged / PUBLISHED) or 'CRC' in wrong(forged / PUBLISHED)
+    shutil.copy(forged / 'epoch_1.pth', forged / 'other.pth')
+    given = torch.load(forged.parent / 'copy/other.pth', weights_only=False)
+    model = publish_model.published(given)
+    model['privacy_statement'] = statement_of(forged)  # of epoch_2
+    torch.save(model, forged / PUBLISHED)
+    assert 'does not have the weights' in wrong(forged / PUBLISHED) and 'does not have the weights' in wrong(forged)
+
+
+@pytest.mark.parametrize('lines', [1, 3, 8, 9])
+def test_a_ledger_that_was_cut_is_found(forged, lines):
+    kept = (forged / LEDGER_NAME).read_text().splitlines(keepends=True)[:-lines]
+    (forged / LEDGER_NAME).write_text(''.join(kept))
+    for name in ('', LEDGER_NAME, STATEMENT_NAME, PUBLISHED):
+        assert 'was cut' in wrong(forged / name)
+
+
+def another_ledger(folder, **changes):
+    """Puts the ledger of another training with the same steps there, as the program would write it; returns its head."""
+    old, new = Ledger.read(folder / LEDGER_NAME), Ledger()
+    new.begin_run(**{**old.runs[0], 'training': 'another', **changes})
+    for event, steps in old.history:
+        for _ in range(steps):
+            new.count(event)
+    (folder / LEDGER_NAME).unlink()
+    new.keep_at(folder / LEDGER_NAME)
+    new.close()
+    return new.head
+
+
+def test_a_ledger_of_another_training_is_found(forged):
+    head = another_ledger(forged)
+    assert 'another ledger' in wrong(forged) and 'another ledger' in wrong(forged / PUBLISHED)
+    statement = statement_of(forged)
+    statement['ledger']['head'] = head
+    write_statement(statement, forged)
+    for name in ('epoch_1.pth', 'epoch_2.pth', PUBLISHED):
+        assert f'{name}: its steps are not among' in wrong(forged)
+
+
+def lower_epsilon(statement):
+    statement.update(epsilon=1.0, guarantee='(1, 0.001)-DP')
+    statement['epsilon_by_accountant']['pld'] = 1.0
+
+
+def fewer_steps(statement):
+    statement['steps'] = 2
+    statement['ledger']['history'][0][2] = 2
+
+
+def more_noise(statement):
+    statement['ledger']['history'][0][0] *= 2
+
+
+def less_risk(statement):
+    statement['risk']['add_or_remove']['true_positive_rate_at']['0.01'] /= 2
+
+
+def another_guarantee(statement):
+    statement['guarantee'] = statement['guarantee'].replace('(', '(0.', 1)
+
+
+def more_records(statement):
+    statement['num_records'] *= 10
+
+
+@pytest.mark.parametrize(
+    'forge',
+    [lower_epsilon, fewer_steps, more_noise, less_risk, another_guarantee, more_records],
+    ids=lambda f: f.__name__,
+)
+def test_a_forged_figure_is_found_though_the_statement_was_sealed_again(forged, forge):
+    statement = statement_of(forged)
+    forge(statement)
+    write_statement(statement, forged)
+    assert wrong(forged) and 'seal' not in wrong(forged)
+
+
+def test_a_statement_without_its_marks_is_not_verified(forged):
+    statement = statement_of(forged)
+    for key in ('schema_version', 'seal', 'ledger', 'risk', 'epsilon_by_accountant'):
+        (forged / STATEMENT_NAME).write_text(statement_json({k: v for k, v in statement.items() if k != key}))
+        assert wrong(forged / STATEMENT_NAME), key
+    for content in ('[]', '"text"', '{"schema_version": "1.0"}', '{"schema_version": "2.0"}', 'null', '{', '[' * 9999):
+        (forged / STATEMENT_NAME).write_text(content)
+        assert wrong(forged / STATEMENT_NAME) or verify(forged).unchecked, content
+
+
+def test_a_debug_seed_cannot_be_hidden(forged):
+    """A ledger that says so, sealed as the program would, beside a statement that says private."""
+    statement = statement_of(forged)
+    statement['ledger']['head'] = another_ledger(forged, secret_randomness=False)
+    write_statement(statement, forged)
+    assert 'a debug seed was set' in wrong(forged)
+
+
+def test_an_audit_may_be_added_and_the_statement_still_holds(forged):
+    result = dict(date='2026-11-27', refuted=False, epsilon_lower_bound=0.3, epsilon_claimed=8.0, canaries=40)
+    assert record_audit(forged, dict(result, confidence=0.95, attack='likelihood')) and not wrong(forged)
+    assert '2026-11-27: not refuted' in statement_of(forged)['audit']
+    assert '2026-11-27: not refuted' in (forged / 'privacy_statement.md').read_text()
+
+
+# ---- without torch, and without running anything of the file ---------------------------------------------------------------
+def test_nothing_in_a_checkpoint_runs(tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return os.system, (f'touch {tmp_path}/ran',)
+
+    with zipfile.ZipFile(tmp_path / 'evil.pth', 'w') as archive:
+        archive.writestr('evil/data.pkl', pickle.dumps({'state_dict': OrderedDict(), 'x': Evil(), 'y': [Evil()]}))
+    CheckpointFile.read(tmp_path / 'evil.pth')
+    assert 'holds no privacy statement' in wrong(tmp_path / 'evil.pth') and not (tmp_path / 'ran').exists()
+
+
+def test_the_digest_is_of_the_numbers_not_of_how_they_are_stored(tmp_path):
+    base = torch.arange(24.0).reshape(4, 6)
+    views = dict(a=base[1:3], b=base.T, c=torch.nn.Parameter(base[0]), d=torch.tensor(3), e=torch.zeros(0, 3))
+    copies = {name: value.detach().clone().contiguous() for name, value in views.items()}
+    digests = []
+    for number, state in enumerate((views, copies, {**copies, 'd': torch.tensor(4)})):
+        torch.save({'state_dict': state}, tmp_path / f'{number}.pth')
+        digests.append(CheckpointFile.read(tmp_path / f'{number}.pth').weights_sha256)
+    assert digests[0] == digests[1] != digests[2]
+
+
+@pytest.mark.parametrize('content', [b'', b'PK', b'x' * 100, b'\x80\x02}q\x00.'])
+def test_what_is_no_checkpoint_is_one_message(tmp_path, content):
+    (tmp_path / 'a.pth').write_bytes(content)
+    assert 'a.pth cannot be read' in wrong(tmp_path / 'a.pth')
+    assert 'neither' in wrong(tmp_path) and 'no such' in wrong(tmp_path / 'missing')
+
+
+def test_it_runs_without_torch_and_opacus_and_mmpose(honest, forged):
+    """As a command, in an environment that lacks them; 1 for a forgery."""
+    missing = ('torch', 'torchvision', 'opacus', 'mmengine', 'mmcv', 'mmdet', 'mmpose', 'cv2')
+    code = (
+        f'import sys, runpy; sys.modules.update(dict.fromkeys({missing})); '
+        'runpy.run_module("mmpose_dp.verify", run_name="__main__", alter_sys=True)'
+    )
+    changed(forged / STATEMENT_NAME, 300)
+    for folder, status in ((honest, 0), (forged, 1)):
+        command = [sys.executable, '-W', 'ignore', '-c', code, str(folder)]
+        done = subprocess.run(command, cwd=REPO, capture_output=True, text=True)
+        assert done.returncode == status, done.stderr + done.stdout
+    assert 'WRONG' in done.stdout and 'Traceback' not in done.stderr
