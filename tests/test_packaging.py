@@ -25,11 +25,12 @@ OWN_FILES = [
     *sorted((REPO / 'tests').rglob('*.py')),
 ]
 # tools -> configs -> auditing -> engine -> datasets, models -> extras -> gradients, privacy: what each part may import
-CORE = {'privacy', 'gradients'}
+CORE = {'privacy', 'gradients', 'devices'}
 ALLOWED = {
     'version': set(),
     'compat': set(),  # also runs as a file of its own, without the package
-    'privacy': {'privacy'},
+    'devices': set(),
+    'privacy': {'privacy', 'devices'},
     'gradients': CORE,
     'extras': {*CORE, 'extras', 'version'},
     'models': {*CORE, 'extras', 'models'},

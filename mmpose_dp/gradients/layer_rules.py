@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
+from mmpose_dp.devices import allowing_tf32, windows
 from mmpose_dp.privacy.errors import ConfigError
-from mmpose_dp.privacy.records import allowing_tf32, reading_waits
 
 # (module, input, output gradient), samples outermost, float32 or more -> {parameter name: (samples, *parameter shape)}
 Rule = Callable[[Any, Tensor, Tensor], dict[str, Tensor]]
@@ -179,13 +179,7 @@ def _patches(module: Convolution, x: Tensor) -> Tensor:
     """The windows of a convolution on ``x``: (samples, channels * kernel area, positions)."""
     if module.kernel_size == (1, 1) and not any(module.padding):
         return x[..., :: module.stride[0], :: module.stride[1]].flatten(2)
-    if not reading_waits(x):
-        return F.unfold(x, module.kernel_size, module.dilation, module.padding, module.stride)  # type: ignore[arg-type]
-    # one copy of a view: F.unfold launches a kernel per sample on a GPU
-    x = F.pad(x, (module.padding[1], module.padding[1], module.padding[0], module.padding[0]))  # type: ignore[arg-type]
-    for axis, size, step, apart in zip((2, 3), module.kernel_size, module.stride, module.dilation):
-        x = x.unfold(axis, apart * (size - 1) + 1, step)[..., ::apart]
-    return x.permute(0, 1, 4, 5, 2, 3).flatten(4).flatten(1, 3)
+    return windows(x, module.kernel_size, module.dilation, module.padding, module.stride)  # type: ignore[arg-type]
 
 
 def _bias(module: nn.Linear | Convolution, b: Tensor) -> dict[str, Tensor]:

@@ -29,10 +29,7 @@ _ROUGH_ORDERS = (1.25, 1.5, 2.5, *_FEW_ORDERS, 1000)  # with low ones, which a l
 # Opacus' own, and high ones for a small epsilon
 _ALL_ORDERS = (*(1 + x / 10 for x in range(1, 100)), *range(12, 64), 80, 100, 128, 180, 256, 360, 512, 720, 1000)
 _PLD_STEPS = 10**7  # dp-accounting takes a whole number to this power
-_LEAST_RATE, _LEAST_WIDTH = (
-    1e-12,
-    1e-12,
-)  # less is accounted for as this: 1 - rate differs from 1; losses add up to about 1
+_LEAST = 1e-12  # a smaller rate, or width, is taken as this: 1 - rate must differ from 1, and losses are about 1
 
 
 @dataclass(frozen=True)
@@ -180,7 +177,7 @@ def _error(history: History) -> float:
 
 
 def _rate(event: StepEvent) -> float:
-    return max(float(event.sample_rate), _LEAST_RATE)
+    return max(float(event.sample_rate), _LEAST)
 
 
 @lru_cache(maxsize=64)  # bisections and curves ask for the same step again and again
@@ -217,7 +214,7 @@ def _interval(history: History, records: int) -> float:
         total = min(total, records**2 * _opacus(history, 1e-15, 'rdp', _FEW_ORDERS))
     fine = max(1e-3, math.sqrt(cost / sum(steps for _, steps in history)))
     width = max(min(min(spreads) / finest, fine), max(reaches) / most, total / 2e6)
-    return 2.0 ** math.floor(math.log2(max(width, _LEAST_WIDTH)))
+    return 2.0 ** math.floor(math.log2(max(width, _LEAST)))
 
 
 # each gives an upper bound of epsilon, which falls with sigma and grows with the steps; one of your own: CONTRIBUTING.md

@@ -10,8 +10,10 @@ from contextlib import AbstractContextManager
 import torch
 from torch import Tensor
 
+from mmpose_dp.devices import allowing_tf32
+
 from .projection import Projector
-from .records import Block, Samples, allowing_tf32, as_vectors, of_weight_0, without
+from .records import Block, Samples, as_vectors, of_weight_0, without
 
 ROUNDING_MARGIN = 1e-3  # of C; must not be smaller than what was measured (docs/guarantee.md, "Rounding")
 

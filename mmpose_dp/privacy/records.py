@@ -1,13 +1,14 @@
 """What the samples of one forward are, and what a backward hands over of them. Must not compute a gradient."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
+
+from mmpose_dp.devices import reading_waits
 
 
 @dataclass(frozen=True)
@@ -86,28 +87,6 @@ def as_range(samples: Sequence[int] | Tensor) -> Sequence[int]:
     numbers = samples.tolist() if isinstance(samples, Tensor) else [*samples]
     line = range(numbers[0], numbers[-1] + 1) if numbers else range(0)
     return line if numbers == list(line) else numbers
-
-
-def reading_waits(x: Tensor) -> bool:
-    """Whether to read a number of it is to wait for a device."""
-    return x.device.type != 'cpu'
-
-
-@contextmanager
-def allowing_tf32(x: Tensor, matmul: bool, convolutions: bool) -> Iterator[None]:
-    """Inside, a GPU may round the factors of such products to 10 bits, or not; nothing changes for a tensor ``x`` of a CPU."""
-    if not reading_waits(x):
-        yield
-        return
-    flags: tuple[Any, ...] = torch.backends.cuda.matmul, torch.backends.cudnn
-    before = [flag.allow_tf32 for flag in flags]
-    try:
-        for flag, allowed in zip(flags, (matmul, convolutions)):
-            flag.allow_tf32 = allowed
-        yield
-    finally:
-        for flag, allowed in zip(flags, before):
-            flag.allow_tf32 = allowed
 
 
 def of_weight_0(weights: Tensor) -> Tensor | None:
