@@ -263,7 +263,7 @@ def test_it_runs_without_torch_and_opacus_and_mmpose(honest, forged):
     missing = ('torch', 'torchvision', 'opacus', 'mmengine', 'mmcv', 'mmdet', 'mmpose', 'cv2')
     code = (
         f'import sys, runpy; sys.modules.update(dict.fromkeys({missing})); '
-        'runpy.run_module("mmpose_dp.verify", run_name="__main__", alter_sys=True)'
+        'runpy.run_module("mmpose_dp.privacy.verify", run_name="__main__", alter_sys=True)'
     )
     changed(forged / STATEMENT_NAME, 300)
     for folder, status in ((honest, 0), (forged, 1)):

@@ -22,8 +22,7 @@ _PUBLIC = {
     'sampling': 'PoissonSampling',
     'statement': 'build_statement',
     'validation': 'as_given ceiling rounded_up',
-    '.extras.clipping_variants': 'PerParameterClippedSum',  # were here once
-    '.extras.statement_page': 'statement_markdown',
+    '.extras.statement_page': 'statement_markdown',  # was here once
 }
 _HOME = {name: module for module, names in _PUBLIC.items() for name in names.split()}
 

@@ -26,7 +26,6 @@ _PRV_ERROR, _PRV_DELTA_ERROR = 0.01, 1e-3  # of epsilon, and of delta relative t
 _PRV_POINTS = 1 << 23  # a longer grid takes gigabytes
 _FEW_ORDERS = (2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 48, 64, 128, 256)  # of RDP, for a bound in a millisecond
 _ROUGH_ORDERS = (1.25, 1.5, 2.5, *_FEW_ORDERS, 1000)  # with low ones, which a large epsilon needs and which are slow
-# Opacus' own, and high ones for a small epsilon
 _ALL_ORDERS = (*(1 + x / 10 for x in range(1, 100)), *range(12, 64), 80, 100, 128, 180, 256, 360, 512, 720, 1000)
 _PLD_STEPS = 10**7  # dp-accounting takes a whole number to this power
 _LEAST = 1e-12  # a smaller rate, or width, is taken as this: 1 - rate must differ from 1, and losses are about 1
@@ -115,9 +114,8 @@ def _opacus(history: History, delta: float, accountant: str, orders: Sequence[fl
             raise ValueError(f'the result was {spent}')
     except (ArithmeticError, ImportError, RuntimeError, ValueError) as error:
         instead = "'pld' or 'rdp'" if accountant == 'prv' else "'pld'"
-        raise ConfigError(
-            f'accountant={accountant!r} cannot evaluate this history: {error}. Write accountant={instead}'
-        ) from error
+        failed = f'accountant={accountant!r} cannot evaluate this history: {error}'
+        raise ConfigError(f'{failed}. Write accountant={instead}') from error
     return max(spent, 0.0)
 
 
@@ -207,8 +205,7 @@ def _interval(history: History, records: int) -> float:
         spreads.append(records * q * math.sqrt(math.expm1(min(sigma**-2, 500.0))))
         exponent = (10 * sigma * records + records**2 / 2) / sigma**2
         joins = -math.expm1(records * math.log1p(-q)) if q < 1 else 1.0
-        reach = exponent if joins == 1 else np.logaddexp(np.log1p(-joins), np.log(joins) + exponent)
-        reaches.append(float(reach))
+        reaches.append(float(exponent if joins == 1 else np.logaddexp(np.log1p(-joins), np.log(joins) + exponent)))
     total = sum(steps * reach for (_, steps), reach in zip(history, reaches))
     with suppress(PrivacyError):  # the sum of the reaches then
         total = min(total, records**2 * _opacus(history, 1e-15, 'rdp', _FEW_ORDERS))

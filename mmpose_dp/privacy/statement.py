@@ -135,9 +135,8 @@ def _other_epsilons(plan: PrivacyPlan, ledger: Ledger, spent: float) -> dict[str
             by_accountant[name] = _json(ledger.epsilon(delta, name))
     whose = 'k_subjects' if plan.privacy_unit == 'subject' else 'a_person_with_k_records'
     groups = {k: group_epsilon(ledger.history, delta, k) if spent * k <= _GROUP_LIMIT else math.inf for k in (2, 5, 10)}
-    several = {str(k): _json(value) for k, value in groups.items()}
     personal = {name: _json(value) for name, value in plan.personal_epsilon(ledger).items()}
-    found = {'epsilon_by_accountant': by_accountant, f'epsilon_for_{whose}': several}
+    found = {'epsilon_by_accountant': by_accountant, f'epsilon_for_{whose}': {f'{k}': _json(groups[k]) for k in groups}}
     return {**found, 'personal_epsilon': personal} if personal else found
 
 
