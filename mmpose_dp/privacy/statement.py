@@ -149,7 +149,7 @@ def _rounding(arithmetic: str) -> str:
     measured = _ROUNDING_MEASURED.get(arithmetic)
     if measured is None:
         return f'{kept}, and how far one record moves the rounding of the others was not measured for this arithmetic'
-    room = 'which leaves room for what one record changes in the rounding of the others'
+    room = 'which leaves room for what one record changes in the rounding of the others, except where that tips a ReLU'
     return f'{kept}, {room} ({measured}, measured with 64 records of three models, not proven)'
 
 
