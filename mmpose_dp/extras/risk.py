@@ -107,8 +107,8 @@ def _figures(history: tuple[tuple[StepEvent, int], ...], delta: float, replaced:
     try:
         loss = privacy_loss(history, replaced=replaced)
         return _as_figures(TradeOff.of(loss), float(loss.get_epsilon_for_delta(delta)))
-    except (ArithmeticError, ValueError, MemoryError, NotImplementedError):
-        return None
+    except (ArithmeticError, ValueError, MemoryError, NotImplementedError, TypeError):
+        return None  # TypeError: a dp-accounting that cannot replace a record
 
 
 def _as_figures(curve: TradeOff, spent: float) -> dict[str, Any]:

@@ -183,8 +183,8 @@ def _pld_of_one(event: StepEvent, records: int, interval: float, replaced: bool)
     """Privacy loss distribution of one step, both directions, rounded so that delta only grows."""
     sigma, q, grid = event.noise_multiplier, _rate(event), dict(value_discretization_interval=interval)
     if records == 1:
-        relation = NeighboringRelation.REPLACE_ONE if replaced else NeighboringRelation.ADD_OR_REMOVE_ONE
-        return pld_library.from_gaussian_mechanism(sigma, sampling_prob=q, neighboring_relation=relation, **grid)
+        relation = {'neighboring_relation': NeighboringRelation.REPLACE_ONE} if replaced else {}  # not in 0.4.4
+        return pld_library.from_gaussian_mechanism(sigma, sampling_prob=q, **grid, **relation)
     shifts = list(range(records + 1))
     joining = [float(p) for p in binom.pmf(shifts, records, q)]
     return pld_library.from_mixture_gaussian_mechanism(sigma, shifts, joining, **grid)
