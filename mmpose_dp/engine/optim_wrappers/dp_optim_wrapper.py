@@ -16,6 +16,7 @@ from mmpose.registry import OPTIM_WRAPPERS
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from mmpose_dp.extras.device_noise import DeviceRandomSource
 from mmpose_dp.extras.schedule import Schedule
 from mmpose_dp.gradients.blocks import PerSampleGradients, SampleSum
 from mmpose_dp.gradients.engine import Engine
@@ -116,7 +117,7 @@ class DPOptimWrapper(SteppingOptimWrapper):
             expected_batch_size=expected_batch_size,
             projector=from_settings(Projector, projector, 'projector'),
             loss_scale=self.loss_scale,
-            random=RandomSource(debug_seed, secure_mode),
+            random=DeviceRandomSource(debug_seed, secure_mode),
         )
         self.adaptive_norm = getattr(self.mechanism, 'adaptive_norm', None)
         self._layers_random = RandomSource(debug_seed)
