@@ -277,7 +277,7 @@ def test_a_debug_seed_says_not_private(synthetic, tmp_path):
         (
             'hybrid',
             dict(optim_wrapper__projector__rank=100),
-            'wants 100 public records and .* has 40',
+            'needs 100 public samples but .* has 40',
         ),
         (
             'hybrid',
