@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -99,7 +99,7 @@ def allowing_tf32(x: Tensor, matmul: bool, convolutions: bool) -> Iterator[None]
     if not reading_waits(x):
         yield
         return
-    flags = torch.backends.cuda.matmul, torch.backends.cudnn
+    flags: tuple[Any, Any] = torch.backends.cuda.matmul, torch.backends.cudnn
     before = [flag.allow_tf32 for flag in flags]
     try:
         for flag, allowed in zip(flags, (matmul, convolutions)):
