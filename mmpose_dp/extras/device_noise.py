@@ -7,10 +7,12 @@ not cryptographic and whose seed mmengine stores, and must not use a counter twi
 import math
 import os
 from collections.abc import Iterator, Sequence
+from functools import cache
 
 import torch
 from torch import Tensor
 
+from mmpose_dp.privacy.errors import PrivacyError
 from mmpose_dp.privacy.noise import RandomSource
 
 _CONSTANTS = b'expand 32-byte k'
@@ -74,6 +76,7 @@ class DeviceRandomSource(RandomSource):
 
     def gaussian_on(self, device: torch.device, count: int) -> Tensor:
         """``count`` independent standard normal numbers, float32, shape (count,), on ``device``: as RandomSource.gaussian's."""
+        check_device(device)
         stream, out, at = ChaCha20(os.urandom(32), device), torch.empty(count, dtype=torch.float32, device=device), 0
         pairs = -(-count // 2)
         while at < count:
@@ -85,6 +88,16 @@ class DeviceRandomSource(RandomSource):
             out[at : at + size] = total[:size]
             at, pairs = at + size, pairs - each
         return out
+
+
+@cache
+def check_device(device: torch.device) -> None:
+    """Raises PrivacyError, before the first noise of a device, if it does not compute what a CPU does."""
+    key = bytes(range(32))
+    words, here = ChaCha20(key, torch.device('cpu')).blocks(64).view(-1), ChaCha20(key, device).blocks(64).view(-1)
+    expected, made = (torch.cat([*_normals(x, len(x) // 3, 1)]).cpu() for x in (words, here))
+    if not torch.equal(words, here.cpu()) or not torch.allclose(expected, made, rtol=1e-4, atol=1e-4):
+        raise PrivacyError(f'{device} does not compute ChaCha20 and its normal numbers as a CPU does: train on another')
 
 
 def _normals(words: Tensor, pairs: int, times: int) -> Iterator[Tensor]:

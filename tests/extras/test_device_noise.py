@@ -9,6 +9,7 @@ from scipy import stats
 
 from mmpose_dp.extras import device_noise
 from mmpose_dp.extras.device_noise import ChaCha20, DeviceRandomSource
+from mmpose_dp.privacy.errors import PrivacyError
 from mmpose_dp.privacy.noise import RandomSource
 
 CPU = torch.device('cpu')
@@ -116,3 +117,20 @@ def test_noise_on_a_gpu(secure_mode):
     DeviceRandomSource(secure_mode=secure_mode).add_gaussian(tensors, 2.0)
     sample = torch.cat([x.flatten() for x in tensors]).cpu().numpy() / 2
     assert stats.kstest(sample, 'norm').pvalue > 1e-6
+
+
+def test_a_device_that_computes_something_else_is_refused(monkeypatch):
+    device_noise.check_device.cache_clear()
+    device_noise.check_device(torch.device('cpu'))
+    whole = device_noise.ChaCha20.blocks
+    calls = []
+
+    def wrong(self, count):
+        calls.append(count)
+        return whole(self, count) + (len(calls) > 1)
+
+    monkeypatch.setattr(device_noise.ChaCha20, 'blocks', wrong)
+    device_noise.check_device.cache_clear()
+    with pytest.raises(PrivacyError, match='does not compute ChaCha20'):
+        device_noise.check_device(torch.device('cpu'))
+    device_noise.check_device.cache_clear()
