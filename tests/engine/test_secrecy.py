@@ -63,7 +63,7 @@ def test_no_private_loss_is_in_any_byte(run):
         found += 1
     assert found > 50
     for x in secret['losses']:  # several together, as in a tensor
-        if len(x) > 1:
+        if len(x) > 1 and x.any():  # a blank sample's loss can be 0
             assert not any(x.float().numpy().tobytes() in data for data in files.values())
 
 
