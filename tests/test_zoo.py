@@ -11,7 +11,7 @@ from torch.optim import SGD
 from mmpose_dp.engine import DPOptimWrapper
 from mmpose_dp.engine.checks.replay import ReplayCheck
 from mmpose_dp.engine.dry_run import blank_batch, try_batch
-from tests.support.datasets import records
+from tests.support.datasets import records, with_targets_in
 from tests.support.models import FOLDER, build, clip, load, norms, reference_gradients, take
 
 MPII = sorted(str(path.relative_to(FOLDER)) for path in FOLDER.rglob('body_2d_keypoint/*/mpii/*.py'))
@@ -139,7 +139,7 @@ def gaps(name, dtype, data, steps):
     params = [p for p in model.parameters() if p.requires_grad]
     # no noise, which would take a third of the time: the weights move by the clipped gradients
     wrapper = DPOptimWrapper(SGD(params, lr=1e-2), 1.0, noise_multiplier=0.0, expected_batch_size=4, amp_dtype=dtype)
-    batches = [in_float32(records(cfg, data, 4, seed)) for seed in range(min(steps, 8))]
+    batches = [with_targets_in(torch.float32, records(cfg, data, 4, seed)) for seed in range(min(steps, 8))]
     found, whole = [], ReplayCheck.gap
 
     def noted(check, rounding=0.0):
@@ -153,13 +153,3 @@ def gaps(name, dtype, data, steps):
     finally:
         ReplayCheck.gap = whole
     return found
-
-
-def in_float32(batch):
-    """The batch with its targets in float32."""
-    for sample in batch['data_samples']:
-        for part in (sample.gt_instance_labels, sample.get('gt_fields')):
-            for key, value in part.items() if part is not None else ():
-                if torch.is_tensor(value) and value.is_floating_point():
-                    part.set_field(value.float(), key)
-    return batch

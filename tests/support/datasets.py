@@ -54,11 +54,16 @@ def records(cfg: Config, mpii_root: Path, count: int, seed: int = 0) -> dict:
         dataset.update(ann_file=ann_file, data_prefix=dict(img='images/'))
     set_random_seed(seed)  # of the augmentations
     data = pseudo_collate([DATASETS.build(dataset)[i] for i in range(count)])
+    return with_targets_in(torch.float64, data)
+
+
+def with_targets_in(dtype: torch.dtype, data: dict) -> dict:
+    """The batch, whose floating-point targets are cast in place."""
     for sample in data['data_samples']:
         for element in (sample.gt_instance_labels, sample.get('gt_fields')):
             for key, value in element.items() if element is not None else ():
                 if torch.is_tensor(value) and value.is_floating_point():
-                    element.set_field(value.double(), key)
+                    element.set_field(value.to(dtype), key)
     return data
 
 
