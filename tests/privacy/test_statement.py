@@ -11,16 +11,9 @@ from mmpose_dp.privacy.accounting import StepEvent
 from mmpose_dp.privacy.ledger import Ledger
 from mmpose_dp.privacy.plan import PrivacyPlan
 from mmpose_dp.privacy.statement import build_statement
+from tests.support.core import PLAN_SETTINGS
 
-SETTINGS = dict(
-    privacy_unit='instance',
-    num_records=1000,
-    expected_batch_size=50,
-    steps=40,
-    max_grad_norm=0.1,
-    target_delta=5e-4,
-    target_epsilon=1.0,
-)
+SETTINGS = {**PLAN_SETTINGS, 'target_epsilon': 1.0}
 BY_METHOD = {
     'dpsgd': dict(),
     'projected': dict(public_data='COCO'),
@@ -30,7 +23,7 @@ BY_METHOD = {
 
 
 def statement_of(method, steps=40, **changes):
-    plan = PrivacyPlan.calibrate(method=method, **{**SETTINGS, **BY_METHOD[method], **changes})
+    plan = PrivacyPlan.calibrate(**{**SETTINGS, 'method': method, **BY_METHOD[method], **changes})
     ledger = Ledger()
     if steps:
         ledger.count(plan.event, steps)
@@ -128,8 +121,7 @@ def test_what_a_smaller_neighbour_shows_is_stated():
 
 
 def test_no_noise_is_not_private_and_not_bounded():
-    settings = {k: v for k, v in SETTINGS.items() if k != 'target_epsilon'}
-    plan, ledger = PrivacyPlan(method='dpsgd', noise_multiplier=0.0, **settings), Ledger()
+    plan, ledger = PrivacyPlan(noise_multiplier=0.0, **PLAN_SETTINGS), Ledger()
     ledger.count(plan.event, 3)
     statement = build_statement(plan, ledger, pretraining='none')
     assert statement['epsilon'] == 'not bounded' and not statement['private']
@@ -146,9 +138,7 @@ def test_files_are_written_whole(tmp_path):
 
 def test_no_printed_epsilon_is_below_the_computed_one():
     """In the guarantee, in the table, in messages and logs; what somebody set is printed as it was set."""
-    plan = PrivacyPlan(
-        method='dpsgd', noise_multiplier=1.0, **{**SETTINGS, 'target_epsilon': None, 'target_delta': 1e-3 / 3}
-    )
+    plan = PrivacyPlan(noise_multiplier=1.0, **{**SETTINGS, 'target_epsilon': None, 'target_delta': 1e-3 / 3})
     for steps in (7, 23):
         ledger = Ledger()
         ledger.count(plan.event, steps)
