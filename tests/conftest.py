@@ -3,6 +3,7 @@
 import gc
 
 import pytest
+from mmengine.logging import MessageHub, MMLogger
 from mmpose.utils import register_all_modules
 
 import mmpose_dp  # noqa: F401  (its compat repairs the install before a test imports mmpose.models)
@@ -12,6 +13,16 @@ register_all_modules()
 # mmengine collects garbage whenever a data set is built: a third of a second each, over all that the imports left behind
 gc.collect()
 gc.freeze()
+
+
+@pytest.fixture(autouse=True)
+def no_runner_of_another_test():
+    """Forgets each test's loggers and hubs: mmengine names them to the second, so a quick next one would hit closed streams."""
+    kept = [(kind, dict(kind._instance_dict)) for kind in (MMLogger, MessageHub)]
+    yield
+    for kind, instances in kept:
+        kind._instance_dict.clear()
+        kind._instance_dict.update(instances)
 
 
 @pytest.fixture(scope='session')
