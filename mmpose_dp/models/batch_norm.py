@@ -4,7 +4,9 @@ Must not rename anything: a layer keeps its name and its scale and shift, so tha
 MMPose loads what is trained.
 """
 
-from torch import nn
+from typing import Any
+
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 
@@ -37,9 +39,26 @@ def freeze_batch_norm(model: nn.Module) -> int:
             if not isinstance(module, FrozenStatistics):
                 cls = type(module)
                 module.__class__ = type(f'Frozen{cls.__name__}', (FrozenStatistics, cls), {})
+                module.register_forward_pre_hook(_plain_input)
+                module.register_forward_hook(_plain_gradient)
             module.eval()
             count += 1
     return count
+
+
+# If a dimension has size 1, strides do not tell channels-first from channels-last. If input and gradient then differ in layout,
+# PyTorch's gradient of a frozen BatchNorm is wrong on CPUs (seen in 2.13). A batch of one sample behind a LayerNorm is such a case.
+def _with_plain_strides(x: Tensor) -> Tensor:
+    return x.contiguous() if 1 in x.shape and x.device.type == 'cpu' else x
+
+
+def _plain_input(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    return tuple(map(_with_plain_strides, args))
+
+
+def _plain_gradient(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+    if output.requires_grad:
+        output.register_hook(_with_plain_strides)
 
 
 def public_statistics(model: nn.Module, public_only: bool) -> None:

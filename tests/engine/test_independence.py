@@ -218,8 +218,22 @@ class Normed(Trunk):
         return self.norm(h.repeat(1, 1, 4, 4).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)[..., : h.shape[2], : h.shape[3]]
 
 
+class Turned(Trunk):
+    """A BatchNorm behind a layer norm over places, samples, channels, as transformers have it: see freeze_batch_norm."""
+
+    def __init__(self):
+        super().__init__()
+        self.awake, self.norm, self.batch_norm = True, nn.LayerNorm(8), nn.BatchNorm2d(8)
+
+    def late(self, h):
+        places = self.norm(h.permute(2, 3, 0, 1).contiguous())
+        h = self.batch_norm(places.permute(2, 3, 0, 1))
+        return h * torch.ones(h.shape)  # the gradient has its channels first
+
+
 TRUNKS = (
     Trunk,
+    Turned,
     Kinked,
     Cached,
     Coins,
@@ -302,6 +316,13 @@ def test_mixing_that_begins_late_stops_before_a_release(trunk):
     wrapper._stood = None  # the gate is opened by hand here, by the optimizer in a training
     wrapper.replay.chosen = 1  # the one record that holds the maximum is the same alone and among others
     refused_step(model, wrapper, MIXING[trunk])
+
+
+def test_one_record_alone_has_its_gradient_in_any_layout():
+    model, wrapper = made('Turned')
+    for seed in range(3):
+        step(model, wrapper, seed)
+    assert wrapper.ledger.steps == 3
 
 
 @pytest.mark.parametrize('amp', [None, 'bfloat16'])

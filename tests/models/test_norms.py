@@ -1,6 +1,7 @@
 """Frozen BatchNorm: statistics never move, scale and shift train, names stay."""
 
 import copy
+import itertools
 
 import pytest
 import torch
@@ -27,6 +28,29 @@ def test_freezing_twice_is_freezing_once():
     freeze_batch_norm(model)
     cls = type(model[0])
     assert freeze_batch_norm(model) == 1 and type(model[0]) is cls
+
+
+@pytest.mark.parametrize('shape', [(1, 8, 5, 6), (2, 8, 1, 6), (1, 2, 5, 6)])
+def test_gradients_do_not_depend_on_strides(shape):
+    """PyTorch's own do, where a dimension has size 1."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.BatchNorm2d(shape[1]))
+    freeze_batch_norm(model)
+    nn.init.uniform_(model[0].weight)
+    x, grad = torch.randn(shape), torch.randn(shape)
+    orders = list(itertools.permutations(range(4)))
+
+    def laid(tensor, order):
+        """The values in memory in another order of the dimensions."""
+        return tensor.permute(order).contiguous().permute([order.index(i) for i in range(4)])
+
+    found = []
+    for orders_of in itertools.product(orders, orders):
+        given, wanted = (laid(tensor, order).detach() for tensor, order in zip((x, grad), orders_of))
+        given.requires_grad_()
+        found.append(torch.autograd.grad(model(given), [given, *model.parameters()], wanted))
+    for grads in found[1:]:
+        torch.testing.assert_close(grads, found[0])
 
 
 @pytest.mark.parametrize(('channels', 'groups'), [(64, 32), (32, 16), (18, 9), (7, 1), (1, 1)])
