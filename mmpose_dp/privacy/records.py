@@ -3,12 +3,14 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from mmpose_dp.devices import reading_waits
+
+PADDING = 'padding'  # the key of a sample that only fills a forward up: it is nobody's, and contributes nothing
 
 
 @dataclass(frozen=True)
@@ -18,17 +20,18 @@ class Samples:
     Several samples may be one record (all the people of an image, say): their gradients are added before the norm is taken.
     """
 
-    records: tuple[int, ...]  # (samples,), the record a sample belongs to, 0..num_records-1, or -1 for a public sample
+    records: tuple[int, ...]  # (samples,), the record a sample belongs to, 0..num_records-1; -1: public; -2: padding
     num_records: int  # how many private records the samples make up
     keys: tuple[int, ...] = ()  # (num_records,), what each record is called outside this batch
     weights: tuple[float, ...] = ()  # (samples,), factors of the losses, before the norm is taken; empty: 1 each
     _placed: dict[torch.device, Tensor] = field(default_factory=dict, compare=False, repr=False)  # private records
 
     @classmethod
-    def from_keys(cls, keys: Sequence[int | None], weights: Sequence[float] = ()) -> 'Samples':
-        """From one key per sample; equal keys are one record, None is public."""
+    def from_keys(cls, keys: Sequence[Any], weights: Sequence[float] = ()) -> 'Samples':
+        """From one key per sample; equal keys are one record, None is public, PADDING is nobody's."""
         order: dict[int, int] = {}
-        records = tuple(-1 if key is None else order.setdefault(key, len(order)) for key in keys)
+        others = {None: -1, PADDING: -2}
+        records = tuple(others[key] if key in others else order.setdefault(key, len(order)) for key in keys)
         return cls(records, len(order), tuple(order), tuple(weights))
 
     @cached_property
@@ -39,7 +42,7 @@ class Samples:
     @cached_property
     def public(self) -> Sequence[int]:
         """The indices of the public samples."""
-        return as_range([i for i, record in enumerate(self.records) if record < 0])
+        return as_range([i for i, record in enumerate(self.records) if record == -1])
 
     def sum_by_record(self, values: Tensor) -> Tensor:
         """Adds (private samples, d) to (num_records, d)."""

@@ -30,7 +30,6 @@ from performance_worker import PLAIN, make_batch, make_step
 from torch.optim import SGD
 
 from mmpose_dp.engine import DPOptimWrapper
-from mmpose_dp.engine.checks.replaying import prepared
 from mmpose_dp.models import freeze_batch_norm
 from mmpose_dp.privacy.clipping import clipping_norm
 
@@ -82,6 +81,17 @@ def measured(cfg: Config, method: str, samples: int, device: str, steps: int) ->
         return dict(failed=f'{type(error).__name__}: {str(error)[:200]}')
 
 
+def in_float64(model: Any, batch: dict) -> dict:
+    """What a model in float64 takes of a collated batch, which stays as it is."""
+    ready = model.data_preprocessor(copy.deepcopy(batch), True)
+    for sample in ready['data_samples']:
+        for part in (sample.get('gt_instance_labels'), sample.get('gt_fields')):
+            for key, value in part.items() if part is not None else ():
+                if isinstance(value, torch.Tensor) and value.is_floating_point():
+                    part.set_field(value.double(), key)
+    return dict(ready, inputs=ready['inputs'].double())
+
+
 def error_of_a_step(cfg: Config, device: str, **settings: Any) -> float:
     """How far a step without noise is from the clipped sum of single records in float64, relative to its length."""
     torch.manual_seed(0)
@@ -100,7 +110,7 @@ def error_of_a_step(cfg: Config, device: str, **settings: Any) -> float:
     exact, total = copy.deepcopy(model).double(), torch.zeros(sum(p.numel() for p in params), device=device).double()
     ours = [p for p in exact.parameters() if p.requires_grad]
     for i in range(RECORDS):
-        exact(**prepared(exact, {key: values[i : i + 1] for key, values in batch.items()}), mode='loss')
+        exact(**in_float64(exact, {key: values[i : i + 1] for key, values in batch.items()}), mode='loss')
         found = torch.autograd.grad(exact.head.take().losses[0], ours, allow_unused=True)
         gradient = torch.cat([torch.zeros_like(p).flatten() if g is None else g.flatten() for p, g in zip(ours, found)])
         total += gradient * (clipping_norm(C) / gradient.norm()).clamp_max(1)

@@ -5,8 +5,10 @@ Must not decide itself which records join a step, and must not drop or repeat on
 
 from collections.abc import Iterator
 
+import numpy as np
 from mmengine.dist import get_dist_info
 from mmpose.registry import DATA_SAMPLERS
+from scipy.stats import poisson
 from torch.utils.data import Sampler
 
 from mmpose_dp.privacy.errors import ConfigError
@@ -27,7 +29,7 @@ class PoissonBatchSampler:
     Args:
         sampler: mmengine builds it from ``train_dataloader.sampler``; only its ``dataset`` is used.
         batch_size: the largest number of samples in one forward (mmengine's ``train_dataloader.batch_size``). It decides
-            memory, not privacy.
+            memory, not privacy. Private forwards have one size, ``private_forward``; it is smaller than this if that wastes less.
         expected_batch_size: B, over all ranks.
         public_batch_size: public samples per step, over all ranks.
         max_rows_per_record: if a sampled record (an image or subject) has more samples, this many of them are chosen at
@@ -36,6 +38,8 @@ class PoissonBatchSampler:
 
     Attributes:
         sampling: decides which records join a step.
+        private_forward: the number of samples in every private forward, to which the train loop fills up. Only a record that has
+            more samples makes a larger one, which it has to itself.
         public_only: sample public records only; an epoch is then one pass over the public part.
         steps_done: steps of the current epoch that are already done; set on resume.
 
@@ -83,14 +87,23 @@ class PoissonBatchSampler:
         self._samples_of, self._samples_per_index = dataset.samples_of, dataset.samples_per_index
         self._public = dataset.public_samples
         self._rank, self._world = rank, world
+        samples = sum(self._samples_in(record) for record in shard) / self.num_records  # of a record, this rank's share
+        self._private_limit = _size_that_wastes_least(
+            self.expected_batch_size * samples, max(self.micro_batch_size // self._samples_per_index, 1)
+        )
+        self.private_forward = self._private_limit * self._samples_per_index
         self.begin_epoch(public_only=False)
 
     @property
     def largest_forward(self) -> int:
         """The largest number of samples in one forward: ``batch_size``, or that of the largest record."""
-        most = max(len(self._samples_of(record)) for record in range(self.num_records))
-        most = most if self._max_samples is None else min(most, self._max_samples)
+        most = max(self._samples_in(record) for record in range(self.num_records))
         return max(self.micro_batch_size, most * self._samples_per_index)
+
+    def _samples_in(self, record: int) -> int:
+        """How many of a record's samples a step uses at most."""
+        count = len(self._samples_of(record))
+        return count if self._max_samples is None else min(count, self._max_samples)
 
     def begin_epoch(self, public_only: bool, steps_done: int = 0) -> None:
         """The next epoch is one pass over the public samples, or private; ``steps_done`` of it were made before a resume."""
@@ -125,8 +138,7 @@ class PoissonBatchSampler:
             private, public = (
                 [r for r in records if (r[0] in self._public) == is_public] for is_public in (False, True)
             )
-            private_limit = max(self.micro_batch_size // self._samples_per_index, 1)
-            batches = [*_pack(private, private_limit), *_pack(public, self.micro_batch_size)]
+            batches = [*_pack(private, self._private_limit), *_pack(public, self.micro_batch_size)]
             batches = batches or [[]]  # if nothing was sampled, the step still happens
             replayed = private[int(self._replay.choice(len(private), 1)[0])][0] if private else None
             for i, indices in enumerate(batches):
@@ -136,14 +148,21 @@ class PoissonBatchSampler:
 
 
 def _pack(records: list[list[int]], limit: int) -> list[list[int]]:
-    """Fills micro-batches of about equal size with whole records: at most ``limit`` samples each, unless a record has more."""
-    if not records:
-        return []
-    count = -(-sum(map(len, records)) // limit)
-    target = -(-sum(map(len, records)) // count)
-    batches: list[list[int]] = [[]]
+    """Fills micro-batches with whole records: at most ``limit`` samples each, unless a record has more."""
+    batches: list[list[int]] = []
     for samples in records:
-        if batches[-1] and len(batches[-1]) + len(samples) > target:
+        if not batches or len(batches[-1]) + len(samples) > limit:
             batches.append([])
         batches[-1].extend(samples)
     return batches
+
+
+def _size_that_wastes_least(expected: float, most: int) -> int:
+    """The size of forwards, up to ``most``, that processes the fewest samples, where a step has about ``expected`` of them.
+
+    A larger one is filled up by more, of a smaller one there are more: each costs as much as two samples by itself.
+    """
+    counts = np.arange(int(expected + 10 * expected**0.5) + 2)
+    likely = poisson.pmf(counts, expected)
+    costs = [float(likely @ -(-counts // size)) * (size + 2) for size in range(1, most + 1)]
+    return 1 + int(np.argmin(costs))

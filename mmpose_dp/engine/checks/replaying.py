@@ -5,30 +5,31 @@ Must not change what the batch gives: the record alone leaves nothing behind but
 
 import copy
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
 
+from mmpose_dp.gradients.blocks import SampleSum
 from mmpose_dp.gradients.engine import Engine
 from mmpose_dp.privacy.errors import PrivacyError
 from mmpose_dp.privacy.noise import RandomSource
-from mmpose_dp.privacy.records import Samples
+from mmpose_dp.privacy.records import PADDING, Collector, Samples
 
 from .replay import Halved, RandomTape, ReplayCheck, first_difference, tolerance
 
-KINKS = 0.3  # the largest relative distance that a second look, in float64, may explain
-SELDOM = 30  # of so many replays one may need a second look, beside the first two: or else rounding is no exception
+SAME_SHAPE = (
+    1e-3  # the largest relative distance of two gradients from forwards of one shape, where kernels are the same
+)
 _FAILURES = (ArithmeticError, AssertionError, LookupError, RuntimeError, TypeError, ValueError)
 _BATCH = 'a batch must be the dict of lists, inputs and data_samples, that collate_samples makes'
 
 
 RunAlone = Callable[[dict], list[Halved | None]]
-RunAmong = Callable[[dict, ReplayCheck], None]
+RunAmong = Callable[[dict, Collector], None]
 
 
 class Replay:
@@ -41,18 +42,21 @@ class Replay:
         chosen: the record, by ``dp_record``, or None: one of the first micro-batch that has private records. Where the chosen one
             could not be read, another of its micro-batch takes its place.
         here: whether the chosen record's micro-batch is the one at hand.
+        fixed_shape: whether forwards have one shape, whatever was sampled, so that what follows the shape reveals nothing.
         fault: why this logical batch must not be released; empty if nothing is wrong.
     """
 
+    fixed_shape = False
+
     def __init__(self, random: RandomSource) -> None:
         self._random = random
-        self._judged = self._explained = 0  # replays so far, and those that rounding explained in a second look
         self.chosen: int | None = None
         self.here = True
         self.forget()
 
     def expect(self, record: int | None) -> None:
-        """The chosen record is in the next micro-batch, or, for None, in another one."""
+        """The chosen record is in the next micro-batch, or, for None, in another one; all have ``fixed_shape`` from now on."""
+        self.fixed_shape = True
         self.here = record is not None
         if record is not None:
             self.chosen = record
@@ -127,7 +131,7 @@ class Replay:
     def _samples_of_chosen(self, batch: dict) -> list[int]:
         """The places of the chosen record's samples in a batch; none if it is not in it."""
         keys = [sample.metainfo.get('dp_record', -1 - index) for index, sample in enumerate(batch['data_samples'])]
-        private = sorted({key for key in keys if key is not None})
+        private = sorted({key for key in keys if key is not None and key != PADDING})
         if not private or not self.here:
             return []
         if self.chosen not in private:
@@ -149,23 +153,26 @@ class Replay:
         return ReplayCheck(self._alone, self._indices, scale)
 
     def judge(
-        self, check: ReplayCheck, dtype: torch.dtype, names: Sequence[str], model: Any, run_among: RunAmong
+        self,
+        check: ReplayCheck,
+        dtype: torch.dtype,
+        params: Mapping[str, nn.Parameter],
+        model: Any,
+        run_among: RunAmong,
     ) -> None:
         """Sets ``fault`` if the two gradients are farther apart than rounding explains.
 
-        One ReLU that rounding tips over its kink can move the gradient of a small model by a few percent. So a distance that may
-        come from that (up to ``KINKS``) counts only if it is still there in float64, where such ReLUs do not exist, or if it comes
-        too often: what is released is in the model's own precision.
+        Alone, a record meets other kernels than in a batch: rounding that tips one ReLU over its kink can move the gradient of a
+        small model by a few percent. If forwards have a fixed shape, a distance counts only if it is still there in that shape.
 
         Args:
             check: has seen the gradients among other records.
             dtype: of the forward.
-            names: the parameters'.
+            params: what is trained, by name, in the engine's order.
             model: the pose estimator.
             run_among: gives the gradients of a batch to a collector, as the step did.
         """
         self._done, self._alone = True, None
-        self._judged += 1
         device = next(model.parameters()).device
         limit = tolerance(dtype, device)
         gap = check.gap(limit / 30)
@@ -173,37 +180,42 @@ class Replay:
             gap = 0.0  # it overflowed alone; the rules that clip it work in float32
         if self._tape.fault:
             self.fault = f'one record could not be replayed alone: {self._tape.fault}'
-        elif not gap <= limit and not (gap <= KINKS and self._agrees_in_float64(check, model, run_among)):
+        elif not gap <= limit and not self._agrees_in_one_shape(check.scale, [*params.values()], run_among):
             worst = check.worst()
-            where = self._where(model, limit) or ('the loss' if worst is None else f'the backward at {names[worst]}')
+            where = self._where(model, limit)
+            where = where or ('the loss' if worst is None else f'the backward at {[*params][worst]}')
             self.fault = (
                 f'the gradient of one record is not the same alone and among other records, from {where} on, by more '
                 f'than the {limit:g} of its length that rounding explains'
             )
-        elif not gap <= limit:
-            self._explained += 1
-            if self._explained > 2 + self._judged // SELDOM:
-                self.fault = (
-                    f'in {self._explained} of {self._judged} steps, rounding that depends on the other records moved the gradient '
-                    f'of one by more than {limit:g} of its length, which is too often'
-                )
         self._batches = None
 
-    def _agrees_in_float64(self, check: ReplayCheck, model: Any, run_among: RunAmong) -> bool:
-        """Whether the two gradients of the record are the same in float64; False if the model does not run in it.
+    def _agrees_in_one_shape(self, scale: float, params: Sequence[nn.Parameter], run_among: RunAmong) -> bool:
+        """Whether the record has one gradient among the others, and in other places of a batch of copies of itself.
 
-        With the random numbers of the first look: records that a coin mixes are mixed again.
+        False where forwards have no fixed shape: then what follows the shape is not the same in neighbouring data sets. With the
+        random numbers of the first look, so that records that a coin mixes are mixed again.
         """
         assert self._batches is not None
-        part, batch = self._batches
-        tape, own, limit = self._tape, range(len(part['inputs'])), tolerance(torch.float64, torch.device('cpu'))
+        batch, own = self._batches[1], list(self._indices)
+        total = len(batch['inputs'])
+        if not self.fixed_shape or len(own) == total:
+            return False
+        start = 0 if own[0] else total - len(own)
+        places = range(start, start + len(own))
+        copies = {key: [values[own[(i - start) % len(own)]] for i in range(total)] for key, values in batch.items()}
+
+        def run(part: dict, samples: Sequence[int], collector: Collector) -> None:
+            with _numbers_from(self._states), self._tape.play(samples, total):
+                run_among(part, collector)
+
+        self._running = True
         try:
-            with in_float64(model):
-                again = ReplayCheck(self._gradient_of(part, tape.play(own, len(own))), self._indices, check.scale)
-                self._running = True
-                with _numbers_from(self._states), tape.play(self._indices, len(batch['inputs'])):
-                    run_among(batch, again)
-                return not tape.fault and again.gap(limit / 30) <= limit
+            alone = SampleSum(params, places)
+            run(copies, places, alone)
+            check = ReplayCheck([Halved.of(x) if x.numel() else None for x in alone.total], own, scale)
+            run(batch, own, check)
+            return not self._tape.fault and check.gap() <= SAME_SHAPE
         except (*_FAILURES, PrivacyError):
             return False
         finally:
@@ -254,15 +266,8 @@ def gradient_alone(model: Any, engine: Engine, part: dict, loss_of: Callable[[],
 
 
 def prepared(model: Any, batch: dict) -> dict:
-    """What the model takes of a collated batch, which stays as it is; in float64 where the model is."""
-    ready = model.data_preprocessor(copy.deepcopy(batch), True)
-    if next(model.parameters()).dtype != torch.float64:
-        return ready
-    for sample in ready['data_samples']:
-        for part in (sample.get('gt_instance_labels'), sample.get('gt_fields')):
-            for key, value in part.items() if part is not None else ():
-                part.set_field(tree_map(_doubled, value), key)
-    return dict(ready, inputs=tree_map(_doubled, ready['inputs']))
+    """What the model takes of a collated batch, which stays as it is."""
+    return model.data_preprocessor(copy.deepcopy(batch), True)
 
 
 def _states() -> tuple[Any, Any]:
@@ -284,34 +289,3 @@ def _numbers_from(states: tuple[Any, Any]) -> Iterator[None]:
         yield
     finally:
         _set_states(before)
-
-
-@contextmanager
-def in_float64(model: nn.Module) -> Iterator[None]:
-    """Inside, parameters and buffers are in float64, in place; afterwards they are what they were before, to the bit.
-
-    So are the modules' attributes: a layer may keep what it has computed, here in float64.
-    """
-    attributes = [(module, dict(vars(module))) for module in model.modules()]
-    kept: list[tuple[dict, str, Tensor, Tensor]] = [
-        (own, name, tensor, tensor.data)
-        for module in model.modules()
-        for own in (module._parameters, module._buffers)
-        for name, tensor in own.items()
-        if tensor is not None
-    ]
-    try:
-        for _, _, tensor, data in kept:
-            tensor.data = _doubled(data)
-        yield
-    finally:
-        for module, values in attributes:
-            vars(module).clear()
-            vars(module).update(values)
-        for own, name, tensor, data in kept:
-            tensor.data = data
-            own[name] = tensor
-
-
-def _doubled(value: Any) -> Any:
-    return value.double() if isinstance(value, Tensor) and value.is_floating_point() else value

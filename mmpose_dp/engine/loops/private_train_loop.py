@@ -16,6 +16,7 @@ from mmpose_dp.datasets import PoissonBatchSampler, by_record, collate_samples
 from mmpose_dp.privacy.errors import PrivacyError
 
 from ..optim_wrappers import DPOptimWrapper
+from ..padding import padded
 from .validation import check_train_cfg, train_loader, without_idle_workers
 from .watch import Watch
 
@@ -201,7 +202,8 @@ class PrivateTrainLoop(EpochBasedTrainLoop):
     def _train_on(self, wrapper: DPOptimWrapper, batch: dict, is_last: bool, replayed: int | None) -> None:
         """One forward, or one per record if the engine needs that, as the rehearsal before training found out."""
         if not wrapper.engine.one_at_a_time:
-            self._train_step(wrapper, batch)
+            is_private = batch['data_samples'][0].metainfo.get('dp_record') is not None
+            self._train_step(wrapper, padded(batch, self.sampler.private_forward) if is_private else batch)
             return
         parts = by_record(batch)
         records = [part['data_samples'][0].metainfo.get('dp_record') for part in parts]

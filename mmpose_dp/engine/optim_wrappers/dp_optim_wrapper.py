@@ -6,7 +6,7 @@ private samples but what the mechanism releases.
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -186,7 +186,7 @@ class DPOptimWrapper(SteppingOptimWrapper):
                 setattr(module, 'with_cp', False)  # noqa: B010  (mypy takes it for a tensor)
         self.engine = Engine(model, self.params, self._head.called_per_sample(), self.engine_kind)
         names = {id(param): name for name, param in model.named_parameters()}
-        self._param_names = [names.get(id(param), '') for param in self.params]
+        self._named = {names[id(param)]: param for param in self.params}
         self._model, self._stood = model, None
 
     def should_sync(self) -> bool:
@@ -222,14 +222,16 @@ class DPOptimWrapper(SteppingOptimWrapper):
             self._stood = Fingerprint(core)
         # dropout and the like: from mmengine's seed, one more record would change what the others meet in a known way
         torch.manual_seed(int(self._layers_random.uint64(1)[0]))
-        device = next(core.parameters()).device.type
-        amp = torch.autocast(device, dtype=self.amp_dtype) if self.amp_dtype else nullcontext()
-        with super().optim_context(model), amp:
+        with super().optim_context(model), self._mixed_precision():
             if self.public_only:
                 yield
                 return
             with self.engine.capture(), self.replay.armed(core, self._gradient_alone):
                 yield
+
+    def _mixed_precision(self) -> AbstractContextManager[Any]:
+        device = self.params[0].device.type
+        return torch.autocast(device, dtype=self.amp_dtype) if self.amp_dtype else nullcontext()
 
     def public_gradients(self, batch: dict) -> list[Tensor]:
         """Per-sample gradients of a collated batch of public samples: (samples, *shape) float32, one tensor per parameter."""
@@ -255,13 +257,14 @@ class DPOptimWrapper(SteppingOptimWrapper):
         The first private batches are looked at all the same. Raises PrivacyError if samples mix, or if the per-sample gradients
         do not add up to autograd's.
         """
-        with torch.enable_grad():
-            self._gradients_among(batch)
+        with torch.enable_grad(), self.engine.capture():
+            self._model(**prepared(self._model, batch), mode='loss')
+        self.engine.backward(self._scaled(self._taken()))
         self.engine.look_again()
 
     def _gradients_among(self, batch: dict, *collectors: Collector) -> None:
         """Gives the gradients of a batch, as in a step, to the collectors."""
-        with self.engine.capture():
+        with self._mixed_precision(), self.engine.capture():
             self._model(**prepared(self._model, batch), mode='loss')
         self.engine.backward(self._scaled(self._taken()), *collectors)
 
@@ -330,7 +333,7 @@ class DPOptimWrapper(SteppingOptimWrapper):
             )
         if check is not None:
             dtype = self.amp_dtype or self.params[0].dtype
-            self.replay.judge(check, dtype, self._param_names, self._model, self._gradients_among)
+            self.replay.judge(check, dtype, self._named, self._model, self._gradients_among)
         if private is not None:
             self.mechanism.add(private)
         if public is not None:
