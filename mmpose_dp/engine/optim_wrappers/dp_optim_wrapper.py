@@ -257,9 +257,10 @@ class DPOptimWrapper(SteppingOptimWrapper):
         The first private batches are looked at all the same. Raises PrivacyError if samples mix, or if the per-sample gradients
         do not add up to autograd's.
         """
-        with torch.enable_grad(), self.engine.capture():
-            self._model(**prepared(self._model, batch), mode='loss')
-        self.engine.backward(self._scaled(self._taken()))
+        with torch.enable_grad():
+            with self.engine.capture():
+                self._model(**prepared(self._model, batch), mode='loss')
+            self.engine.backward(self._scaled(self._taken()))
         self.engine.look_again()
 
     def _gradients_among(self, batch: dict, *collectors: Collector) -> None:
