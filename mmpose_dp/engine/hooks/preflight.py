@@ -29,6 +29,7 @@ from mmpose_dp.privacy.errors import ConfigError, DataError, PrivacyError
 from mmpose_dp.privacy.noise import RandomSource
 
 from ..dry_run import blank_batch, rehearse, try_batch
+from ..padding import padded
 from .foreign_hooks import refuse_hooks
 from .resuming import checkpoint_folders
 
@@ -82,7 +83,7 @@ def _try_records(runner: Runner) -> None:
         packed = _first_usable(dataset, indices)
         if packed is not None:
             try_batch(model, blank_batch(packed), f'train_dataloader.dataset.{name}', wrapper.amp_dtype)
-            rehearse(wrapper, blank_batch(packed, 2), f'train_dataloader.dataset.{name}')
+            rehearse(wrapper, padded(blank_batch(packed, 2), 3), f'train_dataloader.dataset.{name}')
     for hook in runner.hooks:
         steps = getattr(hook, 'switch_pipeline', None)
         if isinstance(steps, (list, tuple)):
