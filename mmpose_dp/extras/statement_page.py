@@ -41,7 +41,9 @@ def statement_markdown(statement: dict[str, Any]) -> str:
         warning = '> **NOT PRIVATE.** A debug seed was set or no noise was added: no figure below is a guarantee.\n\n'
     people, anonymity = s.get('for_the_people', ''), s.get('anonymity', '')
     ending = ''.join(f'\n{title}\n\n{text}\n' for title, text in (('## For the people in the data', people),) if text)
-    not_protected, not_covered = ('\n'.join(f'- {item}' for item in s[name]) for name in ('not_protected', 'not_covered'))
+    not_protected, not_covered = (
+        '\n'.join(f'- {item}' for item in s[name]) for name in ('not_protected', 'not_covered')
+    )
     page = f"""# Privacy statement
 
 {warning}**Guarantee:** {s['guarantee']}, by {s['method']}, for {s['released']}.
