@@ -44,6 +44,7 @@ def write_page(path: Path, template: str, **values: Any) -> None:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix('.partial')
     partial.write_text(environment.get_template(template).render(**values), encoding='utf-8')
     partial.replace(path)

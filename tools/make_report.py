@@ -72,7 +72,7 @@ def parse_args() -> argparse.Namespace:
 
 def contents(args: argparse.Namespace) -> dict[str, Any]:
     """All that the page says. Raises PrivacyError if there is no statement, or it does not hold together."""
-    files = Evidence.at(args.work_dir)
+    given, files = given_scores(args.scores), Evidence.at(args.work_dir)
     if files.statement is None or files.opened is not None:
         raise PrivacyError(f'{args.work_dir}: a report is made of a work dir that has a privacy_statement.json')
     findings = verify(args.work_dir)
@@ -89,6 +89,7 @@ def contents(args: argparse.Namespace) -> dict[str, Any]:
         )
     facts = further_facts(s)
     return dict(
+        folder=folder,
         s=s,
         today=date.today().isoformat(),
         **_risk(s),
@@ -96,7 +97,7 @@ def contents(args: argparse.Namespace) -> dict[str, Any]:
         target='' if s['target_epsilon'] is None else as_given(s['target_epsilon']),
         curve=budget_curve(history, s['delta'], s['accountant'], s['target_epsilon']),
         steps=step_rows(history),
-        scores=scores_section(validation_scores(folder), given_scores(args.scores), unit),
+        scores=scores_section(validation_scores(folder), given, unit),
         people=example_people(args.predictions, config) if args.predictions else [],
         decisions=_decisions(s),
         findings=dict(checked=findings.checked, unchecked=[*findings.unchecked, *NEVER_CHECKED]),
@@ -139,7 +140,7 @@ def main() -> None:
     """Gathers, checks, writes."""
     args = parse_args()
     values = contents(args)
-    out = args.out or args.work_dir / REPORT_NAME
+    out = args.out or values['folder'] / REPORT_NAME
     write_page(out, 'report.html', zip=zip, **values)
     print(f'{out}: {values["s"]["guarantee"]}')
     if args.predictions or args.view_pictures:

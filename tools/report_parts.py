@@ -135,7 +135,7 @@ def given_scores(named: list[str]) -> dict[str, dict[str, float]]:
     """The scores in the files of ``--scores NAME=FILE``. Raises PrivacyError for another form."""
     found = {}
     for one in named:
-        name, equal, file = one.partition('=')
+        name, equal, file = one.rpartition('=')
         if not equal or not name:
             raise PrivacyError(f'--scores {one}: write NAME=FILE, with a file that tools/test.py --out wrote')
         try:
