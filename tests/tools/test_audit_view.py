@@ -146,6 +146,7 @@ def test_validation_people_in_private_pictures_are_named_so(synthetic, tmp_path)
     cfg = config(synthetic, tmp_path)
     dataset = DATASETS.build(cfg.train_dataloader.dataset)
     assert audit_view._sample(cfg, dataset)[1] == VALIDATION
+    del cfg.val_dataloader.dataset['headbox_file']
     cfg.val_dataloader.dataset.ann_file = cfg.train_dataloader.dataset.private.ann_file
     assert PRIVATE in audit_view._sample(cfg, dataset)[1]
 
