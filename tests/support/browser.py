@@ -19,7 +19,7 @@ const heads = [...document.querySelectorAll('h1, h2, h3, h4, h5, h6')].map(h => 
 const broken = [...document.images].filter(i => !(i.complete && i.naturalWidth)).map(i => i.src.slice(0, 60));
 const unnamed = [...document.images].filter(i => !i.hasAttribute('alt')).length;
 const paper = getComputedStyle(document.body).backgroundColor;
-return [wide, heads, broken, unnamed, paper, document.title];
+return [document.URL, wide, heads, broken, unnamed, paper, document.title];
 """
 
 
@@ -28,6 +28,7 @@ class Seen:
     """A page as it was shown once.
 
     Attributes:
+        url: of what is shown: the browser's own page if there is none at the address.
         overflow: by how many pixels it is wider than its window.
         headings: the levels of its headings, in order.
         broken, unnamed: pictures that did not load; how many have no alternative text.
@@ -37,6 +38,7 @@ class Seen:
         requests: all addresses that it asked for, data URIs left out.
     """
 
+    url: str
     overflow: int
     headings: list[int]
     broken: list[str]
@@ -89,6 +91,8 @@ def look(browser, address, width=1280, height=900, dark=False, screenshot=None):
 def faults(seen, address):
     """What is wrong with a page that should load nothing from outside its own address, in words."""
     found = [f'console: {message}' for message in seen.messages]
+    if not seen.url.startswith(address):
+        found.append(f'not the page, but {seen.url}')
     found += [f'request outside the page: {url}' for url in seen.requests if not url.startswith(address)]
     if seen.overflow > 0:
         found.append(f'{seen.overflow} pixels wider than the window')

@@ -137,6 +137,8 @@ def test_the_browser_finds_what_is_wrong_with_a_page(browser, tmp_path):
         'title',
     ):
         assert fault in found
+    address = (tmp_path / 'none.html').as_uri()
+    assert 'not the page' in '; '.join(faults(look(browser, address), address))
 
 
 # ---- what is on it -----------------------------------------------------------------------------------------------------
