@@ -119,13 +119,13 @@ def people_of(dataset: BaseDataset, count: int, size: int, one_view_per_image: b
         try:
             together = [center_scale.transform(dict(other)) for other in sharing.get(info['img_path'], [info])]
             view_box = max(float(np.max(other['bbox_scale'][0])) for other in together)
-            found.append(_reduced(load(dict(info)), view_box, size))
+            found.append(reduced(load(dict(info)), view_box, size))
         except Exception as error:  # whatever the pipeline raises for a damaged file or annotation
             print(f'one person is left out, since the picture cannot be used: {type(error).__name__}')
     return found
 
 
-def _reduced(loaded: dict, view_box: float, size: int) -> Person:
+def reduced(loaded: dict, view_box: float, size: int) -> Person:
     """A loaded record, its picture, box and joints scaled down to a box of at most ``size`` pixels."""
     box, center = float(np.max(loaded['bbox_scale'][0])), np.asarray(loaded['bbox_center'][0], float)
     factor = min(1.0, size / box)
@@ -151,7 +151,7 @@ def people_in(folder: str, count: int, size: int) -> list[Person]:
             height, width = image.shape[:2]
             box = dict(bbox_center=np.array([[width / 2, height / 2]]), bbox_scale=np.full((1, 2), max(height, width)))
             nobody = dict(keypoints=np.zeros((1, 16, 2)), keypoints_visible=np.zeros((1, 16)))
-            found.append(_reduced(dict(box, img=image, **nobody), float(max(height, width)), size))
+            found.append(reduced(dict(box, img=image, **nobody), float(max(height, width)), size))
     return found
 
 
