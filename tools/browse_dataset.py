@@ -227,6 +227,8 @@ def main() -> None:
         raise PrivacyError('--show-number must be at least 1')
     if args.not_show and args.output_dir is None:
         raise PrivacyError('--not-show without --output-dir does nothing: write --output-dir FOLDER')
+    if '::' not in args.config and not Path(args.config).is_file():
+        raise PrivacyError(f'{args.config}: there is no such config')
     display = sys.platform != 'linux' or os.environ.get('DISPLAY') or os.environ.get('WAYLAND_DISPLAY')
     if not args.not_show and not display:
         raise PrivacyError('there is no display for a window: write --not-show --output-dir FOLDER')

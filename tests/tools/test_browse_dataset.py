@@ -76,12 +76,13 @@ def test_a_picture_that_cannot_be_read_is_left_out(browse, synthetic, tmp_path):
 def test_what_cannot_be_done_is_said(browse, call, tmp_path, monkeypatch):
     for name in ('DISPLAY', 'WAYLAND_DISPLAY'):
         monkeypatch.delenv(name, raising=False)
+    assert 'no such config' in call(browse_dataset, 'none.py', '--not-show', '--output-dir', tmp_path).stderr
     for arguments, message in (
         (('--not-show',), 'without --output-dir does nothing'),
         (('--output-dir', tmp_path), 'no display'),
         (('--not-show', '--output-dir', tmp_path, '--show-number', 0), 'at least 1'),
     ):
-        done = call(browse_dataset, 'config.py', *arguments)
+        done = call(browse_dataset, 'mmpose::none.py', *arguments)
         assert done.returncode == 2 and message in done.stderr
     done, _ = browse('--phase', 'test', '--cfg-options', 'test_dataloader=None')
     assert done.returncode == 2 and 'no test_dataloader' in done.stderr

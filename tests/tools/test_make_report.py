@@ -23,9 +23,11 @@ VIEW = f'Gaussian blur {EVIL}'
 PRIVATE_LOSS, PRIVATE_ACCURACY = 0.123456789, 0.987654321
 SCALARS = [
     dict(lr=0.1, loss=PRIVATE_LOSS, acc_pose=PRIVATE_ACCURACY, epsilon=0.1, epoch=1, iter=5, step=5),
-    {'train/loss_kpt': PRIVATE_LOSS, 'step': 6},
     {'PCK': 40.5, 'Head PCK': 50.0, 'time': 0.3, 'data_time': 0.1, 'step': 1},
     {'PCK': 41.5, 'Head PCK': float('nan'), EVIL: 1.0, 'step': 2},
+    {'train/loss_kpt': PRIVATE_LOSS, 'step': 6},
+    {'acc_pose': PRIVATE_ACCURACY, 'step': 7},
+    {'of_a_batch': PRIVATE_LOSS, 'iter': 8, 'step': 8},
 ]
 
 
