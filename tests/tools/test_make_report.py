@@ -5,6 +5,7 @@ import pickle
 import shutil
 import sys
 
+import audit_view
 import cv2
 import make_report
 import numpy as np
@@ -121,6 +122,18 @@ def test_it_looks_right_wide_and_narrow_in_light_and_dark(browser, page, finishe
     assert len(seen.headings) > 10
     assert browser.execute_script('return document.querySelectorAll("script, iframe, link[href^=http]").length') == 0
     assert EVIL in browser.execute_script('return document.body.textContent')
+
+
+def test_the_page_of_a_view_audit_looks_right(browser, tmp_path):
+    found = dict(psnr=25.0, ssim=0.5, **{f'{n} to {2 * n} cycles': 0.9 for n in (4, 8, 16, 32)})
+    audit = dict(view=VIEW, pictures=2, shown=found, recovered={EVIL: found}, sample=VALIDATION, note='')
+    pictures = {
+        name: [np.zeros((16, 16, 3), np.uint8)] * 2 for name in ('original', 'public view', 'total variation', EVIL)
+    }
+    audit_view.write_pictures(audit, pictures, tmp_path)
+    address = (tmp_path / 'view_audit.html').as_uri()
+    for width, height in SIZES:
+        assert not faults(look(browser, address, width, height), address), width
 
 
 def test_the_browser_finds_what_is_wrong_with_a_page(browser, tmp_path):

@@ -140,7 +140,6 @@ def report(run: Path) -> Path:
     """The page of the hybrid training, beside the other models; its people are synthetic and may be shown."""
     names = {
         'start': 'before',
-        'hybrid': 'private',
         'publiconly': 'public views alone',
         'nonprivate': 'without privacy',
     }
