@@ -1,4 +1,4 @@
-"""Look at a data set: MMPose's tools/misc/browse_dataset.py, with its arguments, for private and plain configs.
+"""Look at a data set: MMPose's tool of this name, with its arguments, for private and plain configs.
 
 python tools/browse_dataset.py CONFIG --not-show --output-dir FOLDER [--show-number 10] [--mode original] [--phase val]
 

@@ -9,9 +9,8 @@ import pytest
 
 _FLAGS = (
     '--headless --no-sandbox --disable-gpu --disable-quic --disable-dev-shm-usage --no-first-run --disable-background-networking '
-    '--disable-component-update --disable-sync'
+    '--disable-component-update --disable-sync --guest'  # whose first page asks for nothing outside
 )
-_BUILT_IN = ('data:', 'chrome:')  # the browser's own first tab asks for chrome:
 SIZES = ((1280, 900), (390, 844))
 _MEASURE = """
 const wide = document.documentElement.scrollWidth - document.documentElement.clientWidth;
@@ -62,6 +61,7 @@ def started(folder):
         options.add_argument(flag)
     options.set_capability('goog:loggingPrefs', {'browser': 'ALL', 'performance': 'ALL'})
     browser = driver.Chrome(options, driver.ChromeService(programs[1]))
+    browser.get('about:blank')  # away from the browser's own first page
     try:
         yield browser
     finally:
@@ -79,13 +79,15 @@ def look(browser, address, width=1280, height=900, dark=False, screenshot=None):
     browser.get(address)
     found = browser.execute_script(_MEASURE)
     events = [json.loads(line['message'])['message'] for line in browser.get_log('performance')]
-    asked = [e['params']['request']['url'] for e in events if e['method'] == 'Network.requestWillBeSent']
+    asked = [e['params'] for e in events if e['method'] == 'Network.requestWillBeSent']
+    own = ('chrome', 'about:')  # the browser's pages
+    asked = [e['request']['url'] for e in asked if not e['documentURL'].startswith(own)]
     messages = [line['message'] for line in browser.get_log('browser')]
     if screenshot:
         tall = dict(size, height=browser.execute_script('return document.documentElement.scrollHeight'))
         browser.execute_cdp_cmd('Emulation.setDeviceMetricsOverride', tall)
         browser.save_screenshot(str(screenshot))
-    return Seen(*found, messages, [url for url in asked if not url.startswith(_BUILT_IN)])
+    return Seen(*found, messages, [url for url in asked if not url.startswith('data:')])
 
 
 def faults(seen, address):
