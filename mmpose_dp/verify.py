@@ -27,7 +27,7 @@ from .privacy.validation import as_given, rounded_up
 
 SCHEMA = Path(__file__).parent / 'statement.schema.json'
 _TOLERANCE = 0.01  # relative: another version of a library may compute a slightly larger figure
-_NEVER = (
+NEVER_CHECKED = (
     'whether the training did what the ledger says: that sampling, clipping and noise were as stated needs the code and the '
     'machine',
     'who wrote these files: they have hashes and no signature, so somebody could forge all of them together',
@@ -58,7 +58,7 @@ class Findings:
 
     def __str__(self) -> str:
         lines = [f'checked      {text}' for text in self.checked]
-        lines += [f'NOT CHECKED  {text}' for text in (*self.unchecked, *_NEVER)]
+        lines += [f'NOT CHECKED  {text}' for text in (*self.unchecked, *NEVER_CHECKED)]
         lines += [f'WRONG        {text}' for text in self.wrong]
         end = 'The statement does not hold together: do not rely on it.' if self.wrong else 'Nothing is wrong.'
         return '\n'.join([*lines, end])

@@ -10,6 +10,7 @@ import sys
 import pytest
 import yaml
 
+from tests.support.browser import SIZES, faults, look, started
 from tests.support.paths import REPO
 
 DOCS = REPO / 'docs'
@@ -83,6 +84,21 @@ def test_the_site_lists_every_page():
 
     listed = list(pages(yaml.safe_load((REPO / 'mkdocs.yml').read_text())['nav']))
     assert sorted(listed) == sorted(path.name for path in DOCS.glob('*.md'))
+
+
+def test_pages_of_the_site_look_right(tmp_path):
+    """Wide and narrow, light and dark, with nothing from elsewhere; accuracy.md has the widest tables."""
+    site = REPO / 'work_dirs/docs'
+    if not (site / 'index.html').is_file():
+        pytest.skip('the site is not built (make docs)')
+    with started(tmp_path) as browser:
+        papers = set()
+        for page in ('index.html', 'use.html', 'accuracy.html'):
+            for (width, height), dark in zip(SIZES, (False, True)):
+                seen = look(browser, (site / page).as_uri(), width, height, dark)
+                assert not faults(seen, site.as_uri()), page
+                papers.add(seen.paper)
+    assert len(papers) == 2
 
 
 # ---- commands -------------------------------------------------------------------------------------------------------

@@ -5,13 +5,12 @@ python tools/audit_view.py --table [--images 24] --public-images FOLDER
 
 Reconstructs pictures from their views as an attacker who knows everything but the picture would: by total variation with the known
 kernel, and by a small network that refines the result, trained for minutes on public people (the config's `public` data set, or a
-folder of pictures of one person each). Prints PSNR, SSIM and the share of detail recovered by frequency, and writes view_audit.json
-(figures) and view_audit.html (SHOWS THE PICTURES: never publish it) into the work dir; a privacy statement there includes the
-figures. --table compares all views on a folder of public pictures instead, and trains on every second picture.
+folder of pictures of one person each). Prints PSNR, SSIM and the share of detail recovered by frequency. Writes view_audit.json
+(figures), and view_audit.html and .npz (THEY SHOW THE PICTURES: never publish them), into the work dir; a privacy statement there
+includes the figures. --table compares all views on a folder of public pictures instead, and trains on every second picture.
 """
 
 import argparse
-import base64
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ import mmpose_dp  # noqa: F401  (first: checks and repairs the install)
 import cv2
 import numpy as np
 from cli import run
+from html_page import picture, write_page
 from mmengine.config import Config, DictAction
 from mmengine.dataset import BaseDataset, Compose
 from mmengine.registry import init_default_scope
@@ -32,9 +32,18 @@ from mmpose.utils import register_all_modules
 
 from mmpose_dp.auditing.view_inversion import figures, invert_by_tv, train_network
 from mmpose_dp.datasets import PublicPrivateDataset, PublicView
+from mmpose_dp.datasets.privacy_units import all_images
 from mmpose_dp.datasets.transforms.public_view import REGION_MODES, eight_bits
 from mmpose_dp.engine import without_leftovers
-from mmpose_dp.engine.view_audit import AUDIT_NAME, in_words, update_statement
+from mmpose_dp.engine.view_audit import (
+    AUDIT_NAME,
+    PICTURES_NAME,
+    PRIVATE,
+    VALIDATION,
+    figure_rows,
+    in_words,
+    update_statement,
+)
 from mmpose_dp.privacy.errors import PrivacyError
 
 TV, NETWORK = 'total variation', 'a network'
@@ -44,13 +53,6 @@ TABLE = {
     'blur_full_resolution (the paper: 25, sigma 10)': dict(mode='blur_full_resolution'),
     'pixelate (block 16)': dict(mode='pixelate'),
 }
-PAGE = """<!doctype html><meta charset="utf-8"><title>What can be recovered from the public view</title>
-<style>body{{font-family:sans-serif}}img{{width:256px;image-rendering:pixelated}}td,th{{padding:4px;text-align:left}}</style>
-<h1>What can be recovered from the public view</h1>
-<p style="color:#b00"><b>This page shows {sample}. Never publish it.</b></p>
-<p>The view: {view}.</p><p>{words}.</p>
-<table><tr>{head}</tr>{rows}</table>
-"""
 
 
 @dataclass(frozen=True)
@@ -117,13 +119,13 @@ def people_of(dataset: BaseDataset, count: int, size: int, one_view_per_image: b
         try:
             together = [center_scale.transform(dict(other)) for other in sharing.get(info['img_path'], [info])]
             view_box = max(float(np.max(other['bbox_scale'][0])) for other in together)
-            found.append(_reduced(load(dict(info)), view_box, size))
+            found.append(reduced(load(dict(info)), view_box, size))
         except Exception as error:  # whatever the pipeline raises for a damaged file or annotation
             print(f'one person is left out, since the picture cannot be used: {type(error).__name__}')
     return found
 
 
-def _reduced(loaded: dict, view_box: float, size: int) -> Person:
+def reduced(loaded: dict, view_box: float, size: int) -> Person:
     """A loaded record, its picture, box and joints scaled down to a box of at most ``size`` pixels."""
     box, center = float(np.max(loaded['bbox_scale'][0])), np.asarray(loaded['bbox_center'][0], float)
     factor = min(1.0, size / box)
@@ -149,7 +151,7 @@ def people_in(folder: str, count: int, size: int) -> list[Person]:
             height, width = image.shape[:2]
             box = dict(bbox_center=np.array([[width / 2, height / 2]]), bbox_scale=np.full((1, 2), max(height, width)))
             nobody = dict(keypoints=np.zeros((1, 16, 2)), keypoints_visible=np.zeros((1, 16)))
-            found.append(_reduced(dict(box, img=image, **nobody), float(max(height, width)), size))
+            found.append(reduced(dict(box, img=image, **nobody), float(max(height, width)), size))
     return found
 
 
@@ -188,26 +190,32 @@ def _known_of(person: Person, seen: np.ndarray, view: PublicView, size: int) -> 
 
 def print_table(audit: dict[str, Any]) -> None:
     """Prints a line for the view and one for each reconstruction."""
-    bands = [key for key in audit['shown'] if key not in ('psnr', 'ssim')]
-    print(f'{"":48s} PSNR dB   SSIM   share of detail: {", ".join(bands)} per padded box')
-    for name, found in {'public view': audit['shown'], **audit['recovered']}.items():
-        if isinstance(found, dict):
-            shares = '  '.join(f'{found[band]:6.1%}' for band in bands)
-            print(f'{name:48s} {found["psnr"]:7.1f} {found["ssim"]:6.2f}   {shares}')
-        else:
+    head, rows = figure_rows(audit)
+    for name, *cells in [head, *rows]:
+        print(f'{name:48s}' + ''.join(f'{cell:>16}' for cell in cells))
+    for name, found in audit['recovered'].items():
+        if not isinstance(found, dict):
             print(f'{name:48s} {found}')
 
 
-def write_page(audit: dict[str, Any], pictures: dict[str, list[np.ndarray]], path: Path) -> None:
-    """Writes the pictures side by side into one file."""
-    head = ''.join(f'<th>{name}</th>' for name in pictures)
-    rows = ''
-    for row in zip(*pictures.values()):
-        coded = [base64.b64encode(cv2.imencode('.png', picture)[1].tobytes()).decode() for picture in row]
-        rows += '<tr>' + ''.join(f'<td><img src="data:image/png;base64,{code}"></td>' for code in coded) + '</tr>\n'
-    path.write_text(
-        PAGE.format(sample=audit['sample'], view=audit['view'], words=in_words(audit), head=head, rows=rows)
-    )
+def write_pictures(audit: dict[str, Any], pictures: dict[str, list[np.ndarray]], work_dir: Path) -> None:
+    """Writes the pictures side by side into a page, and as arrays, for a report that may show them."""
+    head, rows = figure_rows(audit)
+    shown = {name: [picture(one) for one in images] for name, images in pictures.items()}
+    words = in_words(audit)
+    page = dict(audit=audit, words=words[:1].upper() + words[1:], head=head, rows=rows, pictures=shown, zip=zip)
+    write_page(work_dir / 'view_audit.html', 'view_audit.html', **page)
+    arrays = {name: np.stack(images) for name, images in pictures.items()}
+    np.savez_compressed(work_dir / PICTURES_NAME, sample=audit['sample'], view=audit['view'], **arrays)
+
+
+def _sample(cfg: Config, dataset: PublicPrivateDataset) -> tuple[BaseDataset, str]:
+    """Whom to reconstruct, and in words who that is: validation people, or private ones if there are no others."""
+    if cfg.get('val_dataloader') is None:
+        return dataset.private, PRIVATE
+    source = DATASETS.build(cfg.val_dataloader.dataset)
+    shared = dataset.images & all_images(source)
+    return source, f'{VALIDATION}, some in {PRIVATE}' if shared else VALIDATION
 
 
 def audit_config(args: argparse.Namespace) -> None:
@@ -225,16 +233,13 @@ def audit_config(args: argparse.Namespace) -> None:
     view = dataset.public_view
     if not isinstance(view, PublicView):
         raise PrivacyError(f'public_view.type={type(view).__name__}: only views of type PublicView can be examined')
-    validated = cfg.get('val_dataloader') is not None
-    source = DATASETS.build(cfg.val_dataloader.dataset) if validated else dataset.private
+    source, sample = _sample(cfg, dataset)
     people = people_of(source, args.images, args.size, dataset.one_view_per_image)
     public = _public_people(args, dataset)
     if not people:
         raise PrivacyError('no picture of the sample can be used')
     found, pictures = examine(view, people, public, args.minutes, args.size)
-    audit = dict(view=dataset.view_description, **found, sample='validation people', note='')
-    if not validated:
-        audit['sample'] = 'private pictures (these figures were computed from them without noise)'
+    audit = dict(view=dataset.view_description, **found, sample=sample, note='')
     if view.mode in REGION_MODES:
         audit['note'] = (
             'the view paints a region over and leaves the rest as it is: nothing of the region is there to be recovered, and '
@@ -245,8 +250,8 @@ def audit_config(args: argparse.Namespace) -> None:
     work_dir = Path(args.work_dir or cfg.get('work_dir') or Path('work_dirs') / Path(args.config).stem)
     work_dir.mkdir(parents=True, exist_ok=True)
     (work_dir / AUDIT_NAME).write_text(json.dumps(audit, indent=2) + '\n')
-    write_page(audit, pictures, work_dir / 'view_audit.html')
-    print(f'{work_dir}/view_audit.html shows {audit["sample"]}: do not publish it')
+    write_pictures(audit, pictures, work_dir)
+    print(f'{work_dir}/view_audit.html and .npz show {audit["sample"]}: do not publish them')
     if update_statement(work_dir):
         print(f'{work_dir}/privacy_statement.md now has these figures')
 

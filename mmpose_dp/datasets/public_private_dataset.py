@@ -186,7 +186,7 @@ class PublicPrivateDataset(Dataset):
         place = 1 + next(i for i, step in enumerate(steps) if isinstance(step, GetBBoxCenterScale))
         key = 'train_dataloader.dataset'
         for sample, _ in self._probes['public_view']:
-            step = random_step(steps[: place + 1], self._view_info(sample))
+            step = random_step(steps[: place + 1], self.view_info(sample))
             name = getattr(step, '__name__', type(step).__name__)
             if step is steps[place]:
                 raise DataError(
@@ -315,11 +315,11 @@ class PublicPrivateDataset(Dataset):
         raise IndexError(f'PublicPrivateDataset has {len(self)} samples')
 
     def _packed(self, part: BaseDataset, number: int, seeds: Sequence[int]) -> dict | None:
-        info = self._view_info(number) if part is self.views else part.get_data_info(number)
+        info = self.view_info(number) if part is self.views else part.get_data_info(number)
         with fixed_randomness(seeds):
             return part.pipeline(info)  # not prepare_data, which lets a pipeline reach all other records
 
-    def _view_info(self, number: int) -> dict:
+    def view_info(self, number: int) -> dict:
         """The input of the views' pipeline: the annotation, the other people of the image, whom a region view hides too, and, if
         the image has one view, the box that sizes it."""
         info = self.private.get_data_info(number)

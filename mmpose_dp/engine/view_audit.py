@@ -11,6 +11,9 @@ from typing import Any
 from mmpose_dp.extras.statement_page import write_statement
 
 AUDIT_NAME = 'view_audit.json'
+PICTURES_NAME = 'view_audit.npz'
+VALIDATION = 'validation people'
+PRIVATE = 'private pictures (these figures were computed from them without noise)'
 NOT_EXAMINED = 'not examined: run tools/audit_view.py CONFIG'
 
 
@@ -36,6 +39,17 @@ def in_words(audit: dict[str, Any]) -> str:
         for name, found in audit['recovered'].items()
     ]
     return f'of {audit["pictures"]} {audit["sample"]}: {"; ".join(parts)} (PSNR within the padded box)'
+
+
+def figure_rows(audit: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """The figures of an audit as a table: its head, and a row for the view and for each reconstruction that was run."""
+    bands = [key for key in audit['shown'] if key not in ('psnr', 'ssim')]
+    rows = []
+    for name, found in {'the public view': audit['shown'], **audit['recovered']}.items():
+        if isinstance(found, dict):
+            shares = [f'{found[band]:.1%}' for band in bands]
+            rows.append([name, f'{found["psnr"]:.1f}', f'{found["ssim"]:.2f}', *shares])
+    return ['', 'PSNR in dB', 'SSIM', *bands], rows
 
 
 def with_audit(statement: dict[str, Any], work_dir: str | os.PathLike[str]) -> dict[str, Any]:

@@ -16,6 +16,10 @@ from .risk import risk_in_words
 
 _RATES = 'true_positive_rate_at'
 _LAST = ('page_sha256', 'seal')  # not on the page, whose hash they hold
+_SENTENCES = (  # of the page, above its table
+    'private', 'guarantee', 'method', 'released', 'protected', 'adjacency', 'not_protected', 'not_covered', 'risk',
+    'for_the_people', 'anonymity',
+)  # fmt: skip
 
 
 def complete(statement: dict[str, Any]) -> dict[str, Any]:
@@ -32,22 +36,21 @@ def statement_json(statement: dict[str, Any]) -> str:
 
 def statement_markdown(statement: dict[str, Any]) -> str:
     """The statement as a Markdown page."""
-    s, warning = {key: value for key, value in statement.items() if key not in _LAST}, ''
-    if not s.pop('private'):
+    s, warning = statement, ''
+    if not s['private']:
         warning = '> **NOT PRIVATE.** A debug seed was set or no noise was added: no figure below is a guarantee.\n\n'
-    method, released = s.pop('method'), s.pop('released')
-    meaning, people, anonymity = _meaning(s), s.pop('for_the_people', ''), s.pop('anonymity', '')
+    people, anonymity = s.get('for_the_people', ''), s.get('anonymity', '')
     ending = ''.join(f'\n{title}\n\n{text}\n' for title, text in (('## For the people in the data', people),) if text)
     not_protected, not_covered = (
-        '\n'.join(f'- {item}' for item in s.pop(name)) for name in ('not_protected', 'not_covered')
+        '\n'.join(f'- {item}' for item in s[name]) for name in ('not_protected', 'not_covered')
     )
     page = f"""# Privacy statement
 
-{warning}**Guarantee:** {s.pop('guarantee')}, by {method}, for {released}.
+{warning}**Guarantee:** {s['guarantee']}, by {s['method']}, for {s['released']}.
 
-**Protected:** {s.pop('protected')}.
-{meaning}
-**Made indistinguishable:** {s.pop('adjacency')}.
+**Protected:** {s['protected']}.
+{_meaning(s)}
+**Made indistinguishable:** {s['adjacency']}.
 
 **Not protected:**
 {not_protected}
@@ -59,42 +62,62 @@ def statement_markdown(statement: dict[str, Any]) -> str:
 | | |
 | --- | --- |
 """
-    for key, value in s.items():
+    return page + ''.join(f'| {name} | {text} |\n' for name, text in further_facts(s).items()) + ending
+
+
+def further_facts(statement: dict[str, Any]) -> dict[str, str]:
+    """What has no sentence of its own on a page, in words: its name, and its value as it may be printed."""
+    facts = {}
+    for key, value in statement.items():
+        if key in _LAST or key in _SENTENCES:
+            continue
         if key == 'ledger':
             value = f'{value["lines"]} lines, the last with hash {value["head"]}'
         if isinstance(value, dict):
             value = ', '.join(f'{k}: {_cell(key, v)}' for k, v in value.items())
-        page += f'| {key.replace("_", " ")} | {_cell(key, value)} |\n'
-    return page + ending
+        facts[key.replace('_', ' ')] = _cell(key, value)
+    return facts
 
 
 def _meaning(statement: dict[str, Any]) -> str:
-    """What the figures mean, and the table of them; both are taken out of the statement."""
-    risk = statement.pop('risk', None)
-    hidden = bool(statement.get('public_views'))
-    what = "which of two versions of a record's hidden part was used" if hidden else 'whether a given record was used'
-    words = risk_in_words(risk, what)
-    if not words:
+    """What the figures mean, and the table of them."""
+    risk = statement.get('risk')
+    words = risk_in_words(risk, guessed(statement))
+    if not risk or not words:
         return ''
-    profile = ', '.join(f'{spent} at delta {delta}' for delta, spent in risk['profile'].items())
-    rows = [f'| {name.replace("_", " ")} | {_both(risk, name)} |' for name in risk['add_or_remove'] if name != _RATES]
-    rows += [
-        f'| true positive rate at {rate} false positives | {_both(risk, _RATES, rate)} |'
-        for rate in risk['add_or_remove'][_RATES]
-    ]
+    rows = [f'| {name} | {" | ".join(cells)} |' for name, *cells in risk_rows(risk)]
     table = '\n'.join(['| | add or remove | replace one |', '| --- | --- | --- |', *rows])
     sentences = '\n'.join(f'- {sentence}' for sentence in words)
-    return f'\n**What that means:**\n{sentences}\n\n{table}\n\nEpsilon (add or remove): {profile}.\n'
+    return f'\n**What that means:**\n{sentences}\n\n{table}\n\nEpsilon (add or remove): {profile_in_words(risk)}.\n'
 
 
-def _both(risk: dict[str, Any], name: str, rate: str | None = None) -> str:
+def guessed(statement: dict[str, Any]) -> str:
+    """What an attacker guesses, for ``risk_in_words``."""
+    hidden = bool(statement.get('public_views'))
+    return "which of two versions of a record's hidden part was used" if hidden else 'whether a given record was used'
+
+
+def risk_rows(risk: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """Each risk figure's name, and its value for a record added or removed and for one replaced."""
+    rows = [(name.replace('_', ' '), *_both(risk, name)) for name in risk['add_or_remove'] if name != _RATES]
+    for rate in risk['add_or_remove'][_RATES]:
+        rows.append((f'true positive rate at {rate} false positives', *_both(risk, _RATES, rate)))
+    return rows
+
+
+def profile_in_words(risk: dict[str, Any]) -> str:
+    """Epsilon at several values of delta."""
+    return ', '.join(f'{spent} at delta {delta}' for delta, spent in risk['profile'].items())
+
+
+def _both(risk: dict[str, Any], name: str, rate: str | None = None) -> tuple[str, str]:
     """Two cells: a figure for a record added or removed, and for one replaced."""
     cells = []
     for relation in ('add_or_remove', 'replace_one'):
         found = risk[relation]
         value = found if isinstance(found, str) else found[name] if rate is None else found[name][rate]
         cells.append(as_given(value) if isinstance(value, float) else str(value))
-    return ' | '.join(cells)
+    return cells[0], cells[1]
 
 
 def _cell(key: str, value: Any) -> str:

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import skimage.data
 from mmengine.config import Config
+from mmpose.registry import DATASETS
 
 from mmpose_dp.auditing.view_inversion import BANDS, ViewNetwork, figures, invert_by_tv, train_network
 from mmpose_dp.datasets import PublicView
-from mmpose_dp.engine.view_audit import NOT_EXAMINED, recoverable_from_view, update_statement
+from mmpose_dp.engine.view_audit import NOT_EXAMINED, PRIVATE, VALIDATION, recoverable_from_view, update_statement
 from tests.support.runs import config
 
 SIZE = 96
@@ -92,8 +93,6 @@ def audited(synthetic, synthetic_public, tmp_path_factory):
 
 
 def described(path):
-    from mmpose.registry import DATASETS
-
     return DATASETS.build(Config.fromfile(path).train_dataloader.dataset).view_description
 
 
@@ -106,9 +105,11 @@ def test_what_an_audit_writes(audited):
     found = json.loads((audited / 'view_audit.json').read_text())
     assert found['sample'] == 'validation people' and found['pictures'] == 2
     assert len(found['recovered']) == 2 and all(isinstance(x, dict) for x in found['recovered'].values())
+    with np.load(audited / 'view_audit.npz') as arrays:
+        assert arrays['sample'] == VALIDATION and arrays['original'].shape == (2, 48, 48, 3)
     page = (audited / 'view_audit.html').read_text()
     assert page.count('data:image/png;base64,') == 2 * 4
-    assert 'validation people. Never publish it' in page and 'src="http' not in page
+    assert 'validation people. Never publish it' in page and 'src="http' not in page and '<script' not in page
 
 
 def test_a_statement_includes_the_figures(audited):
@@ -139,6 +140,15 @@ def with_view(synthetic, tmp_path):
         return json.loads((tmp_path / 'view_audit.json').read_text())
 
     return audited
+
+
+def test_validation_people_in_private_pictures_are_named_so(synthetic, tmp_path):
+    cfg = config(synthetic, tmp_path)
+    dataset = DATASETS.build(cfg.train_dataloader.dataset)
+    assert audit_view._sample(cfg, dataset)[1] == VALIDATION
+    del cfg.val_dataloader.dataset['headbox_file']
+    cfg.val_dataloader.dataset.ann_file = cfg.train_dataloader.dataset.private.ann_file
+    assert PRIVATE in audit_view._sample(cfg, dataset)[1]
 
 
 def test_without_public_people_and_without_validation(with_view):

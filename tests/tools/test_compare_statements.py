@@ -6,32 +6,9 @@ import shutil
 import compare_statements
 import pytest
 
-from mmpose_dp.extras.accountability import answers, checked_decision, with_membership_audit
-from mmpose_dp.extras.evidence import SCHEMA_VERSION, STATEMENT_NAME, ledger_in_statement
-from mmpose_dp.extras.risk import risk_of
-from mmpose_dp.extras.statement_page import write_statement
+from mmpose_dp.extras.evidence import STATEMENT_NAME
 from mmpose_dp.privacy.ledger import LEDGER_NAME, Ledger
-from mmpose_dp.privacy.plan import PrivacyPlan
-from mmpose_dp.privacy.statement import build_statement
-from tests.support.core import PLAN_SETTINGS
-
-
-def write(folder, steps=20, ledger=None, **changes):
-    """A work dir with a statement and a ledger, as a training of ``steps`` would leave it; returns the ledger."""
-    plan = PrivacyPlan(**{**PLAN_SETTINGS, 'noise_multiplier': 2.0, **changes})
-    ledger = ledger or Ledger()
-    ledger.begin_run(**plan.run_metadata)
-    for _ in range(steps):
-        ledger.count(plan.event)
-    folder.mkdir(exist_ok=True)
-    ledger.keep_at(folder / LEDGER_NAME)
-    ledger.close()
-    statement = {'schema_version': SCHEMA_VERSION, **build_statement(plan, ledger, pretraining='none')}
-    statement['risk'] = risk_of(ledger.history, plan.target_delta)
-    statement.update(answers(statement, checked_decision(None), 100))
-    statement.update(ledger=ledger_in_statement(ledger), checkpoint=None, weights_sha256=None, config_sha256=None)
-    write_statement(with_membership_audit(statement, folder), folder)
-    return ledger
+from tests.support.statements import write_work_dir as write
 
 
 def compared(call, *paths):

@@ -108,6 +108,8 @@ def one_seed(out: Path, seed: int) -> dict[str, float]:
         found['start'] = test(out, 'nonprivate', start, 'start_test')
         trained = train(out, 'hybrid_eps08', 'hybrid', load, seeded)
         found['hybrid'] = test(out, 'nonprivate', trained, 'hybrid_test')
+        if seed == 0:  # the report is of this one
+            examine_view(out)
 
     def plain_lane() -> None:
         trained = train(out, 'publiconly', 'publiconly', load, seeded)
@@ -118,6 +120,33 @@ def one_seed(out: Path, seed: int) -> dict[str, float]:
 
     at_once(private_lane, plain_lane)
     return found
+
+
+def examine_view(out: Path) -> None:
+    """Finds out what can be recovered from the hybrid's public views, of a few validation people."""
+    if not (out / 'hybrid/view_audit.npz').exists():
+        options = ['--images', 6, '--minutes', 0.3, '--public-images', 'data/synthetic_public/images']
+        call(
+            out / 'view.log',
+            'audit_view.py',
+            CONFIGS / 'hrnet_synthetic_hybrid_eps08.py',
+            '--work-dir',
+            out / 'hybrid',
+            *options,
+        )
+
+
+def report(run: Path) -> Path:
+    """The page of the hybrid training, beside the other models; its people are synthetic and may be shown."""
+    names = {
+        'start': 'before',
+        'publiconly': 'public views alone',
+        'nonprivate': 'without privacy',
+    }
+    scores = [f'{name}={run / folder}_test/scores.json' for folder, name in names.items()]
+    pictures = ['--view-pictures', '--predictions', run / 'hybrid_test/predictions.pkl']
+    call(run / 'report.log', 'make_report.py', run / 'hybrid', '--scores', *scores, *pictures)
+    return run / 'hybrid/privacy_report.html'
 
 
 ROWS = {
@@ -161,6 +190,7 @@ def main() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
         draw_page(run, out)
+        page = report(run)
     print(f'\n{table(results, statement["epsilon"])}\n')
     print(f'{statement["guarantee"]}: {statement["protected"]}')
     for text, path in (
@@ -168,6 +198,7 @@ def main() -> None:
         ('privacy statement', run / 'hybrid/privacy_statement.md'),
         ('training curve', out / 'curve.png'),
         ('page of pictures', out / 'pictures.png'),
+        ('report of it all', page),
     ):
         print(f'{text + ":":<20}{path}')
     say('done')
