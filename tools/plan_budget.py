@@ -50,6 +50,7 @@ import matplotlib.pyplot as plt  # noqa: E402
 SUBSETS = ('all', 'head+last_stage+norms', 'norms+first_stage', 'norms', 'bias', 'head')
 SUBSPACE = 'subspace'  # the coordinates of the configured projector
 MEANINGS = ('can learn', 'may learn a little', 'cannot learn')
+BETTER = 1.1  # a smaller gain is not worth a change
 UNITS = dict(instance='people', image='images', subject='subjects')
 SAMPLES, TOGETHER = 256, 8  # public samples for r, and how many gradients are held at once
 
@@ -243,7 +244,8 @@ def forecast_of(plan: PrivacyPlan, choices: list[Choice], most_records: int | No
     rows = []
     for choice in choices:
         value = forecast.ratio(plan, choice.r, choice.numbers)
-        rows.append(dict(vars(choice), ratio=value, cosine=forecast.cosine(value), verdict=forecast.verdict(value)))
+        useful = forecast.useful(value, choice.r)
+        rows.append(dict(vars(choice), ratio=value, useful=useful, verdict=forecast.verdict(value)))
     whole = next(choice for choice in choices if choice.trainable == 'all')
     found = dict(
         num_records=plan.num_records,
@@ -257,7 +259,7 @@ def forecast_of(plan: PrivacyPlan, choices: list[Choice], most_records: int | No
         gdp_mu=forecast.gaussian_mu(plan),
         mu_of_the_steps=strength / plan.num_records,
         strength=strength,
-        most_numbers=forecast.most_numbers(plan, whole.r),
+        most_numbers=[forecast.most_numbers(plan, whole.r, least) for least in (1.0, forecast.LITTLE)],
         choices=rows,
         epsilon_by_epoch=forecast.epsilon_by_epoch(plan),
         batches=[vars(batch) for batch in batches],
@@ -280,28 +282,26 @@ def advice(found: dict[str, Any]) -> list[str]:
         if names:
             lines.append(f'With {people}, {meaning}: {", ".join(names)}.')
     whole = next(row for row in rows if row['trainable'] == 'all')
-    if found['most_numbers'] is not None and found['most_numbers'] < whole['numbers']:
-        most = _two_digits(found['most_numbers'])
-        lines.append(f'At r = {whole["r"]:.3g}, at most some {most:,} numbers can be learned.')
-    able = [row for row in rows if row['verdict'] == MEANINGS[0] and not row['configured']]
-    if own['verdict'] == MEANINGS[0]:
-        lines.append(f'The config trains {in_words(own["trainable"])}, which can learn.')
-    elif able:
-        most = max(able, key=lambda row: row['r'])
+    above, most = found['most_numbers']
+    if most is not None and most < whole['numbers']:
         lines.append(
-            f'Change: the config trains {in_words(own["trainable"])}, which {own["verdict"]}. Write '
-            f"optim_wrapper.trainable='{most['trainable']}'."
+            f'At r = {whole["r"]:.3g}, at most some {_two_digits(above):,} numbers stand above their noise (ratio 1), and beyond some '
+            f'{_two_digits(most):,} nothing can learn.'
         )
-    else:
-        best = max(rows, key=lambda row: row['ratio'])
-        times = f'{found["thresholds"]["can_learn"] / best["ratio"]:.1f} times as many records' if best['ratio'] else 'a larger r'
+    lines.append(f'The config trains {in_words(own["trainable"])}, which {own["verdict"]}.')
+    best = max(rows, key=lambda row: row['useful'])
+    if best['verdict'] == MEANINGS[2]:
+        needed = found['thresholds']['may_learn_a_little'] / best['ratio'] if best['ratio'] else math.inf
+        times = f'{needed:.1f} times as many records, or about as much more epsilon' if needed < math.inf else 'a larger r'
+        lines.append(f'Change: {in_words(best["trainable"])} would need {times}. Without that, train on public data alone.')
+    elif not best['configured'] and best['useful'] > BETTER * own['useful']:
         lines.append(
-            f'Nothing can learn here. {_capital(in_words(best["trainable"]))} would need {times}, or about that much more epsilon; '
-            'otherwise train on public data alone.'
+            f"Change: optim_wrapper.trainable='{best['trainable']}'{' without projector' if own['trainable'].startswith(SUBSPACE) else ''} "
+            f'should learn more ({best["useful"]:.3f} of C useful per step, not {own["useful"]:.3f}).'
         )
     by_size = {batch['size']: batch for batch in found['batches']}
     now, best_one = by_size.get(found['expected_batch_size']), by_size[found['best_batch']]
-    if now is not None and best_one['strength'] > 1.1 * now['strength']:
+    if now is not None and best_one['strength'] > BETTER * now['strength']:
         lines.append(
             f'Change: write train_dataloader.batch_sampler.expected_batch_size={best_one["size"]}: the same epsilon then gives '
             f'{best_one["strength"] / now["strength"]:.1f} times the ratio, in {best_one["steps"]:,} steps.'
@@ -312,10 +312,6 @@ def advice(found: dict[str, Any]) -> list[str]:
 def in_words(trainable: str) -> str:
     """A choice of ``trainable`` in words."""
     return 'the whole model' if trainable == 'all' else trainable.replace('+', ' + ')
-
-
-def _capital(text: str) -> str:
-    return text[:1].upper() + text[1:]
 
 
 def _two_digits(number: int) -> int:
@@ -334,7 +330,7 @@ def page(found: dict[str, Any]) -> str:
     )
     choices = [
         [row['trainable'] + (' *' if row['configured'] else ''), f'{row["numbers"]:,}', f'{row["r"]:.3f} {row["source"]}']
-        + [f'{row["ratio"]:.3g}', row['verdict']]
+        + [f'{row["ratio"]:.3g}', f'{row["useful"]:.3f}', row['verdict']]
         for row in found['choices']
     ]
     epochs = [[f'{epoch:.1f}', rounded_up(spent)] for epoch, spent in found['epsilon_by_epoch']]
@@ -347,8 +343,9 @@ def page(found: dict[str, Any]) -> str:
     more, second = found['more_epochs'], found['second_training']
     parts = [
         head,
-        'What can be trained (* as configured): signal to noise of the whole training, r N mu / sqrt(d)',
-        _table(['trainable', 'numbers d', 'r', 'ratio', 'verdict'], choices),
+        'What can be trained (* as configured). ratio: signal to noise of the whole training, r N mu / sqrt(d). useful: r times the '
+        'cosine between\nupdate and signal, by which choices compare',
+        _table(['trainable', 'numbers d', 'r', 'ratio', 'useful', 'verdict'], choices),
         *found['advice'],
         '\nEpsilon by private epoch',
         _table(['epoch', 'epsilon spent'], epochs),

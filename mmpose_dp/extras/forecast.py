@@ -15,8 +15,9 @@ the whole trade-off curve (extras/risk.py) is larger than q sqrt(T) / sigma: pri
 computed from the steps, and N mu from the privacy loss distribution is shown beside it. If sigma and C follow a schedule, the sums run
 over its parts: signal = r sum_t C_t B, noise^2 = d sum_t (sigma_t C_t)^2.
 
-The cosine between what was added up and the direction of the signal is s / sqrt(1 + s^2) for a ratio s. With a projector that clips
-coordinates, d is the rank and r is measured in the subspace.
+For a ratio s, the cosine between what was added up and the signal is s / sqrt(1 + s^2). The loss falls, to first order, by the length
+of the mean gradient times that cosine per length moved: r C s / sqrt(1 + s^2), ``useful`` in units of C, by which choices of what to
+train compare. With a projector d is its rank, since the noise outside the subspace is dropped, and r is that of the subspace.
 
 **What it leaves out.** The direction turns while the model learns, and r falls. The spread of the records themselves, which a training
 without noise has too. The optimizer and its learning rate: one that is too large wrecks the start at any ratio. The public gradient.
@@ -40,7 +41,7 @@ LEARNS, LITTLE = 0.05, 0.02
 LEAST_STEPS = 30  # no run of docs/accuracy.csv has fewer
 MANY_EPOCHS = 10
 _ENOUGH = 0.9  # of the best batch's ratio
-_RATES = (64, 32, 16, 8, 4, 2)  # batches that are compared: N divided by these
+_RATES = (256, 64, 32, 16, 8, 4, 2)  # batches that are compared: N divided by these
 _PEOPLE = (1, 2, 5, 10)  # records of one person
 
 # the smaller r of the benchmark's two starts on pictures of the private domain: docs/plan.md, "Where r comes from"
@@ -96,15 +97,18 @@ def ratio(plan: PrivacyPlan, r: float, numbers: int) -> float:
     return r * strength(plan) / math.sqrt(numbers) if r else 0.0
 
 
-def most_numbers(plan: PrivacyPlan, r: float) -> int | None:
-    """The most numbers that can be trained with a ratio of ``LEARNS``; None if nothing limits them."""
-    most = (r * strength(plan) / LEARNS) ** 2
+def most_numbers(plan: PrivacyPlan, r: float, least: float) -> int | None:
+    """The most numbers that can be trained with a ratio of ``least``; None if nothing limits them."""
+    most = (r * strength(plan) / least) ** 2
     return int(most) if math.isfinite(most) else None
 
 
-def cosine(value: float) -> float:
-    """Between all that a training adds up and the direction of the signal, for a ratio of signal to noise."""
-    return value / math.hypot(1.0, value) if math.isfinite(value) else 1.0
+def useful(value: float, r: float) -> float:
+    """r times the cosine between what a training of that ratio adds up and the signal: descent per length moved, in units of C.
+
+    By this, choices compare: a small one has little noise, but also little of the gradient.
+    """
+    return r * (value / math.hypot(1.0, value) if math.isfinite(value) else 1.0)
 
 
 def verdict(value: float) -> str:
