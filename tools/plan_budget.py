@@ -265,11 +265,16 @@ def forecast_of(plan: PrivacyPlan, choices: list[Choice], most_records: int | No
         batches=[vars(batch) for batch in batches],
         best_batch=forecast.best_batch(batches).size,
         more_epochs=forecast.with_more_epochs(plan),
-        people=forecast.for_people(plan, most_records),
+        people=_bounded(forecast.for_people(plan, sorted({*forecast.PEOPLE, *([most_records] if most_records else [])}))),
         second_training=forecast.second_training(plan),
         thresholds=dict(can_learn=forecast.LEARNS, may_learn_a_little=forecast.LITTLE),
     )
     return dict(found, advice=advice(found))
+
+
+def _bounded(people: list[tuple[int, float]]) -> list[tuple[int, float | None]]:
+    """JSON has no infinity: None is 'not bounded'."""
+    return [(count, spent if math.isfinite(spent) else None) for count, spent in people]
 
 
 def advice(found: dict[str, Any]) -> list[str]:
@@ -339,7 +344,7 @@ def page(found: dict[str, Any]) -> str:
         + [f'{batch["steps"]:,}', f'{batch["noise_multiplier"]:.3f}', f'{batch["strength"] / found["strength"]:.2f}']
         for batch in found['batches']
     ]
-    people = [[str(count), rounded_up(spent) if math.isfinite(spent) else 'not bounded'] for count, spent in found['people']]
+    people = [[str(count), 'not bounded' if spent is None else rounded_up(spent)] for count, spent in found['people']]
     more, second = found['more_epochs'], found['second_training']
     parts = [
         head,
@@ -401,6 +406,8 @@ def plot(found: dict[str, Any], path: Path) -> None:
 def main() -> None:
     """Builds the plan as training does, and prints the forecast."""
     args = parse_args()
+    if args.r is not None:
+        forecast.check_r(args.r)
     cfg = read_config(args)
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as folder:

@@ -26,15 +26,15 @@ given anything computed from private records: r comes from public ones.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from mmpose_dp.privacy.accounting import History, epsilon, group_epsilon
+from mmpose_dp.privacy.accounting import History, epsilon, group_epsilon, privacy_loss
 from mmpose_dp.privacy.errors import BudgetError, ConfigError
 from mmpose_dp.privacy.plan import PrivacyPlan
 
-from .risk import risk_of
+from .risk import TradeOff
 
 # where the verdict changes, from docs/plan.md: ratios of signal to noise of the whole training
 LEARNS, LITTLE = 0.05, 0.02
@@ -42,7 +42,7 @@ LEAST_STEPS = 30  # no run of docs/accuracy.csv has fewer
 MANY_EPOCHS = 10
 _ENOUGH = 0.9  # of the best batch's ratio
 _RATES = (256, 64, 32, 16, 8, 4, 2)  # batches that are compared: N divided by these
-_PEOPLE = (1, 2, 5, 10)  # records of one person
+PEOPLE = (1, 2, 5, 10)  # records of one person
 
 # the smaller r of the benchmark's two starts on pictures of the private domain: docs/plan.md, "Where r comes from"
 DEFAULT_R = {
@@ -73,6 +73,12 @@ def default_r(trainable: str) -> float:
     return DEFAULT_R.get(trainable, OTHER_R)
 
 
+def check_r(r: float) -> None:
+    """Raises ConfigError for an r outside 0 to 1."""
+    if not 0 <= r <= 1:
+        raise ConfigError(f'r={r} must be between 0 and 1: it is a length in units of max_grad_norm')
+
+
 def strength(plan: PrivacyPlan) -> float:
     """Signal over noise of a whole training for r = 1 and d = 1: N q sqrt(T) / sigma. Infinity without noise.
 
@@ -92,8 +98,7 @@ def strength(plan: PrivacyPlan) -> float:
 
 def ratio(plan: PrivacyPlan, r: float, numbers: int) -> float:
     """Signal over noise of a whole training of ``numbers`` parameters (or coordinates). Raises ConfigError for an r outside 0 to 1."""
-    if not 0 <= r <= 1:
-        raise ConfigError(f'r={r} must be between 0 and 1: it is a length in units of max_grad_norm')
+    check_r(r)
     return r * strength(plan) / math.sqrt(numbers) if r else 0.0
 
 
@@ -195,9 +200,8 @@ def _repeated(plan: PrivacyPlan, steps: int) -> History:
     return [(plan.event_at(plan.steps - 1), steps)] if steps else []
 
 
-def for_people(plan: PrivacyPlan, most: int | None = None) -> list[tuple[int, float]]:
-    """(records of one person, epsilon of that person); ``most`` is added if it is known."""
-    counts = sorted({*_PEOPLE, *([most] if most else [])})
+def for_people(plan: PrivacyPlan, counts: Iterable[int]) -> list[tuple[int, float]]:
+    """(records of one person, epsilon of that person) for several numbers of records; infinity where it is not bounded."""
     history = [*plan.earlier_history, *plan.planned()]
     return [
         (count, plan.epsilon if count == 1 else group_epsilon(history, plan.target_delta, count)) for count in counts
@@ -217,6 +221,8 @@ def second_training(plan: PrivacyPlan) -> dict[str, float]:
 
 def gaussian_mu(plan: PrivacyPlan) -> float | None:
     """The least mu of Gaussian DP that covers the whole training (extras/risk.py); None where it is not bounded."""
-    risk = risk_of([*plan.earlier_history, *plan.planned()], plan.target_delta)
-    mu = risk['add_or_remove']['gdp_mu'] if risk else None
-    return mu if isinstance(mu, float) else None
+    history = [*plan.earlier_history, *plan.planned()]
+    try:
+        return TradeOff.of(privacy_loss(tuple(history))).gaussian()[0]
+    except (ArithmeticError, ValueError, MemoryError):  # no noise, or losses beyond what a grid holds
+        return None
