@@ -59,7 +59,9 @@ def parse_args() -> argparse.Namespace:
     """The arguments."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('config', help='a private config')
-    parser.add_argument('--num-records', type=int, help='number of records N, if the data set is not there to be counted')
+    parser.add_argument(
+        '--num-records', type=int, help='number of records N, if the data set is not there to be counted'
+    )
     parser.add_argument('--subjects', type=int, help='number of people that the records are of')
     parser.add_argument('--r', type=float, help='length of the mean clipped gradient, in units of max_grad_norm')
     parser.add_argument(
@@ -94,13 +96,18 @@ def read_config(args: argparse.Namespace) -> Config:
             'config private"'
         )
     if cfg.train_cfg.get('public_epochs', 0) >= cfg.train_cfg.max_epochs:
-        raise PrivacyError('train_cfg.public_epochs is as many as max_epochs: no private step is made, so nothing is to plan')
+        raise PrivacyError(
+            'train_cfg.public_epochs is as many as max_epochs: no private step is made, so nothing is to plan'
+        )
     return cfg
 
 
 def plan_of(cfg: Config, args: argparse.Namespace, folder: str) -> PrivacyPlan:
     """The plan that training would make; of --num-records or --subjects where they are given. Raises PrivacyError."""
-    size, unit = cfg.train_dataloader.batch_sampler.get('expected_batch_size'), cfg.train_dataloader.dataset.get('privacy_unit')
+    size, unit = (
+        cfg.train_dataloader.batch_sampler.get('expected_batch_size'),
+        cfg.train_dataloader.dataset.get('privacy_unit'),
+    )
     records = args.num_records
     if unit == 'subject' and (records is not None or args.subjects is not None):
         if args.subjects is None:
@@ -169,9 +176,7 @@ def r_of(args: argparse.Namespace, measured: dict[str, float], name: str) -> tup
 
 
 # ---- r ---------------------------------------------------------------------------------------------------------------
-def measured_r(
-    cfg: Config, count: int, folder: str, found: dict[str, tuple[int, list[str]]]
-) -> dict[str, float]:
+def measured_r(cfg: Config, count: int, folder: str, found: dict[str, tuple[int, list[str]]]) -> dict[str, float]:
     """r of each choice on ``count`` public samples, with the weights of load_from. Raises PrivacyError."""
     own, count = configured(cfg), as_whole(count, '--measure', 2)
     cfg = copy.deepcopy(cfg)
@@ -183,28 +188,45 @@ def measured_r(
         cfg.optim_wrapper.trainable = 'all'
     runner = trial(cfg, folder)
     runner.load_or_resume()
-    model, wrapper, dataset = runner.model.train(), runner.optim_wrapper, runner.train_dataloader.dataset
-    fitted = (getattr(_refresher(runner), 'num_samples', None) or wrapper.projector.max_rank) if wrapper.projector else 0
+    wrapper, dataset = runner.optim_wrapper, runner.train_dataloader.dataset
+    fitted = (
+        (getattr(_refresher(runner), 'num_samples', None) or wrapper.projector.max_rank) if wrapper.projector else 0
+    )
     if dataset.num_public < fitted + count:
         raise PrivacyError(
             f'--measure needs {fitted + count} public samples and train_dataloader.dataset has {dataset.num_public}: set '
             'public_view or public, write a smaller --measure, or give --r'
         )
+    order = runner.train_loop.sampler.sampling.random.choice(dataset.num_public, fitted + count)
+    chosen = [dataset.public_samples[int(i)] for i in order]
+    return measured_on(runner, {name: keys for name, (_, keys) in found.items()}, own, chosen[:fitted], chosen[fitted:])
+
+
+def measured_on(
+    runner: Runner, keys_of: dict[str, list[str]], own: str, fitted: list[int], chosen: list[int]
+) -> dict[str, float]:
+    """r of choices on public samples.
+
+    Args:
+        runner: of a private training, its weights loaded.
+        keys_of: the names of each choice's parameters; a choice that needs others than those of the wrapper is left out.
+        own: the choice that the projector is for.
+        fitted: the samples that the projector's basis is found on, if there is a projector.
+        chosen: those that r is measured on.
+    """
+    model, wrapper = runner.model.train(), runner.optim_wrapper
     places = {id(param): place for place, param in enumerate(wrapper.params)}
     names = {name: places[id(param)] for name, param in model.named_parameters() if id(param) in places}
     parts: dict[str, tuple[list[int], Projector | None]] = {
-        choice: ([names[key] for key in keys], None) for choice, (_, keys) in found.items() if set(keys) <= set(names)
+        choice: ([names[key] for key in keys], None) for choice, keys in keys_of.items() if set(keys) <= set(names)
     }
-    order = runner.train_loop.sampler.sampling.random.choice(dataset.num_public, fitted + count)
-    chosen = [dataset.public_samples[int(i)] for i in order]
     if wrapper.projector:
         indices = parts[own][0]
-        gradients = ([batch[i] for i in indices] for batch in _gradients(runner, chosen[:fitted]))
-        fit_basis(wrapper.projector, gradients, fitted)
+        gradients = ([batch[i] for i in indices] for batch in _gradients(runner, fitted))
+        fit_basis(wrapper.projector, gradients, len(fitted))
         parts[SUBSPACE] = indices, wrapper.projector
-    batches = track(
-        _gradients(runner, chosen[fitted:]), 'Public samples', -(-count // TOGETHER), transient=True, console=_console()
-    )
+    steps = -(-len(chosen) // TOGETHER)
+    batches = track(_gradients(runner, chosen), 'Public samples', steps, transient=True, console=_console())
     return measure(wrapper.mechanism, batches, parts)
 
 
@@ -231,14 +253,22 @@ def per_person(plan: PrivacyPlan, args: argparse.Namespace) -> int | None:
     if args.subjects is None or plan.privacy_unit == 'subject':
         return None
     if not 1 <= args.subjects <= plan.num_records:
-        raise PrivacyError(f'--subjects {args.subjects} must be between 1 and the number of records, {plan.num_records}')
+        raise PrivacyError(
+            f'--subjects {args.subjects} must be between 1 and the number of records, {plan.num_records}'
+        )
     return -(-plan.num_records // args.subjects)
 
 
 def forecast_of(plan: PrivacyPlan, choices: list[Choice], most_records: int | None) -> dict[str, Any]:
     """Everything that the page shows, plain JSON values."""
     sizes = forecast.batch_sizes(plan)
-    tried = track((forecast.with_batch(plan, size) for size in sizes), 'Batch sizes', len(sizes), transient=True, console=_console())
+    tried = track(
+        (forecast.with_batch(plan, size) for size in sizes),
+        'Batch sizes',
+        len(sizes),
+        transient=True,
+        console=_console(),
+    )
     batches = [batch for batch in tried if batch is not None]
     strength = forecast.strength(plan)
     rows = []
@@ -265,7 +295,9 @@ def forecast_of(plan: PrivacyPlan, choices: list[Choice], most_records: int | No
         batches=[vars(batch) for batch in batches],
         best_batch=forecast.best_batch(batches).size,
         more_epochs=forecast.with_more_epochs(plan),
-        people=_bounded(forecast.for_people(plan, sorted({*forecast.PEOPLE, *([most_records] if most_records else [])}))),
+        people=_bounded(
+            forecast.for_people(plan, sorted({*forecast.PEOPLE, *([most_records] if most_records else [])}))
+        ),
         second_training=forecast.second_training(plan),
         thresholds=dict(can_learn=forecast.LEARNS, may_learn_a_little=forecast.LITTLE),
     )
@@ -290,19 +322,24 @@ def advice(found: dict[str, Any]) -> list[str]:
     above, most = found['most_numbers']
     if most is not None and most < whole['numbers']:
         lines.append(
-            f'At r = {whole["r"]:.3g}, at most some {_two_digits(above):,} numbers stand above their noise (ratio 1), and beyond some '
-            f'{_two_digits(most):,} nothing can learn.'
+            f'At r = {whole["r"]:.3g}, at most some {_two_digits(above):,} numbers stand above their noise (ratio 1), and '
+            f'beyond some {_two_digits(most):,} nothing can learn.'
         )
     lines.append(f'The config trains {in_words(own["trainable"])}, which {own["verdict"]}.')
     best = max(rows, key=lambda row: row['useful'])
     if best['verdict'] == MEANINGS[2]:
         needed = found['thresholds']['may_learn_a_little'] / best['ratio'] if best['ratio'] else math.inf
-        times = f'{needed:.1f} times as many records, or about as much more epsilon' if needed < math.inf else 'a larger r'
-        lines.append(f'Change: {in_words(best["trainable"])} would need {times}. Without that, train on public data alone.')
-    elif not best['configured'] and best['useful'] > BETTER * own['useful']:
+        times = (
+            f'{needed:.1f} times as many records, or about as much more epsilon' if needed < math.inf else 'a larger r'
+        )
         lines.append(
-            f"Change: optim_wrapper.trainable='{best['trainable']}'{' without projector' if own['trainable'].startswith(SUBSPACE) else ''} "
-            f'should learn more ({best["useful"]:.3f} of C useful per step, not {own["useful"]:.3f}).'
+            f'Change: {in_words(best["trainable"])} would need {times}. Without that, train on public data alone.'
+        )
+    elif not best['configured'] and best['useful'] > BETTER * own['useful']:
+        bare = ' without a projector' if own['trainable'].startswith(SUBSPACE) else ''
+        lines.append(
+            f"Change: optim_wrapper.trainable='{best['trainable']}'{bare} should learn more (useful: {best['useful']:.3f} "
+            f'instead of {own["useful"]:.3f}).'
         )
     by_size = {batch['size']: batch for batch in found['batches']}
     now, best_one = by_size.get(found['expected_batch_size']), by_size[found['best_batch']]
@@ -334,7 +371,11 @@ def page(found: dict[str, Any]) -> str:
         f'{_or_unknown(found["gdp_mu"])}, of which the steps use {found["mu_of_the_steps"]:.4g} for the signal\n'
     )
     choices = [
-        [row['trainable'] + (' *' if row['configured'] else ''), f'{row["numbers"]:,}', f'{row["r"]:.3f} {row["source"]}']
+        [
+            row['trainable'] + (' *' if row['configured'] else ''),
+            f'{row["numbers"]:,}',
+            f'{row["r"]:.3f} {row["source"]}',
+        ]
         + [f'{row["ratio"]:.3g}', f'{row["useful"]:.3f}', row['verdict']]
         for row in found['choices']
     ]
@@ -348,15 +389,15 @@ def page(found: dict[str, Any]) -> str:
     more, second = found['more_epochs'], found['second_training']
     parts = [
         head,
-        'What can be trained (* as configured). ratio: signal to noise of the whole training, r N mu / sqrt(d). useful: r times the '
-        'cosine between\nupdate and signal, by which choices compare',
+        'What can be trained (* as configured)\n'
+        '  ratio: signal to noise of the whole training, r N mu / sqrt(d). useful: r times the cosine of update and signal',
         _table(['trainable', 'numbers d', 'r', 'ratio', 'useful', 'verdict'], choices),
         *found['advice'],
         '\nEpsilon by private epoch',
         _table(['epoch', 'epsilon spent'], epochs),
         '\nWhich batch, for this epsilon and as many epochs (ratio: times that of the config)',
         _table(['expected batch', 'steps', 'noise_multiplier', 'ratio'], batches),
-        f'Best: {found["best_batch"]:,}, the smallest that has nine tenths of the largest ratio in {forecast.LEAST_STEPS} steps or more.',
+        f'Best: {found["best_batch"]:,}, the smallest with nine tenths of the largest ratio, and {forecast.LEAST_STEPS} steps.',
         f'\n{more["epochs"]} more epochs: in the same budget noise_multiplier {more["noise_multiplier"]:.4f} and '
         f'{more["gain"]:.2f} times the ratio; with the same noise they spend epsilon '
         f'{rounded_up(more["epsilon_with_the_same_noise"])} in all.',

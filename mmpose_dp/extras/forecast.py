@@ -1,28 +1,29 @@
 """What a budget can buy: how much of a whole training is signal and how much is noise, before any training.
 
-**Derivation.** One private step adds up the clipped gradients of a Poisson sample of B records on average, each of norm at most C, and
-adds N(0, (sigma C)^2) to each of d numbers. Let r be the length of the mean clipped gradient, in units of C: 1 if all records pull
-with full weight in one direction, 0 if they cancel. In that direction a step's sum is r C B on average. If the direction stays, T steps
-add up to
+**Derivation.** One private step adds up the clipped gradients of a Poisson sample of B records on average, each of norm
+at most C, and adds N(0, (sigma C)^2) to each of d numbers. Let r be the length of the mean clipped gradient, in units of C:
+1 if all records pull with full weight in one direction, 0 if they cancel. In that direction a step's sum is r C B on
+average. If the direction stays, T steps add up to
 
-    signal = T r C B,        noise = sigma C sqrt(d T)  (the length of T independent noises in d dimensions),
+    signal = T r C B,        noise = sigma C sqrt(d T)    (the length of a sum of T independent noises in d dimensions),
 
-    signal / noise = r B sqrt(T) / (sigma sqrt(d)) = r N mu / sqrt(d)   with   mu = q sqrt(T) / sigma,  q = B / N.
+    signal / noise = r B sqrt(T) / (sigma sqrt(d)) = r N mu / sqrt(d)    with    mu = q sqrt(T) / sigma,  q = B / N.
 
-C cancels: it matters only through r. That mu is the limit, for large sigma, of the Gaussian-DP mu of the subsampled Gaussian,
-q sqrt(T (exp(1 / sigma^2) - 1)) (Dong et al. 2022, section 5.2). At small rates sigma falls below about 1, and then the mu that covers
-the whole trade-off curve (extras/risk.py) is larger than q sqrt(T) / sigma: privacy is paid for that buys no signal. So the ratio is
-computed from the steps, and N mu from the privacy loss distribution is shown beside it. If sigma and C follow a schedule, the sums run
-over its parts: signal = r sum_t C_t B, noise^2 = d sum_t (sigma_t C_t)^2.
+C cancels: it matters only through r. That mu is the limit, for large sigma, of the Gaussian-DP mu of the subsampled
+Gaussian, q sqrt(T (exp(1 / sigma^2) - 1)) (Dong et al. 2022, section 5.2). At small rates sigma falls below about 1, and
+then the mu that covers the whole trade-off curve (extras/risk.py) is larger than q sqrt(T) / sigma: privacy is paid for
+that buys no signal. So the ratio is computed from the steps, and the mu of the privacy loss distribution is shown beside
+it. If sigma and C follow a schedule, the sums run over its parts: signal = r sum_t C_t B, noise^2 = d sum_t (sigma_t C_t)^2.
 
-For a ratio s, the cosine between what was added up and the signal is s / sqrt(1 + s^2). The loss falls, to first order, by the length
-of the mean gradient times that cosine per length moved: r C s / sqrt(1 + s^2), ``useful`` in units of C, by which choices of what to
-train compare. With a projector d is its rank, since the noise outside the subspace is dropped, and r is that of the subspace.
+For a ratio s, the cosine between what was added up and the signal is s / sqrt(1 + s^2). To first order the loss falls by
+the length of the mean gradient times that cosine per length moved: r C s / sqrt(1 + s^2), ``useful`` in units of C, by
+which choices of what to train compare. With a projector d is its rank, since the noise outside the subspace is dropped,
+and r is that of the subspace.
 
-**What it leaves out.** The direction turns while the model learns, and r falls. The spread of the records themselves, which a training
-without noise has too. The optimizer and its learning rate: one that is too large wrecks the start at any ratio. The public gradient.
-So the verdict is an estimate, calibrated on the runs of docs/accuracy.csv (docs/plan.md), and no part of the guarantee. Must not be
-given anything computed from private records: r comes from public ones.
+**What it leaves out.** The direction turns while the model learns, and r falls. Records differ, which a training without
+noise suffers from too. The optimizer and its learning rate: one that is too large wrecks the start at any ratio. The
+public gradient. So a verdict is an estimate, calibrated on trainings of synthetic people (docs/plan.md), and no part of the
+guarantee. Must not be given anything computed from private records: r comes from public ones.
 """
 
 import math
@@ -36,23 +37,23 @@ from mmpose_dp.privacy.plan import PrivacyPlan
 
 from .risk import TradeOff
 
-# where the verdict changes, from docs/plan.md: ratios of signal to noise of the whole training
-LEARNS, LITTLE = 0.05, 0.02
+# where the verdict changes, ratios of signal to noise of the whole training; the runs behind it are in docs/plan.md
+LEARNS, LITTLE = 0.02, 0.005
 LEAST_STEPS = 30  # no run of docs/accuracy.csv has fewer
 MANY_EPOCHS = 10
 _ENOUGH = 0.9  # of the best batch's ratio
 _RATES = (256, 64, 32, 16, 8, 4, 2)  # batches that are compared: N divided by these
 PEOPLE = (1, 2, 5, 10)  # records of one person
 
-# the smaller r of the benchmark's two starts on pictures of the private domain: docs/plan.md, "Where r comes from"
+# the smaller r of the benchmark's two starts on pictures, to a digit: docs/plan.md, "Where r comes from"
 DEFAULT_R = {
-    'all': 0.112,
-    'head+last_stage+norms': 0.060,
-    'norms+first_stage': 0.103,
-    'norms': 0.052,
-    'bias': 0.031,
-    'head': 0.021,
-    'subspace': 0.033,
+    'all': 0.1,
+    'head+last_stage+norms': 0.07,
+    'norms+first_stage': 0.1,
+    'norms': 0.07,
+    'bias': 0.05,
+    'head': 0.02,
+    'subspace': 0.04,
 }
 OTHER_R = 0.1
 
@@ -97,7 +98,7 @@ def strength(plan: PrivacyPlan) -> float:
 
 
 def ratio(plan: PrivacyPlan, r: float, numbers: int) -> float:
-    """Signal over noise of a whole training of ``numbers`` parameters (or coordinates). Raises ConfigError for an r outside 0 to 1."""
+    """Signal over noise of a whole training of ``numbers`` parameters, or coordinates. Raises ConfigError as ``check_r``."""
     check_r(r)
     return r * strength(plan) / math.sqrt(numbers) if r else 0.0
 

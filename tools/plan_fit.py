@@ -1,6 +1,7 @@
 """How well the forecasts of tools/plan_budget.py fit the runs of docs/accuracy.csv; rewrites the tables of docs/plan.md.
 
-    python tools/benchmarks/plan_fit.py
+    python tools/plan_fit.py
+    python tools/plan_fit.py --measure work_dirs/accuracy/start_pretrain_seed0.pth   # prints r, on synthetic people
 
 For each private run it computes the ratio of signal to noise as plan_budget.py would (the default r of the choice, the run's own
 noise and steps), takes the verdict, and asks whether the run scored better than the public start that it began from. docs/plan.csv
@@ -11,6 +12,7 @@ thresholds are in mmpose_dp/extras/forecast.py.
 import argparse
 import csv
 import json
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -21,15 +23,19 @@ from typing import Any
 import mmpose_dp  # noqa: F401  (first: checks and repairs the install)
 
 # isort: split
+from check_config import trial
 from mmengine.config import Config
 from mmpose.registry import MODELS
 from mmpose.utils import register_all_modules
+from plan_budget import SUBSETS, measured_on, subsets
 
+from mmpose_dp.datasets.synthetic import make_synthetic_mpii
+from mmpose_dp.engine.hooks.preflight import indices_of_parts
 from mmpose_dp.extras import forecast
 from mmpose_dp.models import choose_trainable, freeze_batch_norm
 from mmpose_dp.privacy.plan import PrivacyPlan
 
-REPO = Path(__file__).resolve().parents[2]
+REPO = Path(__file__).resolve().parents[1]
 MARKS = '<!-- fit -->', '<!-- /fit -->'
 RECORDS, DELTA, EPOCH = 8000, 1 / 22000, 'train_cfg.max_epochs'  # of the benchmark (accuracy_rows.py)
 # the row that a row starts from, as accuracy_rows.py has it; the others start from the public-only row
@@ -37,6 +43,8 @@ STARTS = {
     **dict.fromkeys(('dpsgd', 'dpsgd_paper', 'projected', 'feature', 'hybrid_paper', 'no_views_first'), 'pretrain'),
     'ours_pictures': 'public_pictures',
 }
+VIEWS = 200  # that the subspace is found on
+SMALL = dict(type='ResNet', depth=18, base_channels=16, stem_channels=16, strides=(1, 2, 2, 1), init_cfg=None)
 SHARES = {'norms+backbone.conv1.*+backbone.layer1.*': 'norms+first_stage'}  # a pattern that means a named choice
 
 
@@ -91,14 +99,18 @@ def choice_of(settings: dict) -> tuple[str, int]:
 def numbers_of(backbone: str, trainable: str) -> int:
     """How many numbers ``trainable`` leaves of the benchmark's model with that backbone."""
     register_all_modules()
-    cfg = Config.fromfile(REPO / 'configs/dp/hrnet_synthetic_dpsgd_eps08.py')
-    settings = json.loads(backbone)
-    cfg.merge_from_dict({'model.backbone': settings})
-    cfg.model.backbone.pop('_delete_', None)
-    cfg.merge_from_dict({'model.head.in_channels': 8 * settings['base_channels'], 'model.head.in_featuremap_size': (4, 4)})
+    cfg = with_model(Config.fromfile(REPO / 'configs/dp/hrnet_synthetic_dpsgd_eps08.py'), json.loads(backbone))
     model = MODELS.build(cfg.model)
     freeze_batch_norm(model)
     return choose_trainable(model, trainable)
+
+
+def with_model(cfg: Config, backbone: dict) -> Config:
+    """The config with the benchmark's model."""
+    cfg.merge_from_dict({'model.backbone': {**backbone, '_delete_': True}})
+    sizes = {'model.head.in_channels': 8 * backbone['base_channels'], 'model.head.in_featuremap_size': (4, 4)}
+    cfg.merge_from_dict(sizes)
+    return cfg
 
 
 @cache
@@ -144,7 +156,9 @@ def trials(lines: Sequence[dict]) -> Iterator[Trial]:
 def people_apart(lines: Sequence[dict]) -> float:
     """How much higher the tuning people score than the reported ones: the mean over runs that have both."""
     keys = ('row', 'epsilon', 'seed', 'settings')
-    reported = {tuple(line[k] for k in keys): float(line['pckh']) for line in lines[::-1] if line['split'] == 'reported'}
+    reported = {
+        tuple(line[k] for k in keys): float(line['pckh']) for line in lines[::-1] if line['split'] == 'reported'
+    }
     found = [
         float(line['pckh']) - reported[key]
         for line in lines
@@ -189,27 +203,27 @@ def table(head: list[str], rows: Sequence[Sequence[str]]) -> str:
 def by_row(found: Sequence[Trial]) -> str:
     """What was forecast and what came out, row by row of the benchmark."""
     rows = []
-    for name in dict.fromkeys(trial.row for trial in found):
-        mine = [trial for trial in found if trial.row == name]
-        ratios = [trial.ratio for trial in mine]
+    for name in dict.fromkeys(run.row for run in found):
+        mine = [run for run in found if run.row == name]
+        ratios = [run.ratio for run in mine]
         span = f'{min(ratios):.2g}' if min(ratios) == max(ratios) else f'{min(ratios):.2g} to {max(ratios):.2g}'
-        numbers = ', '.join(f'{n:,}' for n in sorted({trial.numbers for trial in mine}))
-        gain = mean(trial.score - trial.start for trial in mine)
+        numbers = ', '.join(f'{n:,}' for n in sorted({run.numbers for run in mine}))
+        gain = mean(run.score - run.start for run in mine)
         rows.append([name, str(len(mine)), numbers, span, f'{gain:+.1f}', share(mine, _right)])
     return table(['row', 'runs', 'numbers d', 'ratio', 'mean gain over the start', 'forecast right'], rows)
 
 
-def _right(trial: Trial) -> bool:
-    return trial.forecast == trial.learned
+def _right(run: Trial) -> bool:
+    return run.forecast == run.learned
 
 
 def wrong(found: Sequence[Trial]) -> str:
     """The runs whose forecast was wrong, worst first."""
     rows = [
-        [trial.row, f'{trial.epsilon:g}', str(trial.batch), trial.learning_rate, f'{trial.ratio:.2g}']
-        + [f'{trial.start:.1f}', f'{trial.score:.1f}']
-        for trial in sorted(found, key=lambda trial: trial.score - trial.start)
-        if not _right(trial)
+        [run.row, f'{run.epsilon:g}', str(run.batch), run.learning_rate, f'{run.ratio:.2g}']
+        + [f'{run.start:.1f}', f'{run.score:.1f}']
+        for run in sorted(found, key=lambda run: run.score - run.start)
+        if not _right(run)
     ]
     return table(['row', 'epsilon', 'batch', 'optimizer', 'ratio', 'start', 'run'], rows)
 
@@ -227,14 +241,14 @@ def pairs(found: Sequence[Trial]) -> list[tuple[Trial, Trial]]:
 def write_page(page: Path, found: Sequence[Trial], small: Sequence[Trial]) -> None:
     """Rewrites what is between the marks."""
     small_rows = [
-        [trial.row, trial.choice, f'{trial.epsilon:g}', f'{trial.numbers:,}', f'{trial.ratio:.2g}']
-        + [forecast.verdict(trial.ratio), f'{trial.score - trial.start:+.1f}']
-        for trial in sorted(small, key=lambda trial: -trial.ratio)
+        [run.row, run.choice, f'{run.epsilon:g}', f'{run.numbers:,}', f'{run.ratio:.2g}']
+        + [forecast.verdict(run.ratio), f'{run.score - run.start:+.1f}']
+        for run in sorted(small, key=lambda run: -run.ratio)
     ]
     tried = pairs(found)
     parts = [
         f'The verdict is right in **{share(found, _right)}** of the private runs. To say "it learns" of every run is right in '
-        f'{share(found, lambda trial: trial.learned)}.\n',
+        f'{share(found, lambda run: run.learned)}.\n',
         by_row(found),
         'Where it is wrong:\n',
         wrong(found),
@@ -248,11 +262,47 @@ def write_page(page: Path, found: Sequence[Trial], small: Sequence[Trial]) -> No
     page.write_text(text[: start + len(MARKS[0])] + '\n' + '\n'.join(parts) + text[end:])
 
 
+# ---- r ---------------------------------------------------------------------------------------------------------------
+def measured(start: Path, samples: int, folder: Path) -> str:
+    """r of each choice with the weights of ``start``, on public views and on pictures, of synthetic people of the private domain.
+
+    They are declared public here, as nobody could with real ones. The basis of the subspace is from views.
+    """
+    root = make_synthetic_mpii(folder / 'people', 'private', samples + VIEWS, 2, seed=2, image_size=96)
+    cfg = with_model(Config.fromfile(REPO / 'configs/dp/hrnet_synthetic_hybrid_eps08.py'), SMALL)
+    others = make_synthetic_mpii(folder / 'others', 'private', samples, 2, seed=3, image_size=96)
+    cfg.optim_wrapper.projector = dict(rank=25, preconditioned=True, dtype='bfloat16')
+    cfg.train_dataloader.dataset.public_view = dict(type='PublicView', mode='blur')
+    cfg.train_dataloader.dataset.private.data_root = f'{root}/'
+    cfg.train_dataloader.dataset.public = dict(cfg.train_dataloader.dataset.private, data_root=f'{others}/')
+    cfg.train_dataloader.batch_sampler.expected_batch_size = 32
+    cfg.merge_from_dict({'train_dataloader.num_workers': 0, 'train_dataloader.persistent_workers': False})
+    cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
+    cfg.load_from = str(start)
+    register_all_modules()
+    runner = trial(cfg, str(folder / 'work'))
+    runner.load_or_resume()
+    found = subsets(runner.model, list(SUBSETS), 8)
+    names = {name: keys for name, (_, keys) in found.items()}
+    parts = dict(indices_of_parts(runner.train_dataloader.dataset))
+    views, pictures = parts['public_view'], parts['public']
+    fitted = list(views[:VIEWS])
+    tried = [measured_on(runner, names, 'all', fitted, list(chosen)) for chosen in (views[VIEWS:], pictures)]
+    rows = [[name, *(f'{r[name]:.3f}' for r in tried)] for name in tried[0]]
+    return table(['r', 'on public views', 'on pictures'], rows)
+
+
 def main() -> None:
     """Reads the runs, rewrites the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--page', type=Path, default=REPO / 'docs/plan.md', help='whose tables are replaced')
+    parser.add_argument('--measure', type=Path, metavar='START', help='a start of accuracy.py: prints its r instead')
+    parser.add_argument('--samples', type=int, default=400, help='people that r is measured on')
     args = parser.parse_args()
+    if args.measure:
+        with tempfile.TemporaryDirectory() as folder:
+            print(measured(args.measure, args.samples, Path(folder)))
+        return
     lines, small = (list(csv.DictReader((REPO / f'docs/{name}.csv').open())) for name in ('accuracy', 'plan'))
     write_page(args.page, list(trials(lines)), list(trials(small)))
     print(args.page)
