@@ -104,10 +104,14 @@ def read_config(args: argparse.Namespace) -> Config:
 
 def plan_of(cfg: Config, args: argparse.Namespace, folder: str) -> PrivacyPlan:
     """The plan that training would make; of --num-records or --subjects where they are given. Raises PrivacyError."""
-    size, unit = (
-        cfg.train_dataloader.batch_sampler.get('expected_batch_size'),
-        cfg.train_dataloader.dataset.get('privacy_unit'),
-    )
+    size = (cfg.train_dataloader.get('batch_sampler') or {}).get('expected_batch_size')
+    unit = cfg.train_dataloader.dataset.get('privacy_unit')
+    for key, value in (
+        ('train_dataloader.batch_sampler.expected_batch_size', size),
+        ('default_hooks.privacy_budget', (cfg.get('default_hooks') or {}).get('privacy_budget')),
+    ):
+        if not value:
+            raise PrivacyError(f'{key} is not set, so there is no budget to plan')
     records = args.num_records
     if unit == 'subject' and (records is not None or args.subjects is not None):
         if args.subjects is None:
@@ -338,8 +342,8 @@ def advice(found: dict[str, Any]) -> list[str]:
     elif not best['configured'] and best['useful'] > BETTER * own['useful']:
         bare = ' without a projector' if own['trainable'].startswith(SUBSPACE) else ''
         lines.append(
-            f"Change: optim_wrapper.trainable='{best['trainable']}'{bare} should learn more (useful: {best['useful']:.3f} "
-            f'instead of {own["useful"]:.3f}).'
+            f"Change: optim_wrapper.trainable='{best['trainable']}'{bare} should learn more (useful: {best['useful']:.2g} "
+            f'instead of {own["useful"]:.2g}).'
         )
     by_size = {batch['size']: batch for batch in found['batches']}
     now, best_one = by_size.get(found['expected_batch_size']), by_size[found['best_batch']]
@@ -376,7 +380,7 @@ def page(found: dict[str, Any]) -> str:
             f'{row["numbers"]:,}',
             f'{row["r"]:.3f} {row["source"]}',
         ]
-        + [f'{row["ratio"]:.3g}', f'{row["useful"]:.3f}', row['verdict']]
+        + [f'{row["ratio"]:.3g}', f'{row["useful"]:.2g}', row['verdict']]
         for row in found['choices']
     ]
     epochs = [[f'{epoch:.1f}', rounded_up(spent)] for epoch, spent in found['epsilon_by_epoch']]

@@ -10,6 +10,7 @@ import torch
 from mmpose.registry import MODELS
 
 from mmpose_dp.extras import forecast
+from mmpose_dp.privacy.errors import PrivacyError
 from tests.support.paths import REPO
 from tests.support.runs import unvalidated
 
@@ -98,6 +99,8 @@ def test_r_is_measured_on_public_samples(synthetic, folder):
     assert all(0 <= choice.r <= 1 for choice in found.values()) and found['all'].r > 0
     assert found['subspace of rank 6'].configured and found['subspace of rank 6'].numbers == 6
     assert not (folder / 'measured').exists()
+    with pytest.raises(PrivacyError, match='needs 1012 public samples and train_dataloader.dataset has 40'):
+        choices(cfg, folder / 'trial', measure=1000)
 
 
 def choices(cfg, folder, **arguments):
@@ -125,6 +128,12 @@ def test_lora_is_counted_where_it_is_configured(synthetic, folder):
         ('dpsgd', [], dict(optim_wrapper__trainable='nothing.*'), 'matches no trainable parameter'),
         ('dpsgd', [], dict(optim_wrapper__noise_multiplier=0.0), 'target_epsilon'),
         ('feature', [], dict(train_cfg__public_epochs=3), 'no private step'),
+        (
+            'dpsgd',
+            ['--num-records', '9'],
+            dict(train_dataloader__batch_sampler__expected_batch_size=None),
+            'expected_batch_size is',
+        ),
     ],
 )
 def test_what_cannot_be_planned_is_one_sentence(plan, method, arguments, options, message):
