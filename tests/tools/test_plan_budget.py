@@ -108,6 +108,15 @@ def choices(cfg, folder, **arguments):
     return {choice.trainable: choice for choice in plan_budget.choices_of(cfg, args, str(folder))}
 
 
+def test_what_lost_points_in_the_benchmark_is_named(synthetic, synthetic_public, folder):
+    cfg = unvalidated(synthetic, folder / 'traps', 'projected', public_root=synthetic_public)
+    assert plan_budget.traps(cfg) == []
+    cfg.optim_wrapper.update(projector=dict(rank=6, order='noise-then-project'), optimizer=dict(type='AdamW', lr=1e-3))
+    assert "order='noise-then-project' with AdamW" in plan_budget.traps(cfg)[0]
+    cfg.optim_wrapper.optimizer = dict(type='SGD', lr=1.0)
+    assert plan_budget.traps(cfg) == []
+
+
 def test_lora_is_counted_where_it_is_configured(synthetic, folder):
     cfg = unvalidated(synthetic, folder / 'lora', optim_wrapper__trainable='lora+norms', optim_wrapper__lora_rank=2)
     found = choices(cfg, folder / 'lora')
