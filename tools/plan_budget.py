@@ -16,6 +16,7 @@ import copy
 import json
 import math
 import tempfile
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,7 @@ SUBSETS = ('all', 'head+last_stage+norms', 'norms+first_stage', 'norms', 'bias',
 SUBSPACE = 'subspace'  # the coordinates of the configured projector
 MEANINGS = ('can learn', 'may learn a little', 'cannot learn')
 BETTER = 1.1  # a smaller gain is not worth a change
-UNITS = dict(instance='people', image='images', subject='subjects')
+UNITS = dict(instance='records', image='images', subject='subjects')
 SAMPLES, TOGETHER = 256, 8  # public samples for r, and how many gradients are held at once
 
 
@@ -230,7 +231,7 @@ def measured_on(
         fit_basis(wrapper.projector, gradients, len(fitted))
         parts[SUBSPACE] = indices, wrapper.projector
     steps = -(-len(chosen) // TOGETHER)
-    batches = track(_gradients(runner, chosen), 'Public samples', steps, transient=True, console=_console())
+    batches = _progress(_gradients(runner, chosen), 'Public samples', steps)
     return measure(wrapper.mechanism, batches, parts)
 
 
@@ -238,8 +239,10 @@ def _refresher(runner: Runner) -> Any:
     return next((hook for hook in runner.hooks if hasattr(hook, 'num_samples')), None)
 
 
-def _console() -> Console:
-    return Console(stderr=True)
+def _progress(steps: Iterable[Any], what: str, total: int) -> Iterator[Any]:
+    """The steps, with a bar on a terminal."""
+    console = Console(stderr=True)
+    yield from track(steps, what, total, transient=True, console=console, disable=not console.is_terminal)
 
 
 def _gradients(runner: Runner, chosen: list[int]) -> Any:
@@ -266,13 +269,7 @@ def per_person(plan: PrivacyPlan, args: argparse.Namespace) -> int | None:
 def forecast_of(plan: PrivacyPlan, choices: list[Choice], most_records: int | None) -> dict[str, Any]:
     """Everything that the page shows, plain JSON values."""
     sizes = forecast.batch_sizes(plan)
-    tried = track(
-        (forecast.with_batch(plan, size) for size in sizes),
-        'Batch sizes',
-        len(sizes),
-        transient=True,
-        console=_console(),
-    )
+    tried = _progress((forecast.with_batch(plan, size) for size in sizes), 'Batch sizes', len(sizes))
     batches = [batch for batch in tried if batch is not None]
     strength = forecast.strength(plan)
     rows = []
@@ -474,14 +471,21 @@ def main() -> None:
         most_records = per_person(plan, args)
         choices = choices_of(cfg, args, f'{folder}/measure')
     found = forecast_of(plan, choices, most_records)
+    if args.measure and cfg.train_dataloader.dataset.get('public_view'):
+        found['advice'].append(
+            'r is of public views, which ask for other changes than pictures: see docs/plan.md, "Where r comes from".'
+        )
     found['advice'] += traps(cfg)
     print(f'Config {Path(args.config).name}\n{page(found)}')
     for warning in plan.warnings:
         print(warning)
-    if args.json:
-        args.json.write_text(json.dumps(found, indent=2) + '\n')
-    if args.plot:
-        plot(found, args.plot)
+    try:
+        if args.json:
+            args.json.write_text(json.dumps(found, indent=2) + '\n')
+        if args.plot:
+            plot(found, args.plot)
+    except OSError as error:
+        raise PrivacyError(f'the forecast cannot be written: {error}') from error
 
 
 if __name__ == '__main__':

@@ -150,6 +150,11 @@ def test_what_cannot_be_planned_is_one_sentence(plan, method, arguments, options
     assert done.returncode == 2 and message in done.stderr and done.stderr.count('\n') == 1
 
 
+def test_a_file_that_cannot_be_written(plan, folder):
+    done = plan('dpsgd', '--num-records', '400', '--plot', folder / 'nowhere/plan.png')
+    assert done.returncode == 2 and 'cannot be written' in done.stderr
+
+
 @pytest.mark.parametrize('config', [f'{REPO}/configs/dp/hrnet_synthetic_nonprivate.py', 'no_such.py'])
 def test_a_config_that_is_not_private_or_missing(call, config):
     done = call(plan_budget, config)
