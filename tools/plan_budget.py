@@ -462,6 +462,9 @@ def main() -> None:
     args = parse_args()
     if args.r is not None:
         forecast.check_r(args.r)
+    for path in filter(None, (args.json, args.plot)):
+        if not path.parent.is_dir():
+            raise PrivacyError(f'{path} cannot be written: there is no such folder')
     cfg = read_config(args)
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as folder:
