@@ -120,7 +120,7 @@ def trial(cfg: Config, folder: str) -> Runner:
         if isinstance(hook, dict) and is_kind(HOOKS, hook, CheckpointHook):
             hook.pop('out_dir', None)
     validation = (cfg.get('val_dataloader') or {}).get('dataset')
-    if validation is not None and not _is_there(validation):
+    if validation is not None and not is_there(validation):
         print(
             'Validation: the data of val_dataloader are missing, so it is not tried. Training would stop because of that.'
         )
@@ -145,12 +145,13 @@ def report_method(cfg: Config) -> None:
         print(f'Method: {METHODS[method_of(*public, wrapper, (cfg.get("train_cfg") or {}).get("public_epochs", 0))]}')
 
 
-def _without_downloads(node: Any) -> None:
+def without_downloads(node: Any) -> None:
+    """Takes pretrained weights out of a model's config, in place, so that building it downloads nothing."""
     if isinstance(node, dict):
         if isinstance(node.get('init_cfg'), dict) and node['init_cfg'].get('type') == 'Pretrained':
             node['init_cfg'] = None
         for value in node.values():
-            _without_downloads(value)
+            without_downloads(value)
 
 
 def private_data(cfg: Config) -> tuple[dict, Any]:
@@ -371,7 +372,7 @@ def report(cfg: Config, args: argparse.Namespace, folder: str) -> bool:
     check_head_of(cfg)
     report_method(cfg)
     settings = cfg.train_dataloader.dataset
-    if is_private(cfg) and _is_there(cfg.train_dataloader.dataset.get('private')):
+    if is_private(cfg) and is_there(cfg.train_dataloader.dataset.get('private')):
         runner = trial(cfg, folder)
         model, wrapper, whole = runner.model, runner.optim_wrapper, runner.train_dataloader.dataset
         dataset, largest = whole.private, runner.train_loop.sampler.largest_forward
@@ -393,7 +394,7 @@ def report(cfg: Config, args: argparse.Namespace, folder: str) -> bool:
     return right
 
 
-def _is_there(dataset: Any) -> bool:
+def is_there(dataset: Any) -> bool:
     """Whether the annotations that a data set's config names are on this machine, as far as it names a file."""
     if not isinstance(dataset, dict) or not isinstance(dataset.get('ann_file'), str):
         return True  # the registry says what is wrong when it is built
@@ -406,7 +407,7 @@ def main() -> None:
     cfg = Config.fromfile(args.config)
     cfg.merge_from_dict(args.cfg_options)
     without_leftovers(cfg)
-    _without_downloads(cfg.model)
+    without_downloads(cfg.model)
     register_all_modules()
     torch.manual_seed(0)
     print(f'Config {Path(args.config).name}')

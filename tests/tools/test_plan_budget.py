@@ -1,0 +1,161 @@
+"""plan_budget.py: the plan of the config as training makes it, without a data set too, r on public samples, and what it refuses."""
+
+import json
+import math
+from types import SimpleNamespace
+
+import plan_budget
+import pytest
+import torch
+from mmpose.registry import MODELS
+
+from mmpose_dp.extras import forecast
+from mmpose_dp.privacy.errors import PrivacyError
+from tests.support.paths import REPO
+from tests.support.runs import unvalidated
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp('plan')
+
+
+@pytest.fixture(scope='module', autouse=True)
+def _quick():
+    """Each figure once, but for fewer batch sizes and people."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(forecast, '_RATES', (8,))
+        patch.setattr(forecast, 'PEOPLE', (1,))
+        yield
+
+
+@pytest.fixture
+def plan(call, synthetic, folder):
+    """plan(method, *arguments, **options): the tool's exit status and output for a tiny config, its JSON in ``found``."""
+
+    def planned(method, *arguments, **options):
+        small = dict(default_hooks__privacy_budget__target_epsilon=0.5)  # whose noise is found quickly
+        cfg = unvalidated(synthetic, folder / 'work', method, **{**small, **options})
+        cfg.dump(folder / 'own.py')
+        done = call(plan_budget, folder / 'own.py', '--json', folder / 'plan.json', *arguments)
+        done.found = json.loads((folder / 'plan.json').read_text()) if done.returncode == 0 else None
+        return done
+
+    return planned
+
+
+def row(done, trainable):
+    return next(row for row in done.found['choices'] if row['trainable'] == trainable)
+
+
+def test_the_records_of_the_data_set_are_counted(plan, folder):
+    done = plan('dpsgd', '--plot', folder / 'plan.png', '--r', '0.2')
+    assert done.returncode == 0, done.stderr
+    assert done.found['num_records'] == 40 and done.found['steps'] == 12 and 0.49 < done.found['epsilon'] <= 0.5
+    whole = row(done, 'all')
+    assert whole['configured'] and whole['r'] == 0.2 and whole['source'] == 'given'
+    sigma, steps, size = (done.found[key] for key in ('noise_multiplier', 'steps', 'expected_batch_size'))
+    assert whole['ratio'] == pytest.approx(0.2 * size * math.sqrt(steps) / sigma / math.sqrt(whole['numbers']))
+    assert row(done, 'norms')['numbers'] < row(done, 'norms+first_stage')['numbers'] < whole['numbers']
+    assert (folder / 'plan.png').read_bytes()[:4] == b'\x89PNG'
+    for words in ('epsilon spent', 'expected batch', '10 more epochs', 'records of one person', 'A second training'):
+        assert words in done.stdout
+    assert f'{whole["numbers"]:,}' in done.stdout and 'The config trains the whole model, which' in done.stdout
+
+
+def test_without_a_data_set(plan):
+    """Of 75 subjects, as a hospital has: every person is one record."""
+    options = dict(train_dataloader__dataset__privacy_unit='subject', train_dataloader__dataset__subjects='subject_id')
+    missing = dict(train_dataloader__dataset__private__ann_file='nowhere.json')
+    done = plan('dpsgd', '--subjects', '75', '--num-records', '5000', **options, **missing)
+    assert done.returncode == 0, done.stderr
+    assert done.found['num_records'] == 75 and 'With 75 subjects at epsilon 0.5' in done.stdout
+    assert done.found['people'] == [[1, done.found['epsilon']]]
+    records = plan('dpsgd', '--subjects', '20', '--num-records', '40', **missing)
+    assert [count for count, _ in records.found['people']] == [1, 2]  # 40 records of 20 people: two each
+    assert records.found['people'][1][1] > records.found['epsilon']
+
+
+def test_a_budget_too_small_for_anything_says_what_it_takes(plan):
+    done = plan('dpsgd', '--r', '0.01', default_hooks__privacy_budget__target_epsilon=0.05)
+    assert {row['verdict'] for row in done.found['choices']} == {'cannot learn'}
+    assert 'times as many records' in done.stdout and 'train on public data alone' in done.stdout
+
+
+def test_r_is_measured_on_public_samples(synthetic, folder):
+    cfg = unvalidated(
+        synthetic,
+        folder / 'measured',
+        'hybrid',
+        load_from=str(folder / 'start.pth'),
+        default_hooks__public_data__num_samples=12,
+    )
+    torch.manual_seed(0)
+    model = MODELS.build(cfg.model)
+    model.init_weights()
+    torch.save(dict(state_dict=model.state_dict(), meta={}), folder / 'start.pth')
+    found = choices(cfg, folder / 'trial', measure=24)
+    assert {choice.source for choice in found.values()} == {'measured'}
+    assert all(0 <= choice.r <= 1 for choice in found.values()) and found['all'].r > 0
+    assert found['subspace of rank 6'].configured and found['subspace of rank 6'].numbers == 6
+    assert not (folder / 'measured').exists()
+    with pytest.raises(PrivacyError, match='needs 1012 public samples and train_dataloader.dataset has 40'):
+        choices(cfg, folder / 'trial', measure=1000)
+
+
+def choices(cfg, folder, **arguments):
+    args = SimpleNamespace(**{**dict(r=None, measure=None), **arguments})
+    return {choice.trainable: choice for choice in plan_budget.choices_of(cfg, args, str(folder))}
+
+
+def test_what_lost_points_in_the_benchmark_is_named(synthetic, synthetic_public, folder):
+    cfg = unvalidated(synthetic, folder / 'traps', 'projected', public_root=synthetic_public)
+    assert plan_budget.traps(cfg) == []
+    cfg.optim_wrapper.update(projector=dict(rank=6, order='noise-then-project'), optimizer=dict(type='AdamW', lr=1e-3))
+    assert "order='noise-then-project' with AdamW" in plan_budget.traps(cfg)[0]
+    cfg.optim_wrapper.optimizer = dict(type='SGD', lr=1.0)
+    assert plan_budget.traps(cfg) == []
+
+
+def test_lora_is_counted_where_it_is_configured(synthetic, folder):
+    cfg = unvalidated(synthetic, folder / 'lora', optim_wrapper__trainable='lora+norms', optim_wrapper__lora_rank=2)
+    found = choices(cfg, folder / 'lora')
+    assert found['lora+norms'].configured and found['lora+norms'].numbers > found['norms'].numbers
+    assert found['lora+norms'].source == 'default'
+
+
+@pytest.mark.parametrize(
+    ('method', 'arguments', 'options', 'message'),
+    [
+        ('dpsgd', ['--r', '1.5'], {}, 'r=1.5 must be between 0 and 1'),
+        ('dpsgd', ['--num-records', '5'], {}, 'must be between 1 and the number of private records, 5'),
+        ('dpsgd', ['--num-records', '0'], {}, '--num-records'),
+        ('dpsgd', ['--subjects', '50'], {}, '--subjects 50 must be between 1 and the number of records, 40'),
+        ('dpsgd', ['--num-records', '9'], dict(train_dataloader__dataset__privacy_unit='subject'), 'give --subjects'),
+        ('dpsgd', ['--measure'], {}, 'set load_from'),
+        ('dpsgd', [], dict(train_dataloader__dataset__private__ann_file='no.json'), 'give --num-records'),
+        ('dpsgd', [], dict(optim_wrapper__trainable='nothing.*'), 'matches no trainable parameter'),
+        ('dpsgd', [], dict(optim_wrapper__noise_multiplier=0.0), 'target_epsilon'),
+        ('feature', [], dict(train_cfg__public_epochs=3), 'no private step'),
+        (
+            'dpsgd',
+            ['--num-records', '9'],
+            dict(train_dataloader__batch_sampler__expected_batch_size=None),
+            'expected_batch_size is',
+        ),
+    ],
+)
+def test_what_cannot_be_planned_is_one_sentence(plan, method, arguments, options, message):
+    done = plan(method, *arguments, **options)
+    assert done.returncode == 2 and message in done.stderr and done.stderr.count('\n') == 1
+
+
+def test_a_file_that_cannot_be_written(plan, folder):
+    done = plan('dpsgd', '--num-records', '400', '--plot', folder / 'nowhere/plan.png')
+    assert done.returncode == 2 and 'cannot be written' in done.stderr
+
+
+@pytest.mark.parametrize('config', [f'{REPO}/configs/dp/hrnet_synthetic_nonprivate.py', 'no_such.py'])
+def test_a_config_that_is_not_private_or_missing(call, config):
+    done = call(plan_budget, config)
+    assert done.returncode == 2 and ('not a private config' in done.stderr or 'cannot be read' in done.stderr)

@@ -1,0 +1,495 @@
+"""Forecast what a budget can buy, before any training: noise, epsilon, and how much of the training is signal.
+
+    python tools/plan_budget.py CONFIG                                  # the records are counted in the data set
+    python tools/plan_budget.py CONFIG --num-records 5000 --subjects 75 # no data set needed
+    python tools/plan_budget.py CONFIG --measure --json plan.json --plot plan.png
+
+It prints sigma, the steps, epsilon by epoch, and for each choice of what to train the ratio of signal to noise of the whole
+training, r N mu / sqrt(d), with a verdict and what to change; then which batch is best for the same epsilon, what ten more epochs
+bring, what people with several records get, and what a second training costs. r is --r, or measured on public samples (--measure),
+or that of the project's benchmark. docs/plan.md says how well the verdicts fit the runs of docs/accuracy.csv. Must not train, and
+looks at public samples only.
+"""
+
+import argparse
+import copy
+import json
+import math
+import tempfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import mmpose_dp  # noqa: F401  (first: checks and repairs the install)
+
+# isort: split
+import matplotlib
+import torch
+from check_config import check_head_of, is_private, is_there, planned, private_model, trial, without_downloads
+from cli import run
+from mmengine.config import Config, DictAction
+from mmengine.runner import Runner
+from mmpose.utils import register_all_modules
+from rich.console import Console
+from rich.progress import track
+
+from mmpose_dp.datasets import collate_samples
+from mmpose_dp.engine import PrivacyBudgetHook, without_leftovers
+from mmpose_dp.engine.basis import fit_basis
+from mmpose_dp.engine.signal import measure
+from mmpose_dp.extras import forecast
+from mmpose_dp.extras.forecast import Choice
+from mmpose_dp.models import choose_trainable
+from mmpose_dp.privacy.errors import ConfigError, PrivacyError
+from mmpose_dp.privacy.plan import PrivacyPlan
+from mmpose_dp.privacy.projection import Projector
+from mmpose_dp.privacy.validation import as_given, as_whole, rounded_up
+
+matplotlib.use('Agg')
+import matplotlib.pyplot as plt  # noqa: E402
+
+SUBSETS = ('all', 'head+last_stage+norms', 'norms+first_stage', 'norms', 'bias', 'head')
+SUBSPACE = 'subspace'  # the coordinates of the configured projector
+MEANINGS = ('can learn', 'may learn a little', 'cannot learn')
+BETTER = 1.1  # a smaller gain is not worth a change
+UNITS = dict(instance='records', image='images', subject='subjects')
+SAMPLES, TOGETHER = 256, 8  # public samples for r, and how many gradients are held at once
+
+
+def parse_args() -> argparse.Namespace:
+    """The arguments."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('config', help='a private config')
+    parser.add_argument(
+        '--num-records', type=int, help='number of records N, if the data set is not there to be counted'
+    )
+    parser.add_argument('--subjects', type=int, help='number of people that the records are of')
+    parser.add_argument('--r', type=float, help='length of the mean clipped gradient, in units of max_grad_norm')
+    parser.add_argument(
+        '--measure',
+        nargs='?',
+        type=int,
+        const=SAMPLES,
+        metavar='SAMPLES',
+        help=f'measure r on so many public samples (default {SAMPLES}), with the weights of load_from',
+    )
+    parser.add_argument('--json', type=Path, metavar='FILE', help='write everything as JSON')
+    parser.add_argument('--plot', type=Path, metavar='FILE', help='write a plot')
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction, default={}, metavar='KEY=VALUE')
+    return parser.parse_args()
+
+
+# ---- from the config -------------------------------------------------------------------------------------------------
+def read_config(args: argparse.Namespace) -> Config:
+    """The config. Raises PrivacyError for one that is missing, not private, or makes no private step."""
+    try:
+        cfg = Config.fromfile(args.config)
+    except FileNotFoundError as error:
+        raise PrivacyError(f'{args.config} cannot be read: {error}') from error
+    cfg.merge_from_dict(args.cfg_options)
+    without_leftovers(cfg)
+    without_downloads(cfg.model)
+    register_all_modules()
+    check_head_of(cfg)
+    if not is_private(cfg):
+        raise PrivacyError(
+            f'{args.config} is not a private config: tools/check_config.py says what to write, or see README, "Make your own '
+            'config private"'
+        )
+    if cfg.train_cfg.get('public_epochs', 0) >= cfg.train_cfg.max_epochs:
+        raise PrivacyError(
+            'train_cfg.public_epochs is as many as max_epochs: no private step is made, so nothing is to plan'
+        )
+    return cfg
+
+
+def plan_of(cfg: Config, args: argparse.Namespace, folder: str) -> PrivacyPlan:
+    """The plan that training would make; of --num-records or --subjects where they are given. Raises PrivacyError."""
+    size = (cfg.train_dataloader.get('batch_sampler') or {}).get('expected_batch_size')
+    unit = cfg.train_dataloader.dataset.get('privacy_unit')
+    for key, value in (
+        ('train_dataloader.batch_sampler.expected_batch_size', size),
+        ('default_hooks.privacy_budget', (cfg.get('default_hooks') or {}).get('privacy_budget')),
+    ):
+        if not value:
+            raise PrivacyError(f'{key} is not set, so there is no budget to plan')
+    records = args.num_records
+    if unit == 'subject' and (records is not None or args.subjects is not None):
+        if args.subjects is None:
+            raise PrivacyError("privacy_unit='subject': one subject is one record, so give --subjects")
+        records = args.subjects
+    if records is not None:
+        return planned(cfg, as_whole(records, '--num-records' if unit != 'subject' else '--subjects'), size)
+    if not is_there(cfg.train_dataloader.dataset.get('private')):
+        raise PrivacyError(
+            'train_dataloader.dataset.private: the annotations are not on this machine, so give --num-records N (and '
+            "--subjects, with privacy_unit='subject')"
+        )
+    return hook_of(trial(cfg, folder)).plan
+
+
+def hook_of(runner: Runner) -> Any:
+    """The runner's budget hook."""
+    return next(hook for hook in runner.hooks if isinstance(hook, PrivacyBudgetHook))
+
+
+def configured(cfg: Config) -> str:
+    """What the config trains."""
+    return str(cfg.optim_wrapper.get('trainable', 'all'))
+
+
+def subsets(model: torch.nn.Module, names: list[str], lora_rank: int) -> dict[str, tuple[int, list[str]]]:
+    """Of each choice of ``trainable`` that the model has: how many numbers it trains, and the names of their parameters."""
+    found = {}
+    for name in names:
+        own = copy.deepcopy(model)
+        try:
+            numbers = choose_trainable(own, name, lora_rank)
+        except ConfigError:
+            continue  # a model without norms, say
+        found[name] = numbers, [key for key, param in own.named_parameters() if param.requires_grad]
+    return found
+
+
+def choices_of(cfg: Config, args: argparse.Namespace, folder: str) -> list[Choice]:
+    """Everything that may be trained, the configured one included. Raises PrivacyError."""
+    own, projector = configured(cfg), cfg.optim_wrapper.get('projector')
+    private_model(copy.deepcopy(cfg))  # refuses what training would
+    whole = copy.deepcopy(cfg)
+    whole.optim_wrapper.trainable = 'all'
+    model, _ = private_model(whole)
+    found = subsets(model, list(dict.fromkeys([*SUBSETS, own])), cfg.optim_wrapper.get('lora_rank', 8))
+    measured = measured_r(cfg, args.measure, folder, found) if args.measure else {}
+    choices = []
+    for name, (numbers, _) in found.items():
+        r, source = r_of(args, measured, name)
+        choices.append(Choice(name, numbers, r, source, name == own and not projector))
+    if projector:
+        r, source = r_of(args, measured, SUBSPACE)
+        rank = min(as_whole(projector.get('rank', 100), 'optim_wrapper.projector.rank'), found[own][0])
+        choices.append(Choice(f'{SUBSPACE} of rank {rank}', rank, r, source, True))
+    return choices
+
+
+def r_of(args: argparse.Namespace, measured: dict[str, float], name: str) -> tuple[float, str]:
+    """r of a choice, and where it is from."""
+    if args.r is not None:
+        return args.r, 'given'
+    if name in measured:
+        return measured[name], 'measured'
+    return forecast.default_r(name), 'default'
+
+
+# ---- r ---------------------------------------------------------------------------------------------------------------
+def measured_r(cfg: Config, count: int, folder: str, found: dict[str, tuple[int, list[str]]]) -> dict[str, float]:
+    """r of each choice on ``count`` public samples, with the weights of load_from. Raises PrivacyError."""
+    own, count = configured(cfg), as_whole(count, '--measure', 2)
+    cfg = copy.deepcopy(cfg)
+    if not cfg.get('load_from'):
+        raise PrivacyError('--measure needs the weights that training starts from: set load_from, or give --r')
+    if not is_there(cfg.train_dataloader.dataset.get('private')):
+        raise PrivacyError('--measure needs the data set, whose private part is not on this machine: give --r')
+    if 'lora' not in own.split('+'):
+        cfg.optim_wrapper.trainable = 'all'
+    runner = trial(cfg, folder)
+    runner.load_or_resume()
+    wrapper, dataset = runner.optim_wrapper, runner.train_dataloader.dataset
+    fitted = (
+        (getattr(_refresher(runner), 'num_samples', None) or wrapper.projector.max_rank) if wrapper.projector else 0
+    )
+    if dataset.num_public < fitted + count:
+        raise PrivacyError(
+            f'--measure needs {fitted + count} public samples and train_dataloader.dataset has {dataset.num_public}: set '
+            'public_view or public, write a smaller --measure, or give --r'
+        )
+    order = runner.train_loop.sampler.sampling.random.choice(dataset.num_public, fitted + count)
+    chosen = [dataset.public_samples[int(i)] for i in order]
+    return measured_on(runner, {name: keys for name, (_, keys) in found.items()}, own, chosen[:fitted], chosen[fitted:])
+
+
+def measured_on(
+    runner: Runner, keys_of: dict[str, list[str]], own: str, fitted: list[int], chosen: list[int]
+) -> dict[str, float]:
+    """r of choices on public samples.
+
+    Args:
+        runner: of a private training, its weights loaded.
+        keys_of: the names of each choice's parameters; a choice that needs others than those of the wrapper is left out.
+        own: the choice that the projector is for.
+        fitted: the samples that the projector's basis is found on, if there is a projector.
+        chosen: those that r is measured on.
+    """
+    model, wrapper = runner.model.train(), runner.optim_wrapper
+    places = {id(param): place for place, param in enumerate(wrapper.params)}
+    names = {name: places[id(param)] for name, param in model.named_parameters() if id(param) in places}
+    parts: dict[str, tuple[list[int], Projector | None]] = {
+        choice: ([names[key] for key in keys], None) for choice, keys in keys_of.items() if set(keys) <= set(names)
+    }
+    if wrapper.projector:
+        indices = parts[own][0]
+        gradients = ([batch[i] for i in indices] for batch in _gradients(runner, fitted))
+        fit_basis(wrapper.projector, gradients, len(fitted))
+        parts[SUBSPACE] = indices, wrapper.projector
+    steps = -(-len(chosen) // TOGETHER)
+    batches = _progress(_gradients(runner, chosen), 'Public samples', steps)
+    return measure(wrapper.mechanism, batches, parts)
+
+
+def _refresher(runner: Runner) -> Any:
+    return next((hook for hook in runner.hooks if hasattr(hook, 'num_samples')), None)
+
+
+def _progress(steps: Iterable[Any], what: str, total: int) -> Iterator[Any]:
+    """The steps, with a bar on a terminal."""
+    console = Console(stderr=True)
+    yield from track(steps, what, total, transient=True, console=console, disable=not console.is_terminal)
+
+
+def _gradients(runner: Runner, chosen: list[int]) -> Any:
+    """Batches of per-sample gradients of public samples of the data set; a sample that cannot be used is left out."""
+    dataset = runner.train_dataloader.dataset
+    for start in range(0, len(chosen), TOGETHER):
+        batch = collate_samples([dataset[i] for i in chosen[start : start + TOGETHER]])
+        if batch['inputs']:
+            yield runner.optim_wrapper.public_gradients(batch)
+
+
+# ---- the forecast ----------------------------------------------------------------------------------------------------
+def per_person(plan: PrivacyPlan, args: argparse.Namespace) -> int | None:
+    """Records of one person on average, rounded up; None if the number of people is not known, or each is one record."""
+    if args.subjects is None or plan.privacy_unit == 'subject':
+        return None
+    if not 1 <= args.subjects <= plan.num_records:
+        raise PrivacyError(
+            f'--subjects {args.subjects} must be between 1 and the number of records, {plan.num_records}'
+        )
+    return -(-plan.num_records // args.subjects)
+
+
+def forecast_of(plan: PrivacyPlan, choices: list[Choice], most_records: int | None) -> dict[str, Any]:
+    """Everything that the page shows, plain JSON values."""
+    sizes = forecast.batch_sizes(plan)
+    tried = _progress((forecast.with_batch(plan, size) for size in sizes), 'Batch sizes', len(sizes))
+    batches = [batch for batch in tried if batch is not None]
+    strength = forecast.strength(plan)
+    rows = []
+    for choice in choices:
+        value = forecast.ratio(plan, choice.r, choice.numbers)
+        useful = forecast.useful(value, choice.r)
+        rows.append(dict(vars(choice), ratio=value, useful=useful, verdict=forecast.verdict(value)))
+    whole = next(choice for choice in choices if choice.trainable == 'all')
+    found = dict(
+        num_records=plan.num_records,
+        privacy_unit=plan.privacy_unit,
+        expected_batch_size=plan.expected_batch_size,
+        steps=plan.steps,
+        epsilon=plan.epsilon,
+        delta=plan.target_delta,
+        accountant=plan.accountant,
+        noise_multiplier=plan.noise_multiplier,
+        gdp_mu=forecast.gaussian_mu(plan),
+        mu_of_the_steps=strength / plan.num_records,
+        strength=strength,
+        most_numbers=[forecast.most_numbers(plan, whole.r, least) for least in (1.0, forecast.LITTLE)],
+        choices=rows,
+        epsilon_by_epoch=forecast.epsilon_by_epoch(plan),
+        batches=[vars(batch) for batch in batches],
+        best_batch=forecast.best_batch(batches).size,
+        more_epochs=forecast.with_more_epochs(plan),
+        people=_bounded(
+            forecast.for_people(plan, sorted({*forecast.PEOPLE, *([most_records] if most_records else [])}))
+        ),
+        second_training=forecast.second_training(plan),
+        thresholds=dict(can_learn=forecast.LEARNS, may_learn_a_little=forecast.LITTLE),
+    )
+    return dict(found, advice=advice(found))
+
+
+def _bounded(people: list[tuple[int, float]]) -> list[tuple[int, float | None]]:
+    """JSON has no infinity: None is 'not bounded'."""
+    return [(count, spent if math.isfinite(spent) else None) for count, spent in people]
+
+
+def advice(found: dict[str, Any]) -> list[str]:
+    """The verdict in words, and what to change."""
+    rows, own = found['choices'], next(row for row in found['choices'] if row['configured'])
+    people = f'{found["num_records"]:,} {UNITS[found["privacy_unit"]]} at epsilon {rounded_up(found["epsilon"], 3)}'
+    lines = []
+    for meaning in MEANINGS:
+        names = [in_words(row['trainable']) for row in rows if row['verdict'] == meaning]
+        if names:
+            lines.append(f'With {people}, {meaning}: {", ".join(names)}.')
+    whole = next(row for row in rows if row['trainable'] == 'all')
+    above, most = found['most_numbers']
+    if most is not None and most < whole['numbers']:
+        lines.append(
+            f'At r = {whole["r"]:.3g}, at most some {_two_digits(above):,} numbers stand above their noise (ratio 1), and '
+            f'beyond some {_two_digits(most):,} nothing can learn.'
+        )
+    lines.append(f'The config trains {in_words(own["trainable"])}, which {own["verdict"]}.')
+    best = max(rows, key=lambda row: row['useful'])
+    if best['verdict'] == MEANINGS[2]:
+        needed = found['thresholds']['may_learn_a_little'] / best['ratio'] if best['ratio'] else math.inf
+        times = (
+            f'{needed:.1f} times as many records, or about as much more epsilon' if needed < math.inf else 'a larger r'
+        )
+        lines.append(
+            f'Change: {in_words(best["trainable"])} would need {times}. Without that, train on public data alone.'
+        )
+    elif not best['configured'] and best['useful'] > BETTER * own['useful']:
+        bare = ' without a projector' if own['trainable'].startswith(SUBSPACE) else ''
+        lines.append(
+            f"Change: optim_wrapper.trainable='{best['trainable']}'{bare} should learn more (useful: {best['useful']:.2g} "
+            f'instead of {own["useful"]:.2g}).'
+        )
+    by_size = {batch['size']: batch for batch in found['batches']}
+    now, best_one = by_size.get(found['expected_batch_size']), by_size[found['best_batch']]
+    if now is not None and best_one['strength'] > BETTER * now['strength']:
+        lines.append(
+            f'Change: write train_dataloader.batch_sampler.expected_batch_size={best_one["size"]}: the same epsilon then gives '
+            f'{best_one["strength"] / now["strength"]:.1f} times the ratio, in {best_one["steps"]:,} steps.'
+        )
+    return lines
+
+
+def traps(cfg: Config) -> list[str]:
+    """Settings that lost points in the benchmark whatever the ratio (docs/plan.md)."""
+    order = (cfg.optim_wrapper.get('projector') or {}).get('order')
+    optimizer = str((cfg.optim_wrapper.get('optimizer') or {}).get('type', ''))
+    if order != 'noise-then-project' or not optimizer.startswith('Adam'):
+        return []
+    return [
+        f"Careful: projector.order='noise-then-project' with {optimizer} lost points in 12 of 41 benchmark runs, which the "
+        "ratio does not foresee. Write order='project-then-clip' and SGD, or a small learning rate."
+    ]
+
+
+def in_words(trainable: str) -> str:
+    """A choice of ``trainable`` in words."""
+    return 'the whole model' if trainable == 'all' else trainable.replace('+', ' + ')
+
+
+def _two_digits(number: int) -> int:
+    """Rounded down to two significant digits."""
+    unit = 10 ** max(len(str(number)) - 2, 0)
+    return number // unit * unit
+
+
+def page(found: dict[str, Any]) -> str:
+    """The forecast as text."""
+    head = (
+        f'N {found["num_records"]:,} (one record: one {found["privacy_unit"]}), expected batch {found["expected_batch_size"]:,}, '
+        f'{found["steps"]:,} private steps, epsilon {rounded_up(found["epsilon"])}, delta {as_given(found["delta"])} '
+        f'({found["accountant"]})\nnoise_multiplier {found["noise_multiplier"]:.4f}; Gaussian DP: mu '
+        f'{_or_unknown(found["gdp_mu"])}, of which the steps use {found["mu_of_the_steps"]:.4g} for the signal\n'
+    )
+    choices = [
+        [
+            row['trainable'] + (' *' if row['configured'] else ''),
+            f'{row["numbers"]:,}',
+            f'{row["r"]:.3f} {row["source"]}',
+        ]
+        + [f'{row["ratio"]:.3g}', f'{row["useful"]:.2g}', row['verdict']]
+        for row in found['choices']
+    ]
+    epochs = [[f'{epoch:.1f}', rounded_up(spent)] for epoch, spent in found['epsilon_by_epoch']]
+    batches = [
+        [f'{batch["size"]:,}' + (' *' if batch['size'] == found['expected_batch_size'] else '')]
+        + [f'{batch["steps"]:,}', f'{batch["noise_multiplier"]:.3f}', f'{batch["strength"] / found["strength"]:.2f}']
+        for batch in found['batches']
+    ]
+    people = [[str(count), 'not bounded' if spent is None else rounded_up(spent)] for count, spent in found['people']]
+    more, second = found['more_epochs'], found['second_training']
+    parts = [
+        head,
+        'What can be trained (* as configured)\n'
+        '  ratio: signal to noise of the whole training, r N mu / sqrt(d). useful: r times the cosine of update and signal',
+        _table(['trainable', 'numbers d', 'r', 'ratio', 'useful', 'verdict'], choices),
+        *found['advice'],
+        '\nEpsilon by private epoch',
+        _table(['epoch', 'epsilon spent'], epochs),
+        '\nWhich batch, for this epsilon and as many epochs (ratio: times that of the config)',
+        _table(['expected batch', 'steps', 'noise_multiplier', 'ratio'], batches),
+        f'Best: {found["best_batch"]:,}, the smallest with nine tenths of the largest ratio, and {forecast.LEAST_STEPS} steps.',
+        f'\n{more["epochs"]} more epochs: in the same budget noise_multiplier {more["noise_multiplier"]:.4f} and '
+        f'{more["gain"]:.2f} times the ratio; with the same noise they spend epsilon '
+        f'{rounded_up(more["epsilon_with_the_same_noise"])} in all.',
+        '\nPeople with several records',
+        _table(['records of one person', 'epsilon'], people),
+        f'\nA second training like this one: epsilon {rounded_up(second["epsilon_of_both"])} for both together. If both are to '
+        f'stay within the budget: noise_multiplier {second["noise_multiplier_for_one_budget"]:.4f}, and each has '
+        f'{second["left_of_the_ratio"]:.2f} times the ratio.',
+    ]
+    return '\n'.join(parts)
+
+
+def _or_unknown(value: float | None) -> str:
+    return 'not bounded' if value is None else f'{value:.4g}'
+
+
+def _table(head: list[str], rows: list[list[str]]) -> str:
+    """Columns of one width each, numbers on the right."""
+    widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
+    lines = []
+    for row in [head, *rows]:
+        cells = [cell.ljust(width) if i == 0 else cell.rjust(width) for i, (cell, width) in enumerate(zip(row, widths))]
+        lines.append('  ' + '  '.join(cells).rstrip())
+    return '\n'.join(lines)
+
+
+def plot(found: dict[str, Any], path: Path) -> None:
+    """Ratio by choice, epsilon by epoch, and ratio by batch."""
+    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(14, 4), layout='constrained')
+    rows = found['choices'][::-1]
+    left.barh([row['trainable'] for row in rows], [max(row['ratio'], 1e-4) for row in rows])
+    for name, value in found['thresholds'].items():
+        left.axvline(value, linestyle='--', color='grey', label=f'{name.replace("_", " ")}: {value:g}')
+    left.set(xscale='log', xlabel='signal / noise of the whole training')
+    left.legend(fontsize=7)
+    middle.plot(*zip(*[(0.0, 0.0), *found['epsilon_by_epoch']]), marker='o')
+    middle.set(xlabel='private epoch', ylabel='epsilon spent')
+    sizes, strengths = zip(*((batch['size'], batch['strength']) for batch in found['batches']))
+    right.plot(sizes, [value / found['strength'] for value in strengths], marker='o')
+    right.axvline(found['expected_batch_size'], linestyle='--', color='grey', label='as configured')
+    right.set(xscale='log', xlabel='expected batch', ylabel='ratio, times that of the config')
+    right.legend(fontsize=7)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def main() -> None:
+    """Builds the plan as training does, and prints the forecast."""
+    args = parse_args()
+    if args.r is not None:
+        forecast.check_r(args.r)
+    for path in filter(None, (args.json, args.plot)):
+        if not path.parent.is_dir():
+            raise PrivacyError(f'{path} cannot be written: there is no such folder')
+    cfg = read_config(args)
+    torch.manual_seed(0)
+    with tempfile.TemporaryDirectory() as folder:
+        plan = plan_of(cfg, args, f'{folder}/plan')
+        if not plan.is_private:
+            raise PrivacyError(f'there is no budget to plan: {plan.warnings[-1]}')
+        most_records = per_person(plan, args)
+        choices = choices_of(cfg, args, f'{folder}/measure')
+    found = forecast_of(plan, choices, most_records)
+    if args.measure and cfg.train_dataloader.dataset.get('public_view'):
+        found['advice'].append(
+            'r is of public views, which ask for other changes than pictures: see docs/plan.md, "Where r comes from".'
+        )
+    found['advice'] += traps(cfg)
+    print(f'Config {Path(args.config).name}\n{page(found)}')
+    for warning in plan.warnings:
+        print(warning)
+    try:
+        if args.json:
+            args.json.write_text(json.dumps(found, indent=2) + '\n')
+        if args.plot:
+            plot(found, args.plot)
+    except OSError as error:
+        raise PrivacyError(f'the forecast cannot be written: {error}') from error
+
+
+if __name__ == '__main__':
+    run(main)
