@@ -23,7 +23,7 @@ import mmpose_dp  # noqa: F401  (first: checks and repairs the install)
 # isort: split
 import cv2
 import numpy as np
-from cli import run
+from cli import read_config, run
 from mmengine.config import Config, DictAction
 from mmengine.dataset import BaseDataset, Compose
 from mmengine.registry import init_default_scope
@@ -212,7 +212,7 @@ def write_page(audit: dict[str, Any], pictures: dict[str, list[np.ndarray]], pat
 
 def audit_config(args: argparse.Namespace) -> None:
     """Examines a config's view and writes what it found."""
-    cfg = Config.fromfile(args.config)
+    cfg = read_config(args.config, 'train_dataloader')
     cfg.merge_from_dict(args.cfg_options)
     without_leftovers(cfg)
     init_default_scope(cfg.get('default_scope', 'mmpose'))
