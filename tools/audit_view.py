@@ -29,6 +29,8 @@ from mmengine.dataset import BaseDataset, Compose
 from mmengine.registry import init_default_scope
 from mmpose.registry import DATASETS
 from mmpose.utils import register_all_modules
+from rich.console import Console
+from rich.progress import track
 
 from mmpose_dp.auditing.view_inversion import figures, invert_by_tv, train_network
 from mmpose_dp.datasets import PublicPrivateDataset, PublicView
@@ -164,14 +166,16 @@ def examine(
     }
     recovered: dict[str, Any] = {}
     if view.mode not in REGION_MODES:
-        solved = [invert_by_tv(seen, view, p.center, p.box, p.view_box) for p, seen in zip(people, views)]
+        seen_people = track([*zip(people, views)], 'total variation', console=Console(stderr=True))
+        solved = [invert_by_tv(seen, view, p.center, p.box, p.view_box) for p, seen in seen_people]
         pictures[TV] = [p.cut(found, size) for p, found in zip(people, solved)]
         recovered[TV] = figures(pictures['original'], pictures[TV])
         name = f'{NETWORK} trained on {len(public)} public people' if public else NETWORK
         recovered[name] = 'not run, since no public people were given (--public-images)'
         if public:
             originals = np.stack([p.cut(p.image, size) for p in public])
-            given = np.stack([_known_of(p, p.seen(view), view, size) for p in public])
+            known = track(public, 'public people', console=Console(stderr=True))
+            given = np.stack([_known_of(p, p.seen(view), view, size) for p in known])
             network = train_network(originals, given, 60 * minutes)
             shown = np.stack([_known_of(p, seen, view, size) for p, seen in zip(people, views)])
             pictures[name] = list(network.restore(shown))

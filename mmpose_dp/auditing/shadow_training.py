@@ -15,8 +15,9 @@ import torch
 from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
-from mmengine.utils import track_iter_progress
 from mmpose.registry import DATA_SAMPLERS, DATASETS, HOOKS, OPTIM_WRAPPERS
+from rich.console import Console
+from rich.progress import track
 from torch.utils.data import Sampler
 
 from mmpose_dp.datasets import PublicPrivateDataset, collate_samples
@@ -109,7 +110,7 @@ def train_shadows(cfg: Config, models: int, records: int | None = None, seed: in
     members = random.integers(0, 2, (models, total)) == 1
     chosen = np.sort(random.choice(total, records or total, replace=False))
     losses, bound = [], {}
-    for number in track_iter_progress(list(range(models))):
+    for number in track(range(models), 'models', console=Console(stderr=True)):
         with tempfile.TemporaryDirectory() as folder:  # a new one each: one work dir is one budget
             runner = Runner.from_cfg(shadow_config(cfg, members[number], number, seed, folder))
             runner.train()
