@@ -3,11 +3,11 @@
 python tools/audit.py CONFIG [--canaries 500] [--report-to WORK_DIR]
 python tools/audit.py CONFIG --attack lira [--shadows 16] [--records 500] [--seed 0]
 
-The first, one run, turns private records into canaries, includes or excludes each at random (Steinke et al. 2023), trains once, and prints a lower
-bound on epsilon beside the claim. A bound above the claim proves a fault; a bound below it does not prove that there is none.
-The second, LiRA (Carlini et al. 2022), trains several models, each on a random half of the records, and guesses from each record's
-loss whether a model has seen it: a weaker attacker, who has the final weights alone. It takes plain configs too, which show what
-privacy prevents. Do not use the trained weights. The exit status is 1 if the claim is refuted.
+The first, one run, turns private records into canaries, includes or excludes each at random (Steinke et al. 2023), trains once, and
+prints a lower bound on epsilon beside the claim. A bound above the claim proves a fault; a bound below it does not prove that there
+is none. The second, LiRA (Carlini et al. 2022), trains several models, each on a random half of the records, and guesses from each
+record's loss whether a model has seen it: a weaker attacker, who has the final weights alone. It takes plain configs too, which
+show what privacy prevents. Do not use the trained weights. The exit status is 1 if the claim is refuted.
 """
 
 import argparse
@@ -35,7 +35,9 @@ from mmpose_dp.privacy.validation import rounded_up
 def parse_args() -> argparse.Namespace:
     """The arguments."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('config', help='private config (with lira, plain ones too); the audit takes as long as its training')
+    parser.add_argument(
+        'config', help='private config (with lira, plain ones too); the audit takes as long as its training'
+    )
     parser.add_argument('--attack', choices=['one-run', 'lira'], default='one-run', help='default: one-run')
     parser.add_argument('--shadows', type=int, default=16, help='lira: number of models (default 16)')
     parser.add_argument('--records', type=int, help='lira: records to guess, chosen at random (default: all)')
@@ -101,19 +103,24 @@ def lira(cfg: Config, shadows: int, records: int | None, seed: int, confidence: 
 
 def table(result: AttackResult, bound: dict[float, float], confidence: float) -> list[str]:
     """The result in lines; ``bound`` is empty where nothing is guaranteed."""
-    lines = [f'{"of those not trained on, wrongly named":<40}{"members found":>15}{f"at least ({confidence:.0%})":>18}{"allowed":>10}']
+    lines = [
+        f'{"of those not trained on, wrongly named":<40}{"members found":>15}{f"at least ({confidence:.0%})":>18}{"allowed":>10}'
+    ]
     for rate, share in result.true_positive_rates.items():
         allowed = f'{bound[rate]:.2%}' if bound else '-'
         lines.append(f'{f"{rate:.1%}":<40}{f"{share:.2%}":>15}{f"{result.lower_limits[rate]:.2%}":>18}{allowed:>10}')
-    return [*lines, f'AUC {result.auc:.3f} (0.5 is chance), standard deviation from model to model {result.deviation:.3f}']
+    return [
+        *lines,
+        f'AUC {result.auc:.3f} (0.5 is chance), standard deviation from model to model {result.deviation:.3f}',
+    ]
 
 
 def main() -> None:
     """Prints the bounds beside the claim."""
     args = parse_args()
     if args.attack == 'lira':
-        if args.report_to is not None or args.canaries is not None:
-            raise PrivacyError('--report-to and --canaries belong to --attack one-run, whose result the statement has')
+        if any(given is not None for given in (args.report_to, args.canaries, args.work_dir)):
+            raise PrivacyError('--report-to, --canaries and --work-dir belong to --attack one-run, whose result the statement has')
         cfg = read_config(args.config, 'model', 'train_dataloader', 'optim_wrapper')
         cfg.merge_from_dict(args.cfg_options)
         if lira(cfg, args.shadows, args.records, args.seed, args.confidence):
@@ -121,7 +128,9 @@ def main() -> None:
         return
     if args.report_to is not None and not args.report_to.is_dir():
         raise PrivacyError(f'--report-to {args.report_to}: there is no such work dir')
-    cfg = audited(read_config(args.config, 'model', 'train_dataloader', 'optim_wrapper'), args.canaries, args.confidence)
+    cfg = audited(
+        read_config(args.config, 'model', 'train_dataloader', 'optim_wrapper'), args.canaries, args.confidence
+    )
     cfg.merge_from_dict(args.cfg_options)
     cfg.work_dir = args.work_dir or 'work_dirs/audit'
     hook = attack(cfg)

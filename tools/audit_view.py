@@ -24,7 +24,7 @@ import mmpose_dp  # noqa: F401  (first: checks and repairs the install)
 import cv2
 import numpy as np
 from cli import read_config, run
-from mmengine.config import Config, DictAction
+from mmengine.config import DictAction
 from mmengine.dataset import BaseDataset, Compose
 from mmengine.registry import init_default_scope
 from mmpose.registry import DATASETS

@@ -61,7 +61,9 @@ def read_config(path: str, *keys: str) -> Config:
         raise PrivacyError(f'{path} cannot be read: {type(error).__name__}: {" ".join(str(error).split())}') from error
     missing = [key for key in keys if not cfg.get(key)]
     if missing:
-        raise PrivacyError(f"{path} has no {' and no '.join(missing)}: give a config of MMPose, or one that inherits from it")
+        raise PrivacyError(
+            f'{path} has no {" and no ".join(missing)}: give a config of MMPose, or one that inherits from it'
+        )
     return cfg
 
 

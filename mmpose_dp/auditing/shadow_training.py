@@ -106,7 +106,9 @@ def train_shadows(cfg: Config, models: int, records: int | None = None, seed: in
     random = np.random.default_rng(seed)
     total = number_of_records(DATASETS.build(cfg.train_dataloader.dataset))
     if models < 4 or total < 20 or not 20 <= (records or total) <= total:
-        raise ConfigError(f'an attack on {records or total} of {total} records by {models} models needs at least 20 and 4')
+        raise ConfigError(
+            f'an attack on {records or total} of {total} records by {models} models needs at least 20 and 4'
+        )
     members = random.integers(0, 2, (models, total)) == 1
     chosen = np.sort(random.choice(total, records or total, replace=False))
     losses, bound = [], {}
@@ -139,8 +141,8 @@ def shadow_config(cfg: Config, members: np.ndarray, number: int, seed: int, fold
     """The config that trains model ``number``, in ``folder``, on the records for which ``members``, (records,) bool, holds."""
     cfg = copy.deepcopy(cfg)
     cfg.work_dir = folder
-    cfg.experiment_name = cfg.visualizer.name = Path(folder).name  # mmengine shares what has one name
-    cfg.visualizer.vis_backends = []
+    cfg.experiment_name = Path(folder).name  # mmengine shares what has one name
+    cfg.visualizer = dict(type='PoseLocalVisualizer', name=cfg.experiment_name, vis_backends=[])
     cfg.randomness = dict(seed=seed + number)
     cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
     cfg.test_cfg = cfg.test_dataloader = cfg.test_evaluator = None

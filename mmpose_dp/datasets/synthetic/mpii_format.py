@@ -75,7 +75,9 @@ def make_synthetic_mpii(
         jobs = _share_people(count, np.random.default_rng([seed, list(DOMAINS).index(domain), _SPLITS[split]]))
         draw_one = partial(_draw_image, out=out, domain=domain, split=split, seed=seed, height=image_size)
         with multiprocessing.Pool(workers) as pool:
-            drawn = track(pool.imap(draw_one, jobs, chunksize=32), f'{split} pictures', len(jobs), console=Console(stderr=True))
+            drawn = track(
+                pool.imap(draw_one, jobs, chunksize=32), f'{split} pictures', len(jobs), console=Console(stderr=True)
+            )
             people = [person for image in drawn for person in image]
         heads = [person.pop('headbox') for person in people]
         (out / f'annotations/mpii_{split}.json').write_text(json.dumps(people))

@@ -13,11 +13,27 @@ from mmengine.logging import MessageHub
 from mmengine.runner import Runner
 from mmengine.visualization import BaseVisBackend, LocalVisBackend, Visualizer
 
-# epsilon follows from the settings; loss_public comes from public samples; max_grad_norm is there only if it is adaptive, and follows
-# from noised votes; rates and momenta follow from the schedule, or from released weights
-SCALARS = {'epsilon', 'epsilon_target', 'loss_public', 'max_grad_norm', 'lr', 'base_lr', 'momentum', 'epoch', 'iter', 'step'}
+# epsilon follows from the settings; loss_public comes from public samples; max_grad_norm is there only if it is adaptive, and
+# follows from noised votes; rates and momenta follow from the schedule, or from released weights
+SCALARS = {
+    'epsilon',
+    'epsilon_target',
+    'loss_public',
+    'max_grad_norm',
+    'lr',
+    'base_lr',
+    'momentum',
+    'epoch',
+    'iter',
+    'step',
+}
 _TIMES = {'time', 'data_time'}  # hint at how many records were sampled: for the log and the file beside it alone
-_FILES = {'.json', '.py', 'yaml', '.pth'}  # endings that a backend may upload: not the log, and not the ledger, a .jsonl
+_FILES = {
+    '.json',
+    '.py',
+    'yaml',
+    '.pth',
+}  # endings that a backend may upload: not the log, and not the ledger, a .jsonl
 _STAGES = ('val/', 'test/')
 _EVERY = 50  # steps between two values of epsilon where nothing logs
 
@@ -76,7 +92,7 @@ class GuardedVisBackend(BaseVisBackend):
         endings: Any = getattr(backend, '_artifact_suffix', None)
         if endings is not None:
             endings = (endings,) if isinstance(endings, str) else tuple(endings)
-            backend._artifact_suffix = tuple(x for x in endings if x in _FILES)  # type: ignore[attr-defined]
+            backend._artifact_suffix = tuple(x for x in endings if x in _FILES)
 
     @property
     def experiment(self) -> Any:
