@@ -104,7 +104,7 @@ def lira(cfg: Config, shadows: int, records: int | None, seed: int, confidence: 
 def table(result: AttackResult, bound: dict[float, float], confidence: float) -> list[str]:
     """The result in lines; ``bound`` is empty where nothing is guaranteed."""
     lines = [
-        f'{"of those not trained on, wrongly named":<40}{"members found":>15}{f"at least ({confidence:.0%})":>18}{"allowed":>10}'
+        f'{"of those not trained on, wrongly named":<40}{"members found":>15}{f"surely, {confidence:.0%}":>18}{"allowed":>10}'
     ]
     for rate, share in result.true_positive_rates.items():
         allowed = f'{bound[rate]:.2%}' if bound else '-'
@@ -120,7 +120,9 @@ def main() -> None:
     args = parse_args()
     if args.attack == 'lira':
         if any(given is not None for given in (args.report_to, args.canaries, args.work_dir)):
-            raise PrivacyError('--report-to, --canaries and --work-dir belong to --attack one-run, whose result the statement has')
+            raise PrivacyError(
+                '--report-to, --canaries and --work-dir belong to --attack one-run, whose result the statement has'
+            )
         cfg = read_config(args.config, 'model', 'train_dataloader', 'optim_wrapper')
         cfg.merge_from_dict(args.cfg_options)
         if lira(cfg, args.shadows, args.records, args.seed, args.confidence):

@@ -24,8 +24,8 @@ class AttackResult:
 
     Attributes:
         true_positive_rates: by rate of false positives, the share of members that the attack finds.
-        lower_limits: of these shares, one-sided with the confidence asked for, by Clopper and Pearson 1934. They treat (model,
-            record) pairs as independent.
+        lower_limits: of these shares, by Clopper and Pearson 1934; all of them hold with the confidence asked for, if (model,
+            record) pairs are independent.
         auc: the probability that a member has a higher score than a record that is none.
         deviation: of the AUC from one target model to the next.
     """
@@ -44,10 +44,12 @@ def likelihood_ratios(losses: np.ndarray, members: np.ndarray) -> np.ndarray:
     had, or none had, scores 0.
 
     Args:
-        losses: (models, records), not negative.
+        losses: (models, records).
         members: (models, records) bool, whether the model was trained on the record.
     """
-    values, scores = np.log(np.maximum(losses, _LEAST_LOSS)), np.zeros(losses.shape)
+    # negative ones are log-likelihoods already (RLE's)
+    values = losses if (losses < 0).any() else np.log(np.maximum(losses, _LEAST_LOSS))
+    scores = np.zeros(losses.shape)
     for target in range(len(values)):
         others = np.arange(len(values)) != target
         density = {}
@@ -72,12 +74,12 @@ def attack_result(scores: np.ndarray, members: np.ndarray, confidence: float = 0
         confidence: of the lower limits.
     """
     inside, outside = scores[members], np.sort(scores[~members])[::-1]
-    rates, limits = {}, {}
+    rates, limits, error = {}, {}, (1 - confidence) / len(FALSE_POSITIVE_RATES)
     for rate in FALSE_POSITIVE_RATES:
         allowed = int(rate * len(outside))
         found = int((inside > outside[allowed]).sum()) if allowed < len(outside) else len(inside)
         rates[rate] = found / len(inside)
-        limits[rate] = float(beta_law.ppf(1 - confidence, found, len(inside) - found + 1)) if found else 0.0
+        limits[rate] = float(beta_law.ppf(error, found, len(inside) - found + 1)) if found else 0.0
     each = [area_under_curve(s[m], s[~m]) for s, m in zip(scores, members) if m.any() and not m.all()]
     return AttackResult(rates, limits, area_under_curve(inside, outside), float(np.std(each, ddof=1)))
 

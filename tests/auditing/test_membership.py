@@ -62,6 +62,11 @@ def test_records_that_all_models_have_and_losses_of_zero_score_nothing_odd():
     assert np.isfinite(scores).all() and (scores[:, :2] == 0).all()
 
 
+def test_losses_below_zero_are_taken_as_they_are():
+    losses, members = world(16, 200, gap=4)
+    assert attack_result(likelihood_ratios(np.log(losses), members), members).auc > 0.98
+
+
 def test_the_figures_of_a_small_table():
     scores = np.array([[3.0, 2.0, 1.0, 0.0], [3.0, 2.0, 1.0, 0.0]])
     members = np.array([[True, False, True, False], [True, True, False, False]])
