@@ -36,7 +36,7 @@ ALLOWED = {
     'models': {*CORE, 'extras', 'models'},
     'datasets': {*CORE, 'datasets'},
     'engine': {*CORE, 'extras', 'models', 'datasets', 'engine'},
-    'auditing': {*CORE, 'models', 'datasets', 'engine', 'auditing'},
+    'auditing': {*CORE, 'extras', 'models', 'datasets', 'engine', 'auditing'},
     'configs': {*CORE, 'models', 'datasets', 'engine'},
     'verify': {'privacy', 'extras'},  # also runs without torch, Opacus and OpenMMLab
     '__init__': {'version', 'compat', 'models', 'datasets', 'engine'},

@@ -22,13 +22,15 @@ import mmpose_dp  # noqa: F401  (first: checks and repairs the install)
 # isort: split
 import cv2
 import numpy as np
-from cli import run
+from cli import read_config, run
 from html_page import picture, write_page
 from mmengine.config import Config, DictAction
 from mmengine.dataset import BaseDataset, Compose
 from mmengine.registry import init_default_scope
 from mmpose.registry import DATASETS
 from mmpose.utils import register_all_modules
+from rich.console import Console
+from rich.progress import track
 
 from mmpose_dp.auditing.view_inversion import figures, invert_by_tv, train_network
 from mmpose_dp.datasets import PublicPrivateDataset, PublicView
@@ -166,14 +168,16 @@ def examine(
     }
     recovered: dict[str, Any] = {}
     if view.mode not in REGION_MODES:
-        solved = [invert_by_tv(seen, view, p.center, p.box, p.view_box) for p, seen in zip(people, views)]
+        seen_people = track([*zip(people, views)], 'total variation', console=Console(stderr=True))
+        solved = [invert_by_tv(seen, view, p.center, p.box, p.view_box) for p, seen in seen_people]
         pictures[TV] = [p.cut(found, size) for p, found in zip(people, solved)]
         recovered[TV] = figures(pictures['original'], pictures[TV])
         name = f'{NETWORK} trained on {len(public)} public people' if public else NETWORK
         recovered[name] = 'not run, since no public people were given (--public-images)'
         if public:
             originals = np.stack([p.cut(p.image, size) for p in public])
-            given = np.stack([_known_of(p, p.seen(view), view, size) for p in public])
+            known = track(public, 'public people', console=Console(stderr=True))
+            given = np.stack([_known_of(p, p.seen(view), view, size) for p in known])
             network = train_network(originals, given, 60 * minutes)
             shown = np.stack([_known_of(p, seen, view, size) for p, seen in zip(people, views)])
             pictures[name] = list(network.restore(shown))
@@ -220,7 +224,7 @@ def _sample(cfg: Config, dataset: PublicPrivateDataset) -> tuple[BaseDataset, st
 
 def audit_config(args: argparse.Namespace) -> None:
     """Examines a config's view and writes what it found."""
-    cfg = Config.fromfile(args.config)
+    cfg = read_config(args.config, 'train_dataloader')
     cfg.merge_from_dict(args.cfg_options)
     without_leftovers(cfg)
     init_default_scope(cfg.get('default_scope', 'mmpose'))

@@ -25,7 +25,7 @@ import mmpose_dp  # noqa: F401  (first: checks and repairs the install)
 import cv2
 import numpy as np
 from audit_view import reduced
-from cli import run
+from cli import read_config, run
 from mmengine.config import Config, DictAction
 from mmengine.dataset import Compose
 from mmengine.registry import init_default_scope
@@ -227,13 +227,11 @@ def main() -> None:
         raise PrivacyError('--show-number must be at least 1')
     if args.not_show and args.output_dir is None:
         raise PrivacyError('--not-show without --output-dir does nothing: write --output-dir FOLDER')
-    if '::' not in args.config and not Path(args.config).is_file():
-        raise PrivacyError(f'{args.config}: there is no such config')
     display = sys.platform != 'linux' or os.environ.get('DISPLAY') or os.environ.get('WAYLAND_DISPLAY')
     if not args.not_show and not display:
         raise PrivacyError('there is no display for a window: write --not-show --output-dir FOLDER')
     register_all_modules(init_default_scope=False)
-    cfg = Config.fromfile(args.config)
+    cfg = read_config(args.config, 'train_dataloader')
     cfg.merge_from_dict(args.cfg_options)
     without_leftovers(cfg)
     init_default_scope(cfg.get('default_scope', 'mmpose'))

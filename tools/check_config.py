@@ -22,7 +22,7 @@ import mmpose_dp  # noqa: F401  (first: checks and repairs the install)
 # isort: split
 import numpy as np
 import torch
-from cli import run
+from cli import read_config, run
 from mmcv.transforms import LoadImageFromFile
 from mmengine.config import Config, DictAction
 from mmengine.dataset import Compose
@@ -404,7 +404,7 @@ def is_there(dataset: Any) -> bool:
 def main() -> None:
     """Prints the report."""
     args = parse_args()
-    cfg = Config.fromfile(args.config)
+    cfg = read_config(args.config, 'model')
     cfg.merge_from_dict(args.cfg_options)
     without_leftovers(cfg)
     without_downloads(cfg.model)

@@ -49,6 +49,37 @@ def merge_common(cfg: Config, args: argparse.Namespace) -> None:
             hook.update(wait_time=args.wait_time)
 
 
+def read_config(path: str, *keys: str) -> Config:
+    """The config of a file. Raises PrivacyError for a file that cannot be read, or that lacks one of ``keys``."""
+    if not os.path.isfile(path):
+        raise PrivacyError(f'{path}: there is no such config file')
+    try:
+        cfg = Config.fromfile(path)
+    except PrivacyError:
+        raise
+    except Exception as error:  # a config is a program, and so are those that it inherits from
+        raise PrivacyError(f'{path} cannot be read: {type(error).__name__}: {" ".join(str(error).split())}') from error
+    missing = [key for key in keys if not cfg.get(key)]
+    if missing:
+        raise PrivacyError(
+            f'{path} has no {" and no ".join(missing)}: give a config of MMPose, or one that inherits from it'
+        )
+    return cfg
+
+
+def refuse_no_checkpoint(path: str | Path | None) -> None:
+    """Raises PrivacyError for a checkpoint that is not there or is damaged. Those on a server are not looked at."""
+    if not path or '://' in str(path):
+        return
+    from mmpose_dp.engine.hooks.resuming import is_intact  # here, since most tools need no MMPose
+
+    file = Path(path).expanduser()
+    if not file.is_file():
+        raise PrivacyError(f'{path}: there is no such checkpoint')
+    if not is_intact(file):
+        raise PrivacyError(f'{path} is damaged or not a checkpoint: give an intact one')
+
+
 def refuse_unwritable(folder: str) -> None:
     """Raises PrivacyError for a work dir that cannot be made or written to."""
     try:
@@ -84,12 +115,15 @@ def default_hook(cfg: Config, key: str, kind: str) -> dict:
 
 
 def run(main: Callable[[], None]) -> None:
-    """Runs a tool. A PrivacyError is printed as one message, and the exit status is 2."""
+    """Runs a tool. A PrivacyError, or a missing file, is printed as one message, and the exit status is 2; 130 for Ctrl-C."""
     try:
         main()
-    except PrivacyError as error:
+    except (PrivacyError, FileNotFoundError) as error:
         print(f'mmpose_dp: {error}', file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt as stop:
+        print(f'\nmmpose_dp: interrupted. {stop}'.rstrip(), file=sys.stderr)
+        sys.exit(130)
     if torch.distributed.is_initialized():  # a rank that ends first would abort the others
         torch.distributed.barrier()
         if torch.distributed.get_backend() == 'gloo':  # its threads sometimes abort while the ranks shut it down

@@ -26,7 +26,7 @@ import mmpose_dp  # noqa: F401  (first: checks and repairs the install)
 import matplotlib
 import torch
 from check_config import check_head_of, is_private, is_there, planned, private_model, trial, without_downloads
-from cli import run
+from cli import read_config, run
 from mmengine.config import Config, DictAction
 from mmengine.runner import Runner
 from mmpose.utils import register_all_modules
@@ -80,12 +80,9 @@ def parse_args() -> argparse.Namespace:
 
 
 # ---- from the config -------------------------------------------------------------------------------------------------
-def read_config(args: argparse.Namespace) -> Config:
+def private_config(args: argparse.Namespace) -> Config:
     """The config. Raises PrivacyError for one that is missing, not private, or makes no private step."""
-    try:
-        cfg = Config.fromfile(args.config)
-    except FileNotFoundError as error:
-        raise PrivacyError(f'{args.config} cannot be read: {error}') from error
+    cfg = read_config(args.config, 'model', 'train_dataloader', 'train_cfg')
     cfg.merge_from_dict(args.cfg_options)
     without_leftovers(cfg)
     without_downloads(cfg.model)
@@ -465,7 +462,7 @@ def main() -> None:
     for path in filter(None, (args.json, args.plot)):
         if not path.parent.is_dir():
             raise PrivacyError(f'{path} cannot be written: there is no such folder')
-    cfg = read_config(args)
+    cfg = private_config(args)
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as folder:
         plan = plan_of(cfg, args, f'{folder}/plan')

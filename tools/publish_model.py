@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from cli import run
+from cli import refuse_no_checkpoint, run
 
 import mmpose_dp
 from mmpose_dp.engine.view_audit import with_audit
@@ -96,8 +96,7 @@ def main() -> None:
     parser.add_argument('out', type=Path, help='file to write, which can be published')
     parser.add_argument('--overwrite', action='store_true', help='replace a file that exists')
     args = parser.parse_args()
-    if not args.checkpoint.is_file():
-        raise PrivacyError(f'{args.checkpoint}: there is no such checkpoint')
+    refuse_no_checkpoint(args.checkpoint)
     if args.out.exists() and (not args.overwrite or args.out.samefile(args.checkpoint) or not args.out.is_file()):
         raise PrivacyError(
             f'{args.out} exists: give another name, or --overwrite to replace a file that was published before'

@@ -10,7 +10,15 @@ import mmpose_dp  # noqa: F401  (first: checks and repairs the install)
 
 # isort: split
 import mmengine
-from cli import add_common_arguments, default_hook, merge_common, run, start_ranks_on_cpu
+from cli import (
+    add_common_arguments,
+    default_hook,
+    merge_common,
+    read_config,
+    refuse_no_checkpoint,
+    run,
+    start_ranks_on_cpu,
+)
 from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
@@ -68,7 +76,8 @@ def merge_args(cfg: Config, args: argparse.Namespace) -> Config:
 def main() -> None:
     """Builds the runner and tests."""
     args = parse_args()
-    cfg = merge_args(Config.fromfile(args.config), args)
+    cfg = merge_args(read_config(args.config, 'model', 'test_dataloader'), args)
+    refuse_no_checkpoint(cfg.load_from)
     start_ranks_on_cpu(cfg)
     runner = Runner.from_cfg(cfg)
     if args.out:

@@ -9,7 +9,15 @@ import copy
 import mmpose_dp  # noqa: F401  (first: checks and repairs the install)
 
 # isort: split
-from cli import add_common_arguments, merge_common, refuse_unwritable, run, start_ranks_on_cpu
+from cli import (
+    add_common_arguments,
+    merge_common,
+    read_config,
+    refuse_no_checkpoint,
+    refuse_unwritable,
+    run,
+    start_ranks_on_cpu,
+)
 from mmengine.config import Config
 from mmengine.optim import AmpOptimWrapper, OptimWrapper
 from mmengine.runner import Runner
@@ -20,6 +28,7 @@ from mmpose_dp.engine import (
     DPOptimWrapper,
     PrivacyBudgetHook,
     ProvenanceHook,
+    checkpoint_settings,
     newest_checkpoint,
     without_leftovers,
 )
@@ -88,16 +97,30 @@ def _newest(cfg: Config, options: dict) -> str | None:
     return newest_checkpoint(whole.work_dir, kept.get('out_dir'), kept.get('filename_tmpl'))
 
 
+def _kept(runner: Runner) -> str:
+    """What an interrupted training has spent and kept, and how it goes on."""
+    budget = next((hook for hook in runner.hooks if isinstance(hook, PrivacyBudgetHook)), None)
+    spent = '' if budget is None else budget.progress(runner)
+    checkpoint = newest_checkpoint(runner.work_dir, **checkpoint_settings(runner))
+    if checkpoint is None:
+        return f'{spent}No checkpoint is written yet: --resume starts again from the beginning.'
+    return f'{spent}{checkpoint} is kept: the same command with --resume goes on from there.'
+
+
 def main() -> None:
     """Builds the runner and trains."""
     args = parse_args()
-    cfg = without_leftovers(merge_args(Config.fromfile(args.config), args))
+    cfg = without_leftovers(merge_args(read_config(args.config, 'model', 'train_dataloader', 'optim_wrapper'), args))
     refuse_unwritable(cfg.work_dir)
+    refuse_no_checkpoint(cfg.get('load_from'))
     start_ranks_on_cpu(cfg)
     runner = Runner.from_cfg(cfg)
     if not any(isinstance(hook, (PrivacyBudgetHook, ProvenanceHook)) for hook in runner.hooks):
         runner.register_hook(ProvenanceHook())  # so that a plain training passes on what is known of those before it
-    runner.train()
+    try:
+        runner.train()
+    except KeyboardInterrupt as stop:
+        raise KeyboardInterrupt(_kept(runner)) from stop
 
 
 if __name__ == '__main__':

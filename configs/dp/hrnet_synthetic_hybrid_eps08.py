@@ -16,7 +16,6 @@ globals().update(
         ),
         param_scheduler=[dict(type='CosineAnnealingLR', eta_min=0.03, T_max=5, by_epoch=True)],
         default_hooks=dict(
-            privacy_budget=dict(interval=5),
             public_data=dict(_delete_=True, type='ProjectorRefreshHook'),
             logger=dict(interval=5),
         ),

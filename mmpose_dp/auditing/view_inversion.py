@@ -8,6 +8,8 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from rich.console import Console
+from rich.progress import Progress
 from scipy.fft import dctn
 from skimage.metrics import structural_similarity
 from torch import Tensor, nn
@@ -129,17 +131,20 @@ def train_network(originals: np.ndarray, given: np.ndarray, seconds: float, batc
     network = ViewNetwork()
     optimizer = torch.optim.AdamW(network.parameters(), lr=2e-3, weight_decay=0.0)
     begun, spent = time.monotonic(), 0.0
-    while spent < 1:
-        for group in optimizer.param_groups:
-            group['lr'] = 2e-3 * (1 + np.cos(np.pi * spent)) / 2
-        batch = torch.randint(len(given), (batch_size,)).numpy()
-        seen, wanted = _as_input(given[batch]), _as_input(originals[batch])
-        if torch.rand(()) < 0.5:
-            seen, wanted = seen.flip(3), wanted.flip(3)
-        optimizer.zero_grad()
-        nn.functional.mse_loss(network(seen), wanted).backward()
-        optimizer.step()
-        spent = (time.monotonic() - begun) / seconds
+    with Progress(console=Console(stderr=True)) as bar:
+        task = bar.add_task('network', total=1.0)
+        while spent < 1:
+            for group in optimizer.param_groups:
+                group['lr'] = 2e-3 * (1 + np.cos(np.pi * spent)) / 2
+            batch = torch.randint(len(given), (batch_size,)).numpy()
+            seen, wanted = _as_input(given[batch]), _as_input(originals[batch])
+            if torch.rand(()) < 0.5:
+                seen, wanted = seen.flip(3), wanted.flip(3)
+            optimizer.zero_grad()
+            nn.functional.mse_loss(network(seen), wanted).backward()
+            optimizer.step()
+            spent = (time.monotonic() - begun) / seconds
+            bar.update(task, completed=spent)
     return network.eval()
 
 

@@ -1,6 +1,6 @@
 """Connects privacy/ and gradients/ to mmengine's runner. Must not hold a line of the guarantee."""
 
-from .hooks import PrivacyBudgetHook, ProjectorRefreshHook, ProvenanceHook, newest_checkpoint
+from .hooks import PrivacyBudgetHook, ProjectorRefreshHook, ProvenanceHook, checkpoint_settings, newest_checkpoint
 from .leftovers import without_leftovers
 from .loops import PrivateTrainLoop
 from .optim_wrappers import DPOptimWrapper, DPOptimWrapperConstructor
@@ -12,6 +12,7 @@ __all__ = [
     'PrivateTrainLoop',
     'ProvenanceHook',
     'ProjectorRefreshHook',
+    'checkpoint_settings',
     'newest_checkpoint',
     'without_leftovers',
 ]

@@ -10,6 +10,7 @@ al. 2025.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from decimal import ROUND_CEILING, Decimal
 from functools import lru_cache
 from typing import Any
 
@@ -18,7 +19,7 @@ from scipy.special import ndtr, ndtri
 
 from mmpose_dp.privacy.accounting import History, StepEvent, epsilon, privacy_loss
 from mmpose_dp.privacy.errors import PrivacyError
-from mmpose_dp.privacy.validation import ceiling, rounded_up
+from mmpose_dp.privacy.validation import rounded_up
 
 FALSE_POSITIVE_RATES = (0.001, 0.01, 0.1)
 PROFILE_DELTAS = (1e-3, 1e-4, 1e-5, 1e-6, 1e-7, 1e-8, 1e-9)
@@ -171,3 +172,10 @@ def risk_in_words(risk: dict[str, Any] | None, guessed: str = 'whether a given r
         f'Gaussian DP: mu at most {figures["gdp_mu"]}. It overstates an error rate of the attacker by at most '
         f'{figures["gdp_regret"]} (its regret).',
     )
+
+
+def ceiling(value: float, places: int = 4) -> float:
+    """An epsilon for a log that prints ``places`` decimal places: the next number above that has no more."""
+    if not math.isfinite(value) or value > 1e12:
+        return value
+    return float(Decimal(repr(float(value))).quantize(Decimal(1).scaleb(-places), rounding=ROUND_CEILING))

@@ -21,8 +21,9 @@ _PUBLIC = {
     'records': 'Block Collector Samples',
     'sampling': 'PoissonSampling',
     'statement': 'build_statement',
-    'validation': 'as_given ceiling rounded_up',
-    '.extras.statement_page': 'statement_markdown',  # was here once
+    'validation': 'as_given rounded_up',
+    '.extras.risk': 'ceiling',  # these were here once
+    '.extras.statement_page': 'statement_markdown',
 }
 _HOME = {name: module for module, names in _PUBLIC.items() for name in names.split()}
 

@@ -7,7 +7,7 @@ below the one that was computed.
 import math
 from collections.abc import Callable
 from contextlib import suppress
-from decimal import ROUND_CEILING, Context, Decimal
+from decimal import ROUND_CEILING, Context
 from functools import partial
 from numbers import Integral, Real
 from typing import Any
@@ -53,13 +53,6 @@ def rounded_up(value: float, digits: int = 4) -> str:
         return 'not bounded'
     rounded = Context(prec=digits, rounding=ROUND_CEILING).create_decimal(repr(float(value)))
     return f'{rounded.normalize():f}'
-
-
-def ceiling(value: float, places: int = 4) -> float:
-    """An epsilon for a log that prints ``places`` decimal places: the next number above that has no more."""
-    if not math.isfinite(value) or value > 1e12:
-        return value
-    return float(Decimal(repr(float(value))).quantize(Decimal(1).scaleb(-places), rounding=ROUND_CEILING))
 
 
 def as_given(value: float) -> str:

@@ -64,6 +64,7 @@ def test_no_private_loss_is_logged_or_kept(hybrid):
     allowed = {
         'loss_public',
         'epsilon',
+        'epsilon_target',
         'lr',
         'data_time',
         'time',
@@ -85,7 +86,8 @@ def test_no_private_loss_is_logged_or_kept(hybrid):
 
 def test_epsilon_is_logged_as_it_is_spent(hybrid):
     spent = logged(hybrid[1])['epsilon']
-    assert len(spent) == 8 and spent == sorted(spent) and spent[-1] <= 8.0
+    assert spent[:5] == [0] * 5  # public steps
+    assert len(spent) == 13 and spent == sorted(spent) and 0 < spent[5] and spent[-1] <= 8.0
 
 
 def test_resume_continues_the_ledger(synthetic, tmp_path):

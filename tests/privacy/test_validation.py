@@ -5,7 +5,8 @@ import random
 
 import pytest
 
-from mmpose_dp.privacy.validation import as_given, ceiling, rounded_up
+from mmpose_dp.extras.risk import ceiling
+from mmpose_dp.privacy.validation import as_given, rounded_up
 
 
 @pytest.mark.parametrize(

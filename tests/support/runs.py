@@ -35,7 +35,6 @@ def config(data, work_dir, method='hybrid', **options):
         'train_cfg.max_epochs': 3,
         'default_hooks.privacy_budget.target_epsilon': 8.0,
         'default_hooks.privacy_budget.target_delta': 1e-3,
-        'default_hooks.privacy_budget.interval': 1,
         'default_hooks.checkpoint.interval': 1,
         'default_hooks.logger.interval': 1,
     }

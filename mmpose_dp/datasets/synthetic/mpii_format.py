@@ -12,6 +12,8 @@ from typing import Any
 
 import cv2
 import numpy as np
+from rich.console import Console
+from rich.progress import track
 from scipy.io import savemat
 
 from mmpose_dp.privacy.errors import ConfigError
@@ -73,7 +75,10 @@ def make_synthetic_mpii(
         jobs = _share_people(count, np.random.default_rng([seed, list(DOMAINS).index(domain), _SPLITS[split]]))
         draw_one = partial(_draw_image, out=out, domain=domain, split=split, seed=seed, height=image_size)
         with multiprocessing.Pool(workers) as pool:
-            people = [person for image in pool.imap(draw_one, jobs, chunksize=32) for person in image]
+            drawn = track(
+                pool.imap(draw_one, jobs, chunksize=32), f'{split} pictures', len(jobs), console=Console(stderr=True)
+            )
+            people = [person for image in drawn for person in image]
         heads = [person.pop('headbox') for person in people]
         (out / f'annotations/mpii_{split}.json').write_text(json.dumps(people))
         if split == 'val':

@@ -14,15 +14,17 @@ from mmpose.registry import HOOKS
 
 from mmpose_dp.datasets import refuse_private_validation
 from mmpose_dp.extras.accountability import checked_decision
+from mmpose_dp.extras.risk import ceiling
 from mmpose_dp.extras.statement_page import write_statement
 from mmpose_dp.models import LoadWatch, fit_joints, replace_batch_norm
 from mmpose_dp.privacy.errors import ConfigError, PrivacyError
-from mmpose_dp.privacy.ledger import LEDGER_NAME
+from mmpose_dp.privacy.ledger import LEDGER_NAME, Ledger
 from mmpose_dp.privacy.plan import PrivacyPlan
-from mmpose_dp.privacy.validation import as_delta, as_given, as_positive, as_whole, ceiling, rounded_up
+from mmpose_dp.privacy.validation import as_delta, as_given, as_positive, as_whole, rounded_up
 
 from ..loops import PrivateTrainLoop
 from ..optim_wrappers import DPOptimWrapper
+from . import showing
 from .planning import make_plan, run_metadata_of_views
 from .preflight import refuse_late_failures
 from .provenance import (
@@ -50,7 +52,7 @@ class PrivacyBudgetHook(Hook):
         target_epsilon: the budget for the whole training. None only with an explicit ``noise_multiplier``; epsilon is then
             reported and not limited.
         accountant: 'pld' (default, the tightest), 'prv' or 'rdp'.
-        interval: private steps between two reports of the epsilon spent.
+        interval: steps between two values of the epsilon spent. None: one in every line of the log.
         expose_private_metrics: logs losses and accuracies of private batches. They are outside the guarantee, and the
             statement says so.
         decision: texts for the statement, for who asks why: 'chosen_by', 'rationale', 'review_date', 'records_per_person',
@@ -69,7 +71,7 @@ class PrivacyBudgetHook(Hook):
         target_delta: float,
         target_epsilon: float | None = None,
         accountant: str = 'pld',
-        interval: int = 50,
+        interval: int | None = None,
         expose_private_metrics: bool = False,
         decision: dict[str, str] | None = None,
     ) -> None:
@@ -79,7 +81,7 @@ class PrivacyBudgetHook(Hook):
         self.target_epsilon = None if target_epsilon is None else as_positive(target_epsilon, f'{key}epsilon')
         self.target_delta = as_delta(target_delta, f'{key}delta')
         self.accountant = accountant
-        self.interval = as_whole(interval, 'default_hooks.privacy_budget.interval')
+        self.interval = None if interval is None else as_whole(interval, 'default_hooks.privacy_budget.interval')
         self.plan: PrivacyPlan | None = None
         self.pretraining = 'none: random weights'
         self.lineage = Lineage()
@@ -105,7 +107,7 @@ class PrivacyBudgetHook(Hook):
         # A mean over ranks is not exact to the bit, and there is nothing to sync: the loop broadcasts what public epochs learn.
         runner._hooks = [hook for hook in runner.hooks if not isinstance(hook, SyncBuffersHook)]
         # A runner with the same name and start time shares the hub: its losses would be in this one's checkpoints.
-        runner.message_hub.log_scalars.clear()
+        showing.guard(runner, self.expose_private_metrics)
         find_start(runner)
         wrapper.prepare(getattr(runner.model, 'module', runner.model), self.expose_private_metrics)
         self._plan(runner, loop, wrapper)
@@ -213,6 +215,38 @@ class PrivacyBudgetHook(Hook):
             ledger.keep_at(Path(runner.work_dir) / LEDGER_NAME)
         if self.plan is not None:
             self._steps_left = self.plan.allowed_steps(ledger)
+            if self._resumed:
+                self._report_resume(runner, ledger)
+
+    def _report_resume(self, runner: Runner, ledger: Ledger) -> None:
+        """Logs what this training has spent so far and how many steps are left. A kill loses steps, and they count."""
+        assert self.plan is not None
+        loop = runner.train_loop
+        ahead = loop.private_steps_from(runner.iter)
+        left = min(self._steps_left, ahead)
+        words = f'Resumed: {ledger.run_steps} private steps are spent ({self._spent(runner)}), {left} are left.'
+        if left < ahead:
+            words += (
+                f' {ahead - left} of the spent steps came after the checkpoint: they count although their result is lost, so '
+                'training stops so many steps before its end.'
+            )
+        runner.logger.info(words)
+
+    def progress(self, runner: Runner) -> str:
+        """What a training that was interrupted has spent, one or two sentences; empty if it has no private steps."""
+        if self.plan is None:
+            return ''
+        steps = runner.optim_wrapper.ledger.run_steps
+        return (
+            f'{steps} of {self.plan.steps} private steps are spent, and count whether a checkpoint has seen them or not '
+            f'({self._spent(runner)}). '
+        )
+
+    def _spent(self, runner: Runner) -> str:
+        """The epsilon spent, of the target, in words."""
+        spent = rounded_up(runner.optim_wrapper.ledger.epsilon(self.target_delta, self.accountant))
+        limit = '' if self.target_epsilon is None else f' of {self.target_epsilon:g}'
+        return f'epsilon {spent}{limit} at delta {as_given(self.target_delta)}'
 
     # ---- during training -------------------------------------------------------------------------------------------
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: dict | None = None) -> None:
@@ -237,20 +271,31 @@ class PrivacyBudgetHook(Hook):
         if not (self._engine_reported or runner.optim_wrapper.public_only):
             runner.logger.info(f'Per-sample gradients: {runner.optim_wrapper.engine}.')
             self._engine_reported = True
-        if (
-            self.plan is not None
-            and not runner.optim_wrapper.public_only
-            and self.every_n_train_iters(runner, self.interval)
-        ):
+        if self.plan is not None and self._is_due(runner, batch_idx):
             epsilon = runner.optim_wrapper.ledger.epsilon(self.target_delta, self.accountant)
             runner.message_hub.update_scalar('train/epsilon', ceiling(epsilon))  # the log line has four places
+            if self.target_epsilon is not None:
+                runner.message_hub.update_scalar('train/epsilon_target', self.target_epsilon)
+
+    def _is_due(self, runner: Runner, batch_idx: int) -> bool:
+        """Whether epsilon is to be computed, which takes a tenth of a second: where a line of the log will show it."""
+        if self.interval is not None:
+            return self.every_n_train_iters(runner, self.interval)
+        return showing.is_logged(runner.hooks, batch_idx) or self.end_of_epoch(runner.train_dataloader, batch_idx)
 
     def after_train(self, runner: Runner) -> None:
         """Writes the statement of the whole training into the work dir."""
         if self.plan is None or not is_main_process():
             return
         self._state(runner, finished=self._saved)
+        steps, loss = runner.optim_wrapper.ledger.run_steps, runner.message_hub.log_scalars.get('train/loss_public')
+        seen = '' if loss is None else f', public loss {loss.mean(runner.log_processor.window_size):.4f}'
+        runner.logger.info(f'Spent in {steps} private steps: {self._spent(runner)}{seen}.')
         runner.logger.info(f'Privacy statement: {runner.work_dir}/privacy_statement.md')
+
+    def after_run(self, runner: Runner) -> None:
+        """Lets a later runner, which may have the same hub and visualizer, show what it likes."""
+        showing.release(runner)
 
     def _state(self, runner: Runner, finished: bool = False) -> dict:
         """Writes the statement of the steps so far into the work dir and returns it."""
@@ -303,6 +348,7 @@ class PrivacyBudgetHook(Hook):
             _fit(runner, checkpoint)
             return
         self._resumed = True
+        showing.drop_resumed(checkpoint)
         self.lineage = Lineage.of(checkpoint, Path(str(runner._load_from)).name)
         self.pretraining = pretraining_in(checkpoint)
         if self.plan is not None:

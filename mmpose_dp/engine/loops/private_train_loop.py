@@ -117,6 +117,10 @@ class PrivateTrainLoop(EpochBasedTrainLoop):
         public = min(epoch, self.public_epochs)
         return public * self.sampler.steps_per_epoch(True) + (epoch - public) * self.sampler.steps_per_epoch(False)
 
+    def private_steps_from(self, iteration: int) -> int:
+        """Private logical steps that the plan has from number ``iteration`` of all logical steps on."""
+        return self._max_iters - max(iteration, self._first_iter(self.public_epochs))
+
     @property
     def private_steps(self) -> int:
         """T, the private logical steps planned."""

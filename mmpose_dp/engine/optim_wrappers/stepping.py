@@ -58,12 +58,22 @@ class SteppingOptimWrapper(OptimWrapper):
         if self.public_optimizer is None:
             self.optimizer.step()
             return
+        self._move_public_rates(self.public_optimizer)
+        self.public_optimizer.step()
+
+    def _move_public_rates(self, optimizer: Optimizer) -> None:
         factors = self._scheduled()
         common = next(iter(factors.values()), 1.0)
-        for group in self.public_optimizer.param_groups:
+        for group in optimizer.param_groups:
             group.setdefault('initial_lr', group['lr'])
             group['lr'] = group['initial_lr'] * next((factors[p] for p in group['params'] if p in factors), common)
-        self.public_optimizer.step()
+
+    def get_lr(self) -> dict[str, list[float]]:
+        """The learning rates of the steps at hand: of ``public_optimizer`` where it takes them. The log shows the first."""
+        if not self._public_only or self.public_optimizer is None:
+            return super().get_lr()
+        self._move_public_rates(self.public_optimizer)
+        return dict(lr=[group['lr'] for group in self.public_optimizer.param_groups])
 
     def backward(self, loss: Tensor, **kwargs: Any) -> None:
         """Refused: see step."""

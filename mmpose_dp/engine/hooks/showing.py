@@ -1,0 +1,178 @@
+"""What a private training may show while it runs: a list of what is allowed, for the log, the message hub and every backend.
+
+mmengine shows whatever any part of a training calls a scalar. Here a name that is not on the list is dropped, with one warning,
+whoever logs it. Must not compute what is shown, and must not let a picture or a gradient of a training batch through.
+"""
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+from mmengine.hooks import LoggerHook
+from mmengine.logging import MessageHub
+from mmengine.runner import Runner
+from mmengine.visualization import BaseVisBackend, LocalVisBackend, Visualizer
+
+# epsilon follows from the settings; loss_public comes from public samples; max_grad_norm is there only if it is adaptive, and
+# follows from noised votes; rates and momenta follow from the schedule, or from released weights
+SCALARS = {
+    'epsilon',
+    'epsilon_target',
+    'loss_public',
+    'max_grad_norm',
+    'lr',
+    'base_lr',
+    'momentum',
+    'epoch',
+    'iter',
+    'step',
+}
+_TIMES = {'time', 'data_time'}  # hint at how many records were sampled: for the log and the file beside it alone
+_FILES = {
+    '.json',
+    '.py',
+    'yaml',
+    '.pth',
+}  # endings that a backend may upload: not the log, and not the ledger, a .jsonl
+_STAGES = ('val/', 'test/')
+_EVERY = 50  # steps between two values of epsilon where nothing logs
+
+
+class ShownScalars:
+    """The scalars of a training step that may be shown.
+
+    Args:
+        exposed: whether those that DPOptimWrapper calls ``*_private`` are among them, as the user asked.
+    """
+
+    def __init__(self, exposed: bool = False) -> None:
+        self.exposed = exposed
+        self._dropped: set[str] = set()
+
+    def allows(self, name: str, times: bool = False) -> bool:
+        """Whether a scalar of a training step may be shown; warns once of each that may not. ``times``: step times may be."""
+        last = name.rpartition('/')[2]
+        if last in SCALARS or (times and last in _TIMES) or (self.exposed and last.endswith('_private')):
+            return True
+        if last not in {*_TIMES, 'memory', *self._dropped}:
+            self._dropped.add(last)
+            warnings.warn(
+                f'{name} is not shown: nobody knows whether it depends on private samples. In private training only '
+                f'{", ".join(sorted(SCALARS))} and what validation measures are',
+                stacklevel=2,
+            )
+        return False
+
+
+class GuardedMessageHub(MessageHub):
+    """mmengine's message hub, from which the log line is made and which is in every checkpoint, with allowed scalars alone."""
+
+    shown: ShownScalars
+
+    def update_scalar(self, key: str, value: Any, count: int = 1, resumed: bool = True) -> None:
+        """As in mmengine, for what may be shown."""
+        if key.startswith(_STAGES) or (key.startswith('train/') and self.shown.allows(key, times=True)):
+            super().update_scalar(key, value, count, resumed)
+
+
+class GuardedVisBackend(BaseVisBackend):
+    """One of mmengine's backends (TensorBoard, W&B, MLflow, ...), which gets what a private training may show.
+
+    Validation may show what it likes, pictures too: its data are not protected.
+
+    Args:
+        backend: the backend.
+        shown: the scalars that are allowed.
+        hub: knows whether training or validation is at work.
+    """
+
+    def __init__(self, backend: BaseVisBackend, shown: ShownScalars, hub: MessageHub) -> None:
+        self.backend, self._shown, self._hub = backend, shown, hub
+        self._times = isinstance(backend, LocalVisBackend)
+        endings: Any = getattr(backend, '_artifact_suffix', None)
+        if endings is not None:
+            endings = (endings,) if isinstance(endings, str) else tuple(endings)
+            backend._artifact_suffix = tuple(x for x in endings if x in _FILES)
+
+    @property
+    def experiment(self) -> Any:
+        """The backend's own."""
+        return self.backend.experiment
+
+    def _init_env(self) -> Any:
+        return self.backend._init_env()
+
+    @property
+    def _training(self) -> bool:
+        return self._hub.runtime_info.get('loop_stage', 'train') == 'train'
+
+    def _allows(self, name: str) -> bool:
+        return not self._training or self._shown.allows(name, self._times)
+
+    def add_config(self, config: Any, **kwargs: Any) -> None:
+        """The config, which holds settings and paths."""
+        self.backend.add_config(config, **kwargs)
+
+    def add_graph(self, model: Any, data_batch: Any, **kwargs: Any) -> None:
+        """Nothing: W&B would watch the gradients of private samples from then on."""
+        warnings.warn('add_graph is left out in private training: it may show gradients or a batch', stacklevel=2)
+
+    def add_image(self, name: str, image: Any, step: int = 0, **kwargs: Any) -> None:
+        """A picture, outside of training."""
+        if not self._training:
+            self.backend.add_image(name, image, step=step, **kwargs)
+
+    def add_scalar(self, name: str, value: Any, step: int = 0, **kwargs: Any) -> None:
+        """A scalar, if it may be shown."""
+        if self._allows(name):
+            self.backend.add_scalar(name, value, step=step, **kwargs)
+
+    def add_scalars(self, scalar_dict: dict, step: int = 0, file_path: str | None = None, **kwargs: Any) -> None:
+        """The scalars that may be shown."""
+        allowed = {name: value for name, value in scalar_dict.items() if self._allows(name)}
+        if allowed:
+            self.backend.add_scalars(allowed, step=step, file_path=file_path, **kwargs)
+
+    def close(self) -> None:
+        """Closes the backend."""
+        self.backend.close()
+
+
+def guard(runner: Runner, exposed: bool) -> None:
+    """From now on, a runner's message hub and backends show what is allowed. What the hub holds already is dropped."""
+    hub: Any = runner.message_hub
+    hub.__class__ = GuardedMessageHub
+    hub.shown = ShownScalars(exposed)
+    hub.log_scalars.clear()
+    visualizer = runner.visualizer
+    for name, backend in _backends(visualizer).items():
+        _backends(visualizer)[name] = GuardedVisBackend(backend, hub.shown, hub)
+
+
+def release(runner: Runner) -> None:
+    """Takes the guard off again: a later runner may have the same hub and the same visualizer."""
+    hub: Any = runner.message_hub
+    if not isinstance(hub, GuardedMessageHub):
+        return
+    hub.__class__ = MessageHub
+    for name, backend in _backends(runner.visualizer).items():
+        if isinstance(backend, GuardedVisBackend):
+            _backends(runner.visualizer)[name] = backend.backend
+
+
+def drop_resumed(checkpoint: dict) -> None:
+    """Drops scalars that may not be shown from what a checkpoint brings into the hub: it may be of an older version."""
+    scalars, shown = (checkpoint.get('message_hub') or {}).get('log_scalars') or {}, ShownScalars()
+    for name in [*scalars]:
+        if not name.startswith(_STAGES) and not shown.allows(name, times=True):
+            del scalars[name]
+
+
+def is_logged(hooks: Sequence[Any], batch_idx: int) -> bool:
+    """Whether a LoggerHook writes a line after step ``batch_idx`` of an epoch."""
+    intervals = [hook.interval for hook in hooks if isinstance(hook, LoggerHook)] or [_EVERY]
+    return any((batch_idx + 1) % interval == 0 for interval in intervals)
+
+
+def _backends(visualizer: Visualizer) -> dict[str, BaseVisBackend]:
+    return visualizer._vis_backends

@@ -1,0 +1,109 @@
+"""What a user does wrong, or stops, is one sentence that says how to go on, in every tool."""
+
+import audit
+import audit_view
+import check_config
+import publish_model
+import pytest
+import test as test_tool
+import train as train_tool
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
+
+from mmpose_dp.privacy.validation import rounded_up
+from tests.support.paths import REPO
+from tests.support.runs import unvalidated
+
+PRIVATE = REPO / 'configs/dp/hrnet_synthetic_dpsgd_eps08.py'
+PLAIN = REPO / 'configs/dp/hrnet_synthetic_nonprivate.py'
+TOOLS = (train_tool, test_tool, check_config, audit, audit_view)
+WRONG = {
+    'nowhere.py': (None, 'nowhere.py: there is no such config file'),
+    'a_folder.py': ('', 'a_folder.py: there is no such config file'),
+    'base.py': ("_base_ = './nowhere.py'", 'base.py cannot be read: FileNotFoundError'),
+    'mmpose_base.py': ("_base_ = 'mmpose::nowhere.py'", 'mmpose_base.py cannot be read: ValueError'),
+    'open.py': ('a = (', 'open.py cannot be read: SyntaxError'),
+    'error.py': ('a = 1 / 0', 'error.py cannot be read: ZeroDivisionError'),
+    'else.py': ('a = 1', 'else.py has no '),
+}
+
+
+def one_line(done, message):
+    """Whether a tool ended with one sentence and exit status 2."""
+    assert done.returncode == 2 and message in done.stderr
+    (said,) = [line for line in done.stderr.splitlines() if line.startswith('mmpose_dp: ')]
+    assert 'Traceback' not in done.stderr and len(said) < 400
+
+
+@pytest.mark.parametrize('tool', TOOLS, ids=lambda tool: tool.__name__)
+@pytest.mark.parametrize('name', WRONG)
+def test_a_config_that_cannot_be_read(call, tmp_path, tool, name):
+    content, message = WRONG[name]
+    if content == '':
+        (tmp_path / name).mkdir()
+    elif content is not None:
+        (tmp_path / name).write_text(content)
+    checkpoint = ['some.pth'] if tool is test_tool else []
+    one_line(call(tool, tmp_path / name, *checkpoint), message)
+
+
+@pytest.mark.parametrize('config', [PRIVATE, PLAIN], ids=lambda path: path.stem)
+@pytest.mark.parametrize('content', [None, b'no checkpoint'], ids=['missing', 'damaged'])
+def test_a_checkpoint_that_cannot_be_read(call, tmp_path, config, content):
+    path, where = tmp_path / 'some.pth', ['--work-dir', tmp_path / 'work']
+    if content is not None:
+        path.write_bytes(content)
+    message = f'{path}: there is no such checkpoint' if content is None else f'{path} is damaged or not a checkpoint'
+    one_line(call(train_tool, config, '--resume', path, *where), message)
+    one_line(call(train_tool, config, *where, '--cfg-options', f'load_from={path}'), message)
+    one_line(call(test_tool, config, path, *where), message)
+    one_line(call(publish_model, path, tmp_path / 'out.pth'), message)
+
+
+def test_a_missing_file_of_pretrained_weights(call, synthetic, tmp_path):
+    cfg = unvalidated(synthetic, tmp_path / 'work')
+    cfg.model.backbone.init_cfg = dict(type='Pretrained', checkpoint=f'{tmp_path}/nowhere.pth')
+    cfg.dump(tmp_path / 'own.py')
+    one_line(call(train_tool, tmp_path / 'own.py'), 'nowhere.pth')
+
+
+@HOOKS.register_module()
+class CtrlC(Hook):
+    """What Ctrl-C raises after some steps."""
+
+    priority = 'LOWEST'
+
+    def __init__(self, after):
+        self.after = after
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        if runner.iter + 1 == self.after:
+            CtrlC.plan = runner.optim_wrapper.plan
+            runner.optim_wrapper.ledger.close()
+            raise KeyboardInterrupt
+
+
+def logs(folder):
+    return ''.join(path.read_text() for path in folder.glob('*/*.log'))
+
+
+def test_ctrl_c_says_what_is_kept_and_a_resume_what_is_left(call, synthetic, tmp_path):
+    work = tmp_path / 'work'
+    cfg = unvalidated(synthetic, work, train_cfg__max_epochs=2, optim_wrapper__noise_multiplier=1.5)
+    cfg.custom_hooks = [dict(type='CtrlC', after=6)]  # epochs of 4 steps: 2 are lost
+    cfg.dump(tmp_path / 'own.py')
+    done = call(train_tool, tmp_path / 'own.py')
+    assert done.returncode == 130 and 'Traceback' not in done.stderr
+    assert 'interrupted. 6 of 8 private steps are spent' in done.stderr
+    assert done.stderr.rstrip().endswith(
+        f'{work}/epoch_1.pth is kept: the same command with --resume goes on from there.'
+    )
+    spent = rounded_up(CtrlC.plan.epsilon_after(6))
+    assert f'(epsilon {spent} of 8 at delta 0.001)' in done.stderr
+
+    done = call(train_tool, tmp_path / 'own.py', '--resume', '--cfg-options', 'custom_hooks=[]')
+    assert done.returncode == 0
+    assert f'Resumed: 6 private steps are spent (epsilon {spent} of 8 at delta 0.001), 2 are left. 2 of the' in logs(
+        work
+    )
+    assert 'Spent in 8 private steps' in logs(work)
