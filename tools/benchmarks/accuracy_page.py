@@ -15,7 +15,14 @@ from matplotlib import pyplot as plt
 from performance_page import table
 
 MARKS = '<!-- accuracy -->', '<!-- /accuracy -->'
-TOPS, LOWS = ('nonprivate_pictures', 'nonprivate'), ('dpsgd_paper', 'dpsgd', 'publiconly', 'public_pictures')
+TOPS, LOWS = (
+    ('nonprivate_pictures', 'nonprivate'),
+    ('dpsgd_paper', 'dpsgd', 'public_people', 'publiconly', 'public_pictures'),
+)
+LEVERS = (
+    '## What each lever brings\n\n'
+    '*The same* is *in a subspace of rank 100, SGD* with one change, from the same start: compare with that row.\n'
+)
 
 Rows = dict[str, Row]
 Scores = Callable[[str, float | None], dict[str, float]]  # of a row at an epsilon, by seed
@@ -143,9 +150,7 @@ def write_page(page: Path, benchmark: Any) -> None:
         *(gaps(benchmark.table, scores, epsilons, top) for top in TOPS if top in benchmark.table),
         '## On the other domain\n',
         main_table(benchmark.table, partial(scores, kept='pckh_other_domain'), epsilons),
-        '## What each lever brings\n',
-        '*The same* is *in a subspace of rank 100, SGD* with one change, from the same start: compare with that row.\n',
-        lever_table(benchmark.levers, scores, epsilons),
+        *([LEVERS, lever_table(benchmark.levers, scores, epsilons)] if benchmark.levers else []),
         *(
             ['## On a model of millions of parameters\n', wide_table(benchmark.wide, scores, largest)]
             if benchmark.wide
@@ -155,7 +160,8 @@ def write_page(page: Path, benchmark: Any) -> None:
         tuning(benchmark),
     ]
     plot(benchmark.table, scores, epsilons, page.with_suffix('.png'))
-    page.with_name('accuracy.csv').write_text(results.path.read_text())
+    results_page = page if benchmark.weights else page.with_name('accuracy.csv')
+    results_page.with_suffix('.csv').write_text(results.path.read_text())
     text = page.read_text() if page.exists() else '\n'.join(MARKS) + '\n'
     start, end = (text.index(mark) for mark in MARKS)
     page.write_text(text[: start + len(MARKS[0])] + '\n' + '\n'.join(parts) + text[end:])
