@@ -1,7 +1,7 @@
 """Makes a data set in MPII's layout of LSP, LSP-extended or COCO: one picture per person, cut out and reduced.
 
-Joints that a source does not annotate have visibility 0. Must not put near copies of one picture into both splits, and must not leave
-an incomplete set that looks complete.
+Joints that a source does not annotate have visibility 0. Must not put near copies of one picture into both splits, and must not
+leave an incomplete set that looks complete.
 """
 
 import json
@@ -118,7 +118,8 @@ def write_people(
         seed: decides the groups.
         force: overwrites a data set in ``out``.
 
-    Raises ConfigError for settings out of range, if ``out`` holds a data set, if a picture cannot be read, and for fewer than two groups.
+    Raises ConfigError for settings out of range, if ``out`` holds a data set, if a picture cannot be read, and if there are
+    fewer than two groups of near copies.
     """
     if longest_side < 32 or not 0 < val_share < 1:
         raise ConfigError('--longest-side must be at least 32, and --val-share between 0 and 1')

@@ -59,7 +59,7 @@ class Size:
     @property
     def papers_batch(self) -> int:
         """The expected batch size at the paper's sample rate, 32 / 22246."""
-        return round(self.private * 32 / 22246)
+        return max(round(self.private * 32 / 22246), 1)
 
     @property
     def large_batch(self) -> int:

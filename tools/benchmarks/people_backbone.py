@@ -38,4 +38,5 @@ class FeaturesFromFile(BaseModule):
 
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """The features, in a tuple as MMPose's heads take them."""
-        return (self.net.features(images),)
+        # on a CPU, depthwise convolutions in this layout take two thirds of the time
+        return (self.net.features(images.contiguous(memory_format=torch.channels_last)),)
