@@ -276,9 +276,8 @@ def parse_args() -> argparse.Namespace:
     if args.people and not args.weights:
         parser.error('--people needs --weights: the folder with the weights that --start names')
     of_a_part = args.only or args.epsilons or args.seeds or args.quick or args.mpii
-    of_people = f'accuracy_people_{args.start}'
-    args.out = args.out or REPO / 'work_dirs' / (of_people if args.people else 'accuracy')
-    name = f'{of_people}.md' if args.people else 'accuracy_papers_blur.md' if args.papers_blur else 'accuracy.md'
+    args.out = args.out or REPO / 'work_dirs' / (f'accuracy_people_{args.start}' if args.people else 'accuracy')
+    name = 'accuracy_people.md' if args.people else 'accuracy_papers_blur.md' if args.papers_blur else 'accuracy.md'
     args.page = args.page or (args.out if of_a_part else REPO / 'docs') / name
     return args
 

@@ -14,7 +14,6 @@ from accuracy_rows import Row
 from matplotlib import pyplot as plt
 from performance_page import table
 
-MARKS = '<!-- accuracy -->', '<!-- /accuracy -->'
 TOPS, LOWS = (
     ('nonprivate_pictures', 'nonprivate'),
     ('dpsgd_paper', 'dpsgd', 'public_people', 'publiconly', 'public_pictures'),
@@ -129,8 +128,13 @@ def plot(rows: Rows, scores: Scores, epsilons: list[float], path: Path) -> None:
 
 
 def write_page(page: Path, benchmark: Any) -> None:
-    """Rewrites the part between the marks, the plot beside the page, and accuracy.csv, which holds the runs of every page."""
+    """Rewrites the part between the marks, and the plot and the CSV beside the page.
+
+    accuracy.csv holds the runs on synthetic people of every page. A page of real people has marks, a plot and a CSV per start.
+    """
     results = benchmark.results
+    start = f'_{benchmark.family}' if benchmark.weights else ''
+    picture = page.with_name(f'{page.stem}{start}.png')
 
     def scores(name: str, epsilon: float | None, kept: str = 'pckh') -> dict[str, float]:
         try:
@@ -146,7 +150,7 @@ def write_page(page: Path, benchmark: Any) -> None:
     largest = benchmark.size.epsilons[0]
     parts = [
         main_table(benchmark.table, scores, epsilons),
-        f'![PCKh against epsilon]({page.stem}.png)\n',
+        f'![PCKh against epsilon]({picture.name})\n',
         *(gaps(benchmark.table, scores, epsilons, top) for top in TOPS if top in benchmark.table),
         '## On the other domain\n',
         main_table(benchmark.table, partial(scores, kept='pckh_other_domain'), epsilons),
@@ -159,9 +163,11 @@ def write_page(page: Path, benchmark: Any) -> None:
         '## What was tried\n',
         tuning(benchmark),
     ]
-    plot(benchmark.table, scores, epsilons, page.with_suffix('.png'))
-    results_page = page if benchmark.weights else page.with_name('accuracy.csv')
-    results_page.with_suffix('.csv').write_text(results.path.read_text())
-    text = page.read_text() if page.exists() else '\n'.join(MARKS) + '\n'
-    start, end = (text.index(mark) for mark in MARKS)
-    page.write_text(text[: start + len(MARKS[0])] + '\n' + '\n'.join(parts) + text[end:])
+    plot(benchmark.table, scores, epsilons, picture)
+    page.with_name(f'{page.stem}{start}.csv' if start else 'accuracy.csv').write_text(results.path.read_text())
+    marks = f'<!-- accuracy{start} -->', f'<!-- /accuracy{start} -->'
+    text = page.read_text() if page.exists() else ''
+    if marks[0] not in text:
+        text += '\n'.join(marks) + '\n'
+    begin, end = (text.index(mark) for mark in marks)
+    page.write_text(text[: begin + len(marks[0])] + '\n' + '\n'.join(parts) + text[end:])

@@ -1,0 +1,109 @@
+"""The accuracy benchmark on people: its rows build, and on 300 real ones, where they are beside the project, the order holds."""
+
+import csv
+import json
+import sys
+
+import accuracy
+import numpy as np
+import pytest
+from accuracy_worker import config_of, plain_or_private
+from mmpose.registry import MODELS
+from people_rows import STARTS, make_tuning_people
+from scipy.io import loadmat
+
+from mmpose_dp.datasets.mpii_files import estimated_head_boxes, write_mpii_split
+from mmpose_dp.models.trainable_subset import choose_trainable
+from tests.support.paths import REPO, shared
+from tests.support.processes import run
+
+
+def people_of(folder, split='train'):
+    return json.loads((folder / f'annotations/mpii_{split}.json').read_text())
+
+
+@pytest.fixture
+def two_sets(tmp_path, synthetic, synthetic_public):
+    """A folder of people whose two sets are synthetic."""
+    folder = tmp_path / 'people'
+    folder.mkdir()
+    (folder / 'theirs').symlink_to(synthetic)
+    (folder / 'public').symlink_to(synthetic_public)
+    return folder
+
+
+@pytest.mark.parametrize('start', STARTS)
+def test_each_row_trains_the_right_people(start, two_sets, tmp_path, monkeypatch):
+    """Private ones, public ones, or both; and tuning holds some of the private ones out."""
+    command = ['accuracy.py', '--people', two_sets, '--people-sets', 'theirs', 'public', '--start', start]
+    command += ['--weights', tmp_path, '--out', tmp_path / 'out', '--data', tmp_path / 'data']
+    monkeypatch.setattr(sys, 'argv', [str(part) for part in command])
+    benchmark = accuracy.Benchmark(accuracy.parse_args())
+    assert {'ours', 'dpsgd', 'nonprivate', 'public_people', 'publiconly_papers', 'hybrid_paper'} <= set(benchmark.rows)
+    for name, row in benchmark.rows.items():
+        for split, private in (('reported', 'theirs'), ('tuning', 'theirs_tuning')):
+            if split == 'tuning' and name not in ('ours', 'public_people'):
+                continue  # made in the same way
+            identity = benchmark._identity(name, row.candidates[-1], 2.0 if row.private else None, 0, split)
+            cfg = config_of(benchmark._job(identity))
+            data = str(cfg.train_dataloader.dataset)
+            alone = row.public_alone or row.start is None
+            assert (f'/{private}/' in data) != alone, name
+            assert ('/public/' in data) == (alone or row.pictures or row.config.startswith('projected')), name
+            if row.private:
+                assert cfg.default_hooks.privacy_budget.target_epsilon == 2.0 and row.start in benchmark.rows
+
+
+def test_tuning_people_are_held_out(synthetic, tmp_path):
+    out = make_tuning_people(synthetic, tmp_path / 'tuning', tested=10)
+    train, val, whole = people_of(out), people_of(out, 'val'), people_of(synthetic)
+    assert len(val) == 8 and train + val == whole  # at most a fifth
+    assert (out / 'images' / val[0]['image']).exists()
+    heads = loadmat(out / 'annotations/mpii_gt_val.mat')['headboxes_src']
+    size = 0.6 * np.linalg.norm(heads[1] - heads[0], axis=0)
+    assert size.shape == (8,) and (size > 0).all()
+
+
+@pytest.mark.parametrize('start', STARTS)
+def test_the_few_parameters_exist(start):
+    """What *ours* trains is there in the model, and is few."""
+    weights = shared('weights')
+    cfg = plain_or_private(dict(family=start, weights=str(weights)), 'nonprivate')
+    model = MODELS.build(cfg.model)
+    total = sum(p.numel() for p in model.parameters())
+    assert 1000 < choose_trainable(model, STARTS[start].few) < total / 20
+
+
+def part_of(source, out, train, val):
+    """The first people of a set, in ``out``."""
+    (out / 'annotations').mkdir(parents=True)
+    (out / 'images').symlink_to(source / 'images')
+    write_mpii_split(out, 'train', people_of(source)[:train])
+    tested = people_of(source, 'val')[:val]
+    write_mpii_split(out, 'val', tested, estimated_head_boxes(tested))
+
+
+@pytest.mark.slow
+def test_the_order_on_real_people(tmp_path):
+    """Of 300 real people: non-private above the start, and private not below it. A minute or two on one core."""
+    for name in ('lspet', 'coco_val2017'):
+        part_of(shared(f'people/{name}'), tmp_path / 'people' / name, 300, 100)
+    command = [
+        sys.executable,
+        'tools/benchmarks/accuracy.py',
+        '--people',
+        tmp_path / 'people',
+        '--quick',
+        '--lanes',
+        '1',
+    ]
+    command += ['--weights', shared('weights'), '--only', 'dpsgd', 'nonprivate']
+    command += ['--out', tmp_path / 'out', '--data', tmp_path / 'data']
+    done = run(*command, cwd=REPO, timeout=3600)
+    assert done.returncode == 0, done.stderr[-3000:]
+    lines = list(csv.DictReader((tmp_path / 'out/results.csv').open()))
+    pckh = {line['row']: float(line['pckh']) for line in lines}
+    assert pckh['nonprivate'] > pckh['pretrain'] + 1 and pckh['dpsgd'] > pckh['pretrain'] - 1, pckh
+    spent = {line['row']: line['epsilon_spent'] for line in lines}
+    assert 7.9 < float(spent['dpsgd']) <= 8.0 and spent['nonprivate'] == 'None'
+    assert '| non-private |' in (tmp_path / 'out/accuracy_people.md').read_text()
