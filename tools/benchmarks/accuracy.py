@@ -275,6 +275,11 @@ def parse_args() -> argparse.Namespace:
     args = parser.parse_args()
     if args.people and not args.weights:
         parser.error('--people needs --weights: the folder with the weights that --start names')
+    for name in args.people_sets if args.people else ():
+        if not (args.people / name / 'annotations/mpii_train.json').exists():
+            parser.error(
+                f'{args.people / name} is no set in MPII layout: see --people-sets and tools/convert_people.py'
+            )
     of_a_part = args.only or args.epsilons or args.seeds or args.quick or args.mpii
     args.out = args.out or REPO / 'work_dirs' / (f'accuracy_people_{args.start}' if args.people else 'accuracy')
     name = 'accuracy_people.md' if args.people else 'accuracy_papers_blur.md' if args.papers_blur else 'accuracy.md'
