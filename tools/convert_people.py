@@ -1,7 +1,7 @@
 """Makes a data set in MPII's layout of Leeds Sports Pose (extended or not) or of COCO's people.
 
-    python tools/convert_people.py lsp FOLDER --out data/people/lspet           # FOLDER has joints.mat and images/
-    python tools/convert_people.py coco person_keypoints_val2017.json PICTURES --out data/people/coco_val2017
+    python tools/convert_people.py --lsp FOLDER --out data/people/lspet           # FOLDER has joints.mat and images/
+    python tools/convert_people.py --coco person_keypoints_val2017.json --images val2017 --out data/people/coco_val2017
 
 See mmpose_dp.datasets.converting; must not hold logic of its own. Read the licences of the pictures before you publish any.
 """
@@ -17,31 +17,33 @@ from mmpose_dp.datasets.converting import coco_people, lsp_people, write_people
 def parse_args() -> argparse.Namespace:
     """The arguments."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    sources = parser.add_subparsers(dest='source', required=True)
-    lsp = sources.add_parser('lsp', help='Leeds Sports Pose, or its extended training set')
-    lsp.add_argument('folder', type=Path, help='what the archive was unpacked to: joints.mat and images/')
-    coco = sources.add_parser('coco', help='people with keypoints in COCO')
-    coco.add_argument('annotations', type=Path, help='such as person_keypoints_val2017.json')
-    coco.add_argument('pictures', type=Path, help='folder of the pictures that it names')
-    for source, least in ((lsp, 8), (coco, 6)):
-        source.add_argument('--out', type=Path, required=True, help='folder to write, laid out as data/mpii')
-        source.add_argument(
-            '--least-joints', type=int, default=least, help='people with fewer annotated joints are left out'
-        )
-        source.add_argument('--longest-side', type=int, default=112, help='larger people are reduced to it, in pixels')
-        source.add_argument('--val-share', type=float, default=0.2, help='share of people to validate on')
-        source.add_argument('--seed', type=int, default=0, help='another seed divides the people differently')
-        source.add_argument('--force', action='store_true', help='overwrite another data set in --out')
-    return parser.parse_args()
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument(
+        '--lsp', type=Path, metavar='FOLDER', help='Leeds Sports Pose, extended or not: joints.mat and images/'
+    )
+    source.add_argument(
+        '--coco', type=Path, metavar='FILE', help='keypoints of COCO, such as person_keypoints_val2017.json'
+    )
+    parser.add_argument('--images', type=Path, metavar='FOLDER', help='of COCO: the pictures that its file names')
+    parser.add_argument('--out', type=Path, required=True, help='folder to write, laid out as data/mpii')
+    parser.add_argument(
+        '--least-joints', type=int, help='people with fewer annotated joints are left out (LSP 8, COCO 6)'
+    )
+    parser.add_argument('--longest-side', type=int, default=112, help='larger people are reduced to it, in pixels')
+    parser.add_argument('--val-share', type=float, default=0.2, help='share of people to validate on')
+    parser.add_argument('--seed', type=int, default=0, help='another seed divides the people differently')
+    parser.add_argument('--force', action='store_true', help='overwrite another data set in --out')
+    args = parser.parse_args()
+    if args.coco and not args.images:
+        parser.error('--coco needs --images: the folder of the pictures that the file names')
+    return args
 
 
 def main() -> None:
     """Reads the arguments and converts."""
     args = parse_args()
-    if args.source == 'lsp':
-        people = lsp_people(args.folder, args.least_joints)
-    else:
-        people = coco_people(args.annotations, args.pictures, args.least_joints)
+    least = {} if args.least_joints is None else dict(least_joints=args.least_joints)
+    people = lsp_people(args.lsp, **least) if args.lsp else coco_people(args.coco, args.images, **least)
     train, val = write_people([*people], args.out, args.longest_side, args.val_share, args.seed, args.force)
     print(
         f'{train} + {val} people in {args.out}. Their head size is estimated where the source has none: say so with PCKh.'

@@ -65,7 +65,7 @@ def both(out):
 
 def test_lsp(lsp, tmp_path, call):
     folder, joints = lsp
-    done = call(convert_people, 'lsp', folder, '--out', tmp_path / 'out', '--val-share', 0.3)
+    done = call(convert_people, '--lsp', folder, '--out', tmp_path / 'out', '--val-share', 0.3)
     assert done.returncode == 0 and '8 + 3 people' in done.stdout, done.stderr + done.stdout
     train, val = load(tmp_path / 'out', 'train'), load(tmp_path / 'out', 'val')
     assert len(train) == 8 and len(val) == 3
@@ -104,14 +104,24 @@ def test_lsp_in_its_older_form(lsp, tmp_path, call):
         (older / f'images/im{i + 1:04d}.jpg').write_bytes((folder / f'images/im{i + 1:05d}.jpg').read_bytes())
     turned = np.concatenate([joints[:, :2], np.zeros_like(joints[:, 2:])], axis=1)
     savemat(older / 'joints.mat', dict(joints=turned.transpose(1, 0, 2)))
-    assert call(convert_people, 'lsp', older, '--out', tmp_path / 'out').returncode == 0
+    assert call(convert_people, '--lsp', older, '--out', tmp_path / 'out').returncode == 0
     people = both(tmp_path / 'out')
     assert len(people) == PEOPLE and all(sum(p['joints_vis']) == 14 for p in people)
 
 
 def test_coco(coco, tmp_path, call):
     folder, annotated = coco
-    done = call(convert_people, 'coco', folder / 'people.json', folder, '--out', tmp_path / 'out', '--val-share', 0.4)
+    done = call(
+        convert_people,
+        '--coco',
+        folder / 'people.json',
+        '--images',
+        folder,
+        '--out',
+        tmp_path / 'out',
+        '--val-share',
+        0.4,
+    )
     assert done.returncode == 0, done.stderr
     people = both(tmp_path / 'out')
     assert len(people) == 11  # without the tiny one and the crowd
@@ -136,20 +146,23 @@ def test_what_is_refused(lsp, coco, tmp_path, call):
         assert done.returncode == 2, done.stdout + done.stderr
         return done.stderr
 
-    assert 'joints.mat' in refused('lsp', tmp_path, '--out', tmp_path / 'a')
+    assert '--images' in refused('--coco', coco[0] / 'people.json', '--out', tmp_path / 'a')
+    assert 'joints.mat' in refused('--lsp', tmp_path, '--out', tmp_path / 'a')
     (tmp_path / 'used/annotations').mkdir(parents=True)
     (tmp_path / 'used/annotations/mpii_train.json').write_text('[]')
-    assert 'already holds' in refused('lsp', folder, '--out', tmp_path / 'used')
-    assert '--val-share' in refused('lsp', folder, '--out', tmp_path / 'b', '--val-share', 1.5)
+    assert 'already holds' in refused('--lsp', folder, '--out', tmp_path / 'used')
+    assert '--val-share' in refused('--lsp', folder, '--out', tmp_path / 'b', '--val-share', 1.5)
     (tmp_path / 'boxes.json').write_text(json.dumps(dict(images=[], annotations=[dict(bbox=[0, 0, 1, 1])])))
-    assert 'person_keypoints' in refused('coco', tmp_path / 'boxes.json', tmp_path, '--out', tmp_path / 'c')
+    assert 'person_keypoints' in refused(
+        '--coco', tmp_path / 'boxes.json', '--images', tmp_path, '--out', tmp_path / 'c'
+    )
     people = coco[0] / 'people.json'
-    assert 'no picture' in refused('coco', people, tmp_path, '--out', tmp_path / 'd')
-    assert '0 people' in refused('coco', people, coco[0], '--out', tmp_path / 'e', '--least-joints', 13)
+    assert 'no picture' in refused('--coco', people, '--images', tmp_path, '--out', tmp_path / 'd')
+    assert '0 people' in refused('--coco', people, '--images', coco[0], '--out', tmp_path / 'e', '--least-joints', 13)
     one = json.loads(people.read_text())
     one['annotations'] = [a for a in one['annotations'] if a['image_id'] == 2]
     (tmp_path / 'one.json').write_text(json.dumps(one))
-    assert 'cannot be divided' in refused('coco', tmp_path / 'one.json', coco[0], '--out', tmp_path / 'e')
+    assert 'cannot be divided' in refused('--coco', tmp_path / 'one.json', '--images', coco[0], '--out', tmp_path / 'e')
 
 
 def test_the_estimated_head_size_falls_back():
