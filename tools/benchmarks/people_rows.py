@@ -38,13 +38,13 @@ STARTS = {
         'MoveNet Lightning',
         'head+backbone.net.lateral.[123].*+backbone.net.smooth.*+backbone.net.stem.*',
         {'model.backbone.frozen': True, **adam(3e-3)[0], **schedule(6)},
-        (3e-4, 1e-3, 1e-4),
+        (2e-4, 1e-4, 4e-4),
     ),
     'mobilenetv2': Start(
         'MobileNetV2, ImageNet',
         'norms+backbone.conv1.*+backbone.layer1.*+head.final_layer.*',
         {**adam(1e-3)[0], **schedule(15)},
-        (3e-4, 1e-3, 1e-4),
+        (2e-4, 1e-4, 4e-4),
     ),
 }
 
