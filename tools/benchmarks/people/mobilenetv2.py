@@ -9,7 +9,7 @@ shared_joints = dict(
 )
 codec = dict(_delete_=True, **heatmap)
 model = dict(
-    backbone=dict(init_cfg=dict(checkpoint='mobilenetv2_imagenet.pth', prefix='backbone.')),
+    backbone=dict(init_cfg=dict(checkpoint='mobilenetv2_imagenet.pth')),
     head=dict(deconv_out_channels=(64, 64, 64), deconv_kernel_sizes=(4, 4, 4), decoder=heatmap),
     test_cfg=dict(_delete_=True, flip_test=False),
 )
