@@ -105,6 +105,16 @@ def tuning(benchmark: Any) -> str:
     return table(['row', 'tried', 'PCKh, tuning people, one seed'], lines)
 
 
+def seconds_table(benchmark: Any) -> str:
+    """Mean seconds of a run of each row, training and scoring, on one thread."""
+    lines = []
+    for name, row in benchmark.rows.items():
+        took = [float(r['seconds']) for r in benchmark.results.lines if r['row'] == name and r['split'] == 'reported']
+        if took:
+            lines.append([row.text, f'{mean(took):.0f}'])
+    return table(['row', 'seconds per run'], lines)
+
+
 def plot(rows: Rows, scores: Scores, epsilons: list[float], path: Path) -> None:
     """PCKh against epsilon, with the spread over seeds."""
     figure, axis = plt.subplots(figsize=(7, 4.5), layout='constrained')
@@ -148,11 +158,12 @@ def write_page(page: Path, benchmark: Any) -> None:
 
     epsilons = sorted(benchmark.epsilons)
     largest = benchmark.size.epsilons[0]
+    level = '###' if start else '##'  # a page of real people has one part per start
     parts = [
         main_table(benchmark.table, scores, epsilons),
         f'![PCKh against epsilon]({picture.name})\n',
         *(gaps(benchmark.table, scores, epsilons, top) for top in TOPS if top in benchmark.table),
-        '## On the other domain\n',
+        f'{level} On the other domain\n',
         main_table(benchmark.table, partial(scores, kept='pckh_other_domain'), epsilons),
         *([LEVERS, lever_table(benchmark.levers, scores, epsilons)] if benchmark.levers else []),
         *(
@@ -160,8 +171,10 @@ def write_page(page: Path, benchmark: Any) -> None:
             if benchmark.wide
             else []
         ),
-        '## What was tried\n',
+        f'{level} What was tried\n',
         tuning(benchmark),
+        f'{level} What a run takes\n',
+        seconds_table(benchmark),
     ]
     plot(benchmark.table, scores, epsilons, picture)
     page.with_name(f'{page.stem}{start}.csv' if start else 'accuracy.csv').write_text(results.path.read_text())
