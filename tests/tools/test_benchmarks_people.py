@@ -48,6 +48,9 @@ def test_each_row_trains_the_right_people(start, two_sets, tmp_path, monkeypatch
             alone = row.public_alone or row.start is None
             assert (f'/{private}/' in data) != alone, name
             assert ('/public/' in data) == (alone or row.pictures or row.config.startswith('projected')), name
+            assert not cfg.optim_wrapper.get('public_optimizer'), (
+                name
+            )  # a row's learning rate is that of its public epochs
             if row.private:
                 assert cfg.default_hooks.privacy_budget.target_epsilon == 2.0 and row.start in benchmark.rows
 

@@ -41,6 +41,9 @@ def plain_or_private(job: dict, name: str) -> Config:
     method = name.removesuffix('_eps08')
     if method not in ('pretrain', 'nonprivate'):
         cfg.merge_from_dict(private(cfg._cfg_dict, method))
+    if method == 'hybrid':  # as on synthetic people: what a row tunes is the optimizer of its public epochs too
+        cfg.optim_wrapper.public_optimizer = None
+        cfg.default_hooks.public_data = dict(type='ProjectorRefreshHook')
     return cfg
 
 
