@@ -62,10 +62,10 @@ def people_rows(size: Size, start: Start, public_view: Settings = DEFAULT_VIEW) 
     table, _ = rows_of(size, IN_PROCESS, public_view)
     under_papers, _ = rows_of(size, IN_PROCESS, PAPERS_VIEW)
     plain, few = tuple(adam(*start.rates)), {TRAINABLE: start.few}
-    # fewer parameters still, or other rates; of a head alone, the features are computed without gradients
-    head = {TRAINABLE: 'head', **adam(2e-3)[0]}
-    private = ({**few, **adam(1e-3)[0]}, head, {**few, **adam(3e-3)[0]})
-    rates = tuple(adam(1e-3, 3e-3, 3e-4))
+    # AdamW moves each parameter by its rate in a noisy step: 1e-3 undoes a start that has no BatchNorm to hold it. Of a head alone, the features are computed without gradients
+    head = {TRAINABLE: 'head', **adam(1e-3)[0]}
+    private = ({**few, **adam(2e-4)[0]}, head, {**few, **adam(6e-4)[0]})
+    rates = tuple(adam(2e-4, 6e-4, 6e-5))
 
     def with_(name: str, **changed: object) -> Row:
         return replace(table[name], **changed)
@@ -101,12 +101,12 @@ def people_rows(size: Size, start: Start, public_view: Settings = DEFAULT_VIEW) 
         'ours_pictures': with_('ours_pictures', settings=ours_views, candidates=rates),
         'nonprivate_pictures': with_('nonprivate_pictures', candidates=plain),
         'dpsgd_all': with_(
-            'dpsgd', text='DP-SGD, large batch, all parameters', candidates=tuple(adam(5e-4, 1e-4, 2e-3))
+            'dpsgd', text='DP-SGD, large batch, all parameters', candidates=tuple(adam(1e-4, 3e-5, 3e-4))
         ),
-        'dpsgd_paper': with_('dpsgd_paper', candidates=tuple(adam(1e-4, 3e-4, 3e-5))),
-        'feature': with_('feature', candidates=tuple(adam(1e-4, 3e-4, 3e-5))),
-        'projected': with_('projected', candidates=tuple(adam(1e-4, 3e-4, 3e-5))),
-        'hybrid_paper': with_('hybrid_paper', candidates=tuple(adam(1e-4, 3e-4, 3e-5))),
+        'dpsgd_paper': with_('dpsgd_paper', candidates=tuple(adam(3e-5, 1e-4, 1e-5))),
+        'feature': with_('feature', candidates=tuple(adam(3e-5, 1e-4, 1e-5))),
+        'projected': with_('projected', candidates=tuple(adam(3e-5, 1e-4, 1e-5))),
+        'hybrid_paper': with_('hybrid_paper', candidates=tuple(adam(3e-5, 1e-4, 1e-5))),
     }
 
 
