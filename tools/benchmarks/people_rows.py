@@ -62,7 +62,8 @@ def people_rows(size: Size, start: Start, public_view: Settings = DEFAULT_VIEW) 
     table, _ = rows_of(size, IN_PROCESS, public_view)
     under_papers, _ = rows_of(size, IN_PROCESS, PAPERS_VIEW)
     plain, few = tuple(adam(*start.rates)), {TRAINABLE: start.few}
-    # AdamW moves each parameter by its rate in a noisy step: 1e-3 undoes a start that has no BatchNorm to hold it. Of a head alone, the features are computed without gradients
+    # AdamW moves each parameter by its rate in a noisy step: 1e-3 undoes a start without BatchNorm. For a head alone, the
+    # features are computed without gradients.
     head = {TRAINABLE: 'head', **adam(1e-3)[0]}
     private = ({**few, **adam(2e-4)[0]}, head, {**few, **adam(6e-4)[0]})
     rates = tuple(adam(2e-4, 6e-4, 6e-5))
