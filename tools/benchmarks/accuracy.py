@@ -3,8 +3,10 @@
     python tools/benchmarks/accuracy.py                        # the whole page: some hours on 2 cores
     python tools/benchmarks/accuracy.py --only dpsgd ours --epsilons 0.8 --seeds 1
     python tools/benchmarks/accuracy.py --mpii start.pth       # the same on data/mpii, from a checkpoint trained on public data
+    python tools/benchmarks/accuracy.py --people ../shared/data/people --start movenet --weights ../shared/data/weights
 
-The people are synthetic (tools/make_synthetic_mpii.py): pretraining uses the public domain, private training the other one. The
+The people are synthetic (tools/make_synthetic_mpii.py): pretraining uses the public domain, private training the other one. With
+--people they are real: two sets in MPII's layout (tools/convert_people.py), and docs/accuracy_people.md is the page. The
 settings of a row are chosen among its candidates with one seed at the largest epsilon, on people that the table does not report;
 each row has the same number of candidates. Each run is written to results.csv in --out when it ends and is not run again: an
 interrupted benchmark continues, and with a copy of docs/accuracy.csv there, the published one does. Must not choose anything by
@@ -18,17 +20,19 @@ import json
 import multiprocessing
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import mmpose_dp  # noqa: F401  (first: checks and repairs the install)
 
 # isort: split
 from accuracy_page import write_page
-from accuracy_rows import DEFAULT_VIEW, FULL, MPII, PAPERS_VIEW, QUICK, Row, Size, rows_of, wide_rows
+from accuracy_rows import DEFAULT_VIEW, FULL, MPII, PAPERS_VIEW, QUICK, SYNTHETIC, Row, Size, rows_of, wide_rows
 from accuracy_worker import REPO, run_job, set_up
+from people_rows import STARTS, make_tuning_people, people_rows, people_size
 
 from mmpose_dp.datasets.synthetic import make_synthetic_mpii
 
@@ -69,20 +73,42 @@ class Benchmark:
     """Runs what is missing in the results, in ``lanes`` processes of one thread each."""
 
     def __init__(self, args: argparse.Namespace) -> None:
-        self.size = MPII if args.mpii else QUICK if args.quick else FULL
+        self.out, self.data = args.out.resolve(), args.data.resolve()
+        self.out.mkdir(parents=True, exist_ok=True)
+        self.folders = {split: self.data / folder for split, folder in SPLITS.items()}
+        self.levers, self.wide = {}, {}
         view = PAPERS_VIEW if args.papers_blur else DEFAULT_VIEW
-        self.table, self.levers = rows_of(self.size, args.mpii is None, view)
-        self.wide = {} if args.mpii else wide_rows({**self.table, **self.levers})
+        if args.people:
+            self._set_people(args, view)
+        else:
+            self._set_usual(args, view)
+        self.trains_on = {**self.folders, 'tuning': self.folders['tuning' if args.people else 'reported']}
         self.rows: dict[str, Row] = {**self.table, **self.levers, **self.wide}
-        if args.quick:  # untuned
+        if args.quick or args.untuned:
             self.rows = {name: replace(row, candidates=row.candidates[:1]) for name, row in self.rows.items()}
         self.epsilons, self.seeds = args.epsilons or self.size.epsilons, args.seeds or self.size.seeds
         self.starts = {row.start for row in self.rows.values()}  # rows that others start from
         self.needed: set[tuple[str, int]] = set()
-        self.family, self.start, self.lanes = 'mpii' if args.mpii else 'synthetic', args.mpii, args.lanes
-        self.out, self.data = args.out.resolve(), args.data.resolve()
-        self.out.mkdir(parents=True, exist_ok=True)
+        self.start, self.lanes = args.mpii, args.lanes
         self.results = Results(self.out / 'results.csv')
+
+    def _set_usual(self, args: argparse.Namespace, view: dict) -> None:
+        self.family, self.weights = 'mpii' if args.mpii else 'synthetic', None
+        self.size = MPII if args.mpii else QUICK if args.quick else FULL
+        self.table, self.levers = rows_of(self.size, {} if args.mpii else SYNTHETIC, view)
+        if args.mpii:  # the start is given, and MPII's config has no public people
+            self.table = {n: row for n, row in self.table.items() if n != 'pretrain' and not row.pictures}
+        else:
+            self.wide = wide_rows({**self.table, **self.levers})
+            make_people(self.data, self.size)
+
+    def _set_people(self, args: argparse.Namespace, view: dict) -> None:
+        self.family, self.weights = args.start, str(args.weights.resolve())
+        private, public = (args.people.resolve() / name for name in args.people_sets)
+        self.size = people_size(private, public, args.quick)
+        self.table = people_rows(self.size, STARTS[args.start], view)
+        tuning = make_tuning_people(private, self.data / f'{private.name}_tuning')
+        self.folders = {'reported': private, 'tuning': tuning, 'other domain': public}
 
     # ---- what to run ---------------------------------------------------------------------------------------------
     def settings(self, name: str) -> dict:
@@ -113,9 +139,9 @@ class Benchmark:
             for candidate in candidates if len(candidates) > 1 else ():
                 yield self._identity(name, candidate, *self._tuning(self.rows[name]))
 
-    def reported_jobs(self, names: list[str]) -> Iterator[dict]:
+    def reported_jobs(self, names: list[str], seeds: Iterable[int] | None = None) -> Iterator[dict]:
         """Each row as it was tuned, seed by seed; levers and the wide model at the first epsilon."""
-        for seed in range(self.seeds):
+        for seed in range(self.seeds) if seeds is None else seeds:
             for number, epsilon in enumerate(self.epsilons):
                 for name in names if number == 0 else [n for n in names if n in self.table and self.rows[n].private]:
                     own = epsilon if self.rows[name].private else None
@@ -158,18 +184,20 @@ class Benchmark:
         row, seed = self.rows[identity['row']], identity['seed']
         start = self.start if row.start == 'pretrain' and self.start else self._checkpoint(str(row.start), seed)
         splits = [identity['split']] + (['other domain'] if identity['split'] == 'reported' else [])
-        roots = {split: f'{self.data / folder}/' for split, folder in SPLITS.items()}
+        roots = {split: f'{folder}/' for split, folder in self.folders.items()}
+        train_on = 'other domain' if row.public_alone or not row.start else identity['split']
         return dict(
-            config=f'configs/dp/hrnet_{self.family}_{row.config}.py',
+            family=self.family,
+            weights=self.weights,
+            config=row.config,
             settings=json.loads(identity['settings']),
             epsilon=identity['epsilon'],
             seed=seed,
             folder=str(self._folder(identity)),
             load_from=str(start) if row.start else None,
-            train_on=None if self.family == 'mpii' else roots['reported' if row.start else 'other domain'],
+            train_on=None if self.family == 'mpii' else f'{self.trains_on[train_on]}/',
             pictures=row.pictures,
             public=None if self.family == 'mpii' else roots['other domain'],
-            test_config=f'configs/dp/hrnet_{self.family}_nonprivate.py',
             test_on=[None] if self.family == 'mpii' else [roots[split] for split in splits],
         )
 
@@ -222,7 +250,22 @@ def parse_args() -> argparse.Namespace:
         help="with the paper's public view, which can be inverted, in place of the default; docs/accuracy_papers_blur.md",
     )
     parser.add_argument('--mpii', type=Path, metavar='CHECKPOINT', help='use data/mpii, and start from this checkpoint')
-    parser.add_argument('--out', type=Path, default=REPO / 'work_dirs/accuracy', help='folder of results.csv')
+    parser.add_argument(
+        '--people', type=Path, metavar='FOLDER', help="real people: two sets in MPII's layout, one folder each"
+    )
+    parser.add_argument(
+        '--people-sets',
+        nargs=2,
+        metavar=('PRIVATE', 'PUBLIC'),
+        default=('lspet', 'coco_val2017'),
+        help='their folders in --people',
+    )
+    parser.add_argument('--start', choices=STARTS, default='movenet', help='of real people: the model')
+    parser.add_argument(
+        '--weights', type=Path, metavar='FOLDER', help='of real people: where the weights of --start are'
+    )
+    parser.add_argument('--untuned', action='store_true', help='the first candidate of each row alone')
+    parser.add_argument('--out', type=Path, help='folder of results.csv (work_dirs/accuracy...)')
     parser.add_argument('--data', type=Path, default=REPO / 'data/accuracy', help='folder of the synthetic people')
     parser.add_argument(
         '--page',
@@ -230,8 +273,16 @@ def parse_args() -> argparse.Namespace:
         help='whose tables, plot and CSV are replaced (in docs; of a part, in --out)',
     )
     args = parser.parse_args()
+    if args.people and not args.weights:
+        parser.error('--people needs --weights: the folder with the weights that --start names')
+    for name in args.people_sets if args.people else ():
+        if not (args.people / name / 'annotations/mpii_train.json').exists():
+            parser.error(
+                f'{args.people / name} is no set in MPII layout: see --people-sets and tools/convert_people.py'
+            )
     of_a_part = args.only or args.epsilons or args.seeds or args.quick or args.mpii
-    name = 'accuracy_papers_blur.md' if args.papers_blur else 'accuracy.md'
+    args.out = args.out or REPO / 'work_dirs' / (f'accuracy_people_{args.start}' if args.people else 'accuracy')
+    name = 'accuracy_people.md' if args.people else 'accuracy_papers_blur.md' if args.papers_blur else 'accuracy.md'
     args.page = args.page or (args.out if of_a_part else REPO / 'docs') / name
     return args
 
@@ -241,14 +292,13 @@ def main() -> None:
     args = parse_args()
     os.environ['OMP_NUM_THREADS'] = '1'
     benchmark = Benchmark(args)
-    if not args.mpii:
-        make_people(benchmark.data, benchmark.size)
     names = benchmark.with_starts(args.only or list(benchmark.rows))
     benchmark.needed = benchmark.needed_starts(names)
     starts = [name for name in names if name in benchmark.starts]
-    for stage in (*([name] for name in starts), [name for name in names if name not in starts]):
+    stages = (*([name] for name in starts), [name for name in names if name not in starts])
+    for seed, stage in product(range(benchmark.seeds), stages):
         benchmark.run(list(benchmark.tuning_jobs(stage)))
-        benchmark.run(list(benchmark.reported_jobs(stage)))
+        benchmark.run(list(benchmark.reported_jobs(stage, [seed])))
         write_page(args.page, benchmark)
     print(f'{args.page} and {benchmark.results.path}')
 

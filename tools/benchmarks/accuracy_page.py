@@ -14,8 +14,14 @@ from accuracy_rows import Row
 from matplotlib import pyplot as plt
 from performance_page import table
 
-MARKS = '<!-- accuracy -->', '<!-- /accuracy -->'
-TOPS, LOWS = ('nonprivate_pictures', 'nonprivate'), ('dpsgd_paper', 'dpsgd', 'publiconly', 'public_pictures')
+TOPS, LOWS = (
+    ('nonprivate_pictures', 'nonprivate'),
+    ('dpsgd_paper', 'dpsgd', 'public_people', 'publiconly', 'public_pictures'),
+)
+LEVERS = (
+    '## What each lever brings\n\n'
+    '*The same* is *in a subspace of rank 100, SGD* with one change, from the same start: compare with that row.\n'
+)
 
 Rows = dict[str, Row]
 Scores = Callable[[str, float | None], dict[str, float]]  # of a row at an epsilon, by seed
@@ -99,6 +105,16 @@ def tuning(benchmark: Any) -> str:
     return table(['row', 'tried', 'PCKh, tuning people, one seed'], lines)
 
 
+def seconds_table(benchmark: Any) -> str:
+    """Mean seconds of a run of each row, training and scoring, on one thread."""
+    lines = []
+    for name, row in benchmark.rows.items():
+        took = [float(r['seconds']) for r in benchmark.results.lines if r['row'] == name and r['split'] == 'reported']
+        if took:
+            lines.append([row.text, f'{mean(took):.0f}'])
+    return table(['row', 'seconds per run'], lines)
+
+
 def plot(rows: Rows, scores: Scores, epsilons: list[float], path: Path) -> None:
     """PCKh against epsilon, with the spread over seeds."""
     figure, axis = plt.subplots(figsize=(7, 4.5), layout='constrained')
@@ -122,8 +138,13 @@ def plot(rows: Rows, scores: Scores, epsilons: list[float], path: Path) -> None:
 
 
 def write_page(page: Path, benchmark: Any) -> None:
-    """Rewrites the part between the marks, the plot beside the page, and accuracy.csv, which holds the runs of every page."""
+    """Rewrites the part between the marks, and the plot and the CSV beside the page.
+
+    accuracy.csv holds the runs on synthetic people of every page. A page of real people has marks, a plot and a CSV per start.
+    """
     results = benchmark.results
+    start = f'_{benchmark.family}' if benchmark.weights else ''
+    picture = page.with_name(f'{page.stem}{start}.png')
 
     def scores(name: str, epsilon: float | None, kept: str = 'pckh') -> dict[str, float]:
         try:
@@ -137,25 +158,29 @@ def write_page(page: Path, benchmark: Any) -> None:
 
     epsilons = sorted(benchmark.epsilons)
     largest = benchmark.size.epsilons[0]
+    level = '###' if start else '##'  # a page of real people has one part per start
     parts = [
         main_table(benchmark.table, scores, epsilons),
-        f'![PCKh against epsilon]({page.stem}.png)\n',
+        f'![PCKh against epsilon]({picture.name})\n',
         *(gaps(benchmark.table, scores, epsilons, top) for top in TOPS if top in benchmark.table),
-        '## On the other domain\n',
+        f'{level} On the other domain\n',
         main_table(benchmark.table, partial(scores, kept='pckh_other_domain'), epsilons),
-        '## What each lever brings\n',
-        '*The same* is *in a subspace of rank 100, SGD* with one change, from the same start: compare with that row.\n',
-        lever_table(benchmark.levers, scores, epsilons),
+        *([LEVERS, lever_table(benchmark.levers, scores, epsilons)] if benchmark.levers else []),
         *(
             ['## On a model of millions of parameters\n', wide_table(benchmark.wide, scores, largest)]
             if benchmark.wide
             else []
         ),
-        '## What was tried\n',
+        f'{level} What was tried\n',
         tuning(benchmark),
+        f'{level} What a run takes\n',
+        seconds_table(benchmark),
     ]
-    plot(benchmark.table, scores, epsilons, page.with_suffix('.png'))
-    page.with_name('accuracy.csv').write_text(results.path.read_text())
-    text = page.read_text() if page.exists() else '\n'.join(MARKS) + '\n'
-    start, end = (text.index(mark) for mark in MARKS)
-    page.write_text(text[: start + len(MARKS[0])] + '\n' + '\n'.join(parts) + text[end:])
+    plot(benchmark.table, scores, epsilons, picture)
+    page.with_name(f'{page.stem}{start}.csv' if start else 'accuracy.csv').write_text(results.path.read_text())
+    marks = f'<!-- accuracy{start} -->', f'<!-- /accuracy{start} -->'
+    text = page.read_text() if page.exists() else ''
+    if marks[0] not in text:
+        text += '\n'.join(marks) + '\n'
+    begin, end = (text.index(mark) for mark in marks)
+    page.write_text(text[: begin + len(marks[0])] + '\n' + '\n'.join(parts) + text[end:])

@@ -21,6 +21,7 @@ class Row:
         candidates: what is tried on the tuning people; the best is what the table reports.
         private: has an epsilon.
         pictures: trains on the people of the public domain too, beside the views or the private people.
+        public_alone: trains on the people of the public domain and on nobody else.
         like: the row whose settings it takes, as they were tuned there; its own settings come on top.
     """
 
@@ -31,12 +32,18 @@ class Row:
     candidates: tuple[Settings, ...] = ({},)
     private: bool = True
     pictures: bool = False
+    public_alone: bool = False
     like: str | None = None
 
 
 @dataclass(frozen=True)
 class Size:
-    """Size of the benchmark: numbers of synthetic people, epochs of each stage, and the default epsilons and seeds."""
+    """Size of the benchmark: numbers of people, epochs of each stage, and the default epsilons and seeds.
+
+    Attributes:
+        few_epochs: of rows that train few parameters; twice ``epochs`` by default.
+        plain_epochs: of the non-private rows; by default they see as many images as *ours*.
+    """
 
     public: int = 6000
     private: int = 8000
@@ -46,11 +53,13 @@ class Size:
     epochs: int = 2
     epsilons: tuple[float, ...] = (0.8, 0.2, 0.4, 0.6)
     seeds: int = 3
+    few_epochs: int | None = None
+    plain_epochs: int | None = None
 
     @property
     def papers_batch(self) -> int:
         """The expected batch size at the paper's sample rate, 32 / 22246."""
-        return round(self.private * 32 / 22246)
+        return max(round(self.private * 32 / 22246), 1)
 
     @property
     def large_batch(self) -> int:
@@ -83,6 +92,8 @@ def model(channels: int) -> Settings:
 
 
 MODEL, WIDE = model(16), model(48)  # 0.7 million parameters, quick on a CPU; 6 million
+IN_PROCESS: Settings = {'train_dataloader.num_workers': 0, 'train_dataloader.persistent_workers': False}
+SYNTHETIC: Settings = {**MODEL, **IN_PROCESS}
 
 
 def each(*parts: list[Settings]) -> tuple[Settings, ...]:
@@ -135,14 +146,21 @@ DEFAULT_VIEW = dict(_delete_=True, type='PublicView', mode='blur')
 PAPERS_VIEW = dict(_delete_=True, type='PublicView', mode='blur_full_resolution', kernel_size=25, sigma=10.0)
 
 
+def adam(*rates: float) -> list[Settings]:
+    """A choice of AdamW's learning rates."""
+    return [{OPTIMIZER: dict(_delete_=True, type='AdamW', lr=lr)} for lr in rates]
+
+
+def sgd(*rates: float) -> list[Settings]:
+    """A choice of SGD's learning rates."""
+    return [{OPTIMIZER: dict(_delete_=True, type='SGD', lr=lr, momentum=0.9)} for lr in rates]
+
+
 def rows_of(
-    size: Size, synthetic: bool = True, public_view: Settings = DEFAULT_VIEW
+    size: Size, common: Settings = SYNTHETIC, public_view: Settings = DEFAULT_VIEW
 ) -> tuple[dict[str, Row], dict[str, Row]]:
-    """The table's rows, and the levers: ``ours`` in a subspace, and that with one thing changed."""
+    """The table's rows, with ``common`` in their settings, and the levers: ``ours`` in a subspace, and that with one change."""
     data, sampler = 'train_dataloader.dataset', 'train_dataloader.batch_sampler'
-    common: Settings = {}
-    if synthetic:
-        common = {**MODEL, 'train_dataloader.num_workers': 0, 'train_dataloader.persistent_workers': False}
     view = {f'{data}.public_view': public_view}
 
     def private(batch: int, public: int = 0, epochs: int = size.epochs) -> Settings:
@@ -158,12 +176,6 @@ def rows_of(
     def projector(**changed: Any) -> Settings:
         ours = dict(rank=100, order='project-then-clip', refresh_interval=8, preconditioned=True, dtype='bfloat16')
         return {PROJECTOR: dict(_delete_=True, **{**ours, **changed})}
-
-    def adam(*rates: float) -> list[Settings]:
-        return [{OPTIMIZER: dict(_delete_=True, type='AdamW', lr=lr)} for lr in rates]
-
-    def sgd(*rates: float) -> list[Settings]:
-        return [{OPTIMIZER: dict(_delete_=True, type='SGD', lr=lr, momentum=0.9)} for lr in rates]
 
     no_views_first = {'train_cfg.public_epochs': 0}
     papers = dict(_delete_=True, rank=100, order='noise-then-project', refresh_interval=50, dtype='bfloat16')
@@ -182,11 +194,13 @@ def rows_of(
         'optim_wrapper.trainable': 'norms+backbone.conv1.*+backbone.layer1.*',
         PUBLIC_WEIGHT: 0.02,
         **adam(3e-3)[0],
-        **schedule(2 * size.epochs),
+        **schedule(size.few_epochs or 2 * size.epochs),
     }
     # as many images as ours sees
-    epochs, plain = {**common, **schedule(size.public_epochs + size.epochs)}, dict(private=False)
+    plain_epochs = size.plain_epochs or size.public_epochs + size.epochs
+    epochs, plain = {**common, **schedule(plain_epochs)}, dict(private=False)
     both = size.with_pictures(size.public_epochs)
+    plain_both = size.plain_epochs or both + size.with_pictures(2 * size.epochs)
 
     def views(epochs: int, samples: int) -> Settings:
         steps = epochs * (samples // 64)  # public epochs have a length of their own
@@ -262,16 +276,12 @@ def rows_of(
         'nonprivate_pictures': Row(
             'non-private, on public people too',
             'nonprivate',
-            settings={**common, **schedule(both + size.with_pictures(2 * size.epochs))},
+            settings={**common, **schedule(plain_both)},
             candidates=tuple(adam(3e-3, 6e-3, 1.2e-2)),
             pictures=True,
             **plain,
         ),
     }
-    if not synthetic:
-        del table['pretrain']  # it is given
-        # MPII's config has no public people
-        table = {name: row for name, row in table.items() if not name.endswith('_pictures')}
     whole = {PROJECTOR: None, PUBLIC_WEIGHT: 0.02, **adam(1e-3)[0]}
     changes: dict[str, tuple[str, Settings]] = {
         'noise_then_project': (

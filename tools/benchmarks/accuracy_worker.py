@@ -12,10 +12,13 @@ from pathlib import Path
 import mmpose_dp  # noqa: F401  (first: checks and repairs the install)
 
 # isort: split
+import people_backbone  # noqa: F401  (registers it)
 import torch
 from mmengine.config import Config
 from mmengine.runner import Runner
 from mmpose.utils import register_all_modules
+
+from mmpose_dp.configs import private
 
 REPO = Path(__file__).resolve().parents[2]
 
@@ -27,19 +30,36 @@ def set_up() -> None:
     register_all_modules()
 
 
+def plain_or_private(job: dict, name: str) -> Config:
+    """The config ``name``, such as 'dpsgd_eps08' or 'nonprivate', of a job's family. On people it is made of one plain config."""
+    if job['weights'] is None:
+        return Config.fromfile(REPO / f'configs/dp/hrnet_{job["family"]}_{name}.py')
+    cfg = Config.fromfile(REPO / f'tools/benchmarks/people/{job["family"]}.py')
+    backbone = cfg.model.backbone
+    for part in (backbone, backbone.get('init_cfg') or {}):
+        part.update({key: f'{job["weights"]}/{part[key]}' for key in ('file', 'checkpoint') if key in part})
+    method = name.removesuffix('_eps08')
+    if method not in ('pretrain', 'nonprivate'):
+        cfg.merge_from_dict(private(cfg._cfg_dict, method))
+    if method == 'hybrid':  # as on synthetic people: what a row tunes is the optimizer of its public epochs too
+        cfg.optim_wrapper.public_optimizer = None
+        cfg.default_hooks.public_data = dict(type='ProjectorRefreshHook')
+    return cfg
+
+
 def config_of(job: dict) -> Config:
     """The config that a job trains: what ``tools/train.py CONFIG --cfg-options ...`` makes of the job's settings."""
-    cfg = Config.fromfile(REPO / job['config'])
+    cfg = plain_or_private(job, job['config'])
     dataset = cfg.train_dataloader.dataset
-    private = dataset.get('private', dataset)
-    private.data_root = job['train_on'] or private.data_root
+    private_set = dataset.get('private', dataset)
+    private_set.data_root = job['train_on'] or private_set.data_root
     if 'public' in dataset:
         dataset.public.data_root = job['public'] or dataset.public.data_root
     elif job['pictures']:
-        public = dict(private, data_root=job['public'])
-        if dataset is private:
+        public = dict(private_set, data_root=job['public'])
+        if dataset is private_set:
             metainfo = dict(from_file='configs/_base_/datasets/mpii.py')
-            both = dict(type='CombinedDataset', metainfo=metainfo, datasets=[private, public], pipeline=[])
+            both = dict(type='CombinedDataset', metainfo=metainfo, datasets=[private_set, public], pipeline=[])
             cfg.train_dataloader.dataset = both
         else:
             dataset.public = public
@@ -60,7 +80,7 @@ def quiet(cfg: Config, job: dict) -> Config:
 
 def score(job: dict, checkpoint: str, data_root: str | None) -> float:
     """Mean PCKh@0.5 of a checkpoint on the validation people in ``data_root``, by default the config's own."""
-    cfg = Config.fromfile(REPO / job['test_config'])
+    cfg = plain_or_private(job, 'nonprivate')
     cfg.merge_from_dict({key: value for key, value in job['settings'].items() if key.startswith('model.')})
     if data_root is not None:
         cfg.test_dataloader.dataset.data_root = data_root
@@ -68,7 +88,8 @@ def score(job: dict, checkpoint: str, data_root: str | None) -> float:
     cfg.load_from, cfg.work_dir = checkpoint, f'{job["folder"]}/test'
     cfg.train_dataloader = cfg.train_cfg = cfg.optim_wrapper = cfg.param_scheduler = None
     cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
-    return float(Runner.from_cfg(quiet(cfg, job)).test()['PCK'])
+    found = Runner.from_cfg(quiet(cfg, job)).test()
+    return float(found['PCK'] if 'PCK' in found else 100 * found['PCKh'])
 
 
 def run_job(job: dict) -> dict:

@@ -7,10 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-# MPII's order of joints
-JOINTS = (
-    'r_ankle r_knee r_hip l_hip l_knee l_ankle pelvis thorax neck head r_wrist r_elbow r_shoulder l_shoulder l_elbow l_wrist'
-).split()
+from mmpose_dp.datasets.mpii_files import JOINTS
+
 INDEX = {name: i for i, name in enumerate(JOINTS)}
 
 # degrees; (least, most) of each joint angle at full range of motion

@@ -14,12 +14,12 @@ import cv2
 import numpy as np
 from rich.console import Console
 from rich.progress import track
-from scipy.io import savemat
 
+from mmpose_dp.datasets.mpii_files import write_mpii_split
 from mmpose_dp.privacy.errors import ConfigError
 
 from .appearance import DOMAINS, Clothes, Subject
-from .body import INDEX, JOINTS, pose_joints, random_angles
+from .body import INDEX, pose_joints, random_angles
 from .draw import draw_person, draw_place, draw_thing, photograph
 
 VERSION = 2  # of the pictures: raise it if they change
@@ -80,9 +80,7 @@ def make_synthetic_mpii(
             )
             people = [person for image in drawn for person in image]
         heads = [person.pop('headbox') for person in people]
-        (out / f'annotations/mpii_{split}.json').write_text(json.dumps(people))
-        if split == 'val':
-            _write_ground_truth(out / 'annotations/mpii_gt_val.mat', people, heads)
+        write_mpii_split(out, split, people, heads)
     record.write_text(json.dumps(settings))  # last: a set without it is incomplete
     return out
 
@@ -157,17 +155,4 @@ def _annotation(name: str, identity: int, joints: np.ndarray, head: float, shape
         joints_vis=[int(seen) for seen in inside],
         subject=identity,
         headbox=box,
-    )
-
-
-def _write_ground_truth(path: Path, people: list[dict[str, Any]], heads: list[np.ndarray]) -> None:
-    """Writes the file that MPII's evaluation reads: arrays with people in the last dimension."""
-    savemat(
-        path,
-        dict(
-            dataset_joints=np.array([JOINTS], dtype=object),
-            headboxes_src=np.stack(heads, axis=2),
-            jnt_missing=1.0 - np.array([p['joints_vis'] for p in people]).T,
-            pos_gt_src=np.stack([np.array(p['joints']) for p in people], axis=2),
-        ),
     )

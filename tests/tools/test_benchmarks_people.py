@@ -1,0 +1,132 @@
+"""The accuracy benchmark on people: its rows build, and on 300 real ones, where they are beside the project, the order holds."""
+
+import json
+import sys
+
+import accuracy
+import numpy as np
+import pytest
+from accuracy_rows import adam
+from accuracy_worker import config_of, plain_or_private, run_job
+from mmpose.registry import MODELS
+from people_rows import STARTS, make_tuning_people, people_rows, people_size
+from scipy.io import loadmat
+
+from mmpose_dp.datasets.mpii_files import estimated_head_boxes, write_mpii_split
+from mmpose_dp.models.trainable_subset import choose_trainable
+from tests.support.paths import shared
+
+
+def people_of(folder, split='train'):
+    return json.loads((folder / f'annotations/mpii_{split}.json').read_text())
+
+
+@pytest.fixture
+def two_sets(tmp_path, synthetic, synthetic_public):
+    """A folder of people whose two sets are synthetic."""
+    folder = tmp_path / 'people'
+    folder.mkdir()
+    (folder / 'theirs').symlink_to(synthetic)
+    (folder / 'public').symlink_to(synthetic_public)
+    return folder
+
+
+@pytest.mark.parametrize('start', STARTS)
+def test_each_row_trains_the_right_people(start, two_sets, tmp_path, monkeypatch):
+    """Private ones, public ones, or both; and tuning holds some of the private ones out."""
+    command = ['accuracy.py', '--people', two_sets, '--people-sets', 'theirs', 'public', '--start', start]
+    command += ['--weights', tmp_path, '--out', tmp_path / 'out', '--data', tmp_path / 'data']
+    monkeypatch.setattr(sys, 'argv', [str(part) for part in command])
+    benchmark = accuracy.Benchmark(accuracy.parse_args())
+    assert {'ours', 'dpsgd', 'nonprivate', 'public_people', 'publiconly_papers', 'hybrid_paper'} <= set(benchmark.rows)
+    for name, row in benchmark.rows.items():
+        for split, private in (('reported', 'theirs'), ('tuning', 'theirs_tuning')):
+            if split == 'tuning' and name not in ('ours', 'public_people'):
+                continue  # made in the same way
+            identity = benchmark._identity(name, row.candidates[-1], 2.0 if row.private else None, 0, split)
+            cfg = config_of(benchmark._job(identity))
+            data = str(cfg.train_dataloader.dataset)
+            alone = row.public_alone or row.start is None
+            assert (f'/{private}/' in data) != alone, name
+            assert ('/public/' in data) == (alone or row.pictures or row.config.startswith('projected')), name
+            assert not cfg.optim_wrapper.get('public_optimizer'), (
+                name
+            )  # a row's learning rate is that of its public epochs
+            if row.private:
+                assert cfg.default_hooks.privacy_budget.target_epsilon == 2.0 and row.start in benchmark.rows
+
+
+def test_tuning_people_are_held_out(synthetic, tmp_path):
+    out = make_tuning_people(synthetic, tmp_path / 'tuning', tested=10)
+    train, val, whole = people_of(out), people_of(out, 'val'), people_of(synthetic)
+    assert len(val) == 8 and train + val == whole  # at most a fifth
+    assert (out / 'images' / val[0]['image']).exists()
+    heads = loadmat(out / 'annotations/mpii_gt_val.mat')['headboxes_src']
+    size = 0.6 * np.linalg.norm(heads[1] - heads[0], axis=0)
+    assert size.shape == (8,) and (size > 0).all()
+
+
+@pytest.mark.parametrize('start', STARTS)
+def test_the_few_parameters_exist(start):
+    """The weights load, and what *ours* trains is there in the model, and is few."""
+    weights = shared('weights')
+    cfg = plain_or_private(dict(family=start, weights=str(weights)), 'nonprivate')
+    model = MODELS.build(cfg.model)
+    model.init_weights()
+    total = sum(p.numel() for p in model.parameters())
+    assert 1000 < choose_trainable(model, STARTS[start].few) < total / 20
+
+
+@pytest.fixture(scope='module')
+def people_300(tmp_path_factory):
+    """The first 300 real people of each set to train on, and 100 to score."""
+    folder = tmp_path_factory.mktemp('people_300')
+    for name in ('lspet', 'coco_val2017'):
+        source, out = shared(f'people/{name}'), folder / name
+        (out / 'annotations').mkdir(parents=True)
+        (out / 'images').symlink_to(source / 'images')
+        write_mpii_split(out, 'train', people_of(source)[:300])
+        tested = people_of(source, 'val')[:100]
+        write_mpii_split(out, 'val', tested, estimated_head_boxes(tested))
+    return folder
+
+
+@pytest.mark.slow
+def test_the_order_on_real_people(people_300, tmp_path):
+    """Non-private above the start, and private (the last layer, epsilon 8) not below it. A minute on one core."""
+    private, public = people_300 / 'lspet', people_300 / 'coco_val2017'
+    rows = people_rows(people_size(private, public), STARTS['movenet'])
+    frozen = {'model.backbone.frozen': True}
+    trained = {
+        'pretrain': {'train_cfg.max_epochs': 4},
+        'nonprivate': {'train_cfg.max_epochs': 2},
+        'dpsgd': {
+            **frozen,
+            'optim_wrapper.trainable': 'head.final_layer.*',
+            **adam(3e-4)[0],
+            'train_cfg.max_epochs': 6,
+            'train_dataloader.batch_sampler.expected_batch_size': 150,
+        },
+    }
+    found, start = {}, None
+    for name, changes in trained.items():
+        row = rows[name]
+        job = dict(
+            family='movenet',
+            weights=str(shared('weights')),
+            config=row.config,
+            settings={**row.settings, **row.candidates[0], **changes},
+            epsilon=8.0 if row.private else None,
+            seed=0,
+            folder=str(tmp_path / name),
+            load_from=start,
+            train_on=f'{private if row.start else public}/',
+            pictures=False,
+            public=f'{public}/',
+            test_on=[f'{private}/'],
+        )
+        result = run_job(job)
+        start = start or result['checkpoint']
+        found[name], spent = result['scores'][0], result['epsilon_spent']
+    assert 7.9 < spent <= 8.0
+    assert found['nonprivate'] > found['pretrain'] and found['dpsgd'] > found['pretrain'] - 1, found

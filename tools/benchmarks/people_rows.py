@@ -1,0 +1,126 @@
+"""The rows of accuracy.py on real people, and the folder in which it tunes them. Must not train anything.
+
+They are the rows of accuracy_rows.py, adapted to a start that has seen millions of pictures: smaller learning rates, and few
+parameters to train privately. A row without views is private in the usual sense: nothing about a private person is published.
+"""
+
+import json
+import shutil
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from accuracy_rows import DEFAULT_VIEW, IN_PROCESS, PAPERS_VIEW, Row, Settings, Size, adam, rows_of, schedule
+
+from mmpose_dp.datasets.mpii_files import estimated_head_boxes, write_mpii_split
+
+TRAINABLE = 'optim_wrapper.trainable'
+
+
+@dataclass(frozen=True)
+class Start:
+    """What training on people starts from.
+
+    Attributes:
+        text: what the page calls it.
+        few: the parameters that *ours* trains privately.
+        pretrain: settings of the training of a head on public people, and of the features if they are no people's yet.
+        rates: AdamW's learning rates that are tried where every parameter is trained without noise.
+    """
+
+    text: str
+    few: str
+    pretrain: Settings
+    rates: tuple[float, ...]
+
+
+STARTS = {
+    'movenet': Start(
+        'MoveNet Lightning',
+        'head+backbone.net.lateral.[123].*+backbone.net.smooth.*+backbone.net.stem.*',
+        {'model.backbone.frozen': True, **adam(3e-3)[0], **schedule(6)},
+        (2e-4, 1e-4, 4e-4),
+    ),
+    'mobilenetv2': Start(
+        'MobileNetV2, ImageNet',
+        'norms+backbone.conv1.*+backbone.layer1.*+head.final_layer.*',
+        {**adam(1e-3)[0], **schedule(15)},
+        (2e-4, 1e-4, 4e-4),
+    ),
+}
+
+
+def people_size(private: Path, public: Path, quick: bool = False) -> Size:
+    """The numbers of people in two folders of MPII's layout, and the epochs that fit them."""
+    counts = [len(json.loads((folder / 'annotations/mpii_train.json').read_text())) for folder in (private, public)]
+    epochs = dict(public_epochs=3, epochs=3, few_epochs=4, plain_epochs=3)
+    few = dict(epsilons=(8.0,), seeds=1) if quick else dict(epsilons=(0.8, 8.0, 0.2, 2.0))
+    return Size(private=counts[0], public=counts[1], **epochs, **few)
+
+
+def people_rows(size: Size, start: Start, public_view: Settings = DEFAULT_VIEW) -> dict[str, Row]:
+    """The table's rows, the cheapest and most telling first."""
+    table, _ = rows_of(size, IN_PROCESS, public_view)
+    under_papers, _ = rows_of(size, IN_PROCESS, PAPERS_VIEW)
+    plain, few = tuple(adam(*start.rates)), {TRAINABLE: start.few}
+    # AdamW moves each parameter by its rate in a noisy step: 1e-3 undoes a start without BatchNorm. For a head alone, the
+    # features are computed without gradients.
+    head = {TRAINABLE: 'head', **adam(1e-3)[0]}
+    private = ({**few, **adam(2e-4)[0]}, head, {**few, **adam(6e-4)[0]})
+    rates = tuple(adam(2e-4, 6e-4, 6e-5))
+
+    def with_(name: str, **changed: object) -> Row:
+        return replace(table[name], **changed)
+
+    views = dict(start='public_people', candidates=plain)
+    dpsgd = table['dpsgd'].settings
+    longer = {**dpsgd, **schedule(size.few_epochs or size.epochs)}
+    ours_views = {**table['ours'].settings, **table['ours'].candidates[2], **few}
+    return {
+        'pretrain': Row(
+            f'start: {start.text}, head on public people',
+            'pretrain',
+            None,
+            {**IN_PROCESS, **start.pretrain},
+            private=False,
+        ),
+        'public_people': Row(
+            'public-only: on public people',
+            'nonprivate',
+            settings={**IN_PROCESS, **schedule(2 * size.epochs)},
+            candidates=plain,
+            private=False,
+            public_alone=True,
+        ),
+        'nonprivate': with_('nonprivate', candidates=plain),
+        'ours': Row('ours, from public-only on public people', 'dpsgd_eps08', 'public_people', longer, private),
+        'dpsgd': with_('dpsgd', text='DP-SGD, large batch, few parameters', settings=longer, candidates=private),
+        'publiconly': with_('publiconly', **views),
+        'publiconly_papers': replace(
+            under_papers['publiconly'], text="public-only: then on views under the paper's blur", **views
+        ),
+        'public_pictures': with_('public_pictures', **views),
+        'ours_pictures': with_('ours_pictures', settings=ours_views, candidates=rates),
+        'nonprivate_pictures': with_('nonprivate_pictures', candidates=plain),
+        'dpsgd_all': with_(
+            'dpsgd', text='DP-SGD, large batch, all parameters', candidates=tuple(adam(1e-4, 3e-5, 3e-4))
+        ),
+        'dpsgd_paper': with_('dpsgd_paper', candidates=tuple(adam(3e-5, 1e-4, 1e-5))),
+        'feature': with_('feature', candidates=tuple(adam(3e-5, 1e-4, 1e-5))),
+        'projected': with_('projected', candidates=tuple(adam(3e-5, 1e-4, 1e-5))),
+        'hybrid_paper': with_('hybrid_paper', candidates=tuple(adam(3e-5, 1e-4, 1e-5))),
+    }
+
+
+def make_tuning_people(private: Path, out: Path, tested: int = 500) -> Path:
+    """Divides the private training people into some to train on and the last ``tested`` to tune with; returns ``out``.
+
+    The pictures are a link. Their size of the head is estimated (:func:`estimated_head_boxes`).
+    """
+    people = json.loads((private / 'annotations/mpii_train.json').read_text())
+    tested = min(tested, len(people) // 5)
+    shutil.rmtree(out, ignore_errors=True)
+    (out / 'annotations').mkdir(parents=True)
+    (out / 'images').symlink_to((private / 'images').resolve())
+    write_mpii_split(out, 'train', people[:-tested])
+    write_mpii_split(out, 'val', people[-tested:], estimated_head_boxes(people[-tested:]))
+    return out
