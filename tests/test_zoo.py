@@ -142,8 +142,6 @@ def test_a_record_has_one_gradient_in_forwards_of_one_shape(name, dtype, synthet
         wrapper._gradients_among(batch, found)
         return found.total
 
-    with wrapper._captured(model):  # builds the engine
-        pass
     for module in model.modules():
         module.train('Drop' not in type(module).__name__)  # random numbers go by places
     among, others = (torch.cat([x.flatten(1) for x in gradients(places)], 1) for places in ([0, 1, 2, 3], [1, 3]))
@@ -172,7 +170,10 @@ def training(name, dtype, data, count):
     # no noise, which would take a third of the time: the weights move by the clipped gradients
     wrapper = DPOptimWrapper(SGD(params, lr=1e-2), 1.0, noise_multiplier=0.0, expected_batch_size=4, amp_dtype=dtype)
     wrapper.replay.fixed_shape = True
-    return model, wrapper, [with_targets_in(torch.float32, records(cfg, data, 4, seed)) for seed in range(count)]
+    batches = [with_targets_in(torch.float32, records(cfg, data, 4, seed)) for seed in range(count)]
+    wrapper.prepare(model)
+    wrapper.rehearse(batches[0])  # as before training
+    return model, wrapper, batches
 
 
 def gaps(name, dtype, data, steps):

@@ -255,8 +255,8 @@ def write_page(page: Path, found: Sequence[Trial], small: Sequence[Trial]) -> No
     tried = pairs(found)
     ours = [pair for pair in tried if not any(run.noise_first for run in pair)]
     parts = [
-        f'The verdict is right in **{share(found, _right)}** of the private runs. To say "it learns" of every run is right in '
-        f'{share(found, lambda run: run.learned)}.\n',
+        f'The verdict is right in **{share(found, _right)}** of the private runs. A forecast that always says "it '
+        f'learns" would be right in {share(found, lambda run: run.learned)} too.\n',
         by_row(found),
         'Where it is wrong:\n',
         wrong(found),

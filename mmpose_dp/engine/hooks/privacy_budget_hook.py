@@ -348,7 +348,6 @@ class PrivacyBudgetHook(Hook):
             _fit(runner, checkpoint)
             return
         self._resumed = True
-        showing.drop_resumed(checkpoint)
         self.lineage = Lineage.of(checkpoint, Path(str(runner._load_from)).name)
         self.pretraining = pretraining_in(checkpoint)
         if self.plan is not None:
@@ -358,6 +357,7 @@ class PrivacyBudgetHook(Hook):
                 f'train_cfg.public_epochs={runner.train_loop.public_epochs} leaves no private step, so the ledger of the '
                 'checkpoint to resume from would be lost: write a larger max_epochs or fewer public_epochs'
             )
+        showing.drop_resumed(checkpoint)
 
 
 def _fit(runner: Runner, checkpoint: dict) -> None:

@@ -13,6 +13,8 @@ from mmengine.logging import MessageHub
 from mmengine.runner import Runner
 from mmengine.visualization import BaseVisBackend, LocalVisBackend, Visualizer
 
+from .provenance import part_of
+
 # epsilon follows from the settings; loss_public comes from public samples; max_grad_norm is there only if it is adaptive, and
 # follows from noised votes; rates and momenta follow from the schedule, or from released weights
 SCALARS = {
@@ -162,7 +164,7 @@ def release(runner: Runner) -> None:
 
 def drop_resumed(checkpoint: dict) -> None:
     """Drops scalars that may not be shown from what a checkpoint brings into the hub: it may be of an older version."""
-    scalars, shown = (checkpoint.get('message_hub') or {}).get('log_scalars') or {}, ShownScalars()
+    scalars, shown = part_of(part_of(checkpoint, 'message_hub'), 'log_scalars'), ShownScalars()
     for name in [*scalars]:
         if not name.startswith(_STAGES) and not shown.allows(name, times=True):
             del scalars[name]
