@@ -13,7 +13,7 @@ from mmengine.visualization import BaseVisBackend, LocalVisBackend, TensorboardV
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from mmpose_dp.engine.hooks import showing
-from mmpose_dp.privacy.validation import ceiling
+from mmpose_dp.extras.risk import ceiling
 from tests.support.runs import config, logged, tiny
 
 LEAKS = ('loss', 'grad_norm', 'acc_pose', 'batch_size', 'num_samples', 'loss_private')
