@@ -56,7 +56,7 @@ OTHERS = [
     'animal_2d_keypoint/topdown_heatmap/ap10k/cspnext-m_udp_8xb64-210e_ap10k-256x256.py',
     'wholebody_2d_keypoint/topdown_heatmap/coco-wholebody/td-hm_vipnas-mbv3_8xb64-210e_coco-wholebody-256x192.py',
 ]
-HEIGHT = {'hourglass': 128, 'scnet': 128, 'alexnet': 256, 'ipr': 128}  # the least that these models need
+HEIGHT = {'cpm': 64, 'hourglass': 128, 'scnet': 128, 'alexnet': 256, 'ipr': 128}  # the least that these models need
 # one of each backbone family and head is left to the everyday run
 SLOW = (
     *('101', '152', 'w48', 'litehrnet-30', '384x384', 'hrnet-w32_dark', '2xmspn50', 'ViTPose-small-simple', 'pvtv2'),

@@ -181,8 +181,9 @@ def losses_of(runner: Runner, records: Sequence[int]) -> np.ndarray:
             found = model(**model.data_preprocessor(batch, False), mode='loss')
         losses = torch.stack([values for name, values in found.items() if 'loss' in name]).sum(0).double().cpu().numpy()
         places = [place for place, _ in usable]
-        np.add.at(total, places, np.nan_to_num(losses))
-        np.add.at(count, places, 1)
+        finite = np.isfinite(losses)  # a loss that is none says nothing of who was a member
+        np.add.at(total, places, np.where(finite, losses, 0.0))
+        np.add.at(count, places, finite)
     return total / count.clip(1)
 
 

@@ -30,5 +30,7 @@ def _blank(sample: Any) -> Any:
     for name in ('gt_instance_labels', 'gt_fields'):
         for value in tensors_in(blank.get(name)):
             value.fill_(0.5 if value.is_floating_point() else 0)
-    blank.set_metainfo(dict(dp_record=PADDING, dp_weight=1.0))
+    if 'gt_instances' in blank:
+        del blank.gt_instances
+    blank.set_metainfo(dict(dp_record=PADDING, dp_weight=1.0, img_path='', id=-1, img_id=-1))
     return blank

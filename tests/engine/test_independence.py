@@ -185,6 +185,14 @@ class TorchCoins(Coins):
     coin = staticmethod(lambda: float(torch.rand(())))
 
 
+class CoinsOfOthers(Trunk):
+    """Each sample has a coin of its own, which decides whether a little of it goes into the next one."""
+
+    def late(self, h):
+        gives = (torch.rand(len(h), 1, 1, 1) < 0.1).float()
+        return h + 0.05 * (gives * h.detach()).roll(1, 0)
+
+
 class Placed(Trunk):
     """Each place in the batch has a factor of its own: one record less moves the others to other places."""
 
@@ -234,6 +242,7 @@ TRUNKS = (
     Placed,
     Coins,
     TorchCoins,
+    CoinsOfOthers,
     Refusing,
     Normed,
     GatedNorm,
@@ -303,9 +312,11 @@ MIXING = {
 }
 
 
+@pytest.mark.parametrize('fixed_shape', [False, True])  # True: with a second look
 @pytest.mark.parametrize('trunk', MIXING)
-def test_mixing_that_begins_late_stops_before_a_release(trunk):
+def test_mixing_that_begins_late_stops_before_a_release(trunk, fixed_shape):
     model, wrapper = made(trunk)
+    wrapper.replay.fixed_shape = fixed_shape
     for seed in range(3):
         step(model, wrapper, seed)
     model.backbone.wake()
@@ -368,7 +379,7 @@ def test_what_follows_the_place_in_a_batch_is_not_excused(place, looks):
     assert looks == [False]
 
 
-@pytest.mark.parametrize('trunk', ['Coins', 'TorchCoins'])
+@pytest.mark.parametrize('trunk', ['Coins', 'TorchCoins', 'CoinsOfOthers'])
 def test_a_second_look_takes_the_random_numbers_of_the_first(trunk, looks):
     model, wrapper = made(trunk, debug_seed=0)
     wrapper.replay.fixed_shape = True

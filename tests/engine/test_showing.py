@@ -127,7 +127,7 @@ class Uploading(BaseVisBackend):
 
 @pytest.mark.parametrize(
     ('given', 'left'),
-    [(('.json', '.log', '.py', 'yaml'), ('.json', '.py', 'yaml')), ('.jsonl', ()), (('.pth', ''), ('.pth',))],
+    [(('.json', '.log', '.py', 'yaml'), ('.py', 'yaml')), ('.jsonl', ()), (('.pth', ''), ('.pth',))],
 )
 def test_log_and_ledger_are_not_uploaded(tmp_path, given, left):
     backend = Uploading(tmp_path, given)
@@ -140,6 +140,8 @@ def test_private_metrics_alone_come_with_the_flag():
     assert shown.allows('train/acc_pose_private') and shown.allows('max_grad_norm')
     with pytest.warns(UserWarning, match='grad_norm is not shown'):
         assert not shown.allows('train/grad_norm')
+    with pytest.warns(UserWarning, match='worst_record/step is not shown'):
+        assert not shown.allows('train/worst_record/step')
 
 
 def test_scalars_of_an_older_checkpoint_are_dropped():
@@ -149,3 +151,28 @@ def test_scalars_of_an_older_checkpoint_are_dropped():
         showing.drop_resumed(checkpoint)
     assert set(scalars) == {'train/lr', 'val/PCK', 'train/epsilon', 'train/time'}
     showing.drop_resumed({})
+
+
+def test_what_calls_itself_validation_during_training_is_not_kept(tmp_path):
+    hub = MessageHub.get_instance(f'showing_{tmp_path.name}')
+    hub.__class__, hub.shown = showing.GuardedMessageHub, showing.ShownScalars()
+    hub.update_info('loop_stage', 'train')
+    hub.update_scalar('val/private_loss', 0.5)
+    with pytest.warns(UserWarning, match='features is not kept'):
+        hub.update_info('features', np.zeros(3))
+    hub.update_info('loop_stage', 'val')
+    hub.update_scalar('val/PCK', 0.5)
+    assert set(hub.log_scalars) == {'val/PCK'} and 'features' not in hub.runtime_info
+
+
+def test_the_guard_is_off_after_a_failure(synthetic, tmp_path):
+    class Failing(Hook):
+        def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+            raise KeyboardInterrupt
+
+    runner = Runner.from_cfg(tiny(config(synthetic, tmp_path, 'dpsgd', train_cfg__max_epochs=1)))
+    runner.register_hook(Failing())
+    with pytest.raises(KeyboardInterrupt):
+        runner.train()
+    assert type(runner.message_hub) is MessageHub
+    assert not any(isinstance(x, showing.GuardedVisBackend) for x in runner.visualizer._vis_backends.values())

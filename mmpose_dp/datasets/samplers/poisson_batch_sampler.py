@@ -88,9 +88,10 @@ class PoissonBatchSampler:
         self._samples_of, self._samples_per_index = dataset.samples_of, dataset.samples_per_index
         self._public = dataset.public_samples
         self._rank, self._world = rank, world
-        samples = sum(self._samples_in(record) for record in shard) / self.num_records  # of a record, this rank's share
+        # from public numbers alone: the size decides about rounding, and must not follow how many people a record has
+        expected = self.expected_batch_size * (self._max_samples or 1) / world
         self._private_limit = _size_that_wastes_least(
-            self.expected_batch_size * samples, max(self.micro_batch_size // self._samples_per_index, 1)
+            expected, max(self.micro_batch_size // self._samples_per_index, 1)
         )
         self.private_forward = self._private_limit * self._samples_per_index
         self.begin_epoch(public_only=False)
@@ -98,13 +99,9 @@ class PoissonBatchSampler:
     @property
     def largest_forward(self) -> int:
         """The largest number of samples in one forward: ``batch_size``, or that of the largest record."""
-        most = max(self._samples_in(record) for record in range(self.num_records))
+        most = max(len(self._samples_of(record)) for record in range(self.num_records))
+        most = most if self._max_samples is None else min(most, self._max_samples)
         return max(self.micro_batch_size, most * self._samples_per_index)
-
-    def _samples_in(self, record: int) -> int:
-        """How many of a record's samples a step uses at most."""
-        count = len(self._samples_of(record))
-        return count if self._max_samples is None else min(count, self._max_samples)
 
     def begin_epoch(self, public_only: bool, steps_done: int = 0) -> None:
         """The next epoch is one pass over the public samples, or private; ``steps_done`` of it were made before a resume."""

@@ -159,7 +159,7 @@ class ReplayCheck:
             short gradients are lengthened (automatic clipping).
     """
 
-    def __init__(self, alone: Sequence[Halved | None], samples: Sequence[int], scale: float) -> None:
+    def __init__(self, alone: Sequence[Halved | Tensor | None], samples: Sequence[int], scale: float) -> None:
         self._alone = {i: x for i, x in enumerate(alone) if x is not None}
         self._samples, self.scale = samples, scale
         self._norms: dict[

@@ -108,10 +108,14 @@ class PrivacyBudgetHook(Hook):
         runner._hooks = [hook for hook in runner.hooks if not isinstance(hook, SyncBuffersHook)]
         # A runner with the same name and start time shares the hub: its losses would be in this one's checkpoints.
         showing.guard(runner, self.expose_private_metrics)
-        find_start(runner)
-        wrapper.prepare(getattr(runner.model, 'module', runner.model), self.expose_private_metrics)
-        self._plan(runner, loop, wrapper)
-        refuse_late_failures(runner)
+        try:
+            find_start(runner)
+            wrapper.prepare(getattr(runner.model, 'module', runner.model), self.expose_private_metrics)
+            self._plan(runner, loop, wrapper)
+            refuse_late_failures(runner)
+        except BaseException:
+            showing.release(runner)
+            raise
         if not (runner._resume and runner._load_from):  # resume=True without a checkpoint is a first start
             model = getattr(runner.model, 'module', runner.model)
             self._starts, self._watch = starts_of_init_cfg(model), LoadWatch(model)
@@ -295,6 +299,10 @@ class PrivacyBudgetHook(Hook):
 
     def after_run(self, runner: Runner) -> None:
         """Lets a later runner, which may have the same hub and visualizer, show what it likes."""
+        showing.release(runner)
+
+    def after_failure(self, runner: Runner) -> None:
+        """As ``after_run``, for a training that an error or an interruption ended; PrivateTrainLoop calls it."""
         showing.release(runner)
 
     def _state(self, runner: Runner, finished: bool = False) -> dict:

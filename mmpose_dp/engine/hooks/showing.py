@@ -8,6 +8,8 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+import torch
 from mmengine.hooks import LoggerHook
 from mmengine.logging import MessageHub
 from mmengine.runner import Runner
@@ -30,12 +32,8 @@ SCALARS = {
     'step',
 }
 _TIMES = {'time', 'data_time'}  # hint at how many records were sampled: for the log and the file beside it alone
-_FILES = {
-    '.json',
-    '.py',
-    'yaml',
-    '.pth',
-}  # endings that a backend may upload: not the log, and not the ledger, a .jsonl
+# endings that a backend may upload: not the log, not the ledger (.jsonl), and not .json, as step times are in scalars.json
+_FILES = {'.py', 'yaml', '.pth'}
 _STAGES = ('val/', 'test/')
 _EVERY = 50  # steps between two values of epsilon where nothing logs
 
@@ -53,8 +51,8 @@ class ShownScalars:
 
     def allows(self, name: str, times: bool = False) -> bool:
         """Whether a scalar of a training step may be shown; warns once of each that may not. ``times``: step times may be."""
-        last = name.rpartition('/')[2]
-        if last in SCALARS or (times and last in _TIMES) or (self.exposed and last.endswith('_private')):
+        plain, last = name.removeprefix('train/'), name.rpartition('/')[2]
+        if plain in SCALARS or (times and plain in _TIMES) or (self.exposed and last.endswith('_private')):
             return True
         if last not in {*_TIMES, 'memory', *self._dropped}:
             self._dropped.add(last)
@@ -66,6 +64,11 @@ class ShownScalars:
         return False
 
 
+def is_training(hub: MessageHub) -> bool:
+    """Whether a training step is at work, and not validation."""
+    return hub.runtime_info.get('loop_stage', 'train') == 'train'
+
+
 class GuardedMessageHub(MessageHub):
     """mmengine's message hub, from which the log line is made and which is in every checkpoint, with allowed scalars alone."""
 
@@ -73,8 +76,16 @@ class GuardedMessageHub(MessageHub):
 
     def update_scalar(self, key: str, value: Any, count: int = 1, resumed: bool = True) -> None:
         """As in mmengine, for what may be shown."""
-        if key.startswith(_STAGES) or (key.startswith('train/') and self.shown.allows(key, times=True)):
+        validating = key.startswith(_STAGES) and not is_training(self)
+        if validating or (key.startswith('train/') and self.shown.allows(key, times=True)):
             super().update_scalar(key, value, count, resumed)
+
+    def update_info(self, key: str, value: Any, resumed: bool = True) -> None:
+        """As in mmengine; during training, no tensor and no array, which checkpoints would hold."""
+        if is_training(self) and isinstance(value, (torch.Tensor, np.ndarray)):
+            warnings.warn(f'{key} is not kept: nobody knows whether it depends on private samples', stacklevel=2)
+        else:
+            super().update_info(key, value, resumed)
 
 
 class GuardedVisBackend(BaseVisBackend):
@@ -106,7 +117,7 @@ class GuardedVisBackend(BaseVisBackend):
 
     @property
     def _training(self) -> bool:
-        return self._hub.runtime_info.get('loop_stage', 'train') == 'train'
+        return is_training(self._hub)
 
     def _allows(self, name: str) -> bool:
         return not self._training or self._shown.allows(name, self._times)
@@ -142,6 +153,7 @@ class GuardedVisBackend(BaseVisBackend):
 
 def guard(runner: Runner, exposed: bool) -> None:
     """From now on, a runner's message hub and backends show what is allowed. What the hub holds already is dropped."""
+    release(runner)  # of a run that an error ended
     hub: Any = runner.message_hub
     hub.__class__ = GuardedMessageHub
     hub.shown = ShownScalars(exposed)
@@ -154,9 +166,8 @@ def guard(runner: Runner, exposed: bool) -> None:
 def release(runner: Runner) -> None:
     """Takes the guard off again: a later runner may have the same hub and the same visualizer."""
     hub: Any = runner.message_hub
-    if not isinstance(hub, GuardedMessageHub):
-        return
-    hub.__class__ = MessageHub
+    if isinstance(hub, GuardedMessageHub):
+        hub.__class__ = MessageHub
     for name, backend in _backends(runner.visualizer).items():
         if isinstance(backend, GuardedVisBackend):
             _backends(runner.visualizer)[name] = backend.backend

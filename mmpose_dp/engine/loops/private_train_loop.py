@@ -133,7 +133,12 @@ class PrivateTrainLoop(EpochBasedTrainLoop):
                 'private steps would be counted nowhere: add privacy_budget=dict(type="PrivacyBudgetHook", ...) to default_hooks'
             )
         self._begin_watch()
-        return super().run()
+        try:
+            return super().run()
+        except BaseException:
+            for hook in self.runner.hooks:
+                getattr(hook, 'after_failure', lambda runner: None)(self.runner)
+            raise
 
     def _begin_watch(self) -> None:
         model, wrapper = self.runner.model, self.runner.optim_wrapper

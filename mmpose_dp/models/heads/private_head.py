@@ -23,9 +23,9 @@ from mmpose.registry import MODELS
 from torch import Tensor, nn
 
 from mmpose_dp.privacy.errors import PrivacyError
-from mmpose_dp.privacy.records import Samples
+from mmpose_dp.privacy.records import PADDING, Samples
 
-_UNUSABLE = 'loss_unusable'  # of a sample whose loss cannot be found
+_UNUSABLE = 'loss_unusable'  # of a sample whose loss cannot be found, or is not wanted
 
 
 def _each(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
@@ -116,7 +116,8 @@ class FeatureMaskingHead:
         """The parent's losses, each of shape (samples,); accuracies are left out.
 
         A data sample whose metainfo holds ``dp_record=None`` is public; samples of equal ``dp_record`` are one record; without
-        the field every sample is a record of its own. ``dp_weight`` is Samples.weights'.
+        the field every sample is a record of its own. Samples whose ``dp_record`` is PADDING get the loss 0. ``dp_weight`` is
+        Samples.weights'.
         """
         outputs, config = self.forward(feats), dict(train_cfg or {}, compute_acc=self.compute_acc)
         each = []
@@ -124,7 +125,10 @@ class FeatureMaskingHead:
             # looked at before the loss: on a GPU a loss that asserts ends the process, and no exception can be caught
             for index, (sample, finite) in enumerate(zip(batch_data_samples, _finite_samples(outputs))):
                 self._outputs = _of_sample(outputs, index)
-                each.append(self._loss_of_sample(feats, sample, config) if finite else self._unusable())
+                if sample.metainfo.get('dp_record') == PADDING:
+                    each.append({_UNUSABLE: 0.0 * tensors_in(self._outputs)[0].sum()})
+                else:
+                    each.append(self._loss_of_sample(feats, sample, config) if finite else self._unusable())
         finally:
             self._outputs = None
         names = next((one for one in each if _UNUSABLE not in one), each[0])
