@@ -34,6 +34,7 @@ from rich.progress import track
 
 from mmpose_dp.auditing.view_inversion import figures, invert_by_tv, train_network
 from mmpose_dp.datasets import PublicPrivateDataset, PublicView
+from mmpose_dp.datasets.overlap import private_among
 from mmpose_dp.datasets.privacy_units import all_images
 from mmpose_dp.datasets.transforms.public_view import REGION_MODES, eight_bits
 from mmpose_dp.engine import without_leftovers
@@ -218,7 +219,7 @@ def _sample(cfg: Config, dataset: PublicPrivateDataset) -> tuple[BaseDataset, st
     if cfg.get('val_dataloader') is None:
         return dataset.private, PRIVATE
     source = DATASETS.build(cfg.val_dataloader.dataset)
-    shared = dataset.images & all_images(source)
+    shared = private_among(all_images(source), dataset.images)  # copies too: a report may show these people
     return source, f'{VALIDATION}, some in {PRIVATE}' if shared else VALIDATION
 
 

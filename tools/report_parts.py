@@ -7,7 +7,6 @@ Not a tool itself. Must not read a picture or a figure of the private set, and m
 import ast
 import json
 import math
-import os
 import textwrap
 from collections.abc import Iterator
 from contextlib import suppress
@@ -24,6 +23,7 @@ from mmengine.registry import init_default_scope
 from mmpose.utils import register_all_modules
 
 from mmpose_dp.datasets.building import build_part
+from mmpose_dp.datasets.overlap import private_among
 from mmpose_dp.datasets.privacy_units import digest, image_paths
 from mmpose_dp.engine.view_audit import AUDIT_NAME, PICTURES_NAME, PRIVATE, VALIDATION, figure_rows
 from mmpose_dp.privacy.accounting import History, epsilon
@@ -269,25 +269,18 @@ def example_people(predictions: Path, config: Path) -> list[str]:
         samples = mmengine.load(predictions)
         chosen = [samples[i] for i in np.unique(np.linspace(0, len(samples) - 1, _PEOPLE).astype(int))]
         paths = [str(sample['img_path']) for sample in chosen]
-        _refuse_private(paths, image_paths(private))
+        if private_among(paths, image_paths(private)):
+            raise PrivacyError(
+                '--predictions has pictures of the private set, which a report must not show: test on other people'
+            )
         return [picture(_with_joints(sample, private.metainfo)) for sample in chosen]
+    except PrivacyError:
+        raise
     except (OSError, ValueError, LookupError, TypeError, AttributeError, cv2.error) as error:
         raise PrivacyError(
             f'--predictions {predictions}: no picture can be drawn from it ({type(error).__name__}: {error}). Give a file that '
             'tools/test.py --dump wrote, in the folder where it wrote it'
         ) from error
-
-
-def _refuse_private(shown: list[str], private: list[str]) -> None:
-    """Raises PrivacyError if one of the pictures is private, or a copy of a private one."""
-    sizes: dict[int, list[str]] = {}
-    for path in set(private):
-        sizes.setdefault(os.path.getsize(path), []).append(path)
-    for path in shown:
-        if any(digest(path) == digest(other) for other in sizes.get(os.path.getsize(path), ())):
-            raise PrivacyError(
-                '--predictions has pictures of the private set, which a report must not show: test on other people'
-            )
 
 
 def _with_joints(sample: dict[str, Any], metainfo: dict[str, Any]) -> np.ndarray:

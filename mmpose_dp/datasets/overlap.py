@@ -1,10 +1,10 @@
-"""Checks whether the private set shares files with the public data set or with the validation set.
+"""Checks whether the private set shares files with the public data set, the validation set, or pictures that are to be shown.
 
-Must not read pictures: images are compared by path, annotation files by content.
+Training compares images by path and annotation files by content. Must not decode a picture.
 """
 
 import os.path as osp
-from collections.abc import Set
+from collections.abc import Collection, Set
 from typing import Any
 
 from mmengine.dataset import BaseDataset
@@ -56,6 +56,15 @@ def refuse_private_validation(private: BaseDataset, images: Set[str], validation
                 f'val_dataloader.dataset shares {len(shared)} image files with the private set ({osp.basename(min(shared))}, '
                 '...): its scores, which are outside the guarantee, depend on private pictures.'
             )
+
+
+def private_among(shown: Collection[str], private: Collection[str]) -> list[str]:
+    """The files of ``shown`` that are private image files, or copies of one by content."""
+    sizes: dict[int, list[str]] = {}
+    for path in {path for path in private if osp.isfile(path)}:
+        sizes.setdefault(osp.getsize(path), []).append(path)
+    same_size = {path: sizes.get(osp.getsize(path), []) for path in shown if osp.isfile(path)}
+    return [path for path, others in same_size.items() if any(digest(path) == digest(other) for other in others)]
 
 
 def _same_annotations(one: BaseDataset, other: BaseDataset) -> bool:

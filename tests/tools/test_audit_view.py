@@ -1,6 +1,7 @@
 """The view audit: its figures, the files it writes, and the statement that includes them."""
 
 import json
+import shutil
 import sys
 
 import audit_view
@@ -148,6 +149,15 @@ def test_validation_people_in_private_pictures_are_named_so(synthetic, tmp_path)
     assert audit_view._sample(cfg, dataset)[1] == VALIDATION
     del cfg.val_dataloader.dataset['headbox_file']
     cfg.val_dataloader.dataset.ann_file = cfg.train_dataloader.dataset.private.ann_file
+    assert PRIVATE in audit_view._sample(cfg, dataset)[1]
+    # copies of the pictures under other names
+    shutil.copytree(synthetic, tmp_path / 'copies')
+    for path in (tmp_path / 'copies/images').iterdir():
+        path.rename(path.with_name(f'x{path.name}'))
+    annotations = tmp_path / 'copies/annotations/mpii_train.json'
+    people = json.loads(annotations.read_text())
+    annotations.write_text(json.dumps([dict(person, image=f'x{person["image"]}') for person in people]))
+    cfg.val_dataloader.dataset.update(data_root=str(tmp_path / 'copies'), ann_file='annotations/mpii_train.json')
     assert PRIVATE in audit_view._sample(cfg, dataset)[1]
 
 
