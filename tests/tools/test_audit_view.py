@@ -153,10 +153,10 @@ def test_validation_people_in_private_pictures_are_named_so(synthetic, tmp_path)
     # copies of the pictures under other names
     shutil.copytree(synthetic, tmp_path / 'copies')
     for path in (tmp_path / 'copies/images').iterdir():
-        path.rename(path.with_name(f'x{path.name}'))
+        path.rename(path.with_name(f'9{path.name}'))
     annotations = tmp_path / 'copies/annotations/mpii_train.json'
     people = json.loads(annotations.read_text())
-    annotations.write_text(json.dumps([dict(person, image=f'x{person["image"]}') for person in people]))
+    annotations.write_text(json.dumps([dict(person, image=f'9{person["image"]}') for person in people]))
     cfg.val_dataloader.dataset.update(data_root=str(tmp_path / 'copies'), ann_file='annotations/mpii_train.json')
     assert PRIVATE in audit_view._sample(cfg, dataset)[1]
 
