@@ -59,7 +59,18 @@ OTHERS = [
 HEIGHT = {'cpm': 64, 'hourglass': 128, 'scnet': 128, 'alexnet': 256, 'ipr': 128}  # the least that these models need
 # one of each backbone family and head is left to the everyday run
 SLOW = (
-    *('101', '152', 'w48', 'litehrnet-30', '384x384', 'hrnet-w32_dark', '2xmspn50', 'ViTPose-small-simple', 'pvtv2'),
+    *(
+        'hourglass',
+        '101',
+        '152',
+        'w48',
+        'litehrnet-30',
+        '384x384',
+        'hrnet-w32_dark',
+        '2xmspn50',
+        'ViTPose-small-simple',
+        'pvtv2',
+    ),
     *(
         'udp-',
         'res50_dark',
