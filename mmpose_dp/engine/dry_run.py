@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_map
 
 from mmpose_dp.datasets import collate_samples
 from mmpose_dp.models import FeatureMaskingHead
-from mmpose_dp.models.heads.private_head import tensors_in
+from mmpose_dp.models.heads.private_head import labels_in, tensors_in
 from mmpose_dp.privacy.errors import ConfigError, PrivacyError, UnsupportedModelError
 
 
@@ -28,10 +28,8 @@ def _blank(packed: dict) -> dict:
     packed = copy.deepcopy(packed)
     image = packed['inputs']
     packed['inputs'] = torch.randint(0, 256, image.shape).to(image.dtype)
-    sample = packed['data_samples']
-    for name in ('gt_instance_labels', 'gt_fields'):
-        for value in tensors_in(sample.get(name)):
-            value.uniform_(0, 1) if value.is_floating_point() else value.zero_()
+    for value in labels_in(packed['data_samples']):
+        value.uniform_(0, 1) if value.is_floating_point() else value.zero_()
     return packed
 
 

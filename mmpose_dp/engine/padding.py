@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from mmpose_dp.models.heads.private_head import tensors_in
+from mmpose_dp.models.heads.private_head import labels_in
 from mmpose_dp.privacy.records import PADDING
 
 
@@ -27,9 +27,8 @@ def padded(batch: dict, size: int) -> dict:
 def _blank(sample: Any) -> Any:
     """A data sample of the same form, whose labels are all 0.5, or 0 where they are whole numbers."""
     blank = copy.deepcopy(sample)
-    for name in ('gt_instance_labels', 'gt_fields'):
-        for value in tensors_in(blank.get(name)):
-            value.fill_(0.5 if value.is_floating_point() else 0)
+    for value in labels_in(blank):
+        value.fill_(0.5 if value.is_floating_point() else 0)
     if 'gt_instances' in blank:
         del blank.gt_instances
     blank.set_metainfo(dict(dp_record=PADDING, dp_weight=1.0, img_path='', id=-1, img_id=-1))

@@ -48,17 +48,17 @@ def freeze_batch_norm(model: nn.Module) -> int:
 
 # If a dimension has size 1, strides do not tell channels-first from channels-last. If input and gradient then differ in layout,
 # PyTorch's gradient of a frozen BatchNorm is wrong on CPUs (seen in 2.13). A batch of one sample behind a LayerNorm is such a case.
-def _with_plain_strides(x: Tensor) -> Tensor:
-    return x.contiguous() if 1 in x.shape and x.device.type == 'cpu' else x
+def _is_ambiguous(x: Tensor) -> bool:
+    return 1 in x.shape and x.device.type == 'cpu'
 
 
 def _plain_input(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-    return tuple(map(_with_plain_strides, args))
+    return tuple(x.contiguous() if _is_ambiguous(x) else x for x in args)
 
 
 def _plain_gradient(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
-    if output.requires_grad:
-        output.register_hook(_with_plain_strides)
+    if output.requires_grad and _is_ambiguous(output):
+        output.register_hook(Tensor.contiguous)
 
 
 def public_statistics(model: nn.Module, public_only: bool) -> None:

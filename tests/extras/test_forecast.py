@@ -12,16 +12,9 @@ from mmpose_dp.extras.schedule import Schedule, ScheduledPlan
 from mmpose_dp.privacy.accounting import epsilon, group_epsilon
 from mmpose_dp.privacy.errors import ConfigError
 from mmpose_dp.privacy.plan import PrivacyPlan
+from tests.support.core import PLAN_SETTINGS
 
-SETTINGS = dict(
-    method='dpsgd',
-    privacy_unit='instance',
-    num_records=800,
-    expected_batch_size=100,
-    steps=40,
-    max_grad_norm=0.1,
-    target_delta=1e-4,
-)
+SETTINGS = dict(PLAN_SETTINGS, num_records=800, expected_batch_size=100, target_delta=1e-4)
 
 
 @pytest.fixture(scope='module')

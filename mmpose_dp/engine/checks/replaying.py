@@ -51,6 +51,7 @@ class Replay:
 
     def __init__(self, random: RandomSource) -> None:
         self._random = random
+        self._torch = _torch_states()  # where torch's random numbers of the batch with the record begin
         self.chosen: int | None = None
         self.here = True
         self.forget()
@@ -73,7 +74,6 @@ class Replay:
         self._indices: Sequence[int] = ()
         self._tape = RandomTape()  # the record's random numbers of torch
         self._states = _states()  # and where those of Python and NumPy begin
-        self._torch = _torch_states()  # and, for the batch, those of torch
         self._batches: tuple[dict, dict] | None = None  # the record's, and the one that it is in
 
     @contextmanager

@@ -60,6 +60,11 @@ def tensors_in(value: Any) -> list[Tensor]:
     return [x for part in parts for x in tensors_in(part)]
 
 
+def labels_in(sample: Any) -> list[Tensor]:
+    """Every tensor that a data sample has as a label or a target."""
+    return [x for name in ('gt_instance_labels', 'gt_fields') for x in tensors_in(sample.get(name))]
+
+
 class SampleLosses(NamedTuple):
     """What one training forward of a private head gives to the optimizer wrapper.
 
@@ -172,9 +177,8 @@ class FeatureMaskingHead:
         try:
             for number in (0.0, 1.0):
                 self._outputs = _each(outputs, partial(torch.full_like, fill_value=number))
-                for part in (sample.get('gt_instance_labels'), sample.get('gt_fields')):
-                    for x in tensors_in(part):
-                        x.fill_(number)
+                for x in labels_in(sample):
+                    x.fill_(number)
                 try:
                     super().loss(feats, [sample], config)  # type: ignore[misc]
                     return True
