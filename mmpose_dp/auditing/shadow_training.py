@@ -22,7 +22,7 @@ from torch.utils.data import Sampler
 
 from mmpose_dp.datasets import PublicPrivateDataset, collate_samples
 from mmpose_dp.datasets.randomness import fixed_randomness
-from mmpose_dp.datasets.resolving import resolved
+from mmpose_dp.datasets.resolving import is_kind
 from mmpose_dp.engine import DPOptimWrapper
 from mmpose_dp.extras.risk import risk_of
 from mmpose_dp.models.heads.private_head import make_private
@@ -131,12 +131,6 @@ def bound_of(runner: Runner) -> dict[float, float]:
     return {float(rate): value for rate, value in found.items()}
 
 
-def is_private(cfg: Config) -> bool:
-    """Whether a config trains with privacy."""
-    wrapper = resolved(OPTIM_WRAPPERS, cfg.optim_wrapper.get('type', 'OptimWrapper'))
-    return isinstance(wrapper, type) and issubclass(wrapper, DPOptimWrapper)
-
-
 def shadow_config(cfg: Config, members: np.ndarray, number: int, seed: int, folder: str) -> Config:
     """The config that trains model ``number``, in ``folder``, on the records for which ``members``, (records,) bool, holds."""
     cfg = copy.deepcopy(cfg)
@@ -148,7 +142,7 @@ def shadow_config(cfg: Config, members: np.ndarray, number: int, seed: int, fold
     cfg.test_cfg = cfg.test_dataloader = cfg.test_evaluator = None
     cfg.default_hooks.checkpoint = None
     cfg.log_level = 'ERROR'
-    if is_private(cfg):
+    if is_kind(OPTIM_WRAPPERS, cfg.optim_wrapper, DPOptimWrapper):
         hook = dict(type='LeaveOutHook', records=np.flatnonzero(~members).tolist())
         cfg.custom_hooks = [*(cfg.get('custom_hooks') or []), hook]
     else:
