@@ -4,6 +4,7 @@ import gc
 
 import pytest
 from mmengine.logging import MessageHub, MMLogger
+from mmpose.registry import VISUALIZERS
 from mmpose.utils import register_all_modules
 
 import mmpose_dp  # noqa: F401  (its compat repairs the install before a test imports mmpose.models)
@@ -17,9 +18,15 @@ gc.freeze()
 
 @pytest.fixture(autouse=True)
 def no_runner_of_another_test():
-    """Forgets each test's loggers and hubs: mmengine names them to the second, so a quick next one would hit closed streams."""
+    """Forgets each test's loggers, hubs and visualizers.
+
+    mmengine names loggers and hubs to the second, so that a quick next run would write to closed streams. MMPose names
+    every visualizer alike, so that all runs of a process would write to the folder of the first.
+    """
     kept = [(kind, dict(kind._instance_dict)) for kind in (MMLogger, MessageHub)]
     yield
+    for name in ('PoseLocalVisualizer', 'Pose3dLocalVisualizer'):
+        VISUALIZERS.get(name)._instance_dict.clear()
     for kind, instances in kept:
         kind._instance_dict.clear()
         kind._instance_dict.update(instances)
