@@ -4,8 +4,11 @@ import json
 import sys
 
 import pytest
-from performance import TINY, job, measure, measure_together, suites
+from mmengine.config import Config
+from performance import SMALL, TINY, job, measure, measure_together, suites
 from performance_page import write_page
+from performance_peers import PEERS
+from performance_worker import make_step
 
 from tests.support.paths import REPO
 from tests.support.processes import run
@@ -33,6 +36,12 @@ def test_every_method_takes_its_steps(tmp_path):
             assert 'inplace' in result['failed']
         else:
             assert result['time'] > 0 and result['memory'] > 0 and result['seconds'] > 0
+
+
+@pytest.mark.parametrize('method', PEERS)
+def test_opacus_runs_on_one_of_the_models(method):
+    first, _ = make_step(Config.fromfile(SMALL), method, 2, 2, 1, 'cpu', 1)
+    list(first())
 
 
 def test_processes_that_share_a_batch_and_the_page(tmp_path):

@@ -15,11 +15,14 @@ from opacus.validators import ModuleValidator
 from torch import nn
 from torch.optim import SGD
 
+from mmpose_dp.models import make_private
+
 SETTINGS = dict(noise_multiplier=1.0, max_grad_norm=0.1, loss_reduction='sum')
 
 
 def _prepared(model: nn.Module) -> nn.Module:
     model = ModuleValidator.fix(model)
+    make_private(model.head)  # it gives each sample's loss, which Opacus cannot find
     for module in model.modules():
         if hasattr(module, 'inplace'):
             module.inplace = False
