@@ -89,7 +89,7 @@ def for_the_people(statement: dict[str, Any]) -> str:
         words += f'Random noise during training hides whether {whose} was used at all. '
     figures = (statement.get('risk') or {}).get('add_or_remove')
     if isinstance(figures, dict):
-        what = 'which of two versions of the hidden part was used' if feature else f'whether {whose} was used'
+        what = f'whether {"the hidden part" if feature else whose} was used at all'
         words += (
             f'Somebody who studies the model and has to guess {what}, with even chances, is right at most '
             f'{percent(figures["guess_right_at_most"])} of the time instead of 50 %. '

@@ -6,18 +6,17 @@ not cryptographic and whose seed mmengine stores, and must not use a counter twi
 
 import math
 import os
-from collections.abc import Iterator, Sequence
 from functools import cache
 
 import torch
 from torch import Tensor
 
 from mmpose_dp.privacy.errors import PrivacyError
-from mmpose_dp.privacy.noise import RandomSource
+from mmpose_dp.privacy.noise import RandomSource, grid_of
 
 _CONSTANTS = b'expand 32-byte k'
 _WORDS = 16  # of 32 bits in a block of the stream
-_BLOCKS = 3 << 17  # made at a time: 24 MB of stream, which stays in the cache of a large GPU
+_PAIRS = 1 << 20  # of numbers made at a time: 16 MB of stream, which stays in the cache of a large GPU
 
 
 class ChaCha20:
@@ -65,29 +64,20 @@ def _quarter_rounds(a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> None:
 class DeviceRandomSource(RandomSource):
     """A RandomSource whose noise for tensors of a GPU is made there. A debug stream, and all else, is made on the CPU."""
 
-    def add_gaussian(self, tensors: Sequence[Tensor], deviation: float) -> None:
-        """See RandomSource.add_gaussian. Each call has a key of its own, from the operating system."""
-        if not self.is_secret or tensors[0].device.type != 'cuda':
-            super().add_gaussian(tensors, deviation)
-        elif deviation:
-            sizes = [x.numel() for x in tensors]
-            parts = self.gaussian_on(tensors[0].device, sum(sizes)).split(sizes)
-            torch._foreach_add_(list(tensors), [x.view(y.shape) for x, y in zip(parts, tensors)], alpha=deviation)
+    def _add_to(self, flat: Tensor, deviation: float) -> None:
+        if self.is_secret and flat.device.type == 'cuda':
+            self.add_on_device(flat, deviation)
+        else:
+            super()._add_to(flat, deviation)
 
-    def gaussian_on(self, device: torch.device, count: int) -> Tensor:
-        """``count`` independent standard normal numbers, float32, shape (count,), on ``device``: as RandomSource.gaussian's."""
-        check_device(device)
-        stream, out, at = ChaCha20(os.urandom(32), device), torch.empty(count, dtype=torch.float32, device=device), 0
-        pairs = -(-count // 2)
-        while at < count:
-            blocks = min(_BLOCKS, -(-(pairs * 3 * self._normals) // _WORDS))
-            each = blocks * _WORDS // (3 * self._normals)  # pairs that these blocks suffice for
-            numbers = list(_normals(stream.blocks(blocks).view(-1), each, self._normals))
-            total = torch.stack(numbers).sum(0).div_(math.sqrt(self._normals)) if len(numbers) > 1 else numbers[0]
-            size = min(len(total), count - at)
-            out[at : at + size] = total[:size]
-            at, pairs = at + size, pairs - each
-        return out
+    def add_on_device(self, flat: Tensor, deviation: float) -> None:
+        """See RandomSource.add_gaussian, for a vector of a device. Each call has a key of its own, from the operating system."""
+        check_device(flat.device)
+        stream, grid = ChaCha20(os.urandom(32), flat.device), grid_of(deviation)
+        for part in flat.split(2 * _PAIRS):
+            pairs = (len(part) + 1) // 2
+            noise = _normals(stream.blocks(-(-4 * pairs // _WORDS)).view(-1), pairs)[: len(part)]
+            part.copy_(part.double().add_(noise, alpha=deviation).div_(grid).round_().mul_(grid))
 
 
 @cache
@@ -95,18 +85,15 @@ def check_device(device: torch.device) -> None:
     """Raises PrivacyError, before the first noise of a device, if it does not compute what a CPU does."""
     key = bytes(range(32))
     words, here = ChaCha20(key, torch.device('cpu')).blocks(64).view(-1), ChaCha20(key, device).blocks(64).view(-1)
-    expected, made = (torch.cat([*_normals(x, len(x) // 3, 1)]).cpu() for x in (words, here))
-    if not torch.equal(words, here.cpu()) or not torch.allclose(expected, made, rtol=1e-4, atol=1e-4):
+    expected, made = _normals(words, 256), _normals(here, 256).cpu()
+    if not torch.equal(words, here.cpu()) or not torch.allclose(expected, made, rtol=1e-9, atol=1e-9):
         raise PrivacyError(f'{device} does not compute ChaCha20 and its normal numbers as a CPU does: train on another')
 
 
-def _normals(words: Tensor, pairs: int, times: int) -> Iterator[Tensor]:
-    """``times`` times 2 * ``pairs`` normal numbers, by Box and Muller, from three words of 32 bits for each pair.
-
-    53 bits make the radius, in float64, and 32 others the angle, as on the CPU.
-    """
-    for high, low, angle in words[: 3 * pairs * times].view(times, 3, pairs):
-        u = (high.double() + 2.0**31) * 2.0**21 + ((low >> 11) + 2**20).double()  # of 0 .. 2**53 - 1
-        radius = torch.log_((u + 0.5) * 2.0**-53).mul_(-2).float().sqrt_()
-        turn = angle.float() * (2 * math.pi * 2.0**-32)
-        yield torch.cat([radius * turn.cos(), radius * turn.sin()])
+def _normals(words: Tensor, pairs: int) -> Tensor:
+    """2 * ``pairs`` normal numbers in float64, by Box and Muller, from four words of 32 bits for each pair: as on the CPU."""
+    high, low = words[: 4 * pairs].double().add_(2.0**31).view(2, 2, pairs).unbind(1)
+    radius, turn = high.mul_(2.0**32).add_(low).add_(0.5)  # of 64 bits each, and above 0
+    radius = radius.mul(2.0**-64).log_().mul_(-2).sqrt_()
+    turn = turn.mul(2 * math.pi * 2.0**-64)
+    return torch.cat([radius * turn.cos(), radius * turn.sin()])

@@ -94,7 +94,7 @@ def _meaning(statement: dict[str, Any]) -> str:
 def guessed(statement: dict[str, Any]) -> str:
     """What an attacker guesses, for ``risk_in_words``."""
     hidden = bool(statement.get('public_views'))
-    return "which of two versions of a record's hidden part was used" if hidden else 'whether a given record was used'
+    return "whether a given record's hidden part was used at all" if hidden else 'whether a given record was used'
 
 
 def risk_rows(risk: dict[str, Any]) -> list[tuple[str, str, str]]:

@@ -4,7 +4,7 @@ Sampling (sampling.py) has happened before it, and everything after it is post-p
 ``release`` returns, and must not divide by the number of records that were sampled.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, distributed, nn
@@ -37,7 +37,7 @@ class GaussianMechanism:
        coordinates V^T g. ``ClippedSum.total`` (clipping.py) scales it to a norm of at most C, less the room for rounding.
     2. **sum** over the records of all micro-batches, and over processes.
     3. **count**: the ledger has the step on the disk before its noise is made.
-    4. **noise**: N(0, (sigma * C)^2) is added to every entry of the sum, on one process, once.
+    4. **noise**: N(0, (sigma * C)^2) is added to every entry of the sum, on one process, once, and rounded to a grid (noise.py).
     5. **divide by B**, the expected batch size: a constant.
     6. **map back**: V times the noised coordinates, or V V^T times the noised gradient. V was made from public data.
 
@@ -136,9 +136,12 @@ class GaussianMechanism:
         self.count()
         self._refuse(fault)
         total = self.empty() if self._sum is None else self._sum
-        if _rank() == 0:  # the processes' sums are added, so the noise enters the total exactly once
-            self.random.add_gaussian(total, sigma * max_grad_norm)
         sum_over_processes(total)
+        if (
+            _rank() == 0
+        ):  # once, and after the last addition: what is added to rounded noise would stand out from its grid
+            self.random.add_gaussian(total, sigma * max_grad_norm)
+        from_first_process(total)
         torch._foreach_div_(total, self.expected_batch_size)
         self.forget()
         return self.map_back(total)
@@ -177,8 +180,17 @@ def _rank() -> int:
 
 def sum_over_processes(tensors: list[Tensor]) -> None:
     """Adds the processes' tensors of one dtype, in place, in one message."""
+    _together_as_one(tensors, distributed.all_reduce)
+
+
+def from_first_process(tensors: list[Tensor]) -> None:
+    """Copies the first process' tensors of one dtype to the others, in place, in one message."""
+    _together_as_one(tensors, lambda flat: distributed.broadcast(flat, 0))
+
+
+def _together_as_one(tensors: list[Tensor], send: Callable[[Tensor], object]) -> None:
     if _together():
         flat = torch.cat([x.flatten() for x in tensors])
-        distributed.all_reduce(flat)
+        send(flat)
         parts = flat.split([x.numel() for x in tensors])
         torch._foreach_copy_(tensors, [part.view(x.shape) for x, part in zip(tensors, parts)])

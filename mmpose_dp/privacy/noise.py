@@ -15,7 +15,13 @@ import torch
 
 from .validation import require
 
-_CHUNK = 1 << 16  # normals made at a time, by one thread: what is made on the way stays in its cache
+_CHUNK = 1 << 15  # numbers made at a time, by one thread: what is made on the way stays in its cache
+_FINER = 11  # by how many bits the grid is finer than the noise
+
+
+def grid_of(deviation: float) -> float:
+    """What noised numbers are multiples of: a power of two, between 2^-12 and 2^-11 of the noise's standard deviation."""
+    return math.ldexp(1.0, math.frexp(deviation)[1] - 1 - _FINER)
 
 
 class RandomSource:
@@ -24,14 +30,11 @@ class RandomSource:
     Args:
         debug_seed: None (default) reads the system's entropy. A number makes the stream repeatable, for tests only: whoever knows
             it can subtract the noise, so the run is then NOT PRIVATE.
-        secure_mode: makes each normal number from four (their sum, halved), so that the gaps between the floating-point numbers
-            that one Box-Muller sample can take reveal nothing (Mironov 2012; Holohan and Braghin 2021, as Opacus' secure mode).
     """
 
-    def __init__(self, debug_seed: int | None = None, secure_mode: bool = False) -> None:
+    def __init__(self, debug_seed: int | None = None) -> None:
         known = debug_seed is None or (type(debug_seed) is int and debug_seed >= 0)
         require(known, f'debug_seed={debug_seed!r} must be a whole number, 0 or above, or None for secret randomness')
-        self._normals = 4 if secure_mode else 1  # of which each number is made
         self._debug = None if debug_seed is None else np.random.Generator(np.random.PCG64DXSM(debug_seed))
 
     @property
@@ -62,39 +65,40 @@ class RandomSource:
         require(size <= count, f'cannot take {size} of {count} without replacement')
         return np.argsort(self.uint64(count), kind='stable')[:size]
 
-    def gaussian(self, count: int) -> torch.Tensor:
-        """``count`` independent standard normal numbers (Box and Muller 1958), float32, shape (count,), on the CPU."""
-        out = np.empty(count, dtype=np.float32)
-
-        def fill(start: int) -> None:
-            size = min(_CHUNK, count - start)
-            total = sum(self._normal(size) for _ in range(self._normals))
-            out[start : start + size] = total / np.float32(math.sqrt(self._normals))
-
-        starts = range(0, count, _CHUNK)
-        if self.is_secret and len(starts) > 1:
-            with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-                list(pool.map(fill, starts))
-        else:  # a debug stream has an order to keep
-            list(map(fill, starts))
-        return torch.from_numpy(out)
-
     def add_gaussian(self, tensors: Sequence[torch.Tensor], deviation: float) -> None:
-        """Adds N(0, deviation^2) to every entry of float32 tensors of one device, in place, all at once. Nothing for 0."""
+        """Adds N(0, deviation^2) to every entry of float32 tensors of one device, in place. Nothing for 0.
+
+        Floating-point noise has gaps: from the last bits of ``sum + noise``, somebody who knows the rest of the sum can tell which
+        sums are possible (Mironov 2012; Haney et al. 2022, arXiv 2207.13793). So the addition is in float64, and its result is
+        rounded to a multiple of ``grid_of(deviation)``: some 2^40 noises lead to each, whatever the sum is.
+        """
         if not deviation:
             return
-        sizes = [x.numel() for x in tensors]
-        parts = self.gaussian(sum(sizes)).to(tensors[0].device).split(sizes)
-        torch._foreach_add_(list(tensors), [part.view(x.shape) for x, part in zip(tensors, parts)], alpha=deviation)
+        flat = torch.cat([x.flatten() for x in tensors])
+        self._add_to(flat, deviation)
+        parts = flat.split([x.numel() for x in tensors])
+        torch._foreach_copy_(list(tensors), [part.view(x.shape) for x, part in zip(tensors, parts)])
+
+    def _add_to(self, flat: torch.Tensor, deviation: float) -> None:
+        """Adds the noise to a vector, in place."""
+        values, grid = flat.cpu().numpy(), grid_of(deviation)
+
+        def add(start: int) -> None:
+            part = values[start : start + _CHUNK]
+            noised = part.astype(np.float64) + deviation * self._normal(len(part))
+            part[:] = np.rint(noised / grid) * grid
+
+        starts = range(0, len(values), _CHUNK)
+        if self.is_secret and len(starts) > 1:
+            with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+                list(pool.map(add, starts))
+        else:  # a debug stream has an order to keep
+            list(map(add, starts))
+        flat.copy_(torch.from_numpy(values))
 
     def _normal(self, size: int) -> np.ndarray:
-        """``size`` normal numbers from 12 random bytes per pair: a radius and an angle (Box and Muller)."""
+        """``size`` standard normal numbers in float64, 16 random bytes per pair: a radius and an angle (Box and Muller 1958)."""
         pairs = (size + 1) // 2
-        raw = self._bytes(12 * pairs)
-        # 53 bits and a half step, so that u is strictly inside (0, 1) and the logarithm is finite
-        u = (np.frombuffer(raw, np.uint64, pairs) >> np.uint64(11)).view(np.int64).astype(np.float64)
-        radius = np.sqrt((-2.0 * np.log((u + 0.5) * 2.0**-53)).astype(np.float32))
-        # the angle is as fine as float32 can represent
-        turn = np.frombuffer(raw, np.uint32, pairs, offset=8 * pairs).astype(np.float32)
-        angle = turn * np.float32(2 * math.pi * 2.0**-32)
+        words = self.uint64(2 * pairs).astype(np.float64) + 0.5  # above 0, so that the logarithm is finite
+        radius, angle = np.sqrt(-2.0 * np.log(words[:pairs] * 2.0**-64)), words[pairs:] * (2 * math.pi * 2.0**-64)
         return np.concatenate([radius * np.cos(angle), radius * np.sin(angle)])[:size]

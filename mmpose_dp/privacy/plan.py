@@ -12,7 +12,7 @@ from typing import Any
 from .accounting import ACCOUNTANTS, History, StepEvent, epsilon
 from .calibration import Factors, calibrate_noise_multiplier, first_steps, steps_within
 from .errors import BudgetError
-from .ledger import Ledger
+from .ledger import NOISE, Ledger
 from .validation import as_delta, as_given, as_noise_multiplier, as_positive, as_whole, require, rounded_up
 
 METHODS = {
@@ -59,7 +59,6 @@ class PrivacyPlan:
     public_data: str | None = None  # the public data set, in words (feature and hybrid: beside their views)
     secret_randomness: bool = True  # False if a debug seed was set; the run is then NOT PRIVATE
     arithmetic: str = 'float32 on a CPU'  # the number format and the device of the forwards
-    secure_mode: bool = False  # whether the noise is hardened against attacks on floating-point numbers
     expose_private_metrics: bool = False  # whether losses of private batches are logged, outside the guarantee
     adaptive_norm: bool = False  # whether C follows the records' noised votes
     earlier_history: History = ()  # the steps of earlier trainings on the same data, which count against the budget
@@ -112,8 +111,10 @@ class PrivacyPlan:
     def run_metadata(self) -> dict[str, Any]:
         """What the ledger keeps of this training beside its steps, plain JSON values: a resume must not change or hide them."""
         names = 'method privacy_unit subjects subjects_digest num_records public_view public_data'.split()
-        names += ['secret_randomness', 'secure_mode', 'expose_private_metrics']
-        return dict({name: getattr(self, name) for name in names}, personal_budgets=[], personal_assignment=None)
+        names += ['secret_randomness', 'expose_private_metrics']
+        return dict(
+            {name: getattr(self, name) for name in names}, noise=NOISE, personal_budgets=[], personal_assignment=None
+        )
 
     @property
     def sample_rate(self) -> Fraction:

@@ -10,7 +10,7 @@ from typing import Any
 from .accounting import ACCOUNTANTS, group_epsilon
 from .clipping import ROUNDING_MARGIN
 from .errors import PrivacyError
-from .ledger import Ledger
+from .ledger import NOISE, Ledger
 from .plan import METHODS, UNITS, PrivacyPlan
 from .validation import as_given, rounded_up
 
@@ -18,6 +18,9 @@ _ROUNDING_MEASURED = {  # by the arithmetic of the forwards
     'float32 on a CPU': 'at most 8e-6 C',
     'bfloat16 on a CPU': 'at most 8e-6 C',
 }
+_OLD_NOISE = (
+    'of some steps float32, by an earlier version: its gaps may show a record to somebody who knows all others exactly'
+)
 _GROUP_LIMIT = 15.0  # of epsilon: above it there is no protection worth the name, and computing it is slow
 _RELEASED = 'the weights after the steps counted here and every checkpoint on the way'
 _EXPOSED = (
@@ -30,6 +33,7 @@ _NOT_COVERED = [
     'choosing a checkpoint by its score on private data',
     'anything else computed from private records and released: logs, losses, statistics, pictures',
     'the machine that trains: whoever can read its memory or disk sees the private data',
+    'that a training ended early by an error in a private step: a record can cause it, and no noise covers that',
     'how long steps take and how much memory, which the log shows, and when files were written: it hints at how many records '
     'were sampled: keep logs to yourself',
     'the number of records, num_records',
@@ -47,7 +51,7 @@ def build_statement(plan: PrivacyPlan, ledger: Ledger, *, pretraining: str) -> d
     rates = [plan.sample_rate if event.personal_rates else event.sample_rate for event, _ in taken]
     secret = plan.secret_randomness and ledger.is_secret
     source = "the operating system's entropy" if secret else 'a debug seed'
-    hardened = plan.secure_mode and all(run.get('secure_mode', False) for run in ledger.runs)
+    rounded = all(run.get('noise') == NOISE for run in ledger.runs)
     exposed = plan.expose_private_metrics or ledger.exposes_private_metrics
     earlier = ledger.steps - ledger.run_steps
     votes = f'{as_given(plan.max_grad_norm)} at first, then by votes of the records, which are noised and counted with the rest'
@@ -70,7 +74,7 @@ def build_statement(plan: PrivacyPlan, ledger: Ledger, *, pretraining: str) -> d
         'sample_rate': ', then '.join(dict.fromkeys(map(str, rates))),
         'sampling_assumed': 'Poisson: each record independently with probability sample_rate, at every step',
         'sampling_used': f'Poisson, from {source}',
-        'noise_source': f'{source}{", hardened against floating-point attacks (secure_mode)" if hardened else ""}',
+        'noise_source': f'{source}; {NOISE if rounded else _OLD_NOISE}',
         'steps': ledger.run_steps,
         'steps_of_earlier_trainings': earlier,
         'epochs': round(float(sum(steps * rate for (_, steps), rate in zip(ledger.run_history, rates))), 2),

@@ -10,7 +10,7 @@ from mmpose_dp.extras.adaptive_norm import shares
 from mmpose_dp.extras.personal_budgets import of_group
 from mmpose_dp.privacy.accounting import StepEvent, epsilon
 from mmpose_dp.privacy.errors import PrivacyError
-from mmpose_dp.privacy.ledger import LEDGER_NAME, Ledger
+from mmpose_dp.privacy.ledger import LEDGER_NAME, NOISE, Ledger
 from mmpose_dp.privacy.mechanism import GaussianMechanism
 from tests.support.runs import config, tiny, train, train_until
 from tests.support.runs import unvalidated as short
@@ -120,9 +120,10 @@ def test_subjects_from_a_mapping_file(synthetic, tmp_path):
         train(short(synthetic, tmp_path / 'again', **options))
 
 
-def test_hardened_noise_is_stated(synthetic, tmp_path):
-    train(short(synthetic, tmp_path, optim_wrapper__secure_mode=True, train_cfg__max_epochs=1))
-    assert 'secure_mode' in statement_of(tmp_path)['noise_source'] and statement_of(tmp_path)['private']
+def test_an_older_config_with_secure_mode_trains(synthetic, tmp_path):
+    with pytest.warns(UserWarning, match='secure_mode is deprecated'):
+        train(short(synthetic, tmp_path, optim_wrapper__secure_mode=True, train_cfg__max_epochs=1))
+    assert NOISE in statement_of(tmp_path)['noise_source'] and statement_of(tmp_path)['private']
 
 
 @pytest.mark.parametrize(('dtype', 'max_grad_norm'), [('bfloat16', 1e3), ('float16', 1e3), ('float16', 1e-3)])

@@ -8,7 +8,7 @@ import pytest
 
 from mmpose_dp.extras.statement_page import statement_markdown, write_statement
 from mmpose_dp.privacy.accounting import StepEvent
-from mmpose_dp.privacy.ledger import Ledger
+from mmpose_dp.privacy.ledger import NOISE, Ledger
 from mmpose_dp.privacy.plan import PrivacyPlan
 from mmpose_dp.privacy.statement import build_statement
 from tests.support.core import PLAN_SETTINGS
@@ -92,22 +92,25 @@ def test_what_earlier_trainings_in_the_ledger_did_is_stated():
 
 
 def test_what_a_resume_changed_is_stated():
-    """Noise and rate of all steps, not of the last setting; noise is hardened where all of it was."""
-    plan = statement_of('dpsgd', secure_mode=True)[1]
-    changed = dict(noise_multiplier=2 * plan.noise_multiplier, expected_batch_size=100)
-    for others in (dict(secure_mode=False), dict(secure_mode=True)):
-        first, second = replace(plan, **others), replace(plan, **changed)
-        ledger = Ledger()
-        ledger.begin_run(**first.run_metadata)
+    """Noise and rate of all steps, not of the last setting; noise is rounded to a grid where all of it was."""
+    plan = statement_of('dpsgd')[1]
+    second = replace(plan, noise_multiplier=2 * plan.noise_multiplier, expected_batch_size=100)
+    for earlier in (plan.run_metadata, {**plan.run_metadata, 'noise': 'float32'}, no_word_of_noise(plan)):
+        ledger, first = Ledger(), plan
+        ledger.begin_run(**earlier)
         ledger.count(first.event, 20)
         ledger.resume_run(**second.run_metadata)
         ledger.count(second.event, 5)
         stated = build_statement(second, ledger, pretraining='none')
         assert stated['noise_multiplier'] == f'{plan.noise_multiplier}, going to {2 * plan.noise_multiplier}'
         assert stated['sample_rate'] == '1/20, then 1/10' and stated['epochs'] == 1.5
-        assert ('secure_mode' in stated['noise_source']) == others['secure_mode']
-    ledger.resume_run(**replace(second, secure_mode=False).run_metadata)
-    assert 'secure_mode' not in build_statement(second, ledger, pretraining='none')['noise_source']
+        assert (NOISE in stated['noise_source']) == (earlier == plan.run_metadata)
+        assert ('by an earlier version' in stated['noise_source']) == (earlier != plan.run_metadata)
+
+
+def no_word_of_noise(plan):
+    """What runs of earlier versions have in the ledger."""
+    return {key: value for key, value in plan.run_metadata.items() if key != 'noise'} | {'secure_mode': True}
 
 
 def test_what_a_smaller_neighbour_shows_is_stated():

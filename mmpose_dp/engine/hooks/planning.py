@@ -63,7 +63,6 @@ def _described(loop: PrivateTrainLoop, wrapper: DPOptimWrapper) -> dict[str, Any
         num_records=dataset.num_records,
         public_view=dataset.view_description,
         public_data=dataset.public_description,
-        secure_mode=wrapper.secure_mode,
     )
 
 

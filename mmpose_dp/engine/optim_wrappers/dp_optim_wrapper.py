@@ -5,6 +5,7 @@ public gradient and moves the parameters. Must not hold a line of the guarantee,
 private samples but what the mechanism releases.
 """
 
+import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -61,7 +62,7 @@ class DPOptimWrapper(SteppingOptimWrapper):
         amp_dtype: None, 'bfloat16' or 'float16' to run the forward in mixed precision; norms and sums stay in float32.
         loss_scale: what the losses are multiplied by against underflow, a fixed number (1024 with 'float16'). A record
             that overflows contributes nothing; a step whose noised update is not finite is skipped, and counted.
-        secure_mode: noise hardened against attacks on floating-point numbers (:class:`mmpose_dp.privacy.RandomSource`).
+        secure_mode: nothing any more: all noise withstands attacks on floating-point numbers (mmpose_dp/privacy/noise.py).
         debug_seed: for tests only; the run is then NOT PRIVATE.
 
     Examples:
@@ -87,7 +88,7 @@ class DPOptimWrapper(SteppingOptimWrapper):
         schedule: dict | Schedule | None = None,
         amp_dtype: str | None = None,
         loss_scale: float | None = None,
-        secure_mode: bool = False,
+        secure_mode: bool | None = None,
         debug_seed: int | None = None,
         **plain_settings: Any,
     ) -> None:
@@ -101,13 +102,14 @@ class DPOptimWrapper(SteppingOptimWrapper):
             loss_scale=loss_scale,
         )
         super().__init__(optimizer)
+        if secure_mode is not None:
+            warnings.warn('optim_wrapper.secure_mode is deprecated: all noise is secure. Take it out', stacklevel=2)
         self.params = [p for group in optimizer.param_groups for p in group['params'] if p.requires_grad]
         self.schedule = from_settings(Schedule, schedule, 'schedule')
         self.public_weight = public_weight
         self.engine_kind = engine
         self.amp_dtype = None if amp_dtype is None else getattr(torch, amp_dtype)
         self.loss_scale = loss_scale or (1024.0 if amp_dtype == 'float16' else 1.0)
-        self.secure_mode = secure_mode
         self.mechanism = build_mechanism(
             clipping,
             self.schedule,
@@ -117,7 +119,7 @@ class DPOptimWrapper(SteppingOptimWrapper):
             expected_batch_size=expected_batch_size,
             projector=from_settings(Projector, projector, 'projector'),
             loss_scale=self.loss_scale,
-            random=DeviceRandomSource(debug_seed, secure_mode),
+            random=DeviceRandomSource(debug_seed),
         )
         self.adaptive_norm = getattr(self.mechanism, 'adaptive_norm', None)
         self._layers_random = RandomSource(debug_seed)
