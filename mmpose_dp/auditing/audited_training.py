@@ -159,8 +159,8 @@ class AuditHook(Hook):
         plan = wrapper.plan
         self.claim = wrapper.ledger.epsilon(plan.target_delta, plan.accountant)
         risk = risk_of(wrapper.ledger.history, plan.target_delta)
-        mu = 'not bounded' if risk is None else risk['add_or_remove']['gdp_mu']
-        self.claimed_mu = float('inf') if mu == 'not bounded' else mu
+        mu = None if risk is None else risk['add_or_remove']['gdp_mu']
+        self.claimed_mu = mu if isinstance(mu, float) else float('inf')
         scores = _scores(wrapper, np.array(self._views), float(plan.sample_rate))
         self.result = audit(scores, self.members, plan.target_delta, self.confidence)
 
