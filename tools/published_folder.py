@@ -207,9 +207,13 @@ _CARD = """\
 
 A top-down 2D pose model ({kind}, {joints} joints), trained with differential privacy.
 
-**{guarantee}**, by {method}. Protected: {protected}. Not protected: {not_protected}.
+**{guarantee}**, by {method}. Protected: {protected}.
 
 {risk}
+
+Not protected:
+
+{not_protected}
 
 `privacy_statement.md` has the whole statement, with what it does not cover, and `privacy_report.html` shows it on one page.
 `python -m mmpose_dp.verify .` checks it, and that these files belong to it, without MMPose and torch.
@@ -261,7 +265,7 @@ def model_card(
     """A model card in Hugging Face's form: YAML, then Markdown."""
     tags = ['pose-estimation', 'mmpose', 'differential-privacy', *(['onnx'] if exported else [])]
     front = yaml.safe_dump(dict(library_name='mmpose', pipeline_tag='keypoint-detection', tags=tags), sort_keys=False)
-    rows = '\n'.join(f'| `{one}` | {_WHAT[Path(one).suffix]} |' for one in files)
+    rows = '\n'.join(f'| `{one}` | {_WHAT[Path(one).suffix]} |' for one in files if one != CARD_NAME)
     return f'---\n{front}---\n' + _CARD.format(
         name=name,
         kind=f'{_short(cfg.model.backbone.type)}, {_short(cfg.model.head.type)}',
@@ -269,7 +273,7 @@ def model_card(
         guarantee=statement['guarantee'],
         method=statement['method'],
         protected=statement['protected'],
-        not_protected='; '.join(statement['not_protected']) or 'nothing named',
+        not_protected='\n'.join(f'- {one}' for one in statement['not_protected']),
         risk='\n'.join(f'- {one}' for one in risk_in_words(statement['risk'], guessed(statement))),
         files=rows,
         config=CONFIG_NAME,
