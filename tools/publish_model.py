@@ -176,10 +176,13 @@ def _other_files(cfg: Any, weights: dict, name: str) -> tuple[dict[str, bytes], 
     if find_spec('onnx') is None:
         lacking.append('no ONNX file: pip install onnx onnxruntime')
     else:
-        exported = onnx_of(model, input_size(cfg))
-        files[ONNX_NAME] = exported.data
-        if exported.difference is None:
-            lacking.append(f'{ONNX_NAME} was not compared with torch: pip install onnxruntime')
+        try:
+            exported = onnx_of(model, input_size(cfg))
+            files[ONNX_NAME] = exported.data
+            if exported.difference is None:
+                lacking.append(f'{ONNX_NAME} was not compared with torch: pip install onnxruntime')
+        except Exception as error:  # torch.onnx raises errors of many kinds for what it cannot export
+            lacking.append(f'no ONNX file: {" ".join(str(error).split())[:300]}')
     return files, exported, lacking
 
 

@@ -158,7 +158,10 @@ def output_names(outputs: Any) -> tuple[str, ...]:
 
 
 def onnx_of(model: torch.nn.Module, size: tuple[int, int]) -> Exported:
-    """The network in ONNX, for crops of (width, height), any number at once. Raises PrivacyError if it computes something else."""
+    """The network in ONNX, for crops of (width, height), any number at once.
+
+    Raises PrivacyError if it computes something else than torch, and whatever torch.onnx raises for what it cannot export.
+    """
     network, (width, height) = Network(model).eval(), size
     crops = torch.randn(2, 3, height, width, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():

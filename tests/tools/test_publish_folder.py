@@ -1,6 +1,7 @@
 """A published folder: plain MMPose and onnxruntime run it, a third party checks every file, and nothing else is in it."""
 
 import json
+import shutil
 import socket
 import subprocess
 import sys
@@ -162,6 +163,28 @@ def test_a_third_party_checks_every_file(folder):
     assert not verify(weights_in(folder)).wrong
 
 
+@pytest.mark.skipif(shutil.which('model_signing') is None, reason='model-signing is no requirement (docs/verify.md)')
+def test_a_signature_covers_every_byte(folder, tmp_path):
+    """By the commands of docs/verify.md."""
+
+    def runs(*command):
+        return subprocess.run(list(map(str, command)), cwd=tmp_path, capture_output=True).returncode == 0
+
+    copy = shutil.copytree(folder, tmp_path / 'my_model')
+    commands = [
+        line.partition('#')[0].split()
+        for line in (REPO / 'docs/verify.md').read_text().splitlines()
+        if line.startswith(('openssl', 'model_signing'))
+    ]
+    assert len(commands) == 4 and all(runs(*command) for command in commands)
+    for path in copy.iterdir():
+        whole = path.read_bytes()
+        path.write_bytes(whole[:200] + bytes([whole[200] ^ 1]) + whole[201:])
+        assert not runs(*commands[-1]), path.name
+        path.write_bytes(whole)
+    assert runs(*commands[-1])
+
+
 @pytest.mark.parametrize('name', ['model.onnx', 'config.py', 'my_model.safetensors', 'privacy_statement.md'])
 def test_one_changed_byte_is_found(folder, name):
     path = folder / name
@@ -235,6 +258,15 @@ def test_an_export_that_computes_something_else_is_refused(monkeypatch):
     made = published_folder.onnx_of(network, (8, 8))
     with pytest.raises(PrivacyError, match='computes something else than torch'):
         published_folder._difference(made.data, crops, network(crops).detach() * 1.01)
+
+
+def test_a_model_that_cannot_be_exported_is_published_without_onnx(source, monkeypatch):
+    monkeypatch.setattr(published_folder.Network, 'forward', lambda self, crops: torch.fft.fft(crops).real)
+    cfg = published_folder.inference_config(torch.load(source, weights_only=False)['meta']['cfg'])
+    weights = torch.load(source, weights_only=False)['state_dict']
+    files, exported, lacking = publish_model._other_files(cfg, weights, 'a')
+    assert set(files) == {'config.py', 'a.safetensors'} and exported is None
+    assert len(lacking) == 1 and lacking[0].startswith('no ONNX file: ') and 'fft' in lacking[0]
 
 
 def text_of(source, change):
