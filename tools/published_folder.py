@@ -7,8 +7,10 @@ a name or a figure of the training's data, and must not write a file that does n
 import copy
 import io
 import os
+import sys
 import warnings
-from contextlib import redirect_stdout
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -167,7 +169,7 @@ def onnx_of(model: torch.nn.Module, size: tuple[int, int]) -> Exported:
     with torch.no_grad():
         wanted = network(crops)
     names, file = output_names(wanted), io.BytesIO()
-    with redirect_stdout(io.StringIO()), warnings.catch_warnings():
+    with _silent(), warnings.catch_warnings():
         warnings.simplefilter('ignore')  # what tracing may get wrong is compared below
         torch.onnx.export(
             network,
@@ -179,6 +181,26 @@ def onnx_of(model: torch.nn.Module, size: tuple[int, int]) -> Exported:
             dynamic_axes={name: {0: 'batch'} for name in ('input', *names)},
         )
     return Exported(file.getvalue(), names, _difference(file.getvalue(), crops, wanted))
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Nothing reaches the terminal: torch prints the whole graph of a network that it cannot export, from C++."""
+    streams = (sys.stdout, sys.stderr)
+    for stream in streams:
+        stream.flush()
+    kept = [os.dup(number) for number in (1, 2)]
+    with open(os.devnull, 'w') as nowhere:
+        for number in (1, 2):
+            os.dup2(nowhere.fileno(), number)
+    try:
+        yield
+    finally:
+        for stream in streams:
+            stream.flush()
+        for number, old in zip((1, 2), kept):
+            os.dup2(old, number)
+            os.close(old)
 
 
 def _difference(data: bytes, crops: torch.Tensor, wanted: Any) -> float | None:

@@ -260,13 +260,17 @@ def test_an_export_that_computes_something_else_is_refused(monkeypatch):
         published_folder._difference(made.data, crops, network(crops).detach() * 1.01)
 
 
-def test_a_model_that_cannot_be_exported_is_published_without_onnx(source, monkeypatch):
+def test_a_model_that_cannot_be_exported_is_published_without_onnx(source, monkeypatch, capfd):
     monkeypatch.setattr(published_folder.Network, 'forward', lambda self, crops: torch.fft.fft(crops).real)
     cfg = published_folder.inference_config(torch.load(source, weights_only=False)['meta']['cfg'])
     weights = torch.load(source, weights_only=False)['state_dict']
     files, exported, lacking = publish_model._other_files(cfg, weights, 'a')
     assert set(files) == {'config.py', 'a.safetensors'} and exported is None
     assert len(lacking) == 1 and lacking[0].startswith('no ONNX file: ') and 'fft' in lacking[0]
+    seen = capfd.readouterr()
+    assert 'graph' not in seen.out + seen.err  # torch prints the whole network
+    print('still there')
+    assert capfd.readouterr().out == 'still there\n'
 
 
 def text_of(source, change):
