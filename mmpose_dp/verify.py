@@ -125,6 +125,7 @@ def verify(path: Path) -> Findings:
         if history is not None:
             _check_figures(files.statement, history, found)
         _check_checkpoints(files, found)
+        _check_published_files(files, found)
         _check_config(files, found)
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         found.wrong.append(f'the statement cannot be evaluated: {type(error).__name__}: {error}')
@@ -357,7 +358,22 @@ def _check_weights(name: str, statement: dict[str, Any], weights: str, found: Fi
     )
 
 
+def _check_published_files(files: Evidence, found: Findings) -> None:
+    """The other files of a published folder, by their hashes."""
+    for name, wanted in files.statement.get('published_files', {}).items():
+        path = files.folder / name
+        if Path(name).name != name or not path.is_file():
+            found.unchecked.append(f'{name}: it is not here')
+        else:
+            found.expect(
+                file_sha256(path) == wanted, f'{name} was published with this statement', f'{name} was changed'
+            )
+
+
 def _check_config(files: Evidence, found: Findings) -> None:
+    if files.statement.get('published_files'):
+        found.unchecked.append("the training's config: only its hash is in a published statement")
+        return
     if files.opened is not None:
         found.unchecked.append('the config: only its hash is in a published file')
         return

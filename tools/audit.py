@@ -11,6 +11,7 @@ show what privacy prevents. Do not use the trained weights. The exit status is 1
 """
 
 import argparse
+import math
 import sys
 from datetime import date
 from pathlib import Path
@@ -78,9 +79,11 @@ def reported(hook: AuditHook, confidence: float) -> dict[str, Any]:
     assert hook.result is not None
     return dict(
         date=date.today().isoformat(),
-        refuted=bool(hook.result.epsilon_lower_bound > hook.claim),
+        refuted=bool(hook.refuted),
         epsilon_lower_bound=float(hook.result.epsilon_lower_bound),
         epsilon_claimed=float(hook.claim),
+        mu_lower_bound=float(hook.result.mu),
+        mu_claimed=float(hook.claimed_mu) if math.isfinite(hook.claimed_mu) else None,
         canaries=len(hook.chosen),
         confidence=confidence,
         attack=hook.result.attack,
@@ -138,15 +141,16 @@ def main() -> None:
     hook = attack(cfg)
     found, claim = hook.result, hook.claim
     assert found is not None
-    refuted = found.epsilon_lower_bound > claim
     print(f'\n{len(hook.chosen)} canaries, {hook.members.sum()} of them in; best attack: {found.attack}')
     print(f'epsilon claimed                                             {rounded_up(claim)}')
     print(f'lower bound, any mechanism (Steinke et al. 2023)            {found.one_run:.3f}')
     print(f'lower bound, canaries as independent trials                 {found.independent:.3f}')
-    print('REFUTED: the claim does not hold' if refuted else 'not refuted')
+    print(f'mu of Gaussian DP claimed                                   {rounded_up(hook.claimed_mu)}')
+    print(f'lower bound on mu, any mechanism (Mahloujifar et al. 2024)  {found.mu:.3f}')
+    print('REFUTED: the claim does not hold' if hook.refuted else 'not refuted')
     if args.report_to is not None:
         record_audit(args.report_to, reported(hook, args.confidence))
-    if refuted:
+    if hook.refuted:
         sys.exit(1)
 
 

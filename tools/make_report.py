@@ -136,6 +136,12 @@ def _decisions(s: dict[str, Any]) -> dict[str, str]:
     return {'trust model': s['trust_model'], 'attacker': s['attacker'], **decided, 'attack on this config': s['audit']}
 
 
+def report(folder: Path) -> None:
+    """Writes the page of a published folder, from its statement alone."""
+    args = argparse.Namespace(work_dir=folder, scores=[], predictions=None, view_pictures=False)
+    write_page(folder / REPORT_NAME, 'report.html', zip=zip, **contents(args))
+
+
 def main() -> None:
     """Gathers, checks, writes."""
     args = parse_args()

@@ -1,15 +1,23 @@
-"""Write a checkpoint that can be published: the weights and what is needed to use them, and nothing else.
+"""Write what can be published of a training: the weights and what is needed to use and to check them, and nothing else.
 
-python tools/publish_model.py work_dirs/a/epoch_35.pth model.pth [--overwrite]
+python tools/publish_model.py work_dirs/a/epoch_35.pth my_model [--overwrite]       # a folder
+python tools/publish_model.py work_dirs/a/epoch_35.pth my_model.pth [--overwrite]   # one file
 
 A training's checkpoint holds the optimizer, the message hub (logged scalars), the seed, the whole config with its paths, and the
 time and git state of the host. This tool keeps the weights, the joints' names and colours, and the checkpoint's own privacy
 statement: what had been spent when it was written, and what the trainings before it had published. The file loads with
 torch.load(..., weights_only=True), and python -m mmpose_dp.verify checks it.
+
+A folder has that file with its hash in the name, the statement, a report on it, a config that runs in MMPose without mmpose_dp, a
+model card, the weights as safetensors, and the network as ONNX, which onnxruntime compares with torch. If one of these packages is
+not installed, the tool says what is missing. The statement has the hashes of these files.
 """
 
 import argparse
+import hashlib
+import shutil
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +25,29 @@ import numpy as np
 import torch
 from cli import refuse_no_checkpoint, run
 
-import mmpose_dp
+import mmpose_dp  # before MMPose: checks and repairs the install
+
+# isort: split
+import make_report
+from published_folder import (
+    CARD_NAME,
+    CONFIG_NAME,
+    ONNX_NAME,
+    Exported,
+    built,
+    inference_config,
+    input_size,
+    model_card,
+    onnx_of,
+    safetensors_of,
+    write,
+)
+
 from mmpose_dp.engine.view_audit import with_audit
 from mmpose_dp.extras.accountability import with_membership_audit
 from mmpose_dp.extras.checkpoint_file import CheckpointFile
-from mmpose_dp.extras.evidence import file_sha256
-from mmpose_dp.extras.statement_page import complete
+from mmpose_dp.extras.evidence import STATEMENT_NAME, file_sha256
+from mmpose_dp.extras.statement_page import complete, write_statement
 from mmpose_dp.privacy.errors import PrivacyError
 
 
@@ -74,37 +99,124 @@ def publish(source: Path, out: Path) -> dict:
 
     Raises PrivacyError for a checkpoint that is not private.
     """
-    given = published(torch.load(source, map_location='cpu', weights_only=False), source.parent)
+    given = _with_origin(published(_loaded(source), source.parent), source)
+    _save(given, out)
+    return given
+
+
+def _loaded(source: Path) -> dict:
+    return torch.load(source, map_location='cpu', weights_only=False)
+
+
+def _with_origin(given: dict, source: Path, **more: Any) -> dict:
+    """With the hashes of the checkpoint and its weights, and ``more``, in the statement."""
     statement = given['privacy_statement']
-    if 'schema_version' in statement:
-        try:
-            origin = dict(file=source.name, sha256=file_sha256(source))
-            statement = dict(statement, checkpoint=origin, weights_sha256=CheckpointFile.read(source).weights_sha256)
-        except ValueError as error:
-            raise PrivacyError(f'{source}: {error}') from error
-        given['privacy_statement'] = complete(statement)
+    if 'schema_version' not in statement:
+        return given
+    try:
+        origin = dict(file=source.name, sha256=file_sha256(source))
+        statement = dict(
+            statement, checkpoint=origin, weights_sha256=CheckpointFile.read(source).weights_sha256, **more
+        )
+    except ValueError as error:
+        raise PrivacyError(f'{source}: {error}') from error
+    return dict(given, privacy_statement=complete(statement))
+
+
+def _save(given: dict, out: Path) -> None:
     partial = out.with_name(f'{out.name}.partial')
     torch.save(given, partial)
     partial.replace(out)
-    return given
+
+
+def publish_folder(source: Path, out: Path) -> tuple[dict, list[str]]:
+    """Writes a folder of what may be published of ``source``, completely or not at all; returns its content and what it lacks.
+
+    Raises PrivacyError for a checkpoint that is not private, or whose model plain MMPose cannot run.
+    """
+    checkpoint = _loaded(source)
+    given = published(checkpoint, source.parent)
+    text = (checkpoint.get('meta') or {}).get('cfg')
+    if 'schema_version' not in given['privacy_statement'] or not isinstance(text, str):
+        raise PrivacyError(
+            f'{source}: an older mmpose_dp wrote it, so it has no config or no full statement: publish one file, OUT.pth'
+        )
+    cfg = inference_config(text)
+    files, exported, lacking = _other_files(cfg, given['state_dict'], out.name)
+    hashes = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
+    given = _with_origin(given, source, published_files=hashes)
+    folder = out.with_name(f'{out.name}.partial')
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    for name, content in files.items():
+        write(folder / name, content)
+    _save(given, folder / 'weights.pth')
+    weights = f'{out.name}-{file_sha256(folder / "weights.pth")[:8]}.pth'  # as MMPose and torch.hub name files
+    (folder / 'weights.pth').rename(folder / weights)
+    write_statement(given['privacy_statement'], folder)
+    make_report.report(folder)
+    names = sorted([CARD_NAME, *(path.name for path in folder.iterdir())])
+    joints = len((given['meta']['dataset_meta'] or {}).get('keypoint_id2name') or ()) or 'unnamed'
+    card = model_card(out.name, cfg, given['privacy_statement'], joints, names, exported)
+    write(folder / CARD_NAME, card)
+    if out.exists():
+        shutil.rmtree(out)
+    folder.rename(out)
+    return given, lacking
+
+
+def _other_files(cfg: Any, weights: dict, name: str) -> tuple[dict[str, bytes], Exported | None, list[str]]:
+    """The files whose hashes the statement has, by name; the network in ONNX; and what could not be made, in words."""
+    model = built(cfg, weights)
+    files, exported, lacking = {CONFIG_NAME: cfg.pretty_text.encode()}, None, []
+    if find_spec('safetensors') is None:
+        lacking.append('no safetensors file: pip install safetensors')
+    else:
+        files[f'{name}.safetensors'] = safetensors_of(weights)
+    if find_spec('onnx') is None:
+        lacking.append('no ONNX file: pip install onnx onnxruntime')
+    else:
+        try:
+            exported = onnx_of(model, input_size(cfg))
+            files[ONNX_NAME] = exported.data
+            if exported.difference is None:
+                lacking.append(f'{ONNX_NAME} was not compared with torch: pip install onnxruntime')
+        except Exception as error:  # torch.onnx raises errors of many kinds for what it cannot export
+            lacking.append(f'no ONNX file: {" ".join(str(error).split())[:300]}')
+    return files, exported, lacking
+
+
+def _refuse_existing(out: Path, source: Path, overwrite: bool) -> None:
+    """Raises PrivacyError for a name that is taken, unless ``overwrite`` and it was published before."""
+    if not out.parent.is_dir():
+        raise PrivacyError(f'{out}: there is no folder {out.parent}')
+    if not out.exists():
+        return
+    if out.suffix == '.pth':
+        before = out.is_file() and not out.samefile(source)
+    else:
+        before = out.is_dir() and (out / STATEMENT_NAME).is_file() and (out / CARD_NAME).is_file()
+    if not overwrite or not before:
+        raise PrivacyError(f'{out} exists: give another name, or --overwrite to replace what was published before')
 
 
 def main() -> None:
     """Reads, strips, writes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('checkpoint', type=Path, help='checkpoint of a private training, such as epoch_35.pth')
-    parser.add_argument('out', type=Path, help='file to write, which can be published')
-    parser.add_argument('--overwrite', action='store_true', help='replace a file that exists')
+    parser.add_argument('out', type=Path, help='folder to write, or one file (.pth), which can be published')
+    parser.add_argument('--overwrite', action='store_true', help='replace what was published before')
     args = parser.parse_args()
     refuse_no_checkpoint(args.checkpoint)
-    if args.out.exists() and (not args.overwrite or args.out.samefile(args.checkpoint) or not args.out.is_file()):
-        raise PrivacyError(
-            f'{args.out} exists: give another name, or --overwrite to replace a file that was published before'
-        )
-    if not args.out.parent.is_dir():
-        raise PrivacyError(f'{args.out}: there is no folder {args.out.parent}')
-    given = publish(args.checkpoint, args.out)
-    print(f'{args.out}: {given["privacy_statement"]["guarantee"]} after {given["privacy_statement"]["steps"]} steps')
+    _refuse_existing(args.out, args.checkpoint, args.overwrite)
+    if args.out.suffix == '.pth':
+        given, lacking = publish(args.checkpoint, args.out), []
+    else:
+        given, lacking = publish_folder(args.checkpoint, args.out)
+    statement = given['privacy_statement']
+    print(f'{args.out}: {statement["guarantee"]} after {statement["steps"]} steps')
+    for one in lacking:
+        print(one)
 
 
 if __name__ == '__main__':

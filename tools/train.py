@@ -32,6 +32,7 @@ from mmpose_dp.engine import (
     newest_checkpoint,
     without_leftovers,
 )
+from mmpose_dp.engine.hooks.showing import without_recordings
 from mmpose_dp.privacy.errors import PrivacyError
 
 
@@ -86,7 +87,7 @@ def merge_args(cfg: Config, args: argparse.Namespace) -> Config:
     if 'preprocess_cfg' in cfg:
         cfg.model.setdefault('data_preprocessor', cfg.preprocess_cfg)
     cfg.merge_from_dict(args.cfg_options)
-    return cfg
+    return without_recordings(cfg) if private else cfg
 
 
 def _newest(cfg: Config, options: dict) -> str | None:

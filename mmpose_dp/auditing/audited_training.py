@@ -16,6 +16,7 @@ from torch import Tensor
 
 from mmpose_dp.engine.checks.replay import ReplayCheck
 from mmpose_dp.engine.optim_wrappers import DPOptimWrapper
+from mmpose_dp.extras.risk import risk_of
 from mmpose_dp.gradients.blocks import PerSampleGradients, StackBlock
 from mmpose_dp.privacy.errors import ConfigError
 from mmpose_dp.privacy.records import Collector, Samples
@@ -104,6 +105,7 @@ class AuditHook(Hook):
     Attributes:
         result: the AuditResult, after training.
         claim: the ledger's epsilon, after training.
+        claimed_mu: the mu of Gaussian DP that covers the ledger's steps; infinite if it is not known.
     """
 
     priority = 'LOW'  # after PrivacyBudgetHook, which makes the plan
@@ -112,7 +114,7 @@ class AuditHook(Hook):
         self.num_canaries = num_canaries
         self.confidence = confidence
         self.result: AuditResult | None = None
-        self.claim = float('nan')
+        self.claim = self.claimed_mu = float('nan')
         self._views: list[np.ndarray] = []  # of each step: whose public view was sampled, (canaries,) bool
         self._sampled: set[int] = set()  # records whose public view is in the current step
 
@@ -156,8 +158,17 @@ class AuditHook(Hook):
         wrapper = runner.optim_wrapper
         plan = wrapper.plan
         self.claim = wrapper.ledger.epsilon(plan.target_delta, plan.accountant)
+        risk = risk_of(wrapper.ledger.history, plan.target_delta)
+        mu = None if risk is None else risk['add_or_remove']['gdp_mu']
+        self.claimed_mu = mu if isinstance(mu, float) else float('inf')
         scores = _scores(wrapper, np.array(self._views), float(plan.sample_rate))
         self.result = audit(scores, self.members, plan.target_delta, self.confidence)
+
+    @property
+    def refuted(self) -> bool:
+        """Whether a lower bound is above what is claimed."""
+        assert self.result is not None
+        return self.result.epsilon_lower_bound > self.claim or self.result.mu > self.claimed_mu
 
 
 def _scores(wrapper: AuditedOptimWrapper, views: np.ndarray, rate: float) -> dict[str, np.ndarray]:

@@ -3,8 +3,8 @@
 Each canary is included in the training with probability one half; an attacker who guesses better than epsilon allows has refuted
 it. Must not use anything but what the mechanism releases or treats as public; the inclusion bits only count right guesses.
 
-Sources: Steinke, Nasr and Jagielski 2023 (privacy auditing with one training run, theorem 5.2); gradient canaries as in Nasr
-et al. 2023.
+Sources: Steinke, Nasr and Jagielski 2023 (privacy auditing with one training run, theorem 5.2); Mahloujifar, Melis and Chaudhuri
+2024 (the same under a whole trade-off curve, arXiv 2410.22235); gradient canaries as in Nasr et al. 2023.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy.special import expit
+from scipy.special import expit, ndtr, ndtri
 from scipy.stats import beta as beta_law
 from scipy.stats import binom
 from torch import Tensor
@@ -21,7 +21,7 @@ from mmpose_dp.privacy.errors import ConfigError
 
 _SHARES = (0.03, 0.1, 0.25)  # of the canaries, from either end of the scores, that are guessed
 _THRESHOLDS = (0.5, 2.0, 4.0, 8.0)  # of scores, in nats; fixed before the scores are known
-_MAX_EPSILON = 50.0
+_MAX_EPSILON, _MAX_MU = 50.0, 20.0
 
 
 class Canaries:
@@ -67,11 +67,13 @@ class AuditResult:
         one_run: lower bound on epsilon that assumes nothing about the mechanism (Steinke et al. 2023).
         independent: sharper lower bound that treats canaries as independent trials (Clopper and Pearson 1934), which they are
             if their gradients are orthogonal and noise and sampling are correct.
-        attack: the score that gave the larger of the two.
+        mu: lower bound on mu of Gaussian DP that assumes nothing else about the mechanism (Mahloujifar et al. 2024).
+        attack: the score that gave the larger of the first two.
     """
 
     one_run: float
     independent: float
+    mu: float
     attack: str
 
     @property
@@ -86,25 +88,27 @@ def audit(scores: dict[str, np.ndarray], members: np.ndarray, delta: float, conf
     Args:
         scores: by attack, (canaries,): the higher, the likelier a member; log-likelihood ratios, or on their scale.
         members: (canaries,) bool, whether each canary was included.
-        confidence: the probability that both bounds hold; divided among attacks and thresholds.
+        confidence: the probability that all bounds hold; divided among attacks, bounds and thresholds.
     """
-    error = (1 - confidence) / (len(scores) * (2 * len(_SHARES) + len(_THRESHOLDS) + 1))
-    found = {
-        name: (_one_run(s, members, delta, error), _independent(s, members, delta, error)) for name, s in scores.items()
-    }
+    error = (1 - confidence) / (len(scores) * (4 * len(_SHARES) + len(_THRESHOLDS) + 1))
+    found, mus = {}, []
+    for name, of_canary in scores.items():
+        counts, canaries = _guesses(of_canary, members), len(members)
+        one_run = max(one_run_bound(right, all_, canaries, delta, error) for right, all_ in counts)
+        found[name] = one_run, _independent(of_canary, members, delta, error)
+        mus.append(max(gaussian_bound(right, all_, canaries, error) for right, all_ in counts))
     attack = max(found, key=lambda name: max(found[name]))
-    return AuditResult(max(a for a, _ in found.values()), max(b for _, b in found.values()), attack)
+    return AuditResult(max(a for a, _ in found.values()), max(b for _, b in found.values()), max(mus), attack)
 
 
-def _one_run(scores: np.ndarray, members: np.ndarray, delta: float, error: float) -> float:
-    """The best bound of guesses on the highest scores, and on the highest and the lowest."""
-    order, best = np.argsort(scores, kind='stable'), 0.0
+def _guesses(scores: np.ndarray, members: np.ndarray) -> list[tuple[int, int]]:
+    """(right guesses, guesses) on the highest scores, and on the highest and the lowest."""
+    order, found = np.argsort(scores, kind='stable'), []
     for share in _SHARES:
         k = max(int(share * len(scores)), 1)
         highest, lowest = int(members[order[-k:]].sum()), int((~members[order[:k]]).sum())
-        for correct, guesses in ((highest, k), (highest + lowest, 2 * k)):
-            best = max(best, one_run_bound(correct, guesses, len(scores), delta, error))
-    return best
+        found += [(highest, k), (highest + lowest, 2 * k)]
+    return found
 
 
 def one_run_bound(correct: int, guesses: int, canaries: int, delta: float, error: float) -> float:
@@ -121,6 +125,28 @@ def one_run_bound(correct: int, guesses: int, canaries: int, delta: float, error
         return float(law.sf(correct - 1) + 2 * canaries * delta * slack)
 
     return _largest(lambda epsilon: probability(epsilon) < error)
+
+
+def gaussian_bound(correct: int, guesses: int, canaries: int, error: float) -> float:
+    """The smallest mu, 0 or above, at which ``correct`` right of ``guesses`` have at least probability ``error``.
+
+    Mahloujifar et al. 2024: let p_i be the probability of i right of g guesses on m canaries, and f the trade-off curve. For every
+    set of counts i, sum i p_i / m is at most 1 - f(sum (g - i) p_i / m). If the counts from ``correct`` on had probability
+    ``error``, that would force a least p_i on each smaller count in turn; more than 1 in all is a contradiction.
+    """
+    return _largest(lambda mu: not _is_possible(mu, correct, guesses, canaries, error), _MAX_MU)
+
+
+def _is_possible(mu: float, correct: int, guesses: int, canaries: int, error: float) -> bool:
+    """Whether mu-Gaussian DP allows ``correct`` or more right guesses with probability ``error``."""
+    right, wrong = error * correct / canaries, error * (guesses - correct) / canaries
+    for i in range(correct - 1, -1, -1):
+        least = float(ndtr(ndtri(right) - mu))  # wrong guesses, below which ``right`` is impossible
+        if least <= wrong:
+            break  # nothing more is forced
+        right = min(right + i / (guesses - i) * (least - wrong), 1.0)
+        wrong = least
+    return right + wrong <= guesses / canaries
 
 
 def _independent(scores: np.ndarray, members: np.ndarray, delta: float, error: float) -> float:
@@ -141,7 +167,7 @@ def _at_threshold(threshold: float, scores: np.ndarray, members: np.ndarray, del
 
 
 def _largest(refuted: Callable[[float], bool], limit: float = _MAX_EPSILON) -> float:
-    """The largest epsilon that is refuted, by bisection."""
+    """The largest epsilon, or mu, that is refuted, by bisection."""
     if not refuted(0.0):
         return 0.0
     low, high = 0.0, limit

@@ -63,11 +63,12 @@ class TradeOff:
 
     def gaussian(self) -> tuple[float, float]:
         """(mu, regret): the least mu of Gaussian DP that covers the curve, and how much that overstates any error rate."""
-        inside = (self.false_alarms > _LEAST_RATE) & (self.misses > _LEAST_RATE)
-        inside &= self.false_alarms + self.misses < 1 - _LEAST_RATE
+        alarms = np.sort(np.append(self.false_alarms, _LEAST_RATE))  # where mu is largest, if tails are heavy
+        misses = np.interp(alarms, self.false_alarms, self.misses)
+        inside = (alarms >= _LEAST_RATE) & (misses >= _LEAST_RATE) & (alarms + misses < 1 - _LEAST_RATE)
         if not inside.any():
             return 0.0, 0.0
-        mu = -float(np.min(ndtri(self.false_alarms[inside]) + ndtri(self.misses[inside])))
+        mu = -float(np.min(ndtri(alarms[inside]) + ndtri(misses[inside])))
         # how far each point of the curve is from that of mu, along the diagonal
         alarms = np.append(self.false_alarms, np.linspace(0, 1, _POINTS))
         misses = np.interp(alarms, self.false_alarms, self.misses)

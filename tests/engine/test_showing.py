@@ -1,19 +1,24 @@
 """What a training shows while it runs: epsilon in every line, and nothing that is not on the list of what is allowed."""
 
 import json
+import sys
 import warnings
 
 import numpy as np
 import pytest
 import torch
+import train
+from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.logging import MessageHub
 from mmengine.runner import Runner
 from mmengine.visualization import BaseVisBackend, LocalVisBackend, TensorboardVisBackend
+from mmpose.registry import VISBACKENDS
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from mmpose_dp.engine.hooks import showing
 from mmpose_dp.extras.risk import ceiling
+from tests.support.paths import REPO
 from tests.support.runs import config, logged, tiny
 
 LEAKS = ('loss', 'grad_norm', 'acc_pose', 'batch_size', 'num_samples', 'loss_private')
@@ -133,6 +138,50 @@ def test_log_and_ledger_are_not_uploaded(tmp_path, given, left):
     backend = Uploading(tmp_path, given)
     showing.GuardedVisBackend(backend, showing.ShownScalars(), MessageHub.get_instance('uploading'))
     assert backend._artifact_suffix == left
+
+
+def test_wandb_records_nothing_by_itself():
+    """Neither the terminal, which shows step times, nor the load; what a config sets stays, and other backends too."""
+    given = dict(settings=dict(console='wrap'), project='p')
+    backends = [
+        dict(type='WandbVisBackend'),
+        dict(type='WandbVisBackend', init_kwargs=given),
+        dict(type='LocalVisBackend'),
+    ]
+    cfg = showing.without_recordings(Config(dict(visualizer=dict(vis_backends=backends))))
+    first, second, third = cfg.visualizer.vis_backends
+    assert first.init_kwargs.settings == dict(console='off', x_disable_stats=True) and third == backends[2]
+    assert second.init_kwargs == dict(settings=dict(console='wrap', x_disable_stats=True), project='p')
+    assert not showing.without_recordings(Config({})).to_dict()
+
+
+def test_the_training_tool_switches_recordings_off_in_private_training(monkeypatch):
+    for method, found in (('dpsgd_eps08', True), ('nonprivate', False)):
+        path = REPO / f'configs/dp/hrnet_synthetic_{method}.py'
+        monkeypatch.setattr(sys, 'argv', ['train.py', str(path)])
+        cfg = Config.fromfile(path)
+        cfg.visualizer.vis_backends = [dict(type='WandbVisBackend')]
+        cfg = train.merge_args(cfg, train.parse_args())
+        assert ('init_kwargs' in cfg.visualizer.vis_backends[0]) == found
+
+
+@pytest.mark.parametrize('recorded', [True, False])
+def test_wandb_itself_is_silent_or_warned_of(tmp_path, monkeypatch, recorded):
+    wandb = pytest.importorskip('wandb', reason='W&B is no requirement')
+    monkeypatch.chdir(tmp_path)
+    backend = dict(type='WandbVisBackend', init_kwargs=dict(mode='offline'))
+    cfg = Config(dict(visualizer=dict(vis_backends=[backend])))
+    if not recorded:
+        (backend,) = showing.without_recordings(cfg).visualizer.vis_backends
+    backend = VISBACKENDS.build(dict(backend, save_dir=str(tmp_path)))
+    assert backend.experiment.run is not None
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter('always')
+        showing._warn_of_recordings(backend)
+    print('the terminal')
+    wandb.finish()
+    assert any('W&B records the terminal' in str(one.message) for one in caught) == recorded
+    assert bool([*tmp_path.rglob('output.log')]) == recorded
 
 
 def test_private_metrics_alone_come_with_the_flag():

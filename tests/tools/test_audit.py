@@ -57,7 +57,8 @@ def audit_of(people, tmp_path, method, **options):
 )
 def test_a_sound_training_is_not_refuted(people, tmp_path, method):
     hook = audit_of(people, tmp_path, method)
-    assert 0 <= hook.result.epsilon_lower_bound < hook.claim < 4
+    assert 0 <= hook.result.epsilon_lower_bound < hook.claim < 4 and 0 <= hook.result.mu < hook.claimed_mu < 4
+    assert not hook.refuted
 
 
 def no_noise(monkeypatch):
@@ -109,4 +110,4 @@ def basis_from_private_gradients(monkeypatch):
 def test_a_broken_training_is_refuted(people, tmp_path, monkeypatch, method, fault, options):
     fault(monkeypatch)
     hook = audit_of(people, tmp_path, method, **options)
-    assert hook.result.epsilon_lower_bound > hook.claim
+    assert hook.result.epsilon_lower_bound > hook.claim and hook.result.mu > hook.claimed_mu and hook.refuted

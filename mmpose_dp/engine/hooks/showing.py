@@ -10,10 +10,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from mmengine.config import Config
 from mmengine.hooks import LoggerHook
 from mmengine.logging import MessageHub
 from mmengine.runner import Runner
-from mmengine.visualization import BaseVisBackend, LocalVisBackend, Visualizer
+from mmengine.visualization import BaseVisBackend, LocalVisBackend, Visualizer, WandbVisBackend
+from mmpose.registry import VISBACKENDS
+
+from mmpose_dp.datasets.resolving import is_kind
 
 from .provenance import part_of
 
@@ -35,6 +39,7 @@ _TIMES = {'time', 'data_time'}  # hint at how many records were sampled: for the
 # endings that a backend may upload: not the log, not the ledger (.jsonl), and not .json, as step times are in scalars.json
 _FILES = {'.py', 'yaml', '.pth'}
 _STAGES = ('val/', 'test/')
+_UNRECORDED = dict(console='off', x_disable_stats=True)  # W&B's settings
 _EVERY = 50  # steps between two values of epsilon where nothing logs
 
 
@@ -160,7 +165,36 @@ def guard(runner: Runner, exposed: bool) -> None:
     hub.log_scalars.clear()
     visualizer = runner.visualizer
     for name, backend in _backends(visualizer).items():
+        _warn_of_recordings(backend)
         _backends(visualizer)[name] = GuardedVisBackend(backend, hub.shown, hub)
+
+
+def without_recordings(cfg: Config) -> Config:
+    """Switches off what W&B records by itself: the terminal, which shows step times, and the machine's load.
+
+    In place, before the runner is built; what the config sets itself stays.
+    """
+    for backend in (cfg.get('visualizer') or {}).get('vis_backends') or ():
+        if is_kind(VISBACKENDS, backend, WandbVisBackend):
+            given = backend.get('init_kwargs') or {}
+            settings = given.get('settings') or {}
+            if isinstance(settings, dict):
+                backend['init_kwargs'] = dict(given, settings={**_UNRECORDED, **settings})
+    return cfg
+
+
+def _warn_of_recordings(backend: BaseVisBackend) -> None:
+    """Warns if W&B records what hints at how many records were sampled."""
+    if not isinstance(backend, WandbVisBackend) or not hasattr(backend, '_wandb') or backend._wandb.run is None:
+        return
+    settings = backend._wandb.run.settings
+    if any(getattr(settings, name, value) != value for name, value in _UNRECORDED.items()):
+        warnings.warn(
+            "W&B records the terminal or the machine's load, which show step times and so hint at how many records were sampled. "
+            'Train with tools/train.py, which switches that off, or write init_kwargs=dict(settings=dict('
+            f'{", ".join(f"{name}={value!r}" for name, value in _UNRECORDED.items())}))',
+            stacklevel=2,
+        )
 
 
 def release(runner: Runner) -> None:
