@@ -14,7 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from mmpose_dp.engine.hooks import showing
 from mmpose_dp.extras.risk import ceiling
-from tests.support.runs import config, logged, tiny
+from tests.support.runs import config, logged, tiny, unvalidated
 
 LEAKS = ('loss', 'grad_norm', 'acc_pose', 'batch_size', 'num_samples', 'loss_private')
 ALLOWED = {'epsilon', 'epsilon_target', 'loss_public', 'lr', 'epoch', 'iter', 'step'}
@@ -176,3 +176,40 @@ def test_the_guard_is_off_after_a_failure(synthetic, tmp_path):
         runner.train()
     assert type(runner.message_hub) is MessageHub
     assert not any(isinstance(x, showing.GuardedVisBackend) for x in runner.visualizer._vis_backends.values())
+
+
+# ---- several trainings in one process, as in a notebook ----------------------------------------------------------------
+@pytest.fixture(scope='module')
+def in_one_process(synthetic, tmp_path_factory):
+    """Work dirs of two private trainings, after a runner that was only built; all visualizers have MMPose's own name."""
+    folders = [tmp_path_factory.mktemp(name) for name in ('built', 'first', 'second')]
+
+    def runner_of(folder, epochs):
+        cfg = unvalidated(synthetic, folder, train_cfg__max_epochs=epochs)
+        cfg.visualizer.name = 'visualizer'
+        return Runner.from_cfg(cfg)
+
+    built = runner_of(folders[0], 1)
+    for epochs, folder in enumerate(folders[1:], 1):
+        runner_of(folder, epochs).train()
+    return built, folders
+
+
+def test_each_training_of_a_process_shows_in_its_own_folder(in_one_process):
+    _, (built, *trained) = in_one_process
+    assert not logged(built)
+    for epochs, folder in enumerate(trained, 1):
+        lines = logged(folder)
+        assert len(lines['epsilon']) == 4 * epochs and lines['step'] == [*range(1, 4 * epochs + 1)]
+        assert len(events(folder).Scalars('epsilon')) == 4 * epochs
+        (shown,) = folder.glob('*/vis_data/config.py')
+        assert str(folder) in shown.read_text()
+        assert 'Spent in ' in next(folder.glob('*/*.log')).read_text()
+        assert json.loads((folder / 'privacy_statement.json').read_text())['steps'] == 4 * epochs
+
+
+def test_a_private_training_leaves_its_visualizer_to_nobody(in_one_process, synthetic, tmp_path):
+    cfg = unvalidated(synthetic, tmp_path, train_cfg__max_epochs=1)
+    cfg.visualizer.name = 'visualizer'
+    later = Runner.from_cfg(cfg)
+    assert {backend._save_dir for backend in later.visualizer._vis_backends.values()} == {f'{later.log_dir}/vis_data'}
