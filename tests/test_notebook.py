@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 
 import pytest
 
@@ -15,6 +16,12 @@ def test_it_is_kept_without_outputs():
     cells = json.loads(NOTEBOOK.read_text())['cells']
     code = [cell for cell in cells if cell['cell_type'] == 'code']
     assert len(code) > 10 and not any(cell['outputs'] or cell['execution_count'] for cell in code)
+
+
+def test_its_links_lead_somewhere():
+    words = ''.join(line for cell in json.loads(NOTEBOOK.read_text())['cells'] for line in cell['source'])
+    pages = re.findall(r'\]\((\w+\.md)\)', words)
+    assert len(pages) > 5 and all((NOTEBOOK.parent / page).is_file() for page in pages)
 
 
 @pytest.fixture(scope='module')
