@@ -18,8 +18,10 @@ from mmengine.config import Config
 from mmengine.visualization import Visualizer
 from mmpose.registry import MODELS
 
+from mmpose_dp.configs import private
 from mmpose_dp.datasets import PublicPrivateDataset
 from tests.support import coco_data
+from tests.support.models import FOLDER, HRNET
 from tests.support.paths import REPO
 from tests.support.runs import tiny
 
@@ -125,6 +127,21 @@ def test_targets_modules_and_tests_exist(path):
             assert find_spec(module), line
         for name in re.findall(r'pytest ((?:tests/\S+ ?)+)', line):
             assert all('/test_my_' in one or (REPO / one).exists() for one in name.split()), line
+
+
+@pytest.fixture(scope='module')
+def base():
+    return Config.fromfile(FOLDER / HRNET.removeprefix('mmpose::'))._cfg_dict
+
+
+@pytest.mark.parametrize('path', TEXTS, ids=ids)
+def test_configs_in_the_words_can_be_written_so(path, base):
+    """``private(_base_, ...)`` is evaluated, and the file of ``_base_ = 'mmpose_dp::...'`` exists."""
+    for line in code_of(path.read_text()):
+        if re.fullmatch(r'private\(_base_, .*\)', line):
+            assert eval(line, dict(private=private, _base_=base))['optim_wrapper']['type'] == 'DPOptimWrapper', line
+        for name in re.findall(r"'mmpose_dp::([\w./-]+\.py)'", line):
+            assert (REPO / 'configs' / name).is_file(), line
 
 
 # ---- blocks of settings and of Python, run as they stand -------------------------------------------------------------
