@@ -18,20 +18,23 @@ COMMAND = re.compile(r'^python (\S+) ?(.*)$', re.MULTILINE)
 ALONE = [
     f'{part}_dataloader.{key}' for part in ('train', 'val') for key in ('num_workers=0', 'persistent_workers=False')
 ]
-SMALL = {  # what makes each script quick
+FEW = [
+    'train_dataloader.batch_sampler.expected_batch_size=10',
+    'optim_wrapper.projector.rank=6',
+    'default_hooks.public_data.num_samples=12',
+]
+SMALL = {  # what makes each command quick
     'make_people.py': ['--train', '40', '--val', '8'],
     'train.py configs/five-joints_plain.py': ['--cfg-options', *ALONE, 'train_cfg.max_epochs=1'],
-    'train.py configs/five-joints_hybrid_eps8.py': [
-        *(
-            '--cfg-options',
-            *ALONE,
-            'train_dataloader.batch_sampler.expected_batch_size=10',
-            'train_dataloader.batch_size=16',
-        ),
-        'optim_wrapper.projector.rank=6',
+    'train.py configs/five-joints_hybrid_eps8.py': ['--cfg-options', *ALONE, *FEW, 'train_dataloader.batch_size=16'],
+    'check_config.py': ['--cfg-options', *ALONE, *FEW],
+    'test.py': [
+        '--out',
+        'scores.json',
+        '--cfg-options',
+        'test_dataloader.num_workers=0',
+        'test_dataloader.persistent_workers=False',
     ],
-    'check_config.py': ['--cfg-options', 'train_dataloader.batch_sampler.expected_batch_size=10'],
-    'test.py': ['--out', 'scores.json'],
 }
 
 
