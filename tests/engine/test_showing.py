@@ -181,22 +181,25 @@ def test_the_guard_is_off_after_a_failure(synthetic, tmp_path):
 # ---- several trainings in one process, as in a notebook ----------------------------------------------------------------
 @pytest.fixture(scope='module')
 def in_one_process(synthetic, tmp_path_factory):
-    """Work dirs of two private trainings, after a runner that was only built; all visualizers have MMPose's own name."""
-    folders = [tmp_path_factory.mktemp(name) for name in ('built', 'first', 'second')]
+    """Work dirs of a runner that is only built, of two private trainings, and of a runner after them, which is returned too.
 
-    def runner_of(folder, epochs):
+    All visualizers have MMPose's own name.
+    """
+    folders = [tmp_path_factory.mktemp(name) for name in ('built', 'first', 'second', 'later')]
+
+    def runner_of(folder, epochs=1):
         cfg = unvalidated(synthetic, folder, train_cfg__max_epochs=epochs)
         cfg.visualizer.name = 'visualizer'
         return Runner.from_cfg(cfg)
 
-    built = runner_of(folders[0], 1)
-    for epochs, folder in enumerate(folders[1:], 1):
+    runner_of(folders[0])
+    for epochs, folder in enumerate(folders[1:3], 1):
         runner_of(folder, epochs).train()
-    return built, folders
+    return folders, runner_of(folders[3])
 
 
 def test_each_training_of_a_process_shows_in_its_own_folder(in_one_process):
-    _, (built, *trained) = in_one_process
+    built, *trained, _ = in_one_process[0]
     assert not logged(built)
     for epochs, folder in enumerate(trained, 1):
         lines = logged(folder)
@@ -208,8 +211,6 @@ def test_each_training_of_a_process_shows_in_its_own_folder(in_one_process):
         assert json.loads((folder / 'privacy_statement.json').read_text())['steps'] == 4 * epochs
 
 
-def test_a_private_training_leaves_its_visualizer_to_nobody(in_one_process, synthetic, tmp_path):
-    cfg = unvalidated(synthetic, tmp_path, train_cfg__max_epochs=1)
-    cfg.visualizer.name = 'visualizer'
-    later = Runner.from_cfg(cfg)
+def test_a_private_training_leaves_its_visualizer_to_nobody(in_one_process):
+    later = in_one_process[1]
     assert {backend._save_dir for backend in later.visualizer._vis_backends.values()} == {f'{later.log_dir}/vis_data'}
