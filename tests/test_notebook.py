@@ -68,6 +68,7 @@ def test_each_training_keeps_what_is_its_own(run):
     private, start = folder / 'work_dirs/private', folder / 'work_dirs/start'
     statement = json.loads((private / 'privacy_statement.json').read_text())
     assert statement['private'] and 3.9 < statement['epsilon'] <= 4
+    assert 'trained on MpiiDataset' in statement['pretraining']  # what the start was trained on
     lines = [json.loads(line) for line in next(private.glob('*/vis_data/scalars.json')).read_text().splitlines()]
     spent = [line['epsilon'] for line in lines if 'epsilon' in line]
     assert len(spent) == 8 + statement['steps'] and spent[7] == 0 < spent[8] and spent[-1] <= 4
