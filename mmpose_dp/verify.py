@@ -265,6 +265,9 @@ def _check_figures(statement: dict[str, Any], history: History, found: Findings)
             continue
         _compare(f'epsilon {rounded_up(stated)} by {name}', stated, again, found)
     spent = statement['epsilon']
+    if main not in ACCOUNTANTS:  # one of the trainer's own: what it says must hold by one that is known here
+        what = f'epsilon {rounded_up(_number(spent))} by {main}, an accountant that is not known here and was compared with pld'
+        _compare(what, _number(spent), epsilon(history, delta, 'pld'), found)
     words = f'({rounded_up(_number(spent))}, {as_given(delta)})-'
     same = spent == statement['epsilon_by_accountant'].get(main) and statement['guarantee'].startswith(words)
     found.expect(same, 'the guarantee names this epsilon', 'the guarantee, epsilon and epsilon_by_accountant differ')

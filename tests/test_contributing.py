@@ -1,42 +1,104 @@
-"""The recipes of CONTRIBUTING.md: each one's code and test, run as they stand there."""
+"""The recipes of CONTRIBUTING.md: each one's code, test and line of a config, put where the page says and run."""
 
+import importlib
 import inspect
 import re
+import sys
 
 import pytest
+from mmengine.config import Config
 from mmpose.registry import MODELS, TRANSFORMS
 
+from mmpose_dp.datasets.transforms.view import check_view
 from mmpose_dp.gradients import layer_rules
 from mmpose_dp.privacy.accounting import ACCOUNTANTS
 from tests.support.paths import REPO
 
-RECIPES = dict(
-    re.findall(r'^### (.+?) \(\d+ minutes\)\n(.*?)(?=^### |\Z)', (REPO / 'CONTRIBUTING.md').read_text(), re.M | re.S)
-)
+TEXT = (REPO / 'CONTRIBUTING.md').read_text()
+RECIPES = dict(re.findall(r'^### (.+?) \(\d+ minutes\)\n(.*?)(?=^### |\Z)', TEXT, re.M | re.S))
+BLOCK = re.compile(r'^```python\n(.*?)^```', re.M | re.S)
 
 
-@pytest.fixture(autouse=True)
-def unregistered():
-    """Takes back what a recipe registers."""
+def blocks(name):
+    """The recipe's code and test, as (file, content) pairs."""
+    return [(re.match(r'# (\S+\.py)\n', block)[1], block) for block in BLOCK.findall(RECIPES[name])]
+
+
+def row(name, title):
+    """A row of the recipe's table."""
+    return re.search(rf'^\| {title} \| (.*) \|$', RECIPES[name], re.M)[1]
+
+
+@pytest.fixture
+def clone(tmp_path, monkeypatch):
+    """A folder with configs/ in it, on Python's path. What a recipe registers is taken back, and its modules are forgotten."""
+    (tmp_path / 'configs').symlink_to(REPO / 'configs')
+    monkeypatch.syspath_prepend(str(tmp_path))
     tables = [ACCOUNTANTS, layer_rules._RULES, *(registry._module_dict for registry in (MODELS, TRANSFORMS))]
     before = [dict(table) for table in tables]
-    yield
+    yield tmp_path
     for table, content in zip(tables, before):
         table.clear()
         table.update(content)
+    for module in [module for module in sys.modules if module.startswith('my_')]:
+        del sys.modules[module]
 
 
-@pytest.mark.parametrize('name', ['A head', 'A layer rule', 'A public view', 'An accountant'])
-def test_a_recipe_works_as_written(name, request):
-    code, test = re.findall(r'^```python\n(.*?)^```', RECIPES[name], re.M | re.S)
+def put(name, folder):
+    """Writes the recipe's code; returns its module's name and the test's file and content."""
+    (file, code), test = blocks(name)
+    (folder / file).write_text(code)
+    importlib.invalidate_caches()
+    return file.removesuffix('.py'), test
+
+
+@pytest.mark.parametrize('name', RECIPES)
+def test_a_recipe_works_as_written(name, clone, request):
+    _, (file, test) = put(name, clone)
+    assert (REPO / file).parent.is_dir() and row(name, 'command') == f'`python -m pytest {file}`'
     names = {'__name__': 'recipe'}
-    exec(code, names)
     exec(test, names)
     (own,) = (value for key, value in names.items() if key.startswith('test_'))
     own(**{fixture: request.getfixturevalue(fixture) for fixture in inspect.signature(own).parameters})
 
 
 @pytest.mark.parametrize('name', RECIPES)
-def test_a_recipe_names_files_that_exist(name):
-    for path in re.findall(r'\b(?:mmpose_dp|tests|tools)/[\w/]+(?:\.py)?', RECIPES[name]):
-        assert 'your_view' in path or (REPO / path).exists(), path
+def test_its_line_makes_a_config_that_uses_it(name, clone):
+    module, _ = put(name, clone)
+    text, line = BLOCK.search(TEXT)[1], row(name, 'in the config')
+    assert module in text  # among those that the block names
+    base = re.search(r'`(configs/dp/\S+\.py)`', line)
+    text = re.sub(r'configs/dp/\S+\.py', base[1], text) if base else text
+    written = re.findall(r'`(\w+ = [^`]+)`', line)
+    (clone / 'my_config.py').write_text('\n'.join([text.replace("'my_head'", f"'{module}'"), *written]))
+    cfg = Config.fromfile(clone / 'my_config.py')
+    assert module in sys.modules
+    if 'model' in line:
+        assert MODELS.build(cfg.model.head).layer.out_channels == 16
+    elif 'public_view' in line:
+        check_view(TRANSFORMS.build(cfg.train_dataloader.dataset.public_view))
+    else:
+        assert name == 'A layer rule' or cfg.default_hooks.privacy_budget.accountant in ACCOUNTANTS
+
+
+def test_there_are_four_recipes():
+    assert [*RECIPES] == ['A head', 'A layer rule', 'A public view', 'An accountant']
+
+
+# ---- names -----------------------------------------------------------------------------------------------------------
+def test_every_file_exists():
+    for path in re.findall(r'\b(?:mmpose_dp|tests|tools|configs|projects)/[\w/.-]*\w', TEXT):
+        assert '/test_my_' in path or (REPO / path).exists(), path
+
+
+def test_every_name_is_in_its_file():
+    found = re.findall(r'`(\w+)`(?: in the docstring)? of `([\w/]+\.py)`', TEXT)
+    assert len(found) >= 5
+    for name, path in found:
+        assert re.search(rf'^(?:def |class )?{name}\b', (REPO / path).read_text(), re.M), f'{name} of {path}'
+
+
+def test_every_function_that_the_words_name_exists():
+    for name in re.findall(r'`(mmpose_dp(?:\.\w+)+)`', TEXT):
+        module, _, attribute = name.rpartition('.')
+        assert hasattr(importlib.import_module(module), attribute), name

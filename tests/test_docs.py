@@ -107,7 +107,7 @@ def commands(text):
     blocks = [block.replace('\\\n', ' ') for _, block in CODE.findall(text)]
     inline = [code.replace('\n', ' ') for code in re.findall(r'`([^`]+)`', CODE.sub('', text))]
     for line in [*(line for block in blocks for line in block.splitlines()), *inline]:
-        found = re.match(r'\s*(?:python )?(tools/[\w/]+\.py)\b(.*)', line)
+        found = re.match(r'\s*(?:\w+=\S+ )*(?:python )?(tools/[\w/]+\.py)\b(.*)', line)
         if found:
             yield found[1], shlex.split(found[2], comments=True)
 

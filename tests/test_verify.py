@@ -187,13 +187,19 @@ def another_guarantee(statement):
     statement['guarantee'] = statement['guarantee'].replace('(', '(0.', 1)
 
 
+def an_own_accountant(statement):
+    """By which less was spent than by any that the verifier knows."""
+    statement['epsilon_by_accountant']['own'] = 1.0
+    statement.update(epsilon=1.0, accountant='own', guarantee=f'(1, 0.001)-{statement["guarantee"].partition(")-")[2]}')
+
+
 def more_records(statement):
     statement['num_records'] *= 10
 
 
 @pytest.mark.parametrize(
     'forge',
-    [lower_epsilon, fewer_steps, more_noise, less_risk, another_guarantee, more_records],
+    [lower_epsilon, fewer_steps, more_noise, less_risk, another_guarantee, an_own_accountant, more_records],
     ids=lambda f: f.__name__,
 )
 def test_a_forged_figure_is_found_though_the_statement_was_sealed_again(forged, forge):
@@ -201,6 +207,15 @@ def test_a_forged_figure_is_found_though_the_statement_was_sealed_again(forged, 
     forge(statement)
     write_statement(statement, forged)
     assert wrong(forged) and 'seal' not in wrong(forged)
+
+
+def test_an_own_accountant_that_bounds_the_known_one_is_accepted(forged):
+    statement = statement_of(forged)
+    statement['epsilon_by_accountant']['own'] = 9.0
+    statement.update(epsilon=9.0, accountant='own', guarantee=f'(9, 0.001)-{statement["guarantee"].partition(")-")[2]}')
+    write_statement(statement, forged)
+    assert 'guarantee' not in wrong(forged) and 'too low' not in wrong(forged)
+    assert any('by own, an accountant that is not known here' in line for line in verify(forged).checked)
 
 
 def test_a_statement_without_its_marks_is_not_verified(forged):

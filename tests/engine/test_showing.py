@@ -19,7 +19,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from mmpose_dp.engine.hooks import showing
 from mmpose_dp.extras.risk import ceiling
 from tests.support.paths import REPO
-from tests.support.runs import config, logged, tiny
+from tests.support.runs import config, logged, tiny, unvalidated
 
 LEAKS = ('loss', 'grad_norm', 'acc_pose', 'batch_size', 'num_samples', 'loss_private')
 ALLOWED = {'epsilon', 'epsilon_target', 'loss_public', 'lr', 'epoch', 'iter', 'step'}
@@ -225,3 +225,41 @@ def test_the_guard_is_off_after_a_failure(synthetic, tmp_path):
         runner.train()
     assert type(runner.message_hub) is MessageHub
     assert not any(isinstance(x, showing.GuardedVisBackend) for x in runner.visualizer._vis_backends.values())
+
+
+# ---- several trainings in one process, as in a notebook ----------------------------------------------------------------
+@pytest.fixture(scope='module')
+def in_one_process(synthetic, tmp_path_factory):
+    """Work dirs of a runner that is only built, of two private trainings, and of a runner after them, which is returned too.
+
+    All visualizers have MMPose's own name.
+    """
+    folders = [tmp_path_factory.mktemp(name) for name in ('built', 'first', 'second', 'later')]
+
+    def runner_of(folder, epochs=1):
+        cfg = unvalidated(synthetic, folder, train_cfg__max_epochs=epochs)
+        cfg.visualizer.name = 'visualizer'
+        return Runner.from_cfg(cfg)
+
+    runner_of(folders[0])
+    for epochs, folder in enumerate(folders[1:3], 1):
+        runner_of(folder, epochs).train()
+    return folders, runner_of(folders[3])
+
+
+def test_each_training_of_a_process_shows_in_its_own_folder(in_one_process):
+    built, *trained, _ = in_one_process[0]
+    assert not logged(built)
+    for epochs, folder in enumerate(trained, 1):
+        lines = logged(folder)
+        assert len(lines['epsilon']) == 4 * epochs and lines['step'] == [*range(1, 4 * epochs + 1)]
+        assert len(events(folder).Scalars('epsilon')) == 4 * epochs
+        (shown,) = folder.glob('*/vis_data/config.py')
+        assert str(folder) in shown.read_text()
+        assert 'Spent in ' in next(folder.glob('*/*.log')).read_text()
+        assert json.loads((folder / 'privacy_statement.json').read_text())['steps'] == 4 * epochs
+
+
+def test_a_private_training_leaves_its_visualizer_to_nobody(in_one_process):
+    later = in_one_process[1]
+    assert {backend._save_dir for backend in later.visualizer._vis_backends.values()} == {f'{later.log_dir}/vis_data'}

@@ -4,6 +4,7 @@ mmengine shows whatever any part of a training calls a scalar. Here a name that 
 whoever logs it. Must not compute what is shown, and must not let a picture or a gradient of a training batch through.
 """
 
+import copy
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -163,6 +164,7 @@ def guard(runner: Runner, exposed: bool) -> None:
     hub.__class__ = GuardedMessageHub
     hub.shown = ShownScalars(exposed)
     hub.log_scalars.clear()
+    _take_own_backends(runner)
     visualizer = runner.visualizer
     for name, backend in _backends(visualizer).items():
         _warn_of_recordings(backend)
@@ -198,10 +200,13 @@ def _warn_of_recordings(backend: BaseVisBackend) -> None:
 
 
 def release(runner: Runner) -> None:
-    """Takes the guard off again: a later runner may have the same hub and the same visualizer."""
+    """Takes the guard off again, and the visualizer out of mmengine's table: a later runner of this process gets its own."""
     hub: Any = runner.message_hub
     if isinstance(hub, GuardedMessageHub):
         hub.__class__ = MessageHub
+        table = type(runner.visualizer)._instance_dict
+        for name in [name for name, visualizer in table.items() if visualizer is runner.visualizer]:
+            del table[name]
     for name, backend in _backends(runner.visualizer).items():
         if isinstance(backend, GuardedVisBackend):
             _backends(runner.visualizer)[name] = backend.backend
@@ -219,6 +224,26 @@ def is_logged(hooks: Sequence[Any], batch_idx: int) -> bool:
     """Whether a LoggerHook writes a line after step ``batch_idx`` of an epoch."""
     intervals = [hook.interval for hook in hooks if isinstance(hook, LoggerHook)] or [_EVERY]
     return any((batch_idx + 1) % interval == 0 for interval in intervals)
+
+
+def _take_own_backends(runner: Runner) -> None:
+    """Gives a runner the backends that its config names, if those of its visualizer are another runner's.
+
+    MMPose names all visualizers alike, and mmengine makes one of each name: what a second training of a process shows would go to
+    the folder of the first.
+    """
+    settings = runner.cfg.get('visualizer')
+    if not isinstance(settings, dict):
+        return
+    folder, wanted = settings.get('save_dir', runner.log_dir), copy.deepcopy(settings.get('vis_backends'))
+    own, found = _backends(Visualizer('own', vis_backends=wanted, save_dir=folder)), _backends(runner.visualizer)
+    if any(_place(backend) != _place(found.get(name)) for name, backend in own.items()):
+        runner.visualizer._vis_backends = own
+        runner.visualizer.add_config(runner.cfg)
+
+
+def _place(backend: Any) -> tuple[type, Any]:
+    return type(backend), getattr(backend, '_save_dir', None)
 
 
 def _backends(visualizer: Visualizer) -> dict[str, BaseVisBackend]:
