@@ -92,11 +92,6 @@ class GaussianMechanism:
         """Begins a logical batch, and drops an unfinished one that an interruption left: a record counts once in a sum."""
         self._sum: list[Tensor] | None = None
 
-    @property
-    def shortest(self) -> float:
-        """The norm from which on a gradient is shortened and not lengthened."""
-        return self.max_grad_norm
-
     # ---- 1 and 2: clip and sum -------------------------------------------------------------------------------------
     def collector(self, records: Samples) -> ClippedSum:
         """What clips and adds up the records of one micro-batch."""
@@ -116,10 +111,6 @@ class GaussianMechanism:
         else:
             torch._foreach_add_(self._sum, part)
 
-    def empty(self) -> list[Tensor]:
-        """The sum of no record: zeros of the shapes of ``collector(...).total()``."""
-        return self.collector(Samples.from_keys([])).total()
-
     # ---- 3 to 6: count, noise, divide, map back --------------------------------------------------------------------
     def release(self, fault: str = '') -> list[Tensor]:
         """Ends the logical batch: its noised mean gradient, one float32 tensor per parameter.
@@ -135,8 +126,9 @@ class GaussianMechanism:
             )
         self.count()
         self._refuse(fault)
-        total = self.empty() if self._sum is None else self._sum
-        if _rank() == 0:  # the processes' sums are added, so the noise enters the total exactly once
+        total = self._sum or self.collector(Samples.from_keys([])).total()  # zeros, if nothing was sampled
+        # the processes' sums are added, so the noise enters the total exactly once
+        if not _together() or distributed.get_rank() == 0:
             self.random.add_gaussian(total, sigma * max_grad_norm)
         sum_over_processes(total)
         torch._foreach_div_(total, self.expected_batch_size)
@@ -169,10 +161,6 @@ class GaussianMechanism:
 
 def _together() -> bool:
     return distributed.is_available() and distributed.is_initialized()
-
-
-def _rank() -> int:
-    return distributed.get_rank() if _together() else 0
 
 
 def sum_over_processes(tensors: list[Tensor]) -> None:

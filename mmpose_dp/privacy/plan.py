@@ -100,7 +100,6 @@ class PrivacyPlan:
         """The plan with the least noise that keeps within the budget. Raises ConfigError, and BudgetError if no noise does."""
         # every field is checked before the search for sigma, whose errors would be less clear
         draft = cls(noise_multiplier=0.0, **settings)
-        target_epsilon = as_positive(target_epsilon, 'target_epsilon')
         return replace(draft, target_epsilon=target_epsilon, **draft._calibrated(target_epsilon))
 
     def _calibrated(self, target_epsilon: float, factors: Factors = ()) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from mmpose.registry import OPTIM_WRAPPERS
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from mmpose_dp.extras.clipping_variants import STABILITY
 from mmpose_dp.extras.device_noise import DeviceRandomSource
 from mmpose_dp.extras.schedule import Schedule
 from mmpose_dp.gradients.blocks import PerSampleGradients, SampleSum
@@ -120,6 +121,8 @@ class DPOptimWrapper(SteppingOptimWrapper):
             random=DeviceRandomSource(debug_seed, secure_mode),
         )
         self.adaptive_norm = getattr(self.mechanism, 'adaptive_norm', None)
+        # the norm from which on a gradient is shortened: automatic clipping lengthens those that are below
+        self._long = min(max_grad_norm, STABILITY) if clipping == 'automatic' else max_grad_norm
         self._layers_random = RandomSource(debug_seed)
         self._model: Any = None
         self._metrics = StepMetrics()
@@ -325,7 +328,7 @@ class DPOptimWrapper(SteppingOptimWrapper):
             )
         # goes on with the sum so far: a second one would cost the memory of all parameters once more
         public = SampleSum(self.params, wanted, self.loss_scale, self._public_sum) if len(wanted) else None
-        check = self.replay.check_for(samples, self.mechanism.shortest * self.loss_scale)
+        check = self.replay.check_for(samples, self._long * self.loss_scale)
         collectors = (collector for collector in (private, public, check) if collector is not None)
         self._backward(self._scaled(last), samples, *collectors)
         if self.engine.one_at_a_time and samples.num_records + (len(samples.public) > 0) > 1:
