@@ -25,7 +25,7 @@ from mmpose_dp.datasets.randomness import fixed_randomness
 from mmpose_dp.datasets.resolving import is_kind
 from mmpose_dp.engine import DPOptimWrapper
 from mmpose_dp.extras.risk import risk_of
-from mmpose_dp.models.heads.private_head import make_private
+from mmpose_dp.models import make_private, unwrapped
 from mmpose_dp.privacy.errors import ConfigError
 
 from .leaving_out import leave_out
@@ -158,7 +158,7 @@ def number_of_records(dataset: Any) -> int:
 
 def losses_of(runner: Runner, records: Sequence[int]) -> np.ndarray:
     """The loss of each record under the trained model, (records,): the mean over its samples and a few fixed augmentations."""
-    model = getattr(runner.model, 'module', runner.model).eval()
+    model = unwrapped(runner.model).eval()
     make_private(model.head)  # one loss per sample
     dataset = runner.train_dataloader.dataset
     samples = [(place, sample) for place, record in enumerate(records) for sample in _samples_of(dataset, record)]

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 
 from mmpose_dp.gradients.blocks import SampleSum
-from mmpose_dp.gradients.engine import Engine
 from mmpose_dp.privacy.errors import PrivacyError
 from mmpose_dp.privacy.noise import RandomSource
 from mmpose_dp.privacy.records import PADDING, Collector, Samples
@@ -254,23 +253,6 @@ class Replay:
             return None
         finally:
             self._running = False
-
-
-def gradient_alone(model: Any, engine: Engine, part: dict, loss_of: Callable[[], Tensor]) -> list[Halved | None]:
-    """The gradient of one record's loss by plain autograd: one per parameter of the engine, or None for zero.
-
-    Args:
-        model: the pose estimator.
-        engine: whose capture is switched off meanwhile.
-        part: the record's collated samples.
-        loss_of: the loss of the last forward, weighted and scaled as among other records.
-    """
-    with engine.paused():
-        model(**prepared(model, part), mode='loss')
-        loss = loss_of()
-        found = torch.autograd.grad(loss, engine.params, allow_unused=True)
-    torch.clear_autocast_cache()  # the casts made here must not serve the batch, whose graph is another one
-    return [Halved.of(x) if x is not None and x.numel() else None for x in found]
 
 
 def prepared(model: Any, batch: dict) -> dict:
