@@ -195,7 +195,7 @@ class Replay:
         """Whether the record has one gradient among the others, and among blank samples in other places of as large a batch.
 
         False where forwards have no fixed shape: then what follows the shape is not the same in neighbouring data sets. With the
-        random numbers of the first look, so that records that a coin mixes are mixed again.
+        random numbers of the first look, so that a layer that mixes records at random mixes the same ones again.
         """
         assert self._batches is not None
         (part, batch), own = self._batches, list(self._indices)
@@ -265,11 +265,6 @@ def _states() -> tuple[Any, Any]:
     return random.getstate(), np.random.get_state()
 
 
-def _set_states(states: tuple[Any, Any]) -> None:
-    random.setstate(states[0])
-    np.random.set_state(states[1])
-
-
 def _torch_states() -> tuple[Tensor, Tensor | None]:
     """The states of torch's generators: the CPU's, and that of the GPU at work."""
     return torch.get_rng_state(), torch.cuda.get_rng_state() if torch.cuda.is_available() else None
@@ -289,8 +284,10 @@ def _torch_numbers_from(states: tuple[Tensor, Tensor | None]) -> Iterator[None]:
 def _numbers_from(states: tuple[Any, Any]) -> Iterator[None]:
     """Inside, the generators of Python and NumPy go on from ``states``; afterwards from where they were."""
     before = _states()
-    _set_states(states)
+    random.setstate(states[0])
+    np.random.set_state(states[1])
     try:
         yield
     finally:
-        _set_states(before)
+        random.setstate(before[0])
+        np.random.set_state(before[1])
