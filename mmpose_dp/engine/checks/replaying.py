@@ -69,7 +69,6 @@ class Replay:
         self.fault = ''
         self._done = self._running = self._began = False
         self._alone: list[Halved | None] | None = None
-        self._run_alone: RunAlone | None = None
         self._indices: Sequence[int] = ()
         self._tape = RandomTape()  # the record's random numbers of torch
         self._states = _states()  # and where those of Python and NumPy begin
@@ -83,12 +82,12 @@ class Replay:
             model: the pose estimator.
             run_alone: the gradient of the loss of a batch, which is one record's, with capture switched off.
         """
-        self._began, self._alone, self._run_alone, stack = False, None, run_alone, ExitStack()
+        self._began, self._alone, stack = False, None, ExitStack()
 
         def look(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             if not self._running:
                 self._began = True
-                self._look(args[0] if args else kwargs.get('data'), stack)
+                self._look(args[0] if args else kwargs.get('data'), run_alone, stack)
 
         handle = model.data_preprocessor.register_forward_pre_hook(look, with_kwargs=True)
         try:
@@ -97,7 +96,7 @@ class Replay:
         finally:
             handle.remove()
 
-    def _look(self, batch: Any, stack: ExitStack) -> None:
+    def _look(self, batch: Any, run_alone: RunAlone, stack: ExitStack) -> None:
         if self._done or self.fault:
             return
         if not isinstance(batch, dict) or {type(batch.get(key)) for key in ('inputs', 'data_samples')} != {list}:
@@ -107,27 +106,20 @@ class Replay:
             return
         part = {key: [values[index] for index in indices] for key, values in batch.items()}
         self._batches, self._indices, tape = (part, batch), indices, RandomTape()
-        self._states = _states()
+        self._states, self._running = _states(), True
         try:
-            self._alone = self._gradient_of(part, tape)
+            with _numbers_from(self._states), tape:
+                self._alone = run_alone(part)
         except torch.OutOfMemoryError:
             raise
         except _FAILURES as error:
             # its message may hold the record's values
             self.fault = f'the model does not run on one record alone ({type(error).__name__})'
+        finally:
+            self._running = False
         self._tape, self._torch = tape, _torch_states()
         if not tape.is_empty:
             stack.enter_context(tape.play(indices, len(batch['inputs'])))
-
-    def _gradient_of(self, part: dict, tape: RandomTape) -> list[Halved | None]:
-        """The gradient of the record alone. The random states of Python and NumPy stay; the tape holds torch's numbers."""
-        assert self._run_alone is not None
-        self._running = True
-        try:
-            with _numbers_from(self._states), tape:
-                return self._run_alone(part)
-        finally:
-            self._running = False
 
     def _samples_of_chosen(self, batch: dict) -> list[int]:
         """The places of the chosen record's samples in a batch; none if it is not in it."""
