@@ -128,7 +128,7 @@ def rule_for(module: nn.Module) -> Rule | None:
 
 
 def find_layers(model: nn.Module, place: Mapping[int, int]) -> dict[nn.Module, Layer]:
-    """The layers with a rule for parameters that are theirs alone; ``place`` tells, by id, where in the list these are."""
+    """The layers with a rule for parameters that are theirs alone; ``place``: by id, where in the list these are."""
     owners = Counter(id(p) for module in model.modules() for p in module.parameters(recurse=False))
     # an attention reads its children's weights without calling the children
     inside = {child for m in model.modules() if isinstance(m, nn.MultiheadAttention) for child in m.children()}

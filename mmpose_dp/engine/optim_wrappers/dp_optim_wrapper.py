@@ -308,7 +308,7 @@ class DPOptimWrapper(SteppingOptimWrapper):
         samples = last.samples
         private = self.mechanism.collector(samples) if samples.num_records else None
         wanted = samples.public if self.public_weight else samples.public[:0]
-        # the last bits of such a public sum, which no noise hides, would tell how many others there are
+        # the last bits of such a public sum, which no noise hides, would reveal how many others there are
         if private is not None and len(wanted):
             raise PrivacyError(
                 'a public sample is in one forward with private ones: give model.train_step the private and the public ones apart'

@@ -50,7 +50,7 @@ def check_settings(plain_settings: dict, **own: Any) -> None:
         'loss_scale': (
             # below 1, squares of gradients could vanish, and clipping with them
             lambda x: x is None or is_number(x) and x >= 1,
-            'a fixed number, 1 or above: a dynamic scale would follow the private gradients and tell of them',
+            'a fixed number, 1 or above: a dynamic scale would follow the private gradients and reveal something of them',
         ),
     }
     for key, (fits, what) in wanted.items():
