@@ -6,7 +6,7 @@ not cryptographic and whose seed mmengine stores, and must not use a counter twi
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache
 
 import torch
@@ -63,13 +63,16 @@ def _quarter_rounds(a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> None:
 
 
 class DeviceRandomSource(RandomSource):
-    """A RandomSource whose noise for a GPU is made there. A debug stream, and all else, is made on the CPU."""
+    """A RandomSource whose noise for tensors of a GPU is made there. A debug stream, and all else, is made on the CPU."""
 
-    def gaussian(self, count: int, device: torch.device | None = None) -> Tensor:
-        """See RandomSource.gaussian. Each call has a key of its own, from the operating system."""
-        if self.is_secret and device is not None and device.type == 'cuda':
-            return self.gaussian_on(device, count)
-        return super().gaussian(count, device)
+    def add_gaussian(self, tensors: Sequence[Tensor], deviation: float) -> None:
+        """See RandomSource.add_gaussian. Each call has a key of its own, from the operating system."""
+        if not self.is_secret or tensors[0].device.type != 'cuda':
+            super().add_gaussian(tensors, deviation)
+        elif deviation:
+            sizes = [x.numel() for x in tensors]
+            parts = self.gaussian_on(tensors[0].device, sum(sizes)).split(sizes)
+            torch._foreach_add_(list(tensors), [x.view(y.shape) for x, y in zip(parts, tensors)], alpha=deviation)
 
     def gaussian_on(self, device: torch.device, count: int) -> Tensor:
         """``count`` independent standard normal numbers, float32, shape (count,), on ``device``: as RandomSource.gaussian's."""

@@ -62,8 +62,8 @@ class RandomSource:
         require(size <= count, f'cannot take {size} of {count} without replacement')
         return np.argsort(self.uint64(count), kind='stable')[:size]
 
-    def gaussian(self, count: int, device: torch.device | None = None) -> torch.Tensor:
-        """``count`` independent standard normal numbers (Box and Muller 1958), float32, shape (count,), by default on the CPU."""
+    def gaussian(self, count: int) -> torch.Tensor:
+        """``count`` independent standard normal numbers (Box and Muller 1958), float32, shape (count,), on the CPU."""
         out = np.empty(count, dtype=np.float32)
 
         def fill(start: int) -> None:
@@ -77,14 +77,14 @@ class RandomSource:
                 list(pool.map(fill, starts))
         else:  # a debug stream has an order to keep
             list(map(fill, starts))
-        return torch.from_numpy(out).to(device or 'cpu')
+        return torch.from_numpy(out)
 
     def add_gaussian(self, tensors: Sequence[torch.Tensor], deviation: float) -> None:
         """Adds N(0, deviation^2) to every entry of float32 tensors of one device, in place, all at once. Nothing for 0."""
         if not deviation:
             return
         sizes = [x.numel() for x in tensors]
-        parts = self.gaussian(sum(sizes), tensors[0].device).split(sizes)
+        parts = self.gaussian(sum(sizes)).to(tensors[0].device).split(sizes)
         torch._foreach_add_(list(tensors), [part.view(x.shape) for x, part in zip(tensors, parts)], alpha=deviation)
 
     def _normal(self, size: int) -> np.ndarray:
