@@ -65,6 +65,11 @@ class Ledger:
         """False if a run, or a part of one, used a debug seed."""
         return all(run.get('secret_randomness', True) for run in self.runs)
 
+    @property
+    def exposes_private_metrics(self) -> bool:
+        """True if a run, or a part of one, logged losses of private batches."""
+        return any(run.get('expose_private_metrics', False) for run in self.runs)
+
     def epsilon(self, delta: float, accountant: str = 'pld') -> float:
         """Epsilon spent so far, by all runs."""
         return epsilon(self.history, delta, accountant)

@@ -111,6 +111,10 @@ class GaussianMechanism:
         else:
             torch._foreach_add_(self._sum, part)
 
+    def empty(self) -> list[Tensor]:
+        """The sum of no record: zeros of the shapes of ``collector(...).total()``."""
+        return self.collector(Samples.from_keys([])).total()
+
     # ---- 3 to 6: count, noise, divide, map back --------------------------------------------------------------------
     def release(self, fault: str = '') -> list[Tensor]:
         """Ends the logical batch: its noised mean gradient, one float32 tensor per parameter.
@@ -126,9 +130,8 @@ class GaussianMechanism:
             )
         self.count()
         self._refuse(fault)
-        total = self._sum or self.collector(Samples.from_keys([])).total()  # zeros, if nothing was sampled
-        # the processes' sums are added, so the noise enters the total exactly once
-        if not _together() or distributed.get_rank() == 0:
+        total = self.empty() if self._sum is None else self._sum
+        if _rank() == 0:  # the processes' sums are added, so the noise enters the total exactly once
             self.random.add_gaussian(total, sigma * max_grad_norm)
         sum_over_processes(total)
         torch._foreach_div_(total, self.expected_batch_size)
@@ -161,6 +164,10 @@ class GaussianMechanism:
 
 def _together() -> bool:
     return distributed.is_available() and distributed.is_initialized()
+
+
+def _rank() -> int:
+    return distributed.get_rank() if _together() else 0
 
 
 def sum_over_processes(tensors: list[Tensor]) -> None:

@@ -14,7 +14,10 @@ from .ledger import Ledger
 from .plan import METHODS, UNITS, PrivacyPlan
 from .validation import as_given, rounded_up
 
-_ROUNDING_MEASURED = ('float32 on a CPU', 'bfloat16 on a CPU')  # in forwards of these it was at most 8e-6 C
+_ROUNDING_MEASURED = {  # by the arithmetic of the forwards
+    'float32 on a CPU': 'at most 8e-6 C',
+    'bfloat16 on a CPU': 'at most 8e-6 C',
+}
 _GROUP_LIMIT = 15.0  # of epsilon: above it there is no protection worth the name, and computing it is slow
 _RELEASED = 'the weights after the steps counted here and every checkpoint on the way'
 _EXPOSED = (
@@ -45,7 +48,7 @@ def build_statement(plan: PrivacyPlan, ledger: Ledger, *, pretraining: str) -> d
     secret = plan.secret_randomness and ledger.is_secret
     source = "the operating system's entropy" if secret else 'a debug seed'
     hardened = plan.secure_mode and all(run.get('secure_mode', False) for run in ledger.runs)
-    exposed = plan.expose_private_metrics or any(run.get('expose_private_metrics', False) for run in ledger.runs)
+    exposed = plan.expose_private_metrics or ledger.exposes_private_metrics
     earlier = ledger.steps - ledger.run_steps
     votes = f'{as_given(plan.max_grad_norm)} at first, then by votes of the records, which are noised and counted with the rest'
     norms = plan.max_grad_norm, plan.max_grad_norm_at(plan.steps)
@@ -143,10 +146,11 @@ def _course(first: float, last: float) -> float | str:
 
 def _rounding(arithmetic: str) -> str:
     kept = f'forwards in {arithmetic}; records are clipped to {1 - ROUNDING_MARGIN:g} of max_grad_norm'
-    if arithmetic not in _ROUNDING_MEASURED:
+    measured = _ROUNDING_MEASURED.get(arithmetic)
+    if measured is None:
         return f'{kept}, and how far one record moves the rounding of the others was not measured for this arithmetic'
     room = 'which leaves room for what one record changes in the rounding of the others'
-    return f'{kept}, {room} (at most 8e-6 C, measured with 64 records of three models, not proven)'
+    return f'{kept}, {room} ({measured}, measured with 64 records of three models, not proven)'
 
 
 def _json(value: float) -> float | str:

@@ -95,16 +95,11 @@ def test_a_run_is_resumed_as_it_was(tmp_path):
             ledger.resume_run(**{**metadata, name: other})
     ledger.keep_at(tmp_path / LEDGER_NAME)
     for odd in (False, True, False):
-        assert ledger.is_secret != ledger.runs[-1].get('expose_private_metrics', False) or not odd
+        assert ledger.is_secret != ledger.exposes_private_metrics or not odd
         ledger.resume_run(**metadata, secret_randomness=not odd, expose_private_metrics=odd)
     ledger.count(A)
     read = Ledger.read(tmp_path / LEDGER_NAME)
-    assert (
-        not read.is_secret
-        and read.runs[-1]['expose_private_metrics']
-        and read.run_history == ((A, 4),)
-        and len(read.runs) == 1
-    )
+    assert not read.is_secret and read.exposes_private_metrics and read.run_history == ((A, 4),) and len(read.runs) == 1
     with pytest.raises(LedgerError, match='no training'):
         Ledger().resume_run(privacy_unit='instance')
 

@@ -13,7 +13,7 @@ from mmengine.runner import Runner
 from mmpose.registry import HOOKS
 
 from mmpose_dp.datasets import refuse_private_validation
-from mmpose_dp.extras.accountability import checked_decision
+from mmpose_dp.extras.accountability import checked_decision, plan_warnings
 from mmpose_dp.extras.risk import ceiling
 from mmpose_dp.extras.statement_page import write_statement
 from mmpose_dp.models import LoadWatch, fit_joints, replace_batch_norm, unwrapped
@@ -200,7 +200,7 @@ class PrivacyBudgetHook(Hook):
                 f'for the {usual} of train_dataloader.batch_size. To use fewer, set '
                 'train_dataloader.batch_sampler.max_rows_per_record.'
             )
-        for warning in plan.warnings:
+        for warning in plan_warnings(plan):
             runner.logger.warning(warning)
 
     def before_train(self, runner: Runner) -> None:
