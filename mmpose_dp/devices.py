@@ -1,7 +1,7 @@
 """What is done otherwise on a GPU than on a CPU, with torch alone. Must not know what a tensor means."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -29,6 +29,11 @@ def allowing_tf32(x: Tensor, matmul: bool, convolutions: bool) -> Iterator[None]
     finally:
         for flag, allowed in zip(flags, before):
             flag.allow_tf32 = allowed
+
+
+def without_tf32(x: Tensor) -> AbstractContextManager[None]:
+    """Inside, no factor of a product is rounded to 10 bits."""
+    return allowing_tf32(x, matmul=False, convolutions=False)
 
 
 Pair = Sequence[int]

@@ -234,8 +234,8 @@ def _history(statement: dict[str, Any], ledger: Ledger | None, found: Findings) 
             'the statement says private, and the ledger that a debug seed was set',
         )
         run = ledger.runs[-1] if ledger.runs else {}
-        told = ('num_records', run.get('num_records')), ('privacy_unit', run.get('privacy_unit'))
-        same = all(value is None or str(statement[name]).partition(':')[0] == str(value) for name, value in told)
+        recorded = ('num_records', run.get('num_records')), ('privacy_unit', run.get('privacy_unit'))
+        same = all(value is None or str(statement[name]).partition(':')[0] == str(value) for name, value in recorded)
         found.expect(
             same, 'number of records and privacy unit', 'number of records or privacy unit are not those of the ledger'
         )

@@ -39,6 +39,7 @@ from mmpose_dp.datasets.resolving import is_kind, resolved
 from mmpose_dp.engine import DPOptimWrapper, PrivacyBudgetHook, PrivateTrainLoop, without_leftovers
 from mmpose_dp.engine.dry_run import blank_batch, try_batch
 from mmpose_dp.engine.hooks.planning import method_of
+from mmpose_dp.extras.accountability import plan_warnings
 from mmpose_dp.extras.schedule import Schedule, ScheduledPlan
 from mmpose_dp.models import check_head
 from mmpose_dp.privacy.errors import PrivacyError
@@ -294,7 +295,7 @@ def report_budget(cfg: Config, num_records: int | None, plan: PrivacyPlan | None
     for steps in sorted({max(plan.steps * i // 5, 1) for i in range(1, 6)}):
         spent = plan.epsilon_after(steps)
         print(f'  {first + steps / (plan.num_records // size):5.1f}    {rounded_up(spent)}')
-    for warning in plan.warnings:
+    for warning in plan_warnings(plan):
         print(f'  {warning}')
 
 

@@ -38,6 +38,7 @@ from mmpose_dp.engine import PrivacyBudgetHook, without_leftovers
 from mmpose_dp.engine.basis import fit_basis
 from mmpose_dp.engine.signal import measure
 from mmpose_dp.extras import forecast
+from mmpose_dp.extras.accountability import plan_warnings
 from mmpose_dp.extras.forecast import Choice
 from mmpose_dp.models import choose_trainable
 from mmpose_dp.privacy.errors import ConfigError, PrivacyError
@@ -467,7 +468,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         plan = plan_of(cfg, args, f'{folder}/plan')
         if not plan.is_private:
-            raise PrivacyError(f'there is no budget to plan: {plan.warnings[-1]}')
+            raise PrivacyError(f'there is no budget to plan: {plan_warnings(plan)[-1]}')
         most_records = per_person(plan, args)
         choices = choices_of(cfg, args, f'{folder}/measure')
     found = forecast_of(plan, choices, most_records)
@@ -477,7 +478,7 @@ def main() -> None:
         )
     found['advice'] += traps(cfg)
     print(f'Config {Path(args.config).name}\n{page(found)}')
-    for warning in plan.warnings:
+    for warning in plan_warnings(plan):
         print(warning)
     try:
         if args.json:

@@ -40,7 +40,7 @@ def likelihood_ratios(losses: np.ndarray, members: np.ndarray) -> np.ndarray:
     """The score of every record in every model, (models, records): the higher, the likelier a member.
 
     The log of a loss is about Gaussian over models. Each record has two means, over the *other* models that were trained with it
-    and without it; all records share the two variances, since a few models do not tell one record's. A record that the others all
+    and without it; all records share the two variances, since a few models say little of one record's. A record that the others all
     had, or none had, scores 0.
 
     Args:

@@ -25,8 +25,10 @@ from mmpose_dp.datasets.randomness import fixed_randomness
 from mmpose_dp.datasets.resolving import is_kind
 from mmpose_dp.engine import DPOptimWrapper
 from mmpose_dp.extras.risk import risk_of
-from mmpose_dp.models.heads.private_head import make_private
+from mmpose_dp.models import make_private, unwrapped
 from mmpose_dp.privacy.errors import ConfigError
+
+from .leaving_out import leave_out
 
 _QUERIES = 4  # augmentations of each sample whose losses are averaged: the same ones for every model
 _FORWARD = 32  # samples in one forward
@@ -40,14 +42,12 @@ class LeaveOutHook(Hook):
         records: their numbers.
     """
 
-    priority = 'LOW'  # after PrivacyBudgetHook, which sets the rates
-
     def __init__(self, records: Sequence[int]) -> None:
         self.records = set(records)
 
     def before_train(self, runner: Runner) -> None:
         """Takes the records out of what may be sampled."""
-        runner.train_dataloader.batch_sampler.sampling.leave_out(self.records)
+        leave_out(runner.train_dataloader.batch_sampler.sampling, self.records)
 
 
 @DATA_SAMPLERS.register_module()
@@ -158,7 +158,7 @@ def number_of_records(dataset: Any) -> int:
 
 def losses_of(runner: Runner, records: Sequence[int]) -> np.ndarray:
     """The loss of each record under the trained model, (records,): the mean over its samples and a few fixed augmentations."""
-    model = getattr(runner.model, 'module', runner.model).eval()
+    model = unwrapped(runner.model).eval()
     make_private(model.head)  # one loss per sample
     dataset = runner.train_dataloader.dataset
     samples = [(place, sample) for place, record in enumerate(records) for sample in _samples_of(dataset, record)]

@@ -13,7 +13,7 @@ from mmengine.dataset import BaseDataset
 
 from mmpose_dp.privacy.errors import ConfigError, DataError
 from mmpose_dp.privacy.plan import UNITS
-from mmpose_dp.privacy.validation import is_number
+from mmpose_dp.privacy.validation import as_positive
 
 _KEY = 'train_dataloader.dataset'
 _SAMPLE_PER_HAND = (
@@ -69,11 +69,13 @@ def personal_epsilons(
         return [(None,)] * len(records)
     values = annotated(dataset, source, 'personal_epsilon')
     for sample, value in enumerate(values):
-        if value is not None and not (is_number(value) and value > 0):
+        try:
+            values[sample] = None if value is None else as_positive(value, 'personal_epsilon')
+        except ConfigError as error:
             raise DataError(
                 f'{_KEY}.personal_epsilon={source!r} gives {value!r} for {_name(dataset, sample)}: write a number above 0, or '
                 'leave it out to use target_epsilon'
-            )
+            ) from error
     return [tuple({values[sample] for sample in samples}) for samples in records]
 
 

@@ -1,4 +1,4 @@
-"""The random generators that transforms use: seeded for one sample, and watched to find transforms that are random.
+"""The random generators that transforms use: kept, seeded for one sample, and watched to find transforms that are random.
 
 Must not choose the seeds: PublicPrivateDataset takes them from the system's entropy.
 """
@@ -14,18 +14,25 @@ import torch
 
 
 @contextmanager
-def fixed_randomness(seeds: Sequence[int]) -> Iterator[None]:
-    """Inside, the generators that transforms use start from six ``seeds``; afterwards they continue as before."""
+def kept_randomness() -> Iterator[None]:
+    """Afterwards the generators of Python, NumPy and torch (the CPU's) continue as if nothing had happened inside."""
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    random.seed(seeds[0])
-    np.random.seed([x % 2**32 for x in seeds[1:5]])
-    torch.default_generator.manual_seed(seeds[5])
     try:
         yield
     finally:
         random.setstate(states[0])
         np.random.set_state(states[1])
         torch.set_rng_state(states[2])
+
+
+@contextmanager
+def fixed_randomness(seeds: Sequence[int]) -> Iterator[None]:
+    """Inside, these generators start from six ``seeds``; afterwards they continue as before."""
+    with kept_randomness():
+        random.seed(seeds[0])
+        np.random.seed([x % 2**32 for x in seeds[1:5]])
+        torch.default_generator.manual_seed(seeds[5])
+        yield
 
 
 def random_step(steps: Sequence[Callable], info: dict) -> Any:

@@ -9,8 +9,8 @@ class Step(NamedTuple):
 
     Attributes:
         is_last: whether it is the last of its logical batch.
-        replayed: a sample of the randomly chosen private record that is to be replayed alone; None if that record is in
-            another micro-batch, or if the logical batch has no private record.
+        replayed: the randomly chosen private record that is to be replayed alone; None if it is in another micro-batch, or if
+            the logical batch has no private record.
     """
 
     is_last: bool

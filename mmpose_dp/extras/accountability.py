@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from mmpose_dp.privacy.errors import ConfigError
+from mmpose_dp.privacy.plan import PrivacyPlan
+from mmpose_dp.privacy.validation import as_given
 
 from .evidence import STATEMENT_NAME
 from .risk import percent
@@ -36,6 +38,17 @@ _ANONYMITY = (
     'This statement does not by itself establish that the model is anonymous, or that no personal data is processed: whether '
     'these figures are small enough, for this purpose and these people, is a legal judgement of its own'
 )
+
+
+def plan_warnings(plan: PrivacyPlan) -> list[str]:
+    """What a user should know of a plan before training."""
+    why = 'a debug seed is set' if plan.noise_multiplier else 'noise_multiplier is 0'
+    delta, one_of_all = as_given(plan.target_delta), 1 / plan.num_records
+    found = {
+        f'target_delta={delta} is above 1/N = {one_of_all:.3g}': plan.target_delta > one_of_all,
+        f'NOT PRIVATE: {why}': not plan.is_private,
+    }
+    return [text for text, holds in found.items() if holds]
 
 
 def checked_decision(decision: Any) -> dict[str, str]:

@@ -38,11 +38,6 @@ class AutomaticMechanism(GaussianMechanism):
         collector.factors = automatic_factors
         return collector
 
-    @property
-    def shortest(self) -> float:
-        """The norm from which on a gradient is shortened: short gradients are lengthened."""
-        return min(self.max_grad_norm, STABILITY)
-
 
 class PerParameterClippedSum(ClippedSum):
     """Collects the sum of gradients clipped parameter by parameter, each of P to C / sqrt(P) (McMahan et al. 2018).

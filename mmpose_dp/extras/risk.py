@@ -15,9 +15,11 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
+from dp_accounting import NeighboringRelation
+from dp_accounting.pld import privacy_loss_distribution as pld_library
 from scipy.special import ndtr, ndtri
 
-from mmpose_dp.privacy.accounting import History, StepEvent, epsilon, privacy_loss
+from mmpose_dp.privacy.accounting import History, StepEvent, added_up, epsilon, privacy_loss, rate_of
 from mmpose_dp.privacy.errors import PrivacyError
 from mmpose_dp.privacy.validation import rounded_up
 
@@ -86,7 +88,7 @@ def risk_of(history: History, delta: float) -> dict[str, Any] | None:
     ``add_or_remove`` is the guarantee's own relation, a record's slot filled or emptied; ``replace_one`` is one record in the
     place of another, which costs more and which some definitions mean. ``profile`` gives epsilon for several values of delta.
     """
-    return _risk_of(tuple(_added_up(history).items()), delta)
+    return _risk_of(added_up(history), delta)
 
 
 @lru_cache(maxsize=256)  # each checkpoint of a training, and its statement, ask for the same
@@ -107,7 +109,7 @@ def _figures(history: tuple[tuple[StepEvent, int], ...], delta: float, replaced:
     if not history:
         return _as_figures(TradeOff(np.array([0.0, 1.0]), np.array([1.0, 0.0]), 0.0), 0.0)
     try:
-        loss = privacy_loss(history, replaced=replaced)
+        loss = privacy_loss(history, 2, _replacing) if replaced else privacy_loss(history)  # two records change
         return _as_figures(TradeOff.of(loss), float(loss.get_epsilon_for_delta(delta)))
     except (ArithmeticError, ValueError, MemoryError, NotImplementedError, TypeError):
         return None  # TypeError: a dp-accounting that cannot replace a record
@@ -127,12 +129,15 @@ def _as_figures(curve: TradeOff, spent: float) -> dict[str, Any]:
     }
 
 
-def _added_up(history: History) -> dict[StepEvent, int]:
-    total: dict[StepEvent, int] = {}
-    for event, steps in history:
-        if steps:
-            total[event] = total.get(event, 0) + steps
-    return total
+@lru_cache(maxsize=8)
+def _replacing(event: StepEvent, records: int, interval: float) -> Any:
+    """The privacy loss of one step if another record takes one's place. Raises TypeError for a dp-accounting without it (0.4.4)."""
+    return pld_library.from_gaussian_mechanism(
+        event.noise_multiplier,
+        sampling_prob=rate_of(event),
+        value_discretization_interval=interval,
+        neighboring_relation=NeighboringRelation.REPLACE_ONE,
+    )
 
 
 def _epsilon(history: History, delta: float) -> float:

@@ -3,7 +3,7 @@
 A block is what one method gives. The engine hands it over as soon as the backward has come that far, and forgets it.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from mmpose_dp.privacy.records import Block, as_range, of_weight_0, without
 
 from . import layer_rules
-from .layer_rules import Layer
 
 
 class StackBlock(Block):
@@ -28,55 +27,50 @@ class StackBlock(Block):
 class LayerBlock(Block):
     """The gradients of one layer's parameters, by the layer's rule."""
 
-    def __init__(self, module: nn.Module, layer: Layer) -> None:
+    def __init__(self, module: nn.Module, layer: layer_rules.Layer) -> None:
         self._module, self._layer, self.indices = module, layer, layer.indices
-        self.calls: list[
-            tuple[Tensor, Tensor]
-        ] = []  # (input, output gradient), each (samples, entries per sample, ...)
+        # (input, output gradient) of each call, both (samples, entries per sample, ...)
+        self.calls: list[tuple[Tensor, Tensor]] = []
 
+    @torch.no_grad()
     def per_sample(self, samples: Sequence[int]) -> list[Tensor]:
         """See Block.per_sample."""
-
-        def gradients(a: Tensor, b: Tensor) -> list[Tensor]:
+        total: list[Tensor] = []
+        for a, b in self._calls_of(samples):
             grads = self._layer.own(self._layer.rule(self._module, a, b))
-            # adds up what one sample contributed through several entries (windows, say)
-            return grads if len(a) == len(samples) else [x.unflatten(0, (len(samples), -1)).sum(1) for x in grads]
+            if len(a) != len(samples):  # adds up what one sample contributed through several entries (windows, say)
+                grads = [x.unflatten(0, (len(samples), -1)).sum(1) for x in grads]
+            total = [x + y for x, y in zip(total, grads)] if total else grads
+        return [x.float() for x in total]
 
-        return self._total(gradients, samples)
-
+    @torch.no_grad()
     def weighted_sum(self, samples: Sequence[int], weights: Tensor | None = None) -> list[Tensor]:
         """See Block.weighted_sum."""
-
-        def gradients(a: Tensor, b: Tensor) -> list[Tensor]:
+        total: list[Tensor] = []
+        for a, b in self._calls_of(samples):
             if weights is not None:
-                each = weights.view(-1, 1).expand(-1, len(b) // len(samples)).reshape(-1)  # of an entry
+                each = weights.repeat_interleave(len(b) // len(samples))  # of an entry
                 left_out = of_weight_0(each)
                 a, b = without(a, left_out), without(b, left_out)
                 b = b * each.view(-1, *[1] * (b.dim() - 1))
-            return self._layer.own(layer_rules.summed_gradient(self._module, self._layer.rule, a, b))
-
-        return self._total(gradients, samples)
+            grads = self._layer.own(layer_rules.summed_gradient(self._module, self._layer.rule, a, b))
+            total = [x + y for x, y in zip(total, grads)] if total else grads
+        return [x.float() for x in total]
 
     @torch.no_grad()
     def ghost_squares(self, samples: Sequence[int]) -> Tensor | None:
         """See Block.ghost_squares."""
         if len(self.calls) > 1 or self._layer.rule is not layer_rules.outer_product:
             return None
-        module, (a, b) = self._module, self._call(0, samples)
+        module, [(a, b)] = self._module, self._calls_of(samples)
         cheaper = len(a) == len(samples) and layer_rules.ghost_is_cheaper(module, a, b)  # type: ignore[arg-type]
         return layer_rules.ghost_squares(module, a, b, self._layer.param_names) if cheaper else None  # type: ignore[arg-type]
 
-    @torch.no_grad()
-    def _total(self, gradients: Callable[[Tensor, Tensor], list[Tensor]], samples: Sequence[int]) -> list[Tensor]:
-        total: list[Tensor] = []
-        for i in range(len(self.calls)):
-            part = gradients(*self._call(i, samples))
-            total = [x + y for x, y in zip(total, part)] if total else part
-        return [x.float() for x in total]
-
-    def _call(self, i: int, samples: Sequence[int]) -> list[Tensor]:
-        """The samples' inputs and output gradients, (samples * entries, ...) each, in float32 at least."""
-        return [at_least_float32(of_samples(x, samples).flatten(0, 1)) for x in self.calls[i]]
+    def _calls_of(self, samples: Sequence[int]) -> Iterator[tuple[Tensor, Tensor]]:
+        """The samples' inputs and output gradients of each call, (samples * entries, ...), in float32 at least."""
+        for pair in self.calls:
+            a, b = (at_least_float32(of_samples(x, samples).flatten(0, 1)) for x in pair)
+            yield a, b
 
 
 class PerSampleGradients:
@@ -85,7 +79,7 @@ class PerSampleGradients:
     ``scale`` is what the losses, and so the gradients in blocks, were multiplied by (mixed precision).
     """
 
-    def __init__(self, params: Sequence[nn.Parameter], samples: Sequence[int], scale: float = 1.0) -> None:
+    def __init__(self, params: Sequence[Tensor], samples: Sequence[int], scale: float = 1.0) -> None:
         self.total = [p.new_zeros((len(samples), *p.shape), dtype=torch.float32) for p in params]
         self._samples, self._scale = as_range(samples), scale
 
@@ -102,14 +96,10 @@ class SampleSum(PerSampleGradients):
     """Collects their sum instead: one float32 tensor per parameter. ``total`` is a sum to continue, which is changed."""
 
     def __init__(
-        self,
-        params: Sequence[nn.Parameter],
-        samples: Sequence[int],
-        scale: float = 1.0,
-        total: list[Tensor] | None = None,
+        self, params: Sequence[Tensor], samples: Sequence[int], scale: float = 1.0, total: list[Tensor] | None = None
     ) -> None:
+        super().__init__((), samples, scale)
         self.total = total or [torch.zeros_like(p, dtype=torch.float32) for p in params]
-        self._samples, self._scale = as_range(samples), scale
 
     def _of(self, block: Block) -> list[Tensor]:
         return block.weighted_sum(self._samples)

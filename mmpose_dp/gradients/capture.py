@@ -57,7 +57,8 @@ class Capture:
     """Records the calls of ``layers`` while it is entered and not ``paused``; see ``entered`` for ``watched``."""
 
     paused = low_precision = False  # low_precision: mixed precision was seen
-    arrive: Arrive | None = None  # is given a call and the gradient of its output when a backward reaches it
+    # is given a call and the gradient of its output when a backward reaches it
+    arrive: Arrive = staticmethod(lambda call, grad: None)
 
     def __init__(self, model: nn.Module, layers: Mapping[nn.Module, Layer], watched: Mapping[nn.Module, str]) -> None:
         self._model, self._layers, self._watched = model, layers, watched
@@ -108,9 +109,7 @@ class Capture:
         if input.dtype != module.weight.dtype:  # mixed precision: its rule works in float32
             return self._record(module, (input,), {}, type(module).forward(module, input))
         call = Call(module)
-        output = _FusedNorm.apply(
-            input, module.weight, module.bias, module, lambda x: self.arrive and self.arrive(call, x)
-        )
+        output = _FusedNorm.apply(input, module.weight, module.bias, module, lambda grad: self.arrive(call, grad))
         # only behind it, at a parameter, has the backward passed it
         self._add(call, input, output, next(p for p in module.parameters() if p.requires_grad))
         return output
@@ -125,7 +124,7 @@ class Capture:
         call = Call(module, x.detach(), x._version)
         self._add(call, x, output)
         # the hook is set now: a later in-place change (ReLU, residual add) of the output does not move it
-        output.register_hook(lambda grad: self.arrive and self.arrive(call, grad))
+        output.register_hook(lambda grad: self.arrive(call, grad))
         return output
 
     def _add(self, call: Call, x: Tensor, output: Tensor, end: Tensor | None = None) -> None:

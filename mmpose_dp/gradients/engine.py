@@ -172,7 +172,7 @@ class Engine:
         try:
             return torch.autograd.grad(loss, ends, retain_graph=keep_graph, allow_unused=True) if ends else ()
         finally:
-            self._capture.arrive = None
+            del self._capture.arrive
 
     def _refuse_mixed_samples(self, losses: Sequence[Tensor], uses: Sequence[Use]) -> bool:
         """Raises UnsupportedModelError if samples mix; whether everything could be looked at."""

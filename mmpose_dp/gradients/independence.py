@@ -9,8 +9,7 @@ from torch import Tensor, nn
 
 from mmpose_dp.privacy.errors import UnsupportedModelError
 
-# the dimension that holds the samples; whether they are its outer part, or else its inner one
-Layout = tuple[int, bool]
+Layout = tuple[int, bool]  # the dimension of the samples; whether they are its outer part, or else its inner one
 
 
 class MixedSamples:
@@ -60,18 +59,17 @@ class MixedSamples:
         for name, read, left in self._places.values():  # the first one is the nearest to where it happens
             if read in left or (left and self._any_order):
                 continue
-            name, order = name or 'the model', ''
+            name = name or 'the model'
             if left:
                 raise UnsupportedModelError(
                     f'{name} holds its samples in another dimension or order than this engine reads, which is samples outermost: '
                     "write optim_wrapper.engine='loop', which serves any order"
                 )
-            if not self._any_order:
-                order = "; if its samples are only in another order, write optim_wrapper.engine='loop'"
+            order = "; if its samples are only in another order, write optim_wrapper.engine='loop'"
             raise UnsupportedModelError(
                 f'from {name} on, the loss of one record depends on the samples of another (a norm with batch statistics, a loss '
                 'that normalises over the batch). No engine can make that private: put something in its place that treats '
-                f'each record by itself, such as GroupNorm for a norm{order}'
+                f'each record by itself, such as GroupNorm for a norm{"" if self._any_order else order}'
             )
         return self._complete and self._seen == {*self.to_look_at}
 

@@ -128,7 +128,7 @@ def rule_for(module: nn.Module) -> Rule | None:
 
 
 def find_layers(model: nn.Module, place: Mapping[int, int]) -> dict[nn.Module, Layer]:
-    """The layers with a rule for parameters that are theirs alone; ``place`` tells, by id, where in the list these are."""
+    """The layers with a rule for parameters that are theirs alone; ``place``: by id, where in the list these are."""
     owners = Counter(id(p) for module in model.modules() for p in module.parameters(recurse=False))
     # an attention reads its children's weights without calling the children
     inside = {child for m in model.modules() if isinstance(m, nn.MultiheadAttention) for child in m.children()}
@@ -170,16 +170,12 @@ def _factors(module: nn.Linear | Convolution, a: Tensor, b: Tensor) -> tuple[Ten
         return b.transpose(1, 2), a.transpose(1, 2)
     # a transposed convolution is the convolution read backwards: input and output gradient change places
     whole, x = (b, a) if isinstance(module, nn.Conv2d) else (a, b)
-    patches = _patches(module, x)
+    if module.kernel_size == (1, 1) and not any(module.padding):
+        patches = x[..., :: module.stride[0], :: module.stride[1]].flatten(2)
+    else:
+        patches = windows(x, module.kernel_size, module.dilation, module.padding, module.stride)  # type: ignore[arg-type]
     blocks = len(a) * module.groups
     return whole.reshape(blocks, -1, patches.shape[-1]), patches.reshape(blocks, -1, patches.shape[-1])
-
-
-def _patches(module: Convolution, x: Tensor) -> Tensor:
-    """The windows of a convolution on ``x``: (samples, channels * kernel area, positions)."""
-    if module.kernel_size == (1, 1) and not any(module.padding):
-        return x[..., :: module.stride[0], :: module.stride[1]].flatten(2)
-    return windows(x, module.kernel_size, module.dilation, module.padding, module.stride)  # type: ignore[arg-type]
 
 
 def _bias(module: nn.Linear | Convolution, b: Tensor) -> dict[str, Tensor]:

@@ -7,6 +7,7 @@ from .batch_norm import freeze_batch_norm, has_batch_statistics, public_statisti
 from .heads import FeatureMaskingHead, check_head, make_private, private_twin
 from .joint_remap import LoadWatch, explain_misfit, fit_joints, is_within, weights_of
 from .trainable_subset import choose_trainable
+from .unwrapping import unwrapped
 
 __all__ = [
     'FeatureMaskingHead',
@@ -23,5 +24,6 @@ __all__ = [
     'private_twin',
     'public_statistics',
     'replace_batch_norm',
+    'unwrapped',
     'weights_of',
 ]

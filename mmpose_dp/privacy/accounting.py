@@ -15,7 +15,7 @@ from functools import lru_cache, partial, reduce
 from typing import Any
 
 import numpy as np
-from dp_accounting import GaussianDpEvent, NeighboringRelation, PoissonSampledDpEvent, rdp
+from dp_accounting import GaussianDpEvent, PoissonSampledDpEvent, rdp
 from dp_accounting.pld import privacy_loss_distribution as pld_library
 from scipy.stats import binom
 
@@ -50,6 +50,7 @@ class StepEvent:
 
 
 History = Sequence[tuple[StepEvent, int]]
+OfOne = Callable[[StepEvent, int, float], Any]  # a step's privacy loss, for some records, on a grid of a width
 
 
 def epsilon(history: History, delta: float, accountant: str = 'pld') -> float:
@@ -66,12 +67,12 @@ def epsilon(history: History, delta: float, accountant: str = 'pld') -> float:
     """
     why = ' (GDP is a limit that under-estimates epsilon)' if accountant == 'gdp' else ''
     require(accountant in ACCOUNTANTS, f'accountant={accountant!r} is not offered{why}; write one of {[*ACCOUNTANTS]}')
-    return _epsilon(history, delta, accountant)
+    return _by_accountant(added_up(history), as_delta(delta, 'target_delta'), accountant, 1)
 
 
 def rough_epsilon(history: History, delta: float) -> float:
     """As ``epsilon`` by RDP at few orders: an upper bound too, and the start of a search. Takes milliseconds."""
-    return _epsilon(history, delta, 'rough')
+    return _by_accountant(added_up(history), as_delta(delta, 'target_delta'), 'rough', 1)
 
 
 def group_epsilon(history: History, delta: float, records: int) -> float:
@@ -81,16 +82,15 @@ def group_epsilon(history: History, delta: float, records: int) -> float:
     probability Binomial(records, q), a mixture of Gaussians (Choquette-Choo et al. 2024, corollary 4.7). Infinity if a step had
     no noise, and for several records if the grid is not exact enough (see ``epsilon``).
     """
-    return _epsilon(history, delta, 'pld', as_whole(records, 'records'))
+    return _by_accountant(added_up(history), as_delta(delta, 'target_delta'), 'pld', as_whole(records, 'records'))
 
 
-def _epsilon(history: History, delta: float, accountant: str, records: int = 1) -> float:
-    """The accountant's epsilon. Equal events are added up, so that a resume spends exactly what no interruption would."""
+def added_up(history: History) -> tuple[tuple[StepEvent, int], ...]:
+    """Each event once, with all its steps, so that a resume spends exactly what no interruption would."""
     total: dict[StepEvent, int] = {}
     for event, steps in history:
         total[event] = total.get(event, 0) + as_whole(steps, 'steps', 0)
-    taken = tuple((event, steps) for event, steps in total.items() if steps)
-    return _by_accountant(taken, as_delta(delta, 'target_delta'), accountant, records)
+    return tuple((event, steps) for event, steps in total.items() if steps)
 
 
 @lru_cache(maxsize=4096)  # a plan, its calibration, its budget and its statement ask for the same histories
@@ -125,10 +125,10 @@ def _rdp(history: History, delta: float, orders: Sequence[float]) -> float:
     except ImportError:
         alone = rdp.RdpAccountant(list(orders))
         for event, steps in history:
-            alone.compose(PoissonSampledDpEvent(_rate(event), GaussianDpEvent(event.noise_multiplier)), steps)
+            alone.compose(PoissonSampledDpEvent(rate_of(event), GaussianDpEvent(event.noise_multiplier)), steps)
         return float(alone.get_epsilon(delta))
     library = RDPAccountant()
-    library.history = [(event.noise_multiplier, _rate(event), steps) for event, steps in history]
+    library.history = [(event.noise_multiplier, rate_of(event), steps) for event, steps in history]
     with suppress(ValueError):  # fractional orders fail if a step has almost no effect
         return float(library.get_epsilon(delta, alphas=list(orders)))
     return float(library.get_epsilon(delta, alphas=[order for order in orders if order == int(order)]))
@@ -145,7 +145,7 @@ def _prv(history: History, delta: float) -> float:
     if reach / mesh > _PRV_POINTS:
         raise ValueError('epsilon is too large for its grid')
     library = PRVAccountant()
-    library.history = [(event.noise_multiplier, _rate(event), steps) for event, steps in history]
+    library.history = [(event.noise_multiplier, rate_of(event), steps) for event, steps in history]
     return float(library.get_epsilon(delta, eps_error=_PRV_ERROR, delta_error=delta_error))
 
 
@@ -161,11 +161,11 @@ def _pld(history: History, delta: float, records: int = 1) -> float:
 
 
 @lru_cache(maxsize=2)
-def privacy_loss(history: tuple[tuple[StepEvent, int], ...], records: int = 1, replaced: bool = False) -> Any:
-    """dp_accounting's distribution, pessimistic; ``replaced``: with another record in one's place. Raises OverflowError."""
-    interval = _interval(history, 2 if replaced else records)
+def privacy_loss(history: tuple[tuple[StepEvent, int], ...], records: int = 1, of_one: OfOne | None = None) -> Any:
+    """dp_accounting's distribution, pessimistic. ``of_one``: of a step, where it is another relation's. Raises OverflowError."""
+    interval, of_one = _interval(history, records), of_one or _pld_of_one
     with np.errstate(all='ignore'):
-        parts = (_pld_of_one(event, records, interval, replaced).self_compose(steps) for event, steps in history)
+        parts = (of_one(event, records, interval).self_compose(steps) for event, steps in history)
         return reduce(lambda one, other: one.compose(other), parts)
 
 
@@ -174,17 +174,17 @@ def _error(history: History) -> float:
     return 1e-14 + 2e-16 * sum(steps for _, steps in history)
 
 
-def _rate(event: StepEvent) -> float:
+def rate_of(event: StepEvent) -> float:
+    """The sampling rate as the libraries take it."""
     return max(float(event.sample_rate), _LEAST)
 
 
 @lru_cache(maxsize=64)  # bisections and curves ask for the same step again and again
-def _pld_of_one(event: StepEvent, records: int, interval: float, replaced: bool) -> Any:
+def _pld_of_one(event: StepEvent, records: int, interval: float) -> Any:
     """Privacy loss distribution of one step, both directions, rounded so that delta only grows."""
-    sigma, q, grid = event.noise_multiplier, _rate(event), dict(value_discretization_interval=interval)
+    sigma, q, grid = event.noise_multiplier, rate_of(event), dict(value_discretization_interval=interval)
     if records == 1:
-        relation = {'neighboring_relation': NeighboringRelation.REPLACE_ONE} if replaced else {}  # not in 0.4.4
-        return pld_library.from_gaussian_mechanism(sigma, sampling_prob=q, **grid, **relation)
+        return pld_library.from_gaussian_mechanism(sigma, sampling_prob=q, **grid)
     shifts = list(range(records + 1))
     joining = [float(p) for p in binom.pmf(shifts, records, q)]
     return pld_library.from_mixture_gaussian_mechanism(sigma, shifts, joining, **grid)
@@ -200,7 +200,7 @@ def _interval(history: History, records: int) -> float:
     spreads, reaches = [], []
     cost, most, finest = (1e-4, 5e4, 10) if records == 1 else (1e-3, 2e4, 4)  # a mixture takes seconds on a fine grid
     for event, _ in history:
-        q, sigma = _rate(event), event.noise_multiplier
+        q, sigma = rate_of(event), event.noise_multiplier
         # sqrt of the chi-square divergence, about the loss's deviation; Gaussian tails end at 10
         spreads.append(records * q * math.sqrt(math.expm1(min(sigma**-2, 500.0))))
         exponent = (10 * sigma * records + records**2 / 2) / sigma**2

@@ -5,12 +5,11 @@ clipping turns into votes that are noised. Must not add noise, average, or look 
 """
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor
 
-from mmpose_dp.devices import allowing_tf32
+from mmpose_dp.devices import without_tf32
 
 from .projection import Projector
 from .records import Block, Samples, as_vectors, of_weight_0, without
@@ -60,9 +59,9 @@ class ClippedSum:
         self._stacks: list[tuple[int, Tensor]] = []  # (parameter, (records, its size))
 
     def add(self, block: Block) -> None:
-        """See Collector.add. Norms are taken in float32 over all parameters together."""
+        """See Collector.add. Norms are taken over all parameters together, and in float32: TF32 could find them too short."""
         single = self._samples.num_records == len(self._private)
-        with self._in_full():
+        with without_tf32(self._squares[0]):
             squares = block.ghost_squares(self._private) if single else None
         if squares is not None:
             self._squares.append(squares.float())
@@ -70,13 +69,9 @@ class ClippedSum:
             return
         for index, grads in zip(block.indices, block.per_sample(self._private)):
             stack = self._samples.sum_by_record(as_vectors(grads))
-            with self._in_full():
+            with without_tf32(self._squares[0]):
                 self._squares.append(torch.linalg.vecdot(stack, stack))
             self._stacks.append((index, stack))
-
-    def _in_full(self) -> AbstractContextManager[None]:
-        """Norms, and sums of what they were taken of, are not in TF32: a gradient could be longer than its norm says."""
-        return allowing_tf32(self._squares[0], matmul=False, convolutions=False)
 
     def total(self) -> list[Tensor]:
         """The sum, one float32 tensor per parameter."""
@@ -88,7 +83,7 @@ class ClippedSum:
         weights = self.factors(self.norms, self._max_grad_norm) / self._scale
         total: list[Tensor | None] = [None] * len(self._params)
         left_out = of_weight_0(weights)
-        with self._in_full():
+        with without_tf32(self._squares[0]):
             for block in self._whole if self._private else []:
                 for index, grads in zip(block.indices, block.weighted_sum(self._private, weights)):
                     total[index] = grads

@@ -92,11 +92,6 @@ class GaussianMechanism:
         """Begins a logical batch, and drops an unfinished one that an interruption left: a record counts once in a sum."""
         self._sum: list[Tensor] | None = None
 
-    @property
-    def shortest(self) -> float:
-        """The norm from which on a gradient is shortened and not lengthened."""
-        return self.max_grad_norm
-
     # ---- 1 and 2: clip and sum -------------------------------------------------------------------------------------
     def collector(self, records: Samples) -> ClippedSum:
         """What clips and adds up the records of one micro-batch."""
@@ -137,9 +132,8 @@ class GaussianMechanism:
         self._refuse(fault)
         total = self.empty() if self._sum is None else self._sum
         sum_over_processes(total)
-        if (
-            _rank() == 0
-        ):  # once, and after the last addition: what is added to rounded noise would stand out from its grid
+        # once, and after the last addition: what was added to rounded noise would stand out from its grid
+        if _rank() == 0:
             self.random.add_gaussian(total, sigma * max_grad_norm)
         from_first_process(total)
         torch._foreach_div_(total, self.expected_batch_size)

@@ -99,7 +99,6 @@ class PrivacyPlan:
         """The plan with the least noise that keeps within the budget. Raises ConfigError, and BudgetError if no noise does."""
         # every field is checked before the search for sigma, whose errors would be less clear
         draft = cls(noise_multiplier=0.0, **settings)
-        target_epsilon = as_positive(target_epsilon, 'target_epsilon')
         return replace(draft, target_epsilon=target_epsilon, **draft._calibrated(target_epsilon))
 
     def _calibrated(self, target_epsilon: float, factors: Factors = ()) -> dict[str, Any]:
@@ -172,14 +171,3 @@ class PrivacyPlan:
     def is_private(self) -> bool:
         """False for a debug seed or zero noise."""
         return self.secret_randomness and self.noise_multiplier > 0
-
-    @property
-    def warnings(self) -> tuple[str, ...]:
-        """What a user should know before training."""
-        why = 'a debug seed is set' if self.noise_multiplier else 'noise_multiplier is 0'
-        delta, one_of_all = as_given(self.target_delta), 1 / self.num_records
-        found = {
-            f'target_delta={delta} is above 1/N = {one_of_all:.3g}': self.target_delta > one_of_all,
-            f'NOT PRIVATE: {why}': not self.is_private,
-        }
-        return tuple(text for text, holds in found.items() if holds)

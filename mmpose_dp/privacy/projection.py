@@ -49,12 +49,7 @@ class Projector:
         self.refresh_interval = as_whole(refresh_interval, 'projector.refresh_interval')
         self.order, self.preconditioned = order, preconditioned
         self.dtype: torch.dtype = getattr(torch, dtype)
-        self.basis: list[Tensor] = []  # V^T by parameter: (k, *parameter shape)
-
-    @property
-    def is_ready(self) -> bool:
-        """Whether a basis has been fitted."""
-        return bool(self.basis)
+        self.basis: list[Tensor] = []  # V^T by parameter: (k, *parameter shape); none until it is fitted
 
     @property
     def rank(self) -> int:
@@ -62,7 +57,7 @@ class Projector:
         missing = (
             'the projector has no basis yet: add ProjectorRefreshHook to default_hooks, or call engine.basis.fit_basis'
         )
-        require(self.is_ready, missing)
+        require(bool(self.basis), missing)
         return self.basis[0].shape[0]
 
     def no_coordinates(self, records: int) -> Tensor:

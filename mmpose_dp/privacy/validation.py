@@ -15,11 +15,6 @@ from typing import Any
 from .errors import ConfigError
 
 
-def is_number(value: Any) -> bool:
-    """Whether a setting is a finite number."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
 def require(holds: bool, message: str) -> None:
     """Raises ConfigError with ``message`` unless ``holds``."""
     if not holds:

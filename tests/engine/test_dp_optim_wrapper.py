@@ -41,10 +41,10 @@ def hrnet():
 
 @pytest.fixture(scope='module')
 def truth(hrnet):
-    """Reference gradients of the rows of MIXED, a clipping norm that clips some of them, and a basis."""
+    """Reference gradients of the samples of MIXED, a clipping norm that clips some of them, and a basis."""
     model = build(hrnet, private=False, loss_weight=1e3)
-    rows = reference_gradients(model, batch(hrnet, MIXED))
-    private, public = rows[[0, 2, 3]], rows[[1, 4]]
+    each = reference_gradients(model, batch(hrnet, MIXED))
+    private, public = each[[0, 2, 3]], each[[1, 4]]
     params = [p for p in model.parameters() if p.requires_grad]
     projector = Projector(rank=2)
     fit_basis(
@@ -101,15 +101,15 @@ def test_a_step_without_noise_is_the_reference(hrnet, truth, method, engine):
 def test_other_heads(base):
     """A loss that sums over the batch (SimCC, RTMPose) needs no flag."""
     cfg = load(base)
-    rows = reference_gradients(build(cfg, private=False).train(), batch(cfg, [0, 1]))
-    C = float(norms(rows).mean())
+    each = reference_gradients(build(cfg, private=False).train(), batch(cfg, [0, 1]))
+    C = float(norms(each).mean())
     model = build(cfg, private=True)
     params = [p for p in model.parameters() if p.requires_grad]
     seen = []
     wrapper = DPOptimWrapper(SGD(params, lr=1.0), max_grad_norm=C, noise_multiplier=0.0, expected_batch_size=B)
     wrapper.optimizer.register_step_pre_hook(lambda *_: seen.append(flat([p.grad for p in params])))
     model.train_step(batch(cfg, [0, 1]), wrapper)
-    assert_close(seen[0], clip(rows, C).sum(0) / B)
+    assert_close(seen[0], clip(each, C).sum(0) / B)
 
 
 def test_micro_batches_make_one_step(hrnet, truth):
@@ -118,9 +118,9 @@ def test_micro_batches_make_one_step(hrnet, truth):
     params = [p for p in model.parameters() if p.requires_grad]
     before = flat(params).clone()
     wrapper = DPOptimWrapper(SGD(params, 1.0), C, noise_multiplier=0.0, expected_batch_size=B, public_weight=1.0)
-    for rows, more in (([0, 2], True), ([1], True), ([3], True), ([4], False)):
+    for samples, more in (([0, 2], True), ([1], True), ([3], True), ([4], False)):
         wrapper.accumulating = more
-        model.train_step({k: [v[row] for row in rows] for k, v in data.items()}, wrapper)
+        model.train_step({k: [v[sample] for sample in samples] for k, v in data.items()}, wrapper)
         assert torch.equal(before, flat(params)) == more
     assert_close(before - flat(params), clip(private, C).sum(0) / B + public.mean(0))
 
@@ -153,7 +153,7 @@ def test_images_of_one_record_are_clipped_together(hrnet, truth):
     assert_close(got, want)
 
 
-def test_rows_are_weighted_before_the_norm(hrnet, truth):
+def test_samples_are_weighted_before_the_norm(hrnet, truth):
     """The mean over augmentations; a weight may be of either sign."""
     private, _, C, _ = truth
     data = batch(hrnet, [5, None, 5, 6, None])
@@ -298,7 +298,7 @@ def test_a_wild_record_moves_the_weights_by_at_most_c_over_b(hrnet, truth, metho
 
 
 def test_a_wild_record_and_a_loss_that_cannot_take_it():
-    """RLE's density raises on NaN, and its message shows the record's values: that row counts as NaN."""
+    """RLE's density raises on NaN, and its message shows the record's values: that sample counts as NaN."""
     cfg = load(RLE, size=64)
     model, both = build(cfg, private=True), []
     for wild in (True, False):

@@ -459,7 +459,7 @@ def test_random_layers_do_not_blur_the_comparison(engine, amp):
     assert wrapper.ledger.steps == 6
 
 
-def test_records_of_several_rows_are_replayed_together():
+def test_records_of_several_samples_are_replayed_together():
     model, wrapper = made('Dropping')
     keys = [3, 1, 3, 2, 1, 3]
     for seed in range(4):
@@ -578,7 +578,7 @@ def test_bit_sums_see_the_order_of_a_buffer():
 
 
 @pytest.mark.parametrize(('second', 'far'), [(3.0, False), (3.1, True)])
-def test_rows_that_cancel_leave_rounding_and_nothing_else(second, far):
+def test_samples_that_cancel_leave_rounding_and_nothing_else(second, far):
     """Two samples of one record whose gradients cancel: each is long, and their sum is rounding."""
     grads = torch.tensor([[3.0, 4.0], [-3.0, -4.0]]) + torch.tensor([[1e-6], [0.0]])
     check = ReplayCheck([Halved.of(torch.tensor([second - 3.0, 0.0]))], [0, 1], 1e-6)

@@ -1,4 +1,4 @@
-"""The same coins, one record changed: the released sums move by the stated sensitivity at most, and nothing else moves."""
+"""The same seeds, one record changed: the released sums move by the stated sensitivity at most, and nothing else moves."""
 
 import json
 import shutil
@@ -35,7 +35,7 @@ def lonely(folder):
 
 def replayed(folder, work_dir, monkeypatch, method):
     """Everything that a training with fixed seeds and weights that stand still releases, and its batches."""
-    sums, batches, views, drawn = [], [], [], set()
+    sums, batches, views, taken = [], [], [], set()
     whole, added = DPOptimWrapper.finish_step, DPOptimWrapper._add
 
     def recorded(self, *args):
@@ -43,12 +43,12 @@ def replayed(folder, work_dir, monkeypatch, method):
         clean = self.mechanism._sum or [torch.zeros(1)]
         sums.append(torch.cat([x.flatten().clone() for x in clean]))
         views.append(torch.cat([x.flatten().clone() for x in self._public_sum or [torch.zeros(1)]]))
-        batches.append({*drawn})
-        drawn.clear()
+        batches.append({*taken})
+        taken.clear()
         return whole(self, *args)
 
     def noted(self, last):
-        drawn.update(last.samples.keys)
+        taken.update(last.samples.keys)
         added(self, last)
 
     monkeypatch.setattr(DPOptimWrapper, 'finish_step', recorded)
@@ -122,7 +122,7 @@ def test_one_record_changed(lossless, tmp_path, monkeypatch, method, change, at_
             moved += distance > 0
         else:
             assert distance == 0  # not one bit
-    assert any(number in batch for batch in before[1]), 'choose other coins'
+    assert any(number in batch for batch in before[1]), 'choose other seeds'
     assert moved and any(number not in batch for batch in before[1])
     for name, value in before[3].items():  # weights, with lr 0, and buffers
         assert torch.equal(value, after[3][name]), name

@@ -1,4 +1,4 @@
-"""The steps on public rows alone may have an optimizer of their own: both do their own steps, and a resume keeps both."""
+"""The steps on public samples alone may have an optimizer of their own: both do their own steps, and a resume keeps both."""
 
 import pytest
 import torch
@@ -88,7 +88,7 @@ def test_public_rates_follow_their_own_group(now, first, wanted):
 
 
 def test_an_interrupted_batch_is_forgotten(synthetic, tmp_path, monkeypatch):
-    """Going on in the same process, as in a notebook: a record drawn again would be in one sum twice."""
+    """Going on in the same process, as in a notebook: a record sampled again would be in one sum twice."""
     runner = Runner.from_cfg(unvalidated(synthetic, tmp_path, train_dataloader__batch_size=1))
     whole = PrivateTrainLoop._train_on
 

@@ -40,7 +40,7 @@ def test_hybrid_trains_counts_and_states(hybrid):
         assert words in page
 
 
-def test_statistics_are_learned_from_public_rows_alone(hybrid):
+def test_statistics_are_learned_from_public_samples_alone(hybrid):
     """In the public epoch BatchNorm learns; in the private ones not one bit of its statistics moves."""
     _, work_dir = hybrid
     weights = [torch.load(work_dir / f'epoch_{i}.pth', weights_only=False)['state_dict'] for i in (1, 2, 3)]

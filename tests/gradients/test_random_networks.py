@@ -9,7 +9,7 @@ from torch import nn
 from mmpose_dp.gradients.engine import Engine
 from tests.support.core import loop_engine, looped, sample_gradients_of
 
-C, SIDE, ROWS = 4, 6, 3
+C, SIDE, SAMPLES = 4, 6, 3
 
 
 class Last(nn.Module):
@@ -114,7 +114,7 @@ STEPS = st.tuples(st.sampled_from(sorted(LAYERS)), st.integers(1, 2), st.sampled
 def test_a_random_network_agrees_with_the_loop(steps, seed):
     torch.manual_seed(seed)
     model = Network(steps).double()
-    params, x = list(model.parameters()), torch.randn(ROWS, C, SIDE, SIDE, dtype=torch.float64)
+    params, x = list(model.parameters()), torch.randn(SAMPLES, C, SIDE, SIDE, dtype=torch.float64)
 
     def gradients(engine):
         with engine.capture():

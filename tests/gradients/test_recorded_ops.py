@@ -8,7 +8,7 @@ from torch import nn
 from mmpose_dp.gradients.engine import Engine
 from tests.support.core import loop_engine, looped, sample_gradients_of
 
-ROWS = 3
+SAMPLES = 3
 
 
 def table(*shape):
@@ -141,7 +141,7 @@ def test_agrees_with_the_loop(name):
     make, by_loop = MODULES[name]
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(4, 4, 1), make())
-    params, x = list(model.parameters()), torch.randn(ROWS, 4, 8, 8)
+    params, x = list(model.parameters()), torch.randn(SAMPLES, 4, 8, 8)
     rules, loop = Engine(model, params), loop_engine(model, params)
 
     def losses(engine):

@@ -78,7 +78,7 @@ def test_a_ledger_with_a_plain_digest_still_resumes():
 
 
 def test_a_run_is_resumed_as_it_was(tmp_path):
-    """Its statement could not hold for both parts; and nobody washes a debug seed or exposed metrics clean afterwards."""
+    """Its statement could not hold for both parts; and a debug seed or exposed metrics cannot be undone afterwards."""
     metadata = dict(privacy_unit='instance', personal_budgets=[[1.0, 4]], method='feature', public_view='blur')
     ledger = ledger_of((A, 3), **metadata)
     for name, other in (

@@ -85,7 +85,8 @@ class PoissonBatchSampler:
         shard = range(rank, self.num_records, world)
         self.sampling = PoissonSampling(self.num_records, self.expected_batch_size, shard, RandomSource(debug_seed))
         self._replay = RandomSource(debug_seed)
-        self._samples_of, self._samples_per_index = dataset.samples_of, dataset.samples_per_index
+        self._samples_of, self._record_of = dataset.samples_of, dataset.record_of
+        self._samples_per_index = dataset.samples_per_index
         self._public = dataset.public_samples
         self._rank, self._world = rank, world
         # from public numbers alone: the size decides about rounding, and must not follow how many people a record has
@@ -140,7 +141,7 @@ class PoissonBatchSampler:
             batches = batches or [[]]  # if nothing was sampled, the step still happens
             replayed = private[int(self._replay.choice(len(private), 1)[0])][0] if private else None
             for i, indices in enumerate(batches):
-                here = replayed if replayed in indices else None
+                here = self._record_of(replayed) if replayed in indices else None
                 yield OfStep(indices, Step(i + 1 == len(batches), here))
         self.steps_done = 0
 

@@ -75,10 +75,10 @@ def make_synthetic_mpii(
         jobs = _share_people(count, np.random.default_rng([seed, list(DOMAINS).index(domain), _SPLITS[split]]))
         draw_one = partial(_draw_image, out=out, domain=domain, split=split, seed=seed, height=image_size)
         with multiprocessing.Pool(workers) as pool:
-            drawn = track(
+            images = track(
                 pool.imap(draw_one, jobs, chunksize=32), f'{split} pictures', len(jobs), console=Console(stderr=True)
             )
-            people = [person for image in drawn for person in image]
+            people = [person for image in images for person in image]
         heads = [person.pop('headbox') for person in people]
         write_mpii_split(out, split, people, heads)
     record.write_text(json.dumps(settings))  # last: a set without it is incomplete

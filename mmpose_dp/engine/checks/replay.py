@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from mmpose_dp.privacy.records import Block
 
 # How far the two gradients may be apart, relative to the longer one. Rounding moves a few ReLUs over their kinks, so the gaps of
-# honest models are larger than the precision: tests/test_zoo.py measures them (0.02 % in float32, 0.2 % in bfloat16).
+# correct models are larger than the precision: tests/test_zoo.py measures them (0.02 % in float32, 0.2 % in bfloat16).
 _LIMITS = {torch.float64: 1e-3, torch.float32: 1e-2, torch.float16: 0.1, torch.bfloat16: 0.1}
 _TF32_LIMIT = 0.1
 # a gradient shorter than this share of C moves the clipped sum by less than the share, whatever its direction

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 
 from mmpose_dp.gradients.blocks import SampleSum
-from mmpose_dp.gradients.engine import Engine
 from mmpose_dp.privacy.errors import PrivacyError
 from mmpose_dp.privacy.noise import RandomSource
 from mmpose_dp.privacy.records import PADDING, Collector, Samples
@@ -70,7 +69,6 @@ class Replay:
         self.fault = ''
         self._done = self._running = self._began = False
         self._alone: list[Halved | None] | None = None
-        self._run_alone: RunAlone | None = None
         self._indices: Sequence[int] = ()
         self._tape = RandomTape()  # the record's random numbers of torch
         self._states = _states()  # and where those of Python and NumPy begin
@@ -84,12 +82,12 @@ class Replay:
             model: the pose estimator.
             run_alone: the gradient of the loss of a batch, which is one record's, with capture switched off.
         """
-        self._began, self._alone, self._run_alone, stack = False, None, run_alone, ExitStack()
+        self._began, self._alone, stack = False, None, ExitStack()
 
         def look(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             if not self._running:
                 self._began = True
-                self._look(args[0] if args else kwargs.get('data'), stack)
+                self._look(args[0] if args else kwargs.get('data'), run_alone, stack)
 
         handle = model.data_preprocessor.register_forward_pre_hook(look, with_kwargs=True)
         try:
@@ -98,7 +96,7 @@ class Replay:
         finally:
             handle.remove()
 
-    def _look(self, batch: Any, stack: ExitStack) -> None:
+    def _look(self, batch: Any, run_alone: RunAlone, stack: ExitStack) -> None:
         if self._done or self.fault:
             return
         if not isinstance(batch, dict) or {type(batch.get(key)) for key in ('inputs', 'data_samples')} != {list}:
@@ -108,27 +106,20 @@ class Replay:
             return
         part = {key: [values[index] for index in indices] for key, values in batch.items()}
         self._batches, self._indices, tape = (part, batch), indices, RandomTape()
-        self._states = _states()
+        self._states, self._running = _states(), True
         try:
-            self._alone = self._gradient_of(part, tape)
+            with _numbers_from(self._states), tape:
+                self._alone = run_alone(part)
         except torch.OutOfMemoryError:
             raise
         except _FAILURES as error:
             # its message may hold the record's values
             self.fault = f'the model does not run on one record alone ({type(error).__name__})'
+        finally:
+            self._running = False
         self._tape, self._torch = tape, _torch_states()
         if not tape.is_empty:
             stack.enter_context(tape.play(indices, len(batch['inputs'])))
-
-    def _gradient_of(self, part: dict, tape: RandomTape) -> list[Halved | None]:
-        """The gradient of the record alone. The random states of Python and NumPy stay; the tape holds torch's numbers."""
-        assert self._run_alone is not None
-        self._running = True
-        try:
-            with _numbers_from(self._states), tape:
-                return self._run_alone(part)
-        finally:
-            self._running = False
 
     def _samples_of_chosen(self, batch: dict) -> list[int]:
         """The places of the chosen record's samples in a batch; none if it is not in it."""
@@ -196,7 +187,7 @@ class Replay:
         """Whether the record has one gradient among the others, and among blank samples in other places of as large a batch.
 
         False where forwards have no fixed shape: then what follows the shape is not the same in neighbouring data sets. With the
-        random numbers of the first look, so that records that a coin mixes are mixed again.
+        random numbers of the first look, so that a layer that mixes records at random mixes the same ones again.
         """
         assert self._batches is not None
         (part, batch), own = self._batches, list(self._indices)
@@ -256,23 +247,6 @@ class Replay:
             self._running = False
 
 
-def gradient_alone(model: Any, engine: Engine, part: dict, loss_of: Callable[[], Tensor]) -> list[Halved | None]:
-    """The gradient of one record's loss by plain autograd: one per parameter of the engine, or None for zero.
-
-    Args:
-        model: the pose estimator.
-        engine: whose capture is switched off meanwhile.
-        part: the record's collated samples.
-        loss_of: the loss of the last forward, weighted and scaled as among other records.
-    """
-    with engine.paused():
-        model(**prepared(model, part), mode='loss')
-        loss = loss_of()
-        found = torch.autograd.grad(loss, engine.params, allow_unused=True)
-    torch.clear_autocast_cache()  # the casts made here must not serve the batch, whose graph is another one
-    return [Halved.of(x) if x is not None and x.numel() else None for x in found]
-
-
 def prepared(model: Any, batch: dict) -> dict:
     """What the model takes of a collated batch, which stays as it is."""
     return model.data_preprocessor(copy.deepcopy(batch), True)
@@ -281,11 +255,6 @@ def prepared(model: Any, batch: dict) -> dict:
 def _states() -> tuple[Any, Any]:
     """The states of the random generators of Python and NumPy."""
     return random.getstate(), np.random.get_state()
-
-
-def _set_states(states: tuple[Any, Any]) -> None:
-    random.setstate(states[0])
-    np.random.set_state(states[1])
 
 
 def _torch_states() -> tuple[Tensor, Tensor | None]:
@@ -307,8 +276,10 @@ def _torch_numbers_from(states: tuple[Tensor, Tensor | None]) -> Iterator[None]:
 def _numbers_from(states: tuple[Any, Any]) -> Iterator[None]:
     """Inside, the generators of Python and NumPy go on from ``states``; afterwards from where they were."""
     before = _states()
-    _set_states(states)
+    random.setstate(states[0])
+    np.random.set_state(states[1])
     try:
         yield
     finally:
-        _set_states(before)
+        random.setstate(before[0])
+        np.random.set_state(before[1])

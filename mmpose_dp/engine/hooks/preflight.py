@@ -6,7 +6,6 @@ restored.
 """
 
 import copy
-import random
 import shutil
 import tempfile
 import warnings
@@ -15,7 +14,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from mmengine.fileio import get_file_backend
 from mmengine.hooks import CheckpointHook, EarlyStoppingHook, Hook
@@ -25,6 +23,8 @@ from mmengine.runner.loops import ValLoop
 from torch import nn
 
 from mmpose_dp.datasets import PublicPrivateDataset
+from mmpose_dp.datasets.randomness import kept_randomness
+from mmpose_dp.models import unwrapped
 from mmpose_dp.privacy.errors import ConfigError, DataError, PrivacyError
 from mmpose_dp.privacy.noise import RandomSource
 
@@ -50,19 +50,15 @@ def refuse_late_failures(runner: Runner) -> None:
 @contextmanager
 def _untouched(runner: Runner) -> Iterator[None]:
     """Restores random generators, the model's modes and buffers, and the private random source afterwards."""
-    model, dataset = _core(runner), runner.train_dataloader.dataset
-    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    model, dataset = unwrapped(runner.model), runner.train_dataloader.dataset
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     modes, secret, dataset.random = [(m, m.training) for m in model.modules()], dataset.random, RandomSource()
     try:
-        with torch.no_grad(), warnings.catch_warnings():
+        with kept_randomness(), torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter('ignore')  # a warning could name a record
             yield
     finally:
         dataset.random = secret
-        random.setstate(states[0])
-        np.random.set_state(states[1])
-        torch.set_rng_state(states[2])
         for module, mode in modes:
             module.training = mode
         with torch.no_grad():
@@ -70,15 +66,11 @@ def _untouched(runner: Runner) -> Iterator[None]:
                 buffer.copy_(buffers[name])
 
 
-def _core(runner: Runner) -> nn.Module:
-    return getattr(runner.model, 'module', runner.model)
-
-
 # ---- training ------------------------------------------------------------------------------------------------------
 def _try_records(runner: Runner) -> None:
     """Runs a sample of each part, and one of each pipeline that a hook will switch to, through the model and its loss."""
     dataset, wrapper = runner.train_dataloader.dataset, runner.optim_wrapper
-    model = _core(runner).train()
+    model = unwrapped(runner.model).train()
     for name, indices in indices_of_parts(dataset):
         packed = _first_usable(dataset, indices)
         if packed is not None:
@@ -135,7 +127,7 @@ def _try_validation(runner: Runner) -> dict[str, Any] | None:
     try:
         batch = loop.dataloader.collate_fn([dataset[i] for i in sorted({0, len(dataset) - 1})])
         stage = 'the model, in predicting val_dataloader.dataset'
-        model: Any = _core(runner).eval()
+        model: Any = unwrapped(runner.model).eval()
         with autocast(enabled=loop.fp16):
             outputs = model.val_step(batch)
         stage = 'val_evaluator'
@@ -235,7 +227,7 @@ def _check_folder(runner: Runner, hook: CheckpointHook) -> None:
 def _size_of_checkpoint(runner: Runner, hook: CheckpointHook) -> int:
     """Bytes of the weights and, if the optimizer is saved, of its two moments."""
     trained = sum(p.numel() for p in runner.optim_wrapper.params) if hook.save_optimizer else 0
-    return sum(x.numel() * x.element_size() for x in _core(runner).state_dict().values()) + 8 * trained
+    return sum(x.numel() * x.element_size() for x in unwrapped(runner.model).state_dict().values()) + 8 * trained
 
 
 def _check_monitors(runner: Runner, metrics: dict[str, Any] | None) -> None:

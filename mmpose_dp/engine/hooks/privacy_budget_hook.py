@@ -13,10 +13,10 @@ from mmengine.runner import Runner
 from mmpose.registry import HOOKS
 
 from mmpose_dp.datasets import refuse_private_validation
-from mmpose_dp.extras.accountability import checked_decision
+from mmpose_dp.extras.accountability import checked_decision, plan_warnings
 from mmpose_dp.extras.risk import ceiling
 from mmpose_dp.extras.statement_page import write_statement
-from mmpose_dp.models import LoadWatch, fit_joints, replace_batch_norm
+from mmpose_dp.models import LoadWatch, fit_joints, replace_batch_norm, unwrapped
 from mmpose_dp.privacy.errors import ConfigError, PrivacyError
 from mmpose_dp.privacy.ledger import LEDGER_NAME, Ledger
 from mmpose_dp.privacy.plan import PrivacyPlan
@@ -100,7 +100,7 @@ class PrivacyBudgetHook(Hook):
         loop = getattr(runner, '_train_loop', None)
         if loop is None or isinstance(loop, dict):  # testing: the model must have the layers with which it was trained
             if (runner.cfg.get('optim_wrapper') or {}).get('norm') == 'group':
-                replace_batch_norm(getattr(runner.model, 'module', runner.model))
+                replace_batch_norm(unwrapped(runner.model))
             return
         wrapper = runner.optim_wrapper
         _refuse_parts(runner)
@@ -110,14 +110,14 @@ class PrivacyBudgetHook(Hook):
         showing.guard(runner, self.expose_private_metrics)
         try:
             find_start(runner)
-            wrapper.prepare(getattr(runner.model, 'module', runner.model), self.expose_private_metrics)
+            wrapper.prepare(unwrapped(runner.model), self.expose_private_metrics)
             self._plan(runner, loop, wrapper)
             refuse_late_failures(runner)
         except BaseException:
             showing.release(runner)
             raise
         if not (runner._resume and runner._load_from):  # resume=True without a checkpoint is a first start
-            model = getattr(runner.model, 'module', runner.model)
+            model = unwrapped(runner.model)
             self._starts, self._watch = starts_of_init_cfg(model), LoadWatch(model)
 
     def _plan(self, runner: Runner, loop: PrivateTrainLoop, wrapper: DPOptimWrapper) -> None:
@@ -176,7 +176,7 @@ class PrivacyBudgetHook(Hook):
     def _announce(self, runner: Runner, wrapper: DPOptimWrapper) -> None:
         plan = self.plan
         assert plan is not None
-        count = sum(p.numel() for p in getattr(runner.model, 'module', runner.model).parameters())
+        count = sum(p.numel() for p in unwrapped(runner.model).parameters())
         runner.logger.info(
             f'Private training ({plan.method}): epsilon {plan.target_epsilon}, delta {as_given(plan.target_delta)}, '
             f'noise_multiplier {plan.noise_multiplier:.4f}, max_grad_norm {plan.max_grad_norm}, sample_rate '
@@ -200,7 +200,7 @@ class PrivacyBudgetHook(Hook):
                 f'for the {usual} of train_dataloader.batch_size. To use fewer, set '
                 'train_dataloader.batch_sampler.max_rows_per_record.'
             )
-        for warning in plan.warnings:
+        for warning in plan_warnings(plan):
             runner.logger.warning(warning)
 
     def before_train(self, runner: Runner) -> None:
@@ -375,7 +375,7 @@ def _fit(runner: Runner, checkpoint: dict) -> None:
         [meta.get('keypoint_id2name', {}).get(i, '') for i in range(meta.get('num_keypoints', 0))]
         for meta in (known, runner.train_dataloader.dataset.metainfo)
     ]
-    model = getattr(runner.model, 'module', runner.model)
+    model = unwrapped(runner.model)
     saved = checkpoint.get('state_dict', checkpoint)
     for name in [name for name in saved if str(name).startswith('module.')]:  # as mmengine will do
         saved[name.removeprefix('module.')] = saved.pop(name)

@@ -53,7 +53,7 @@ class ProjectorRefreshHook(Hook):
         wrapper = runner.optim_wrapper
         if not isinstance(wrapper, DPOptimWrapper) or wrapper.projector is None or wrapper.public_only:
             return
-        if not wrapper.projector.is_ready or self._age >= wrapper.projector.refresh_interval:
+        if not wrapper.projector.basis or self._age >= wrapper.projector.refresh_interval:
             self._refresh(runner, wrapper)
             self._age = 0
         self._age += 1

@@ -11,12 +11,12 @@ from typing import Any
 
 import torch
 from mmengine.hooks import Hook
-from mmengine.model import PretrainedInit, is_model_wrapper
+from mmengine.model import PretrainedInit
 from mmengine.runner import CheckpointLoader, Runner
 from mmpose.registry import HOOKS
 from torch import nn
 
-from mmpose_dp.models import LoadWatch, explain_misfit, is_within, weights_of
+from mmpose_dp.models import LoadWatch, explain_misfit, is_within, unwrapped, weights_of
 from mmpose_dp.privacy.errors import ConfigError
 
 CHECKPOINT_KEY = 'privacy'  # of the ledger, the statement, pretraining and lineage (as 'descent') in a checkpoint
@@ -243,7 +243,7 @@ class ProvenanceHook(Hook):
 
     def before_train(self, runner: Runner) -> None:
         """Adds the files that the model loaded by itself, and the training data."""
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        model = unwrapped(runner.model)
         for _, settings in [] if runner._resume and runner._load_from else loaded_by_init_cfg(model):
             path = str(settings.get('checkpoint'))
             try:

@@ -121,12 +121,8 @@ class GuardedVisBackend(BaseVisBackend):
     def _init_env(self) -> Any:
         return self.backend._init_env()
 
-    @property
-    def _training(self) -> bool:
-        return is_training(self._hub)
-
     def _allows(self, name: str) -> bool:
-        return not self._training or self._shown.allows(name, self._times)
+        return not is_training(self._hub) or self._shown.allows(name, self._times)
 
     def add_config(self, config: Any, **kwargs: Any) -> None:
         """The config, which holds settings and paths."""
@@ -138,7 +134,7 @@ class GuardedVisBackend(BaseVisBackend):
 
     def add_image(self, name: str, image: Any, step: int = 0, **kwargs: Any) -> None:
         """A picture, outside of training."""
-        if not self._training:
+        if not is_training(self._hub):
             self.backend.add_image(name, image, step=step, **kwargs)
 
     def add_scalar(self, name: str, value: Any, step: int = 0, **kwargs: Any) -> None:

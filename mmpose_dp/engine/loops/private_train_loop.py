@@ -183,10 +183,9 @@ class PrivateTrainLoop(EpochBasedTrainLoop):
             if self.stop_training:
                 return
             self._steps_before = wrapper.ledger.run_steps
-        replayed = None if step.replayed is None else self.dataloader.dataset.record_of(step.replayed)
-        wrapper.begin_micro_batch(step.is_last, replayed)
+        wrapper.begin_micro_batch(step.is_last, step.replayed)
         if batch['inputs']:
-            self._train_on(wrapper, batch, step.is_last, replayed)
+            self._train_on(wrapper, batch, step.is_last, step.replayed)
         elif step.is_last:
             wrapper.finish_step()
         if step.is_last:

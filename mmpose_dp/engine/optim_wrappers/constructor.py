@@ -5,13 +5,12 @@ from contextlib import redirect_stdout
 from io import StringIO
 from typing import Any
 
-from mmengine.model import is_model_wrapper
 from mmengine.optim import DefaultOptimWrapperConstructor
 from mmpose.engine.optim_wrappers import LayerDecayOptimWrapperConstructor
 from mmpose.registry import OPTIM_WRAPPER_CONSTRUCTORS
 from torch import nn
 
-from mmpose_dp.models import choose_trainable, freeze_batch_norm, replace_batch_norm
+from mmpose_dp.models import choose_trainable, freeze_batch_norm, replace_batch_norm, unwrapped
 from mmpose_dp.privacy.errors import PrivacyError
 
 from ..leftovers import without_deletions
@@ -89,7 +88,7 @@ class DPOptimWrapperConstructor(LayeredConstructor):
 
     def __call__(self, model: nn.Module) -> DPOptimWrapper:
         """Returns the wrapper, prepared for the model. Raises PrivacyError."""
-        core: Any = model.module if is_model_wrapper(model) else model
+        core = unwrapped(model)
         if self.norm == 'group':
             replace_batch_norm(core)
         freeze_batch_norm(core)

@@ -12,16 +12,16 @@ from typing import Any
 
 import torch
 from mmengine.dist import is_distributed
-from mmengine.model import is_model_wrapper
 from mmpose.registry import OPTIM_WRAPPERS
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from mmpose_dp.extras.clipping_variants import STABILITY
 from mmpose_dp.extras.device_noise import DeviceRandomSource
 from mmpose_dp.extras.schedule import Schedule
 from mmpose_dp.gradients.blocks import PerSampleGradients, SampleSum
 from mmpose_dp.gradients.engine import Engine
-from mmpose_dp.models import has_batch_statistics, public_statistics
+from mmpose_dp.models import has_batch_statistics, public_statistics, unwrapped
 from mmpose_dp.models.heads.private_head import SampleLosses
 from mmpose_dp.privacy.errors import PrivacyError
 from mmpose_dp.privacy.ledger import Ledger
@@ -33,7 +33,7 @@ from mmpose_dp.privacy.records import Collector, Samples
 
 from ..checks.fingerprint import Fingerprint
 from ..checks.replay import Halved
-from ..checks.replaying import Replay, gradient_alone, prepared
+from ..checks.replaying import Replay, prepared
 from .step_metrics import StepMetrics
 from .stepping import SteppingOptimWrapper
 from .validation import build_mechanism, check_settings, from_settings, private_head, refuse_batch_statistics
@@ -122,6 +122,8 @@ class DPOptimWrapper(SteppingOptimWrapper):
             random=DeviceRandomSource(debug_seed),
         )
         self.adaptive_norm = getattr(self.mechanism, 'adaptive_norm', None)
+        # the norm from which on a gradient is shortened: automatic clipping lengthens those that are below
+        self._long = min(max_grad_norm, STABILITY) if clipping == 'automatic' else max_grad_norm
         self._layers_random = RandomSource(debug_seed)
         self._model: Any = None
         self._metrics = StepMetrics()
@@ -145,21 +147,6 @@ class DPOptimWrapper(SteppingOptimWrapper):
     def projector(self) -> Projector | None:
         """The mechanism's."""
         return self.mechanism.projector
-
-    @property
-    def max_grad_norm(self) -> float:
-        """The mechanism's C of the first step."""
-        return self.mechanism.max_grad_norm
-
-    @property
-    def noise_multiplier(self) -> float | None:
-        """The mechanism's sigma of the first step."""
-        return self.mechanism.noise_multiplier
-
-    @property
-    def expected_batch_size(self) -> int | None:
-        """The mechanism's B."""
-        return self.mechanism.expected_batch_size
 
     @property
     def ledger(self) -> Ledger:
@@ -215,7 +202,7 @@ class DPOptimWrapper(SteppingOptimWrapper):
     @contextmanager
     def _captured(self, model: nn.Module) -> Iterator[None]:
         """As ``optim_context``, for forwards of no step too."""
-        core: Any = model.module if is_model_wrapper(model) else model
+        core = unwrapped(model)
         if core is not self._model:
             self.prepare(core)
         if not self.public_only:
@@ -248,10 +235,13 @@ class DPOptimWrapper(SteppingOptimWrapper):
         return gradients.total
 
     def _gradient_alone(self, part: dict) -> list[Halved | None]:
-        """The gradient of one record's scaled loss by plain autograd, without capture."""
-        assert self._model is not None
-
-        return gradient_alone(self._model, self.engine, part, lambda: torch.stack(self._scaled(self._taken())).sum())
+        """The gradient of one record's scaled loss by plain autograd, without capture: one per parameter, or None for zero."""
+        with self.engine.paused():
+            self._model(**prepared(self._model, part), mode='loss')
+            loss = torch.stack(self._scaled(self._taken())).sum()
+            found = torch.autograd.grad(loss, self.params, allow_unused=True)
+        torch.clear_autocast_cache()  # the casts made here must not serve the batch, whose graph is another one
+        return [Halved.of(x) if x is not None and x.numel() else None for x in found]
 
     def rehearse(self, batch: dict) -> None:
         """Has the engine look at a batch of several samples that are nobody's, in full precision, before any step is counted.
@@ -320,14 +310,14 @@ class DPOptimWrapper(SteppingOptimWrapper):
         samples = last.samples
         private = self.mechanism.collector(samples) if samples.num_records else None
         wanted = samples.public if self.public_weight else samples.public[:0]
-        # the last bits of such a public sum, which no noise hides, would tell how many others there are
+        # the last bits of such a public sum, which no noise hides, would reveal how many others there are
         if private is not None and len(wanted):
             raise PrivacyError(
                 'a public sample is in one forward with private ones: give model.train_step the private and the public ones apart'
             )
         # goes on with the sum so far: a second one would cost the memory of all parameters once more
         public = SampleSum(self.params, wanted, self.loss_scale, self._public_sum) if len(wanted) else None
-        check = self.replay.check_for(samples, self.mechanism.shortest * self.loss_scale)
+        check = self.replay.check_for(samples, self._long * self.loss_scale)
         collectors = (collector for collector in (private, public, check) if collector is not None)
         self._backward(self._scaled(last), samples, *collectors)
         if self.engine.one_at_a_time and samples.num_records + (len(samples.public) > 0) > 1:

@@ -1,5 +1,6 @@
 """What DPOptimWrapper and its model may be; anything else is refused by name. Must not train anything."""
 
+import math
 import warnings
 from collections.abc import Iterable
 from typing import Any
@@ -9,7 +10,6 @@ from torch import nn
 from mmpose_dp.models import FeatureMaskingHead, make_private
 from mmpose_dp.privacy.errors import PrivacyError
 from mmpose_dp.privacy.mechanism import GaussianMechanism
-from mmpose_dp.privacy.validation import is_number
 
 # what mmengine's DefaultOptimWrapperConstructor reads, and what MMPose's LayerDecayOptimWrapperConstructor reads
 _PARAMWISE = {
@@ -24,6 +24,11 @@ _PARAMWISE = {
     *('bypass_duplicate', 'custom_keys'),
 }
 _LAYER_DECAY = {'layer_decay_rate', 'num_layers'}
+
+
+def is_number(value: Any) -> bool:
+    """Whether a setting is a finite number."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def check_settings(plain_settings: dict, **own: Any) -> None:
@@ -45,7 +50,7 @@ def check_settings(plain_settings: dict, **own: Any) -> None:
         'loss_scale': (
             # below 1, squares of gradients could vanish, and clipping with them
             lambda x: x is None or is_number(x) and x >= 1,
-            'a fixed number, 1 or above: a dynamic scale would follow the private gradients and tell of them',
+            'a fixed number, 1 or above: a dynamic scale would follow the private gradients and reveal something of them',
         ),
     }
     for key, (fits, what) in wanted.items():

@@ -17,6 +17,7 @@ class Parts(PublicPrivateDataset):
 
     def __init__(self, groups=None, augmentations=1):
         self._records = groups or [[i] for i in range(60)]
+        self._record_of = {sample: record for record, samples in enumerate(self._records) for sample in samples}
         self.augmentations = augmentations
         self.private, self.views, self.public = range(60), None, range(30)
 

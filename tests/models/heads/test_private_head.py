@@ -48,7 +48,7 @@ def test_each_loss_is_the_parents_on_a_batch_of_one(pair):
     assert private.head.take().samples.records == (0, -1, 1)
 
 
-def test_a_row_does_not_depend_on_the_others(pair):
+def test_a_sample_does_not_depend_on_the_others(pair):
     cfg, _, private = pair
     data, other = batch(cfg, [0, 1, 2], seed=1, dtype=torch.float32), batch(cfg, [0, 1, 2], seed=2, dtype=torch.float32)
     feats = features(private, 3)[0]
@@ -156,7 +156,7 @@ def sliced(feats, i):
 
 
 @pytest.mark.parametrize('name', HEADS)
-def test_every_head_is_its_parent_on_each_row_alone(name):
+def test_every_head_is_its_parent_on_each_sample_alone(name):
     cfg = HEADS[name]
     torch.manual_seed(0)
     plain = MODELS.build(cfg)
@@ -174,7 +174,7 @@ def test_every_head_is_its_parent_on_each_row_alone(name):
     others, other_samples = drawn(cfg['type'], 3, seed=1)
     swapped = merged(sliced(feats, 0), others)
     again = head.loss(swapped, samples[:1] + other_samples[1:])
-    for key, value in losses.items():  # the first row does not notice
+    for key, value in losses.items():  # the first sample does not notice
         torch.testing.assert_close(again[key][0], value[0], rtol=1e-4, atol=1e-7)
 
 
@@ -211,7 +211,7 @@ class Derived(MODELS.get('VisPredictHead')):
 
 
 @pytest.mark.parametrize('name', [*HEADS, 'own', 'derived'])
-def test_a_swapped_head_is_its_class_on_each_row_alone(name):
+def test_a_swapped_head_is_its_class_on_each_sample_alone(name):
     torch.manual_seed(0)
     settings = {k: v for k, v in HEADS['visibility'].items() if k != 'type'}
     built = dict(own=OwnHead, derived=lambda: Derived(**settings)).get(name, lambda: MODELS.build(HEADS[name]))
@@ -258,7 +258,7 @@ def test_what_is_no_top_down_head_is_refused(head, message):
 
 
 def test_a_loss_that_never_calls_forward_contributes_nothing():
-    """It would be computed from the features of all rows."""
+    """It would be computed from the features of all samples."""
 
     class Direct(OwnHead):
         def loss(self, feats, batch_data_samples, train_cfg=None):
@@ -269,7 +269,7 @@ def test_a_loss_that_never_calls_forward_contributes_nothing():
     assert not any(x.isfinite() for x in head.take().losses)
 
 
-# ---- rows that a loss raises for ------------------------------------------------------------------------------------
+# ---- samples that a loss raises for ------------------------------------------------------------------------------------
 RAISING = [
     name
     for name in HEADS
@@ -280,7 +280,7 @@ RAISING = [
 @pytest.mark.parametrize('name', RAISING)
 @pytest.mark.parametrize('number', [torch.nan, torch.inf, -torch.inf])
 @pytest.mark.parametrize('spoiled', ['features', 'labels'])
-def test_a_row_that_is_not_finite_contributes_nothing(name, number, spoiled):
+def test_a_sample_that_is_not_finite_contributes_nothing(name, number, spoiled):
     """MMPose's losses raise for some (binary cross-entropy, torch.distributions), and others pass it on."""
     head = MODELS.build(dict(HEADS[name], type=f'Private{HEADS[name]["type"]}'))
     freeze_batch_norm(head)
@@ -311,8 +311,8 @@ def test_a_label_out_of_range_contributes_nothing():
 
 
 @pytest.mark.parametrize('name', ['mean', 'visibility'])
-def test_what_no_row_can_be_right_for_is_raised(name):
-    """A head of other joints than the data's: all rows have it, so no record decides."""
+def test_what_no_sample_can_be_right_for_is_raised(name):
+    """A head of other joints than the data's: all samples have it, so no record decides."""
     other = dict(HEADS['mean'], out_channels=K + 2)
     cfg = other if name == 'mean' else dict(HEADS[name], pose_cfg=other)
     head = MODELS.build(dict(cfg, type=f'Private{cfg["type"]}'))
@@ -337,7 +337,7 @@ def test_losses_on_values_end_nothing():
     assert [bool(x.isfinite()) for x in head.take().losses] == [False, True, True]
 
 
-def test_a_loss_never_sees_a_row_that_is_not_finite():
+def test_a_loss_never_sees_a_sample_that_is_not_finite():
     """On a GPU, a loss that asserts ends the process, and nothing can catch that."""
     head = MODELS.build(dict(HEADS['mean'], type='PrivateHeatmapHead'))
     plain, seen = head.loss_module.forward, []
