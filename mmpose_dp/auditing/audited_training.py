@@ -22,7 +22,6 @@ from mmpose_dp.privacy.errors import ConfigError
 from mmpose_dp.privacy.records import Collector, Samples
 
 from .canaries import AuditResult, Canaries, audit
-from .leaving_out import leave_out
 
 _LENGTH = 1e3  # the norm of a canary's gradient in units of C: far more than clipping leaves
 
@@ -131,7 +130,7 @@ class AuditHook(Hook):
         chosen = sampler.sampling.random.choice(dataset.num_records, count)
         wrapper.plant({int(record): canary for canary, record in enumerate(chosen)})
         self.members = np.asarray(sampler.sampling.random.uint64(count) % 2, dtype=bool)
-        leave_out(sampler.sampling, {int(record) for record in chosen[~self.members]})
+        sampler.sampling.leave_out({int(record) for record in chosen[~self.members]})
         self.chosen = chosen
         self._watch(sampler, dataset)
 

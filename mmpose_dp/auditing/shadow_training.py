@@ -28,8 +28,6 @@ from mmpose_dp.extras.risk import risk_of
 from mmpose_dp.models import make_private, unwrapped
 from mmpose_dp.privacy.errors import ConfigError
 
-from .leaving_out import leave_out
-
 _QUERIES = 4  # augmentations of each sample whose losses are averaged: the same ones for every model
 _FORWARD = 32  # samples in one forward
 
@@ -42,12 +40,14 @@ class LeaveOutHook(Hook):
         records: their numbers.
     """
 
+    priority = 'LOW'  # after PrivacyBudgetHook, which sets the rates
+
     def __init__(self, records: Sequence[int]) -> None:
         self.records = set(records)
 
     def before_train(self, runner: Runner) -> None:
         """Takes the records out of what may be sampled."""
-        leave_out(runner.train_dataloader.batch_sampler.sampling, self.records)
+        runner.train_dataloader.batch_sampler.sampling.leave_out(self.records)
 
 
 @DATA_SAMPLERS.register_module()

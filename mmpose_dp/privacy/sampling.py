@@ -34,6 +34,11 @@ class PoissonSampling:
         for record in self._shard:
             self._groups.setdefault(rates[record], []).append(record)
 
+    def leave_out(self, records: set[int]) -> None:
+        """Never samples these records again; the rates and N stay. For audits."""
+        self._shard = [record for record in self._shard if record not in records]
+        self._groups = {rate: [r for r in group if r not in records] for rate, group in self._groups.items()}
+
     def private(self) -> list[int]:
         """The private records of one step."""
         groups = self._groups.items()
