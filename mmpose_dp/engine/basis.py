@@ -3,97 +3,121 @@
 Must not see a private sample: a basis from private gradients would be a release without noise.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
+from mmpose_dp.devices import allowing_tf32
 from mmpose_dp.privacy.errors import DataError
 from mmpose_dp.privacy.projection import Projector
-from mmpose_dp.privacy.records import as_vectors
+from mmpose_dp.tables import parts_of
+
+_CHUNK = 1 << 18  # columns that are in float32 at a time
 
 
-def fit_basis(projector: Projector, gradients: Iterable[Sequence[Tensor]], num_samples: int) -> None:
+class GradientTable:
+    """The gradients of public samples, one row each, in one tensor that is also where V is computed.
+
+    Args:
+        params: what the gradients are of.
+        num_samples: at least the number of all samples.
+        dtype: of the table.
+    """
+
+    def __init__(self, params: Sequence[Tensor], num_samples: int, dtype: torch.dtype) -> None:
+        self.shapes = [p.shape for p in params]
+        size, device = sum(p.numel() for p in params), params[0].device if params else None
+        self._table = torch.zeros(num_samples, size, dtype=dtype, device=device)
+        self._filled = 0
+
+    def next_rows(self, count: int) -> list[Tensor]:
+        """Zeros for the gradients of so many further samples, to be filled: (count, *parameter shape) each."""
+        rows = self._table[self._filled : self._filled + count]
+        self._filled += count
+        return parts_of(rows, self.shapes)
+
+    def taken(self) -> Tensor:
+        """The filled rows, (samples, p), once: the table forgets them. Those that are not finite are zero.
+
+        Raises DataError if nothing is left.
+        """
+        rows = self._table[: self._filled]
+        del self._table
+        unusable = torch.zeros(len(rows), dtype=torch.bool, device=rows.device)
+        for chunk in _chunks(rows):
+            unusable |= ~chunk.isfinite().all(1)
+        rows.masked_fill_(unusable[:, None], 0)
+        if not rows.any():
+            raise DataError(
+                'the public data gives no usable gradient for the projector: check that train_dataloader.dataset.public_view '
+                'or public has annotated keypoints'
+            )
+        return rows
+
+
+def table_of(gradients: Iterable[Sequence[Tensor]], num_samples: int, dtype: torch.dtype) -> GradientTable:
+    """A table of batches of gradients that are there already: one tensor per parameter, (samples, *parameter shape)."""
+    table = GradientTable([], 0, dtype)
+    for batch in gradients:
+        if not table.shapes:
+            table = GradientTable([g[0] for g in batch], num_samples, dtype)
+        for rows, grads in zip(table.next_rows(len(batch[0])), batch):
+            rows.copy_(grads)
+    return table
+
+
+def fit_basis(projector: Projector, table: GradientTable) -> None:
     """Computes V from public per-sample gradients.
 
     Args:
         projector: gets V as its ``basis``.
-        gradients: batches of public samples; each is one tensor per parameter, (samples, *parameter shape).
-        num_samples: m, at least the number of all samples.
+        table: m gradients; it is used up.
 
-    The m x m Gram matrix is decomposed instead of the p x p second moment, and each parameter's gradients are overwritten by its
-    part of V, so that memory holds only about m x p numbers. Samples that are not finite are left out. Raises DataError if
-    none is left.
+    The m x m Gram matrix is decomposed instead of the p x p second moment, and the gradients are overwritten by V, chunk by chunk,
+    so that memory holds the m x p numbers of the table and at last the k x p of V. Samples that are not finite are left out.
+    Raises DataError if none is left.
     """
-    stacks = _stack(gradients, num_samples, projector.dtype)
-    scales = _scales(stacks) if projector.preconditioned else []
-    for stack, scale in zip(stacks, scales):
-        stack *= scale
-    first = True
-    for _ in range(2):  # the second pass repairs the rounding of the first (as in CholeskyQR2)
-        gram = sum(_gram(stack) for stack in stacks)
-        assert isinstance(gram, Tensor)
-        values, vectors = torch.linalg.eigh(gram)
+    rows = table.taken()
+    scale = _scale(rows) if projector.preconditioned else None
+    if scale is not None:
+        rows *= scale
+    basis = rows
+    for first in (True, False):  # the second pass repairs the rounding of the first (as in CholeskyQR2)
+        values, vectors = torch.linalg.eigh(_gram(basis))
         if first:
             keep = values > values[-1] * 1e-6
-            values, vectors = (
-                values[keep][-projector.max_rank :],
-                vectors[:, keep][:, -projector.max_rank :],
-            )
-        mix = (vectors / values.clamp_min(1e-30).sqrt()).T.float()
-        for i, stack in enumerate(stacks):
-            stacks[i] = _mixed(mix, stack)
-        first = False
-    for stack, scale in zip(stacks, scales):
-        stack *= scale
-    if scales:
-        length = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(stack.float()) for stack in stacks]))
-        for stack in stacks:
-            stack *= len(stack) ** 0.5 / length
-    projector.basis = stacks
+            values, vectors = values[keep][-projector.max_rank :], vectors[:, keep][:, -projector.max_rank :]
+        basis = _mixed((vectors / values.clamp_min(1e-30).sqrt()).T.float(), basis)
+    if scale is not None:
+        basis *= scale
+        basis *= len(basis) ** 0.5 / _gram(basis).trace().sqrt()
+    projector.place(basis if len(basis) == len(rows) else basis.clone(), table.shapes)
 
 
-def _stack(gradients: Iterable[Sequence[Tensor]], num_samples: int, dtype: torch.dtype) -> list[Tensor]:
-    """The finite samples of all batches, one tensor per parameter, (samples, *parameter shape)."""
-    stacks: list[Tensor] = []  # by parameter, allocated at once, since joining batches would need twice the memory
-    filled = 0
-    for batch in gradients:
-        finite = torch.stack([as_vectors(g).isfinite().all(1) for g in batch]).all(0)
-        stacks = stacks or [g.new_empty((num_samples, *g.shape[1:]), dtype=dtype) for g in batch]
-        end = filled + int(finite.sum())
-        for stack, grads in zip(stacks, batch):
-            stack[filled:end] = grads[finite]
-        filled = end
-    stacks = [stack[:filled] for stack in stacks]
-    if not any(stack.any() for stack in stacks):
-        raise DataError(
-            'the public data gives no usable gradient for the projector: check that train_dataloader.dataset.public_view or '
-            'public has annotated keypoints'
-        )
-    return stacks
+def _chunks(rows: Tensor) -> Iterator[Tensor]:
+    return iter(rows.split(_CHUNK, 1))
 
 
-def _scales(stacks: Sequence[Tensor]) -> list[Tensor]:
-    """S of Projector.preconditioned, one tensor of the parameter's shape each, in the stacks' dtype."""
-    moments = [stack.square().mean(0, dtype=torch.float32) for stack in stacks]
-    average = sum(float(v.sum()) for v in moments) / sum(v.numel() for v in moments)
-    return [(v / average + 0.01).pow(-0.25).to(stack.dtype) for v, stack in zip(moments, stacks)]
+def _scale(rows: Tensor) -> Tensor:
+    """S of Projector.preconditioned, (p,), in the dtype of the rows."""
+    moments = torch.cat([chunk.float().square().mean(0) for chunk in _chunks(rows)])
+    return (moments / moments.mean(dtype=torch.float64).float() + 0.01).pow_(-0.25).to(rows.dtype)
 
 
-def _gram(stack: Tensor) -> Tensor:
-    """G G^T in float64 from float32 products, (m, m), chunk by chunk so that half precision needs no full copy."""
-    flat = as_vectors(stack)
-    gram = torch.zeros(len(flat), len(flat), dtype=torch.float64, device=flat.device)
-    for chunk in flat.split(1 << 18, dim=1):
-        chunk = chunk.float()
-        gram += (chunk @ chunk.T).double()
+def _gram(rows: Tensor) -> Tensor:
+    """G G^T in float64 from float32 products, (m, m)."""
+    gram = torch.zeros(len(rows), len(rows), dtype=torch.float64, device=rows.device)
+    with allowing_tf32(rows, matmul=False, convolutions=False):  # eigenvalues down to a millionth of the largest count
+        for chunk in _chunks(rows):
+            chunk = chunk.float()
+            gram += (chunk @ chunk.T).double()
     return gram
 
 
-def _mixed(mix: Tensor, stack: Tensor) -> Tensor:
-    """Linear combinations of a stack's samples: (k, m) x (m, *shape) -> (k, *shape), in the stack's dtype."""
-    flat = as_vectors(stack)
-    out = flat.new_empty(len(mix), flat.shape[1])
-    for start in range(0, flat.shape[1], 1 << 18):
-        out[:, start : start + (1 << 18)] = mix @ flat[:, start : start + (1 << 18)].float()
-    return out.view(len(mix), *stack.shape[1:])
+def _mixed(mix: Tensor, rows: Tensor) -> Tensor:
+    """Linear combinations (k, m) x (m, p) -> (k, p), which take the place of the first k rows."""
+    with allowing_tf32(rows, matmul=False, convolutions=False):
+        for chunk in _chunks(rows):
+            chunk[: len(mix)] = mix @ chunk.float()
+    return rows[: len(mix)]

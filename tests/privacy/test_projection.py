@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mmpose_dp.engine.basis import fit_basis
+from mmpose_dp.engine import basis
 from mmpose_dp.privacy.errors import PrivacyError
 from mmpose_dp.privacy.projection import Projector
 
@@ -15,8 +15,12 @@ def split(flat):
     return [part.view(-1, *s) for part, s in zip(flat.split(sizes, dim=1), SHAPES)]
 
 
-def join(basis):
-    return torch.cat([b.flatten(1) for b in basis], 1)
+def join(parts):
+    return torch.cat([b.flatten(1) for b in parts], 1)
+
+
+def fit_basis(projector, gradients, num_samples):
+    basis.fit_basis(projector, basis.table_of(gradients, num_samples, projector.dtype))
 
 
 def test_basis_is_the_top_eigenspace_of_the_second_moment():

@@ -26,7 +26,7 @@ from torch import nn
 from torch.optim import SGD
 
 from mmpose_dp.engine import DPOptimWrapper
-from mmpose_dp.engine.basis import fit_basis
+from mmpose_dp.engine.basis import GradientTable, fit_basis
 from mmpose_dp.models import freeze_batch_norm
 from mmpose_dp.privacy.projection import Projector
 
@@ -116,7 +116,11 @@ def make_step(
         calls = range(expected_batch_size // samples)
 
         def fit() -> None:
-            fit_basis(projector, (wrapper.public_gradients(batch) for _ in calls), expected_batch_size)
+            projector.place(torch.zeros(0, 0), [])
+            table = GradientTable(params, expected_batch_size, projector.dtype)
+            for _ in calls:
+                wrapper.public_gradients(batch, table.next_rows(samples))
+            fit_basis(projector, table)
 
         return _in_one_turn(fit)
     parts = [slice(samples - public), slice(samples - public, samples)] if public else [slice(samples)]
@@ -150,9 +154,8 @@ def random_projector(order: str, rank: int, params: list[nn.Parameter]) -> Proje
     """A basis of random directions: it costs as much as a fitted one."""
     projector = Projector(rank=rank, order=order, dtype='bfloat16')
     total = sum(p.numel() for p in params)
-    projector.basis = [
-        torch.randn(rank, *p.shape, dtype=torch.bfloat16, device=p.device).div_(total**0.5) for p in params
-    ]
+    flat = torch.randn(rank, total, dtype=torch.bfloat16, device=params[0].device).div_(total**0.5)
+    projector.place(flat, [p.shape for p in params])
     return projector
 
 
