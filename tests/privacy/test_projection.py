@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from mmpose_dp.engine import basis
 from mmpose_dp.privacy.errors import PrivacyError
@@ -77,6 +78,30 @@ def test_half_precision_keeps_the_subspace():
     assert two.basis[0].dtype == torch.bfloat16
     A, B = join(one.basis), join(two.basis).float()
     assert torch.linalg.svdvals(A @ B.T).min() > 0.98
+
+
+class Largest(TorchDispatchMode):
+    """Notes how many bytes the largest tensor has that is made inside."""
+
+    bytes = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if isinstance(out, torch.Tensor) and not any(x.alias_info for x in func._schema.returns):
+            self.bytes = max(self.bytes, out.untyped_storage().nbytes())
+        return out
+
+
+@pytest.mark.parametrize('preconditioned', [False, True])
+def test_nothing_of_the_size_of_the_gradients_is_made_beside_them(preconditioned, monkeypatch):
+    monkeypatch.setattr(basis, '_CHUNK', 16)
+    g = torch.randn(40, 53 * 8).bfloat16()
+    table = basis.table_of([[g]], len(g), torch.bfloat16)
+    projector = Projector(rank=3, preconditioned=preconditioned, dtype='bfloat16')
+    with Largest() as largest:
+        basis.fit_basis(projector, table)
+    assert largest.bytes < g.nbytes / 2
+    assert projector.flat.untyped_storage().nbytes() == 3 * 53 * 8 * 2  # and the gradients are not kept
 
 
 def test_fewer_directions_than_asked_for():
