@@ -29,6 +29,7 @@ from mmpose_dp.privacy.clipping import clipping_norm
 from mmpose_dp.privacy.errors import PrivacyError
 
 RECORDS, C = 4, 0.05  # of the comparison with float64
+_BATCH = 64  # samples in memory in an epoch: what MMPose's HRNet config for MPII has
 PRECISIONS: dict[str, tuple[bool, dict]] = {  # by name: whether TF32 is allowed, and what DPOptimWrapper is given
     'float32': (False, {}),
     'TF32': (True, {}),
@@ -169,21 +170,21 @@ class EpochTimes(Hook):
         self.seconds.append(time.perf_counter() - self._start)
 
 
-def without_validation(cfg: Config, root: Path, name: str) -> Config:
-    """The config of a training of two epochs on the people in ``root`` that neither validates nor saves."""
+def without_validation(cfg: Config, root: Path, name: str, count: int) -> Config:
+    """The config of a training of ``count`` epochs on the people in ``root`` that neither validates nor saves."""
     cfg.work_dir, cfg.experiment_name, cfg.log_level = str(root / name), f'gpu_{name}', 'ERROR'
     cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
-    cfg.train_cfg.max_epochs, cfg.model.backbone.init_cfg = 2, None
+    cfg.train_cfg.max_epochs, cfg.model.backbone.init_cfg = count, None
     cfg.visualizer.name, cfg.visualizer.vis_backends = cfg.experiment_name, [dict(type='LocalVisBackend')]
     cfg.default_hooks.checkpoint = dict(type='CheckpointHook', interval=100, save_last=False)
-    workers = min(8, len(os.sched_getaffinity(0)) - 1)
-    cfg.train_dataloader.update(num_workers=workers, persistent_workers=workers > 0)
+    workers = min(8, len(os.sched_getaffinity(0)) // 2 - 1)  # none on two cores
+    cfg.train_dataloader.update(batch_size=_BATCH, num_workers=workers, persistent_workers=workers > 0)
     return cfg
 
 
-def private_training(config: str, root: Path, people: int) -> Config:
-    """Two epochs of private steps, four steps each, by a hybrid config; the first one finds a basis."""
-    cfg = without_validation(Config.fromfile(config), root, 'private')
+def private_training(config: str, root: Path, people: int, count: int) -> Config:
+    """Epochs of private steps, four steps each, by a hybrid config; the first one finds a basis."""
+    cfg = without_validation(Config.fromfile(config), root, 'private', count)
     cfg.train_cfg.public_epochs = 0
     cfg.train_dataloader.dataset.private.data_root = str(root)
     cfg.train_dataloader.batch_sampler.update(expected_batch_size=people // 4, public_batch_size=min(32, people // 4))
@@ -193,22 +194,22 @@ def private_training(config: str, root: Path, people: int) -> Config:
     return cfg
 
 
-def plain_training(config: str, root: Path, people: int) -> Config:
-    """Two plain epochs."""
-    cfg = without_validation(Config.fromfile(config), root, 'plain')
+def plain_training(config: str, root: Path, people: int, count: int) -> Config:
+    """Plain epochs."""
+    cfg = without_validation(Config.fromfile(config), root, 'plain', count)
     cfg.train_dataloader.dataset.data_root = str(root)
     return cfg
 
 
-def epochs(private: str, plain: str, root: Path, people: int, device: str) -> dict[str, float]:
-    """Seconds of the second epoch of a private and of a plain training, loader included, and the first one's wait for data."""
+def epochs(private: str, plain: str, root: Path, people: int, count: int, device: str) -> dict[str, float]:
+    """Seconds of the last of ``count`` private epochs and of as many plain ones, and the private one's share of waiting."""
     size = Config.fromfile(private).codec.input_size[0]
     cores = len(os.sched_getaffinity(0))
     make_synthetic_mpii(root, 'private', people, 1, image_size=size, workers=cores)
     trainings: dict[str, Callable[..., Config]] = dict(private=private_training, plain=plain_training)
     found = {}
     for (name, training), config in zip(trainings.items(), (private, plain)):
-        runner, times = Runner.from_cfg(training(config, root, people)), EpochTimes(device)
+        runner, times = Runner.from_cfg(training(config, root, people, count)), EpochTimes(device)
         runner.register_hook(times)
         runner.train()
         found[name] = times.seconds[-1]
