@@ -14,7 +14,7 @@ def as_vectors(x: Tensor) -> Tensor:
 def parts_of(flat: Tensor, shapes: Sequence[torch.Size]) -> list[Tensor]:
     """Views of (..., p) whose last dimension holds tensors of these shapes, one after the other: (..., *shape) each."""
     parts = flat.split([shape.numel() for shape in shapes], -1) if shapes else ()
-    return [x.view(*flat.shape[:-1], *shape) for x, shape in zip(parts, shapes)]
+    return [x.view((*flat.shape[:-1], *shape)) for x, shape in zip(parts, shapes)]
 
 
 def as_range(samples: Sequence[int] | Tensor) -> Sequence[int]:

@@ -15,6 +15,7 @@ def test_parts_are_views_in_their_order():
     parts[1].zero_()
     assert flat[0, 6] == flat[1, 6] == 0
     assert parts_of(torch.zeros(0, 0), []) == []
+    assert [part.shape for part in parts_of(flat[0], SHAPES)] == SHAPES  # also of a shape ()
 
 
 def test_narrow_tables_wait_and_wide_ones_do_not():
