@@ -113,16 +113,7 @@ def make_step(
     if method == BASIS:
         wrapper.prepare(model)
         projector = Projector(rank=rank, preconditioned=True, dtype='bfloat16')
-        calls = range(expected_batch_size // samples)
-
-        def fit() -> None:
-            projector.place(torch.zeros(0, 0), [])
-            table = GradientTable(params, expected_batch_size, projector.dtype)
-            for _ in calls:
-                wrapper.public_gradients(batch, table.next_rows(samples))
-            fit_basis(projector, table)
-
-        return _in_one_turn(fit)
+        return _in_one_turn(lambda: new_basis(wrapper, projector, batch, expected_batch_size))
     parts = [slice(samples - public), slice(samples - public, samples)] if public else [slice(samples)]
     if settings.get('engine') == 'loop':
         parts = [slice(i, i + 1) for i in range(samples)]
@@ -148,6 +139,16 @@ def _in_one_turn(step: Callable[[], Any]) -> tuple[Callable[[], Iterator[None]],
         yield
 
     return turns, turns
+
+
+def new_basis(wrapper: DPOptimWrapper, projector: Projector, batch: dict, records: int) -> None:
+    """As ProjectorRefreshHook, from so many records, which repeat those of the batch."""
+    projector.place(torch.zeros(0, 0), [])
+    samples = len(batch['inputs'])
+    table = GradientTable(wrapper.params, records, projector.dtype)
+    for _ in range(records // samples):
+        wrapper.public_gradients(batch, table.next_rows(samples))
+    fit_basis(projector, table)
 
 
 def random_projector(order: str, rank: int, params: list[nn.Parameter]) -> Projector:
