@@ -14,46 +14,46 @@ from mmpose_dp.privacy.projection import Projector
 from mmpose_dp.tables import parts_of
 
 _CHUNK = 1 << 18  # columns that are in float32 at a time
+_GROUP = 1 << 22  # columns that are freed together, at least
 
 
 class GradientTable:
-    """The gradients of public samples, one row each, in one tensor that is also where V is computed.
+    """The gradients of public samples, one row each, in memory that is also where V is computed.
 
     Args:
         params: what the gradients are of.
         num_samples: at least the number of all samples.
-        dtype: of the table.
+        dtype: of the numbers.
     """
 
     def __init__(self, params: Sequence[Tensor], num_samples: int, dtype: torch.dtype) -> None:
         self.shapes = [p.shape for p in params]
-        size, device = sum(p.numel() for p in params), params[0].device if params else None
-        self._table = torch.zeros(num_samples, size, dtype=dtype, device=device)
+        self._groups = _grouped(self.shapes)
+        sizes = [sum(shape.numel() for shape in group) for group in self._groups]
+        self._tables = [torch.zeros(num_samples, size, dtype=dtype, device=params[0].device) for size in sizes]
         self._filled = 0
 
     def next_rows(self, count: int) -> list[Tensor]:
         """Zeros for the gradients of so many further samples, to be filled: (count, *parameter shape) each."""
-        rows = self._table[self._filled : self._filled + count]
-        self._filled += count
-        return parts_of(rows, self.shapes)
+        start, self._filled = self._filled, self._filled + count
+        tables = [table[start : self._filled] for table in self._tables]
+        return [part for table, shapes in zip(tables, self._groups) for part in parts_of(table, shapes)]
 
-    def taken(self) -> Tensor:
-        """The filled rows, (samples, p), once: the table forgets them. Those that are not finite are zero.
+    def taken(self) -> list[Tensor]:
+        """The filled rows, (samples, columns of a group) each, once. Samples that are not finite are zero.
 
         Raises DataError if nothing is left.
         """
-        rows = self._table[: self._filled]
-        del self._table
-        unusable = torch.zeros(len(rows), dtype=torch.bool, device=rows.device)
-        for chunk in _chunks(rows):
-            unusable |= ~chunk.isfinite().all(1)
-        rows.masked_fill_(unusable[:, None], 0)
-        if not rows.any():
+        tables, self._tables = [table[: self._filled] for table in self._tables], []
+        finite = [chunk.isfinite().all(1) for chunk in _chunks(tables)]
+        for table in tables:
+            table.masked_fill_(~torch.stack(finite).all(0)[:, None], 0)
+        if not any(table.any() for table in tables):
             raise DataError(
                 'the public data gives no usable gradient for the projector: check that train_dataloader.dataset.public_view '
                 'or public has annotated keypoints'
             )
-        return rows
+        return tables
 
 
 def table_of(gradients: Iterable[Sequence[Tensor]], num_samples: int, dtype: torch.dtype) -> GradientTable:
@@ -75,49 +75,74 @@ def fit_basis(projector: Projector, table: GradientTable) -> None:
         table: m gradients; it is used up.
 
     The m x m Gram matrix is decomposed instead of the p x p second moment, and the gradients are overwritten by V, chunk by chunk,
-    so that memory holds the m x p numbers of the table and at last the k x p of V. Samples that are not finite are left out.
-    Raises DataError if none is left.
+    and freed, group by group: memory holds the m x p numbers of the table and at last the k x p of V. Samples that are not finite
+    are left out. Raises DataError if none is left.
     """
-    rows = table.taken()
-    scale = _scale(rows) if projector.preconditioned else None
-    if scale is not None:
-        rows *= scale
-    basis = rows
+    tables = table.taken()
+    scales = _scales(tables) if projector.preconditioned else []
+    _scale_by(tables, scales)
     for first in (True, False):  # the second pass repairs the rounding of the first (as in CholeskyQR2)
-        values, vectors = torch.linalg.eigh(_gram(basis))
+        values, vectors = torch.linalg.eigh(_gram(tables))
         if first:
             keep = values > values[-1] * 1e-6
             values, vectors = values[keep][-projector.max_rank :], vectors[:, keep][:, -projector.max_rank :]
-        basis = _mixed((vectors / values.clamp_min(1e-30).sqrt()).T.float(), basis)
-    if scale is not None:
-        basis *= scale
-        basis *= len(basis) ** 0.5 / _gram(basis).trace().sqrt()
-    projector.place(basis if len(basis) == len(rows) else basis.clone(), table.shapes)
+        tables = _mixed((vectors / values.clamp_min(1e-30).sqrt()).T.float(), tables)
+    if scales:
+        _scale_by(tables, scales)
+        length = len(tables[0]) ** 0.5 / _gram(tables).trace().sqrt()
+        _scale_by(tables, [length] * len(tables))
+    projector.place(_joined(tables), table.shapes)
 
 
-def _chunks(rows: Tensor) -> Iterator[Tensor]:
-    return iter(rows.split(_CHUNK, 1))
+def _grouped(shapes: Sequence[torch.Size]) -> list[list[torch.Size]]:
+    """Consecutive shapes, of _GROUP numbers together or a little more."""
+    groups: list[list[torch.Size]] = []
+    for shape in shapes:
+        if not groups or sum(one.numel() for one in groups[-1]) >= _GROUP:
+            groups.append([])
+        groups[-1].append(shape)
+    return groups
 
 
-def _scale(rows: Tensor) -> Tensor:
-    """S of Projector.preconditioned, (p,), in the dtype of the rows."""
-    moments = torch.cat([chunk.float().square().mean(0) for chunk in _chunks(rows)])
-    return (moments / moments.mean(dtype=torch.float64).float() + 0.01).pow_(-0.25).to(rows.dtype)
+def _chunks(tables: Sequence[Tensor]) -> Iterator[Tensor]:
+    return (chunk for table in tables for chunk in table.split(_CHUNK, 1))
 
 
-def _gram(rows: Tensor) -> Tensor:
+def _scales(tables: Sequence[Tensor]) -> list[Tensor]:
+    """S of Projector.preconditioned, one vector per table, in its dtype."""
+    moments = torch.cat([chunk.float().square().mean(0) for chunk in _chunks(tables)])
+    scale = (moments / moments.mean(dtype=torch.float64).float() + 0.01).pow_(-0.25).to(tables[0].dtype)
+    return [*scale.split([table.shape[1] for table in tables])]
+
+
+def _scale_by(tables: Sequence[Tensor], scales: Sequence[Tensor]) -> None:
+    for table, scale in zip(tables, scales):
+        table *= scale
+
+
+def _gram(tables: Sequence[Tensor]) -> Tensor:
     """G G^T in float64 from float32 products, (m, m)."""
-    gram = torch.zeros(len(rows), len(rows), dtype=torch.float64, device=rows.device)
-    with allowing_tf32(rows, matmul=False, convolutions=False):  # eigenvalues down to a millionth of the largest count
-        for chunk in _chunks(rows):
+    gram = torch.zeros(len(tables[0]), len(tables[0]), dtype=torch.float64, device=tables[0].device)
+    with allowing_tf32(gram, matmul=False, convolutions=False):  # eigenvalues down to a millionth of the largest count
+        for chunk in _chunks(tables):
             chunk = chunk.float()
             gram += (chunk @ chunk.T).double()
     return gram
 
 
-def _mixed(mix: Tensor, rows: Tensor) -> Tensor:
+def _mixed(mix: Tensor, tables: Sequence[Tensor]) -> list[Tensor]:
     """Linear combinations (k, m) x (m, p) -> (k, p), which take the place of the first k rows."""
-    with allowing_tf32(rows, matmul=False, convolutions=False):
-        for chunk in _chunks(rows):
+    with allowing_tf32(mix, matmul=False, convolutions=False):
+        for chunk in _chunks(tables):
             chunk[: len(mix)] = mix @ chunk.float()
-    return rows[: len(mix)]
+    return [table[: len(mix)] for table in tables]
+
+
+def _joined(tables: list[Tensor]) -> Tensor:
+    """The tables side by side; each is freed when it is copied."""
+    flat, start = tables[0].new_empty(len(tables[0]), sum(table.shape[1] for table in tables)), 0
+    while tables:
+        table = tables.pop(0)
+        flat[:, start : start + table.shape[1]] = table
+        start += table.shape[1]
+    return flat

@@ -93,6 +93,22 @@ class Largest(TorchDispatchMode):
 
 
 @pytest.mark.parametrize('preconditioned', [False, True])
+def test_groups_and_chunks_do_not_change_the_basis(preconditioned, monkeypatch):
+    torch.manual_seed(4)
+    g = torch.randn(9, 53)
+    found = []
+    for sizes in ((1 << 22, 1 << 18), (10, 4)):
+        for name, size in zip(('_GROUP', '_CHUNK'), sizes):
+            monkeypatch.setattr(basis, name, size)
+        projector = Projector(rank=4, preconditioned=preconditioned)
+        fit_basis(projector, [split(g[:5]), split(g[5:])], 12)
+        assert [part.shape[1:] for part in projector.basis] == [torch.Size(shape) for shape in SHAPES]
+        found.append(projector.flat.T @ projector.flat)
+    assert len(basis._grouped([torch.Size(shape) for shape in SHAPES])) == 2
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize('preconditioned', [False, True])
 def test_nothing_of_the_size_of_the_gradients_is_made_beside_them(preconditioned, monkeypatch):
     monkeypatch.setattr(basis, '_CHUNK', 16)
     g = torch.randn(40, 53 * 8).bfloat16()
