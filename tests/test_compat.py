@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import types
+from importlib import metadata
 from importlib.machinery import EXTENSION_SUFFIXES
 
 import numpy as np
@@ -31,7 +32,7 @@ def test_one_message_names_every_package_its_version_and_the_remedy(monkeypatch)
     with pytest.raises(ImportError) as raised:
         compat.check_versions()
     text = str(raised.value)
-    assert f'torch >= 99.0 is needed, but {torch.__version__} is installed' in text
+    assert f'torch >= 99.0 is needed, but {metadata.version("torch")} is installed' in text
     assert 'pip install -U torch' in text
     assert 'no_such_package >= 1.2 is needed, but it is not installed: pip install no-such' in text
     assert 'make install' in text and 'numpy' not in text

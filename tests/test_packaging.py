@@ -25,12 +25,13 @@ OWN_FILES = [
     *sorted((REPO / 'tests').rglob('*.py')),
 ]
 # tools -> configs -> auditing -> engine -> datasets, models -> extras -> gradients, privacy: what each part may import
-CORE = {'privacy', 'gradients', 'devices'}
+CORE = {'privacy', 'gradients', 'devices', 'tables'}
 ALLOWED = {
     'version': set(),
     'compat': set(),  # also runs as a file of its own, without the package
     'devices': set(),
-    'privacy': {'privacy', 'devices'},
+    'tables': set(),
+    'privacy': {'privacy', 'devices', 'tables'},
     'gradients': CORE,
     'extras': {*CORE, 'extras', 'version'},
     'models': {*CORE, 'extras', 'models'},

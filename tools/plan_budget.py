@@ -35,7 +35,7 @@ from rich.progress import track
 
 from mmpose_dp.datasets import collate_samples
 from mmpose_dp.engine import PrivacyBudgetHook, without_leftovers
-from mmpose_dp.engine.basis import fit_basis
+from mmpose_dp.engine.basis import fit_basis, table_of
 from mmpose_dp.engine.signal import measure
 from mmpose_dp.extras import forecast
 from mmpose_dp.extras.accountability import plan_warnings
@@ -226,7 +226,7 @@ def measured_on(
     if wrapper.projector:
         indices = parts[own][0]
         gradients = ([batch[i] for i in indices] for batch in _gradients(runner, fitted))
-        fit_basis(wrapper.projector, gradients, len(fitted))
+        fit_basis(wrapper.projector, table_of(gradients, len(fitted), wrapper.projector.dtype))
         parts[SUBSPACE] = indices, wrapper.projector
     steps = -(-len(chosen) // TOGETHER)
     batches = _progress(_gradients(runner, chosen), 'Public samples', steps)

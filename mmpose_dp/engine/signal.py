@@ -48,7 +48,7 @@ class MeanLength:
         """The part of a sum that the update keeps, as one vector in float64."""
         projector = self._mechanism.projector
         if projector is not None and self._mechanism.coordinates_of is None:  # noise-then-project
-            total = [torch.stack([projector.coordinates(i, part[None])[0] for i, part in enumerate(total)]).sum(0)]
+            total = [projector.coordinates_of(total)]
         return torch.cat([part.flatten() for part in total]).double()
 
     @property

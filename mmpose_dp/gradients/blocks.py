@@ -8,7 +8,8 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from mmpose_dp.privacy.records import Block, as_range, of_weight_0, without
+from mmpose_dp.privacy.records import Block, of_weight_0, without
+from mmpose_dp.tables import as_range, of_samples, parts_of
 
 from . import layer_rules
 
@@ -76,40 +77,33 @@ class LayerBlock(Block):
 class PerSampleGradients:
     """Collects the given samples' gradients in ``total``: one (samples, *parameter shape) float32 tensor per parameter.
 
-    ``scale`` is what the losses, and so the gradients in blocks, were multiplied by (mixed precision).
+    Args: ``scale`` is what the losses, and so the gradients in blocks, were multiplied by (mixed precision). ``total`` are zeros to
+    fill, of any floating dtype.
     """
 
-    def __init__(self, params: Sequence[Tensor], samples: Sequence[int], scale: float = 1.0) -> None:
-        self.total = [p.new_zeros((len(samples), *p.shape), dtype=torch.float32) for p in params]
+    _summed = False
+
+    def __init__(
+        self, params: Sequence[Tensor], samples: Sequence[int], scale: float = 1.0, total: list[Tensor] | None = None
+    ) -> None:
+        shapes = [p.shape for p in params]
+        size = *(() if self._summed else (len(samples),)), sum(shape.numel() for shape in shapes)
+        self.total = total or parts_of(params[0].new_zeros(size, dtype=torch.float32), shapes)
         self._samples, self._scale = as_range(samples), scale
 
     def add(self, block: Block) -> None:
         """See Collector.add."""
-        for index, grads in zip(block.indices, self._of(block) if len(self._samples) else []):
+        found = block.weighted_sum if self._summed else block.per_sample
+        for index, grads in zip(block.indices, found(self._samples) if len(self._samples) else []):
             self.total[index].add_(grads, alpha=1 / self._scale)
-
-    def _of(self, block: Block) -> list[Tensor]:
-        return block.per_sample(self._samples)
 
 
 class SampleSum(PerSampleGradients):
     """Collects their sum instead: one float32 tensor per parameter. ``total`` is a sum to continue, which is changed."""
 
-    def __init__(
-        self, params: Sequence[Tensor], samples: Sequence[int], scale: float = 1.0, total: list[Tensor] | None = None
-    ) -> None:
-        super().__init__((), samples, scale)
-        self.total = total or [torch.zeros_like(p, dtype=torch.float32) for p in params]
-
-    def _of(self, block: Block) -> list[Tensor]:
-        return block.weighted_sum(self._samples)
+    _summed = True
 
 
 def at_least_float32(x: Tensor) -> Tensor:
     """Half precision becomes float32; integers stay."""
-    return x.to(torch.promote_types(x.dtype, torch.float32)) if x.is_floating_point() else x
-
-
-def of_samples(x: Tensor, samples: Sequence[int]) -> Tensor:
-    """The given samples of (samples, ...), without a copy if they are a range."""
-    return x[samples.start : samples.stop] if isinstance(samples, range) else x[samples]
+    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x

@@ -201,7 +201,7 @@ class Engine:
                 raise UnsupportedModelError(f'{layer.name} saw {n} leading entries for {count} samples: write {_LOOP}')
             grad, call.grad = call.grad.unflatten(0, (count, -1)), None  # type: ignore[union-attr]  # only the blocks hold them
             if call.input is None:
-                folded.append(grad.sum(1))
+                folded.append(grad.sum(1) if grad.shape[1] > 1 else grad[:, 0])
             elif call.input._version != call.version:
                 raise UnsupportedModelError(
                     f'the input of {layer.name} was changed in place after it was read: take that change out, or write {_LOOP}'
@@ -213,7 +213,7 @@ class Engine:
             raise UnsupportedModelError(f'{layer.name} ran in two precisions: write {_LOOP}')
         if not folded:
             return [block]
-        weight, bias = torch.stack(folded).sum(0).float().unbind(1)
+        weight, bias = sum(folded[1:], folded[0]).float().unbind(1)
         return [StackBlock([i], x) for i, x in zip(layer.indices, layer.own({'weight': weight, 'bias': bias}))]
 
     def _operation_blocks(self, uses: list[Use], grads: Sequence[Tensor | None], count: int) -> Iterator[Block]:

@@ -76,7 +76,7 @@ def batch_norm_backward(module: _BatchNorm, weight: Tensor, a: Tensor, b: Tensor
     """The input's gradient if wanted, and each entry's of weight and bias, (entries, channels), with fixed statistics."""
     assert module.running_mean is not None and module.running_var is not None
     # the statistics are constants, so each channel of each entry is taken as a channel: one pass for all samples
-    fixed = [x.to(a.dtype).repeat(len(a)) for x in (weight, module.running_mean, module.running_var)]
+    fixed = torch.stack((weight.detach(), module.running_mean, module.running_var)).to(a.dtype).repeat(1, len(a))
     every = [x.flatten(0, 1)[None].contiguous() for x in (b, a)]  # other strides are misread (torch 2.13)
     none = a.new_empty(0), a.new_empty(0)  # no statistics of the batch; CUDA asserts that there are tensors
     found, *own = torch.ops.aten.native_batch_norm_backward(

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from mmpose_dp.devices import without_tf32
+from mmpose_dp.tables import SmallTogether, as_vectors, parts_of
 
 from .projection import Projector
-from .records import Block, Samples, as_vectors, of_weight_0, without
+from .records import Block, Samples, of_weight_0, without
 
 ROUNDING_MARGIN = 1e-3  # of C; must not be smaller than what was measured (docs/guarantee.md, "Rounding")
 
@@ -39,14 +40,10 @@ def clip_factors(norms: Tensor, max_grad_norm: float) -> Tensor:
 class ClippedSum:
     """Collects sum_i g_i * min(1, C / ||g_i||) over the private records (Abadi et al. 2016, algorithm 1).
 
-    One pass for both factors of the book-keeping method (Bu et al. 2023): a block of few positions and many weights gives
-    its norms at once and is kept for the weighted sum; any other gives its gradients once, and they are kept instead.
+    One pass for both factors of the book-keeping method (Bu et al. 2023): a block of few positions and many weights gives its norms
+    at once and is kept for the weighted sum; any other gives its gradients once, and they are kept instead.
 
-    Args:
-        params: the trainable parameters.
-        samples: which record each sample belongs to.
-        max_grad_norm: C.
-        scale: what the losses were multiplied by (mixed precision).
+    Args: the trainable parameters, which record each sample belongs to, C, and what the losses were multiplied by.
     """
 
     factors = staticmethod(clip_factors)  # other kinds of clipping set another function, as safe, here
@@ -56,25 +53,33 @@ class ClippedSum:
         self._private, self.norms = samples.private, torch.zeros(0)
         self._squares = [torch.zeros(samples.num_records, dtype=torch.float32, device=params[0].device)]
         self._whole: list[Block] = []
-        self._stacks: list[tuple[int, Tensor]] = []  # (parameter, (records, its size))
+        self._small = SmallTogether()
+        self._stacks: list[tuple[list[int], Tensor]] = []  # (parameters, (records, their sizes together))
 
     def add(self, block: Block) -> None:
         """See Collector.add. Norms are taken over all parameters together, and in float32: TF32 could find them too short."""
         single = self._samples.num_records == len(self._private)
         with without_tf32(self._squares[0]):
             squares = block.ghost_squares(self._private) if single else None
-        if squares is not None:
-            self._squares.append(squares.float())
-            self._whole.append(block)
-            return
+        if squares is None:
+            return self._take(block)
+        self._squares.append(squares.float())
+        self._whole.append(block)
+
+    def _take(self, block: Block) -> None:
         for index, grads in zip(block.indices, block.per_sample(self._private)):
-            stack = self._samples.sum_by_record(as_vectors(grads))
+            self._keep(self._small.add(index, as_vectors(grads)))
+
+    def _keep(self, found: Sequence[tuple[list[int], Tensor]]) -> None:
+        for indices, grads in found:
+            stack = self._samples.sum_by_record(grads)
             with without_tf32(self._squares[0]):
                 self._squares.append(torch.linalg.vecdot(stack, stack))
-            self._stacks.append((index, stack))
+            self._stacks.append((indices, stack))
 
     def total(self) -> list[Tensor]:
         """The sum, one float32 tensor per parameter."""
+        self._keep(self._small.rest())
         return self._scaled_sum(torch.stack(self._squares).sum(0).sqrt())
 
     def _scaled_sum(self, norms: Tensor) -> list[Tensor]:
@@ -87,18 +92,18 @@ class ClippedSum:
             for block in self._whole if self._private else []:
                 for index, grads in zip(block.indices, block.weighted_sum(self._private, weights)):
                     total[index] = grads
-            for index, stack in self._stacks:
-                total[index] = (weights @ without(stack, left_out)).view_as(self._params[index])
+            for indices, stack in self._stacks:
+                parts = parts_of(weights @ without(stack, left_out), [self._params[index].shape for index in indices])
+                for index, part in zip(indices, parts):
+                    total[index] = part
         return [torch.zeros_like(p, dtype=torch.float32) if x is None else x for p, x in zip(self._params, total)]
 
 
 class ClippedCoordinates(ClippedSum):
     """Collects sum_i clip(V^T g_i, C) over the private records: ``project-then-clip``.
 
-    The k coordinates themselves are clipped, so the sensitivity is C whatever V is; V need not even be orthonormal.
-    Each block adds its share and is forgotten: no whole per-sample gradient is ever held.
-
-    Args: as of ClippedSum, and the projector, which has V.
+    The k coordinates themselves are clipped, so the sensitivity is C whatever V is; V need not even be orthonormal. Each block
+    adds its share and is forgotten: no whole per-sample gradient is ever held. Args: as of ClippedSum, and the projector.
     """
 
     def __init__(self, samples: Samples, max_grad_norm: float, projector: Projector, scale: float = 1.0) -> None:
@@ -107,10 +112,14 @@ class ClippedCoordinates(ClippedSum):
 
     def add(self, block: Block) -> None:
         """See Collector.add."""
-        for index, grads in zip(block.indices, block.per_sample(self._private)):
-            self._coordinates += self._samples.sum_by_record(self._projector.coordinates(index, grads))
+        self._take(block)
+
+    def _keep(self, found: Sequence[tuple[list[int], Tensor]]) -> None:
+        for indices, grads in found:
+            self._coordinates += self._samples.sum_by_record(self._projector.coordinates(indices, grads))
 
     def total(self) -> list[Tensor]:
         """The sum: one tensor of shape (rank,), float32."""
-        self._stacks = [(0, self._coordinates)]
+        self._keep(self._small.rest())
+        self._stacks = [([0], self._coordinates)]
         return self._scaled_sum(self._coordinates.norm(dim=1))

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .records import as_vectors
+from mmpose_dp.tables import as_vectors, parts_of
+
 from .validation import as_whole, require
 
 ORDERS, DTYPES = ('project-then-clip', 'noise-then-project'), ('float32', 'bfloat16')
@@ -26,11 +27,10 @@ class Projector:
             parameter's mean square among the public gradients in units of the average parameter's: columns S U instead of U,
             so that the update is S U U^T S g. At full rank that is g / sqrt(v), RMSprop's with public moments (AdaDPS, Li et
             al. 2022). The columns keep a mean square length of 1.
-        dtype: of the p x k numbers kept, 'float32' or 'bfloat16' (half the memory, orthonormal to about 1e-2; the
-            guarantee does not depend on it).
+        dtype: of the p x k numbers kept, 'float32' or 'bfloat16' (half the memory, orthonormal to 1e-2; no guarantee needs that).
 
-    Source: Yu et al. 2021 (GEP) and Zhou et al. 2021 (PDP-SGD, bypassing the ambient dimension), with one public
-    gradient per record instead of one per batch. Raises ConfigError for settings that are unknown or out of range.
+    Source: Yu et al. 2021 (GEP) and Zhou et al. 2021 (PDP-SGD, bypassing the ambient dimension), with one public gradient per
+    record instead of one per batch. Raises ConfigError for settings that are unknown or out of range.
     """
 
     def __init__(
@@ -49,30 +49,37 @@ class Projector:
         self.refresh_interval = as_whole(refresh_interval, 'projector.refresh_interval')
         self.order, self.preconditioned = order, preconditioned
         self.dtype: torch.dtype = getattr(torch, dtype)
-        self.basis: list[Tensor] = []  # V^T by parameter: (k, *parameter shape); none until it is fitted
+        self.place(torch.zeros(0, 0), [])
+
+    def place(self, flat: Tensor, shapes: Sequence[torch.Size]) -> None:
+        """Takes V^T, (k, p), of parameters of these shapes; ``basis`` are its parts, (k, *parameter shape) each."""
+        self.flat, self.basis = flat, parts_of(flat, shapes)
 
     @property
     def rank(self) -> int:
         """k, the columns of the current basis."""
-        missing = (
-            'the projector has no basis yet: add ProjectorRefreshHook to default_hooks, or call engine.basis.fit_basis'
-        )
+        missing = 'the projector has no basis yet: add ProjectorRefreshHook to default_hooks, or call basis.fit_basis'
         require(bool(self.basis), missing)
-        return self.basis[0].shape[0]
+        return len(self.flat)
 
     def no_coordinates(self, records: int) -> Tensor:
         """Zeros to add coordinates to: (records, k) float32."""
-        return torch.zeros(records, self.rank, dtype=torch.float32, device=self.basis[0].device)
+        return torch.zeros(records, self.rank, dtype=torch.float32, device=self.flat.device)
 
-    def coordinates(self, index: int, grads: Tensor) -> Tensor:
-        """V_l^T g for the gradients of one parameter: (samples, *shape) -> (samples, k) float32."""
-        basis = as_vectors(self.basis[index])
-        return (as_vectors(grads).to(basis.dtype) @ basis.T).float()
+    def coordinates(self, indices: Sequence[int], grads: Tensor) -> Tensor:
+        """V_l^T g for the gradients of some parameters: (samples, their sizes together) -> (samples, k) float32."""
+        parts = [as_vectors(self.basis[index]) for index in indices]
+        basis = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+        return (grads.to(basis.dtype) @ basis.T).float()
 
     def expand(self, coordinates: Tensor) -> list[Tensor]:
         """V c: (k,) -> one float32 tensor per parameter."""
-        return [torch.tensordot(coordinates.to(b.dtype), b, dims=1).float() for b in self.basis]
+        return parts_of((coordinates.to(self.flat.dtype) @ self.flat).float(), [b.shape[1:] for b in self.basis])
 
     def project(self, gradient: Sequence[Tensor]) -> list[Tensor]:
         """V V^T g for one gradient, given as one tensor per parameter."""
-        return self.expand(torch.stack([self.coordinates(i, g[None])[0] for i, g in enumerate(gradient)]).sum(0))
+        return self.expand(self.coordinates_of(gradient))
+
+    def coordinates_of(self, gradient: Sequence[Tensor]) -> Tensor:
+        """V^T g: (k,) float32."""
+        return (self.flat @ torch.cat([g.flatten() for g in gradient]).to(self.flat.dtype)).float()

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from mmpose_dp.devices import reading_waits
+from mmpose_dp.tables import as_range
 
 PADDING = 'padding'  # the key of a sample that only fills a forward up: it is nobody's, and contributes nothing
 
@@ -85,13 +86,6 @@ class Collector(Protocol):
         """Takes one block. Every parameter comes in at most one; in none, if its gradient is zero for every sample."""
 
 
-def as_range(samples: Sequence[int] | Tensor) -> Sequence[int]:
-    """The samples as numbers, as a range if they are consecutive: such samples are taken without a copy."""
-    numbers = samples.tolist() if isinstance(samples, Tensor) else [*samples]
-    line = range(numbers[0], numbers[-1] + 1) if numbers else range(0)
-    return line if numbers == list(line) else numbers
-
-
 def of_weight_0(weights: Tensor) -> Tensor | None:
     """Which samples have weight 0, (samples,) bool; None if none has, where that can be known without waiting for a device."""
     zero = weights == 0
@@ -101,8 +95,3 @@ def of_weight_0(weights: Tensor) -> Tensor | None:
 def without(x: Tensor, left_out: Tensor | None) -> Tensor:
     """(samples, ...) with zeros for the samples left out: 0 * NaN is NaN."""
     return x if left_out is None else x.masked_fill(left_out.view(-1, *[1] * (x.dim() - 1)), 0)
-
-
-def as_vectors(x: Tensor) -> Tensor:
-    """(samples, *parameter shape) -> (samples, its size), also where the parameter's shape is ()."""
-    return x.flatten(1) if x.dim() > 1 else x[:, None]

@@ -8,13 +8,14 @@ from scipy import stats
 from torch.optim import SGD, AdamW
 
 from mmpose_dp.engine import DPOptimWrapper
-from mmpose_dp.engine.basis import fit_basis
+from mmpose_dp.engine.basis import fit_basis, table_of
 from mmpose_dp.engine.optim_wrappers.dp_optim_wrapper import all_finite
 from mmpose_dp.extras.adaptive_norm import AdaptiveNorm
 from mmpose_dp.privacy.clipping import clipping_norm
 from mmpose_dp.privacy.errors import PrivacyError
 from mmpose_dp.privacy.plan import PrivacyPlan
 from mmpose_dp.privacy.projection import Projector
+from tests.support.core import place
 from tests.support.models import (
     HRNET,
     RLE,
@@ -47,11 +48,8 @@ def truth(hrnet):
     private, public = each[[0, 2, 3]], each[[1, 4]]
     params = [p for p in model.parameters() if p.requires_grad]
     projector = Projector(rank=2)
-    fit_basis(
-        projector,
-        [[c.view(-1, *p.shape) for c, p in zip(public.split([p.numel() for p in params], 1), params)]],
-        len(public),
-    )
+    parts = [c.view(-1, *p.shape) for c, p in zip(public.split([p.numel() for p in params], 1), params)]
+    fit_basis(projector, table_of([parts], len(public), torch.float32))
     return private, public, float(norms(private).mean()), projector.basis
 
 
@@ -62,7 +60,7 @@ def moved(model, data, **settings):
     basis = settings.pop('basis', None)
     wrapper = DPOptimWrapper(SGD(params, lr=1.0), expected_batch_size=B, **{'noise_multiplier': 0.0, **settings})
     if basis is not None:
-        wrapper.projector.basis = basis
+        place(wrapper.projector, basis)
     take(model, data, wrapper)
     return before - flat(params), wrapper
 
@@ -240,7 +238,8 @@ class TestNoise:
         )
         if wrapper.projector is not None:
             torch.manual_seed(0)
-            fit_basis(wrapper.projector, [[torch.randn(5, *p.shape) for p in params]], 5)
+            parts = [torch.randn(5, *p.shape) for p in params]
+            fit_basis(wrapper.projector, table_of([parts], 5, torch.float32))
         updates = []
         for _ in range(steps):
             before = flat(params).clone()

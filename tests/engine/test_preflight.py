@@ -273,7 +273,11 @@ def test_train_dataloader():
         num_workers=0, persistent_workers=True, prefetch_factor=4, drop_last=True, dataset=dict(_delete_=True)
     )
     assert train_loader(settings) == dict(
-        num_workers=0, dataset={}, sampler=dict(type='DefaultSampler'), collate_fn=dict(type='collate_samples')
+        num_workers=0,
+        dataset={},
+        sampler=dict(type='DefaultSampler'),
+        collate_fn=dict(type='collate_samples'),
+        pin_memory=torch.cuda.is_available(),
     )
     with_workers = dict(num_workers=2, persistent_workers=True, collate_fn=dict(type='pseudo_collate'))
     assert train_loader(with_workers)['persistent_workers'] is True

@@ -12,6 +12,7 @@ from mmpose_dp.privacy.clipping import clipping_norm
 from mmpose_dp.privacy.errors import DataError
 from mmpose_dp.privacy.mechanism import GaussianMechanism
 from mmpose_dp.privacy.projection import Projector
+from tests.support.core import place
 
 NORM = 0.5
 SHAPES = (4, 3), (5,)
@@ -73,7 +74,7 @@ def test_every_kind_of_clipping_can_be_measured(clipping):
 def test_in_a_subspace_only_what_it_keeps_counts(order):
     projector = Projector(rank=2, order=order)
     basis = torch.linalg.qr(torch.randn(17, 2, generator=torch.Generator().manual_seed(1)))[0].T
-    projector.basis = [basis[:, :12].reshape(2, 4, 3), basis[:, 12:].reshape(2, 5)]
+    place(projector, [basis[:, :12].reshape(2, 4, 3), basis[:, 12:].reshape(2, 5)])
     found = batches(0.3)
     flat = torch.stack([torch.cat([g.flatten(1) for g in batch], 1) for batch in found])
     if order == 'project-then-clip':

@@ -10,12 +10,13 @@ from mmpose_dp.gradients.blocks import StackBlock
 from mmpose_dp.privacy.clipping import ClippedCoordinates
 from mmpose_dp.privacy.projection import Projector
 from mmpose_dp.privacy.records import Samples
+from tests.support.core import place
 
 
 def total(norms, max_grad_norm):
     """The clipped sum and the votes of records with one coordinate each, of these norms."""
     projector = Projector(rank=1)
-    projector.basis = [torch.ones(1, 1)]
+    place(projector, [torch.ones(1, 1)])
     inside, vote = shares(max_grad_norm)
     collector = VotingSum(ClippedCoordinates(Samples.from_keys(range(len(norms))), inside, projector), inside, vote)
     collector.add(StackBlock([0], torch.as_tensor(norms, dtype=torch.float32)[:, None]))
@@ -70,7 +71,7 @@ def test_c_stays_where_float32_distinguishes_norms(sign):
 
 def test_a_record_of_several_samples_votes_once_and_the_loss_scale_is_taken_off():
     projector = Projector(rank=1)
-    projector.basis = [torch.ones(1, 1)]
+    place(projector, [torch.ones(1, 1)])
     inside, vote = shares(1.0)
     collector = VotingSum(
         ClippedCoordinates(Samples.from_keys([7, 7, 8]), inside, projector, scale=1024.0), inside, vote

@@ -18,7 +18,7 @@ from mmpose_dp.privacy.projection import Projector
 from mmpose_dp.privacy.records import Samples
 from tests.gradients.test_engine import LAYERS
 from tests.gradients.test_random_networks import SIDE, STEPS, Network
-from tests.support.core import loop_engine, looped, sample_gradients_of
+from tests.support.core import loop_engine, looped, place, sample_gradients_of
 
 # records of their own, several samples per record, public samples between, one sample alone, public samples alone
 BATCHES = ([0, 1, 2], [None, 5, 7, 5, None, 8], [1, 1, 2], [3], [None, 4], [None, None], [0, 1, 2, 3])
@@ -111,7 +111,7 @@ def check(engine, model, x, keys, scale, near=1e-3):
         )
         c = max(0.9 * float(records.norm(dim=1).median()), 1e-3)  # some are clipped, some are not
         projector = Projector(rank=3)
-        projector.basis = [torch.randn(3, *p.shape) for p in params]
+        place(projector, [torch.randn(3, *p.shape) for p in params])
         coordinates = records @ torch.cat([b.flatten(1) for b in projector.basis], 1).double().T
         collectors += [ClippedSum(params, samples, c, scale), ClippedCoordinates(samples, c, projector, scale)]
         wanted += [(clip(records, c).sum(0), c), (clip(coordinates, c).sum(0), c)]

@@ -11,7 +11,7 @@ from mmpose_dp.gradients.engine import Engine
 from mmpose_dp.privacy.errors import PrivacyError
 from mmpose_dp.privacy.projection import Projector
 from mmpose_dp.privacy.records import Samples
-from tests.support.core import loop_engine, mechanism
+from tests.support.core import loop_engine, mechanism, place
 
 CLIPPINGS = ('flat', 'automatic', 'adaptive', 'per-parameter', 'project-then-clip')
 C = 0.5
@@ -229,7 +229,7 @@ def projector_for(params, name):
     if name != 'project-then-clip':
         return None
     projector = Projector(rank=2)
-    projector.basis = [torch.randn(2, *p.shape, dtype=torch.float32) for p in params]
+    place(projector, [torch.randn(2, *p.shape, dtype=torch.float32) for p in params])
     return projector
 
 

@@ -10,7 +10,7 @@ from mmpose_dp.gradients.engine import Engine
 from mmpose_dp.privacy.clipping import ClippedCoordinates, ClippedSum, clip_factors
 from mmpose_dp.privacy.projection import Projector
 from mmpose_dp.privacy.records import Samples
-from tests.support.core import loop_engine, mechanism
+from tests.support.core import loop_engine, mechanism, place
 
 C = 0.1
 
@@ -88,7 +88,7 @@ def test_one_record_moves_the_sum_by_at_most_c(model, scale, kind):
 
     def total(batch):
         inside = Projector(rank=3)
-        inside.basis = basis
+        place(inside, basis)
         clipping, _, space = kind.partition(', ')
         params = list(model.parameters())
         collector = mechanism(params, C, inside if space else None, clipping).collector(samples_of(len(batch)))
@@ -102,7 +102,7 @@ def test_one_record_moves_the_sum_by_at_most_c(model, scale, kind):
 def test_coordinates_are_projected_then_clipped(model):
     x = torch.randn(4, 3, 6, 6)
     projector = Projector(rank=3)
-    projector.basis = [torch.randn(3, *p.shape) for p in model.parameters()]
+    place(projector, [torch.randn(3, *p.shape) for p in model.parameters()])
     V = torch.cat([b.flatten(1) for b in projector.basis], 1)
     want = clip(reference(model, x) @ V.T).sum(0)
     torch.testing.assert_close(

@@ -9,7 +9,7 @@ from mmpose_dp.privacy.clipping import ClippedCoordinates, ClippedSum
 from mmpose_dp.privacy.errors import PrivacyError
 from mmpose_dp.privacy.projection import Projector
 from mmpose_dp.privacy.records import Samples
-from tests.support.core import mechanism
+from tests.support.core import mechanism, place
 
 CHOICES = [
     (None, 'flat', ClippedSum),
@@ -26,7 +26,7 @@ def made(settings, clipping, **more):
     params = list(nn.Linear(5, 4).parameters())
     projector = None if settings is None else Projector(rank=3, **settings)
     if projector is not None:
-        projector.basis = [torch.randn(3, *p.shape) for p in params]
+        place(projector, [torch.randn(3, *p.shape) for p in params])
     return mechanism(params, 0.1, projector, clipping, **more)
 
 

@@ -2,8 +2,9 @@
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from mmpose_dp.engine.basis import fit_basis
+from mmpose_dp.engine import basis
 from mmpose_dp.privacy.errors import PrivacyError
 from mmpose_dp.privacy.projection import Projector
 
@@ -15,8 +16,12 @@ def split(flat):
     return [part.view(-1, *s) for part, s in zip(flat.split(sizes, dim=1), SHAPES)]
 
 
-def join(basis):
-    return torch.cat([b.flatten(1) for b in basis], 1)
+def join(parts):
+    return torch.cat([b.flatten(1) for b in parts], 1)
+
+
+def fit_basis(projector, gradients, num_samples):
+    basis.fit_basis(projector, basis.table_of(gradients, num_samples, projector.dtype))
 
 
 def test_basis_is_the_top_eigenspace_of_the_second_moment():
@@ -73,6 +78,46 @@ def test_half_precision_keeps_the_subspace():
     assert two.basis[0].dtype == torch.bfloat16
     A, B = join(one.basis), join(two.basis).float()
     assert torch.linalg.svdvals(A @ B.T).min() > 0.98
+
+
+class Largest(TorchDispatchMode):
+    """Notes how many bytes the largest tensor has that is made inside."""
+
+    bytes = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if isinstance(out, torch.Tensor) and not any(x.alias_info for x in func._schema.returns):
+            self.bytes = max(self.bytes, out.untyped_storage().nbytes())
+        return out
+
+
+@pytest.mark.parametrize('preconditioned', [False, True])
+def test_groups_and_chunks_do_not_change_the_basis(preconditioned, monkeypatch):
+    torch.manual_seed(4)
+    g = torch.randn(9, 53)
+    found = []
+    for sizes in ((1 << 22, 1 << 18), (10, 4)):
+        for name, size in zip(('_GROUP', '_CHUNK'), sizes):
+            monkeypatch.setattr(basis, name, size)
+        projector = Projector(rank=4, preconditioned=preconditioned)
+        fit_basis(projector, [split(g[:5]), split(g[5:])], 12)
+        assert [part.shape[1:] for part in projector.basis] == [torch.Size(shape) for shape in SHAPES]
+        found.append(projector.flat.T @ projector.flat)
+    assert len(basis._grouped([torch.Size(shape) for shape in SHAPES])) == 2
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize('preconditioned', [False, True])
+def test_nothing_of_the_size_of_the_gradients_is_made_beside_them(preconditioned, monkeypatch):
+    monkeypatch.setattr(basis, '_CHUNK', 16)
+    g = torch.randn(40, 53 * 8).bfloat16()
+    table = basis.table_of([[g]], len(g), torch.bfloat16)
+    projector = Projector(rank=3, preconditioned=preconditioned, dtype='bfloat16')
+    with Largest() as largest:
+        basis.fit_basis(projector, table)
+    assert largest.bytes < g.nbytes / 2
+    assert projector.flat.untyped_storage().nbytes() == 3 * 53 * 8 * 2  # and the gradients are not kept
 
 
 def test_fewer_directions_than_asked_for():

@@ -7,7 +7,7 @@ from torch import nn
 
 from mmpose_dp.extras.clipping_variants import mechanism_of
 from mmpose_dp.gradients import Engine
-from mmpose_dp.privacy.records import as_range
+from mmpose_dp.tables import as_range, as_vectors
 
 loop_engine = partial(Engine, kind='loop')
 PLAN_SETTINGS = dict(
@@ -24,6 +24,11 @@ PLAN_SETTINGS = dict(
 def looped(engine):
     """Names of the parameters that get one backward per sample."""
     return [name for name, method in engine.gradient_methods().items() if method == 'loop']
+
+
+def place(projector, parts):
+    """Gives a projector its basis, (k, *parameter shape) for each parameter."""
+    projector.place(torch.cat([as_vectors(x) for x in parts], 1), [x.shape[1:] for x in parts])
 
 
 class Collected:

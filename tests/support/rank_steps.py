@@ -14,7 +14,7 @@ from mmengine.model import MMDistributedDataParallel
 from torch.optim import SGD
 
 from mmpose_dp.engine import DPOptimWrapper
-from mmpose_dp.engine.basis import fit_basis
+from mmpose_dp.engine.basis import fit_basis, table_of
 from mmpose_dp.privacy.plan import PrivacyPlan
 from mmpose_dp.privacy.projection import Projector
 from tests.support.models import batch, build, flat, take
@@ -48,7 +48,8 @@ def movement(settings, keys, noise_multiplier=0.0, steps=1):
         gradients = torch.randn(5, sum(p.numel() for p in params), generator=generator)
         settings['projector'] = Projector(rank=4)
         parts = gradients.split([p.numel() for p in params], 1)
-        fit_basis(settings['projector'], [[r.view(-1, *p.shape) for r, p in zip(parts, params)]], len(parts[0]))
+        batches = [[r.view(-1, *p.shape) for r, p in zip(parts, params)]]
+        fit_basis(settings['projector'], table_of(batches, len(parts[0]), torch.float32))
     wrapper = DPOptimWrapper(
         SGD(params, lr=LR),
         max_grad_norm=0.05,

@@ -1,7 +1,15 @@
-"""Private steps beside plain ones on a GPU: one process, under 8 minutes, on a machine that has nothing but torch and MMPose.
+"""What a GPU shows of the project, beside its bars: one process, under 8 minutes, on a machine with nothing but torch and MMPose.
 
-    python tools/benchmarks/gpu.py                # every model; writes the GPU part of docs/performance.md
-    python tools/benchmarks/gpu.py --quick        # one tiny model, on the CPU too
+    python tools/benchmarks/gpu.py                # all of it; prints as it goes, and writes the GPU part of docs/performance.md
+    python tools/benchmarks/gpu.py --stages zoo   # exactness of every MPII config instead, another 5 minutes
+    python tools/benchmarks/gpu.py --quick        # a tiny model and few samples, on the CPU too
+
+Stages, the most important first:
+    speed    time and memory of each method beside a plain step at 32 and 128 samples, and of finding a basis (HRNet)
+    exact    steps without noise against single records in float64
+    noise    Kolmogorov and Smirnov's test of the noise made on the device, and its share of a step
+    replay   a model whose records begin to mix is refused
+    epoch    an epoch of private steps beside a plain one, loader included
 
 Must not take its plain step from another run: each model's plain step is measured beside its private ones.
 """
@@ -10,49 +18,51 @@ import argparse
 import copy
 import gc
 import json
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import mmpose_dp  # noqa: F401  (first: checks and repairs the install)
 
 # isort: split
 import torch
+from gpu_checks import PRECISIONS, epochs, exactness, leak_is_refused, noise, settle
+from gpu_page import PLAIN_BF16, TWINS, Results, page_of, verdicts
 from mmengine.config import Config
-from mmengine.optim import AmpOptimWrapper
+from mmengine.optim import OptimWrapper
 from mmpose.registry import MODELS
 from mmpose.utils import register_all_modules
-from performance import CONFIGS, TINY
-from performance_page import short_name, table
+from performance import CONFIGS, HRNET, TINY
 from performance_peers import PEERS
-from performance_worker import PLAIN, make_batch, make_step
+from performance_worker import BASIS, PLAIN, make_batch, make_step
 from torch.optim import SGD
+from torch.utils._pytree import tree_map
 
-from mmpose_dp.engine import DPOptimWrapper
 from mmpose_dp.models import freeze_batch_norm
-from mmpose_dp.privacy.clipping import clipping_norm
 
 MARKS = '<!-- gpu -->', '<!-- /gpu -->'
-PLAIN_BF16 = 'plain, bfloat16'
-TWINS = {'dpsgd, bfloat16': PLAIN_BF16}  # what a method is compared with, if not the plain step
-METHODS = (PLAIN, 'dpsgd', 'hybrid', PLAIN_BF16, *TWINS, *PEERS)
-RECORDS, C = 4, 0.05  # of the comparison with float64
+METHODS = (PLAIN, 'dpsgd', 'hybrid', PLAIN_BF16, *TWINS, BASIS, *PEERS)
+STAGES = 'speed', 'exact', 'noise', 'replay', 'epoch'
+HRNETS_PARAMETERS = 28_500_000
 
 
 def plain_in_bfloat16(cfg: Config, samples: int, device: str) -> Callable[[], Iterator[None]]:
-    """MMPose's own step under autocast, without the accuracy, which NumPy cannot compute of bfloat16."""
+    """MMPose's own step under autocast. What its head gives is float32: NumPy cannot compute an accuracy of bfloat16."""
     model_cfg = copy.deepcopy(cfg.model)
-    model_cfg.backbone.init_cfg, model_cfg.train_cfg = None, dict(compute_acc=False)
+    model_cfg.backbone.init_cfg = None
     model_cfg.head.type = model_cfg.head.type.removeprefix('Private')
     model = MODELS.build(model_cfg).to(device).train()
     freeze_batch_norm(model)
-    params = [p for p in model.parameters() if p.requires_grad]
-    wrapper = AmpOptimWrapper(dtype='bfloat16', optimizer=SGD(params, lr=1e-4))
+    forward = model.head.forward
+    model.head.forward = lambda feats: tree_map(lambda x: x.float(), forward(feats))
+    wrapper = OptimWrapper(SGD([p for p in model.parameters() if p.requires_grad], lr=1e-4))
     batch = make_batch(cfg, samples, 0)
 
     def step() -> Iterator[None]:
-        yield model.train_step(batch, wrapper)
+        with torch.autocast(device, dtype=torch.bfloat16):  # AmpOptimWrapper does no more, and refuses a CPU
+            losses = model(**model.data_preprocessor(batch, True), mode='loss')
+        yield wrapper.update_params(model.parse_losses(losses)[0])
 
     return step
 
@@ -67,13 +77,12 @@ def measured(cfg: Config, method: str, samples: int, device: str, steps: int) ->
             first, step = make_step(cfg, method, samples, samples, 25, device, 1)
         seconds = []
         for turns in (first, step, *[step] * steps):
+            settle(device)
             if device != 'cpu':
-                torch.cuda.synchronize()
                 torch.cuda.reset_peak_memory_stats()
             start = time.perf_counter()
             list(turns())
-            if device != 'cpu':
-                torch.cuda.synchronize()
+            settle(device)
             seconds.append(time.perf_counter() - start)
         peak = torch.cuda.max_memory_allocated() if device != 'cpu' else 0
         return dict(seconds=sorted(seconds[2:])[steps // 2], bytes=peak)
@@ -81,122 +90,107 @@ def measured(cfg: Config, method: str, samples: int, device: str, steps: int) ->
         return dict(failed=f'{type(error).__name__}: {str(error)[:200]}')
 
 
-def in_float64(model: Any, batch: dict) -> dict:
-    """What a model in float64 takes of a collated batch, which stays as it is."""
-    ready = model.data_preprocessor(copy.deepcopy(batch), True)
-    for sample in ready['data_samples']:
-        for part in (sample.get('gt_instance_labels'), sample.get('gt_fields')):
-            for key, value in part.items() if part is not None else ():
-                if isinstance(value, torch.Tensor) and value.is_floating_point():
-                    part.set_field(value.double(), key)
-    return dict(ready, inputs=ready['inputs'].double())
+class Benchmark:
+    """The stages, each of which begins nothing new when its time is up.
 
+    Args:
+        args: of the command.
+    """
 
-def error_of_a_step(cfg: Config, device: str, **settings: Any) -> float:
-    """How far a step without noise is from the clipped sum of single records in float64, relative to its length."""
-    torch.manual_seed(0)
-    model_cfg = copy.deepcopy(cfg.model)
-    model_cfg.backbone.init_cfg = None
-    model = MODELS.build(model_cfg).to(device).train()
-    freeze_batch_norm(model)
-    for module in model.modules():
-        if 'Drop' in type(module).__name__:
-            module.eval()
-    params = [p for p in model.parameters() if p.requires_grad]
-    wrapper = DPOptimWrapper(SGD(params, lr=1.0), C, noise_multiplier=0.0, expected_batch_size=1, **settings)
-    wrapper.prepare(model)
-    batch, seen = make_batch(cfg, RECORDS, 0), []
-    wrapper.optimizer.register_step_pre_hook(lambda *_: seen.extend(p.grad.double().flatten() for p in params))
-    exact, total = copy.deepcopy(model).double(), torch.zeros(sum(p.numel() for p in params), device=device).double()
-    ours = [p for p in exact.parameters() if p.requires_grad]
-    for i in range(RECORDS):
-        exact(**in_float64(exact, {key: values[i : i + 1] for key, values in batch.items()}), mode='loss')
-        found = torch.autograd.grad(exact.head.take().losses[0], ours, allow_unused=True)
-        gradient = torch.cat([torch.zeros_like(p).flatten() if g is None else g.flatten() for p, g in zip(ours, found)])
-        total += gradient * (clipping_norm(C) / gradient.norm()).clamp_max(1)
-    model.train_step(batch, wrapper)
-    return float((torch.cat(seen) - total).norm() / total.norm())
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.args, self.results = args, Results()
+        self.configs = [TINY] if args.quick else list(dict.fromkeys(CONFIGS))
+        self.sizes = [2] if args.quick else [32, 128]
+        self._end = time.monotonic() + 60 * args.minutes
 
+    def _has_time(self, seconds: float = 0.0) -> bool:
+        return self.args.quick or time.monotonic() < self._end - seconds
 
-def exactness(cfg: Config, device: str) -> dict:
-    """The errors in float32, with TF32 and in bfloat16; or why there are none."""
-    allowed, found = torch.backends.cudnn.allow_tf32, {}
-    for name, tf32, settings in (('float32', False, {}), ('TF32', True, {}), ('bfloat16', True, BF16)):
-        torch.backends.cudnn.allow_tf32 = tf32
-        try:
-            found[name] = f'{error_of_a_step(cfg, device, **settings):.1e}'
-        except Exception as error:
-            found[name] = f'does not run: {type(error).__name__}'
-    torch.backends.cudnn.allow_tf32 = allowed
-    return found
+    @staticmethod
+    def _say(**figures: object) -> None:
+        print(json.dumps(figures), flush=True)
 
+    def speed(self, samples: int, left: float) -> None:
+        """Every method at one size, until only so many seconds are left."""
+        for method in METHODS:
+            for config in self.configs:
+                peer, basis = method in PEERS, method == BASIS
+                if not self._has_time(left) or (peer and (samples != self.sizes[0] or self.args.quick)):
+                    continue
+                if basis and config not in (HRNET, TINY):
+                    continue
+                steps = 1 if self.args.quick else self.args.steps
+                found = measured(Config.fromfile(config), method, samples, self.args.device, steps)
+                self.results.speed[config, method, samples] = found
+                self._say(config=config, method=method, samples=samples, **found)
 
-BF16 = dict(amp_dtype='bfloat16')
+    def exact(self, configs: list[str]) -> None:
+        """Exactness of some configs."""
+        for config in configs:
+            if self._has_time():
+                self.results.errors[config] = exactness(Config.fromfile(config), self.args.device)
+                self._say(config=config, errors=self.results.errors[config])
 
+    def noise(self) -> None:
+        """The noise that the device makes."""
+        numbers, tested = (50_000, 50_000) if self.args.quick else (HRNETS_PARAMETERS, 2_000_000)
+        self.results.noise = noise(self.args.device, numbers, tested)
+        self._say(noise=self.results.noise)
 
-def cell(results: dict, config: str, method: str, samples: int) -> str:
-    """Time and memory of a method as multiples of its plain step's; milliseconds per image for a plain step."""
-    one, plain = (results.get((config, m, samples), {}) for m in (method, TWINS.get(method, PLAIN)))
-    if 'seconds' not in one:
-        return 'does not run' if one else ''
-    if method in (PLAIN, PLAIN_BF16):
-        return f'{1000 * one["seconds"] / samples:.2f} ms, {one["bytes"] / 1e9:.2f} GB'
-    if 'seconds' not in plain:
-        return f'{1000 * one["seconds"] / samples:.2f} ms'
-    memory = f', {one["bytes"] / plain["bytes"]:.2f} x' if plain['bytes'] else ''
-    return f'{one["seconds"] / plain["seconds"]:.2f} x{memory}'
+    def replay(self) -> None:
+        """What the replay does with a leak."""
+        self.results.refused = leak_is_refused(Config.fromfile(self.configs[-1]), self.args.device)
+        self._say(leak_is_refused=self.results.refused)
 
+    def epoch(self) -> None:
+        """Epochs of whole trainings."""
+        people = 8 if self.args.quick else self.args.people
+        plain = self.configs[0].replace('hybrid_eps08', 'nonprivate')
+        with tempfile.TemporaryDirectory() as folder:
+            count = 1 if self.args.quick else 2
+            self.results.epoch = epochs(self.configs[0], plain, Path(folder), people, count, self.args.device)
+        self._say(people=people, epoch=self.results.epoch)
 
-def page_of(results: dict, errors: dict, sizes: list[int], card: str) -> str:
-    """The Markdown between the marks."""
-    configs = list(dict.fromkeys(config for config, _, _ in results))
-    names = [short_name(config) for config in configs]
-    parts = [f'## {card}\n\n`python tools/benchmarks/gpu.py`, torch {torch.__version__}. Time per image and memory.\n']
-    for samples in sizes:
-        rows = [[m, *(cell(results, c, m, samples) for c in configs)] for m in METHODS]
-        parts.append(f'### {samples} samples\n\n' + table(['method', *names], rows))
-    kinds = ('float32', 'TF32', 'bfloat16')
-    rows = [[kind, *(errors.get(c, {}).get(kind, '') for c in configs)] for kind in kinds]
-    parts.append('### Difference from single records in float64\n\n' + table(['precision', *names], rows))
-    failed = {f'- {m} on {short_name(c)}: {r["failed"]}' for (c, m, _), r in results.items() if 'failed' in r}
-    return '\n'.join(parts) + ('\n' + '\n'.join(sorted(failed)) + '\n' if failed else '')
+    def run(self) -> None:
+        """The chosen stages; 128 samples come last."""
+        later: dict[str, Callable[[], None]] = {
+            'exact': lambda: self.exact(self.configs),
+            'zoo': lambda: self.exact(sorted(map(str, Path('configs/dp').glob('*_mpii*_hybrid_eps08.py')))),
+            'noise': self.noise,
+            'replay': self.replay,
+            'epoch': self.epoch,
+        }
+        chosen = self.args.stages
+        if 'speed' in chosen:
+            self.speed(self.sizes[0], left=180)
+        for stage in (stage for stage in later if stage in chosen):
+            if self._has_time(120 if stage == 'epoch' else 0):
+                later[stage]()
+        for samples in self.sizes[1:] if 'speed' in chosen else []:
+            self.speed(samples, left=0)
 
 
 def main() -> None:
-    """Measures until the time is up, the most important first, and writes the page."""
+    """Measures until the time is up, prints each bar, and writes the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        '--quick', action='store_true', help='one tiny model and few samples, to see that all of it runs'
-    )
+    parser.add_argument('--quick', action='store_true', help='a tiny model and few samples, to see that all of it runs')
+    parser.add_argument('--stages', nargs='+', default=STAGES, choices=(*STAGES, 'zoo'), help='see above')
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
     parser.add_argument('--minutes', type=float, default=7, help='nothing new is begun afterwards')
     parser.add_argument('--steps', type=int, default=5, help='timed steps of each method')
+    parser.add_argument('--people', type=int, default=2000, help='of the epoch')
     parser.add_argument('--page', type=Path, default=Path('docs/performance.md'), help='its GPU part is rewritten')
     args = parser.parse_args()
     register_all_modules()
-    configs, sizes = ([TINY], [2]) if args.quick else ([*CONFIGS[:5]], [32, 128])
-    end, results, errors = time.monotonic() + 60 * args.minutes, {}, {}
-    jobs = [
-        (c, m, n)
-        for n in sizes
-        for m in METHODS
-        for c in configs
-        if m not in PEERS or (n == sizes[0] and not args.quick)
-    ]
-    for config, method, samples in jobs:
-        if time.monotonic() > end - 60 * (not args.quick):  # the last minute is for exactness
-            break
-        found = measured(Config.fromfile(config), method, samples, args.device, 1 if args.quick else args.steps)
-        results[config, method, samples] = found
-        print(json.dumps(dict(config=config, method=method, samples=samples, **found)), flush=True)
-    for config in configs:
-        if time.monotonic() < end:
-            errors[config] = exactness(Config.fromfile(config), args.device)
-            print(json.dumps(dict(config=config, errors=errors[config])), flush=True)
+    benchmark = Benchmark(args)
+    benchmark.run()
+    for verdict in verdicts(benchmark.results):
+        print(' | '.join(verdict), flush=True)
     card = torch.cuda.get_device_name() if args.device != 'cpu' else 'CPU'
     text = args.page.read_text() if args.page.exists() else ''
     before, after = text.partition(MARKS[0])[0], text.partition(MARKS[1])[2]
-    args.page.write_text(f'{before}{MARKS[0]}\n{page_of(results, errors, sizes, card)}{MARKS[1]}{after}')
+    part = page_of(benchmark.results, METHODS, tuple(PRECISIONS), card)
+    args.page.write_text(f'{before}{MARKS[0]}\n{part}{MARKS[1]}{after}')
 
 
 if __name__ == '__main__':

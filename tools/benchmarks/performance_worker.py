@@ -26,7 +26,7 @@ from torch import nn
 from torch.optim import SGD
 
 from mmpose_dp.engine import DPOptimWrapper
-from mmpose_dp.engine.basis import fit_basis
+from mmpose_dp.engine.basis import GradientTable, fit_basis
 from mmpose_dp.models import freeze_batch_norm
 from mmpose_dp.privacy.projection import Projector
 
@@ -113,12 +113,7 @@ def make_step(
     if method == BASIS:
         wrapper.prepare(model)
         projector = Projector(rank=rank, preconditioned=True, dtype='bfloat16')
-        calls = range(expected_batch_size // samples)
-
-        def fit() -> None:
-            fit_basis(projector, (wrapper.public_gradients(batch) for _ in calls), expected_batch_size)
-
-        return _in_one_turn(fit)
+        return _in_one_turn(lambda: new_basis(wrapper, projector, batch, expected_batch_size))
     parts = [slice(samples - public), slice(samples - public, samples)] if public else [slice(samples)]
     if settings.get('engine') == 'loop':
         parts = [slice(i, i + 1) for i in range(samples)]
@@ -146,13 +141,22 @@ def _in_one_turn(step: Callable[[], Any]) -> tuple[Callable[[], Iterator[None]],
     return turns, turns
 
 
+def new_basis(wrapper: DPOptimWrapper, projector: Projector, batch: dict, records: int) -> None:
+    """As ProjectorRefreshHook, from so many records, which repeat those of the batch."""
+    projector.place(torch.zeros(0, 0), [])
+    samples = len(batch['inputs'])
+    table = GradientTable(wrapper.params, records, projector.dtype)
+    for _ in range(records // samples):
+        wrapper.public_gradients(batch, table.next_rows(samples))
+    fit_basis(projector, table)
+
+
 def random_projector(order: str, rank: int, params: list[nn.Parameter]) -> Projector:
     """A basis of random directions: it costs as much as a fitted one."""
     projector = Projector(rank=rank, order=order, dtype='bfloat16')
     total = sum(p.numel() for p in params)
-    projector.basis = [
-        torch.randn(rank, *p.shape, dtype=torch.bfloat16, device=p.device).div_(total**0.5) for p in params
-    ]
+    flat = torch.randn(rank, total, dtype=torch.bfloat16, device=params[0].device).div_(total**0.5)
+    projector.place(flat, [p.shape for p in params])
     return projector
 
 

@@ -3,19 +3,16 @@
 Must not use the private part of the data set.
 """
 
-from collections.abc import Iterator
-
 import torch
 from mmengine.dist import broadcast, get_rank
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from mmpose.registry import HOOKS
-from torch import Tensor
 
 from mmpose_dp.datasets import collate_samples
 from mmpose_dp.privacy.errors import ConfigError
 
-from ..basis import fit_basis
+from ..basis import GradientTable, fit_basis
 from ..optim_wrappers import DPOptimWrapper
 
 
@@ -64,23 +61,28 @@ class ProjectorRefreshHook(Hook):
         assert projector is not None
         if get_rank() == 0:
             count = self.num_samples or projector.max_rank
-            fit_basis(projector, self._gradients(runner, wrapper, count), count)
+            projector.place(torch.zeros(0, 0), [])  # its memory is needed
+            fit_basis(projector, self._gradients(runner, wrapper, count))
         rank = torch.tensor(projector.rank if get_rank() == 0 else 0)
         broadcast(rank)
         if get_rank() > 0:
-            projector.basis = [p.new_empty((int(rank), *p.shape), dtype=projector.dtype) for p in wrapper.params]
-        for part in projector.basis:
-            broadcast(part)
+            shapes = [p.shape for p in wrapper.params]
+            size = int(rank), sum(shape.numel() for shape in shapes)
+            projector.place(wrapper.params[0].new_empty(size, dtype=projector.dtype), shapes)
+        broadcast(projector.flat)
 
-    def _gradients(self, runner: Runner, wrapper: DPOptimWrapper, count: int) -> Iterator[list[Tensor]]:
-        """Batches of per-sample gradients of ``count`` public samples, (samples, *parameter shape) per parameter."""
+    def _gradients(self, runner: Runner, wrapper: DPOptimWrapper, count: int) -> GradientTable:
+        """The gradients of ``count`` public samples, micro-batch by micro-batch."""
+        assert wrapper.projector is not None
+        table = GradientTable(wrapper.params, count, wrapper.projector.dtype)
         dataset = runner.train_dataloader.dataset
         sampler = runner.train_dataloader.batch_sampler
         chosen = [dataset.public_samples[int(i)] for i in sampler.sampling.random.choice(dataset.num_public, count)]
         for start in range(0, count, sampler.micro_batch_size):
             batch = collate_samples([dataset[i] for i in chosen[start : start + sampler.micro_batch_size]])
             if batch['inputs']:
-                yield wrapper.public_gradients(batch)
+                wrapper.public_gradients(batch, table.next_rows(len(batch['inputs'])))
+        return table
 
 
 HOOKS.register_module(name='PublicDataHook', module=ProjectorRefreshHook)  # the name in older configs

@@ -7,6 +7,7 @@ from one, to any hook.
 from typing import Any
 
 from mmengine.dist import broadcast
+from mmengine.model import BaseDataPreprocessor
 from mmengine.runner import EpochBasedTrainLoop, Runner
 from mmpose.registry import LOOPS
 from torch import nn
@@ -17,6 +18,7 @@ from mmpose_dp.privacy.errors import PrivacyError
 
 from ..optim_wrappers import DPOptimWrapper
 from ..padding import padded
+from .loader_wait import LoaderWait
 from .validation import check_train_cfg, train_loader, without_idle_workers
 from .watch import Watch
 
@@ -67,7 +69,7 @@ class PrivateTrainLoop(EpochBasedTrainLoop):
         self._check_schedulers()
         self._max_iters = self._first_iter(max_epochs)
         self._build_validation()
-        self.watch = Watch(self.dataloader)
+        self.watch, self.loader_wait = Watch(self.dataloader), LoaderWait()
 
     def _checked_sampler(self, public_epochs: int) -> PoissonBatchSampler:
         """The batch sampler. Raises PrivacyError for a loader whose batches are not what it sampled."""
@@ -149,6 +151,9 @@ class PrivateTrainLoop(EpochBasedTrainLoop):
                 f'{names[0]} was frozen by a hook after the optimizer was built: it would still get its noise. Write '
                 'optim_wrapper.trainable in the place of that hook'
             )
+        copier = getattr(getattr(model, 'module', model), 'data_preprocessor', None)
+        if self.dataloader.pin_memory and isinstance(copier, BaseDataPreprocessor):
+            copier._non_blocking = True  # its own setting: the host goes on while pictures are copied
         model.train()  # some backbones freeze their first stages in there
         self.watch.take_trained(model)
 
@@ -164,11 +169,12 @@ class PrivateTrainLoop(EpochBasedTrainLoop):
         self.runner.call_hook('before_train_epoch')
         self.watch.check(self.dataloader, self.runner.model)
         self.runner.model.train()
-        for batch in self.dataloader:
+        for batch in self.loader_wait.batches(self.dataloader):
             self._run_micro_batch(wrapper, batch)
             self.watch.check(self.dataloader, self.runner.model)
             if self.stop_training:
                 break
+        self.loader_wait.report(self.runner, self.dataloader, public_only)
         if public_only:  # each rank has learned its own
             for _, buffer in self.runner.model.named_buffers():
                 broadcast(buffer)

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 from mmengine.dataset import DefaultSampler, InfiniteSampler, default_collate, pseudo_collate
 from mmengine.registry import FUNCTIONS
 from mmpose.registry import DATA_SAMPLERS
@@ -78,6 +79,7 @@ def train_loader(settings: dict) -> dict:
     # drop_last is a batch sampler's, and Poisson batches are as large as they are
     kept = {key: value for key, value in settings.items() if key != 'drop_last'}
     kept.setdefault('sampler', dict(type='DefaultSampler'))
+    kept.setdefault('pin_memory', torch.cuda.is_available())  # from which a GPU copies by itself
     return without_deletions({**without_idle_workers(kept), 'collate_fn': dict(type='collate_samples')})
 
 

@@ -222,15 +222,18 @@ class DPOptimWrapper(SteppingOptimWrapper):
         device = self.params[0].device.type
         return torch.autocast(device, dtype=self.amp_dtype) if self.amp_dtype else nullcontext()
 
-    def public_gradients(self, batch: dict) -> list[Tensor]:
-        """Per-sample gradients of a collated batch of public samples: (samples, *shape) float32, one tensor per parameter."""
+    def public_gradients(self, batch: dict, total: list[Tensor] | None = None) -> list[Tensor]:
+        """Per-sample gradients of a collated batch of public samples: (samples, *shape) float32, one tensor per parameter.
+
+        ``total`` are zeros of these shapes that are filled instead, of any floating dtype.
+        """
         assert self._model is not None
         with self._captured(self._model):
             self._model(**self._model.data_preprocessor(batch, True), mode='loss')
         last = self._taken()
         if last.samples.num_records:
             raise PrivacyError('a private record was offered as public')
-        gradients = PerSampleGradients(self.params, range(len(last.losses)), self.loss_scale)
+        gradients = PerSampleGradients(self.params, range(len(last.losses)), self.loss_scale, total)
         self.engine.backward(self._scaled(last), gradients)
         return gradients.total
 

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from mmpose_dp.gradients.blocks import of_samples
 from mmpose_dp.privacy.records import Samples
+from mmpose_dp.tables import of_samples
 
 
 class StepMetrics:
