@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from .devices import reading_waits
+
 
 def as_vectors(x: Tensor) -> Tensor:
     """(samples, *parameter shape) -> (samples, its size), also where the parameter's shape is ()."""
@@ -27,6 +29,17 @@ def as_range(samples: Sequence[int] | Tensor) -> Sequence[int]:
 def of_samples(x: Tensor, samples: Sequence[int]) -> Tensor:
     """The given samples of (samples, ...), without a copy if they are a range."""
     return x[samples.start : samples.stop] if isinstance(samples, range) else x[samples]
+
+
+def of_weight_0(weights: Tensor) -> Tensor | None:
+    """Which samples have weight 0, (samples,) bool; None if none has, where that can be known without waiting for a device."""
+    zero = weights == 0
+    return zero if reading_waits(zero) or bool(zero.any()) else None
+
+
+def without(x: Tensor, left_out: Tensor | None) -> Tensor:
+    """(samples, ...) with zeros for the samples left out: 0 * NaN is NaN."""
+    return x if left_out is None else x.masked_fill(left_out.view(-1, *[1] * (x.dim() - 1)), 0)
 
 
 class SmallTogether:

@@ -25,13 +25,14 @@ OWN_FILES = [
     *sorted((REPO / 'tests').rglob('*.py')),
 ]
 # tools -> configs -> auditing -> engine -> datasets, models -> extras -> gradients, privacy: what each part may import
-CORE = {'privacy', 'gradients', 'devices', 'tables'}
+CORE = {'privacy', 'gradients', 'devices', 'tables', 'processes'}
 ALLOWED = {
     'version': set(),
     'compat': set(),  # also runs as a file of its own, without the package
     'devices': set(),
-    'tables': set(),
-    'privacy': {'privacy', 'devices', 'tables'},
+    'processes': set(),
+    'tables': {'devices'},
+    'privacy': {'privacy', 'devices', 'tables', 'processes'},
     'gradients': CORE,
     'extras': {*CORE, 'extras', 'version'},
     'models': {*CORE, 'extras', 'models'},

@@ -8,8 +8,8 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from mmpose_dp.privacy.records import Block, of_weight_0, without
-from mmpose_dp.tables import as_range, of_samples, parts_of
+from mmpose_dp.privacy.records import Block
+from mmpose_dp.tables import as_range, of_samples, of_weight_0, parts_of, without
 
 from . import layer_rules
 

@@ -22,8 +22,6 @@ _PUBLIC = {
     'sampling': 'PoissonSampling',
     'statement': 'build_statement',
     'validation': 'as_given rounded_up',
-    '.extras.risk': 'ceiling',  # these were here once
-    '.extras.statement_page': 'statement_markdown',
 }
 _HOME = {name: module for module, names in _PUBLIC.items() for name in names.split()}
 

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from mmpose_dp.devices import without_tf32
-from mmpose_dp.tables import SmallTogether, as_vectors, parts_of
+from mmpose_dp.tables import SmallTogether, as_vectors, of_weight_0, parts_of, without
 
 from .projection import Projector
-from .records import Block, Samples, of_weight_0, without
+from .records import Block, Samples
 
 ROUNDING_MARGIN = 1e-3  # of C; must not be smaller than what was measured (docs/guarantee.md, "Rounding")
 

@@ -4,10 +4,12 @@ Sampling (sampling.py) has happened before it, and everything after it is post-p
 ``release`` returns, and must not divide by the number of records that were sampled.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
+
+from mmpose_dp.processes import from_first_process, is_first_process, several_processes, sum_over_processes
 
 from .clipping import ClippedCoordinates, ClippedSum, clipping_norm
 from .errors import PrivacyError
@@ -133,7 +135,7 @@ class GaussianMechanism:
         total = self.empty() if self._sum is None else self._sum
         sum_over_processes(total)
         # once, and after the last addition: what was added to rounded noise would stand out from its grid
-        if _rank() == 0:
+        if is_first_process():
             self.random.add_gaussian(total, sigma * max_grad_norm)
         from_first_process(total)
         torch._foreach_div_(total, self.expected_batch_size)
@@ -153,7 +155,7 @@ class GaussianMechanism:
 
     def _refuse(self, fault: str) -> None:
         """Raises PrivacyError, on every process, if one of them has a fault."""
-        anywhere = torch.tensor(float(bool(fault)), device=self.params[0].device if _together() else 'cpu')
+        anywhere = torch.tensor(float(bool(fault)), device=self.params[0].device if several_processes() else 'cpu')
         sum_over_processes([anywhere])
         if float(anywhere):
             self.forget()
@@ -162,29 +164,3 @@ class GaussianMechanism:
                 f'private step {self.ledger.run_steps} is not released, and counted: {why}. Every record must contribute what it '
                 'would contribute alone: change or freeze the layer, and leave the model to the optimizer'
             )
-
-
-def _together() -> bool:
-    return distributed.is_available() and distributed.is_initialized()
-
-
-def _rank() -> int:
-    return distributed.get_rank() if _together() else 0
-
-
-def sum_over_processes(tensors: list[Tensor]) -> None:
-    """Adds the processes' tensors of one dtype, in place, in one message."""
-    _together_as_one(tensors, distributed.all_reduce)
-
-
-def from_first_process(tensors: list[Tensor]) -> None:
-    """Copies the first process' tensors of one dtype to the others, in place, in one message."""
-    _together_as_one(tensors, lambda flat: distributed.broadcast(flat, 0))
-
-
-def _together_as_one(tensors: list[Tensor], send: Callable[[Tensor], object]) -> None:
-    if _together():
-        flat = torch.cat([x.flatten() for x in tensors])
-        send(flat)
-        parts = flat.split([x.numel() for x in tensors])
-        torch._foreach_copy_(tensors, [part.view(x.shape) for x, part in zip(tensors, parts)])

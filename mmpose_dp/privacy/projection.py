@@ -58,8 +58,7 @@ class Projector:
     @property
     def rank(self) -> int:
         """k, the columns of the current basis."""
-        missing = 'the projector has no basis yet: add ProjectorRefreshHook to default_hooks, or call basis.fit_basis'
-        require(bool(self.basis), missing)
+        require(bool(self.basis), 'the projector has no basis yet: add ProjectorRefreshHook or call fit_basis')
         return len(self.flat)
 
     def no_coordinates(self, records: int) -> Tensor:

@@ -8,8 +8,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from mmpose_dp.devices import reading_waits
-from mmpose_dp.tables import as_range
+from mmpose_dp.tables import as_range, of_weight_0, without
 
 PADDING = 'padding'  # the key of a sample that only fills a forward up: it is nobody's, and contributes nothing
 
@@ -84,14 +83,3 @@ class Collector(Protocol):
 
     def add(self, block: Block) -> None:
         """Takes one block. Every parameter comes in at most one; in none, if its gradient is zero for every sample."""
-
-
-def of_weight_0(weights: Tensor) -> Tensor | None:
-    """Which samples have weight 0, (samples,) bool; None if none has, where that can be known without waiting for a device."""
-    zero = weights == 0
-    return zero if reading_waits(zero) or bool(zero.any()) else None
-
-
-def without(x: Tensor, left_out: Tensor | None) -> Tensor:
-    """(samples, ...) with zeros for the samples left out: 0 * NaN is NaN."""
-    return x if left_out is None else x.masked_fill(left_out.view(-1, *[1] * (x.dim() - 1)), 0)

@@ -14,10 +14,7 @@ from .ledger import NOISE, Ledger
 from .plan import METHODS, UNITS, PrivacyPlan
 from .validation import as_given, rounded_up
 
-_ROUNDING_MEASURED = {  # by the arithmetic of the forwards
-    'float32 on a CPU': 'at most 8e-6 C',
-    'bfloat16 on a CPU': 'at most 8e-6 C',
-}
+_ROUNDING_MEASURED = 'float32 on a CPU', 'bfloat16 on a CPU'  # arithmetics of forwards
 _OLD_NOISE = (
     'of some steps float32, by an earlier version: its gaps may show a record to somebody who knows all others exactly'
 )
@@ -51,7 +48,6 @@ def build_statement(plan: PrivacyPlan, ledger: Ledger, *, pretraining: str) -> d
     rates = [plan.sample_rate if event.personal_rates else event.sample_rate for event, _ in taken]
     secret = plan.secret_randomness and ledger.is_secret
     source = "the operating system's entropy" if secret else 'a debug seed'
-    rounded = all(run.get('noise') == NOISE for run in ledger.runs)
     exposed = plan.expose_private_metrics or ledger.exposes_private_metrics
     earlier = ledger.steps - ledger.run_steps
     votes = f'{as_given(plan.max_grad_norm)} at first, then by votes of the records, which are noised and counted with the rest'
@@ -74,7 +70,7 @@ def build_statement(plan: PrivacyPlan, ledger: Ledger, *, pretraining: str) -> d
         'sample_rate': ', then '.join(dict.fromkeys(map(str, rates))),
         'sampling_assumed': 'Poisson: each record independently with probability sample_rate, at every step',
         'sampling_used': f'Poisson, from {source}',
-        'noise_source': f'{source}; {NOISE if rounded else _OLD_NOISE}',
+        'noise_source': f'{source}; {NOISE if all(run.get("noise") == NOISE for run in ledger.runs) else _OLD_NOISE}',
         'steps': ledger.run_steps,
         'steps_of_earlier_trainings': earlier,
         'epochs': round(float(sum(steps * rate for (_, steps), rate in zip(ledger.run_history, rates))), 2),
@@ -150,11 +146,10 @@ def _course(first: float, last: float) -> float | str:
 
 def _rounding(arithmetic: str) -> str:
     kept = f'forwards in {arithmetic}; records are clipped to {1 - ROUNDING_MARGIN:g} of max_grad_norm'
-    measured = _ROUNDING_MEASURED.get(arithmetic)
-    if measured is None:
+    if arithmetic not in _ROUNDING_MEASURED:
         return f'{kept}, and how far one record moves the rounding of the others was not measured for this arithmetic'
     room = 'which leaves room for what one record changes in the rounding of the others'
-    return f'{kept}, {room} ({measured}, measured with 64 records of three models, not proven)'
+    return f'{kept}, {room} (at most 8e-6 C, measured with 64 records of three models, not proven)'
 
 
 def _json(value: float) -> float | str:

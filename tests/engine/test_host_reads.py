@@ -40,8 +40,9 @@ def test_a_micro_batch_waits_once_and_a_step_twice(monkeypatch):
         print(f'micro-batch of {kind}: {found.operations} operations for {len(params)} parameters')
     with counted() as found:
         wrapper.finish_step()
-    # what forbids the release; the same on the host, where processes would add it up; whether the update is finite, and metrics
-    assert found.reads == {'_local_scalar_dense': 2, 'tolist': 1}
+    # what forbids the release; the same on the host, where processes would add it up; whether the update is finite, and metrics.
+    # A GPU makes its noise itself: what is read of the sum is on the CPU already
+    assert found.reads == {'_local_scalar_dense': 2, 'tolist': 1, 'cpu': 1, 'numpy': 1}
     assert found.operations < len(params)
     print(f'tail of a step: {found.operations} operations')
 

@@ -25,11 +25,11 @@ from mmpose_dp.models import has_batch_statistics, public_statistics, unwrapped
 from mmpose_dp.models.heads.private_head import SampleLosses
 from mmpose_dp.privacy.errors import PrivacyError
 from mmpose_dp.privacy.ledger import Ledger
-from mmpose_dp.privacy.mechanism import sum_over_processes
 from mmpose_dp.privacy.noise import RandomSource
 from mmpose_dp.privacy.plan import PrivacyPlan
 from mmpose_dp.privacy.projection import Projector
 from mmpose_dp.privacy.records import Collector, Samples
+from mmpose_dp.processes import sum_over_processes
 
 from ..checks.fingerprint import Fingerprint
 from ..checks.replay import Halved
