@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch.optim import SGD
 
+from mmpose_dp import tables
 from mmpose_dp.engine import DPOptimWrapper
-from mmpose_dp.privacy import records
 from mmpose_dp.privacy.projection import Projector
 from tests.support.counting import counted
 from tests.support.models import HRNET, batch, build, load
@@ -18,7 +18,7 @@ OF_MMENGINE = {'_local_scalar_dense': 1}
 
 
 def test_a_micro_batch_waits_once_and_a_step_twice(monkeypatch):
-    monkeypatch.setattr(records, 'reading_waits', lambda x: True)  # as on a GPU
+    monkeypatch.setattr(tables, 'reading_waits', lambda x: True)  # as on a GPU
     cfg = load(HRNET, size=64)
     model = build(cfg, private=True).float()
     params = [p for p in model.parameters() if p.requires_grad]

@@ -6,16 +6,15 @@ import pytest
 import torch
 from torch import nn
 
-from mmpose_dp import devices
+from mmpose_dp import devices, tables
 from mmpose_dp.gradients import layer_rules
-from mmpose_dp.privacy import records
 from mmpose_dp.privacy.clipping import ClippedSum
 from mmpose_dp.privacy.records import Block, Samples
 
 
 @pytest.fixture
 def as_on_a_gpu(monkeypatch):
-    for module in (records, devices):
+    for module in (tables, devices):
         monkeypatch.setattr(module, 'reading_waits', lambda x: True)
     monkeypatch.setattr(layer_rules, 'groups_are_faster', lambda *args: False)
 
