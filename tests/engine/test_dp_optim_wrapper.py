@@ -212,10 +212,10 @@ def test_a_step_is_counted_before_its_noise_exists(hrnet, monkeypatch):
     wrapper.mechanism.attach(plan)
     before = flat(model.parameters()).clone()
 
-    def fail(count):
+    def fail(tensors, deviation):
         raise RuntimeError('killed')
 
-    monkeypatch.setattr(wrapper.mechanism.random, 'gaussian', fail)
+    monkeypatch.setattr(wrapper.mechanism.random, 'add_gaussian', fail)
     with pytest.raises(RuntimeError, match='killed'):
         model.train_step(batch(hrnet, PRIVATE), wrapper)
     assert wrapper.ledger.history == ((plan.event, 1),) and torch.equal(before, flat(model.parameters()))

@@ -62,12 +62,14 @@ def test_a_sound_training_is_not_refuted(people, tmp_path, method):
 
 
 def no_noise(monkeypatch):
-    monkeypatch.setattr(RandomSource, 'gaussian', lambda self, count: torch.zeros(count))
+    monkeypatch.setattr(RandomSource, 'add_gaussian', lambda self, tensors, deviation: None)
 
 
 def half_the_noise(monkeypatch):
-    whole = RandomSource.gaussian
-    monkeypatch.setattr(RandomSource, 'gaussian', lambda self, count: whole(self, count) / 2)
+    whole = RandomSource.add_gaussian
+    monkeypatch.setattr(
+        RandomSource, 'add_gaussian', lambda self, tensors, deviation: whole(self, tensors, deviation / 2)
+    )
 
 
 def no_clipping(monkeypatch):
