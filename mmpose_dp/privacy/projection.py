@@ -47,8 +47,7 @@ class Projector:
         require(fits, "projector.preconditioned=True needs order='project-then-clip': write preconditioned=False")
         self.max_rank = as_whole(rank, 'projector.rank')
         self.refresh_interval = as_whole(refresh_interval, 'projector.refresh_interval')
-        self.order, self.preconditioned = order, preconditioned
-        self.dtype: torch.dtype = getattr(torch, dtype)
+        self.order, self.preconditioned, self.dtype = order, preconditioned, getattr(torch, dtype)
         self.place(torch.zeros(0, 0), [])
 
     def place(self, flat: Tensor, shapes: Sequence[torch.Size]) -> None:
@@ -81,4 +80,6 @@ class Projector:
 
     def coordinates_of(self, gradient: Sequence[Tensor]) -> Tensor:
         """V^T g: (k,) float32."""
-        return (self.flat @ torch.cat([g.flatten() for g in gradient]).to(self.flat.dtype)).float()
+        whole = torch.cat([g.flatten() for g in gradient]).to(self.flat.dtype)
+        parts = zip(self.flat.split(1 << 15, 1), whole.split(1 << 15))  # one long sum would lose digits
+        return torch.stack([v @ g for v, g in parts]).float().sum(0)

@@ -155,6 +155,17 @@ def test_bad_settings(settings, message):
         Projector(**settings)
 
 
+def test_coordinates_of_a_long_gradient_keep_their_digits():
+    torch.manual_seed(5)
+    flat, g = (
+        torch.rand(2, 5_000_000),
+        torch.rand(5_000_000),
+    )  # of one sign: a single running sum would round each addend
+    projector = Projector()
+    projector.place(flat, [torch.Size([5_000_000])])
+    torch.testing.assert_close(projector.coordinates_of([g]), (flat.double() @ g.double()).float(), rtol=2e-6, atol=0)
+
+
 def test_no_basis_is_an_error():
     with pytest.raises(PrivacyError, match='ProjectorRefreshHook'):
         Projector().rank  # noqa: B018
