@@ -41,6 +41,11 @@ def sealed(statement: dict[str, Any]) -> dict[str, Any]:
     return {**content, 'seal': seal_of(content)}
 
 
+def plain_sha256(value: Any) -> str:
+    """SHA-256 of a plain value: text, numbers, lists and dicts of these."""
+    return hashlib.sha256(ascii(value).encode()).hexdigest()
+
+
 def file_sha256(path: str | os.PathLike[str]) -> str:
     """SHA-256 of a file's bytes."""
     digest = hashlib.sha256()

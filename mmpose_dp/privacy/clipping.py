@@ -12,10 +12,9 @@ from torch import Tensor
 
 from mmpose_dp.devices import allowing_tf32
 
+from .plan import ROUNDING_MARGIN
 from .projection import Projector
 from .records import Block, Samples, as_vectors, of_weight_0, without
-
-ROUNDING_MARGIN = 1e-3  # of C; must not be smaller than what was measured (docs/guarantee.md, "Rounding")
 
 
 def clipping_norm(max_grad_norm: float) -> float:
