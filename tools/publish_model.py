@@ -46,10 +46,9 @@ from published_folder import (
 from mmpose_dp.engine.view_audit import with_audit
 from mmpose_dp.extras.accountability import with_membership_audit
 from mmpose_dp.extras.checkpoint_file import CheckpointFile
-from mmpose_dp.extras.evidence import STATEMENT_NAME, file_sha256, plain_sha256
+from mmpose_dp.extras.evidence import STATEMENT_NAME, file_sha256, intact_statement, is_checkpoint_of, plain_sha256
 from mmpose_dp.extras.statement_page import complete, write_statement
 from mmpose_dp.privacy.errors import PrivacyError
-from mmpose_dp.verifying.files import last_checkpoint_of
 
 
 def published(checkpoint: dict, folder: Path | None = None) -> dict:
@@ -79,7 +78,7 @@ def published(checkpoint: dict, folder: Path | None = None) -> dict:
             'descent'
         ),  # what the trainings before it used, for the statement of a training that starts from it
     )
-    statement = privacy['statement']
+    statement = {key: value for key, value in privacy['statement'].items() if key != 'checkpoints'}  # of the others
     if folder is not None:
         statement = with_audit(with_membership_audit(statement, folder), folder)
     # each tensor row by row in a storage of its own: mmpose_dp.verify accepts no other form
@@ -109,16 +108,16 @@ def publish(source: Path, out: Path) -> dict:
 
 def origin_of(source: Path) -> str:
     """Whether the statement beside a checkpoint has its hash, in words. Raises PrivacyError for one that was changed since."""
-    origin = last_checkpoint_of(source.parent)
-    if origin is None or origin['file'] != source.name:
+    same = is_checkpoint_of(intact_statement(source.parent), source)
+    if same is None:
         return (
             f'{source.name}: no statement beside it has its hash, so whether it was changed after training is not known'
         )
-    if file_sha256(source) != origin['sha256']:
+    if not same:
         raise PrivacyError(
             f'{source} is not the file that training wrote: {STATEMENT_NAME} beside it has another SHA-256. Put the original back'
         )
-    return f'{source.name} is the checkpoint of {STATEMENT_NAME} beside it'
+    return f'{source.name} is as {STATEMENT_NAME} beside it says'
 
 
 def _loaded(source: Path) -> dict:

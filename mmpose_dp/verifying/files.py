@@ -9,7 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from mmpose_dp.extras.checkpoint_file import CheckpointFile
-from mmpose_dp.extras.evidence import STATEMENT_NAME, file_sha256, seal_of
+from mmpose_dp.extras.evidence import (
+    STATEMENT_NAME,
+    checkpoints_in,
+    file_sha256,
+    intact_statement,
+    is_checkpoint_of,
+    seal_of,
+)
 
 from .findings import Evidence, Findings, inside, named
 from .published import Published, read_published, safetensors_sha256
@@ -18,7 +25,7 @@ from .published import Published, read_published, safetensors_sha256
 # ---- checkpoints -------------------------------------------------------------------------------------------------------
 def check_checkpoints(files: Evidence, found: Findings) -> None:
     """Every checkpoint in the folder, or the one that was opened: by its hash where a statement has it, and by what is in it."""
-    origin = last_checkpoint_of(files.folder) if files.opened is not None else files.statement['checkpoint']
+    statement = intact_statement(files.folder) if files.opened is not None else files.statement
     paths = [files.opened] if files.opened is not None else sorted(files.folder.glob('*.pth'))
     for path in paths:
         found.looked_at.add(path)
@@ -30,37 +37,26 @@ def check_checkpoints(files: Evidence, found: Findings) -> None:
         if 'privacy_statement' in values:
             _check_published(path, files, found)
         else:
-            _check_unpublished(path, values, files, origin, found)
+            _check_unpublished(path, values, files, statement, found)
     if files.opened is not None:
         return
-    if origin is None:
+    if files.statement['checkpoint'] is None:
         found.unchecked.append('the last checkpoint: the statement was written before it (was training interrupted?)')
-    elif files.folder / origin['file'] not in paths:
-        found.unchecked.append(f'{origin["file"]}: it is not here')
-
-
-def last_checkpoint_of(folder: Path) -> dict[str, str] | None:
-    """The name and SHA-256 of the last checkpoint by the statement in a work dir; None without an intact one that has them."""
-    try:
-        statement = json.loads((folder / STATEMENT_NAME).read_text())
-        origin = statement['checkpoint'] if seal_of(statement) == statement['seal'] else None
-        return {'file': str(origin['file']), 'sha256': str(origin['sha256'])}
-    except (OSError, ValueError, LookupError, TypeError, RecursionError):
-        return None
+    here = {path.name for path in paths}
+    found.unchecked += [f'{name}: it is not here' for name in checkpoints_in(files.statement) if name not in here]
 
 
 def _check_unpublished(
-    path: Path, values: dict[str, Any], files: Evidence, origin: dict[str, str] | None, found: Findings
+    path: Path, values: dict[str, Any], files: Evidence, statement: dict[str, Any] | None, found: Findings
 ) -> None:
     """A checkpoint of a training: its bytes if a hash is known, and its steps."""
-    if origin is not None and origin['file'] == path.name:
-        whose = STATEMENT_NAME if files.opened is not None else 'this statement'
-        right, wrong = (f'{path.name} is {words} checkpoint of {whose}' for words in ('the', 'not the'))
-        found.expect(file_sha256(path) == origin['sha256'], right, wrong)
-    else:
+    same, whose = is_checkpoint_of(statement, path), STATEMENT_NAME if files.opened is not None else 'this statement'
+    if same is None:
         found.unchecked.append(
             f'{path.name}: its weights. No statement here has its hash, so it may have been changed, and loading it can run code'
         )
+    else:
+        found.expect(same, f'{path.name} is a checkpoint of {whose}', f'{path.name} is not the checkpoint of {whose}')
     state = inside(values).get('ledger')
     if not isinstance(state, dict):
         found.unchecked.append(f'{path.name}: where it is from. No private training of this project wrote it')

@@ -137,7 +137,7 @@ def _values(data: bytes) -> Any:
     """What the pickle holds, if it has one form alone."""
     for operation, argument, _ in pickletools.genops(data):
         if operation.name == 'GLOBAL':
-            _Reader(io.BytesIO()).find_class(*argument.split(' ', 1))
+            _Reader(io.BytesIO()).find_class(*str(argument).split(' ', 1))
         elif operation.name not in _OPCODES or operation.name == 'PROTO' and argument != 2:
             raise ValueError(
                 f'its pickle has the operation {operation.name}, which torch.save does not use for weights'

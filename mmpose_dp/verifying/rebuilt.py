@@ -25,7 +25,7 @@ from .statement import other_version
 _ASSUMED = ('epsilon', 'delta', 'target_epsilon', 'accountant', 'expected_batch_size', 'max_grad_norm', 'pretraining')
 _CHECKED_ELSEWHERE = {
     'schema_version', 'epsilon', 'accountant', 'epsilon_by_accountant', 'personal_epsilon', 'risk', 'ledger', 'checkpoint',
-    'weights_sha256', 'meta_sha256', 'config_sha256', 'page_sha256', 'seal', 'published_files',
+    'checkpoints', 'weights_sha256', 'meta_sha256', 'config_sha256', 'page_sha256', 'seal', 'published_files',
 }  # fmt: skip
 _OF_THE_STEPS = ('sample_rate', 'steps', 'steps_of_earlier_trainings', 'epochs', 'noise_multiplier', 'cost_of_tuning')
 _SOURCES = ('sampling_used', 'noise_source')
