@@ -4,7 +4,7 @@ Without a ledger the words of the statement are compared with each other: its me
 them. Must name what nothing here determines, and must not take a value from the statement that the ledger has.
 """
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from fractions import Fraction
 from itertools import accumulate
 from typing import Any
@@ -81,11 +81,11 @@ def _plan(statement: dict[str, Any], opening: dict[str, Any], ledger: Ledger) ->
     steps = ledger.run_history
     noise = steps[0][0].noise_multiplier if steps else statement['noise_multiplier']
     settings = {one.name: opening[one.name] for one in fields(PrivacyPlan) if one.name in opening}
-    settings.setdefault('method', next(name for name, words in METHODS.items() if words == statement['method']))
-    settings.setdefault('privacy_unit', statement['privacy_unit'].partition(':')[0])
-    settings.setdefault('num_records', statement['num_records'])
+    stated = dict(privacy_unit=statement['privacy_unit'].partition(':')[0], num_records=statement['num_records'])
+    if 'method' not in settings:  # of an older ledger
+        stated['method'] = next(name for name, words in METHODS.items() if words == statement['method'])
     return _RecordedPlan(
-        **settings,
+        **{**stated, **settings},
         expected_batch_size=statement['expected_batch_size'],
         steps=max(ledger.run_steps, 1),
         max_grad_norm=1.0,  # in no word that is compared
@@ -105,6 +105,7 @@ def _from_words(statement: dict[str, Any]) -> Ledger:
     views, sets = statement['public_views'], statement['public_data_sets']
     feature = methods[-1] in ('feature', 'hybrid')
     unit, _, subjects = statement['privacy_unit'].partition(', by ')
+    personal = 'which personal budget a record has' in statement['not_protected']
     last = {
         'method': methods[-1],
         'privacy_unit': unit.partition(':')[0],
@@ -114,14 +115,16 @@ def _from_words(statement: dict[str, Any]) -> Ledger:
         'public_data': sets[-1] if methods[-1] == 'projected' and sets else None,
         'secret_randomness': 'debug seed' not in statement['noise_source'],
         'expose_private_metrics': statement['released'].endswith('without the message hub in them'),
-        'personal_budgets': ['which personal budget a record has' in statement['not_protected']].count(True)
-        * [[0.0, 0]],
+        'personal_budgets': [[0.0, 0]] if personal else [],
     }
     ledger = Ledger()
     runs = [{'method': name} for name in methods[:-1]]
     runs += [{'public_view': view} for view in views] + [{'public_data': data} for data in sets]
     ledger.runs = (*runs, last)
-    ledger.history = tuple(history_of(statement['ledger']['history'] or ()))
+    steps = history_of(statement['ledger']['history'] or ())
+    ledger.history = tuple(
+        (replace(one, personal_rates=(one.sample_rate,)) if personal else one, n) for one, n in steps
+    )
     ends = [0, *accumulate(steps for _, steps in ledger.history)]
     earlier = statement['steps_of_earlier_trainings']
     if earlier in ends:
