@@ -316,10 +316,10 @@ def test_what_was_not_looked_at_is_named(forged):
     (forged / 'logs').mkdir()
     for name in ('privacy_report.html', 'epoch_9.pt', 'logs/a.json'):
         (forged / name).write_text('epsilon 0.1')
-    text = unchecked(forged)
+    text = str(verify(forged))
     assert 'privacy_statement.md is not here, and no other page was compared' in text and not wrong(forged)
     for name in ('PRIVACY_STATEMENT.md', 'privacy_report.html', 'epoch_9.pt', 'logs/a.json'):
-        assert name in text.partition('not looked at: ')[2]
+        assert name in text.partition('not looked at, ')[2]
 
 
 def test_the_end_does_not_promise_more_than_was_checked(honest, forged):

@@ -36,23 +36,18 @@ _NOT_COVERED = [
 ]
 
 
-def build_statement(plan: PrivacyPlan, ledger: Ledger, *, pretraining: str) -> dict[str, Any]:
+def build_statement(
+    plan: PrivacyPlan, ledger: Ledger, *, pretraining: str, spent: float | None = None
+) -> dict[str, Any]:
     """Everything a privacy reviewer asks for, as plain JSON values. Epsilon is that of the ledger, not of the plan.
 
-    ``pretraining`` says where the initial weights came from, and what is known of their training data.
+    ``pretraining`` says where the initial weights came from, and what is known of their training data. A verifier gives epsilon,
+    ``spent``, which it has computed before; the figures beside it are then left out.
     """
-    spent = ledger.epsilon(plan.target_delta, plan.accountant)
-    return as_stated(plan, ledger, spent, _other_epsilons(plan, ledger, spent), pretraining=pretraining)
-
-
-def as_stated(
-    plan: PrivacyPlan, ledger: Ledger, spent: float, epsilons: dict[str, Any], *, pretraining: str
-) -> dict[str, Any]:
-    """``build_statement`` with the figures computed before: epsilon ``spent``, and those that stand beside it.
-
-    What a verifier writes again from a ledger, and compares.
-    """
-    delta = plan.target_delta
+    delta, epsilons = plan.target_delta, {}
+    if spent is None:
+        spent = ledger.epsilon(delta, plan.accountant)
+        epsilons = _other_epsilons(plan, ledger, spent)
     taken = ledger.run_history or plan.planned()  # a resume may have gone on with other noise
     rates = [plan.sample_rate if event.personal_rates else event.sample_rate for event, _ in taken]
     secret = plan.secret_randomness and ledger.is_secret

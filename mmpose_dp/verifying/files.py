@@ -18,7 +18,7 @@ from mmpose_dp.extras.evidence import (
     seal_of,
 )
 
-from .findings import Evidence, Findings, inside, named
+from .findings import Evidence, Findings, inside
 from .published import Published, read_published, safetensors_sha256
 
 
@@ -172,6 +172,4 @@ def name_the_unseen(files: Evidence, found: Findings) -> None:
         return
     rest = [path for path in files.folder.rglob('*') if path.is_file() and path not in found.looked_at]
     rest.sort(key=lambda path: (len(path.relative_to(files.folder).parts), path))
-    if rest:
-        names = [str(path.relative_to(files.folder)) for path in rest]
-        found.unchecked.append(f'{len(rest)} files here that were not looked at: {named(names)}')
+    found.unseen += [str(path.relative_to(files.folder)) for path in rest]

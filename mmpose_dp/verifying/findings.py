@@ -30,6 +30,7 @@ class Findings:
     unchecked: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     looked_at: set[Path] = field(default_factory=set)  # the files that a line is about
+    unseen: list[str] = field(default_factory=list)  # the others in the folder
 
     def expect(self, holds: bool, right: str, wrong: str) -> bool:
         """Notes one check."""
@@ -38,7 +39,8 @@ class Findings:
 
     def __str__(self) -> str:
         lines = [f'checked      {text}' for text in self.checked]
-        lines += [f'NOT CHECKED  {text}' for text in (*self.unchecked, *NEVER_CHECKED)]
+        rest = [f'files here that were not looked at, {len(self.unseen)}: {named(self.unseen)}'] if self.unseen else []
+        lines += [f'NOT CHECKED  {text}' for text in (*self.unchecked, *rest, *NEVER_CHECKED)]
         lines += [f'WARNING      {text}' for text in self.warnings]
         lines += [f'WRONG        {text}' for text in self.wrong]
         if self.wrong:

@@ -14,7 +14,7 @@ from mmpose_dp.extras.evidence import history_of
 from mmpose_dp.privacy.errors import PrivacyError
 from mmpose_dp.privacy.ledger import Ledger
 from mmpose_dp.privacy.plan import METHODS, PrivacyPlan
-from mmpose_dp.privacy.statement import as_stated
+from mmpose_dp.privacy.statement import build_statement
 from mmpose_dp.privacy.validation import as_given
 
 from .figures import number
@@ -52,7 +52,7 @@ def check_words(statement: dict[str, Any], ledger: Ledger | None, opening: dict[
     again, skipped = {}, set(_ASSUMED)
     try:
         plan = _plan(statement, opening if known else whose.runs[-1], whose)
-        again = as_stated(plan, whose, number(statement['epsilon']), {}, pretraining='')
+        again = build_statement(plan, whose, pretraining='', spent=number(statement['epsilon']))
         again |= answers(statement, statement['decision'], statement['parameters_trained'])
     except PrivacyError as error:
         found.wrong.append(f'no training of this project could write this statement: {error}')

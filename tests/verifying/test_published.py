@@ -66,12 +66,17 @@ def test_what_publish_model_writes_is_read_as_torch_reads_it(tmp_path):
 
 
 # ---- the zip archive ---------------------------------------------------------------------------------------------------
-def zipped(entries, compression=zipfile.ZIP_STORED, comment=b''):
+def zipped(entries, compression=zipfile.ZIP_STORED, comment=b'', gap=None):
+    """``gap``: before this file there are two bytes that belong to none; -1: before the directory."""
     file = io.BytesIO()
     with warnings.catch_warnings(), zipfile.ZipFile(file, 'w', compression) as archive:
         warnings.simplefilter('ignore')  # of names that are there twice
-        for name, data in entries:
-            archive.writestr(zipfile.ZipInfo(name), data, compression)
+        for number, (name, data) in enumerate([*entries, (None, None)]):
+            if gap in (number, -1 if name is None else number):
+                archive.fp.seek(archive.start_dir)
+                archive.start_dir += archive.fp.write(b'PK')
+            if name is not None:
+                archive.writestr(zipfile.ZipInfo(name), data, compression)
         archive.comment = comment
     return file.getvalue()
 
@@ -112,6 +117,7 @@ ARCHIVES = {
     'an unused storage': [*entries(), ('archive/data/99', b'x')],
     'a missing storage': [one for one in entries() if not one[0].endswith('data/1')],
     'a longer storage': renamed('data/1', 'data/1', b'x' * 99),
+    'a storage in another folder': renamed('archive/data/1', 'evil/data/1'),
     'no folder': renamed('archive/', ''),
     'a text': [*entries(), ('archive/README', b'x')],
 }
@@ -130,6 +136,7 @@ def test_bytes_that_belong_to_no_file_are_refused():
     for data in (
         zipped(entries(), zipfile.ZIP_DEFLATED),
         zipped(entries(), comment=b'x'),
+        *(zipped(entries(), gap=number) for number in (0, 1, 5, -1)),
         b'x' + plain,
         plain + b'x',
         plain[:directory] + b'x' + shifted[directory:],
