@@ -98,7 +98,7 @@ def _file(data: bytes, position: int, name: str, crc: int, size: int, flags: int
     padding, begin = data[begin : begin + extra], begin + extra
     _require(own == flags and not flags & ~(_DESCRIBED | _UTF8) and method == 0, f'{name!r} is compressed or encrypted')
     # torch fills up to the next multiple of 64 bytes
-    plain = not padding or padding == b'FB' + struct.pack('<H', extra - 4) + b'Z' * (extra - 4)
+    plain = extra == 0 or extra >= 4 and padding == b'FB' + struct.pack('<H', extra - 4) + b'Z' * (extra - 4)
     _require(plain, f'there is something in the header of {name!r}')
     content, end = data[begin : begin + size], begin + size
     _require(len(content) == size and zlib.crc32(content) == crc, f'{name!r} does not match its checksum')

@@ -51,8 +51,8 @@ class Published:
 
 def read_published(data: bytes) -> Published:
     """Reads a published checkpoint. Raises ValueError for every file that tools/publish_model.py would not have written."""
-    files = read_archive(data)
     try:
+        files = read_archive(data)
         values = _values(files['data.pkl'])
         if not isinstance(values, dict) or set(values) != _CONTENT:
             raise ValueError(f'it does not hold {", ".join(sorted(_CONTENT))} alone')

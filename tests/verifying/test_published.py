@@ -147,15 +147,40 @@ def test_bytes_that_belong_to_no_file_are_refused():
         b'',
     ):
         assert fault_of(data)
-    for position in [*range(0, 80), *range(len(HONEST) - 250, len(HONEST))]:  # a header, the directory's end
-        data = bytearray(HONEST)
-        data[position] ^= 1
-        with_it = None
-        try:
-            with_it = read_published(bytes(data))
-        except ValueError:
-            continue
-        assert with_it == read_published(HONEST), position
+
+
+def headers(data):
+    """(offset, length, bytes that nobody reads) of two files' headers, of two entries of the directory, and of its end."""
+    for kind, length, free in (
+        (b'PK\3\4', 30, {4, 5, *range(10, 14)}),
+        (b'PK\1\2', 46, {*range(4, 8), *range(12, 16), *range(36, 42)}),
+    ):
+        at = -1
+        for _ in range(2):
+            at = data.index(kind, at + 1)
+            name, extra = struct.unpack_from('<HH', data, at + (26 if length == 30 else 28))
+            yield at, length + name + extra, free
+    if b'PK\7\10' in data:
+        yield data.index(b'PK\7\10'), 16, set()
+    if b'PK\6\6' in data:
+        yield data.index(b'PK\6\6'), 76, {*range(12, 16)}
+    yield data.rindex(b'PK\5\6'), 22, set()
+
+
+@pytest.mark.parametrize('data', [HONEST, zipped(entries())], ids=['by torch', 'by zipfile'])
+def test_every_byte_of_its_headers_counts(data):
+    """But versions, times and modes."""
+    for at, length, free in headers(data):
+        for position in set(range(length)) - free:
+            other = bytearray(data)
+            other[at + position] ^= 1
+            with pytest.raises(ValueError):
+                read_published(bytes(other))
+                pytest.fail(f'byte {position} of {data[at : at + 4]!r}')
+        for position in free & set(range(length)):
+            other = bytearray(data)
+            other[at + position] ^= 1
+            assert read_published(bytes(other)) == read_published(data)
 
 
 # ---- the pickle --------------------------------------------------------------------------------------------------------

@@ -42,9 +42,10 @@ def test_an_honest_statement_holds_with_its_ledger_and_without(kind, tmp_path):
 
 
 def test_several_trainings_in_one_ledger_hold(tmp_path):
-    ledger = write_work_dir(tmp_path, **KINDS['projected'])
-    write_work_dir(tmp_path, ledger=ledger, **KINDS['dpsgd'])
-    write_work_dir(tmp_path, steps=3, ledger=ledger, **KINDS['hybrid with data'])
+    whole = dict(expected_batch_size=1000)  # no sampling: quick to account for
+    ledger = write_work_dir(tmp_path, **KINDS['projected'], **whole)
+    write_work_dir(tmp_path, ledger=ledger, **KINDS['dpsgd'], **whole)
+    write_work_dir(tmp_path, steps=3, ledger=ledger, **KINDS['hybrid with data'], **whole)
     assert 'Projected DP-SGD and DP-SGD and Hybrid' in statement_of(tmp_path)['method'] and not verify(tmp_path).wrong
     (tmp_path / LEDGER_NAME).unlink()
     assert not verify(tmp_path).wrong, str(verify(tmp_path))
@@ -147,16 +148,18 @@ def test_what_nothing_determines_is_named(works):
 
 
 def test_a_resume_with_other_records_and_noise_is_compared_with_its_last_line(tmp_path):
-    ledger = write_work_dir(tmp_path, target_epsilon=3.0)
+    ledger = write_work_dir(tmp_path, expected_batch_size=1000)
     folder = tmp_path / 'resumed'
-    plan = ScheduledPlan(**{**SETTINGS, 'num_records': 500, 'noise_multiplier': 30.0, 'target_epsilon': 0.1})
+    plan = ScheduledPlan(
+        **{**SETTINGS, 'num_records': 500, 'expected_batch_size': 500, 'noise_multiplier': 300.0, 'target_epsilon': 0.1}
+    )
     ledger.resume_run(**plan.run_metadata)
     ledger.count(plan.event, 2)
     before, ledger.begin_run = ledger.runs, lambda **_: None
     write_work_dir(folder, 1, ledger, plan)
     assert (
         ledger.runs == before
-        and json.loads((folder / LEDGER_NAME).read_text().splitlines()[-1])['noise_multiplier'] == 30.0
+        and json.loads((folder / LEDGER_NAME).read_text().splitlines()[-1])['noise_multiplier'] == 300.0
     )
     found = verify(folder)
     assert not found.wrong and 'WARNING      epsilon is above target_epsilon=0.1' in str(found), str(found)
