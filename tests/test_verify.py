@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import shutil
+import struct
 import subprocess
 import sys
 import zipfile
@@ -15,7 +16,7 @@ import torch
 
 from mmpose_dp.extras.accountability import DECISIONS, record_audit
 from mmpose_dp.extras.checkpoint_file import CheckpointFile
-from mmpose_dp.extras.evidence import STATEMENT_NAME
+from mmpose_dp.extras.evidence import STATEMENT_NAME, file_sha256
 from mmpose_dp.extras.statement_page import statement_json, write_statement
 from mmpose_dp.privacy.errors import PrivacyError
 from mmpose_dp.privacy.ledger import LEDGER_NAME, Ledger
@@ -114,9 +115,9 @@ def changed(path, at):
 def test_one_changed_byte_is_found(forged, name):
     path = next(forged.glob('*.py')) if name == 'config' else forged / name
     whole = path.read_bytes()
-    for part in range(25):
-        changed(path, (len(whole) - 1) * part // 24)
-        assert wrong(forged), f'{name}: byte {(len(whole) - 1) * part // 24}'
+    for part in range(13):
+        changed(path, (len(whole) - 1) * part // 12)
+        assert wrong(forged), f'{name}: byte {(len(whole) - 1) * part // 12}'
         path.write_bytes(whole)
     assert not wrong(forged)
 
@@ -273,6 +274,36 @@ def test_a_published_file_has_one_form_and_its_own_meta(forged):
     assert f'{name} is not as tools/publish_model.py writes it' in wrong(forged) and wrong(forged / name)
     torch.save({**published, 'meta': {**published['meta'], 'mmpose_dp_version': '9'}}, forged / name)
     assert f'{name}: its meta was changed' in wrong(forged) and wrong(forged / name)
+
+
+def safetensors_of(weights):
+    """As the library writes them."""
+    header, data = {}, b''
+    for name, value in weights.items():
+        raw, kind = value.numpy().tobytes(), {torch.float32: 'F32', torch.int64: 'I64'}[value.dtype]
+        header[name] = dict(dtype=kind, shape=list(value.shape), data_offsets=[len(data), len(data) + len(raw)])
+        data += raw
+    text = json.dumps(header, separators=(',', ':')).encode()
+    return struct.pack('<Q', len(text)) + text + data
+
+
+def test_safetensors_have_the_weights_of_the_statement(forged):
+    """Also if the statement has the hash of the file."""
+    weights = torch.load(forged / PUBLISHED, weights_only=True)['state_dict']
+    (forged / PUBLISHED).unlink()
+    for change, fault in (
+        ('', ''),
+        ('another', 'does not have the weights'),
+        ('more', 'is not as safetensors writes it'),
+    ):
+        data = safetensors_of({**weights, **({'one': torch.ones(3)} if change == 'another' else {})})
+        (forged / 'm.safetensors').write_bytes(data + (b'x' if change == 'more' else b''))
+        hashes = {'m.safetensors': file_sha256(forged / 'm.safetensors'), 'm.onnx': '0', '../m': '0'}
+        write_statement({**statement_of(forged), 'published_files': hashes}, forged)
+        found = verify(forged)
+        assert 'm.safetensors was published with this statement' in found.checked
+        assert fault in wrong(forged) and bool(fault) == bool(found.wrong)
+        assert 'm.onnx: it is not here' in found.unchecked and '../m: it is not here' in found.unchecked
 
 
 def copies_of_the_config(forged, runs=1):
