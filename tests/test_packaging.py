@@ -40,7 +40,8 @@ ALLOWED = {
     'engine': {*CORE, 'extras', 'models', 'datasets', 'engine'},
     'auditing': {*CORE, 'extras', 'models', 'datasets', 'engine', 'auditing'},
     'configs': {*CORE, 'models', 'datasets', 'engine'},
-    'verify': {'privacy', 'extras'},  # also runs without torch, Opacus and OpenMMLab
+    'verifying': {'privacy', 'extras', 'version', 'verifying'},  # also runs without torch, Opacus and OpenMMLab
+    'verify': {'privacy', 'extras', 'verifying'},
     '__init__': {'version', 'compat', 'models', 'datasets', 'engine'},
 }
 NEEDED_BY_GRADIENTS = {'records', 'errors'}  # of privacy/, whose other modules need more than torch

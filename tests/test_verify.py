@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import shutil
+import struct
 import subprocess
 import sys
 import zipfile
@@ -15,7 +16,7 @@ import torch
 
 from mmpose_dp.extras.accountability import DECISIONS, record_audit
 from mmpose_dp.extras.checkpoint_file import CheckpointFile
-from mmpose_dp.extras.evidence import STATEMENT_NAME
+from mmpose_dp.extras.evidence import STATEMENT_NAME, file_sha256
 from mmpose_dp.extras.statement_page import statement_json, write_statement
 from mmpose_dp.privacy.errors import PrivacyError
 from mmpose_dp.privacy.ledger import LEDGER_NAME, Ledger
@@ -114,9 +115,9 @@ def changed(path, at):
 def test_one_changed_byte_is_found(forged, name):
     path = next(forged.glob('*.py')) if name == 'config' else forged / name
     whole = path.read_bytes()
-    for part in range(25):
-        changed(path, (len(whole) - 1) * part // 24)
-        assert wrong(forged), f'{name}: byte {(len(whole) - 1) * part // 24}'
+    for part in range(13):
+        changed(path, (len(whole) - 1) * part // 12)
+        assert wrong(forged), f'{name}: byte {(len(whole) - 1) * part // 12}'
         path.write_bytes(whole)
     assert not wrong(forged)
 
@@ -234,6 +235,147 @@ def test_a_debug_seed_cannot_be_hidden(forged):
     statement['ledger']['head'] = another_ledger(forged, secret_randomness=False)
     write_statement(statement, forged)
     assert 'a debug seed was set' in wrong(forged)
+
+
+# ---- files beside the statement ------------------------------------------------------------------------------------------
+def unchecked(path):
+    return '; '.join(verify(path).unchecked)
+
+
+def with_other_weights(path):
+    checkpoint = torch.load(path, weights_only=False)
+    next(iter(checkpoint['state_dict'].values())).add_(1)
+    torch.save(checkpoint, path)
+
+
+@pytest.mark.parametrize('name', ['epoch_1.pth', 'epoch_2.pth'])
+def test_replaced_weights_of_any_checkpoint_are_found(forged, tmp_path, name):
+    """In the folder and opened directly; and they cannot be published."""
+    with_other_weights(forged / name)
+    assert f'{name} is not the checkpoint of this statement' in wrong(forged)
+    assert f'{name} is not the checkpoint of {STATEMENT_NAME}' in wrong(forged / name)
+    for publish in (publish_model.publish, publish_model.publish_folder):
+        with pytest.raises(PrivacyError, match='not the file that training wrote'):
+            publish(forged / name, tmp_path / 'new.pth')
+    assert not (tmp_path / 'new.pth').exists()
+
+
+def test_a_checkpoint_whose_hash_nobody_has_is_named(forged):
+    assert 'its weights' not in unchecked(forged) + unchecked(forged / 'epoch_1.pth')
+    with_other_weights(forged / 'epoch_1.pth')
+    (forged / 'epoch_1.pth').rename(forged / 'final.pth')
+    words = 'final.pth: its weights. No statement here has its hash'
+    assert words in unchecked(forged) and words in unchecked(forged / 'final.pth')
+    assert 'epoch_1.pth: it is not here' in unchecked(forged)
+    assert 'whether it was changed' in publish_model.origin_of(forged / 'final.pth')
+    assert 'published' not in unchecked(forged / 'final.pth')
+    (forged / STATEMENT_NAME).unlink()
+    assert 'epoch_2.pth: its weights' in unchecked(forged / 'epoch_2.pth') and not wrong(forged / 'epoch_2.pth')
+
+
+def test_an_unfinished_statement_cannot_accuse_the_checkpoint_that_follows_it(forged):
+    """A resume writes the statement first, and then replaces a checkpoint that it names; a kill may come next."""
+    amended = {**statement_of(forged), 'checkpoint': None, 'weights_sha256': None}
+    write_statement(amended, forged)
+    with_other_weights(forged / 'epoch_1.pth')
+    assert not wrong(forged) and 'epoch_1.pth: its weights' in unchecked(forged)
+    assert 'whether it was changed' in publish_model.origin_of(forged / 'epoch_1.pth')
+
+
+def test_a_published_file_has_one_form_and_its_own_meta(forged):
+    """Every kind is tried in verifying/test_published.py."""
+    published, name = torch.load(forged / PUBLISHED, weights_only=True), PUBLISHED
+    torch.save({**published, 'pictures': torch.rand(3)}, forged / name)
+    assert f'{name} is not as tools/publish_model.py writes it' in wrong(forged) and wrong(forged / name)
+    torch.save({**published, 'meta': {**published['meta'], 'mmpose_dp_version': '9'}}, forged / name)
+    assert f'{name}: its meta was changed' in wrong(forged) and wrong(forged / name)
+
+
+def safetensors_of(weights):
+    """As the library writes them."""
+    header, data = {}, b''
+    for name, value in weights.items():
+        raw, kind = value.numpy().tobytes(), {torch.float32: 'F32', torch.int64: 'I64'}[value.dtype]
+        header[name] = dict(dtype=kind, shape=list(value.shape), data_offsets=[len(data), len(data) + len(raw)])
+        data += raw
+    text = json.dumps(header, separators=(',', ':')).encode()
+    return struct.pack('<Q', len(text)) + text + data
+
+
+def test_safetensors_have_the_weights_of_the_statement(forged):
+    """Also if the statement has the hash of the file."""
+    weights = torch.load(forged / PUBLISHED, weights_only=True)['state_dict']
+    (forged / PUBLISHED).unlink()
+    for change, fault in (
+        ('', ''),
+        ('another', 'does not have the weights'),
+        ('more', 'is not as safetensors writes it'),
+    ):
+        data = safetensors_of({**weights, **({'one': torch.ones(3)} if change == 'another' else {})})
+        (forged / 'm.safetensors').write_bytes(data + (b'x' if change == 'more' else b''))
+        hashes = {'m.safetensors': file_sha256(forged / 'm.safetensors'), 'm.onnx': '0', '../m': '0'}
+        write_statement({**statement_of(forged), 'published_files': hashes}, forged)
+        found = verify(forged)
+        assert 'm.safetensors was published with this statement' in found.checked
+        assert fault in wrong(forged) and bool(fault) == bool(found.wrong)
+        assert 'm.onnx: it is not here' in found.unchecked and '../m: it is not here' in found.unchecked
+
+
+def copies_of_the_config(forged, runs=1):
+    """The config, and the copies that mmengine's visualizer makes in a folder for each run."""
+    (config,) = forged.glob('*.py')
+    for run in range(runs):
+        (forged / f'2026112{run}_000000/vis_data').mkdir(parents=True)
+        shutil.copy(config, forged / f'2026112{run}_000000/vis_data/config.py')
+    return config, [*forged.glob('*/vis_data/config.py')]
+
+
+def test_every_copy_of_the_config_is_compared(forged):
+    config, (copy,) = copies_of_the_config(forged)
+    assert not wrong(forged) and f'{config.name} and {copy.relative_to(forged)} are the config' in str(verify(forged))
+    for one in (config, copy):
+        changed(one, 100)
+        assert f'{one.relative_to(forged)} is not the config of this statement' in wrong(forged)
+        changed(one, 100)
+    shutil.copy(config, forged / 'other.py')
+    assert not wrong(forged) and 'other.py' in str(verify(forged))
+    changed(forged / 'other.py', 100)
+    assert 'other.py is not the config' in wrong(forged)
+    for one in (config, copy):
+        one.unlink()
+    assert 'no config here is that' in wrong(forged)
+
+
+def test_the_config_of_another_run_in_the_work_dir_is_a_warning(forged):
+    """A test or a resume leaves its config in its own folder, and above."""
+    config, copies = copies_of_the_config(forged, 2)
+    changed(copies[0], 100)
+    shutil.copy(copies[0], config)
+    found = verify(forged)
+    assert not found.wrong and len(found.warnings) == 2 and 'is another config' in str(found)
+    changed(config, 200)
+    assert f'{config.name} is not the config' in wrong(forged)
+
+
+def test_what_was_not_looked_at_is_named(forged):
+    (forged / 'privacy_statement.md').rename(forged / 'PRIVACY_STATEMENT.md')
+    (forged / 'logs').mkdir()
+    for name in ('privacy_report.html', 'epoch_9.pt', 'logs/a.json'):
+        (forged / name).write_text('epsilon 0.1')
+    text = str(verify(forged))
+    assert 'privacy_statement.md is not here, and no other page was compared' in text and not wrong(forged)
+    for name in ('PRIVACY_STATEMENT.md', 'privacy_report.html', 'epoch_9.pt', 'logs/a.json'):
+        assert name in text.partition('not looked at, ')[2]
+
+
+def test_the_end_does_not_promise_more_than_was_checked(honest, forged):
+    assert str(verify(honest)).endswith('Nothing that was checked is wrong.')
+    ledger = Ledger.read(forged / LEDGER_NAME)
+    ledger.keep_at(forged / LEDGER_NAME)
+    ledger.count(ledger.history[-1][0], 50)
+    ledger.close()
+    text = str(verify(forged))
+    assert 'WARNING      50 steps that the ledger has after this statement' in text and 'Read the warnings' in text
 
 
 def test_an_audit_may_be_added_and_the_statement_still_holds(forged):

@@ -100,7 +100,7 @@ def contents(args: argparse.Namespace) -> dict[str, Any]:
         scores=scores_section(validation_scores(folder), given, unit),
         people=example_people(args.predictions, config) if args.predictions else [],
         decisions=_decisions(s),
-        findings=dict(checked=findings.checked, unchecked=[*findings.unchecked, *NEVER_CHECKED]),
+        findings=dict(checked=findings.checked, unchecked=[*findings.warnings, *findings.unchecked, *NEVER_CHECKED]),
         facts={name: value for name, value in facts.items() if name not in _OTHER_PLACES},
         settings=settings_of(text),
     )

@@ -46,7 +46,7 @@ from published_folder import (
 from mmpose_dp.engine.view_audit import with_audit
 from mmpose_dp.extras.accountability import with_membership_audit
 from mmpose_dp.extras.checkpoint_file import CheckpointFile
-from mmpose_dp.extras.evidence import STATEMENT_NAME, file_sha256
+from mmpose_dp.extras.evidence import STATEMENT_NAME, file_sha256, intact_statement, is_checkpoint_of, plain_sha256
 from mmpose_dp.extras.statement_page import complete, write_statement
 from mmpose_dp.privacy.errors import PrivacyError
 
@@ -78,11 +78,13 @@ def published(checkpoint: dict, folder: Path | None = None) -> dict:
             'descent'
         ),  # what the trainings before it used, for the statement of a training that starts from it
     )
-    statement = privacy['statement']
+    statement = {key: value for key, value in privacy['statement'].items() if key != 'checkpoints'}  # of the others
     if folder is not None:
         statement = with_audit(with_membership_audit(statement, folder), folder)
-    weights = {name: value.clone() for name, value in checkpoint['state_dict'].items()}
-    return dict(state_dict=weights, meta=meta, privacy_statement=statement)
+    # each tensor row by row in a storage of its own: mmpose_dp.verify accepts no other form
+    rows = torch.contiguous_format
+    weights = {name: value.clone(memory_format=rows) for name, value in checkpoint['state_dict'].items()}
+    return dict(state_dict=weights, meta=_plain(meta), privacy_statement=_plain(statement))
 
 
 def _plain(value: Any) -> Any:
@@ -104,19 +106,38 @@ def publish(source: Path, out: Path) -> dict:
     return given
 
 
+def origin_of(source: Path) -> str:
+    """Whether the statement beside a checkpoint has its hash, in words. Raises PrivacyError for one that was changed since."""
+    same = is_checkpoint_of(intact_statement(source.parent), source)
+    if same is None:
+        return (
+            f'{source.name}: no statement beside it has its hash, so whether it was changed after training is not known'
+        )
+    if not same:
+        raise PrivacyError(
+            f'{source} is not the file that training wrote: {STATEMENT_NAME} beside it has another SHA-256. Put the original back'
+        )
+    return f'{source.name} is as {STATEMENT_NAME} beside it says'
+
+
 def _loaded(source: Path) -> dict:
+    origin_of(source)
     return torch.load(source, map_location='cpu', weights_only=False)
 
 
 def _with_origin(given: dict, source: Path, **more: Any) -> dict:
-    """With the hashes of the checkpoint and its weights, and ``more``, in the statement."""
+    """With the hashes of the checkpoint, its weights and ``meta``, and ``more``, in the statement."""
     statement = given['privacy_statement']
     if 'schema_version' not in statement:
         return given
     try:
         origin = dict(file=source.name, sha256=file_sha256(source))
         statement = dict(
-            statement, checkpoint=origin, weights_sha256=CheckpointFile.read(source).weights_sha256, **more
+            statement,
+            checkpoint=origin,
+            weights_sha256=CheckpointFile.read(source).weights_sha256,
+            meta_sha256=plain_sha256(given['meta']),
+            **more,
         )
     except ValueError as error:
         raise PrivacyError(f'{source}: {error}') from error
@@ -215,7 +236,7 @@ def main() -> None:
         given, lacking = publish_folder(args.checkpoint, args.out)
     statement = given['privacy_statement']
     print(f'{args.out}: {statement["guarantee"]} after {statement["steps"]} steps')
-    for one in lacking:
+    for one in [origin_of(args.checkpoint), *lacking]:
         print(one)
 
 

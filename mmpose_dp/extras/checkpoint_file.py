@@ -1,7 +1,8 @@
 """Reads a checkpoint's plain values and the digest of its weights without torch, and without running what is in the file.
 
-A checkpoint is a zip archive with a pickle. Everything in the pickle but plain values and tensors becomes an ``_Opaque``, so no
-code of the file or of a package is called. Must not import torch, and must not look up a class that a file names.
+A checkpoint is a zip archive with a pickle. This reads those of trainings; a published file has a stricter reader, which accepts
+one form alone (verifying/published.py). Everything in the pickle but plain values and tensors becomes an ``_Opaque``, so no code of
+the file or of a package is called. Must not import torch, and must not look up a class that a file names.
 """
 
 import hashlib
@@ -28,6 +29,7 @@ class _Tensor:
     offset: int
     shape: tuple[int, ...]
     stride: tuple[int, ...]
+    is_plain: bool = True  # False if a bit says that the numbers are to be read negated or conjugated
 
 
 class _Opaque:
@@ -49,8 +51,10 @@ class _Opaque:
         """Of a list that is not a plain one."""
 
 
-def _rebuild_tensor(storage: _Storage, offset: int, shape: Any, stride: Any, *rest: Any) -> _Tensor:
-    return _Tensor(storage, int(offset), tuple(shape), tuple(stride))
+def _rebuild_tensor(
+    storage: _Storage, offset: int, shape: Any, stride: Any, gradient: Any = None, hooks: Any = None, bits: Any = None
+) -> _Tensor:
+    return _Tensor(storage, int(offset), tuple(shape), tuple(stride), not bits)
 
 
 def _first(value: Any, *rest: Any) -> Any:
@@ -118,7 +122,9 @@ def _digest(weights: dict[str, Any], archive: zipfile.ZipFile, folder: str) -> s
 
 
 def _bytes_of(tensor: _Tensor, raw: bytes) -> bytes:
-    """The numbers of a tensor, row by row. Raises ValueError if the storage is too short for it."""
+    """The numbers of a tensor, row by row. Raises ValueError if the storage is too short for it, or if they are not plain."""
+    if not tensor.is_plain:
+        raise ValueError('a tensor is stored negated or conjugated')
     size = len(raw) // tensor.storage.numel if tensor.storage.numel else 1
     last = tensor.offset + sum((n - 1) * step for n, step in zip(tensor.shape, tensor.stride))
     if 0 in tensor.shape:

@@ -41,6 +41,11 @@ def sealed(statement: dict[str, Any]) -> dict[str, Any]:
     return {**content, 'seal': seal_of(content)}
 
 
+def plain_sha256(value: Any) -> str:
+    """SHA-256 of a plain value: text, numbers, lists and dicts of these."""
+    return hashlib.sha256(ascii(value).encode()).hexdigest()
+
+
 def file_sha256(path: str | os.PathLike[str]) -> str:
     """SHA-256 of a file's bytes."""
     digest = hashlib.sha256()
@@ -48,6 +53,32 @@ def file_sha256(path: str | os.PathLike[str]) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def checkpoints_in(statement: dict[str, Any]) -> dict[str, str]:
+    """The SHA-256 of the checkpoints that a statement names, by name."""
+    last = statement['checkpoint']
+    return {**statement.get('checkpoints', {}), **({str(last['file']): str(last['sha256'])} if last else {})}
+
+
+def intact_statement(folder: Path) -> dict[str, Any] | None:
+    """The statement in a work dir; None if there is none, or if its seal is broken."""
+    try:
+        statement = json.loads((folder / STATEMENT_NAME).read_text())
+        return statement if seal_of(statement) == statement['seal'] else None
+    except (AttributeError, OSError, ValueError, LookupError, TypeError, RecursionError):
+        return None
+
+
+def is_checkpoint_of(statement: dict[str, Any] | None, path: Path) -> bool | None:
+    """Whether a checkpoint has the SHA-256 that a statement has of it; None if there is none to compare.
+
+    The checkpoint that follows an unfinished statement may have taken the place of one that the statement names.
+    """
+    wanted = None if statement is None else checkpoints_in(statement).get(path.name)
+    if statement is None or wanted is None:
+        return None
+    return True if file_sha256(path) == wanted else False if statement['checkpoint'] else None
 
 
 def ledger_in_statement(ledger: Ledger) -> dict[str, Any]:

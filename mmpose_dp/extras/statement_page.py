@@ -71,6 +71,8 @@ def further_facts(statement: dict[str, Any]) -> dict[str, str]:
     for key, value in statement.items():
         if key in _LAST or key in _SENTENCES:
             continue
+        if key == 'checkpoints':
+            value = f'SHA-256 of {len(value)}, in privacy_statement.json'
         if key == 'ledger':
             value = f'{value["lines"]} lines, the last with hash {value["head"]}'
         if isinstance(value, dict):

@@ -12,10 +12,9 @@ from torch import Tensor
 from mmpose_dp.devices import without_tf32
 from mmpose_dp.tables import SmallTogether, as_vectors, of_weight_0, parts_of, without
 
+from .plan import ROUNDING_MARGIN
 from .projection import Projector
 from .records import Block, Samples
-
-ROUNDING_MARGIN = 1e-3  # of C; must not be smaller than what was measured (docs/guarantee.md, "Rounding")
 
 
 def clipping_norm(max_grad_norm: float) -> float:

@@ -32,6 +32,7 @@ _NUMBERS: dict[str, Callable[[Any, str], float]] = dict(
     noise_multiplier=as_noise_multiplier,
     target_delta=as_delta,
 )
+ROUNDING_MARGIN = 1e-3  # of C; must not be smaller than what was measured (docs/guarantee.md, "Rounding")
 _LEAST_NORM = 1e-10  # squares of entries below 1e-22 are 0 in float32
 
 

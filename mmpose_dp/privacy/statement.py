@@ -1,6 +1,7 @@
 """The privacy statement: what a finished run guarantees, to whom, and what it does not, in words and numbers.
 
-Must not say more than the plan and the ledger support, and must hold nothing computed from private records.
+Must not say more than the plan and the ledger support, must hold nothing computed from private records, and must not import torch,
+which a verifier does not have.
 """
 
 import contextlib
@@ -8,10 +9,9 @@ import math
 from typing import Any
 
 from .accounting import ACCOUNTANTS, group_epsilon
-from .clipping import ROUNDING_MARGIN
 from .errors import PrivacyError
 from .ledger import NOISE, Ledger
-from .plan import METHODS, UNITS, PrivacyPlan
+from .plan import METHODS, ROUNDING_MARGIN, UNITS, PrivacyPlan
 from .validation import as_given, rounded_up
 
 _ROUNDING_MEASURED = 'float32 on a CPU', 'bfloat16 on a CPU'  # arithmetics of forwards
@@ -37,13 +37,18 @@ _NOT_COVERED = [
 ]
 
 
-def build_statement(plan: PrivacyPlan, ledger: Ledger, *, pretraining: str) -> dict[str, Any]:
+def build_statement(
+    plan: PrivacyPlan, ledger: Ledger, *, pretraining: str, spent: float | None = None
+) -> dict[str, Any]:
     """Everything a privacy reviewer asks for, as plain JSON values. Epsilon is that of the ledger, not of the plan.
 
-    ``pretraining`` says where the initial weights came from, and what is known of their training data.
+    ``pretraining`` says where the initial weights came from, and what is known of their training data. A verifier gives epsilon,
+    ``spent``, which it has computed before; the figures beside it are then left out.
     """
-    delta = plan.target_delta
-    spent = ledger.epsilon(delta, plan.accountant)
+    delta, epsilons = plan.target_delta, {}
+    if spent is None:
+        spent = ledger.epsilon(delta, plan.accountant)
+        epsilons = _other_epsilons(plan, ledger, spent)
     taken = ledger.run_history or plan.planned()  # a resume may have gone on with other noise
     rates = [plan.sample_rate if event.personal_rates else event.sample_rate for event, _ in taken]
     secret = plan.secret_randomness and ledger.is_secret
@@ -63,7 +68,7 @@ def build_statement(plan: PrivacyPlan, ledger: Ledger, *, pretraining: str) -> d
         'delta': delta,
         'target_epsilon': plan.target_epsilon,
         'accountant': plan.accountant,
-        **_other_epsilons(plan, ledger, spent),
+        **epsilons,
         'privacy_unit': f'{plan.privacy_unit}: {UNITS[plan.privacy_unit]}{f", by {plan.subjects}" if plan.subjects else ""}',
         'num_records': plan.num_records,
         'expected_batch_size': plan.expected_batch_size,

@@ -14,18 +14,20 @@ from mmpose_dp.privacy.statement import build_statement
 from tests.support.core import PLAN_SETTINGS
 
 
-def write_work_dir(folder: Path, steps: int = 20, ledger: Ledger | None = None, **changes: Any) -> Ledger:
+def write_work_dir(
+    folder: Path, steps: int = 20, ledger: Ledger | None = None, plan: Any = None, **changes: Any
+) -> Ledger:
     """A work dir with a statement and a ledger, as a training of ``steps`` would leave it; returns the ledger."""
-    plan = PrivacyPlan(**{**PLAN_SETTINGS, 'noise_multiplier': 2.0, **changes})
+    plan = plan or PrivacyPlan(**{**PLAN_SETTINGS, 'noise_multiplier': 2.0, **changes})
     ledger = ledger or Ledger()
     ledger.begin_run(**plan.run_metadata)
-    for _ in range(steps):
-        ledger.count(plan.event)
+    for step in range(steps):
+        ledger.count(plan.event_at(step))
     folder.mkdir(exist_ok=True)
     ledger.keep_at(folder / LEDGER_NAME)
     ledger.close()
     statement = {'schema_version': SCHEMA_VERSION, **build_statement(plan, ledger, pretraining='none')}
-    statement['risk'] = risk_of(ledger.history, plan.target_delta)
+    statement['risk'] = risk_of(ledger.history, plan.target_delta) if statement['private'] else None
     statement.update(answers(statement, checked_decision(None), 100))
     statement.update(ledger=ledger_in_statement(ledger), checkpoint=None, weights_sha256=None, config_sha256=None)
     statement.update(project=project(), versions=versions())

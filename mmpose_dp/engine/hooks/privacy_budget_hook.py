@@ -38,7 +38,7 @@ from .provenance import (
     starts_of_init_cfg,
 )
 from .resuming import check_resumed, find_start, open_ledger
-from .stating import full_statement
+from .stating import WrittenCheckpoints, full_statement
 
 _HINTS = ('time', 'data_time', 'memory', 'eta')  # in the message hub: they hint at how many records were sampled
 
@@ -93,6 +93,7 @@ class PrivacyBudgetHook(Hook):
         self._engine_reported = False
         self._resumed = False
         self._saved = False  # whether this training wrote a checkpoint
+        self._written: WrittenCheckpoints | None = None
 
     # ---- before training -------------------------------------------------------------------------------------------
     def before_run(self, runner: Runner) -> None:
@@ -212,6 +213,7 @@ class PrivacyBudgetHook(Hook):
             self._report_start(runner)
         if self._run_metadata is None:
             return
+        self._written = WrittenCheckpoints(runner.work_dir)
         ledger = runner.optim_wrapper.ledger
         open_run = ledger.resume_run if self._resumed else ledger.begin_run
         open_run(**self._run_metadata)
@@ -314,6 +316,7 @@ class PrivacyBudgetHook(Hook):
             runner,
             pretraining=self.pretraining,
             decision=self.decision,
+            checkpoints={} if self._written is None else self._written.hashes(),
             finished=finished,
         )
         write_statement(statement, runner.work_dir)

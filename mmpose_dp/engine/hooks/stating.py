@@ -3,6 +3,7 @@
 Must not add anything computed from private records.
 """
 
+import os
 import os.path as osp
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,15 @@ from mmengine.runner import Runner
 
 from mmpose_dp.extras.accountability import answers, with_membership_audit
 from mmpose_dp.extras.checkpoint_file import CheckpointFile
-from mmpose_dp.extras.evidence import SCHEMA_VERSION, file_sha256, ledger_in_statement, project, versions
+from mmpose_dp.extras.evidence import (
+    SCHEMA_VERSION,
+    checkpoints_in,
+    file_sha256,
+    intact_statement,
+    ledger_in_statement,
+    project,
+    versions,
+)
 from mmpose_dp.extras.risk import risk_of
 from mmpose_dp.extras.statement_page import complete
 from mmpose_dp.privacy.ledger import Ledger
@@ -29,9 +38,13 @@ def full_statement(
     *,
     pretraining: str,
     decision: dict[str, str],
+    checkpoints: dict[str, str],
     finished: bool,
 ) -> dict[str, Any]:
-    """The statement of the steps so far, sealed. ``finished``: it names the last checkpoint, which must be written already."""
+    """The statement of the steps so far, sealed. ``finished``: it names the last checkpoint, which must be written already.
+
+    ``checkpoints``: the SHA-256 of those written before, by name.
+    """
     guarantee = build_statement(plan, ledger, pretraining=pretraining)
     statement = {'schema_version': SCHEMA_VERSION, **guarantee}
     statement['risk'] = risk_of(ledger.history, plan.target_delta) if statement['private'] else None
@@ -48,8 +61,34 @@ def full_statement(
             'ledger': ledger_in_statement(ledger),
             'checkpoint': checkpoint,
             'weights_sha256': weights,
+            'checkpoints': checkpoints,
         }
     )
+
+
+class WrittenCheckpoints:
+    """The SHA-256 of each checkpoint that a training and those before it in a work dir wrote there.
+
+    Each is read once, when the next statement is written. The statement carries the hashes over a kill and a resume; a checkpoint
+    that a kill followed at once has none. A file that lay there before, and that no statement names, gets none either.
+    """
+
+    def __init__(self, work_dir: str | os.PathLike[str]) -> None:
+        self._folder = Path(work_dir)
+        self._seen, earlier = self._marks(), intact_statement(self._folder)
+        self._hashes = checkpoints_in(earlier) if earlier else {}
+
+    def hashes(self) -> dict[str, str]:
+        """The hashes of those that are still there, by name."""
+        marks = self._marks()
+        for name in [name for name, mark in marks.items() if mark != self._seen.get(name)]:
+            self._hashes[name] = file_sha256(self._folder / name)
+        self._seen = marks
+        return {name: self._hashes[name] for name in sorted(marks) if name in self._hashes}
+
+    def _marks(self) -> dict[str, tuple[int, int]]:
+        found = {path.name: path.stat() for path in self._folder.glob('*.pth')}
+        return {name: (stat.st_mtime_ns, stat.st_size) for name, stat in found.items()}
 
 
 def config_sha256(runner: Runner) -> str | None:

@@ -1,0 +1,118 @@
+"""Epsilon, delta and the risk figures of a statement, recomputed from the steps.
+
+Must not accept a figure below what the steps have spent.
+"""
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+from mmpose_dp.extras.risk import risk_of
+from mmpose_dp.privacy.accounting import ACCOUNTANTS, History, epsilon, group_epsilon
+from mmpose_dp.privacy.errors import PrivacyError
+from mmpose_dp.privacy.validation import as_given, rounded_up
+
+from .findings import Findings
+
+_TOLERANCE = 0.01  # relative: another version of a library may compute a slightly larger figure
+_LARGE_DELTA = 0.01
+
+
+def check_figures(statement: dict[str, Any], history: History, found: Findings, *, went_on: bool) -> None:
+    """Every figure that follows from the steps and from delta. ``went_on``: whether trainings came before, or it was resumed."""
+    delta, main = statement['delta'], statement['accountant']
+    for name in ACCOUNTANTS:
+        stated = number(statement['epsilon_by_accountant'][name])
+        try:
+            again = epsilon(history, delta, name)
+        except PrivacyError as error:
+            if math.isfinite(stated):
+                found.unchecked.append(f'epsilon by {name}: {error.__cause__ or error}')
+            continue
+        _compare(f'epsilon {rounded_up(stated)} by {name}', stated, again, found)
+    spent = statement['epsilon']
+    if main not in ACCOUNTANTS:  # one of the trainer's own: what it says must hold by one that is known here
+        what = f'epsilon {rounded_up(number(spent))} by {main}, an accountant that is not known here and was compared with pld'
+        _compare(what, number(spent), epsilon(history, delta, 'pld'), found)
+    words = f'({rounded_up(number(spent))}, {as_given(delta)})-'
+    same = spent == statement['epsilon_by_accountant'].get(main) and statement['guarantee'].startswith(words)
+    found.expect(same, 'the guarantee names this epsilon', 'the guarantee, epsilon and epsilon_by_accountant differ')
+    _check_budget(statement, went_on, found)
+    _check_groups(statement, history, found)
+    if statement.get('personal_epsilon'):
+        found.unchecked.append('personal_epsilon: only the records that are sampled most are recomputed')
+    _check_risk(statement, history, found)
+
+
+def check_delta(statement: dict[str, Any], found: Findings) -> None:
+    """A large delta must not be overlooked: the guarantee may fail for so many, whatever epsilon is."""
+    delta, total = statement['delta'], statement['num_records']
+    if delta > 1 / max(total, 1) or delta > _LARGE_DELTA:
+        found.warnings.append(
+            f'delta is {as_given(delta)}, and there are {total} records: with this probability nothing may be protected. It should '
+            f'be far below 1 / {total} = {1 / max(total, 1):.2g}'
+        )
+
+
+def number(value: Any) -> float:
+    """A figure of a statement."""
+    return math.inf if value == 'not bounded' else float(value)
+
+
+def _check_budget(statement: dict[str, Any], went_on: bool, found: Findings) -> None:
+    """A training ends within its budget. Only one that is resumed with a smaller budget may have spent more before."""
+    target, spent = statement['target_epsilon'], number(statement['epsilon'])
+    if target is None:
+        return
+    over = f'epsilon is above target_epsilon={as_given(target)}'
+    if spent <= target * (1 + _TOLERANCE):
+        found.checked.append('epsilon is within target_epsilon')
+    elif went_on:
+        found.warnings.append(f'{over}: a training was resumed with a smaller one, or it was changed')
+    else:
+        found.wrong.append(f'{over}, and no training goes on beyond its budget')
+
+
+def _check_groups(statement: dict[str, Any], history: History, found: Findings) -> None:
+    for key, several in statement.items():
+        if key.startswith('epsilon_for_'):
+            for k, value in several.items():
+                stated = number(value)
+                if math.isfinite(stated):
+                    again = group_epsilon(history, statement['delta'], int(k))
+                    _compare(f'epsilon {rounded_up(stated)} for {k} records', stated, again, found)
+
+
+def _compare(what: str, stated: float, again: float, found: Findings) -> None:
+    holds = again <= stated * (1 + _TOLERANCE) + 1e-9
+    found.expect(holds, f'{what}, recomputed', f'{what} is too low: recomputed, it is {rounded_up(again)}')
+
+
+def _check_risk(statement: dict[str, Any], history: History, found: Findings) -> None:
+    """Every figure that can be recomputed must be there, and not below what it is."""
+    stated = statement['risk']
+    if not statement['private']:
+        found.expect(
+            stated is None,
+            'no risk figures, since nothing is private',
+            'risk figures of a training that is not private',
+        )
+        return
+    again = risk_of(history, statement['delta'])
+    if stated is None or again is None:
+        found.expect(
+            stated is again,
+            'there are no risk figures of these steps',
+            'risk figures are lacking, or the steps have none',
+        )
+        return
+    low = [name for name, one, other in _leaves(stated, again, 'risk') if other > one * (1 + _TOLERANCE) + 1e-6]
+    found.expect(not low, 'the risk figures, recomputed', f'too low: {", ".join(low)}')
+
+
+def _leaves(stated: Any, again: Any, name: str) -> Iterator[tuple[str, float, float]]:
+    if isinstance(again, dict):
+        for key, value in again.items():
+            yield from _leaves(stated[key] if isinstance(stated, dict) else stated, value, f'{name}.{key}')
+    elif again != 'not computed' and stated != 'not computed':
+        yield name, number(stated), number(again)

@@ -1,0 +1,165 @@
+"""A statement of any kind of training is written again from its ledger; every word that was changed and sealed again is found."""
+
+import json
+from fractions import Fraction
+
+import pytest
+
+from mmpose_dp.extras.evidence import STATEMENT_NAME
+from mmpose_dp.extras.personal_budgets import Budget, PersonalPlan
+from mmpose_dp.extras.schedule import Schedule, ScheduledPlan
+from mmpose_dp.privacy.ledger import LEDGER_NAME
+from mmpose_dp.verify import verify
+from tests.support.core import PLAN_SETTINGS
+from tests.support.statements import amend, statement_of, write_work_dir
+
+SETTINGS = {**PLAN_SETTINGS, 'noise_multiplier': 2.0}
+BUDGETS = tuple(Budget(e, n, Fraction(q, 100)) for e, n, q in ((1.0, 400, 2), (4.0, 600, 7)))
+VIEW = 'Gaussian blur, sigma 14'
+KINDS = {
+    'dpsgd': {},
+    'projected': dict(method='projected', public_data='COCO and more'),
+    'feature': dict(method='feature', public_view=VIEW, privacy_unit='image'),
+    'hybrid with data': dict(method='hybrid', public_view=VIEW, public_data='COCO'),
+    'subjects': dict(method='feature', public_view=VIEW, privacy_unit='subject', subjects="'id', by hand"),
+    'debug seed': dict(secret_randomness=False),
+    'exposed': dict(expose_private_metrics=True),
+    'adaptive': dict(adaptive_norm=True),
+    'bfloat16': dict(arithmetic='bfloat16 on a GPU'),
+    'no budget': dict(target_epsilon=None, accountant='rdp'),
+    'scheduled': dict(plan=ScheduledPlan(**SETTINGS, schedule=Schedule(0.5, 0.7, 4))),
+    'personal': dict(plan=PersonalPlan(**SETTINGS, budgets=BUDGETS, assignment=(0, 1) * 500)),
+}
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_an_honest_statement_holds_with_its_ledger_and_without(kind, tmp_path):
+    write_work_dir(tmp_path, steps=4, **KINDS[kind])
+    assert not verify(tmp_path).wrong, str(verify(tmp_path))
+    (tmp_path / LEDGER_NAME).unlink()
+    found = verify(tmp_path)
+    assert not found.wrong and 'compared with each other only' in str(found), str(found)
+
+
+def test_several_trainings_in_one_ledger_hold(tmp_path):
+    whole = dict(expected_batch_size=1000)  # no sampling: quick to account for
+    ledger = write_work_dir(tmp_path, **KINDS['projected'], **whole)
+    write_work_dir(tmp_path, ledger=ledger, **KINDS['dpsgd'], **whole)
+    write_work_dir(tmp_path, steps=3, ledger=ledger, **KINDS['hybrid with data'], **whole)
+    assert 'Projected DP-SGD and DP-SGD and Hybrid' in statement_of(tmp_path)['method'] and not verify(tmp_path).wrong
+    (tmp_path / LEDGER_NAME).unlink()
+    assert not verify(tmp_path).wrong, str(verify(tmp_path))
+
+
+@pytest.fixture(scope='module')
+def works(tmp_path_factory):
+    """A work dir of DP-SGD and a hybrid's, each with a budget."""
+    folder = tmp_path_factory.mktemp('works')
+    for name, kind in (('dpsgd', 'dpsgd'), ('hybrid', 'hybrid with data')):
+        write_work_dir(folder / name, target_epsilon=3.0, **KINDS[kind])
+    return folder
+
+
+def wrong_after(folder, ledger=True, **changes):
+    """What is wrong once these values are changed and the statement is sealed again; '' if nothing is."""
+    before, kept = (
+        {name: (folder / name).read_text() for name in (STATEMENT_NAME, 'privacy_statement.md')},
+        folder / 'kept',
+    )
+    amend(folder, **changes)
+    if not ledger:
+        (folder / LEDGER_NAME).rename(kept)
+    found = verify(folder)
+    for name, text in before.items():
+        (folder / name).write_text(text)
+    if not ledger:
+        kept.rename(folder / LEDGER_NAME)
+    assert not verify(folder).wrong
+    return '; '.join(found.wrong), str(found)
+
+
+HARDENED = "the operating system's entropy, hardened against floating-point attacks"
+FORGED = {  # what the ledger determines
+    'noise_source': HARDENED, 'sampling_used': 'Poisson, from a coin', 'sampling_assumed': 'none', 'noise_multiplier': 50.0,
+    'sample_rate': '1/400', 'expected_batch_size': 1, 'num_records': 100_000, 'epochs': 2.0, 'not_covered': [],
+    'not_protected': [], 'released': 'nothing', 'privacy_unit': 'image: one image with all its annotated people',
+    'public_views': ['another'], 'public_data': 'none', 'cost_of_tuning': 'included', 'method': 'Feature DP', 'adjacency': 'any',
+    'protected': 'everything', 'trust_model': 'none is needed', 'attacker': 'knows nothing', 'anonymity': 'The model is anonymous',
+    'for_the_people': 'Nothing can be learned about you', 'parameters_per_record': 0.001, 'rounding': 'forwards in exact numbers',
+    'risk': None, 'target_epsilon': 0.01, 'delta': 0.3, 'private': False,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize('name', FORGED)
+def test_a_value_that_the_ledger_determines_cannot_be_changed(works, name):
+    assert wrong_after(works / 'hybrid', **{name: FORGED[name]})[0]
+
+
+@pytest.mark.parametrize('name', ['not_covered', 'not_protected'])
+@pytest.mark.parametrize('kind', ['dpsgd', 'hybrid'])
+@pytest.mark.parametrize('ledger', [True, False])
+def test_no_standard_sentence_can_be_left_out_or_added(works, name, kind, ledger):
+    """With the ledger and without."""
+    sentences = statement_of(works / kind)[name]
+    for i, sentence in enumerate(sentences):
+        assert sentence[:60] in wrong_after(works / kind, ledger, **{name: sentences[:i] + sentences[i + 1 :]})[0]
+    assert f'{name} must not say' in wrong_after(works / kind, ledger, **{name: [*sentences, 'all is well']})[0]
+
+
+@pytest.mark.parametrize('ledger', [True, False])
+def test_a_hybrid_cannot_pass_for_dp_sgd(works, ledger):
+    plain, hybrid = (statement_of(works / kind) for kind in ('dpsgd', 'hybrid'))
+    words = (
+        'protected',
+        'adjacency',
+        'not_protected',
+        'method',
+        'public_views',
+        'public_data',
+        'public_data_sets',
+        'for_the_people',
+    )
+    changes = {key: plain[key] for key in words}
+    found = wrong_after(works / 'hybrid', ledger, **changes, guarantee=plain['guarantee'])[0]
+    assert bool(found) is ledger  # without the ledger it holds together, and the line says what was compared
+
+
+def test_a_large_delta_cannot_be_missed(works):
+    delta = 0.00105
+    words = statement_of(works / 'dpsgd')['guarantee'].replace('0.0005', '0.00105')
+    wrong, text = wrong_after(works / 'dpsgd', delta=delta, guarantee=words)
+    assert not wrong and f'WARNING      delta is {delta}' in text and text.endswith('Read the warnings above.')
+    for one in (0.002, 0.3, 0.5):
+        assert 'too large for 1000 records' in wrong_after(works / 'dpsgd', delta=one)[0]
+
+
+def test_what_nothing_determines_is_named(works):
+    for changes in (
+        dict(max_grad_norm=1e-6),
+        dict(pretraining='ImageNet'),
+        dict(parameters_trained=5),
+        dict(certified='by all'),
+    ):
+        wrong, text = wrong_after(works / 'dpsgd', **changes)
+        (name,) = changes
+        line = next(line for line in text.splitlines() if line.startswith('NOT CHECKED  what nothing here determines'))
+        assert f'{name} =' in line and 'delta = 0.0005' in line
+        assert not wrong or name == 'parameters_trained'  # by which parameters_per_record is computed
+
+
+def test_a_resume_with_other_records_and_noise_is_compared_with_its_last_line(tmp_path):
+    ledger = write_work_dir(tmp_path, expected_batch_size=1000)
+    folder = tmp_path / 'resumed'
+    plan = ScheduledPlan(
+        **{**SETTINGS, 'num_records': 500, 'expected_batch_size': 500, 'noise_multiplier': 300.0, 'target_epsilon': 0.1}
+    )
+    ledger.resume_run(**plan.run_metadata)
+    ledger.count(plan.event, 2)
+    before, ledger.begin_run = ledger.runs, lambda **_: None
+    write_work_dir(folder, 1, ledger, plan)
+    assert (
+        ledger.runs == before
+        and json.loads((folder / LEDGER_NAME).read_text().splitlines()[-1])['noise_multiplier'] == 300.0
+    )
+    found = verify(folder)
+    assert not found.wrong and 'WARNING      epsilon is above target_epsilon=0.1' in str(found), str(found)
