@@ -24,6 +24,7 @@ from typing import Any
 from mmengine.config import Config, ConfigDict
 
 from mmpose_dp.engine.leftovers import without_deletions
+from mmpose_dp.engine.spelling import refuse_misspelled, refuse_unknown_top
 from mmpose_dp.privacy.errors import ConfigError
 
 FOLDER = Path(__file__).parent / '.mim/configs'  # in a checkout, a link to configs/
@@ -51,7 +52,7 @@ def private(base: dict, method: str, epsilon: float = 0.8, public: str | None = 
             replaces one. Example: ``train_dataloader=dict(batch_sampler=dict(expected_batch_size=512))``.
 
     The backbone's own pretrained weights are removed: set ``load_from``. Raises ConfigError for an unknown method or public data,
-    and for a base without a training set.
+    for a base without a training set, and for a change that nothing would read, such as a misspelled argument.
     """
     if method not in METHODS:
         raise ConfigError(f'private(_base_, {method!r}): unknown method; write one of {", ".join(METHODS)}')
@@ -64,6 +65,7 @@ def private(base: dict, method: str, epsilon: float = 0.8, public: str | None = 
         raise ConfigError(
             'private(_base_, ...): the base has no train_dataloader.dataset; inherit from a config that trains'
         )
+    refuse_unknown_top(changes, base, ('method', 'epsilon', 'public'), 'private(_base_, ..., {}=...)')
     recipe = _parts(method)
     if public is not None:
         recipe['dp_public'] = _coco(private_set)
@@ -74,6 +76,7 @@ def private(base: dict, method: str, epsilon: float = 0.8, public: str | None = 
         value = _merged(base.get(key), added.get(key)) if key in added else base.get(key)
         value = _merged(value, changes[key]) if key in changes else value
         whole[key] = dict(value, _delete_=True) if text and isinstance(value, dict) and key in base else value
+    refuse_misspelled({**base, **whole})
     return whole
 
 

@@ -22,7 +22,7 @@ import mmpose_dp  # noqa: F401  (first: checks and repairs the install)
 # isort: split
 import numpy as np
 import torch
-from cli import read_config, run
+from cli import merge_options, read_config, run
 from mmcv.transforms import LoadImageFromFile
 from mmengine.config import Config, DictAction
 from mmengine.dataset import Compose
@@ -36,7 +36,7 @@ from torch import nn
 
 from mmpose_dp.datasets import PublicPrivateDataset, collate_samples
 from mmpose_dp.datasets.resolving import is_kind, resolved
-from mmpose_dp.engine import DPOptimWrapper, PrivacyBudgetHook, PrivateTrainLoop, without_leftovers
+from mmpose_dp.engine import DPOptimWrapper, PrivacyBudgetHook, PrivateTrainLoop
 from mmpose_dp.engine.dry_run import blank_batch, try_batch
 from mmpose_dp.engine.hooks.planning import method_of
 from mmpose_dp.extras.schedule import Schedule, ScheduledPlan
@@ -405,8 +405,7 @@ def main() -> None:
     """Prints the report."""
     args = parse_args()
     cfg = read_config(args.config, 'model')
-    cfg.merge_from_dict(args.cfg_options)
-    without_leftovers(cfg)
+    merge_options(cfg, args.cfg_options)
     without_downloads(cfg.model)
     register_all_modules()
     torch.manual_seed(0)

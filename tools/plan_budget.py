@@ -26,7 +26,7 @@ import mmpose_dp  # noqa: F401  (first: checks and repairs the install)
 import matplotlib
 import torch
 from check_config import check_head_of, is_private, is_there, planned, private_model, trial, without_downloads
-from cli import read_config, run
+from cli import merge_options, read_config, run
 from mmengine.config import Config, DictAction
 from mmengine.runner import Runner
 from mmpose.utils import register_all_modules
@@ -34,7 +34,7 @@ from rich.console import Console
 from rich.progress import track
 
 from mmpose_dp.datasets import collate_samples
-from mmpose_dp.engine import PrivacyBudgetHook, without_leftovers
+from mmpose_dp.engine import PrivacyBudgetHook
 from mmpose_dp.engine.basis import fit_basis
 from mmpose_dp.engine.signal import measure
 from mmpose_dp.extras import forecast
@@ -83,8 +83,7 @@ def parse_args() -> argparse.Namespace:
 def private_config(args: argparse.Namespace) -> Config:
     """The config. Raises PrivacyError for one that is missing, not private, or makes no private step."""
     cfg = read_config(args.config, 'model', 'train_dataloader', 'train_cfg')
-    cfg.merge_from_dict(args.cfg_options)
-    without_leftovers(cfg)
+    merge_options(cfg, args.cfg_options)
     without_downloads(cfg.model)
     register_all_modules()
     check_head_of(cfg)

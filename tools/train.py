@@ -12,6 +12,7 @@ import mmpose_dp  # noqa: F401  (first: checks and repairs the install)
 from cli import (
     add_common_arguments,
     merge_common,
+    merge_options,
     read_config,
     refuse_no_checkpoint,
     refuse_unwritable,
@@ -30,7 +31,6 @@ from mmpose_dp.engine import (
     ProvenanceHook,
     checkpoint_settings,
     newest_checkpoint,
-    without_leftovers,
 )
 from mmpose_dp.privacy.errors import PrivacyError
 
@@ -85,8 +85,7 @@ def merge_args(cfg: Config, args: argparse.Namespace) -> Config:
         cfg.auto_scale_lr.enable = True
     if 'preprocess_cfg' in cfg:
         cfg.model.setdefault('data_preprocessor', cfg.preprocess_cfg)
-    cfg.merge_from_dict(args.cfg_options)
-    return cfg
+    return merge_options(cfg, args.cfg_options)
 
 
 def _newest(cfg: Config, options: dict) -> str | None:
@@ -110,7 +109,7 @@ def _kept(runner: Runner) -> str:
 def main() -> None:
     """Builds the runner and trains."""
     args = parse_args()
-    cfg = without_leftovers(merge_args(read_config(args.config, 'model', 'train_dataloader', 'optim_wrapper'), args))
+    cfg = merge_args(read_config(args.config, 'model', 'train_dataloader', 'optim_wrapper'), args)
     refuse_unwritable(cfg.work_dir)
     refuse_no_checkpoint(cfg.get('load_from'))
     start_ranks_on_cpu(cfg)

@@ -4,6 +4,7 @@ from .hooks import PrivacyBudgetHook, ProjectorRefreshHook, ProvenanceHook, chec
 from .leftovers import without_leftovers
 from .loops import PrivateTrainLoop
 from .optim_wrappers import DPOptimWrapper, DPOptimWrapperConstructor
+from .spelling import refuse_misspelled, refuse_unknown_top
 
 __all__ = [
     'DPOptimWrapper',
@@ -14,5 +15,7 @@ __all__ = [
     'ProjectorRefreshHook',
     'checkpoint_settings',
     'newest_checkpoint',
+    'refuse_misspelled',
+    'refuse_unknown_top',
     'without_leftovers',
 ]
