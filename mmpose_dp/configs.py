@@ -25,6 +25,7 @@ from mmengine.config import Config, ConfigDict
 
 from mmpose_dp.engine.leftovers import without_deletions
 from mmpose_dp.engine.spelling import refuse_misspelled, refuse_unknown_top
+from mmpose_dp.engine.training_settings import REPLACED, settings_in_words
 from mmpose_dp.privacy.errors import ConfigError
 
 FOLDER = Path(__file__).parent / '.mim/configs'  # in a checkout, a link to configs/
@@ -51,8 +52,11 @@ def private(base: dict, method: str, epsilon: float = 0.8, public: str | None = 
         changes: further changes, as in a config that inherits the result: dicts are merged key by key, and ``_delete_=True``
             replaces one. Example: ``train_dataloader=dict(batch_sampler=dict(expected_batch_size=512))``.
 
-    The backbone's own pretrained weights are removed: set ``load_from``. Raises ConfigError for an unknown method or public data,
-    for a base without a training set, and for a change that nothing would read, such as a misspelled argument.
+    Optimizer, epochs, schedule and intervals become those of the method (docs/private_config.md); tools/check_config.py shows
+    what was replaced. The backbone's own pretrained weights are removed: set ``load_from``.
+
+    Raises ConfigError for an unknown method or public data, for a base without a training set, and for a change that nothing
+    would read, such as a misspelled argument.
     """
     if method not in METHODS:
         raise ConfigError(f'private(_base_, {method!r}): unknown method; write one of {", ".join(METHODS)}')
@@ -76,8 +80,8 @@ def private(base: dict, method: str, epsilon: float = 0.8, public: str | None = 
         value = _merged(base.get(key), added.get(key)) if key in added else base.get(key)
         value = _merged(value, changes[key]) if key in changes else value
         whole[key] = dict(value, _delete_=True) if text and isinstance(value, dict) and key in base else value
-    refuse_misspelled({**base, **whole})
-    return whole
+    refuse_misspelled({**base, **whole}, complete=False)
+    return {**whole, REPLACED: base.get(REPLACED) or settings_in_words(base)}
 
 
 def _added(base: dict, recipe: dict, private_set: dict, epsilon: float) -> dict[str, Any]:

@@ -25,7 +25,16 @@ import mmpose_dp  # noqa: F401  (first: checks and repairs the install)
 # isort: split
 import matplotlib
 import torch
-from check_config import check_head_of, is_private, is_there, planned, private_model, trial, without_downloads
+from check_config import (
+    annotations_of,
+    check_head_of,
+    is_private,
+    is_there,
+    planned,
+    private_model,
+    trial,
+    without_downloads,
+)
 from cli import merge_options, read_config, run
 from mmengine.config import Config, DictAction
 from mmengine.runner import Runner
@@ -118,8 +127,9 @@ def plan_of(cfg: Config, args: argparse.Namespace, folder: str) -> PrivacyPlan:
         return planned(cfg, as_whole(records, '--num-records' if unit != 'subject' else '--subjects'), size)
     if not is_there(cfg.train_dataloader.dataset.get('private')):
         raise PrivacyError(
-            'train_dataloader.dataset.private: the annotations are not on this machine, so give --num-records N (and '
-            "--subjects, with privacy_unit='subject')"
+            f'train_dataloader.dataset.private: there is no {annotations_of(cfg.train_dataloader.dataset.private)}. Correct '
+            'ann_file or data_root, or, if the data are on another machine, give --num-records N (and --subjects, with '
+            "privacy_unit='subject')"
         )
     return hook_of(trial(cfg, folder)).plan
 

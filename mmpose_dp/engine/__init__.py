@@ -5,8 +5,10 @@ from .leftovers import without_leftovers
 from .loops import PrivateTrainLoop
 from .optim_wrappers import DPOptimWrapper, DPOptimWrapperConstructor
 from .spelling import refuse_misspelled, refuse_unknown_top
+from .training_settings import REPLACED, idle_schedules, left_random, settings_in_words
 
 __all__ = [
+    'REPLACED',
     'DPOptimWrapper',
     'DPOptimWrapperConstructor',
     'PrivacyBudgetHook',
@@ -14,8 +16,11 @@ __all__ = [
     'ProvenanceHook',
     'ProjectorRefreshHook',
     'checkpoint_settings',
+    'idle_schedules',
+    'left_random',
     'newest_checkpoint',
     'refuse_misspelled',
     'refuse_unknown_top',
+    'settings_in_words',
     'without_leftovers',
 ]

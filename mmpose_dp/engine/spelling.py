@@ -24,11 +24,25 @@ from .hooks import PrivacyBudgetHook
 from .loops import PrivateTrainLoop
 from .optim_wrappers import DPOptimWrapper
 
-_GIVEN = {'self', 'runner', 'dataloader', 'sampler', 'optimizer', 'cfg'}  # by whoever builds the object, not by the config
+_GIVEN = {
+    'self',
+    'runner',
+    'dataloader',
+    'sampler',
+    'optimizer',
+    'cfg',
+}  # by whoever builds the object, not by the config
 _RUNNER = {*inspect.signature(Runner.__init__).parameters} - {'self', 'cfg'}
 TOP = {
     *_RUNNER,
-    *('find_unused_parameters', 'model_wrapper_cfg', 'sync_bn', 'compile', 'activation_checkpointing', 'preprocess_cfg'),
+    *(
+        'find_unused_parameters',
+        'model_wrapper_cfg',
+        'sync_bn',
+        'compile',
+        'activation_checkpointing',
+        'preprocess_cfg',
+    ),
     *('efficient_conv_bn_eval', 'custom_imports', 'env_cfg', 'vis_backends', 'backend_args', 'strategy', 'runner_type'),
 }
 # keys that are read beside a class's own arguments
@@ -38,6 +52,10 @@ _BESIDE = {
         *('clip_grad', 'accumulative_counts'),
     },
     PrivateTrainLoop: {'by_epoch'},
+}
+_HOOKS = {  # the names that mmengine, MMPose and mmpose_dp give their hooks
+    *('runtime_info', 'timer', 'sampler_seed', 'logger', 'param_scheduler', 'checkpoint', 'visualization', 'badcase'),
+    *('privacy_budget', 'public_data'),
 }
 _LOADER = {*inspect.signature(DataLoader).parameters, 'num_batch_per_epoch'}
 _PLACES = {
@@ -51,9 +69,13 @@ _PLACES = {
 }
 
 
-def refuse_misspelled(cfg: Any) -> None:
-    """Raises ConfigError for a key, in the parts of a config that mmpose_dp reads, that nothing reads."""
+def refuse_misspelled(cfg: Any, complete: bool = True) -> None:
+    """Raises ConfigError for a key, in the parts of a config that mmpose_dp reads, that nothing reads.
+
+    ``complete``: whether no other config will be merged with this one, so that every hook must have its type.
+    """
     elsewhere = _settings(cfg)
+    _refuse_untyped(_part(cfg, 'default_hooks'), complete)
     for path, node, names in _nodes(cfg):
         for key in node:
             if key not in names and key not in ('type', '_delete_', '_scope_'):
@@ -71,6 +93,14 @@ def refuse_unknown_top(keys: Iterable[str], cfg: Any, arguments: Iterable[str], 
         if key not in cfg and key not in TOP:
             hint = did_you_mean(key, {*arguments, *TOP}, _settings(cfg))
             raise ConfigError(f'{where.format(key)} is neither an argument nor a key of the config: {hint}')
+
+
+def _refuse_untyped(hooks: dict, complete: bool) -> None:
+    """Raises ConfigError for settings of a hook that is not there, most likely since its name is misspelled."""
+    for name, hook in hooks.items():
+        if isinstance(hook, dict) and 'type' not in hook and (complete or name not in _HOOKS):
+            hint = did_you_mean(name, {*_HOOKS, *hooks} - {name}, {})
+            raise ConfigError(f'default_hooks.{name} has no type, so it is no hook, and no setting of one: {hint}')
 
 
 def did_you_mean(key: str, names: Iterable[str], elsewhere: dict[str, str]) -> str:
@@ -122,18 +152,15 @@ def _nodes(cfg: Any) -> Iterator[tuple[str, dict, set[str]]]:
     typed: list[tuple[str, Registry, Any]] = [
         ('train_dataloader.batch_sampler', DATA_SAMPLERS, _part(loader, 'batch_sampler')),
         ('train_dataloader.dataset', DATASETS, _part(loader, 'dataset')),
-        *((f'train_dataloader.dataset.{part}', DATASETS, _part(loader, 'dataset', part)) for part in ('private', 'public')),
+        *(
+            (f'train_dataloader.dataset.{part}', DATASETS, _part(loader, 'dataset', part))
+            for part in ('private', 'public')
+        ),
         ('train_dataloader.dataset.public_view', TRANSFORMS, _part(loader, 'dataset', 'public_view')),
         ('train_cfg', LOOPS, _part(cfg, 'train_cfg')),
         ('optim_wrapper', OPTIM_WRAPPERS, _part(cfg, 'optim_wrapper')),
     ]
-    hooks = _part(cfg, 'default_hooks')
-    known = {*hooks, *('privacy_budget', 'public_data', 'checkpoint', 'logger', 'timer', 'visualization', 'sampler_seed')}
-    for name, hook in hooks.items():
-        if isinstance(hook, dict) and 'type' not in hook:
-            hint = did_you_mean(name, known - {name}, {})
-            raise ConfigError(f'default_hooks.{name} has no type, so it is no hook, and no setting of one: {hint}')
-        typed.append((f'default_hooks.{name}', HOOKS, hook))
+    typed += [(f'default_hooks.{name}', HOOKS, hook) for name, hook in _part(cfg, 'default_hooks').items()]
     typed += [(f'custom_hooks[{i}]', HOOKS, hook) for i, hook in enumerate(_listed(cfg.get('custom_hooks')))]
     for path, registry, node in typed:
         names = _names(_kind(registry, node))

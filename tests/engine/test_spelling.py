@@ -13,7 +13,11 @@ from tests.support.paths import REPO
 sys.path.insert(0, str(REPO / 'tools'))
 from cli import merge_options  # noqa: E402
 
-DATA, SAMPLER, BUDGET = 'train_dataloader=dict(dataset=dict(', 'train_dataloader.batch_sampler.', 'default_hooks.privacy_budget.'
+DATA, SAMPLER, BUDGET = (
+    'train_dataloader=dict(dataset=dict(',
+    'train_dataloader.batch_sampler.',
+    'default_hooks.privacy_budget.',
+)
 FILE = REPO / 'configs/_base_/hrnet_synthetic.py'
 
 
@@ -90,10 +94,16 @@ def test_options_of_the_command_line_are_refused_too(hybrid, option, meant):
 
 def test_what_is_read_is_taken(base, hybrid):
     """Keys of mmengine that the base lacks, those of the base, foreign hooks, and every argument of ours."""
-    known = dict(load_from='x', randomness=dict(seed=0), codec=dict(sigma=2), custom_hooks=[dict(type='EMAHook', momentum=0.1)])
-    wrapper = dict(norm='frozen', trainable='head', clip_grad=None, accumulative_counts=1, paramwise_cfg=dict(), schedule=None)
+    known = dict(
+        load_from='x', randomness=dict(seed=0), codec=dict(sigma=2), custom_hooks=[dict(type='EMAHook', momentum=0.1)]
+    )
+    wrapper = dict(
+        norm='frozen', trainable='head', clip_grad=None, accumulative_counts=1, paramwise_cfg=dict(), schedule=None
+    )
     for method in METHODS:
         private(base, method, **known, optim_wrapper=wrapper, train_cfg=dict(by_epoch=True), work_dir='y')
     cfg = Config(hybrid._cfg_dict.to_dict())
-    merge_options(cfg, {'load_from': 'x', 'work_dir': 'y', f'{BUDGET}priority': 'NORMAL', 'optim_wrapper.secure_mode': True})
+    merge_options(
+        cfg, {'load_from': 'x', 'work_dir': 'y', f'{BUDGET}priority': 'NORMAL', 'optim_wrapper.secure_mode': True}
+    )
     refuse_misspelled(Config.fromfile(FILE))

@@ -24,6 +24,7 @@ from mmpose_dp.privacy.validation import as_delta, as_given, as_positive, as_who
 
 from ..loops import PrivateTrainLoop
 from ..optim_wrappers import DPOptimWrapper
+from ..training_settings import idle_schedules, left_random
 from . import showing
 from .planning import make_plan, run_metadata_of_views
 from .preflight import refuse_late_failures
@@ -163,6 +164,12 @@ class PrivacyBudgetHook(Hook):
                 'Private training starts without load_from. It rarely works from random weights: set load_from to a checkpoint '
                 'that was trained on public data.'
             )
+        wrapper, settings = runner.optim_wrapper, runner.cfg.get('optim_wrapper') or {}
+        if not (runner.train_loop.public_epochs and wrapper.public_params is not None):
+            model, loaded = getattr(runner.model, 'module', runner.model), self._watch.found('') or set()
+            words = left_random(model, wrapper.left_out, loaded, settings.get('trainable', 'all'))
+            if words and 'is not known' not in self.pretraining:
+                runner.logger.warning(f'{words}.')
 
     def _add_start(self, runner: Runner, start: Start) -> None:
         """Adds the lineage of a file from which training starts, and logs it."""
@@ -200,7 +207,7 @@ class PrivacyBudgetHook(Hook):
                 f'for the {usual} of train_dataloader.batch_size. To use fewer, set '
                 'train_dataloader.batch_sampler.max_rows_per_record.'
             )
-        for warning in plan.warnings:
+        for warning in [*plan.warnings, *idle_schedules(runner.cfg)]:
             runner.logger.warning(warning)
 
     def before_train(self, runner: Runner) -> None:
