@@ -1,6 +1,13 @@
 """Connects privacy/ and gradients/ to mmengine's runner. Must not hold a line of the guarantee."""
 
-from .hooks import PrivacyBudgetHook, ProjectorRefreshHook, ProvenanceHook, checkpoint_settings, newest_checkpoint
+from .hooks import (
+    PrivacyBudgetHook,
+    ProjectorRefreshHook,
+    ProvenanceHook,
+    checkpoint_settings,
+    finished_checkpoint,
+    newest_checkpoint,
+)
 from .leftovers import without_leftovers
 from .loops import PrivateTrainLoop
 from .optim_wrappers import DPOptimWrapper, DPOptimWrapperConstructor
@@ -16,6 +23,7 @@ __all__ = [
     'ProvenanceHook',
     'ProjectorRefreshHook',
     'checkpoint_settings',
+    'finished_checkpoint',
     'idle_schedules',
     'left_random',
     'newest_checkpoint',

@@ -29,9 +29,13 @@ def full_statement(
     *,
     pretraining: str,
     decision: dict[str, str],
+    budgets: str | None,
     finished: bool,
 ) -> dict[str, Any]:
-    """The statement of the steps so far, sealed. ``finished``: it names the last checkpoint, which must be written already."""
+    """The statement of the steps so far, sealed.
+
+    ``budgets``: in words, if a resume changed the budget. ``finished``: it names the last checkpoint, which must be written already.
+    """
     guarantee = build_statement(plan, ledger, pretraining=pretraining)
     statement = {'schema_version': SCHEMA_VERSION, **guarantee}
     statement['risk'] = risk_of(ledger.history, plan.target_delta) if statement['private'] else None
@@ -42,6 +46,7 @@ def full_statement(
     return complete(
         {
             **statement,
+            **({'target_epsilon_changed': budgets} if budgets else {}),
             'project': project(),
             'versions': versions(),
             'config_sha256': config_sha256(runner),
