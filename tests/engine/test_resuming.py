@@ -17,7 +17,6 @@ from tests.support.runs import unvalidated as config
 
 sys.path.insert(0, str(REPO / 'tools'))
 from publish_model import published  # noqa: E402
-
 from train import _finished  # noqa: E402
 
 VIEW, HOOK = 'train_dataloader__dataset__public_view', 'default_hooks__privacy_budget__'

@@ -34,7 +34,8 @@ def full_statement(
 ) -> dict[str, Any]:
     """The statement of the steps so far, sealed.
 
-    ``budgets``: in words, if a resume changed the budget. ``finished``: it names the last checkpoint, which must be written already.
+    ``budgets``: in words, if a resume changed the budget. ``finished``: it names the last checkpoint,
+    which must be written already.
     """
     guarantee = build_statement(plan, ledger, pretraining=pretraining)
     statement = {'schema_version': SCHEMA_VERSION, **guarantee}
