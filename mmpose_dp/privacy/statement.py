@@ -122,7 +122,7 @@ def _protection(plan: PrivacyPlan, public_data: list[str]) -> dict[str, Any]:
         'what several pictures of a subject, such as the frames of a video, show together: each has a public view of its own, '
         'and together they hold more than one': feature and unit == 'subject',
         **{f'the public data set: {name}': True for name in public_data},
-        f'which records are one subject (the mapping by {plan.subjects})': bool(plan.subjects),
+        f'which pictures and annotations are of one subject (the mapping by {plan.subjects})': bool(plan.subjects),
         'which personal budget a record has': bool(plan.run_metadata['personal_budgets']),
         f'several records at once beyond the group figures: the unit is {who}': True,
         'what anybody could conclude about a person from the population at large': True,
