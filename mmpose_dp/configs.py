@@ -24,6 +24,8 @@ from typing import Any
 from mmengine.config import Config, ConfigDict
 
 from mmpose_dp.engine.leftovers import without_deletions
+from mmpose_dp.engine.spelling import refuse_misspelled, refuse_unknown_top
+from mmpose_dp.engine.training_settings import REPLACED, settings_in_words
 from mmpose_dp.privacy.errors import ConfigError
 
 FOLDER = Path(__file__).parent / '.mim/configs'  # in a checkout, a link to configs/
@@ -50,8 +52,11 @@ def private(base: dict, method: str, epsilon: float = 0.8, public: str | None = 
         changes: further changes, as in a config that inherits the result: dicts are merged key by key, and ``_delete_=True``
             replaces one. Example: ``train_dataloader=dict(batch_sampler=dict(expected_batch_size=512))``.
 
-    The backbone's own pretrained weights are removed: set ``load_from``. Raises ConfigError for an unknown method or public data,
-    and for a base without a training set.
+    Optimizer, epochs, schedule and intervals become those of the method (docs/private_config.md); tools/check_config.py shows
+    what was replaced. The backbone's own pretrained weights are removed: set ``load_from``.
+
+    Raises ConfigError for an unknown method or public data, for a base without a training set, and for a change that nothing
+    would read, such as a misspelled argument.
     """
     if method not in METHODS:
         raise ConfigError(f'private(_base_, {method!r}): unknown method; write one of {", ".join(METHODS)}')
@@ -64,6 +69,7 @@ def private(base: dict, method: str, epsilon: float = 0.8, public: str | None = 
         raise ConfigError(
             'private(_base_, ...): the base has no train_dataloader.dataset; inherit from a config that trains'
         )
+    refuse_unknown_top(changes, base, ('method', 'epsilon', 'public'), 'private(_base_, ..., {}=...)')
     recipe = _parts(method)
     if public is not None:
         recipe['dp_public'] = _coco(private_set)
@@ -74,7 +80,8 @@ def private(base: dict, method: str, epsilon: float = 0.8, public: str | None = 
         value = _merged(base.get(key), added.get(key)) if key in added else base.get(key)
         value = _merged(value, changes[key]) if key in changes else value
         whole[key] = dict(value, _delete_=True) if text and isinstance(value, dict) and key in base else value
-    return whole
+    refuse_misspelled({**base, **whole}, complete=False)
+    return {**whole, REPLACED: base.get(REPLACED) or settings_in_words(base)}
 
 
 def _added(base: dict, recipe: dict, private_set: dict, epsilon: float) -> dict[str, Any]:

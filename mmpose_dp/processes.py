@@ -2,8 +2,9 @@
 
 from collections.abc import Callable, Sequence
 
-import torch
 from torch import Tensor, distributed
+
+from .tables import as_one
 
 
 def several_processes() -> bool:
@@ -18,17 +19,14 @@ def is_first_process() -> bool:
 
 def sum_over_processes(tensors: Sequence[Tensor]) -> None:
     """Adds the processes' tensors of one dtype, in place, in one message."""
-    _as_one(tensors, distributed.all_reduce)
+    _send(tensors, distributed.all_reduce)
 
 
 def from_first_process(tensors: Sequence[Tensor]) -> None:
     """Copies the first process' tensors of one dtype to the others, in place, in one message."""
-    _as_one(tensors, lambda flat: distributed.broadcast(flat, 0))
+    _send(tensors, lambda flat: distributed.broadcast(flat, 0))
 
 
-def _as_one(tensors: Sequence[Tensor], send: Callable[[Tensor], object]) -> None:
+def _send(tensors: Sequence[Tensor], how: Callable[[Tensor], object]) -> None:
     if several_processes():
-        flat = torch.cat([x.flatten() for x in tensors])
-        send(flat)
-        parts = flat.split([x.numel() for x in tensors])
-        torch._foreach_copy_(list(tensors), [part.view(x.shape) for x, part in zip(tensors, parts)])
+        as_one(tensors, how)

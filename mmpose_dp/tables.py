@@ -1,6 +1,6 @@
 """Tensors as tables, a row per sample and a column per number of a parameter. Must not know what the numbers mean."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -40,6 +40,14 @@ def of_weight_0(weights: Tensor) -> Tensor | None:
 def without(x: Tensor, left_out: Tensor | None) -> Tensor:
     """(samples, ...) with zeros for the samples left out: 0 * NaN is NaN."""
     return x if left_out is None else x.masked_fill(left_out.view(-1, *[1] * (x.dim() - 1)), 0)
+
+
+def as_one(tensors: Sequence[Tensor], change: Callable[[Tensor], object]) -> None:
+    """Has tensors of one dtype and device changed in place as one vector."""
+    flat = torch.cat([x.flatten() for x in tensors])
+    change(flat)
+    parts = flat.split([x.numel() for x in tensors])
+    torch._foreach_copy_(list(tensors), [part.view(x.shape) for x, part in zip(tensors, parts)])
 
 
 class SmallTogether:

@@ -20,14 +20,14 @@ from typing import Any
 import mmpose_dp  # noqa: F401  (first: checks and repairs the install)
 
 # isort: split
-from cli import read_config, run
+from check_config import is_private
+from cli import merge_options, read_config, run
 from mmengine.config import Config, DictAction
 from mmengine.runner import Runner
 
 from mmpose_dp.auditing.audited_training import AuditHook
 from mmpose_dp.auditing.membership import AttackResult, attack_result, likelihood_ratios
 from mmpose_dp.auditing.shadow_training import train_shadows
-from mmpose_dp.engine import without_leftovers
 from mmpose_dp.extras.accountability import record_audit
 from mmpose_dp.privacy.errors import PrivacyError
 from mmpose_dp.privacy.validation import rounded_up
@@ -55,7 +55,6 @@ def parse_args() -> argparse.Namespace:
 
 def audited(cfg: Config, canaries: int | None, confidence: float) -> Config:
     """The config with canaries planted, and without what an audit does not need."""
-    without_leftovers(cfg)
     cfg.optim_wrapper.type = 'AuditedOptimWrapper'
     cfg.custom_hooks = [dict(type='AuditHook', num_canaries=canaries, confidence=confidence)]
     cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
@@ -92,7 +91,6 @@ def reported(hook: AuditHook, confidence: float) -> dict[str, Any]:
 
 def lira(cfg: Config, shadows: int, records: int | None, seed: int, confidence: float) -> bool:
     """Trains, attacks and prints; returns whether more members were found than the guarantee allows."""
-    without_leftovers(cfg)
     found = train_shadows(cfg, shadows, records, seed)
     result = attack_result(likelihood_ratios(found.losses, found.members), found.members, confidence)
     print(f'\n\n{shadows} models, {found.losses.shape[1]} records, each in about half of the models')
@@ -121,22 +119,24 @@ def table(result: AttackResult, bound: dict[float, float], confidence: float) ->
 def main() -> None:
     """Prints the bounds beside the claim."""
     args = parse_args()
+    cfg = read_config(args.config, 'model', 'train_dataloader', 'optim_wrapper')
+    merge_options(cfg, args.cfg_options)
     if args.attack == 'lira':
         if any(given is not None for given in (args.report_to, args.canaries, args.work_dir)):
             raise PrivacyError(
                 '--report-to, --canaries and --work-dir belong to --attack one-run, whose result the statement has'
             )
-        cfg = read_config(args.config, 'model', 'train_dataloader', 'optim_wrapper')
-        cfg.merge_from_dict(args.cfg_options)
         if lira(cfg, args.shadows, args.records, args.seed, args.confidence):
             sys.exit(1)
         return
     if args.report_to is not None and not args.report_to.is_dir():
         raise PrivacyError(f'--report-to {args.report_to}: there is no such work dir')
-    cfg = audited(
-        read_config(args.config, 'model', 'train_dataloader', 'optim_wrapper'), args.canaries, args.confidence
-    )
-    cfg.merge_from_dict(args.cfg_options)
+    if not is_private(cfg):
+        raise PrivacyError(
+            f'{args.config} is not a private config, so there is no claim to attack: --attack lira takes plain ones, and '
+            'tools/check_config.py says how to make it private'
+        )
+    cfg = audited(cfg, args.canaries, args.confidence)
     cfg.work_dir = args.work_dir or 'work_dirs/audit'
     hook = attack(cfg)
     found, claim = hook.result, hook.claim

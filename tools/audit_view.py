@@ -22,7 +22,7 @@ import mmpose_dp  # noqa: F401  (first: checks and repairs the install)
 # isort: split
 import cv2
 import numpy as np
-from cli import read_config, run
+from cli import merge_options, read_config, run
 from html_page import picture, write_page
 from mmengine.config import Config, DictAction
 from mmengine.dataset import BaseDataset, Compose
@@ -37,7 +37,6 @@ from mmpose_dp.datasets import PublicPrivateDataset, PublicView
 from mmpose_dp.datasets.overlap import private_among
 from mmpose_dp.datasets.privacy_units import all_images
 from mmpose_dp.datasets.transforms.public_view import REGION_MODES, eight_bits
-from mmpose_dp.engine import without_leftovers
 from mmpose_dp.engine.view_audit import (
     AUDIT_NAME,
     PICTURES_NAME,
@@ -226,8 +225,7 @@ def _sample(cfg: Config, dataset: PublicPrivateDataset) -> tuple[BaseDataset, st
 def audit_config(args: argparse.Namespace) -> None:
     """Examines a config's view and writes what it found."""
     cfg = read_config(args.config, 'train_dataloader')
-    cfg.merge_from_dict(args.cfg_options)
-    without_leftovers(cfg)
+    merge_options(cfg, args.cfg_options)
     init_default_scope(cfg.get('default_scope', 'mmpose'))
     if not cfg.train_dataloader.dataset.get('public_view'):
         raise PrivacyError(

@@ -25,7 +25,7 @@ import mmpose_dp  # noqa: F401  (first: checks and repairs the install)
 import cv2
 import numpy as np
 from audit_view import reduced
-from cli import read_config, run
+from cli import merge_options, read_config, run
 from mmengine.config import Config, DictAction
 from mmengine.dataset import Compose
 from mmengine.registry import init_default_scope
@@ -41,7 +41,6 @@ from mmpose_dp.datasets import PublicPrivateDataset, PublicView
 from mmpose_dp.datasets.randomness import fixed_randomness
 from mmpose_dp.datasets.resolving import type_name
 from mmpose_dp.datasets.transforms.public_view import REGION_MODES, eight_bits
-from mmpose_dp.engine import without_leftovers
 from mmpose_dp.privacy.errors import PrivacyError
 
 ITERATIONS, SIZE = 200, 128  # of the inversion, and the side in pixels to which it reduces boxes
@@ -232,8 +231,7 @@ def main() -> None:
         raise PrivacyError('there is no display for a window: write --not-show --output-dir FOLDER')
     register_all_modules(init_default_scope=False)
     cfg = read_config(args.config, 'train_dataloader')
-    cfg.merge_from_dict(args.cfg_options)
-    without_leftovers(cfg)
+    merge_options(cfg, args.cfg_options)
     init_default_scope(cfg.get('default_scope', 'mmpose'))
     dataset = dataset_of(cfg, args.phase, args.mode)
     private = isinstance(dataset, PublicPrivateDataset)

@@ -2,17 +2,19 @@
 
     python tools/check_config.py my_config.py
 
-It builds the model with random weights, takes a few records (yours if the data set is there, random ones if not), computes each
-record's gradient as private training does and again by looping plain MMPose over single records, and compares the two.
-It also prints the noise, the number of steps, the epsilon that would be spent, and the memory. If the data set is there,
-everything that training checks before its first step is checked here too. The exit status is 0 if the config can be made private,
-and 2, with a message, if not. Must not train, download or leave anything behind.
+It builds the model with random weights, takes a few samples (yours if the data set is there, random ones if not), computes each
+sample's gradient as private training does and again by looping plain MMPose over single samples, and compares the two.
+It also prints what the training settings are, the noise, the number of steps, the epsilon that would be spent, and the memory. If
+the data set is there, everything that training checks before its first step is checked here too; if it is elsewhere, say so with
+--num-records. The exit status is 0 if the config is private or can be made so, and 2, with a message, if not. Must not train,
+download or leave anything behind.
 """
 
 import argparse
 import copy
 import tempfile
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,13 +24,13 @@ import mmpose_dp  # noqa: F401  (first: checks and repairs the install)
 # isort: split
 import numpy as np
 import torch
-from cli import read_config, run
+from cli import merge_options, read_config, run
 from mmcv.transforms import LoadImageFromFile
 from mmengine.config import Config, DictAction
 from mmengine.dataset import Compose
 from mmengine.hooks import CheckpointHook
 from mmengine.optim import build_optim_wrapper
-from mmengine.runner import Runner
+from mmengine.runner import CheckpointLoader, Runner
 from mmpose.datasets.datasets.utils import parse_pose_metainfo
 from mmpose.registry import DATASETS, HOOKS, LOOPS, MODELS, OPTIM_WRAPPERS, TRANSFORMS
 from mmpose.utils import register_all_modules
@@ -36,12 +38,21 @@ from torch import nn
 
 from mmpose_dp.datasets import PublicPrivateDataset, collate_samples
 from mmpose_dp.datasets.resolving import is_kind, resolved
-from mmpose_dp.engine import DPOptimWrapper, PrivacyBudgetHook, PrivateTrainLoop, without_leftovers
+from mmpose_dp.engine import (
+    REPLACED,
+    DPOptimWrapper,
+    PrivacyBudgetHook,
+    PrivateTrainLoop,
+    idle_schedules,
+    left_random,
+    settings_in_words,
+)
 from mmpose_dp.engine.dry_run import blank_batch, try_batch
 from mmpose_dp.engine.hooks.planning import method_of
 from mmpose_dp.extras.accountability import plan_warnings
 from mmpose_dp.extras.schedule import Schedule, ScheduledPlan
 from mmpose_dp.models import check_head
+from mmpose_dp.models.joint_remap import weights_of
 from mmpose_dp.privacy.errors import PrivacyError
 from mmpose_dp.privacy.plan import METHODS, PrivacyPlan
 from mmpose_dp.privacy.validation import as_given, rounded_up
@@ -53,9 +64,11 @@ def parse_args() -> argparse.Namespace:
     """The arguments."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('config', help='config file, private or not yet')
-    parser.add_argument('--records', type=int, default=2, help='number of records to compare (default 2)')
+    parser.add_argument('--records', type=int, default=2, help='number of samples to compare (default 2)')
     parser.add_argument(
-        '--num-records', type=int, help='number of records N, if the data set is not there to be counted'
+        '--num-records',
+        type=int,
+        help='number of records N, if the data set is on another machine: its data are not checked',
     )
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, default={}, metavar='KEY=VALUE')
     return parser.parse_args()
@@ -120,11 +133,7 @@ def trial(cfg: Config, folder: str) -> Runner:
     for hook in (cfg.get('default_hooks') or {}).values():
         if isinstance(hook, dict) and is_kind(HOOKS, hook, CheckpointHook):
             hook.pop('out_dir', None)
-    validation = (cfg.get('val_dataloader') or {}).get('dataset')
-    if validation is not None and not is_there(validation):
-        print(
-            'Validation: the data of val_dataloader are missing, so it is not tried. Training would stop because of that.'
-        )
+    if not is_there((cfg.get('val_dataloader') or {}).get('dataset')):
         cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
     runner = Runner.from_cfg(cfg)
     runner.train_loop  # noqa: B018  (a property that builds)
@@ -267,7 +276,7 @@ def report_gradients(model: nn.Module, wrapper: DPOptimWrapper, batch: dict) -> 
     worst = max(gaps, key=lambda name: gaps[name])
     trained, count = sum(p.numel() for p in wrapper.params), sum(p.numel() for p in model.parameters())
     print(f'  {trained:,} of {count:,} parameters are trained')
-    print(f'Against plain MMPose, one record at a time: largest deviation {gaps[worst]:.1e} ({worst})')
+    print(f'Against plain MMPose, one sample at a time: largest deviation {gaps[worst]:.1e} ({worst})')
     return gaps[worst] <= TOLERANCE
 
 
@@ -284,7 +293,7 @@ def report_budget(cfg: Config, num_records: int | None, plan: PrivacyPlan | None
         )
         return
     if num_records is None and plan is None:
-        print('\nThe data set is not there: give --num-records N to see noise and epsilon.')
+        print('\nNo budget: the data set is not there to be counted. --num-records N shows noise and epsilon.')
         return
     plan = plan or planned(cfg, num_records or 0, size)
     print(
@@ -372,43 +381,122 @@ def report(cfg: Config, args: argparse.Namespace, folder: str) -> bool:
     plan, largest = None, 0
     check_head_of(cfg)
     report_method(cfg)
-    settings = cfg.train_dataloader.dataset
+    filled, settings = filled_by_files(cfg), cfg.train_dataloader.dataset
+    without_downloads(cfg.model)
     if is_private(cfg) and is_there(cfg.train_dataloader.dataset.get('private')):
         runner = trial(cfg, folder)
         model, wrapper, whole = runner.model, runner.optim_wrapper, runner.train_dataloader.dataset
         dataset, largest = whole.private, runner.train_loop.sampler.largest_forward
         hook = next(hook for hook in runner.hooks if isinstance(hook, PrivacyBudgetHook))
         plan = None if args.num_records else hook.plan
+        inside = f', in {whole.num_records:,} records (one record: one {whole.privacy_unit})'
     else:
         model, wrapper = private_model(cfg)
         settings, dataset = private_data(cfg)
+        inside = ''
     wrapper.amp_dtype = None  # gradients are compared in float64
-    print(f'Records: {"random" if dataset is None else f"{len(dataset):,} of " + type(dataset).__name__}')
+    print(f'Samples: {"random" if dataset is None else f"{len(dataset):,} of {type(dataset).__name__}{inside}"}')
     batch = records(settings, dataset, args.records)
     for index in range(len(batch['inputs'])):
         one = {key: values[index] for key, values in batch.items()}
         try_batch(model, blank_batch(one), 'train_dataloader.dataset')
     right = report_gradients(model, wrapper, batch)
+    report_settings(cfg, model, wrapper, filled)
     known = len(dataset) if dataset is not None and plan is None and is_private(cfg) else None
     report_budget(cfg, args.num_records or known, plan)
     report_memory(cfg, model, wrapper, batch, largest)
     return right
 
 
+def filled_by_files(cfg: Config) -> set[str] | None:
+    """The names of the tensors that load_from or the model's own files fill; None where that is not known from here."""
+    path = cfg.get('load_from')
+    if path and not Path(path).is_file() or any('Pretrained' in str(value) for value in _init_cfgs(cfg.model)):
+        return None
+    return set(weights_of(CheckpointLoader.load_checkpoint(path, 'cpu'), f'load_from={path}')) if path else set()
+
+
+def _init_cfgs(node: Any) -> Iterator[Any]:
+    if isinstance(node, dict):
+        yield node.get('init_cfg')
+    for value in node.values() if isinstance(node, dict) else node if isinstance(node, (list, tuple)) else ():
+        yield from _init_cfgs(value)
+
+
+def report_settings(cfg: Config, model: nn.Module, wrapper: DPOptimWrapper, filled: set[str] | None) -> None:
+    """Prints what a private config trains with, beside what it inherited, and what of it can have no effect.
+
+    ``filled``: as ``filled_by_files`` returns it.
+    """
+    if not is_private(cfg):
+        return
+    inherited, now = cfg.get(REPLACED) or {}, settings_in_words(cfg)
+    print(f'\nTraining settings{" (* not as in the config that it inherits from)" if inherited else ""}')
+    for name, words in now.items():
+        old = inherited.get(name, words)
+        print(f'  {name:<24} {words}' + ('' if old == words else f'  * instead of: {old}'))
+    whole = bool(cfg.train_cfg.get('public_epochs')) and wrapper.public_params is not None
+    left = '' if filled is None or whole else left_random(model, wrapper.left_out, filled, trained_part(cfg))
+    for warning in [*idle_schedules(cfg), *filter(None, [left])]:
+        print(f'  WARNING: {warning}')
+
+
+def trained_part(cfg: Config) -> str:
+    """What the config trains in private steps."""
+    return str(cfg.optim_wrapper.get('trainable', 'all'))
+
+
+def annotations_of(dataset: Any) -> Path | None:
+    """The annotation file that a data set's config names; None if it names none."""
+    if not isinstance(dataset, dict) or not isinstance(dataset.get('ann_file'), str):
+        return None
+    return Path(dataset.get('data_root') or '') / dataset['ann_file']
+
+
 def is_there(dataset: Any) -> bool:
     """Whether the annotations that a data set's config names are on this machine, as far as it names a file."""
-    if not isinstance(dataset, dict) or not isinstance(dataset.get('ann_file'), str):
-        return True  # the registry says what is wrong when it is built
-    return (Path(dataset.get('data_root') or '') / dataset['ann_file']).is_file()
+    path = annotations_of(dataset)
+    return path is None or path.is_file()  # without a name, the registry says what is wrong when it is built
+
+
+def missing(key: str, dataset: Any) -> str:
+    """A sentence with the key and the path of a data set whose annotations are not on this machine; empty if they are."""
+    return '' if is_there(dataset) else f'{key}: there is no {annotations_of(dataset)}'
+
+
+def verdict(cfg: Config, elsewhere: bool) -> str:
+    """The last line of the report. Raises PrivacyError if data are missing and the user has not said that they are elsewhere."""
+    train, private = cfg.train_dataloader.dataset, is_private(cfg)
+    parts = (
+        ('train_dataloader.dataset.private', train['private'])
+        if 'private' in train
+        else ('train_dataloader.dataset', train)
+    )
+    lost = missing(*parts)
+    if lost and private and not elsewhere:
+        raise PrivacyError(
+            f'{lost}, so nothing about the data was checked, and training would stop. Correct ann_file or data_root. If the data '
+            'are on another machine, give --num-records N, and only the model and the budget are checked'
+        )
+    if lost:
+        what = 'The model and the budget are those of a private config' if private else 'The model can be made private'
+        return f'{what}. THE DATA WERE NOT CHECKED: {lost}.'
+    if not private:
+        return 'This config can be made private.'
+    lost = missing('val_dataloader.dataset', (cfg.get('val_dataloader') or {}).get('dataset'))
+    if lost:
+        return (
+            f'This config is private. VALIDATION WAS NOT CHECKED: {lost}. Training would stop because of that: correct ann_file '
+            'or data_root, or train with --no-validate.'
+        )
+    return 'This config is private and ready to train.'
 
 
 def main() -> None:
     """Prints the report."""
     args = parse_args()
     cfg = read_config(args.config, 'model')
-    cfg.merge_from_dict(args.cfg_options)
-    without_leftovers(cfg)
-    without_downloads(cfg.model)
+    merge_options(cfg, args.cfg_options)
     register_all_modules()
     torch.manual_seed(0)
     print(f'Config {Path(args.config).name}')
@@ -418,7 +506,7 @@ def main() -> None:
         raise PrivacyError(
             "the gradients are not those of plain MMPose: write optim_wrapper.engine='loop', and please report the model"
         )
-    print('\nThis config can be made private.')
+    print(f'\n{verdict(cfg, args.num_records is not None)}')
 
 
 if __name__ == '__main__':

@@ -67,6 +67,17 @@ def read_config(path: str, *keys: str) -> Config:
     return cfg
 
 
+def merge_options(cfg: Config, options: dict) -> Config:
+    """Merges ``--cfg-options`` and removes leftovers of inheritance, in place. Raises PrivacyError for a key that nothing reads."""
+    from mmpose_dp.engine import refuse_misspelled, refuse_unknown_top, without_leftovers  # here, as below
+
+    refuse_unknown_top((key.split('.')[0] for key in options), cfg, (), '--cfg-options {}')
+    cfg.merge_from_dict(options)
+    without_leftovers(cfg)
+    refuse_misspelled(cfg)
+    return cfg
+
+
 def refuse_no_checkpoint(path: str | Path | None) -> None:
     """Raises PrivacyError for a checkpoint that is not there or is damaged. Those on a server are not looked at."""
     if not path or '://' in str(path):

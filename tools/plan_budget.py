@@ -25,8 +25,19 @@ import mmpose_dp  # noqa: F401  (first: checks and repairs the install)
 # isort: split
 import matplotlib
 import torch
-from check_config import check_head_of, is_private, is_there, planned, private_model, trial, without_downloads
-from cli import read_config, run
+from check_config import (
+    annotations_of,
+    check_head_of,
+    filled_by_files,
+    is_private,
+    is_there,
+    planned,
+    private_model,
+    trained_part,
+    trial,
+    without_downloads,
+)
+from cli import merge_options, read_config, run
 from mmengine.config import Config, DictAction
 from mmengine.runner import Runner
 from mmpose.utils import register_all_modules
@@ -34,7 +45,7 @@ from rich.console import Console
 from rich.progress import track
 
 from mmpose_dp.datasets import collate_samples
-from mmpose_dp.engine import PrivacyBudgetHook, without_leftovers
+from mmpose_dp.engine import PrivacyBudgetHook, left_random
 from mmpose_dp.engine.basis import fit_basis, table_of
 from mmpose_dp.engine.signal import measure
 from mmpose_dp.extras import forecast
@@ -81,11 +92,14 @@ def parse_args() -> argparse.Namespace:
 
 
 # ---- from the config -------------------------------------------------------------------------------------------------
-def private_config(args: argparse.Namespace) -> Config:
-    """The config. Raises PrivacyError for one that is missing, not private, or makes no private step."""
+def private_config(args: argparse.Namespace) -> tuple[Config, set[str] | None]:
+    """The config, and which tensors files fill, as ``filled_by_files`` returns it.
+
+    Raises PrivacyError for a config that is missing, not private, or makes no private step.
+    """
     cfg = read_config(args.config, 'model', 'train_dataloader', 'train_cfg')
-    cfg.merge_from_dict(args.cfg_options)
-    without_leftovers(cfg)
+    merge_options(cfg, args.cfg_options)
+    filled = filled_by_files(cfg)
     without_downloads(cfg.model)
     register_all_modules()
     check_head_of(cfg)
@@ -98,7 +112,7 @@ def private_config(args: argparse.Namespace) -> Config:
         raise PrivacyError(
             'train_cfg.public_epochs is as many as max_epochs: no private step is made, so nothing is to plan'
         )
-    return cfg
+    return cfg, filled
 
 
 def plan_of(cfg: Config, args: argparse.Namespace, folder: str) -> PrivacyPlan:
@@ -120,8 +134,9 @@ def plan_of(cfg: Config, args: argparse.Namespace, folder: str) -> PrivacyPlan:
         return planned(cfg, as_whole(records, '--num-records' if unit != 'subject' else '--subjects'), size)
     if not is_there(cfg.train_dataloader.dataset.get('private')):
         raise PrivacyError(
-            'train_dataloader.dataset.private: the annotations are not on this machine, so give --num-records N (and '
-            "--subjects, with privacy_unit='subject')"
+            f'train_dataloader.dataset.private: there is no {annotations_of(cfg.train_dataloader.dataset.private)}. Correct '
+            'ann_file or data_root, or, if the data are on another machine, give --num-records N (and --subjects, with '
+            "privacy_unit='subject')"
         )
     return hook_of(trial(cfg, folder)).plan
 
@@ -129,11 +144,6 @@ def plan_of(cfg: Config, args: argparse.Namespace, folder: str) -> PrivacyPlan:
 def hook_of(runner: Runner) -> Any:
     """The runner's budget hook."""
     return next(hook for hook in runner.hooks if isinstance(hook, PrivacyBudgetHook))
-
-
-def configured(cfg: Config) -> str:
-    """What the config trains."""
-    return str(cfg.optim_wrapper.get('trainable', 'all'))
 
 
 def subsets(model: torch.nn.Module, names: list[str], lora_rank: int) -> dict[str, tuple[int, list[str]]]:
@@ -151,7 +161,7 @@ def subsets(model: torch.nn.Module, names: list[str], lora_rank: int) -> dict[st
 
 def choices_of(cfg: Config, args: argparse.Namespace, folder: str) -> list[Choice]:
     """Everything that may be trained, the configured one included. Raises PrivacyError."""
-    own, projector = configured(cfg), cfg.optim_wrapper.get('projector')
+    own, projector = trained_part(cfg), cfg.optim_wrapper.get('projector')
     private_model(copy.deepcopy(cfg))  # refuses what training would
     whole = copy.deepcopy(cfg)
     whole.optim_wrapper.trainable = 'all'
@@ -181,7 +191,7 @@ def r_of(args: argparse.Namespace, measured: dict[str, float], name: str) -> tup
 # ---- r ---------------------------------------------------------------------------------------------------------------
 def measured_r(cfg: Config, count: int, folder: str, found: dict[str, tuple[int, list[str]]]) -> dict[str, float]:
     """r of each choice on ``count`` public samples, with the weights of load_from. Raises PrivacyError."""
-    own, count = configured(cfg), as_whole(count, '--measure', 2)
+    own, count = trained_part(cfg), as_whole(count, '--measure', 2)
     cfg = copy.deepcopy(cfg)
     if not cfg.get('load_from'):
         raise PrivacyError('--measure needs the weights that training starts from: set load_from, or give --r')
@@ -362,6 +372,27 @@ def traps(cfg: Config) -> list[str]:
     ]
 
 
+def frozen_at_random(cfg: Config, filled: set[str] | None, found: dict[str, Any]) -> list[str]:
+    """A warning for what the config trains, and for what the forecast suggests, if it leaves random weights frozen.
+
+    ``filled``: as ``filled_by_files`` returns it.
+    """
+    public = cfg.train_cfg.get('public_epochs') and cfg.optim_wrapper.get('public_optimizer')
+    if filled is None or public:
+        return []
+    best = max(
+        (row for row in found['choices'] if not row['trainable'].startswith(SUBSPACE)), key=lambda row: row['useful']
+    )
+    lines = []
+    for name in dict.fromkeys([trained_part(cfg), best['trainable']]):
+        one = copy.deepcopy(cfg)
+        one.optim_wrapper.trainable = name
+        model, wrapper = private_model(one)
+        words = left_random(model, wrapper.left_out, filled, name)
+        lines += [f'Careful: the ratio does not see that {words}.'] if words else []
+    return lines
+
+
 def in_words(trainable: str) -> str:
     """A choice of ``trainable`` in words."""
     return 'the whole model' if trainable == 'all' else trainable.replace('+', ' + ')
@@ -408,17 +439,37 @@ def page(found: dict[str, Any]) -> str:
         _table(['epoch', 'epsilon spent'], epochs),
         '\nWhich batch, for this epsilon and as many epochs (ratio: times that of the config)',
         _table(['expected batch', 'steps', 'noise_multiplier', 'ratio'], batches),
-        f'Best: {found["best_batch"]:,}, the smallest with nine tenths of the largest ratio, and {forecast.LEAST_STEPS} steps.',
+        best_batch_in_words(found),
         f'\n{more["epochs"]} more epochs: in the same budget noise_multiplier {more["noise_multiplier"]:.4f} and '
         f'{more["gain"]:.2f} times the ratio; with the same noise they spend epsilon '
         f'{rounded_up(more["epsilon_with_the_same_noise"])} in all.',
         '\nPeople with several records',
         _table(['records of one person', 'epsilon'], people),
+        *(
+            ['  not bounded: beyond any use, and the privacy statement says so too']
+            if None in dict(found['people']).values()
+            else []
+        ),
         f'\nA second training like this one: epsilon {rounded_up(second["epsilon_of_both"])} for both together. If both are to '
         f'stay within the budget: noise_multiplier {second["noise_multiplier_for_one_budget"]:.4f}, and each has '
         f'{second["left_of_the_ratio"]:.2f} times the ratio.',
     ]
     return '\n'.join(parts)
+
+
+def best_batch_in_words(found: dict[str, Any]) -> str:
+    """Which batch is best, and what it was compared with."""
+    enough = [batch for batch in found['batches'] if batch['steps'] >= forecast.LEAST_STEPS]
+    if not enough:
+        return f'Best: {found["best_batch"]:,}, the smallest with nine tenths of the largest ratio.'
+    words = (
+        f'Best: {found["best_batch"]:,}. Of the batches with {forecast.LEAST_STEPS} steps or more, it is the smallest with nine '
+        'tenths of their largest ratio.'
+    )
+    most = max(batch['strength'] for batch in enough)
+    if any(batch['strength'] > most for batch in found['batches'] if batch not in enough):
+        words += ' Larger ones have a larger ratio but fewer steps: train more epochs to use them.'
+    return words
 
 
 def _or_unknown(value: float | None) -> str:
@@ -463,7 +514,7 @@ def main() -> None:
     for path in filter(None, (args.json, args.plot)):
         if not path.parent.is_dir():
             raise PrivacyError(f'{path} cannot be written: there is no such folder')
-    cfg = private_config(args)
+    cfg, filled = private_config(args)
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as folder:
         plan = plan_of(cfg, args, f'{folder}/plan')
@@ -476,7 +527,7 @@ def main() -> None:
         found['advice'].append(
             'r is of public views, which ask for other changes than pictures: see docs/plan.md, "Where r comes from".'
         )
-    found['advice'] += traps(cfg)
+    found['advice'] += [*traps(cfg), *frozen_at_random(cfg, filled, found)]
     print(f'Config {Path(args.config).name}\n{page(found)}')
     for warning in plan_warnings(plan):
         print(warning)

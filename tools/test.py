@@ -14,6 +14,7 @@ from cli import (
     add_common_arguments,
     default_hook,
     merge_common,
+    merge_options,
     read_config,
     refuse_no_checkpoint,
     run,
@@ -69,8 +70,7 @@ def merge_args(cfg: Config, args: argparse.Namespace) -> Config:
         scores = cfg.test_evaluator
         scores = list(scores) if isinstance(scores, (list, tuple)) else [scores]
         cfg.test_evaluator = [*scores, dict(type='DumpResults', out_file_path=args.dump)]
-    cfg.merge_from_dict(args.cfg_options)
-    return cfg
+    return merge_options(cfg, args.cfg_options)
 
 
 def main() -> None:

@@ -5,6 +5,8 @@ Must hold nothing of the guarantee, which is in the config and the package.
 
 import argparse
 import copy
+import json
+from pathlib import Path
 
 import mmpose_dp  # noqa: F401  (first: checks and repairs the install)
 
@@ -12,6 +14,7 @@ import mmpose_dp  # noqa: F401  (first: checks and repairs the install)
 from cli import (
     add_common_arguments,
     merge_common,
+    merge_options,
     read_config,
     refuse_no_checkpoint,
     refuse_unwritable,
@@ -23,14 +26,14 @@ from mmengine.optim import AmpOptimWrapper, OptimWrapper
 from mmengine.runner import Runner
 from mmpose.registry import OPTIM_WRAPPERS
 
-from mmpose_dp.datasets.resolving import resolved
+from mmpose_dp.datasets.resolving import is_kind, resolved
 from mmpose_dp.engine import (
     DPOptimWrapper,
     PrivacyBudgetHook,
     ProvenanceHook,
     checkpoint_settings,
+    finished_checkpoint,
     newest_checkpoint,
-    without_leftovers,
 )
 from mmpose_dp.engine.hooks.showing import without_recordings
 from mmpose_dp.privacy.errors import PrivacyError
@@ -86,7 +89,7 @@ def merge_args(cfg: Config, args: argparse.Namespace) -> Config:
         cfg.auto_scale_lr.enable = True
     if 'preprocess_cfg' in cfg:
         cfg.model.setdefault('data_preprocessor', cfg.preprocess_cfg)
-    cfg.merge_from_dict(args.cfg_options)
+    cfg = merge_options(cfg, args.cfg_options)
     return without_recordings(cfg) if private else cfg
 
 
@@ -96,6 +99,20 @@ def _newest(cfg: Config, options: dict) -> str | None:
     whole.merge_from_dict(options)
     kept = (whole.get('default_hooks') or {}).get('checkpoint') or {}
     return newest_checkpoint(whole.work_dir, kept.get('out_dir'), kept.get('filename_tmpl'))
+
+
+def _finished(cfg: Config) -> bool:
+    """Whether a private training that is resumed is finished: its last checkpoint and the statement that names it are there."""
+    if not cfg.get('resume') or not is_kind(OPTIM_WRAPPERS, cfg.optim_wrapper, DPOptimWrapper):
+        return False
+    last = cfg.get('load_from') or _newest(cfg, {})
+    try:
+        statement = json.loads((Path(cfg.work_dir) / 'privacy_statement.json').read_text())
+        named = statement['checkpoint']['file']
+    except (OSError, ValueError, LookupError, TypeError):  # the statement is yet to be written
+        return False
+    beside = last is not None and Path(last).parent.resolve() == Path(cfg.work_dir).resolve()
+    return beside and named == Path(last).name and finished_checkpoint(last, cfg.train_cfg.get('max_epochs'))
 
 
 def _kept(runner: Runner) -> str:
@@ -111,7 +128,13 @@ def _kept(runner: Runner) -> str:
 def main() -> None:
     """Builds the runner and trains."""
     args = parse_args()
-    cfg = without_leftovers(merge_args(read_config(args.config, 'model', 'train_dataloader', 'optim_wrapper'), args))
+    cfg = merge_args(read_config(args.config, 'model', 'train_dataloader', 'optim_wrapper'), args)
+    if _finished(cfg):
+        print(
+            f'mmpose_dp: training in {cfg.work_dir} is finished; its statement and checkpoints stay as they are. For more '
+            'epochs, write a larger train_cfg.max_epochs.'
+        )
+        return
     refuse_unwritable(cfg.work_dir)
     refuse_no_checkpoint(cfg.get('load_from'))
     start_ranks_on_cpu(cfg)

@@ -1,11 +1,21 @@
 """Connects privacy/ and gradients/ to mmengine's runner. Must not hold a line of the guarantee."""
 
-from .hooks import PrivacyBudgetHook, ProjectorRefreshHook, ProvenanceHook, checkpoint_settings, newest_checkpoint
+from .hooks import (
+    PrivacyBudgetHook,
+    ProjectorRefreshHook,
+    ProvenanceHook,
+    checkpoint_settings,
+    finished_checkpoint,
+    newest_checkpoint,
+)
 from .leftovers import without_leftovers
 from .loops import PrivateTrainLoop
 from .optim_wrappers import DPOptimWrapper, DPOptimWrapperConstructor
+from .spelling import refuse_misspelled, refuse_unknown_top
+from .training_settings import REPLACED, idle_schedules, left_random, settings_in_words
 
 __all__ = [
+    'REPLACED',
     'DPOptimWrapper',
     'DPOptimWrapperConstructor',
     'PrivacyBudgetHook',
@@ -13,6 +23,12 @@ __all__ = [
     'ProvenanceHook',
     'ProjectorRefreshHook',
     'checkpoint_settings',
+    'finished_checkpoint',
+    'idle_schedules',
+    'left_random',
     'newest_checkpoint',
+    'refuse_misspelled',
+    'refuse_unknown_top',
+    'settings_in_words',
     'without_leftovers',
 ]

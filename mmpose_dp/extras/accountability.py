@@ -92,6 +92,7 @@ def for_the_people(statement: dict[str, Any]) -> str:
         'image': 'a photograph with you in it',
         'subject': 'all pictures of you',
     }[unit]
+    were = 'were' if unit == 'subject' else 'was'
     words = 'A model that finds the joints of people in pictures was trained on a collection that you may be part of. '
     if feature:
         words += (
@@ -99,10 +100,10 @@ def for_the_people(statement: dict[str, Any]) -> str:
             f'not protected. What that coarse version does not show of {whose} was hidden by random noise during training. '
         )
     else:
-        words += f'Random noise during training hides whether {whose} was used at all. '
+        words += f'Random noise during training hides whether {whose} {were} used at all. '
     figures = (statement.get('risk') or {}).get('add_or_remove')
     if isinstance(figures, dict):
-        what = f'whether {"the hidden part" if feature else whose} was used at all'
+        what = f'whether {"the hidden part was" if feature else f"{whose} {were}"} used at all'
         words += (
             f'Somebody who studies the model and has to guess {what}, with even chances, is right at most '
             f'{percent(figures["guess_right_at_most"])} of the time instead of 50 %. '

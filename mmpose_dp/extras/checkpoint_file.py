@@ -91,19 +91,34 @@ class CheckpointFile:
         """Reads a file. Raises ValueError for one that is damaged, or is not torch's zip archive."""
         try:
             with zipfile.ZipFile(path) as archive:
-                names = [name for name in archive.namelist() if name.endswith('/data.pkl')]
-                with archive.open(names[0]) as file:
-                    values = _Reader(file).load()
-                if not isinstance(values, dict):
-                    raise ValueError('it holds no dict')
+                values, folder = _values(archive)
                 weights = values.get('state_dict')
-                digest = _digest(weights, archive, names[0][: -len('.pkl')]) if isinstance(weights, dict) else ''
+                digest = _digest(weights, archive, folder) if isinstance(weights, dict) else ''
                 damaged = archive.testzip()
                 if damaged is not None:
                     raise ValueError(f'{damaged} in it does not match its checksum')
         except Exception as error:  # a file can be wrong in any way
             raise ValueError(f'{path.name} cannot be read: {error or type(error).__name__}') from error
         return cls(values, digest)
+
+
+def plain_values(path: Path) -> dict[str, Any]:
+    """The plain values of a checkpoint file, without reading its tensors; empty for a file that cannot be read."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return _values(archive)[0]
+    except Exception:  # a file can be wrong in any way
+        return {}
+
+
+def _values(archive: zipfile.ZipFile) -> tuple[dict[str, Any], str]:
+    """The plain values in an archive, and the folder of its tensors. Raises ValueError, or anything that a pickle raises."""
+    names = [name for name in archive.namelist() if name.endswith('/data.pkl')]
+    with archive.open(names[0]) as file:
+        values = _Reader(file).load()
+    if not isinstance(values, dict):
+        raise ValueError('it holds no dict')
+    return values, names[0][: -len('.pkl')]
 
 
 def _digest(weights: dict[str, Any], archive: zipfile.ZipFile, folder: str) -> str:

@@ -31,9 +31,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from mmpose_dp.privacy.accounting import History, epsilon, group_epsilon, privacy_loss
+from mmpose_dp.privacy.accounting import History, epsilon, privacy_loss
 from mmpose_dp.privacy.errors import BudgetError, ConfigError
 from mmpose_dp.privacy.plan import PrivacyPlan
+from mmpose_dp.privacy.statement import epsilon_of_group
 
 from .risk import TradeOff
 
@@ -202,10 +203,11 @@ def _repeated(plan: PrivacyPlan, steps: int) -> History:
 
 
 def for_people(plan: PrivacyPlan, counts: Iterable[int]) -> list[tuple[int, float]]:
-    """(records of one person, epsilon of that person) for several numbers of records; infinity where it is not bounded."""
+    """(records of one person, epsilon of that person) for several numbers of records; infinity where the statement says so."""
     history = [*plan.earlier_history, *plan.planned()]
     return [
-        (count, plan.epsilon if count == 1 else group_epsilon(history, plan.target_delta, count)) for count in counts
+        (count, plan.epsilon if count == 1 else epsilon_of_group(history, plan.target_delta, count, plan.epsilon))
+        for count in counts
     ]
 
 

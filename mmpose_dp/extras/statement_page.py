@@ -78,6 +78,9 @@ def further_facts(statement: dict[str, Any]) -> dict[str, str]:
         if isinstance(value, dict):
             value = ', '.join(f'{k}: {_cell(key, v)}' for k, v in value.items())
         facts[key.replace('_', ' ')] = _cell(key, value)
+        if key == 'epsilon_by_accountant':
+            used = f'the guarantee is that of {statement["accountant"]}, which is the one to quote'
+            facts['why these differ'] = f'each accountant gives an upper bound of the same epsilon; {used}'
     return facts
 
 

@@ -50,6 +50,7 @@ class Ledger:
         self.runs: tuple[dict[str, Any], ...] = ()  # what each run said of itself when it began
         self.history: tuple[tuple[StepEvent, int], ...] = ()  # (event, steps) pairs of all runs, oldest first
         self.earlier_history: tuple[tuple[StepEvent, int], ...] = ()  # those of the runs before the current one
+        self.budgets: tuple[float | None, ...] = ()  # target_epsilon of this run and its resumes; None: not known
         self.head = _START  # the hash of the last line
         self._lines: list[dict[str, Any]] = []
         self._file: int | None = None
@@ -154,8 +155,9 @@ class Ledger:
     def _take(self, line: dict[str, Any]) -> None:
         if 'run' in line:
             self.runs += (dict(line['run']),)
-            self.earlier_history = self.history
+            self.earlier_history, self.budgets = self.history, (line['run'].get('target_epsilon'),)
         elif 'resumed' in line:
+            self.budgets += (line['resumed'].get('target_epsilon', self.budgets[-1]),)
             for name, harmless in _HARMLESS.items():
                 if line['resumed'].get(name, harmless) != harmless:
                     self.runs[-1][name] = line['resumed'][name]

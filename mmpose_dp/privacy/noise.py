@@ -13,6 +13,8 @@ from fractions import Fraction
 import numpy as np
 import torch
 
+from mmpose_dp.tables import as_one
+
 from .validation import require
 
 _CHUNK = 1 << 15  # numbers made at a time, by one thread: what is made on the way stays in its cache
@@ -72,12 +74,8 @@ class RandomSource:
         sums are possible (Mironov 2012; Haney et al. 2022, arXiv 2207.13793). So the addition is in float64, and its result is
         rounded to a multiple of ``grid_of(deviation)``: some 2^40 noises lead to each, whatever the sum is.
         """
-        if not deviation:
-            return
-        flat = torch.cat([x.flatten() for x in tensors])
-        self._add_to(flat, deviation)
-        parts = flat.split([x.numel() for x in tensors])
-        torch._foreach_copy_(list(tensors), [part.view(x.shape) for x, part in zip(tensors, parts)])
+        if deviation:
+            as_one(tensors, lambda flat: self._add_to(flat, deviation))
 
     def _add_to(self, flat: torch.Tensor, deviation: float) -> None:
         """Adds the noise to a vector, in place."""

@@ -8,7 +8,7 @@ import contextlib
 import math
 from typing import Any
 
-from .accounting import ACCOUNTANTS, group_epsilon
+from .accounting import ACCOUNTANTS, History, group_epsilon
 from .errors import PrivacyError
 from .ledger import NOISE, Ledger
 from .plan import METHODS, ROUNDING_MARGIN, UNITS, PrivacyPlan
@@ -123,7 +123,7 @@ def _protection(plan: PrivacyPlan, public_data: list[str]) -> dict[str, Any]:
         'what several pictures of a subject, such as the frames of a video, show together: each has a public view of its own, '
         'and together they hold more than one': feature and unit == 'subject',
         **{f'the public data set: {name}': True for name in public_data},
-        f'which records are one subject (the mapping by {plan.subjects})': bool(plan.subjects),
+        f'which pictures and annotations are of one subject (the mapping by {plan.subjects})': bool(plan.subjects),
         'which personal budget a record has': bool(plan.run_metadata['personal_budgets']),
         f'several records at once beyond the group figures: the unit is {who}': True,
         'what anybody could conclude about a person from the population at large': True,
@@ -139,10 +139,15 @@ def _other_epsilons(plan: PrivacyPlan, ledger: Ledger, spent: float) -> dict[str
         with contextlib.suppress(PrivacyError):  # its numerics may fail
             by_accountant[name] = _json(ledger.epsilon(delta, name))
     whose = 'k_subjects' if plan.privacy_unit == 'subject' else 'a_person_with_k_records'
-    groups = {k: group_epsilon(ledger.history, delta, k) if spent * k <= _GROUP_LIMIT else math.inf for k in (2, 5, 10)}
+    groups = {k: epsilon_of_group(ledger.history, delta, k, spent) for k in (2, 5, 10)}
     personal = {name: _json(value) for name, value in plan.personal_epsilon(ledger).items()}
     found = {'epsilon_by_accountant': by_accountant, f'epsilon_for_{whose}': {f'{k}': _json(groups[k]) for k in groups}}
     return {**found, 'personal_epsilon': personal} if personal else found
+
+
+def epsilon_of_group(history: History, delta: float, records: int, spent: float) -> float:
+    """Epsilon of a person with several records; infinite where it is beyond any use. ``spent``: epsilon of one record."""
+    return group_epsilon(history, delta, records) if spent * records <= _GROUP_LIMIT else math.inf
 
 
 def _course(first: float, last: float) -> float | str:

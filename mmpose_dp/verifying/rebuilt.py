@@ -53,6 +53,8 @@ def check_words(statement: dict[str, Any], ledger: Ledger | None, opening: dict[
     try:
         plan = _plan(statement, opening if known else whose.runs[-1], whose)
         again = build_statement(plan, whose, pretraining='', spent=number(statement['epsilon']))
+        if 'target_epsilon' in opening:
+            again['target_epsilon'], skipped = opening['target_epsilon'], skipped - {'target_epsilon'}
         again |= answers(statement, statement['decision'], statement['parameters_trained'])
     except PrivacyError as error:
         found.wrong.append(f'no training of this project could write this statement: {error}')
@@ -81,6 +83,7 @@ def _plan(statement: dict[str, Any], opening: dict[str, Any], ledger: Ledger) ->
     steps = ledger.run_history
     noise = steps[0][0].noise_multiplier if steps else statement['noise_multiplier']
     settings = {one.name: opening[one.name] for one in fields(PrivacyPlan) if one.name in opening}
+    settings.pop('target_epsilon', None)  # a resume may have changed it, below what was spent
     stated = dict(privacy_unit=statement['privacy_unit'].partition(':')[0], num_records=statement['num_records'])
     if 'method' not in settings:  # of an older ledger
         stated['method'] = next(name for name, words in METHODS.items() if words == statement['method'])

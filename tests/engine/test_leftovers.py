@@ -99,3 +99,22 @@ def test_the_newest_checkpoint_is_found_where_it_is_kept(tmp_path):
     (work / 'last_checkpoint').write_text('s3://bucket/work/epoch_4.pth')
     (work / 'epoch_1.pth').unlink()
     assert newest_checkpoint(work, 's3://bucket') == 's3://bucket/work/epoch_4.pth'
+
+
+def test_the_newest_checkpoint_is_the_one_that_has_seen_the_most(tmp_path):
+    """Of the ledger, then of the steps: a copy of a folder has other file times."""
+    seen = {
+        'epoch_6': (8, 24),
+        'epoch_5': (8, 20),
+        'second_run_epoch_1': (12, 4),
+        'views_2': (1, 8),
+        'views_4': (1, 16),
+    }
+    for age, (name, (lines, steps)) in enumerate(seen.items()):
+        path = tmp_path / f'{name}.pth'
+        torch.save(dict(meta=dict(iter=steps), privacy=dict(ledger=dict(lines=lines)), state_dict={}), path)
+        os.utime(path, (1000 + age, 1000 + age))
+    torch.save(dict(state_dict={}), tmp_path / 'exported.pth')
+    for name in ('second_run_epoch_1', 'epoch_6', 'epoch_5', 'views_4', 'views_2', 'exported'):
+        assert newest_checkpoint(tmp_path) == str(tmp_path / f'{name}.pth')
+        (tmp_path / f'{name}.pth').unlink()

@@ -1,11 +1,13 @@
 """A resume or a second training in a work dir cannot make its statement, or a checkpoint's, say more than was done."""
 
 import json
+import shutil
 import sys
 
 import pytest
 import torch
 
+from mmpose_dp.engine.hooks.resuming import budgets_in_words, changed_budget
 from mmpose_dp.privacy.accounting import epsilon
 from mmpose_dp.privacy.errors import PrivacyError
 from mmpose_dp.privacy.ledger import LEDGER_NAME, Ledger
@@ -15,12 +17,17 @@ from tests.support.runs import unvalidated as config
 
 sys.path.insert(0, str(REPO / 'tools'))
 from publish_model import published  # noqa: E402
+from train import _finished  # noqa: E402
 
 VIEW, HOOK = 'train_dataloader__dataset__public_view', 'default_hooks__privacy_budget__'
 
 
 def statement_in(work_dir):
     return json.loads((work_dir / 'privacy_statement.json').read_text())
+
+
+def log_of(work_dir):
+    return ''.join(path.read_text() for path in work_dir.glob('*/*.log'))
 
 
 def loaded(path):
@@ -47,6 +54,43 @@ def test_a_resume_keeps_the_method_and_the_view(feature, synthetic, tmp_path, me
     with pytest.raises(PrivacyError, match=message):
         train(config(synthetic, tmp_path, method, **options))
     assert not (tmp_path / LEDGER_NAME).exists()  # the refused training leaves the folder to another
+
+
+def test_a_resume_of_a_finished_training_changes_nothing(feature, synthetic, tmp_path):
+    folder = tmp_path / 'copy'
+    shutil.copytree(feature, folder)
+    cfg = config(synthetic, folder, 'feature', train_cfg__max_epochs=1, resume=True, **{HOOK + 'target_epsilon': 4.0})
+    assert _finished(cfg)
+    before, ledger = statement_in(folder), (folder / LEDGER_NAME).read_bytes()
+    assert before['checkpoint']['file'] == 'epoch_1.pth'
+    train(cfg)  # without the tool
+    assert statement_in(folder)['checkpoint'] == before['checkpoint'] and (folder / LEDGER_NAME).read_bytes() == ledger
+    assert 'Training is finished: the checkpoint has all 1 epochs' in log_of(folder)
+    cfg.train_cfg.max_epochs = 2
+    assert not _finished(cfg)
+    (folder / 'privacy_statement.json').unlink()  # killed before it was written
+    cfg.train_cfg.max_epochs = 1
+    assert not _finished(cfg)
+
+
+def test_a_smaller_budget_is_not_taken_for_lost_steps(synthetic, tmp_path):
+    train_until(config(synthetic, tmp_path, train_cfg__max_epochs=2), 5)
+    train(config(synthetic, tmp_path, resume=True, train_cfg__max_epochs=2, **{HOOK + 'target_epsilon': 6.5}))
+    log = log_of(tmp_path)
+    assert '1 of the spent steps came after the checkpoint: they count' in log
+    assert 'since the budget of epsilon 6.5 allows no more.' in log
+    assert 'The budget was epsilon 8 and is now 6.5: what was spent stays spent.' in log
+    assert statement_in(tmp_path)['epsilon'] <= 6.5
+
+
+def test_words_for_changed_budgets():
+    assert changed_budget(8, 8) == changed_budget(None, 8) == '' and budgets_in_words([8, 8]) is None
+    assert 'RAISED' in changed_budget(8, None) and budgets_in_words([8, None]) == '8 at first, then by a resume none'
+    assert budgets_in_words([8.0, 12.0, 12.0, 4.0]) == '8 at first, then by a resume 12, then 4'
+    old = Ledger()
+    old.begin_run(privacy_unit='image')
+    old.resume_run(privacy_unit='image', target_epsilon=3.0)
+    assert old.budgets == (None, 3.0)
 
 
 def test_a_resume_keeps_the_public_data(synthetic, synthetic_public, tmp_path):
@@ -98,6 +142,8 @@ def test_every_checkpoint_is_published_with_what_it_spent_itself(synthetic, tmp_
         given = published(checkpoint)['privacy_statement']
         assert given['steps'] == 4 * epoch == sum(entry[2] for entry in checkpoint['privacy']['ledger']['entries'])
     assert given == statement_in(tmp_path) and given['private'] and 4 < given['epsilon'] <= 8
+    assert given['target_epsilon_changed'] == '4 at first, then by a resume 8'
+    assert 'THE BUDGET WAS RAISED: it was epsilon 4 and now it is 8' in log_of(tmp_path)
     assert Ledger.read(tmp_path / LEDGER_NAME).steps == 9
 
 

@@ -179,7 +179,8 @@ def test_who_is_which_subject_is_not_in_a_statement():
     given = [statement_of('dpsgd', subjects_digest=digest * 64, **settings)[0] for digest in 'ab']
     assert (
         given[0] == given[1]
-        and 'which records are one subject (the mapping by subjects.json)' in given[0]['not_protected']
+        and 'which pictures and annotations are of one subject (the mapping by subjects.json)'
+        in given[0]['not_protected']
     )
 
 

@@ -66,8 +66,11 @@ def bases(*names):
 
 def test_a_private_config_of_ones_own(check, synthetic):
     status, page = check(bases('hrnet_synthetic', 'dpsgd'), PRIVATE.format(data=synthetic))
-    assert status == 0 and 'This config can be made private' in page and 'To be made private' not in page
-    assert 'Records: 40 of MpiiDataset' in page and 'Method: DP-SGD' in page
+    assert (
+        status == 0
+        and 'This config is private. VALIDATION WAS NOT CHECKED: val_dataloader.dataset: there is no data/' in page
+    )
+    assert 'Samples: 40 of MpiiDataset, in 40 records (one record: one instance)' in page and 'Method: DP-SGD' in page
     assert re.search(r'by the layer: \d+ parameters of Conv2d, ', page)
     assert 'by the operations that use it: 1 parameters of OwnBackbone' in page
     assert float(re.search(r'largest deviation (\S+) ', page)[1]) < 1e-5
@@ -81,7 +84,10 @@ def test_a_private_config_of_ones_own(check, synthetic):
 def test_for_a_plain_config_it_prints_what_to_write(check):
     status, page = check(bases('hrnet_synthetic'), 'custom_imports = dict(imports=["mmpose_dp"])')
     assert status == 0 and "globals().update(private(_base_, 'hybrid'))" in page and 'head.type' not in page
-    assert 'Records: random' in page and 'No budget yet' in page
+    assert 'Samples: random' in page and 'No budget yet' in page
+    assert (
+        'The model can be made private. THE DATA WERE NOT CHECKED: train_dataloader.dataset: there is no data/' in page
+    )
 
 
 def test_as_a_command(tmp_path):
@@ -94,9 +100,30 @@ def test_as_a_command(tmp_path):
 
 def test_without_the_data_set_the_budget_needs_its_size(check):
     status, page = check(bases('hrnet_synthetic', 'dpsgd'), PRIVATE.format(data='nowhere'))
-    assert status == 0 and '--num-records' in page
+    assert status == 2 and 'train_dataloader.dataset.private: there is no nowhere/annotations/mpii_train.json' in page
+    assert 'ready to train' not in page and 'nothing about the data was checked' in page and '--num-records N' in page
     status, page = check(bases('hrnet_synthetic', 'dpsgd'), PRIVATE.format(data='nowhere'), '--num-records', '800')
     assert status == 0 and 'N 800' in page and '400 private steps' in page
+    assert 'THE DATA WERE NOT CHECKED: train_dataloader.dataset.private: there is no nowhere/' in page
+
+
+def test_it_shows_what_private_replaced_and_what_has_no_effect(check, synthetic):
+    text = f"""
+from mmpose_dp.configs import private
+globals().update(private(_base_, 'dpsgd', train_cfg=dict(max_epochs=6), optim_wrapper=dict(trainable='norms+first_stage'),
+    train_dataloader=dict(batch_sampler=dict(expected_batch_size=10), dataset=dict(private=dict(data_root=r'{synthetic}'))),
+    default_hooks=dict(privacy_budget=dict(target_delta=1e-3)),
+    val_dataloader=None, val_cfg=None, val_evaluator=None))
+"""
+    status, page = check(f'{REPO}/configs/_base_/hrnet_synthetic.py', text)
+    assert status == 0 and page.endswith('This config is private and ready to train.\n'), page[-2000:]
+    assert re.search(r'optimizer +AdamW, lr 0.001  \* instead of: AdamW, lr 0.002', page)
+    assert re.search(r'epochs +6  \* instead of: 20', page)
+    assert re.search(r'schedule +MultiStepLR at epoch 20  \* instead of: CosineAnnealingLR to epoch 20', page)
+    assert 'WARNING: param_scheduler: MultiStepLR at 20 acts beyond train_cfg.max_epochs=6' in page
+    assert re.search(
+        r"WARNING: optim_wrapper.trainable='norms.first_stage' leaves backbone .*, head \(\S+ numbers\) at random", page
+    )
 
 
 @pytest.mark.parametrize(

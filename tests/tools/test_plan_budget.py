@@ -11,6 +11,9 @@ from mmpose.registry import MODELS
 
 from mmpose_dp.extras import forecast
 from mmpose_dp.privacy.errors import PrivacyError
+from mmpose_dp.privacy.ledger import Ledger
+from mmpose_dp.privacy.plan import PrivacyPlan
+from mmpose_dp.privacy.statement import build_statement
 from tests.support.paths import REPO
 from tests.support.runs import unvalidated
 
@@ -60,6 +63,8 @@ def test_the_records_of_the_data_set_are_counted(plan, folder):
     assert (folder / 'plan.png').read_bytes()[:4] == b'\x89PNG'
     for words in ('epsilon spent', 'expected batch', '10 more epochs', 'records of one person', 'A second training'):
         assert words in done.stdout
+    assert "Careful: the ratio does not see that optim_wrapper.trainable='" in done.stdout  # no load_from
+    assert 'head (' in done.stdout and 'at random weights that nothing trains' in done.stdout
     assert f'{whole["numbers"]:,}' in done.stdout and 'The config trains the whole model, which' in done.stdout
 
 
@@ -159,3 +164,28 @@ def test_a_file_that_cannot_be_written(plan, folder):
 def test_a_config_that_is_not_private_or_missing(call, config):
     done = call(plan_budget, config)
     assert done.returncode == 2 and ('not a private config' in done.stderr or 'no such config' in done.stderr)
+
+
+def test_the_best_batch_is_compared_with_those_that_make_enough_steps():
+    def found(*batches):
+        return dict(
+            best_batch=9, batches=[dict(size=size, steps=steps, strength=ratio) for size, steps, ratio in batches]
+        )
+
+    words = plan_budget.best_batch_in_words(found((9, 48, 0.83), (18, 24, 1.0), (37, 12, 1.2)))
+    assert words.startswith('Best: 9. Of the batches with 30 steps or more') and 'train more epochs' in words
+    assert 'train more' not in plan_budget.best_batch_in_words(found((9, 48, 0.83), (18, 24, 0.8)))
+    assert '30 steps' not in plan_budget.best_batch_in_words(found((9, 12, 0.83)))
+
+
+def test_people_with_several_records_get_what_the_statement_says():
+    plan = PrivacyPlan.calibrate(
+        target_epsilon=4.0, target_delta=1e-3, method='dpsgd', privacy_unit='image', num_records=40, expected_batch_size=10,
+        steps=8, max_grad_norm=1.0, accountant='rdp',
+    )  # fmt: skip
+    of = dict(forecast.for_people(plan, (1, 2, 5)))
+    assert of[1] <= 4 < of[2] < math.inf == of[5]
+    ledger = Ledger()
+    ledger.count(plan.event, 8)
+    stated = build_statement(plan, ledger, pretraining='none')['epsilon_for_a_person_with_k_records']
+    assert stated == {'2': of[2], '5': 'not bounded', '10': 'not bounded'}

@@ -24,6 +24,7 @@ from mmpose_dp.privacy.validation import as_delta, as_given, as_positive, as_who
 
 from ..loops import PrivateTrainLoop
 from ..optim_wrappers import DPOptimWrapper
+from ..training_settings import idle_schedules, left_random
 from . import showing
 from .planning import make_plan, run_metadata_of_views
 from .preflight import refuse_late_failures
@@ -37,7 +38,7 @@ from .provenance import (
     spent_in,
     starts_of_init_cfg,
 )
-from .resuming import check_resumed, find_start, open_ledger
+from .resuming import budgets_in_words, changed_budget, check_resumed, find_start, open_ledger
 from .stating import WrittenCheckpoints, full_statement
 
 _HINTS = ('time', 'data_time', 'memory', 'eta')  # in the message hub: they hint at how many records were sampled
@@ -90,6 +91,7 @@ class PrivacyBudgetHook(Hook):
         self._own_loads: int | None = None  # number of loads before that of load_from
         self._run_metadata: dict | None = None  # what the ledger keeps of this training
         self._steps_left = 0
+        self._loaded: dict = {}  # what the checkpoint to resume from says of privacy
         self._engine_reported = False
         self._resumed = False
         self._saved = False  # whether this training wrote a checkpoint
@@ -136,7 +138,7 @@ class PrivacyBudgetHook(Hook):
                 earlier_history=wrapper.ledger.earlier_history if resuming else wrapper.ledger.history,
             )
             wrapper.mechanism.attach(self.plan)
-            self._run_metadata = self.plan.run_metadata
+            self._run_metadata = dict(self.plan.run_metadata, target_epsilon=self.target_epsilon)
             if self.plan.record_rates:
                 loop.sampler.sampling.set_rates(self.plan.record_rates)
             self._announce(runner, wrapper)
@@ -164,6 +166,12 @@ class PrivacyBudgetHook(Hook):
                 'Private training starts without load_from. It rarely works from random weights: set load_from to a checkpoint '
                 'that was trained on public data.'
             )
+        wrapper, settings = runner.optim_wrapper, runner.cfg.get('optim_wrapper') or {}
+        if not (runner.train_loop.public_epochs and wrapper.public_params is not None):
+            model, loaded = getattr(runner.model, 'module', runner.model), self._watch.found('') or set()
+            words = left_random(model, wrapper.left_out, loaded, settings.get('trainable', 'all'))
+            if words and 'is not known' not in self.pretraining:
+                runner.logger.warning(f'{words}.')
 
     def _add_start(self, runner: Runner, start: Start) -> None:
         """Adds the lineage of a file from which training starts, and logs it."""
@@ -201,7 +209,7 @@ class PrivacyBudgetHook(Hook):
                 f'for the {usual} of train_dataloader.batch_size. To use fewer, set '
                 'train_dataloader.batch_sampler.max_rows_per_record.'
             )
-        for warning in plan_warnings(plan):
+        for warning in [*plan_warnings(plan), *idle_schedules(runner.cfg)]:
             runner.logger.warning(warning)
 
     def before_train(self, runner: Runner) -> None:
@@ -215,6 +223,12 @@ class PrivacyBudgetHook(Hook):
             return
         self._written = WrittenCheckpoints(runner.work_dir)
         ledger = runner.optim_wrapper.ledger
+        if self._resumed and runner.epoch >= runner.max_epochs:
+            runner.logger.info(
+                f'Training is finished: the checkpoint has all {runner.max_epochs} epochs, and nothing is left to do. For more, '
+                'write a larger train_cfg.max_epochs.'
+            )
+            return
         open_run = ledger.resume_run if self._resumed else ledger.begin_run
         open_run(**self._run_metadata)
         if is_main_process():
@@ -231,12 +245,27 @@ class PrivacyBudgetHook(Hook):
         ahead = loop.private_steps_from(runner.iter)
         left = min(self._steps_left, ahead)
         words = f'Resumed: {ledger.run_steps} private steps are spent ({self._spent(runner)}), {left} are left.'
+        lost = ledger.steps - sum(entry[2] for entry in self._loaded.get('ledger', {}).get('entries', ()))
+        if lost > 0:
+            words += f' {lost} of the spent steps came after the checkpoint: they count although their result is lost.'
         if left < ahead:
-            words += (
-                f' {ahead - left} of the spent steps came after the checkpoint: they count although their result is lost, so '
-                'training stops so many steps before its end.'
+            why = (
+                'because of them'
+                if 0 < ahead - left <= lost
+                else f'since the budget of epsilon {self.target_epsilon} allows no more'
             )
+            words += f' Training stops {ahead - left} steps before its end, {why}.'
         runner.logger.info(words)
+        changed = changed_budget(self._budgets(ledger)[-2], self.target_epsilon)
+        if changed:
+            (runner.logger.warning if 'RAISED' in changed else runner.logger.info)(changed)
+
+    def _budgets(self, ledger: Ledger) -> list[float | None]:
+        """The target_epsilon of this training and of its resumes; older ledgers do not say what the first was."""
+        first, *others = ledger.budgets or (self.target_epsilon,)
+        if ledger.runs and 'target_epsilon' not in ledger.runs[-1]:
+            first = part_of(self._loaded, 'statement').get('target_epsilon', others[0] if others else first)
+        return [first, *others]
 
     def progress(self, runner: Runner) -> str:
         """What a training that was interrupted has spent, one or two sentences; empty if it has no private steps."""
@@ -293,7 +322,7 @@ class PrivacyBudgetHook(Hook):
         """Writes the statement of the whole training into the work dir."""
         if self.plan is None or not is_main_process():
             return
-        self._state(runner, finished=self._saved)
+        self._state(runner, finished=self._saved or self._resumed)
         steps, loss = runner.optim_wrapper.ledger.run_steps, runner.message_hub.log_scalars.get('train/loss_public')
         seen = '' if loss is None else f', public loss {loss.mean(runner.log_processor.window_size):.4f}'
         runner.logger.info(f'Spent in {steps} private steps: {self._spent(runner)}{seen}.')
@@ -317,6 +346,7 @@ class PrivacyBudgetHook(Hook):
             pretraining=self.pretraining,
             decision=self.decision,
             checkpoints={} if self._written is None else self._written.hashes(),
+            budgets=budgets_in_words(self._budgets(runner.optim_wrapper.ledger)),
             finished=finished,
         )
         write_statement(statement, runner.work_dir)
@@ -358,7 +388,7 @@ class PrivacyBudgetHook(Hook):
             self._own_loads = len(self._watch.loads)
             _fit(runner, checkpoint)
             return
-        self._resumed = True
+        self._resumed, self._loaded = True, part_of(checkpoint, CHECKPOINT_KEY)
         self.lineage = Lineage.of(checkpoint, Path(str(runner._load_from)).name)
         self.pretraining = pretraining_in(checkpoint)
         if self.plan is not None:

@@ -7,6 +7,7 @@ import glob
 import os
 import re
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from mmengine.dist import broadcast_object_list, is_main_process
 from mmengine.hooks import CheckpointHook
 from mmengine.runner import CheckpointLoader, Runner
 
+from mmpose_dp.extras.checkpoint_file import plain_values
 from mmpose_dp.privacy.errors import ConfigError, LedgerError
 from mmpose_dp.privacy.ledger import LEDGER_NAME, Ledger
 
@@ -36,6 +38,9 @@ def newest_checkpoint(
 ) -> str | None:
     """The newest complete checkpoint of a training; a kill can leave an incomplete one.
 
+    The newest is the one that has seen the most: lines of the ledger, then steps. Times of files count only where a checkpoint
+    has neither, since a copy of a folder gives all files new ones.
+
     Args:
         work_dir: that of the training.
         out_dir, filename_tmpl: CheckpointHook's. On remote storage, the checkpoint is the one that mmengine named in the work
@@ -44,10 +49,24 @@ def newest_checkpoint(
     found = [path for path in _checkpoints(work_dir, out_dir, filename_tmpl) if not path.name.startswith('best_')]
     found = [path for path in found if is_intact(path)]
     if found:
-        return str(max(found, key=lambda path: path.stat().st_mtime))
+        return str(max(found, key=lambda path: (*_progress(path), path.stat().st_mtime)))
     last = Path(work_dir) / 'last_checkpoint'
     named = last.read_text().strip() if '://' in str(out_dir or '') and last.is_file() else ''
     return named or None
+
+
+def _progress(path: Path) -> tuple[int, int]:
+    """How many lines of the ledger and how many steps a checkpoint has seen; -1 for what it does not hold."""
+    values = plain_values(path)
+    seen = part_of(part_of(values, CHECKPOINT_KEY), 'ledger').get('lines'), part_of(values, 'meta').get('iter')
+    lines, steps = (value if type(value) is int else -1 for value in seen)
+    return lines, steps
+
+
+def finished_checkpoint(path: str | None, max_epochs: Any) -> bool:
+    """Whether a checkpoint is from the end of a training of ``max_epochs``."""
+    epoch = part_of(plain_values(Path(str(path))), 'meta').get('epoch')
+    return type(epoch) is int and type(max_epochs) is int and epoch >= max_epochs
 
 
 def _checkpoints(work_dir: str | os.PathLike[str], out_dir: Any, filename_tmpl: str | None) -> list[Path]:
@@ -156,3 +175,23 @@ def check_resumed(checkpoint: Any, ledger: Ledger) -> None:
             'private training from its weights, use load_from without resume'
         )
     ledger.check_covers(privacy['ledger'])
+
+
+def changed_budget(old: float | None, new: float | None) -> str:
+    """A sentence if a resume has another target_epsilon than the training had before; else empty."""
+    if old is None or old == new:
+        return ''
+    if new is not None and new < old:
+        return f'The budget was epsilon {old:g} and is now {new:g}: what was spent stays spent.'
+    now = 'there is none' if new is None else f'it is {new:g}'
+    return (
+        f'THE BUDGET WAS RAISED: it was epsilon {old:g} and now {now}, so this training may spend more than was promised before; '
+        'the privacy statement says so.'
+    )
+
+
+def budgets_in_words(budgets: Sequence[float | None]) -> str | None:
+    """The target_epsilon of a training and of its resumes, for the statement; None if it was always the same."""
+    words = ['none' if budget is None else f'{budget:g}' for budget in budgets]
+    kept = [word for before, word in zip([None, *words], words) if word != before]
+    return None if len(kept) < 2 else f'{kept[0]} at first, then by a resume {", then ".join(kept[1:])}'

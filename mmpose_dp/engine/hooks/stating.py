@@ -38,12 +38,13 @@ def full_statement(
     *,
     pretraining: str,
     decision: dict[str, str],
+    budgets: str | None,
     checkpoints: dict[str, str],
     finished: bool,
 ) -> dict[str, Any]:
     """The statement of the steps so far, sealed. ``finished``: it names the last checkpoint, which must be written already.
 
-    ``checkpoints``: the SHA-256 of those written before, by name.
+    ``budgets``: in words, if a resume changed the budget. ``checkpoints``: the SHA-256 of those written before, by name.
     """
     guarantee = build_statement(plan, ledger, pretraining=pretraining)
     statement = {'schema_version': SCHEMA_VERSION, **guarantee}
@@ -55,6 +56,7 @@ def full_statement(
     return complete(
         {
             **statement,
+            **({'target_epsilon_changed': budgets} if budgets else {}),
             'project': project(),
             'versions': versions(),
             'config_sha256': config_sha256(runner),

@@ -101,6 +101,7 @@ class DPOptimWrapperConstructor(LayeredConstructor):
         choose_trainable(core, **self.subset)
         core.train()  # and frozen stages stay frozen, with the updates that 'lora' added to them
         wrapper = super().__call__(model)
+        wrapper.left_out = [p for p in core.parameters() if p in before and not p.requires_grad]
         if self.public_optimizer is not None:
             # in public epochs it is this one that steps before the scheduler does
             warnings.filterwarnings('ignore', 'Detected call of `scheduler.step')

@@ -4,6 +4,7 @@ Plain training wants another optimizer than noised gradients do, so the steps on
 see a gradient of private samples before it is noised.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 from mmengine.optim import OptimWrapper
@@ -27,12 +28,14 @@ class SteppingOptimWrapper(OptimWrapper):
         params: what private steps train.
         public_optimizer: takes the steps on public samples alone; None: ``optimizer`` does.
         public_params: what it trains, ``params`` among them. Without noise nothing is gained by moving few.
+        left_out: what ``optim_wrapper.trainable`` freezes of what the model would train.
         adaptive_norm: C, where it follows the votes of the records; None: it does not.
     """
 
     params: list[nn.Parameter]
     public_optimizer: Optimizer | None = None
     public_params: list[nn.Parameter] | None = None
+    left_out: Sequence[nn.Parameter] = ()
     _public_only = False
     adaptive_norm: Any = None
 

@@ -1,0 +1,191 @@
+"""Refuses keys of a config that nothing would read, with the closest name. Must not build anything or change the config.
+
+mmengine ignores an unknown key at the top of a config, so a misspelled budget would leave the default in force. Further down, a
+class raises a TypeError that does not name the key's place.
+"""
+
+import difflib
+import inspect
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from mmengine.registry import Registry
+from mmengine.runner import Runner
+from mmpose.registry import DATA_SAMPLERS, DATASETS, HOOKS, LOOPS, OPTIM_WRAPPERS, TRANSFORMS
+from torch.utils.data import DataLoader
+
+from mmpose_dp.datasets import PoissonBatchSampler, PublicPrivateDataset
+from mmpose_dp.datasets.resolving import resolved, type_name
+from mmpose_dp.extras.schedule import Schedule
+from mmpose_dp.privacy.errors import ConfigError
+from mmpose_dp.privacy.projection import Projector
+
+from .hooks import PrivacyBudgetHook
+from .loops import PrivateTrainLoop
+from .optim_wrappers import DPOptimWrapper
+
+_GIVEN = {
+    'self',
+    'runner',
+    'dataloader',
+    'sampler',
+    'optimizer',
+    'cfg',
+}  # by whoever builds the object, not by the config
+_RUNNER = {*inspect.signature(Runner.__init__).parameters} - {'self', 'cfg'}
+TOP = {
+    *_RUNNER,
+    *(
+        'find_unused_parameters',
+        'model_wrapper_cfg',
+        'sync_bn',
+        'compile',
+        'activation_checkpointing',
+        'preprocess_cfg',
+    ),
+    *('efficient_conv_bn_eval', 'custom_imports', 'env_cfg', 'vis_backends', 'backend_args', 'strategy', 'runner_type'),
+}
+# keys that are read beside a class's own arguments
+_BESIDE = {
+    DPOptimWrapper: {
+        *('constructor', 'optimizer', 'paramwise_cfg', 'norm', 'trainable', 'lora_rank', 'public_optimizer'),
+        *('clip_grad', 'accumulative_counts'),
+    },
+    PrivateTrainLoop: {'by_epoch'},
+}
+_HOOKS = {  # the names that mmengine, MMPose and mmpose_dp give their hooks
+    *('runtime_info', 'timer', 'sampler_seed', 'logger', 'param_scheduler', 'checkpoint', 'visualization', 'badcase'),
+    *('privacy_budget', 'public_data'),
+}
+_LOADER = {*inspect.signature(DataLoader).parameters, 'num_batch_per_epoch'}
+_PLACES = {
+    'default_hooks.privacy_budget': PrivacyBudgetHook,
+    'train_cfg': PrivateTrainLoop,
+    'train_dataloader.batch_sampler': PoissonBatchSampler,
+    'train_dataloader.dataset': PublicPrivateDataset,
+    'optim_wrapper': DPOptimWrapper,
+    'optim_wrapper.projector': Projector,
+    'optim_wrapper.schedule': Schedule,
+}
+
+
+def refuse_misspelled(cfg: Any, complete: bool = True) -> None:
+    """Raises ConfigError for a key, in the parts of a config that mmpose_dp reads, that nothing reads.
+
+    ``complete``: whether no other config will be merged with this one, so that every hook must have its type.
+    """
+    elsewhere = _settings(cfg)
+    _refuse_untyped(_part(cfg, 'default_hooks'), complete)
+    for path, node, names in _nodes(cfg):
+        for key in node:
+            if key not in names and key not in ('type', '_delete_', '_scope_'):
+                owner = type_name(node['type']) if 'type' in node else path
+                hint = did_you_mean(key, names, elsewhere)
+                raise ConfigError(f'{path}.{key} is unknown to {owner}: {hint}')
+
+
+def refuse_unknown_top(keys: Iterable[str], cfg: Any, arguments: Iterable[str], where: str) -> None:
+    """Raises ConfigError for a key that is neither in a config nor one that mmengine reads, since it would change nothing.
+
+    ``arguments``: further names that would be right. ``where``: what the message begins with, ``{}`` in place of the key.
+    """
+    for key in keys:
+        if key not in cfg and key not in TOP:
+            hint = did_you_mean(key, {*arguments, *TOP}, _settings(cfg))
+            raise ConfigError(f'{where.format(key)} is neither an argument nor a key of the config: {hint}')
+
+
+def _refuse_untyped(hooks: dict, complete: bool) -> None:
+    """Raises ConfigError for settings of a hook that is not there, most likely since its name is misspelled."""
+    for name, hook in hooks.items():
+        if isinstance(hook, dict) and 'type' not in hook and (complete or name not in _HOOKS):
+            hint = did_you_mean(name, {*_HOOKS, *hooks} - {name}, {})
+            raise ConfigError(f'default_hooks.{name} has no type, so it is no hook, and no setting of one: {hint}')
+
+
+def did_you_mean(key: str, names: Iterable[str], elsewhere: dict[str, str]) -> str:
+    """What to write in place of ``key``: the closest of ``names``, or a setting with its place from ``elsewhere``."""
+    names = sorted(names)
+    if key in elsewhere:
+        return f'did you mean {_as_dicts(elsewhere[key])}?'
+    close = difflib.get_close_matches(key, names, 1, 0.75) or difflib.get_close_matches(key, [*elsewhere], 1, 0.75)
+    close = close or [name for name in [*names, *elsewhere] if key in name.split('_')][:1]
+    close = close or difflib.get_close_matches(key, [*names, *elsewhere], 1, 0.6)
+    if not close:
+        return 'take it out' + (f', or write one of {", ".join(names)}' if len(names) < 20 else '')
+    return f'did you mean {close[0] if close[0] in names else _as_dicts(elsewhere[close[0]])}?'
+
+
+def _as_dicts(path: str) -> str:
+    """``a.b`` as a config has it: a=dict(b=...)."""
+    first, *others = path.split('.')
+    return f'{first}=dict({_as_dicts(".".join(others))})' if others else f'{first}=...'
+
+
+def _settings(cfg: Any) -> dict[str, str]:
+    """Every setting of ours, and of the private data set, by its name, with its place."""
+    found = {'lr': 'optim_wrapper.optimizer.lr', 'seed': 'randomness.seed'}
+    for path, kind in _PLACES.items():  # the first place of a name is the one to mention
+        for name in sorted(_names(kind) - {'debug_seed'}):
+            found.setdefault(name, f'{path}.{name}')
+    for name in sorted(_LOADER - _GIVEN):
+        found.setdefault(name, f'train_dataloader.{name}')
+    private = resolved(DATASETS, _part(cfg, 'train_dataloader', 'dataset', 'private').get('type'))
+    for name in sorted(_names(private) or ()):
+        found.setdefault(name, f'train_dataloader.dataset.private.{name}')
+    return found
+
+
+def _part(node: Any, *keys: str) -> Any:
+    """A part of nested dicts; an empty dict where there is none."""
+    for key in keys:
+        node = node.get(key) if isinstance(node, dict) or hasattr(node, 'get') else None
+    return node if isinstance(node, dict) else {}
+
+
+def _nodes(cfg: Any) -> Iterator[tuple[str, dict, set[str]]]:
+    """The parts of a config whose keys are known: their place, themselves, and the names that are read."""
+    loader = _part(cfg, 'train_dataloader')
+    ours = _part(loader, 'batch_sampler').get('type') is not None and _part(loader, 'dataset').get('type') is not None
+    if ours and _kind(DATASETS, loader['dataset']) is PublicPrivateDataset:
+        yield 'train_dataloader', loader, _LOADER
+    typed: list[tuple[str, Registry, Any]] = [
+        ('train_dataloader.batch_sampler', DATA_SAMPLERS, _part(loader, 'batch_sampler')),
+        ('train_dataloader.dataset', DATASETS, _part(loader, 'dataset')),
+        *(
+            (f'train_dataloader.dataset.{part}', DATASETS, _part(loader, 'dataset', part))
+            for part in ('private', 'public')
+        ),
+        ('train_dataloader.dataset.public_view', TRANSFORMS, _part(loader, 'dataset', 'public_view')),
+        ('train_cfg', LOOPS, _part(cfg, 'train_cfg')),
+        ('optim_wrapper', OPTIM_WRAPPERS, _part(cfg, 'optim_wrapper')),
+    ]
+    typed += [(f'default_hooks.{name}', HOOKS, hook) for name, hook in _part(cfg, 'default_hooks').items()]
+    typed += [(f'custom_hooks[{i}]', HOOKS, hook) for i, hook in enumerate(_listed(cfg.get('custom_hooks')))]
+    for path, registry, node in typed:
+        names = _names(_kind(registry, node))
+        if names:
+            yield path, node, names | ({'priority'} if registry is HOOKS else set())
+    for name in ('projector', 'schedule'):
+        if _kind(OPTIM_WRAPPERS, _part(cfg, 'optim_wrapper')) is DPOptimWrapper:
+            yield f'optim_wrapper.{name}', _part(cfg, 'optim_wrapper', name), _names(_PLACES[f'optim_wrapper.{name}'])
+
+
+def _listed(node: Any) -> list:
+    return list(node) if isinstance(node, (list, tuple)) else []
+
+
+def _kind(registry: Registry, node: Any) -> Any:
+    """The class of a config; None if there is none."""
+    return resolved(registry, node['type']) if isinstance(node, dict) and 'type' in node else None
+
+
+def _names(kind: Any) -> set[str]:
+    """The names that a class reads; none where that cannot be known: of a function, or of a foreign class with ``**kwargs``."""
+    if not isinstance(kind, type):
+        return set()
+    parameters = inspect.signature(kind.__init__).parameters  # type: ignore[misc]
+    own = {name for name, p in parameters.items() if p.kind is not p.VAR_KEYWORD}
+    if kind not in _BESIDE and len(own) < len(parameters):
+        return set()
+    return own - _GIVEN - ({'batch_size'} if kind is PoissonBatchSampler else set()) | _BESIDE.get(kind, set())

@@ -1,0 +1,101 @@
+"""What a config trains with, in words, and what of it can have no effect. Must not change a config or build anything."""
+
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any
+
+from torch import nn
+
+REPLACED = 'replaced_by_private'  # the key under which mmpose_dp.configs.private keeps the words of what it replaced
+
+
+def settings_in_words(cfg: Any) -> dict[str, str]:
+    """Optimizer, epochs, schedule, validation and checkpoints of a config, one short text each."""
+    loop, wrapper, hooks = (_dict(cfg.get(key)) for key in ('train_cfg', 'optim_wrapper', 'default_hooks'))
+    optimizer, backbone = _dict(wrapper.get('optimizer')), _dict(_dict(cfg.get('model')).get('backbone'))
+    public = _dict(wrapper.get('public_optimizer'))
+    epochs = f'{loop["max_epochs"]}' if 'max_epochs' in loop else f'{loop.get("max_iters", "not set")} steps'
+    public_epochs = f', {loop["public_epochs"]} of them public' if loop.get('public_epochs') else ''
+    interval = _dict(hooks.get('checkpoint')).get('interval', 1)
+    return {
+        'optimizer': _optimizer(optimizer) + (f'; {_optimizer(public)} in public epochs' if public else ''),
+        'epochs': epochs + public_epochs,
+        'schedule': ', '.join(map(_schedule, _listed(cfg.get('param_scheduler')))) or 'none',
+        'validation': f'every {loop.get("val_interval", 1)} epochs',
+        'checkpoints': f'every {interval} epochs',
+        'weights of the backbone': 'those of load_from'
+        if backbone.get('init_cfg') is None
+        else 'init_cfg of the backbone',
+    }
+
+
+def _optimizer(settings: dict) -> str:
+    rest = [f'{key} {settings[key]}' for key in ('lr', 'momentum', 'weight_decay') if key in settings]
+    return ', '.join([_type(settings), *rest]) if settings else 'none'
+
+
+def _schedule(settings: dict) -> str:
+    """A scheduler, with where it acts."""
+    unit = 'epoch' if settings.get('by_epoch', True) else 'step'
+    if 'milestones' in settings:
+        return f'{_type(settings)} at {unit} {", ".join(map(str, settings["milestones"]))}'
+    end = settings.get('end', settings.get('T_max'))
+    return f'{_type(settings)}{f" to {unit} {end}" if end is not None else ""}'
+
+
+def _type(settings: dict) -> str:
+    kind = settings.get('type', '?')
+    return kind.__name__ if isinstance(kind, type) else str(kind).rpartition('.')[2]
+
+
+def _dict(node: Any) -> dict:
+    return node if isinstance(node, dict) else {}
+
+
+def _listed(node: Any) -> list[dict]:
+    return [one for one in (node if isinstance(node, (list, tuple)) else [node]) if isinstance(one, dict)]
+
+
+def idle_schedules(cfg: Any) -> list[str]:
+    """A sentence for each scheduler that acts only after the last epoch."""
+    found: list[str] = []
+    epochs: Any = _dict(cfg.get('train_cfg')).get('max_epochs')
+    for settings in _listed(cfg.get('param_scheduler')) if type(epochs) is int else ():
+        if not settings.get('by_epoch', True):
+            continue
+        late = [x for x in settings.get('milestones', [settings.get('begin', 0)]) if type(x) is int and x >= epochs]
+        ends = settings.get('T_max', settings.get('end'))
+        if late:
+            where = f'at {", ".join(map(str, late))} acts'
+        elif type(ends) is int and ends > epochs and 'milestones' not in settings:
+            where = f'goes on to {ends},'
+        else:
+            continue
+        found.append(
+            f'param_scheduler: {_type(settings)} {where} beyond train_cfg.max_epochs={epochs}, so the learning rate does not '
+            'fall as planned. Write param_scheduler for this number of epochs'
+        )
+    return found
+
+
+def left_random(model: nn.Module, left_out: Iterable[nn.Parameter], loaded: Iterable[str], trainable: str) -> str:
+    """A sentence if ``trainable`` freezes weights that no file has filled, so that nothing ever trains them; else empty.
+
+    Args:
+        model: the model.
+        left_out: the parameters that the choice freezes, and that public epochs do not train either.
+        loaded: the names of the tensors that a file fills.
+    """
+    frozen, filled = {id(param) for param in left_out}, set(loaded)
+    sizes: Counter[str] = Counter()
+    for name, param in model.named_parameters():
+        if id(param) in frozen and name not in filled and param.dim() > 1:  # norms and biases do not start at random
+            sizes[name.partition('.')[0]] += param.numel()
+    if not sizes:
+        return ''
+    parts = ', '.join(f'{part} ({size:,} numbers)' for part, size in sizes.items())
+    return (
+        f'optim_wrapper.trainable={trainable!r} leaves {parts} at random weights that nothing trains, so the model cannot learn: '
+        'set load_from to a checkpoint that has them, or add them to trainable, or let public epochs train the whole model '
+        '(train_cfg.public_epochs with optim_wrapper.public_optimizer)'
+    )

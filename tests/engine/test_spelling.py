@@ -1,0 +1,109 @@
+"""A key that nothing reads is refused, with the closest name: a misspelled budget must not leave the default in force."""
+
+import sys
+
+import pytest
+from mmengine.config import Config
+
+from mmpose_dp.configs import METHODS, private
+from mmpose_dp.engine import refuse_misspelled
+from mmpose_dp.privacy.errors import PrivacyError
+from tests.support.paths import REPO
+
+sys.path.insert(0, str(REPO / 'tools'))
+from cli import merge_options  # noqa: E402
+
+DATA, SAMPLER, BUDGET = (
+    'train_dataloader=dict(dataset=dict(',
+    'train_dataloader.batch_sampler.',
+    'default_hooks.privacy_budget.',
+)
+FILE = REPO / 'configs/_base_/hrnet_synthetic.py'
+
+
+@pytest.fixture(scope='module')
+def base():
+    return Config.fromfile(FILE)._cfg_dict
+
+
+@pytest.fixture(scope='module')
+def hybrid():
+    return Config.fromfile(REPO / 'configs/dp/hrnet_synthetic_hybrid_eps08.py')
+
+
+def nested(path, value=1):
+    for key in reversed(path.split('.')):
+        value = {key: value}
+    return value
+
+
+@pytest.mark.parametrize(
+    ('path', 'meant'),
+    [
+        ('epsilom', 'epsilon'),
+        ('epsilons', 'epsilon'),
+        ('epsilon_target', 'epsilon'),
+        ('optim_wraper', 'optim_wrapper'),
+        ('delta', 'default_hooks=dict(privacy_budget=dict(target_delta=...))'),
+        ('unit', f'{DATA}privacy_unit=...))'),
+        ('batch_size', 'train_dataloader=dict(batch_size=...)'),
+        ('max_epochs', 'train_cfg=dict(max_epochs=...)'),
+        ('lr', 'optim_wrapper=dict(optimizer=dict(lr=...))'),
+        ('seed', 'randomness=dict(seed=...)'),
+        ('train_dataloader.expected_batch_size', 'train_dataloader=dict(batch_sampler=dict(expected_batch_size=...))'),
+        (f'{SAMPLER}expected_batchsize', 'expected_batch_size'),
+        ('train_dataloader.dataset.ann_file', f'{DATA}private=dict(ann_file=...)))'),
+        ('train_dataloader.dataset.data_root', f'{DATA}private=dict(data_root=...)))'),
+        ('train_dataloader.dataset.private.annfile', 'ann_file'),
+        ('train_dataloader.dataset.public_view.sgima', 'sigma'),
+        ('train_cfg.max_epoch', 'max_epochs'),
+        ('optim_wrapper.max_grad_nrom', 'max_grad_norm'),
+        ('optim_wrapper.target_epsilon', 'default_hooks=dict(privacy_budget=dict(target_epsilon=...))'),
+        ('optim_wrapper.projector.rnak', 'rank'),
+        ('default_hooks.privacy_bugdet.target_epsilon', 'privacy_budget'),
+        (f'{BUDGET}target_dleta', 'target_delta'),
+    ],
+)
+def test_a_misspelled_key_is_refused_with_the_closest_name(base, path, meant):
+    with pytest.raises(PrivacyError, match=path.split('.')[-1 if 'bugdet' not in path else 1]) as error:
+        private(base, 'hybrid', **nested(path))
+    assert str(error.value).endswith(f'did you mean {meant}?')
+
+
+def test_other_unknown_keys_and_those_of_hooks(base):
+    with pytest.raises(PrivacyError, match='fortytwo.*: take it out'):
+        private(base, 'hybrid', fortytwo=42)
+    with pytest.raises(PrivacyError, match=r'custom_hooks\[0\]\.num_sampels.*num_samples'):
+        private(base, 'hybrid', custom_hooks=[dict(type='ProjectorRefreshHook', num_sampels=1)])
+
+
+@pytest.mark.parametrize(
+    ('option', 'meant'),
+    [
+        ('epsilon', 'target_epsilon'),
+        ('target_epsilon', 'target_epsilon'),
+        ('optim_wrapper.max_grad_nrom', 'max_grad_norm'),
+        (f'{BUDGET}target_dleta', 'target_delta'),
+        ('default_hooks.privacy_bugdet.target_epsilon', 'privacy_budget'),
+    ],
+)
+def test_options_of_the_command_line_are_refused_too(hybrid, option, meant):
+    with pytest.raises(PrivacyError, match=f'did you mean .*{meant}'):
+        merge_options(Config(hybrid._cfg_dict.to_dict()), {option: 8})
+
+
+def test_what_is_read_is_taken(base, hybrid):
+    """Keys of mmengine that the base lacks, those of the base, foreign hooks, and every argument of ours."""
+    known = dict(
+        load_from='x', randomness=dict(seed=0), codec=dict(sigma=2), custom_hooks=[dict(type='EMAHook', momentum=0.1)]
+    )
+    wrapper = dict(
+        norm='frozen', trainable='head', clip_grad=None, accumulative_counts=1, paramwise_cfg=dict(), schedule=None
+    )
+    for method in METHODS:
+        private(base, method, **known, optim_wrapper=wrapper, train_cfg=dict(by_epoch=True), work_dir='y')
+    cfg = Config(hybrid._cfg_dict.to_dict())
+    merge_options(
+        cfg, {'load_from': 'x', 'work_dir': 'y', f'{BUDGET}priority': 'NORMAL', 'optim_wrapper.secure_mode': True}
+    )
+    refuse_misspelled(Config.fromfile(FILE))
