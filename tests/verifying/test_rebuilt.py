@@ -147,12 +147,10 @@ def test_what_nothing_determines_is_named(works):
         assert not wrong or name == 'parameters_trained'  # by which parameters_per_record is computed
 
 
-def test_a_resume_with_other_records_and_noise_is_compared_with_its_last_line(tmp_path):
+def test_a_resume_with_another_rate_and_noise_is_compared_with_its_last_line(tmp_path):
     ledger = write_work_dir(tmp_path, expected_batch_size=1000)
     folder = tmp_path / 'resumed'
-    plan = ScheduledPlan(
-        **{**SETTINGS, 'num_records': 500, 'expected_batch_size': 500, 'noise_multiplier': 300.0, 'target_epsilon': 0.1}
-    )
+    plan = ScheduledPlan(**{**SETTINGS, 'expected_batch_size': 500, 'noise_multiplier': 300.0, 'target_epsilon': 0.1})
     ledger.resume_run(**plan.run_metadata)
     ledger.count(plan.event, 2)
     before, ledger.begin_run = ledger.runs, lambda **_: None
