@@ -58,9 +58,10 @@ def _listed(node: Any) -> list[dict]:
 
 def idle_schedules(cfg: Any) -> list[str]:
     """A sentence for each scheduler that acts only after the last epoch."""
-    found: list[str] = []
-    epochs: Any = _dict(cfg.get('train_cfg')).get('max_epochs')
-    for settings in _listed(cfg.get('param_scheduler')) if type(epochs) is int else ():
+    epochs, found = _dict(cfg.get('train_cfg')).get('max_epochs'), []
+    if not isinstance(epochs, int):
+        return []
+    for settings in _listed(cfg.get('param_scheduler')):
         if not settings.get('by_epoch', True):
             continue
         late = [x for x in settings.get('milestones', [settings.get('begin', 0)]) if type(x) is int and x >= epochs]

@@ -51,6 +51,8 @@ def test_the_people_are_told_what_holds_for_them():
     assert '54.2 %' in plain and 'whether a picture of you' in plain and 'coarse' not in plain
     assert 'not protected' in feature and 'coarse version' in feature
     assert 'several pictures' in plain and 'several pictures' not in for_the_people(stated('subject'))
+    assert 'hides whether all pictures of you were used at all' in for_the_people(stated('subject'))
+    assert 'guess whether a picture of you in it was used at all' in plain and 'the hidden part was used' in feature
     assert 'no protection' in for_the_people({**stated(), 'private': False})
     assert '%' not in for_the_people({**stated(), 'risk': None})
 
