@@ -173,11 +173,11 @@ def risk_in_words(risk: dict[str, Any] | None, guessed: str = 'whether a given r
     )
     return (
         f'A 50:50 guess {guessed} becomes right at most {percent(figures["guess_right_at_most"])} of the time, with any attack on '
-        'what was released. This is the figure to quote. It is that of "add or remove" in the table, as the guarantee is; "replace '
-        'one" answers another question: which of two given records was used.',
+        'what was released. This is the figure to quote. It is for "add or remove", as the guarantee is; "replace one" answers '
+        'another question: which of two given records was used.',
         f'An attack finds at most {rates}.',
         f'As a summary in one number: Gaussian DP with mu at most {figures["gdp_mu"]}. That mu lets the attacker err less '
-        f'often than this training does, by up to {figures["gdp_regret"]} (the gdp regret).',
+        f'often than the exact curve does, by up to {figures["gdp_regret"]} (the gdp regret).',
     )
 
 

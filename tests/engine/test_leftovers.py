@@ -104,17 +104,18 @@ def test_the_newest_checkpoint_is_found_where_it_is_kept(tmp_path):
 def test_the_newest_checkpoint_is_the_one_that_has_seen_the_most(tmp_path):
     """Of the ledger, then of the steps: a copy of a folder has other file times."""
     seen = {
-        'epoch_6': (8, 24),
-        'epoch_5': (8, 20),
-        'second_run_epoch_1': (12, 4),
-        'views_2': (1, 8),
-        'views_4': (1, 16),
+        'epoch_6': (8, 6, 22),
+        'budget_spent_iter_22': (8, 5, 23),
+        'epoch_5': (7, 5, 20),
+        'second_run_epoch_1': (12, 1, 4),
+        'views_2': (1, 2, 8),
+        'views_4': (1, 4, 16),
     }
-    for age, (name, (lines, steps)) in enumerate(seen.items()):
-        path = tmp_path / f'{name}.pth'
-        torch.save(dict(meta=dict(iter=steps), privacy=dict(ledger=dict(lines=lines)), state_dict={}), path)
+    for age, (name, (lines, epoch, steps)) in enumerate(seen.items()):
+        path, meta = tmp_path / f'{name}.pth', dict(epoch=epoch, iter=steps)
+        torch.save(dict(meta=meta, privacy=dict(ledger=dict(lines=lines)), state_dict={}), path)
         os.utime(path, (1000 + age, 1000 + age))
     torch.save(dict(state_dict={}), tmp_path / 'exported.pth')
-    for name in ('second_run_epoch_1', 'epoch_6', 'epoch_5', 'views_4', 'views_2', 'exported'):
+    for name in ('second_run_epoch_1', 'epoch_6', 'budget_spent_iter_22', 'epoch_5', 'views_4', 'views_2', 'exported'):
         assert newest_checkpoint(tmp_path) == str(tmp_path / f'{name}.pth')
         (tmp_path / f'{name}.pth').unlink()

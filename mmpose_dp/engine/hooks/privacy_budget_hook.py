@@ -254,7 +254,7 @@ class PrivacyBudgetHook(Hook):
                 if 0 < ahead - left <= lost
                 else f'since the budget of epsilon {self.target_epsilon} allows no more'
             )
-            words += f' Training stops {ahead - left} steps before its end, {why}.'
+            words += f' Training stops {ahead - left} step{"s" if ahead - left > 1 else ""} before its end, {why}.'
         runner.logger.info(words)
         changed = changed_budget(self._budgets(ledger)[-2], self.target_epsilon)
         if changed:
@@ -262,10 +262,12 @@ class PrivacyBudgetHook(Hook):
 
     def _budgets(self, ledger: Ledger) -> list[float | None]:
         """The target_epsilon of this training and of its resumes; older ledgers do not say what the first was."""
-        first, *others = ledger.budgets or (self.target_epsilon,)
+        budgets = list(ledger.budgets or (self.target_epsilon,))
         if ledger.runs and 'target_epsilon' not in ledger.runs[-1]:
-            first = part_of(self._loaded, 'statement').get('target_epsilon', others[0] if others else first)
-        return [first, *others]
+            known = next((budget for budget in budgets if budget is not None), self.target_epsilon)
+            before = part_of(self._loaded, 'statement').get('target_epsilon', known)
+            budgets = [before if budget is None else budget for budget in budgets]
+        return budgets
 
     def progress(self, runner: Runner) -> str:
         """What a training that was interrupted has spent, one or two sentences; empty if it has no private steps."""

@@ -38,8 +38,8 @@ def newest_checkpoint(
 ) -> str | None:
     """The newest complete checkpoint of a training; a kill can leave an incomplete one.
 
-    The newest is the one that has seen the most: lines of the ledger, then steps. Times of files count only where a checkpoint
-    has neither, since a copy of a folder gives all files new ones.
+    The newest is the one that has seen the most: lines of the ledger, then epochs, then steps. Times of files count only where a
+    checkpoint has none of these, since a copy of a folder gives all files new ones.
 
     Args:
         work_dir: that of the training.
@@ -55,12 +55,15 @@ def newest_checkpoint(
     return named or None
 
 
-def _progress(path: Path) -> tuple[int, int]:
-    """How many lines of the ledger and how many steps a checkpoint has seen; -1 for what it does not hold."""
+def _progress(path: Path) -> tuple[int, ...]:
+    """How many lines of the ledger, epochs and steps a checkpoint has seen; -1 for what it does not hold.
+
+    Steps come last: mmengine counts one more in a checkpoint that is named by its step.
+    """
     values = plain_values(path)
-    seen = part_of(part_of(values, CHECKPOINT_KEY), 'ledger').get('lines'), part_of(values, 'meta').get('iter')
-    lines, steps = (value if type(value) is int else -1 for value in seen)
-    return lines, steps
+    ledger, meta = part_of(part_of(values, CHECKPOINT_KEY), 'ledger'), part_of(values, 'meta')
+    seen = ledger.get('lines'), meta.get('epoch'), meta.get('iter')
+    return tuple(value if type(value) is int else -1 for value in seen)
 
 
 def finished_checkpoint(path: str | None, max_epochs: Any) -> bool:
