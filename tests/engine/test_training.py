@@ -121,7 +121,7 @@ def test_one_work_dir_is_one_budget(synthetic, tmp_path):
     options = dict(train_cfg__max_epochs=1)
     first = train_until(config(synthetic, tmp_path, 'dpsgd', **options), 2).optim_wrapper
     second = train(config(synthetic, tmp_path, 'dpsgd', **options)).optim_wrapper
-    assert second.noise_multiplier > first.noise_multiplier and second.ledger.run_steps == 4
+    assert second.mechanism.noise_multiplier > first.mechanism.noise_multiplier and second.ledger.run_steps == 4
     assert 7.9 < second.ledger.epsilon(1e-3) <= 8.0 and second.ledger.steps == 6
     statement = json.loads((tmp_path / 'privacy_statement.json').read_text())
     assert statement['steps_of_earlier_trainings'] == 2 and 'included' in statement['cost_of_tuning']
