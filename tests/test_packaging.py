@@ -184,7 +184,7 @@ def test_a_module_says_what_it_is_for_in_short_functions(path):
             assert lines <= 50, f'{node.name} has {lines} lines: split it'
 
 
-@pytest.mark.parametrize(('part', 'most'), [('privacy', 1710), ('gradients', 1000)])
+@pytest.mark.parametrize(('part', 'most'), [('privacy', 1700), ('gradients', 1000)])
 def test_what_a_reviewer_reads_stays_short(part, most):
     lines = sum(len(path.read_text().splitlines()) for path in (PACKAGE / part).rglob('*.py'))
     assert lines <= most, f'mmpose_dp/{part} has {lines} lines'

@@ -22,16 +22,7 @@ LEDGER_NAME = 'privacy_ledger.jsonl'
 _FORMAT = 2
 NOISE = 'float64, rounded to a grid'  # how noise.py adds it; runs of earlier versions say nothing of it, or secure_mode
 # what the statement says of a whole training: a resume must not change it; the noise and the rate may change
-_KEPT = (
-    'num_records',
-    'privacy_unit',
-    'subjects',
-    'personal_budgets',
-    'personal_assignment',
-    'method',
-    'public_view',
-    'public_data',
-)
+_KEPT = 'privacy_unit subjects personal_budgets personal_assignment method public_view public_data num_records'.split()
 # once another value than these, in a part of a run, always another
 _HARMLESS = dict(secret_randomness=True, noise=NOISE, expose_private_metrics=False)
 _OLD_DIGEST = re.compile(r' \(sha256 ([0-9a-f]{12})\)\Z')  # of subjects, as it was before it had a key

@@ -15,9 +15,7 @@ from .plan import METHODS, ROUNDING_MARGIN, UNITS, PrivacyPlan
 from .validation import as_given, rounded_up
 
 _ROUNDING_MEASURED = 'float32 on a CPU', 'bfloat16 on a CPU'  # arithmetics of forwards
-_OLD_NOISE = (
-    'of some steps float32, by an earlier version: its gaps may show a record to somebody who knows all others exactly'
-)
+_OLD_NOISE = 'of some steps float32, by an earlier version: its gaps may show a record to one who knows all others'
 _GROUP_LIMIT = 15.0  # of epsilon: above it there is no protection worth the name, and computing it is slow
 _RELEASED = 'the weights after the steps counted here and every checkpoint on the way'
 _EXPOSED = (

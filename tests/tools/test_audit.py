@@ -7,6 +7,7 @@ from audit import attack, audited
 from mmpose_dp.datasets import PoissonBatchSampler
 from mmpose_dp.datasets.synthetic import make_synthetic_mpii
 from mmpose_dp.engine import ProjectorRefreshHook
+from mmpose_dp.engine.basis import table_of
 from mmpose_dp.privacy.clipping import ClippedSum
 from mmpose_dp.privacy.noise import RandomSource
 from tests.support.runs import config, tiny
@@ -93,8 +94,8 @@ def basis_from_private_gradients(monkeypatch):
     def gradients(self, runner, wrapper, count):
         staying = [record for group in runner.train_loop.sampler.sampling._groups.values() for record in group]
         chosen = runner.train_loop.sampler.sampling.random.choice(len(staying), 16)
-        for i in chosen:
-            yield [g[None] for g in wrapper.canary_gradient(staying[int(i)])]
+        found = ([g[None] for g in wrapper.canary_gradient(staying[int(i)])] for i in chosen)
+        return table_of(found, 16, wrapper.projector.dtype)
 
     monkeypatch.setattr(ProjectorRefreshHook, '_gradients', gradients)
 
