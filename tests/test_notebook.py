@@ -59,7 +59,7 @@ def test_every_step_shows_what_it_says(run):
     }
     assert 'another work_dir' in shown(cells, 'except PrivacyError')[0]
     assert 'feature DP' in shown(cells, 'Markdown(')[0]
-    assert 'Nothing is wrong.' in shown(cells, 'import verify')[0]
+    assert 'Nothing that was checked is wrong.' in shown(cells, 'import verify')[0]
 
 
 def test_each_training_keeps_what_is_its_own(run):

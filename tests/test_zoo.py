@@ -61,6 +61,11 @@ HEIGHT = {'cpm': 64, 'hourglass': 128, 'scnet': 128, 'alexnet': 256, 'ipr': 128}
 SLOW = (
     *(
         'hourglass',
+        'scnet',
+        'seresnet50',
+        'resnetv1d50',
+        'resnest50',
+        'pvt-s',
         '101',
         '152',
         'w48',

@@ -111,21 +111,18 @@ def exactness(cfg: Config, device: str) -> dict[str, float | str]:
 
 
 # ---- noise -----------------------------------------------------------------------------------------------------------
-def noise(device: str, numbers: int, tested: int) -> dict[str, dict[str, float]]:
-    """By mode: the p-value of Kolmogorov and Smirnov's test of ``tested`` numbers, and the seconds that ``numbers`` take."""
-    found = {}
-    for name, secure in (('noise', False), ('noise, secure_mode', True)):
-        source, seconds = DeviceRandomSource(secure_mode=secure), list[float]()
-        for _ in range(4):  # the first one warms up
-            parts = [torch.zeros(numbers, device=device)]
-            settle(device)
-            start = time.perf_counter()
-            source.add_gaussian(parts, 2.0)
-            settle(device)
-            seconds.append(time.perf_counter() - start)
-        sample = (parts[0][:tested] / 2).cpu().numpy()
-        found[name] = dict(pvalue=float(kstest(sample, 'norm').pvalue), seconds=median(seconds[1:]))
-    return found
+def noise(device: str, numbers: int, tested: int) -> dict[str, float]:
+    """The p-value of Kolmogorov and Smirnov's test of ``tested`` numbers, and the seconds that ``numbers`` take."""
+    source, seconds = DeviceRandomSource(), list[float]()
+    for _ in range(4):  # the first one warms up
+        parts = [torch.zeros(numbers, device=device)]
+        settle(device)
+        start = time.perf_counter()
+        source.add_gaussian(parts, 2.0)
+        settle(device)
+        seconds.append(time.perf_counter() - start)
+    sample = (parts[0][:tested] / 2).cpu().numpy()
+    return dict(pvalue=float(kstest(sample, 'norm').pvalue), seconds=median(seconds[1:]))
 
 
 # ---- the replay ------------------------------------------------------------------------------------------------------

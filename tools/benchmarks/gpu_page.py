@@ -23,7 +23,7 @@ class Results:
 
     speed: dict[tuple[str, str, int], dict] = field(default_factory=dict)  # by config, method and samples
     errors: dict[str, dict[str, float | str]] = field(default_factory=dict)  # by config and precision
-    noise: dict[str, dict[str, float]] = field(default_factory=dict)
+    noise: dict[str, float] = field(default_factory=dict)
     refused: bool | None = None
     epoch: dict[str, float] = field(default_factory=dict)
 
@@ -42,16 +42,12 @@ def verdicts(results: Results) -> Iterator[tuple[str, str, str, str]]:
             shown = found if isinstance(found, str) else f'{found:.1e}'
             yield f'error, {name}, {short_name(config)}', f'<= {ERRORS[name]:g}', shown, _word(met)
     step = next((r['seconds'] for (_, m, _), r in results.speed.items() if m == 'dpsgd' and 'seconds' in r), None)
-    for name, found in results.noise.items():
-        yield (
-            f'{name}, Kolmogorov-Smirnov p',
-            f'> {PVALUE:g}',
-            f'{found["pvalue"]:.3g}',
-            _word(found['pvalue'] > PVALUE),
-        )
+    if noise := results.noise:
+        p = noise['pvalue']
+        yield 'noise, Kolmogorov-Smirnov p', f'> {PVALUE:g}', f'{p:.3g}', _word(p > PVALUE)
         if step:
-            share = found['seconds'] / step
-            yield f'{name}, share of a step', f'<= {NOISE_SHARE:.0%}', f'{share:.1%}', _word(share <= NOISE_SHARE)
+            share = noise['seconds'] / step
+            yield 'noise, share of a step', f'<= {NOISE_SHARE:.0%}', f'{share:.1%}', _word(share <= NOISE_SHARE)
     if results.refused is not None:
         found = 'refused' if results.refused else 'NOT refused'
         yield 'records that begin to mix', 'refused', found, _word(results.refused)
