@@ -44,6 +44,6 @@ def test_each_bar_can_be_missed():
         (here[0], 'opacus, hooks', 2): slow,
     }
     results.errors = {here[0]: {'float32': 1e-3, 'TF32': 0.2, 'bfloat16': 'does not run: RuntimeError'}}
-    results.noise = {'noise': dict(pvalue=1e-9, seconds=1.0)}
+    results.noise = dict(pvalue=1e-9, seconds=1.0)
     found = [*verdicts(results)]
     assert len(found) == 11 and {word for *_, word in found} == {'MISSED'}
