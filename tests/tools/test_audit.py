@@ -106,7 +106,7 @@ def basis_from_private_gradients(monkeypatch):
         pytest.param('dpsgd', no_noise, {}, marks=pytest.mark.slow),
         ('dpsgd', half_the_noise, {}),
         pytest.param('dpsgd', no_clipping, {}, marks=pytest.mark.slow),
-        ('feature', public_samples_of_the_private_batch, {}),
+        pytest.param('feature', public_samples_of_the_private_batch, {}, marks=pytest.mark.slow),
         ('hybrid', basis_from_private_gradients, dict(optim_wrapper__projector__refresh_interval=10)),
     ],
 )
