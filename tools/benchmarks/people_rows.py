@@ -65,7 +65,7 @@ def people_rows(size: Size, start: Start, public_view: Settings = DEFAULT_VIEW) 
     # AdamW moves each parameter by its rate in a noisy step: 1e-3 undoes a start without BatchNorm. For a head alone, the
     # features are computed without gradients.
     head = {TRAINABLE: 'head', **adam(1e-3)[0]}
-    private = ({**few, **adam(6e-4)[0]}, head, {**few, **adam(2e-4)[0]})
+    private = ({**few, **adam(2e-4)[0]}, head, {**few, **adam(6e-4)[0]})
     rates = tuple(adam(2e-4, 6e-4, 6e-5))
 
     def with_(name: str, **changed: object) -> Row:
