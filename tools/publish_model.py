@@ -40,7 +40,6 @@ from published_folder import (
     model_card,
     onnx_of,
     safetensors_of,
-    write,
 )
 
 from mmpose_dp.engine.view_audit import with_audit
@@ -170,7 +169,7 @@ def publish_folder(source: Path, out: Path) -> tuple[dict, list[str]]:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     for name, content in files.items():
-        write(folder / name, content)
+        (folder / name).write_bytes(content)
     _save(given, folder / 'weights.pth')
     weights = f'{out.name}-{file_sha256(folder / "weights.pth")[:8]}.pth'  # as MMPose and torch.hub name files
     (folder / 'weights.pth').rename(folder / weights)
@@ -179,7 +178,7 @@ def publish_folder(source: Path, out: Path) -> tuple[dict, list[str]]:
     names = sorted([CARD_NAME, *(path.name for path in folder.iterdir())])
     joints = len((given['meta']['dataset_meta'] or {}).get('keypoint_id2name') or ()) or 'unnamed'
     card = model_card(out.name, cfg, given['privacy_statement'], joints, names, exported)
-    write(folder / CARD_NAME, card)
+    (folder / CARD_NAME).write_text(card, encoding='utf-8')
     if out.exists():
         shutil.rmtree(out)
     folder.rename(out)

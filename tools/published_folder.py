@@ -333,10 +333,3 @@ def input_size(cfg: Config) -> tuple[int, int]:
     """(width, height) of a crop."""
     width, height = _codec(cfg)['input_size']
     return int(width), int(height)
-
-
-def write(path: Path, content: str | bytes) -> None:
-    """Writes a file completely or not at all."""
-    partial = path.with_name(f'{path.name}.partial')
-    partial.write_bytes(content if isinstance(content, bytes) else content.encode())
-    os.replace(partial, path)

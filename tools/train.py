@@ -36,6 +36,7 @@ from mmpose_dp.engine import (
     newest_checkpoint,
 )
 from mmpose_dp.engine.hooks.showing import without_recordings
+from mmpose_dp.extras.evidence import STATEMENT_NAME
 from mmpose_dp.privacy.errors import PrivacyError
 
 
@@ -107,7 +108,7 @@ def _finished(cfg: Config) -> bool:
         return False
     last = cfg.get('load_from') or _newest(cfg, {})
     try:
-        statement = json.loads((Path(cfg.work_dir) / 'privacy_statement.json').read_text())
+        statement = json.loads((Path(cfg.work_dir) / STATEMENT_NAME).read_text())
         named = statement['checkpoint']['file']
     except (OSError, ValueError, LookupError, TypeError):  # the statement is yet to be written
         return False

@@ -89,8 +89,8 @@ def fit_basis(projector: Projector, table: GradientTable) -> None:
         tables = _mixed((vectors / values.clamp_min(1e-30).sqrt()).T.float(), tables)
     if scales:
         _scale_by(tables, scales)
-        length = len(tables[0]) ** 0.5 / _gram(tables).trace().sqrt()
-        _scale_by(tables, [length] * len(tables))
+        squares = torch.stack([chunk.float().square().sum(dtype=torch.float64) for chunk in _chunks(tables)]).sum()
+        _scale_by(tables, [(len(tables[0]) / squares).sqrt()] * len(tables))
     projector.place(_joined(tables), table.shapes)
 
 

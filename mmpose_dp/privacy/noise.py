@@ -79,7 +79,8 @@ class RandomSource:
 
     def _add_to(self, flat: torch.Tensor, deviation: float) -> None:
         """Adds the noise to a vector, in place."""
-        values, grid = flat.cpu().numpy(), grid_of(deviation)
+        host, grid = flat.cpu(), grid_of(deviation)
+        values = host.numpy()
 
         def add(start: int) -> None:
             part = values[start : start + _CHUNK]
@@ -92,7 +93,7 @@ class RandomSource:
                 list(pool.map(add, starts))
         else:  # a debug stream has an order to keep
             list(map(add, starts))
-        flat.copy_(torch.from_numpy(values))
+        flat.copy_(host)  # which does nothing where it is the same tensor
 
     def _normal(self, size: int) -> np.ndarray:
         """``size`` standard normal numbers in float64, 16 random bytes per pair: a radius and an angle (Box and Muller 1958)."""

@@ -168,7 +168,7 @@ class PrivacyBudgetHook(Hook):
             )
         wrapper, settings = runner.optim_wrapper, runner.cfg.get('optim_wrapper') or {}
         if not (runner.train_loop.public_epochs and wrapper.public_params is not None):
-            model, loaded = getattr(runner.model, 'module', runner.model), self._watch.found('') or set()
+            model, loaded = unwrapped(runner.model), self._watch.found('') or set()
             words = left_random(model, wrapper.left_out, loaded, settings.get('trainable', 'all'))
             if words and 'is not known' not in self.pretraining:
                 runner.logger.warning(f'{words}.')

@@ -14,6 +14,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from mmpose_dp.datasets import PoissonBatchSampler, by_record, collate_samples
+from mmpose_dp.models import unwrapped
 from mmpose_dp.privacy.errors import PrivacyError
 
 from ..optim_wrappers import DPOptimWrapper
@@ -151,7 +152,7 @@ class PrivateTrainLoop(EpochBasedTrainLoop):
                 f'{names[0]} was frozen by a hook after the optimizer was built: it would still get its noise. Write '
                 'optim_wrapper.trainable in the place of that hook'
             )
-        copier = getattr(getattr(model, 'module', model), 'data_preprocessor', None)
+        copier = getattr(unwrapped(model), 'data_preprocessor', None)
         if self.dataloader.pin_memory and isinstance(copier, BaseDataPreprocessor):
             copier._non_blocking = True  # its own setting: the host goes on while pictures are copied
         model.train()  # some backbones freeze their first stages in there
