@@ -14,6 +14,7 @@ import publish_model
 import pytest
 import torch
 
+from mmpose_dp.extras import evidence
 from mmpose_dp.extras.accountability import DECISIONS, record_audit
 from mmpose_dp.extras.checkpoint_file import CheckpointFile
 from mmpose_dp.extras.evidence import STATEMENT_NAME, file_sha256
@@ -271,6 +272,15 @@ def test_a_checkpoint_whose_hash_nobody_has_is_named(forged):
     assert 'published' not in unchecked(forged / 'final.pth')
     (forged / STATEMENT_NAME).unlink()
     assert 'epoch_2.pth: its weights' in unchecked(forged / 'epoch_2.pth') and not wrong(forged / 'epoch_2.pth')
+
+
+def test_publishing_reads_a_checkpoint_once_for_its_hash(forged, monkeypatch):
+    hashed, plain = [], evidence.file_sha256
+    for module in (evidence, publish_model):
+        monkeypatch.setattr(module, 'file_sha256', lambda path: hashed.append(path) or plain(path))
+    monkeypatch.setattr(sys, 'argv', ['publish_model.py', str(forged / 'epoch_2.pth'), str(forged / 'again.pth')])
+    publish_model.main()
+    assert hashed == [forged / 'epoch_2.pth'] and not wrong(forged)
 
 
 def test_an_unfinished_statement_cannot_accuse_the_checkpoint_that_follows_it(forged):

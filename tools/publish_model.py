@@ -100,14 +100,15 @@ def publish(source: Path, out: Path) -> dict:
 
     Raises PrivacyError for a checkpoint that is not private.
     """
-    given = _with_origin(published(_loaded(source), source.parent), source)
+    checkpoint, sha256 = _loaded(source)
+    given = _with_origin(published(checkpoint, source.parent), source, sha256)
     _save(given, out)
     return given
 
 
-def origin_of(source: Path) -> str:
+def origin_of(source: Path, sha256: str | None = None) -> str:
     """Whether the statement beside a checkpoint has its hash, in words. Raises PrivacyError for one that was changed since."""
-    same = is_checkpoint_of(intact_statement(source.parent), source)
+    same = is_checkpoint_of(intact_statement(source.parent), source, sha256)
     if same is None:
         return (
             f'{source.name}: no statement beside it has its hash, so whether it was changed after training is not known'
@@ -119,21 +120,22 @@ def origin_of(source: Path) -> str:
     return f'{source.name} is as {STATEMENT_NAME} beside it says'
 
 
-def _loaded(source: Path) -> dict:
-    origin_of(source)
-    return torch.load(source, map_location='cpu', weights_only=False)
+def _loaded(source: Path) -> tuple[dict, str]:
+    """The checkpoint and its SHA-256, computed once: a file may have gigabytes."""
+    sha256 = file_sha256(source)
+    origin_of(source, sha256)
+    return torch.load(source, map_location='cpu', weights_only=False), sha256
 
 
-def _with_origin(given: dict, source: Path, **more: Any) -> dict:
+def _with_origin(given: dict, source: Path, sha256: str, **more: Any) -> dict:
     """With the hashes of the checkpoint, its weights and ``meta``, and ``more``, in the statement."""
     statement = given['privacy_statement']
     if 'schema_version' not in statement:
         return given
     try:
-        origin = dict(file=source.name, sha256=file_sha256(source))
         statement = dict(
             statement,
-            checkpoint=origin,
+            checkpoint=dict(file=source.name, sha256=sha256),
             weights_sha256=CheckpointFile.read(source).weights_sha256,
             meta_sha256=plain_sha256(given['meta']),
             **more,
@@ -154,7 +156,7 @@ def publish_folder(source: Path, out: Path) -> tuple[dict, list[str]]:
 
     Raises PrivacyError for a checkpoint that is not private, or whose model plain MMPose cannot run.
     """
-    checkpoint = _loaded(source)
+    checkpoint, sha256 = _loaded(source)
     given = published(checkpoint, source.parent)
     text = (checkpoint.get('meta') or {}).get('cfg')
     if 'schema_version' not in given['privacy_statement'] or not isinstance(text, str):
@@ -164,7 +166,7 @@ def publish_folder(source: Path, out: Path) -> tuple[dict, list[str]]:
     cfg = inference_config(text)
     files, exported, lacking = _other_files(cfg, given['state_dict'], out.name)
     hashes = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
-    given = _with_origin(given, source, published_files=hashes)
+    given = _with_origin(given, source, sha256, published_files=hashes)
     folder = out.with_name(f'{out.name}.partial')
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
@@ -235,7 +237,8 @@ def main() -> None:
         given, lacking = publish_folder(args.checkpoint, args.out)
     statement = given['privacy_statement']
     print(f'{args.out}: {statement["guarantee"]} after {statement["steps"]} steps')
-    for one in [origin_of(args.checkpoint), *lacking]:
+    sha256 = (statement.get('checkpoint') or {}).get('sha256')
+    for one in [origin_of(args.checkpoint, sha256), *lacking]:
         print(one)
 
 

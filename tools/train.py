@@ -5,8 +5,6 @@ Must hold nothing of the guarantee, which is in the config and the package.
 
 import argparse
 import copy
-import json
-from pathlib import Path
 
 import mmpose_dp  # noqa: F401  (first: checks and repairs the install)
 
@@ -26,17 +24,15 @@ from mmengine.optim import AmpOptimWrapper, OptimWrapper
 from mmengine.runner import Runner
 from mmpose.registry import OPTIM_WRAPPERS
 
-from mmpose_dp.datasets.resolving import is_kind, resolved
+from mmpose_dp.datasets.resolving import resolved
 from mmpose_dp.engine import (
     DPOptimWrapper,
     PrivacyBudgetHook,
     ProvenanceHook,
     checkpoint_settings,
-    finished_checkpoint,
     newest_checkpoint,
 )
 from mmpose_dp.engine.hooks.showing import without_recordings
-from mmpose_dp.extras.evidence import STATEMENT_NAME
 from mmpose_dp.privacy.errors import PrivacyError
 
 
@@ -102,20 +98,6 @@ def _newest(cfg: Config, options: dict) -> str | None:
     return newest_checkpoint(whole.work_dir, kept.get('out_dir'), kept.get('filename_tmpl'))
 
 
-def _finished(cfg: Config) -> bool:
-    """Whether a private training that is resumed is finished: its last checkpoint and the statement that names it are there."""
-    if not cfg.get('resume') or not is_kind(OPTIM_WRAPPERS, cfg.optim_wrapper, DPOptimWrapper):
-        return False
-    last = cfg.get('load_from') or _newest(cfg, {})
-    try:
-        statement = json.loads((Path(cfg.work_dir) / STATEMENT_NAME).read_text())
-        named = statement['checkpoint']['file']
-    except (OSError, ValueError, LookupError, TypeError):  # the statement is yet to be written
-        return False
-    beside = last is not None and Path(last).parent.resolve() == Path(cfg.work_dir).resolve()
-    return beside and named == Path(last).name and finished_checkpoint(last, cfg.train_cfg.get('max_epochs'))
-
-
 def _kept(runner: Runner) -> str:
     """What an interrupted training has spent and kept, and how it goes on."""
     budget = next((hook for hook in runner.hooks if isinstance(hook, PrivacyBudgetHook)), None)
@@ -130,12 +112,6 @@ def main() -> None:
     """Builds the runner and trains."""
     args = parse_args()
     cfg = merge_args(read_config(args.config, 'model', 'train_dataloader', 'optim_wrapper'), args)
-    if _finished(cfg):
-        print(
-            f'mmpose_dp: training in {cfg.work_dir} is finished; its statement and checkpoints stay as they are. For more '
-            'epochs, write a larger train_cfg.max_epochs.'
-        )
-        return
     refuse_unwritable(cfg.work_dir)
     refuse_no_checkpoint(cfg.get('load_from'))
     start_ranks_on_cpu(cfg)

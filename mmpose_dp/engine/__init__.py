@@ -5,7 +5,6 @@ from .hooks import (
     ProjectorRefreshHook,
     ProvenanceHook,
     checkpoint_settings,
-    finished_checkpoint,
     newest_checkpoint,
 )
 from .leftovers import without_leftovers
@@ -23,7 +22,6 @@ __all__ = [
     'ProvenanceHook',
     'ProjectorRefreshHook',
     'checkpoint_settings',
-    'finished_checkpoint',
     'idle_schedules',
     'left_random',
     'newest_checkpoint',

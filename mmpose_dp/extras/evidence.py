@@ -70,15 +70,17 @@ def intact_statement(folder: Path) -> dict[str, Any] | None:
         return None
 
 
-def is_checkpoint_of(statement: dict[str, Any] | None, path: Path) -> bool | None:
-    """Whether a checkpoint has the SHA-256 that a statement has of it; None if there is none to compare.
+def is_checkpoint_of(statement: dict[str, Any] | None, path: Path, sha256: str | None = None) -> bool | None:
+    """Whether a checkpoint, whose ``sha256`` is computed here if it is not given, is the one that a statement has the SHA-256 of.
+
+    None if there is none to compare.
 
     The checkpoint that follows an unfinished statement may have taken the place of one that the statement names.
     """
     wanted = None if statement is None else checkpoints_in(statement).get(path.name)
     if statement is None or wanted is None:
         return None
-    return True if file_sha256(path) == wanted else False if statement['checkpoint'] else None
+    return True if (sha256 or file_sha256(path)) == wanted else False if statement['checkpoint'] else None
 
 
 def ledger_in_statement(ledger: Ledger) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from mmpose.registry import HOOKS
 
 from mmpose_dp.datasets import refuse_private_validation
 from mmpose_dp.extras.accountability import checked_decision, plan_warnings
+from mmpose_dp.extras.evidence import intact_statement
 from mmpose_dp.extras.risk import ceiling
 from mmpose_dp.extras.statement_page import write_statement
 from mmpose_dp.models import LoadWatch, fit_joints, replace_batch_norm, unwrapped
@@ -95,6 +96,7 @@ class PrivacyBudgetHook(Hook):
         self._engine_reported = False
         self._resumed = False
         self._saved = False  # whether this training wrote a checkpoint
+        self._stated = False  # whether it was finished before, and its statement names its last checkpoint
         self._written: WrittenCheckpoints | None = None
 
     # ---- before training -------------------------------------------------------------------------------------------
@@ -225,9 +227,14 @@ class PrivacyBudgetHook(Hook):
         ledger = runner.optim_wrapper.ledger
         if self._resumed and runner.epoch >= runner.max_epochs:
             runner.logger.info(
-                f'Training is finished: the checkpoint has all {runner.max_epochs} epochs, and nothing is left to do. For more, '
-                'write a larger train_cfg.max_epochs.'
+                f'Training is finished: the checkpoint has all {runner.max_epochs} epochs, and nothing is left to do. Ledger '
+                'and checkpoints stay as they are. For more epochs, write a larger train_cfg.max_epochs.'
             )
+            last, statement = Path(str(runner._load_from)).resolve(), intact_statement(Path(runner.work_dir)) or {}
+            named = (statement.get('checkpoint') or {}).get('file', '')
+            self._stated = (
+                last == (Path(runner.work_dir) / named).resolve()
+            )  # if not, a kill came before it was written
             return
         open_run = ledger.resume_run if self._resumed else ledger.begin_run
         open_run(**self._run_metadata)
@@ -322,7 +329,7 @@ class PrivacyBudgetHook(Hook):
 
     def after_train(self, runner: Runner) -> None:
         """Writes the statement of the whole training into the work dir."""
-        if self.plan is None or not is_main_process():
+        if self.plan is None or not is_main_process() or self._stated:
             return
         self._state(runner, finished=self._saved or self._resumed)
         steps, loss = runner.optim_wrapper.ledger.run_steps, runner.message_hub.log_scalars.get('train/loss_public')

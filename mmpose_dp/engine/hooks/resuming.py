@@ -66,12 +66,6 @@ def _progress(path: Path) -> tuple[int, ...]:
     return tuple(value if type(value) is int else -1 for value in seen)
 
 
-def finished_checkpoint(path: str | None, max_epochs: Any) -> bool:
-    """Whether a checkpoint is from the end of a training of ``max_epochs``."""
-    epoch = part_of(plain_values(Path(str(path))), 'meta').get('epoch')
-    return type(epoch) is int and type(max_epochs) is int and epoch >= max_epochs
-
-
 def _checkpoints(work_dir: str | os.PathLike[str], out_dir: Any, filename_tmpl: str | None) -> list[Path]:
     """Every file with the name of a checkpoint."""
     patterns = {'*.pth'}
