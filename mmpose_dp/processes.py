@@ -1,10 +1,6 @@
 """What the processes of one training send each other, with torch alone. Must not know what a tensor means."""
 
-from collections.abc import Callable, Sequence
-
 from torch import Tensor, distributed
-
-from .tables import as_one
 
 
 def several_processes() -> bool:
@@ -17,16 +13,13 @@ def is_first_process() -> bool:
     return not several_processes() or distributed.get_rank() == 0
 
 
-def sum_over_processes(tensors: Sequence[Tensor]) -> None:
-    """Adds the processes' tensors of one dtype, in place, in one message."""
-    _send(tensors, distributed.all_reduce)
-
-
-def from_first_process(tensors: Sequence[Tensor]) -> None:
-    """Copies the first process' tensors of one dtype to the others, in place, in one message."""
-    _send(tensors, lambda flat: distributed.broadcast(flat, 0))
-
-
-def _send(tensors: Sequence[Tensor], how: Callable[[Tensor], object]) -> None:
+def sum_over_processes(x: Tensor) -> None:
+    """Adds the processes' tensors, in place."""
     if several_processes():
-        as_one(tensors, how)
+        distributed.all_reduce(x)
+
+
+def from_first_process(x: Tensor) -> None:
+    """Copies the first process' tensor to the others, in place."""
+    if several_processes():
+        distributed.broadcast(x, 0)

@@ -8,10 +8,9 @@ from collections.abc import Iterable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from mmpose_dp.devices import without_tf32
 from mmpose_dp.privacy.errors import DataError
 from mmpose_dp.privacy.projection import Projector
-from mmpose_dp.tables import parts_of
+from mmpose_dp.tensors import parts_of, without_tf32
 
 _CHUNK = 1 << 18  # columns that are in float32 at a time
 _GROUP = 1 << 22  # columns that are freed together, at least

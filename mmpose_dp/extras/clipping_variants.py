@@ -13,7 +13,7 @@ from mmpose_dp.privacy.clipping import ClippedSum
 from mmpose_dp.privacy.errors import ConfigError
 from mmpose_dp.privacy.mechanism import GaussianMechanism
 from mmpose_dp.privacy.records import Block, Samples
-from mmpose_dp.tables import as_vectors, of_weight_0, without
+from mmpose_dp.tensors import as_vectors, of_weight_0, without
 
 from .adaptive_norm import AdaptiveMechanism
 

@@ -62,13 +62,14 @@ def _quarter_rounds(a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> None:
 
 
 class DeviceRandomSource(RandomSource):
-    """A RandomSource whose noise for tensors of a GPU is made there. A debug stream, and all else, is made on the CPU."""
+    """A RandomSource whose noise for vectors of a GPU is made there. A debug stream, and all else, is made on the CPU."""
 
-    def _add_to(self, flat: Tensor, deviation: float) -> None:
-        if self.is_secret and flat.device.type == 'cuda':
+    def add_gaussian(self, flat: Tensor, deviation: float) -> None:
+        """See RandomSource.add_gaussian."""
+        if deviation and self.is_secret and flat.device.type == 'cuda':
             self.add_on_device(flat, deviation)
         else:
-            super()._add_to(flat, deviation)
+            super().add_gaussian(flat, deviation)
 
     def add_on_device(self, flat: Tensor, deviation: float) -> None:
         """See RandomSource.add_gaussian, for a vector of a device. Each call has a key of its own, from the operating system."""

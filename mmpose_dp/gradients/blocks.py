@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mmpose_dp.privacy.records import Block
-from mmpose_dp.tables import as_range, of_samples, of_weight_0, parts_of, without
+from mmpose_dp.tensors import as_range, of_samples, of_weight_0, parts_of, without
 
 from . import layer_rules
 

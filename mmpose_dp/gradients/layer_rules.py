@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
-from mmpose_dp.devices import allowing_tf32, windows
 from mmpose_dp.privacy.errors import ConfigError
+from mmpose_dp.tensors import allowing_tf32, windows
 
 # (module, input, output gradient), samples outermost, float32 or more -> {parameter name: (samples, *parameter shape)}
 Rule = Callable[[Any, Tensor, Tensor], dict[str, Tensor]]

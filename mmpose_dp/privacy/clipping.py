@@ -9,12 +9,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from mmpose_dp.devices import without_tf32
-from mmpose_dp.tables import SmallTogether, as_vectors, of_weight_0, parts_of, without
+from mmpose_dp.tensors import as_vectors, of_weight_0, parts_of, without, without_tf32
 
 from .plan import ROUNDING_MARGIN
 from .projection import Projector
 from .records import Block, Samples
+
+_NARROW = 1 << 12  # a parameter with fewer numbers waits for the others
 
 
 def clipping_norm(max_grad_norm: float) -> float:
@@ -52,7 +53,7 @@ class ClippedSum:
         self._private, self.norms = samples.private, torch.zeros(0)
         self._squares = [torch.zeros(samples.num_records, dtype=torch.float32, device=params[0].device)]
         self._whole: list[Block] = []
-        self._small = SmallTogether()
+        self._narrow: list[tuple[int, Tensor]] = []  # (parameter, (samples, its size)): joined, as a GPU takes as long for one
         self._stacks: list[tuple[list[int], Tensor]] = []  # (parameters, (records, their sizes together))
 
     def add(self, block: Block) -> None:
@@ -67,23 +68,27 @@ class ClippedSum:
 
     def _take(self, block: Block) -> None:
         for index, grads in zip(block.indices, block.per_sample(self._private)):
-            self._keep(self._small.add(index, as_vectors(grads)))
+            vectors = as_vectors(grads)
+            if vectors.shape[1] < _NARROW:
+                self._narrow.append((index, vectors))
+            else:
+                self._keep([index], vectors)
 
-    def _keep(self, found: Sequence[tuple[list[int], Tensor]]) -> None:
-        for indices, grads in found:
-            stack = self._samples.sum_by_record(grads)
-            with without_tf32(self._squares[0]):
-                self._squares.append(torch.linalg.vecdot(stack, stack))
-            self._stacks.append((indices, stack))
+    def _keep(self, indices: list[int], vectors: Tensor) -> None:
+        stack = self._samples.sum_by_record(vectors)
+        with without_tf32(self._squares[0]):
+            self._squares.append(torch.linalg.vecdot(stack, stack))
+        self._stacks.append((indices, stack))
+
+    def _norms(self) -> Tensor:
+        return torch.stack(self._squares).sum(0).sqrt()
 
     def total(self) -> list[Tensor]:
-        """The sum, one float32 tensor per parameter."""
-        self._keep(self._small.rest())
-        return self._scaled_sum(torch.stack(self._squares).sum(0).sqrt())
-
-    def _scaled_sum(self, norms: Tensor) -> list[Tensor]:
-        """The sum of records with these ``norms``. Those that are not finite are left out: 0 * NaN is NaN."""
-        self.norms = norms / self._scale
+        """The sum, one float32 tensor per parameter. Records whose norm is not finite are left out: 0 * NaN is NaN."""
+        narrow, self._narrow = self._narrow, []
+        if narrow:
+            self._keep([index for index, _ in narrow], torch.cat([vectors for _, vectors in narrow], 1))
+        self.norms = self._norms() / self._scale
         weights = self.factors(self.norms, self._max_grad_norm) / self._scale
         total: list[Tensor | None] = [None] * len(self._params)
         left_out = of_weight_0(weights)
@@ -108,17 +113,14 @@ class ClippedCoordinates(ClippedSum):
     def __init__(self, samples: Samples, max_grad_norm: float, projector: Projector, scale: float = 1.0) -> None:
         super().__init__([*projector.no_coordinates(1)], samples, max_grad_norm, scale)
         self._projector, self._coordinates = projector, projector.no_coordinates(samples.num_records)
+        self._stacks = [([0], self._coordinates)]
 
     def add(self, block: Block) -> None:
         """See Collector.add."""
         self._take(block)
 
-    def _keep(self, found: Sequence[tuple[list[int], Tensor]]) -> None:
-        for indices, grads in found:
-            self._coordinates += self._samples.sum_by_record(self._projector.coordinates(indices, grads))
+    def _keep(self, indices: list[int], vectors: Tensor) -> None:
+        self._coordinates += self._samples.sum_by_record(self._projector.coordinates(indices, vectors))
 
-    def total(self) -> list[Tensor]:
-        """The sum: one tensor of shape (rank,), float32."""
-        self._keep(self._small.rest())
-        self._stacks = [([0], self._coordinates)]
-        return self._scaled_sum(self._coordinates.norm(dim=1))
+    def _norms(self) -> Tensor:
+        return self._coordinates.norm(dim=1)

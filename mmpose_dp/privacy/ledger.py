@@ -11,6 +11,7 @@ import os
 import re
 import secrets
 from fractions import Fraction
+from functools import lru_cache
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,7 @@ class Ledger:
         self.history: tuple[tuple[StepEvent, int], ...] = ()  # (event, steps) pairs of all runs, oldest first
         self.earlier_history: tuple[tuple[StepEvent, int], ...] = ()  # those of the runs before the current one
         self.budgets: tuple[float | None, ...] = ()  # target_epsilon of this run and its resumes; None: not known
+        self.run_steps = 0  # steps of the current run
         self.head = _START  # the hash of the last line
         self._lines: list[dict[str, Any]] = []
         self._file: int | None = None
@@ -56,11 +58,6 @@ class Ledger:
     def steps(self) -> int:
         """All steps counted."""
         return sum(steps for _, steps in self.history)
-
-    @property
-    def run_steps(self) -> int:
-        """Steps of the current run."""
-        return sum(steps for _, steps in self.run_history)
 
     @property
     def is_secret(self) -> bool:
@@ -146,21 +143,21 @@ class Ledger:
     def _take(self, line: dict[str, Any]) -> None:
         if 'run' in line:
             self.runs += (dict(line['run']),)
-            self.earlier_history, self.budgets = self.history, (line['run'].get('target_epsilon'),)
+            self.earlier_history, self.run_steps = self.history, 0
+            self.budgets = (line['run'].get('target_epsilon'),)
         elif 'resumed' in line:
             self.budgets += (line['resumed'].get('target_epsilon', self.budgets[-1]),)
             for name, harmless in _HARMLESS.items():
                 if line['resumed'].get(name, harmless) != harmless:
                     self.runs[-1][name] = line['resumed'][name]
         else:
-            rates = tuple(Fraction(rate) for rate in line.get('personal_rates', ()))
-            event, steps = StepEvent(line['noise_multiplier'], Fraction(line['sample_rate']), rates), line['steps']
+            rates, steps = tuple(line.get('personal_rates', ())), line['steps']
+            event = _event_of(line['noise_multiplier'], line['sample_rate'], rates)
             if type(line['noise_multiplier']) is not float or type(steps) is not int or steps < 1:
                 raise TypeError('a step is not (float, fraction, whole number)')
-            if self.run_history and self.history[-1][0] == event:
-                steps += self.history[-1][1]
-                self.history = self.history[:-1]
-            self.history += ((event, steps),)
+            before = self.history[-1][1] if self.run_steps and self.history[-1][0] == event else 0
+            self.history = (*(self.history[:-1] if before else self.history), (event, before + steps))
+            self.run_steps += steps
         self._lines.append(line)
         self.head = line['hash']
 
@@ -239,6 +236,11 @@ class Ledger:
                 f'{source} is not the beginning of {LEDGER_NAME} beside it: one of them was changed, shortened or put in the '
                 'place of another. Put the file back that was written with this checkpoint'
             )
+
+
+@lru_cache(maxsize=4096)  # most steps of a training are alike
+def _event_of(noise_multiplier: float, sample_rate: str, personal_rates: tuple[str, ...]) -> StepEvent:
+    return StepEvent(noise_multiplier, Fraction(sample_rate), tuple(Fraction(rate) for rate in personal_rates))
 
 
 def _dump(line: dict[str, Any]) -> bytes:

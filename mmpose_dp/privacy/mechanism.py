@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mmpose_dp.processes import from_first_process, is_first_process, several_processes, sum_over_processes
+from mmpose_dp.tensors import parts_of
 
 from .clipping import ClippedCoordinates, ClippedSum, clipping_norm
 from .errors import PrivacyError
@@ -113,10 +114,6 @@ class GaussianMechanism:
         else:
             torch._foreach_add_(self._sum, part)
 
-    def empty(self) -> list[Tensor]:
-        """The sum of no record: zeros of the shapes of ``collector(...).total()``."""
-        return self.collector(Samples.from_keys([])).total()
-
     # ---- 3 to 6: count, noise, divide, map back --------------------------------------------------------------------
     def release(self, fault: str = '') -> list[Tensor]:
         """Ends the logical batch: its noised mean gradient, one float32 tensor per parameter.
@@ -132,15 +129,16 @@ class GaussianMechanism:
             )
         self.count()
         self._refuse(fault)
-        total = self.empty() if self._sum is None else self._sum
-        sum_over_processes(total)
+        total = self._sum or self.collector(Samples.from_keys([])).total()  # of no record: zeros
+        flat, shapes = torch.cat([x.flatten() for x in total]), [x.shape for x in total]
+        del total
+        self.forget()
+        sum_over_processes(flat)
         # once, and after the last addition: what was added to rounded noise would stand out from its grid
         if is_first_process():
-            self.random.add_gaussian(total, sigma * max_grad_norm)
-        from_first_process(total)
-        torch._foreach_div_(total, self.expected_batch_size)
-        self.forget()
-        return self.map_back(total)
+            self.random.add_gaussian(flat, sigma * max_grad_norm)
+        from_first_process(flat)
+        return self.map_back(parts_of(flat.div_(self.expected_batch_size), shapes))
 
     def count(self) -> None:
         """Counts the step before its result exists: a crash from here on counts too much, never too little."""
@@ -156,7 +154,7 @@ class GaussianMechanism:
     def _refuse(self, fault: str) -> None:
         """Raises PrivacyError, on every process, if one of them has a fault."""
         anywhere = torch.tensor(float(bool(fault)), device=self.params[0].device if several_processes() else 'cpu')
-        sum_over_processes([anywhere])
+        sum_over_processes(anywhere)
         if float(anywhere):
             self.forget()
             why = fault or 'another process found that its records depend on one another, or that the model was changed'

@@ -6,14 +6,11 @@ Must not read or change the generators of torch, numpy or ``random``: mmengine s
 
 import math
 import os
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 
 import numpy as np
 import torch
-
-from mmpose_dp.tables import as_one
 
 from .validation import require
 
@@ -46,10 +43,8 @@ class RandomSource:
 
     def uint64(self, count: int) -> np.ndarray:
         """``count`` uniform 64-bit integers, shape (count,)."""
-        return np.frombuffer(self._bytes(8 * count), dtype=np.uint64)
-
-    def _bytes(self, count: int) -> bytes:
-        return os.urandom(count) if self._debug is None else self._debug.bytes(count)
+        data = os.urandom(8 * count) if self._debug is None else self._debug.bytes(8 * count)
+        return np.frombuffer(data, dtype=np.uint64)
 
     def bernoulli(self, count: int, rate: Fraction) -> np.ndarray:
         """Indices in ``range(count)``, each kept independently with probability ``rate`` (Poisson sampling).
@@ -67,18 +62,15 @@ class RandomSource:
         require(size <= count, f'cannot take {size} of {count} without replacement')
         return np.argsort(self.uint64(count), kind='stable')[:size]
 
-    def add_gaussian(self, tensors: Sequence[torch.Tensor], deviation: float) -> None:
-        """Adds N(0, deviation^2) to every entry of float32 tensors of one device, in place. Nothing for 0.
+    def add_gaussian(self, flat: torch.Tensor, deviation: float) -> None:
+        """Adds N(0, deviation^2) to every entry of a float32 vector, in place. Nothing for 0.
 
         Floating-point noise has gaps: from the last bits of ``sum + noise``, somebody who knows the rest of the sum can tell which
         sums are possible (Mironov 2012; Haney et al. 2022, arXiv 2207.13793). So the addition is in float64, and its result is
         rounded to a multiple of ``grid_of(deviation)``: some 2^40 noises lead to each, whatever the sum is.
         """
-        if deviation:
-            as_one(tensors, lambda flat: self._add_to(flat, deviation))
-
-    def _add_to(self, flat: torch.Tensor, deviation: float) -> None:
-        """Adds the noise to a vector, in place."""
+        if not deviation:
+            return
         host, grid = flat.cpu(), grid_of(deviation)
         values = host.numpy()
 
@@ -88,7 +80,7 @@ class RandomSource:
             part[:] = np.rint(noised / grid) * grid
 
         starts = range(0, len(values), _CHUNK)
-        if self.is_secret and len(starts) > 1:
+        if self._debug is None and len(starts) > 1:
             with ThreadPoolExecutor(torch.get_num_threads()) as pool:
                 list(pool.map(add, starts))
         else:  # a debug stream has an order to keep

@@ -7,6 +7,7 @@ made from parts that contradict each other.
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from functools import cached_property
 from typing import Any
 
 from .accounting import ACCOUNTANTS, History, StepEvent, epsilon
@@ -126,6 +127,10 @@ class PrivacyPlan:
         """The rate at which each record is sampled, in the order of the records; empty if it is ``sample_rate`` for all."""
         return ()
 
+    @cached_property
+    def _event(self) -> StepEvent:
+        return StepEvent(self.noise_multiplier, self.sample_rate)
+
     @property
     def event(self) -> StepEvent:
         """What the first step puts into the ledger."""
@@ -133,7 +138,7 @@ class PrivacyPlan:
 
     def event_at(self, step: int) -> StepEvent:
         """What private step number ``step`` of this training puts into the ledger."""
-        return StepEvent(self.noise_multiplier, self.sample_rate)
+        return self._event
 
     def max_grad_norm_at(self, step: int) -> float:
         """C of private step number ``step``; with ``adaptive_norm`` only the first step's is known beforehand, and this is it."""

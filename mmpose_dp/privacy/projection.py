@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from mmpose_dp.tables import as_vectors, parts_of
+from mmpose_dp.tensors import as_vectors, parts_of
 
 from .validation import as_whole, require
 

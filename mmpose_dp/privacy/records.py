@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from mmpose_dp.tables import as_range, of_weight_0, without
+from mmpose_dp.tensors import as_range, of_weight_0, without
 
 PADDING = 'padding'  # the key of a sample that only fills a forward up: it is nobody's, and contributes nothing
 

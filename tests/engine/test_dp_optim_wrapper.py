@@ -212,7 +212,7 @@ def test_a_step_is_counted_before_its_noise_exists(hrnet, monkeypatch):
     wrapper.mechanism.attach(plan)
     before = flat(model.parameters()).clone()
 
-    def fail(tensors, deviation):
+    def fail(flat, deviation):
         raise RuntimeError('killed')
 
     monkeypatch.setattr(wrapper.mechanism.random, 'add_gaussian', fail)

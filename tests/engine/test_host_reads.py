@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.optim import SGD
 
-from mmpose_dp import tables
+from mmpose_dp import tensors
 from mmpose_dp.engine import DPOptimWrapper
 from mmpose_dp.privacy.projection import Projector
 from tests.support.counting import counted
@@ -18,7 +18,7 @@ OF_MMENGINE = {'_local_scalar_dense': 1}
 
 
 def test_a_micro_batch_waits_once_and_a_step_twice(monkeypatch):
-    monkeypatch.setattr(tables, 'reading_waits', lambda x: True)  # as on a GPU
+    monkeypatch.setattr(tensors, 'reading_waits', lambda x: True)  # as on a GPU
     cfg = load(HRNET, size=64)
     model = build(cfg, private=True).float()
     params = [p for p in model.parameters() if p.requires_grad]

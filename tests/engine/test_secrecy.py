@@ -23,7 +23,7 @@ def everything(folder):
 def run(synthetic, tmp_path_factory):
     """A finished hybrid training, and what it must keep to itself."""
     secret = dict(losses=[], noise=[], pictures=[])
-    taken, bits, packed = DPOptimWrapper._taken, RandomSource._bytes, PublicPrivateDataset._packed
+    taken, bits, packed = DPOptimWrapper._taken, RandomSource.uint64, PublicPrivateDataset._packed
 
     def losses(self):
         last = taken(self)
@@ -32,7 +32,7 @@ def run(synthetic, tmp_path_factory):
 
     def noise(self, count):
         sampled = bits(self, count)
-        secret['noise'].append(sampled[:32])
+        secret['noise'].append(sampled.tobytes()[:32])
         return sampled
 
     def picture(self, part, number, seeds):
@@ -44,7 +44,7 @@ def run(synthetic, tmp_path_factory):
     folder = tmp_path_factory.mktemp('secrecy')
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(DPOptimWrapper, '_taken', losses)
-        patch.setattr(RandomSource, '_bytes', noise)
+        patch.setattr(RandomSource, 'uint64', noise)
         patch.setattr(PublicPrivateDataset, '_packed', picture)
         train(tiny(config(synthetic, folder)))
     return folder, secret

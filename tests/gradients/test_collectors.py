@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from mmpose_dp import tables
+from mmpose_dp import tensors
 from mmpose_dp.gradients import layer_rules
 from mmpose_dp.gradients.blocks import SampleSum
 from mmpose_dp.gradients.engine import Engine
@@ -298,7 +298,7 @@ def test_a_call_that_only_a_later_loss_does_not_reach():
 @pytest.mark.parametrize('bad', [float('nan'), float('inf'), 1e30])
 def test_a_record_that_is_not_finite_is_left_out_without_a_look(traffic, bad, monkeypatch):
     """As on a GPU, where nothing is read: also its input is not finite, so that a weight of 0 is not enough."""
-    monkeypatch.setattr(tables, 'reading_waits', lambda x: True)
+    monkeypatch.setattr(tensors, 'reading_waits', lambda x: True)
     monkeypatch.setattr(layer_rules, '_TRAFFIC', traffic)
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(2, 4, 3, padding=1), nn.Conv2d(4, 4, 2, stride=2), nn.Flatten(), nn.Linear(16, 4))

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from mmpose_dp import devices, tables
+from mmpose_dp import tensors
 from mmpose_dp.gradients import layer_rules
 from mmpose_dp.privacy.clipping import ClippedSum
 from mmpose_dp.privacy.records import Block, Samples
@@ -14,8 +14,7 @@ from mmpose_dp.privacy.records import Block, Samples
 
 @pytest.fixture
 def as_on_a_gpu(monkeypatch):
-    for module in (tables, devices):
-        monkeypatch.setattr(module, 'reading_waits', lambda x: True)
+    monkeypatch.setattr(tensors, 'reading_waits', lambda x: True)
     monkeypatch.setattr(layer_rules, 'groups_are_faster', lambda *args: False)
 
 
@@ -99,6 +98,6 @@ def test_the_gradient_of_a_layer_is_as_precise_as_its_forward(layer, as_on_a_gpu
     monkeypatch.setattr(torch, 'bmm', lambda *a: seen.append(torch.backends.cuda.matmul.allow_tf32) or product(*a))
     x = torch.randn(2, 2, 4, 4)
     for cudnn, matmul in ((True, False), (False, True)):
-        with devices.allowing_tf32(x, matmul, cudnn):
+        with tensors.allowing_tf32(x, matmul, cudnn):
             layer_rules.outer_product(layer, x, torch.ones_like(layer(x)))
         assert seen.pop() == (cudnn if isinstance(layer, nn.Conv2d) else matmul)

@@ -35,7 +35,7 @@ def test_no_record_gives_the_same_shapes_as_some(settings, clipping, kind):
     one = made(settings, clipping)
     collector = one.collector(Samples.from_keys([0, 1]))
     assert type(getattr(collector, '_collector', collector)) is kind
-    total, empty = collector.total(), one.empty()
+    total, empty = collector.total(), one.collector(Samples.from_keys([])).total()
     assert [x.shape for x in total] == [x.shape for x in empty]
     assert all(x.dtype == torch.float32 and not x.any() for x in empty)
     assert [x.shape for x in one.map_back(empty)] == [p.shape for p in one.params]

@@ -17,7 +17,7 @@ from mmpose_dp.privacy.noise import RandomSource
 def gaussian(source, count):
     """``count`` numbers, as a step adds them."""
     numbers = torch.zeros(count)
-    source.add_gaussian([numbers], 1.0)
+    source.add_gaussian(numbers, 1.0)
     return numbers
 
 
@@ -66,7 +66,7 @@ def test_each_pair_is_made_from_its_own_bits_in_full_precision(monkeypatch):
     words = [0, 2**64 - 1, 2**64 - 2**30, 2**41, 2**63]
     angles = [2**61, 0, 2**62, 2**63 + 2**60, 2**64 - 1]
     source = RandomSource()
-    monkeypatch.setattr(source, '_bytes', lambda count: np.array(words + angles, np.uint64).tobytes()[:count])
+    monkeypatch.setattr(source, 'uint64', lambda count: np.array(words + angles, np.uint64)[:count])
     radius = np.array([(-2 * math.log(min((word + 0.5) / 2**64, 1.0))) ** 0.5 for word in words])
     angle = 2 * np.pi * np.array(angles, np.float64) / 2.0**64
     expected = np.concatenate([radius * np.cos(angle), radius * np.sin(angle)])
@@ -200,5 +200,5 @@ def test_noised_sums_are_multiples_of_the_grid():
         grid = noise.grid_of(deviation)
         assert 2**-12 <= grid / deviation <= 2**-11 and math.log2(grid) == round(math.log2(grid))
         sums = torch.randn(1000) * deviation
-        RandomSource().add_gaussian([sums], deviation)
+        RandomSource().add_gaussian(sums, deviation)
         assert torch.equal(sums, (sums / grid).round() * grid)

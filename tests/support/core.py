@@ -7,7 +7,7 @@ from torch import nn
 
 from mmpose_dp.extras.clipping_variants import mechanism_of
 from mmpose_dp.gradients import Engine
-from mmpose_dp.tables import as_range, as_vectors
+from mmpose_dp.tensors import as_range, as_vectors
 
 loop_engine = partial(Engine, kind='loop')
 PLAN_SETTINGS = dict(

@@ -63,13 +63,13 @@ def test_a_sound_training_is_not_refuted(people, tmp_path, method):
 
 
 def no_noise(monkeypatch):
-    monkeypatch.setattr(RandomSource, 'add_gaussian', lambda self, tensors, deviation: None)
+    monkeypatch.setattr(RandomSource, 'add_gaussian', lambda self, flat, deviation: None)
 
 
 def half_the_noise(monkeypatch):
     whole = RandomSource.add_gaussian
     monkeypatch.setattr(
-        RandomSource, 'add_gaussian', lambda self, tensors, deviation: whole(self, tensors, deviation / 2)
+        RandomSource, 'add_gaussian', lambda self, flat, deviation: whole(self, flat, deviation / 2)
     )
 
 

@@ -115,13 +115,13 @@ def noise(device: str, numbers: int, tested: int) -> dict[str, float]:
     """The p-value of Kolmogorov and Smirnov's test of ``tested`` numbers, and the seconds that ``numbers`` take."""
     source, seconds = DeviceRandomSource(), list[float]()
     for _ in range(4):  # the first one warms up
-        parts = [torch.zeros(numbers, device=device)]
+        made = torch.zeros(numbers, device=device)
         settle(device)
         start = time.perf_counter()
-        source.add_gaussian(parts, 2.0)
+        source.add_gaussian(made, 2.0)
         settle(device)
         seconds.append(time.perf_counter() - start)
-    sample = (parts[0][:tested] / 2).cpu().numpy()
+    sample = (made[:tested] / 2).cpu().numpy()
     return dict(pvalue=float(kstest(sample, 'norm').pvalue), seconds=median(seconds[1:]))
 
 

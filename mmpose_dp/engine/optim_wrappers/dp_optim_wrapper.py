@@ -11,7 +11,6 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
-from mmengine.dist import is_distributed
 from mmpose.registry import OPTIM_WRAPPERS
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -29,7 +28,8 @@ from mmpose_dp.privacy.noise import RandomSource
 from mmpose_dp.privacy.plan import PrivacyPlan
 from mmpose_dp.privacy.projection import Projector
 from mmpose_dp.privacy.records import Collector, Samples
-from mmpose_dp.processes import sum_over_processes
+from mmpose_dp.processes import several_processes, sum_over_processes
+from mmpose_dp.tensors import parts_of
 
 from ..checks.fingerprint import Fingerprint
 from ..checks.replay import Halved
@@ -119,7 +119,7 @@ class DPOptimWrapper(SteppingOptimWrapper):
             expected_batch_size=expected_batch_size,
             projector=from_settings(Projector, projector, 'projector'),
             loss_scale=self.loss_scale,
-            random=DeviceRandomSource(debug_seed),
+            random=(DeviceRandomSource if any(p.is_cuda for p in self.params) else RandomSource)(debug_seed),
         )
         self.adaptive_norm = getattr(self.mechanism, 'adaptive_norm', None)
         # the norm from which on a gradient is shortened: automatic clipping lengthens those that are below
@@ -415,9 +415,10 @@ class DPOptimWrapper(SteppingOptimWrapper):
     def _public_mean(self) -> list[Tensor]:
         total = self._public_sum or [torch.zeros_like(p, dtype=torch.float32) for p in self.trained]
         count = torch.tensor(float(self._public_count))
-        if is_distributed():
-            count = count.to(total[0].device)
-            sum_over_processes([*total, count])
+        if several_processes():
+            flat = torch.cat([*(x.flatten() for x in total), count.to(total[0].device).view(1)])
+            sum_over_processes(flat)
+            *total, count = parts_of(flat, [*(x.shape for x in total), count.shape])
         torch._foreach_div_(total, count.clamp_min(1))
         return total
 

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from mmpose_dp.privacy.records import Samples
-from mmpose_dp.tables import of_samples
+from mmpose_dp.tensors import of_samples
 
 
 class StepMetrics:
