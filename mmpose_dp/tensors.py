@@ -18,6 +18,11 @@ def as_vectors(x: Tensor) -> Tensor:
     return x.flatten(1) if x.dim() > 1 else x[:, None]
 
 
+def at_least_float32(x: Tensor) -> Tensor:
+    """Half precision becomes float32; integers stay."""
+    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+
+
 def parts_of(flat: Tensor, shapes: Sequence[torch.Size]) -> list[Tensor]:
     """Views of (..., p) whose last dimension holds tensors of these shapes, one after the other: (..., *shape) each."""
     parts = flat.split([shape.numel() for shape in shapes], -1) if shapes else ()

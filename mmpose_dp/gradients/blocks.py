@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mmpose_dp.privacy.records import Block
-from mmpose_dp.tensors import as_range, of_samples, of_weight_0, parts_of, without
+from mmpose_dp.tensors import as_range, at_least_float32, of_samples, of_weight_0, parts_of, without
 
 from . import layer_rules
 
@@ -102,8 +102,3 @@ class SampleSum(PerSampleGradients):
     """Collects their sum instead: one float32 tensor per parameter. ``total`` is a sum to continue, which is changed."""
 
     _summed = True
-
-
-def at_least_float32(x: Tensor) -> Tensor:
-    """Half precision becomes float32; integers stay."""
-    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x

@@ -120,7 +120,8 @@ class Engine:
 
     def _forget(self) -> None:
         self._capture.clear()
-        self._recorder.clear()
+        if self._recorder.params:
+            self._recorder.clear()
 
     def backward(self, losses: Sequence[Tensor], *collectors: Collector) -> None:
         """Hands the gradients of each sample's loss to the collectors, layer by layer; consumes what ``capture`` recorded.
@@ -158,8 +159,10 @@ class Engine:
             grads = self._walk(loss, [*(use.edge for use in uses), *self._capture.inputs], arrive, keep_graph)
             for calls in reached.values():  # the loss does not depend on all calls of these
                 hand(self._layer_blocks(calls, count))
-            hand(self._operation_blocks(uses, grads, count))
-        hand(self._looped_blocks(each, keep_graph))
+            if uses:
+                hand(self._operation_blocks(uses, grads, count))
+        if self._recorder.lost:
+            hand(self._looped_blocks(each, keep_graph))
         if total is not None and self._refuse_wrong_sum(loss, total.total):
             self._checked.add(count > 1)
         self._forget()
@@ -229,14 +232,14 @@ class Engine:
 
     def _looped_blocks(self, losses: Sequence[Tensor], kept_graph: bool) -> Iterator[Block]:
         indices, names = sorted(self._recorder.lost), [self._names[i] for i in sorted(self._recorder.lost)[:5]]
-        if indices and not kept_graph:
+        if not kept_graph:
             raise UnsupportedModelError(f'{names} are used otherwise than in the first batch: write {_LOOP}')
-        if indices and self._kind == 'rules':
+        if self._kind == 'rules':
             more = 'Write optim_wrapper.engine="auto" (a backward per record for these), or freeze them'
             raise UnsupportedModelError(f'no per-sample rule serves {names}. {more}')
         params = [self.params[i] for i in indices]
         stacks = [p.new_zeros((len(losses), *p.shape), dtype=torch.float32) for p in params]
-        for sample, loss in enumerate(losses if params else []):
+        for sample, loss in enumerate(losses):
             for stack, grad in zip(stacks, torch.autograd.grad(loss, params, retain_graph=True, allow_unused=True)):
                 if grad is not None:
                     stack[sample] = grad.to_dense()

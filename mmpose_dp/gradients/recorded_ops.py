@@ -15,7 +15,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-from .blocks import at_least_float32
+from mmpose_dp.tensors import at_least_float32
 
 
 @dataclass

@@ -50,7 +50,7 @@ class GaussianMechanism:
     history is an upper bound (Abadi et al. 2016; Mironov et al. 2019; Doroshenko et al. 2022).
 
     Sharp edges: that a record's gradient depends on that record alone is a property of the model, which gradients/independence.py
-    looks at and engine/checks/replaying.py tests at every step. Whatever else looks at private samples is a release of its own.
+    looks at and engine/checks/replay.py tests at every step. Whatever else looks at private samples is a release of its own.
     Other kinds of clipping are subclasses (extras/clipping_variants.py).
     """
 

@@ -20,8 +20,7 @@ from torch.optim import SGD
 
 from mmpose_dp.engine import DPOptimWrapper
 from mmpose_dp.engine.checks.fingerprint import Fingerprint
-from mmpose_dp.engine.checks.replay import Halved, ReplayCheck
-from mmpose_dp.engine.checks.replaying import Replay
+from mmpose_dp.engine.checks.replay import Halved, Replay, ReplayCheck
 from mmpose_dp.gradients.blocks import StackBlock
 from mmpose_dp.models import freeze_batch_norm
 from mmpose_dp.privacy.errors import PrivacyError
@@ -345,7 +344,7 @@ def test_rounding_that_follows_the_shape_is_looked_at_in_one_shape(amp, looks, m
     model, wrapper = made('Kinked', amp_dtype=amp)
     wrapper.replay.fixed_shape = True
     if amp:  # rounding has more room there
-        monkeypatch.setattr('mmpose_dp.engine.checks.replaying.tolerance', lambda dtype, device: 1e-2)
+        monkeypatch.setattr('mmpose_dp.engine.checks.replay.tolerance', lambda dtype, device: 1e-2)
     states = random.getstate(), np.random.get_state()[1].tolist()
     for seed in range(8):
         step(model, wrapper, seed)

@@ -5,7 +5,7 @@ import torch
 from mmengine.runner import Runner
 
 from mmpose_dp.engine import DPOptimWrapper, PrivateTrainLoop
-from mmpose_dp.engine.checks.replaying import Replay
+from mmpose_dp.engine.checks.replay import Replay
 from tests.support.runs import tiny, train, train_until, unvalidated
 
 PUBLIC_STEPS, PRIVATE_STEPS = 5, 4  # an epoch

@@ -68,9 +68,7 @@ def no_noise(monkeypatch):
 
 def half_the_noise(monkeypatch):
     whole = RandomSource.add_gaussian
-    monkeypatch.setattr(
-        RandomSource, 'add_gaussian', lambda self, flat, deviation: whole(self, flat, deviation / 2)
-    )
+    monkeypatch.setattr(RandomSource, 'add_gaussian', lambda self, flat, deviation: whole(self, flat, deviation / 2))
 
 
 def no_clipping(monkeypatch):

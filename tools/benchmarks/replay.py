@@ -20,8 +20,7 @@ from mmengine.config import Config
 from mmpose.utils import register_all_modules
 from performance_worker import make_step
 
-from mmpose_dp.engine.checks.replay import ReplayCheck
-from mmpose_dp.engine.checks.replaying import Replay
+from mmpose_dp.engine.checks.replay import Replay, ReplayCheck
 from mmpose_dp.engine.optim_wrappers import dp_optim_wrapper
 
 CONFIGS = ('configs/dp/td-hm_mobilenetv2_mpii_hybrid_eps08.py', 'configs/dp/hrnet_mpii_hybrid_eps08.py')

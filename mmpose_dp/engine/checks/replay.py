@@ -1,20 +1,32 @@
 """One record of a batch is run again alone: its gradient must be the one that it has among the other records.
 
 That the loss of a record depends on that record alone is what per-record sensitivity rests on, and no look at the code of a
-model proves it. So every private step tests it on one record at random. Must not clip, weigh or release anything, and must not
-judge by anything but the two gradients of the record.
+model proves it. So every private step tests it on one record at random, from the data preprocessor on. In the order of a step:
+``Replay.expect`` says where the record is, ``Replay.armed`` runs it alone before the batch, ``ReplayCheck`` sees its gradient in
+the batch, and ``Replay.judge`` compares the two.
+
+Must not clip, weigh or release anything, must not judge by anything but the two gradients, and must not change what the batch
+gives: the record alone leaves nothing behind but its gradient.
 """
 
+import copy
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from mmpose_dp.privacy.records import Block
+from mmpose_dp.gradients.blocks import SampleSum
+from mmpose_dp.privacy.errors import PrivacyError
+from mmpose_dp.privacy.noise import RandomSource
+from mmpose_dp.privacy.records import PADDING, Block, Collector, Samples
+
+from ..padding import padded
+from .first_difference import first_difference
+from .random_tape import RandomTape, States, numbers_from, torch_numbers_from
 
 # How far the two gradients may be apart, relative to the longer one. Rounding moves a few ReLUs over their kinks, so the gaps of
 # correct models are larger than the precision: tests/test_zoo.py measures them (0.02 % in float32, 0.2 % in bfloat16).
@@ -22,12 +34,11 @@ _LIMITS = {torch.float64: 1e-3, torch.float32: 1e-2, torch.float16: 0.1, torch.b
 _TF32_LIMIT = 0.1
 # a gradient shorter than this share of C moves the clipped sum by less than the share, whatever its direction
 _SHORT = 1e-3
-
-_GENERATORS = {
-    *('bernoulli', 'bernoulli_', 'binomial', 'cauchy_', 'exponential_', 'geometric_', 'log_normal_', 'multinomial'),
-    *('normal', 'normal_', 'poisson', 'rand', 'rand_like', 'randint', 'randint_like', 'randn', 'randn_like'),
-    *('random', 'random_', 'randperm', 'uniform', 'uniform_'),
-}
+# The largest relative distance of two gradients from forwards of one shape, where kernels are the same: on a CPU, and elsewhere,
+# where some kernels add in any order.
+SAME_SHAPE, SAME_SHAPE_ELSEWHERE = 1e-5, 1e-3
+_FAILURES = (ArithmeticError, AssertionError, LookupError, RuntimeError, TypeError, ValueError)
+_BATCH = 'a batch must be the dict of lists, inputs and data_samples, that collate_samples makes'
 
 
 def tolerance(dtype: torch.dtype, device: torch.device) -> float:
@@ -41,95 +52,6 @@ def tolerance(dtype: torch.dtype, device: torch.device) -> float:
     if device.type == 'cuda' and torch.backends.cudnn.allow_tf32:
         limit = max(limit, _TF32_LIMIT)
     return limit
-
-
-class RandomTape(TorchDispatchMode):
-    """Gives a record, among others, the random numbers that dropout and drop paths took when it ran alone.
-
-    Attributes:
-        fault: why the numbers could not be handed over; empty if they could.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._tape: list[tuple[Any, Tensor]] = []
-        self._samples: Sequence[int] | None = None  # None: recording
-        self._position = self._total = 0
-        self.fault = ''
-
-    @property
-    def is_empty(self) -> bool:
-        """Whether the record took no random number."""
-        return not self._tape
-
-    def play(self, samples: Sequence[int], total: int) -> 'RandomTape':
-        """From now on the given samples, of ``total``, get what was recorded."""
-        self._samples, self._total, self._position = samples, total, 0
-        return self
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        """Calls an operation; one that makes random numbers is recorded, or its samples are overwritten."""
-        kwargs = kwargs or {}
-        result = func(*args, **kwargs)
-        if torch.Tag.nondeterministic_seeded not in func.tags:
-            return result
-        name = func.overloadpacket.__name__
-        if name == 'native_dropout':
-            self._dropout(func, args, result)
-        elif name in _GENERATORS:
-            self._pass(func, result)
-        elif _is_random(func, args, kwargs):
-            self.fault = f'{name} makes random numbers inside: switch its dropout off'
-        return result
-
-    def _dropout(self, func: Any, args: tuple[Any, ...], result: tuple[Tensor, Tensor]) -> None:
-        values, probability, train = args
-        if train and probability:
-            output, mask = result
-            if self._pass(func, mask):
-                output.copy_(values * mask / (1 - probability))
-
-    def _pass(self, func: Any, numbers: Tensor) -> bool:
-        """Records the numbers, or writes what was recorded over those of the samples; whether it wrote."""
-        if self._samples is None:
-            self._tape.append((func, numbers.clone()))
-            return False
-        if self._position == len(self._tape) or self._tape[self._position][0] is not func:
-            self.fault = self.fault or 'alone, the record met other random layers than among other records'
-            return False
-        alone = self._tape[self._position][1]
-        self._position += 1
-        if not _write_samples(numbers, alone, self._samples, self._total):
-            self.fault = self.fault or f'{func} makes random numbers whose shape does not follow the samples'
-            return False
-        return True
-
-
-def _is_random(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    """False for an operation that could drop something, and is set not to."""
-    names = [argument.name for argument in func._schema.arguments]
-    given = {**dict(zip(names, args)), **kwargs}
-    probability = next((given[name] for name in ('dropout_p', 'p', 'dropout') if name in given), None)
-    if probability is None and any('dropout' in name for name in names):
-        return False  # its default is 0
-    return probability is None or float(probability) > 0
-
-
-def _write_samples(numbers: Tensor, alone: Tensor, samples: Sequence[int], total: int) -> bool:
-    """Writes (len(samples) * merged, ...) into the samples of (total * merged, ...), on whichever dimension has the samples."""
-    if numbers.shape == alone.shape:  # the record is all there is, or all samples share the numbers
-        numbers.copy_(alone)
-        return True
-    differ = [d for d in range(numbers.dim()) if alone.dim() == numbers.dim() and numbers.shape[d] != alone.shape[d]]
-    if len(differ) != 1 or numbers.shape[differ[0]] * len(samples) != alone.shape[differ[0]] * total:
-        return False
-    axis = differ[0]
-    merged = alone.shape[axis] // len(samples)
-    for place, sample in enumerate(samples):
-        numbers.narrow(axis, sample * merged, merged).copy_(alone.narrow(axis, place * merged, merged))
-    return True
 
 
 class Halved(NamedTuple):
@@ -166,6 +88,7 @@ class ReplayCheck:
             int, list[Tensor]
         ] = {}  # by parameter: among others, alone, apart, by sample; read once at the end
         self._squares: dict[int, list[float]] = {}
+        self.alone_is_finite = True  # whether the gradient alone is; known after ``gap``
 
     def add(self, block: Block) -> None:
         """See Collector.add. Reads nothing from the device."""
@@ -175,11 +98,6 @@ class ReplayCheck:
             lengths = [torch.linalg.vector_norm(x) for x in (among, alone)]
             apart = torch.linalg.vector_norm(alone.sub_(among))  # in place: a step has many parameters
             self._norms[index] = [*lengths, apart, torch.linalg.vector_norm(grads) if len(grads) > 1 else lengths[0]]
-
-    @property
-    def alone_is_finite(self) -> bool:
-        """Whether the gradient alone is; known after ``gap``."""
-        return math.isfinite(self._sums()[1])
 
     def gap(self, rounding: float = 0.0) -> float:
         """The distance of the two gradients, relative to the longer one; 0 where neither is finite, infinity where one is not.
@@ -195,83 +113,237 @@ class ReplayCheck:
         if self._norms:
             table = torch.stack([torch.stack(norms) for norms in self._norms.values()]).tolist()
             self._squares = {index: [x * x for x in norms] for index, norms in zip(self._norms, table)}
-        among, lone, apart, by_sample = self._sums()
-        finite = [math.isfinite(x) for x in (among, lone)]
-        if not all(finite):
-            return float('inf') if any(finite) else 0.0
-        longer = max(among, lone, (_SHORT * self.scale) ** 2) ** 0.5
-        return max(apart**0.5 - rounding * by_sample**0.5, 0.0) / longer
-
-    def _sums(self) -> tuple[float, float, float, float]:
-        """The squares of the four lengths over all parameters."""
         columns = [*zip(*self._squares.values())] or [()] * 4
         among, lone, apart, by_sample = (float(sum(column)) for column in columns)
-        return among, lone, apart, by_sample
+        self.alone_is_finite = math.isfinite(lone)
+        if not (self.alone_is_finite and math.isfinite(among)):
+            return float('inf') if self.alone_is_finite or math.isfinite(among) else 0.0
+        longer = max(among, lone, (_SHORT * self.scale) ** 2) ** 0.5
+        return max(apart**0.5 - rounding * by_sample**0.5, 0.0) / longer
 
     def worst(self) -> int | None:
         """The parameter, by number, in which the two are farthest apart; known after ``gap``."""
         return max(self._squares, key=lambda index: self._squares[index][2]) if self._squares else None
 
 
-def first_difference(
-    model: nn.Module, alone: Callable[[], object], among: Callable[[], object], samples: Sequence[int], limit: float
-) -> str | None:
-    """The first module whose output for the record is not the same alone and among others, by name; None if none is found.
+RunAlone = Callable[[dict], list[Halved | None]]
+RunAmong = Callable[[dict, Collector], None]
+
+
+class Replay:
+    """Of each logical batch, one private record that is chosen at random is run alone before the batch that it is in.
 
     Args:
-        model: its modules without children are watched.
-        alone: runs the forward on the record alone.
-        among: runs it on the batch.
-        samples: the record's samples in the batch.
-        limit: the relative difference that counts.
+        random: chooses the record where PrivateTrainLoop has not.
+
+    Attributes:
+        chosen: the record, by ``dp_record``, or None: one of the first micro-batch that has private records. Where the chosen one
+            could not be read, another of its micro-batch takes its place.
+        here: whether the chosen record's micro-batch is the one at hand.
+        fixed_shape: whether forwards have one shape, whatever was sampled, so that what follows the shape reveals nothing.
+        fault: why this logical batch must not be released; empty if nothing is wrong.
     """
-    with _watched(model, lambda output, call: output.clone()) as seen_alone:
-        alone()
 
-    def of_record(output: Tensor, call: int) -> Tensor | None:
-        want = seen_alone[call][1] if call < len(seen_alone) else None
-        return None if want is None else _samples_like(output, samples, want)
+    fixed_shape = False
 
-    with _watched(model, of_record) as seen_among:
-        among()
-    for (name, want), (_, got) in zip(seen_alone, seen_among):
-        if want is None or got is None:
-            continue
-        scale = float(want.double().norm())
-        if not float((got.double() - want.double()).norm()) <= limit * scale + 1e-30:
-            return name
-    return None
+    def __init__(self, random: RandomSource) -> None:
+        self._random = random
+        self.chosen: int | None = None
+        self.here = True
+        self.forget()
 
+    def expect(self, record: int | None) -> None:
+        """The chosen record is in the next micro-batch, or, for None, in another one; all have ``fixed_shape`` from now on."""
+        self.fixed_shape = True
+        self.here = record is not None
+        if record is not None:
+            self.chosen = record
 
-Seen = list[tuple[str, Tensor | None]]
+    def forget(self) -> None:
+        """Begins a logical batch."""
+        self.chosen = None
+        self.here = True
+        self.fault = ''
+        self._done = self._running = self._began = False
+        self._alone: list[Halved | None] | None = None
+        self._indices: Sequence[int] = ()
+        self._tape = RandomTape()  # the record's random numbers of torch
+        self._before: States | None = None  # the generators before it ran alone
+        self._after: States | None = None  # and after: where those of torch begin for its batch
+        self._batches: tuple[dict, dict] | None = None  # the record's, and the one that it is in
 
+    @contextmanager
+    def armed(self, model: Any, run_alone: RunAlone) -> Iterator[None]:
+        """Inside, a batch that comes to the model's data preprocessor is looked through for the chosen record.
 
-@contextmanager
-def _watched(model: nn.Module, kept: Callable[[Tensor, int], Tensor | None]) -> Iterator[Seen]:
-    """What is ``kept`` of the outputs of the modules without children, in the order of their calls."""
-    seen: Seen = []
-
-    def hook(name: str) -> Callable[..., None]:
-        def watch(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            usable = isinstance(output, Tensor) and output.dim() > 0
-            seen.append((name, kept(output.detach(), len(seen)) if usable else None))
-
-        return watch
-
-    leaves = [(name, module) for name, module in model.named_modules() if not [*module.children()]]
-    handles = [module.register_forward_hook(hook(name)) for name, module in leaves]
-    try:
-        yield seen
-    finally:
-        for handle in handles:
+        Args:
+            model: the pose estimator.
+            run_alone: the gradient of the loss of a batch, which is one record's, with capture switched off.
+        """
+        self._began, self._alone, stack = False, None, ExitStack()
+        look = partial(self._look, run_alone, stack)
+        handle = model.data_preprocessor.register_forward_pre_hook(look, with_kwargs=True)
+        try:
+            with stack:
+                yield
+        finally:
             handle.remove()
 
+    def _look(self, run_alone: RunAlone, stack: ExitStack, module: nn.Module, args: Any, kwargs: dict) -> None:
+        if self._running:
+            return
+        self._began, batch = True, args[0] if args else kwargs.get('data')
+        if self._done or self.fault:
+            return
+        if not isinstance(batch, dict) or {type(batch.get(key)) for key in ('inputs', 'data_samples')} != {list}:
+            raise PrivacyError(f'model.data_preprocessor got {type(batch).__name__}: {_BATCH}')
+        indices = self._samples_of_chosen(batch)
+        if not indices:
+            return
+        part = {key: [values[index] for index in indices] for key, values in batch.items()}
+        self._batches, self._indices, tape = (part, batch), indices, RandomTape()
+        self._before, self._running = States.now(), True
+        try:
+            with numbers_from(self._before), tape:
+                self._alone = run_alone(part)
+        except torch.OutOfMemoryError:
+            raise
+        except _FAILURES as error:
+            # its message may hold the record's values
+            self.fault = f'the model does not run on one record alone ({type(error).__name__})'
+        finally:
+            self._running = False
+        self._tape, self._after = tape, States.now()
+        if tape.recorded:
+            stack.enter_context(tape.play(indices, len(batch['inputs'])))
 
-def _samples_like(output: Tensor, samples: Sequence[int], want: Tensor) -> Tensor | None:
-    """The samples of a batch's output that belong to the record, by the shape that the same call had alone."""
-    if want.shape[1:] != output.shape[1:] or len(want) % len(samples):
-        return None
-    merged = len(want) // len(samples)
-    if any((sample + 1) * merged > len(output) for sample in samples):
-        return None
-    return torch.cat([output[sample * merged : (sample + 1) * merged] for sample in samples]).clone()
+    def _samples_of_chosen(self, batch: dict) -> list[int]:
+        """The places of the chosen record's samples in a batch; none if it is not in it."""
+        keys = [sample.metainfo.get('dp_record', -1 - index) for index, sample in enumerate(batch['data_samples'])]
+        private = sorted({key for key in keys if key is not None and key != PADDING})
+        if not private or not self.here:
+            return []
+        if self.chosen not in private:
+            self.chosen = private[int(self._random.choice(len(private), 1)[0])]
+        return [index for index, key in enumerate(keys) if key == self.chosen]
+
+    def check_for(self, samples: Samples, scale: float) -> ReplayCheck | None:
+        """What is to see the gradients of the batch that the last forward was on; None where the chosen record is not in it.
+
+        Raises PrivacyError where private samples came by another way than the data preprocessor.
+        """
+        if samples.num_records and not self._began:
+            raise PrivacyError(
+                'train_step did not call self.data_preprocessor inside optim_wrapper.optim_context, so that no record can be '
+                'replayed alone: write it as mmengine.model.BaseModel.train_step'
+            )
+        if self._alone is None or self._done:
+            return None
+        return ReplayCheck(self._alone, self._indices, scale)
+
+    def judge(
+        self,
+        check: ReplayCheck,
+        dtype: torch.dtype,
+        params: Mapping[str, nn.Parameter],
+        model: Any,
+        run_among: RunAmong,
+    ) -> None:
+        """Sets ``fault`` if the two gradients are farther apart than rounding explains.
+
+        Alone, a record meets other kernels than in a batch: rounding that tips one ReLU over its kink can move the gradient of a
+        small model by a few percent. If forwards have a fixed shape, a distance counts only if it is still there in that shape.
+
+        Args:
+            check: has seen the gradients among other records.
+            dtype: of the forward.
+            params: what is trained, by name, in the engine's order.
+            model: the pose estimator.
+            run_among: gives the gradients of a batch to a collector, as the step did.
+        """
+        self._done, self._alone = True, None
+        device = next(model.parameters()).device
+        limit = tolerance(dtype, device)
+        gap = check.gap(limit / 30)
+        if dtype == torch.float16 and not check.alone_is_finite:
+            gap = 0.0  # it overflowed alone; the rules that clip it work in float32
+        if self._tape.fault:
+            self.fault = f'one record could not be replayed alone: {self._tape.fault}'
+        elif not gap <= limit and not self._agrees_in_one_shape(check.scale, [*params.values()], run_among):
+            worst = check.worst()
+            where = self._where(model, limit)
+            where = where or ('the loss' if worst is None else f'the backward at {[*params][worst]}')
+            self.fault = (
+                f'the gradient of one record is not the same alone and among other records, from {where} on, by more '
+                f'than the {limit:g} of its length that rounding explains'
+            )
+        self._batches = None
+
+    def _agrees_in_one_shape(self, scale: float, params: Sequence[nn.Parameter], run_among: RunAmong) -> bool:
+        """Whether the record has one gradient among the others, and among blank samples in other places of as large a batch.
+
+        False where forwards have no fixed shape: then what follows the shape is not the same in neighbouring data sets. With the
+        random numbers of the first look, so that a layer that mixes records at random mixes the same ones again.
+        """
+        before, after = self._before, self._after
+        assert self._batches is not None and before is not None and after is not None
+        (part, batch), own = self._batches, list(self._indices)
+        total = len(batch['inputs'])
+        if not self.fixed_shape or len(own) == total:
+            return False
+        blank = padded(part, total)
+        start = 0 if own[0] else total - len(own)
+        blank = {key: [*values[-start:], *values[:-start]] if start else values for key, values in blank.items()}
+        places = range(start, start + len(own))
+
+        def run(batch: dict, samples: Sequence[int], collector: Collector) -> None:
+            with numbers_from(before), torch_numbers_from(after), self._tape.play(samples, total):
+                run_among(batch, collector)
+
+        self._running = True
+        try:
+            alone = SampleSum(params, places)
+            run(blank, places, alone)
+            check = ReplayCheck([x if x.numel() else None for x in alone.total], own, scale)
+            run(batch, own, check)
+            limit = SAME_SHAPE if params[0].device.type == 'cpu' else SAME_SHAPE_ELSEWHERE
+            return not self._tape.fault and check.gap() <= limit
+        except torch.OutOfMemoryError:
+            raise
+        except (*_FAILURES, PrivacyError):
+            return False
+        finally:
+            self._running = False
+
+    def _where(self, model: Any, limit: float) -> str | None:
+        """The first module that gives the record something else in the batch than alone; None if all give the same."""
+        assert self._batches is not None and self._before is not None
+        (part, batch), before = self._batches, self._before
+        own = range(len(part['inputs']))
+
+        def alone() -> None:
+            with numbers_from(before), self._tape.play(own, len(own)):
+                model(**prepared(model, part), mode='loss')
+
+        def among() -> None:
+            with numbers_from(before), self._tape.play(self._indices, len(batch['inputs'])):
+                model(**prepared(model, batch), mode='loss')
+
+        self._running = True
+        try:
+            with torch.no_grad():
+                inputs = [prepared(model, data)['inputs'] for data in (part, batch)]
+                if not torch.allclose(inputs[0], inputs[1][list(self._indices)], rtol=limit, atol=1e-5, equal_nan=True):
+                    return 'the data_preprocessor'
+                return first_difference(model, alone, among, self._indices, limit)
+        except torch.OutOfMemoryError:
+            raise
+        except _FAILURES:
+            return None
+        finally:
+            self._running = False
+
+
+def prepared(model: Any, batch: dict) -> dict:
+    """What the model takes of a collated batch, which stays as it is."""
+    return model.data_preprocessor(copy.deepcopy(batch), True)

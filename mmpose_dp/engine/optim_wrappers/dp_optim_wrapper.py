@@ -32,8 +32,7 @@ from mmpose_dp.processes import several_processes, sum_over_processes
 from mmpose_dp.tensors import parts_of
 
 from ..checks.fingerprint import Fingerprint
-from ..checks.replay import Halved
-from ..checks.replaying import Replay, prepared
+from ..checks.replay import Halved, Replay, prepared
 from .step_metrics import StepMetrics
 from .stepping import SteppingOptimWrapper
 from .validation import build_mechanism, check_settings, from_settings, private_head, refuse_batch_statistics

@@ -13,7 +13,6 @@ except those losses.
 
 import copy
 import warnings
-from collections.abc import Callable
 from functools import cache, partial
 from typing import Any, NamedTuple
 
@@ -21,33 +20,23 @@ import torch
 from mmpose.models import heads
 from mmpose.registry import MODELS
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from mmpose_dp.privacy.errors import PrivacyError
 from mmpose_dp.privacy.records import PADDING, Samples
+from mmpose_dp.tensors import at_least_float32
 
 _UNUSABLE = 'loss_unusable'  # of a sample whose loss cannot be found, or is not wanted
 
 
-def _each(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """Nested tuples and lists with every tensor changed."""
-    if isinstance(value, Tensor):
-        return change(value)
-    return type(value)(_each(item, change) for item in value) if isinstance(value, (tuple, list)) else value
-
-
-def _of_sample(value: Any, index: int) -> Any:
-    """Sample ``index`` of every (samples, ...) tensor in nested tuples and lists, as a batch of one, in float32 at least: in
-    mixed precision too, losses are no place for 8 bits, and NumPy has no bfloat16."""
-
-    def taken(x: Tensor) -> Tensor:
-        one = x[index : index + 1]
-        return one.float() if one.dtype in (torch.bfloat16, torch.float16) else one
-
-    return _each(value, taken)
+def _of_sample(outputs: Any, index: int) -> Any:
+    """Sample ``index`` of every (samples, ...) tensor in nested containers, as a batch of one, in float32 at least: in mixed
+    precision too, losses are no place for 8 bits, and NumPy has no bfloat16."""
+    return tree_map_only(Tensor, lambda x: at_least_float32(x[index : index + 1]), outputs)
 
 
 def _finite_samples(outputs: Any) -> list[bool]:
-    """Of each sample, whether all (samples, ...) tensors in nested tuples and lists are finite there; one wait for a GPU."""
+    """Of each sample, whether all (samples, ...) tensors in nested containers are finite there; one wait for a GPU."""
     finite = [x.detach().reshape(len(x), -1).isfinite().all(1) for x in tensors_in(outputs)]
     return torch.stack(finite).all(0).tolist()
 
@@ -176,7 +165,7 @@ class FeatureMaskingHead:
         outputs, sample = self._outputs, copy.deepcopy(sample)
         try:
             for number in (0.0, 1.0):
-                self._outputs = _each(outputs, partial(torch.full_like, fill_value=number))
+                self._outputs = tree_map_only(Tensor, partial(torch.full_like, fill_value=number), outputs)
                 for x in labels_in(sample):
                     x.fill_(number)
                 try:
