@@ -4,10 +4,13 @@ Must not rename anything: a layer keeps its name and its scale and shift, so tha
 MMPose loads what is trained.
 """
 
+from collections.abc import Iterable
 from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+
+from mmpose_dp.privacy.errors import PrivacyError
 
 
 class FrozenStatistics:
@@ -29,6 +32,17 @@ def has_batch_statistics(module: nn.Module) -> bool:
     return isinstance(module, _BatchNorm) or (
         isinstance(module, nn.modules.instancenorm._InstanceNorm) and module.track_running_stats
     )
+
+
+def refuse_batch_statistics(norms: Iterable[tuple[str, nn.Module]]) -> None:
+    """Raises PrivacyError for a norm layer, by name, that a training forward would let mix records."""
+    for name, module in norms:
+        if module.training or getattr(module, 'running_mean', None) is None:
+            raise PrivacyError(
+                f'{name} ({type(module).__name__}) uses batch statistics, which mix records: it is in train mode, where its '
+                "running statistics leak as well, or keeps none. Write optim_wrapper.constructor='DPOptimWrapperConstructor', "
+                "which freezes it, or call mmpose_dp.models.freeze_batch_norm(model); one without statistics needs norm='group'"
+            )
 
 
 def freeze_batch_norm(model: nn.Module) -> int:

@@ -79,7 +79,7 @@ def test_trains_what_plain_training_does(name):
     take(model, batch(cfg, [0, 1], dtype=torch.float32), wrapper)
     moved = {name for name, x in model.state_dict().items() if not torch.equal(x, before[name])}
     assert moved <= trained and len(moved) > len(trained) / 2
-    wrapper.public_only = True
+    wrapper.train_on(public_only=True)
     take(model, batch(cfg, [None, None], dtype=torch.float32), wrapper)
     assert {name for name, p in model.named_parameters() if p.requires_grad} == trained
 

@@ -165,7 +165,8 @@ class PrivateTrainLoop(EpochBasedTrainLoop):
         self.watch.check(self.dataloader, self.runner.model)
         public_only = self._epoch < self.public_epochs
         wrapper.begin_epoch(self.runner.model, public_only)
-        self.sampler.begin_epoch(public_only, self._iter - self._first_iter(self._epoch))
+        self._epoch_start = self._first_iter(self._epoch)
+        self.sampler.begin_epoch(public_only, self._iter - self._epoch_start)
         self.watch.take_trained(self.runner.model)
         self.runner.call_hook('before_train_epoch')
         self.watch.check(self.dataloader, self.runner.model)
@@ -183,13 +184,12 @@ class PrivateTrainLoop(EpochBasedTrainLoop):
         self._epoch += 1
 
     def _run_micro_batch(self, wrapper: DPOptimWrapper, batch: dict) -> None:
-        index = self._iter - self._first_iter(self._epoch)
-        step = batch.pop('step')
+        index, step = self._iter - self._epoch_start, batch.pop('step')
         if not wrapper.accumulating:  # the first micro-batch of its logical batch
             self.runner.call_hook('before_train_iter', batch_idx=index, data_batch=None)
             if self.stop_training:
                 return
-            self._steps_before = wrapper.ledger.run_steps
+            self._steps_before = wrapper.mechanism.ledger.run_steps
         wrapper.begin_micro_batch(step.is_last, step.replayed)
         if batch['inputs']:
             self._train_on(wrapper, batch, step.is_last, step.replayed)
@@ -204,13 +204,13 @@ class PrivateTrainLoop(EpochBasedTrainLoop):
 
     def _refuse_uncounted(self, wrapper: DPOptimWrapper) -> None:
         """Raises PrivacyError unless the logical batch made exactly one step, and a counted one if it was private."""
-        made = wrapper.ledger.run_steps - self._steps_before
-        if wrapper.accumulating or made != (0 if wrapper.public_only or wrapper.plan is None else 1):
+        made = wrapper.mechanism.ledger.run_steps - self._steps_before
+        if wrapper.accumulating or made != (0 if wrapper.public_only or wrapper.mechanism.plan is None else 1):
             self._refuse(wrapper, f'a logical batch made {made} counted steps')
 
     def _refuse(self, wrapper: DPOptimWrapper, why: str) -> None:
         """Raises PrivacyError. The private step at hand is counted, since a record may have caused it."""
-        if not wrapper.public_only and wrapper.ledger.run_steps == self._steps_before:
+        if not wrapper.public_only and wrapper.mechanism.ledger.run_steps == self._steps_before:
             wrapper.mechanism.count()
         raise PrivacyError(f'{why}: train_step must call optim_wrapper.update_params(loss) exactly once')
 

@@ -20,7 +20,7 @@ from mmpose_dp.extras.device_noise import DeviceRandomSource
 from mmpose_dp.extras.schedule import Schedule
 from mmpose_dp.gradients.blocks import PerSampleGradients, SampleSum
 from mmpose_dp.gradients.engine import Engine
-from mmpose_dp.models import has_batch_statistics, public_statistics, unwrapped
+from mmpose_dp.models import has_batch_statistics, public_statistics, refuse_batch_statistics, unwrapped
 from mmpose_dp.models.heads.private_head import SampleLosses
 from mmpose_dp.privacy.errors import PrivacyError
 from mmpose_dp.privacy.ledger import Ledger
@@ -29,13 +29,12 @@ from mmpose_dp.privacy.plan import PrivacyPlan
 from mmpose_dp.privacy.projection import Projector
 from mmpose_dp.privacy.records import Collector, Samples
 from mmpose_dp.processes import several_processes, sum_over_processes
-from mmpose_dp.tensors import parts_of
+from mmpose_dp.tensors import of_samples, parts_of
 
 from ..checks.fingerprint import Fingerprint
 from ..checks.replay import Halved, Replay, prepared
-from .step_metrics import StepMetrics
 from .stepping import SteppingOptimWrapper
-from .validation import build_mechanism, check_settings, from_settings, private_head, refuse_batch_statistics
+from .validation import build_mechanism, check_settings, from_settings, private_head
 
 
 @OPTIM_WRAPPERS.register_module()
@@ -104,6 +103,7 @@ class DPOptimWrapper(SteppingOptimWrapper):
         if secure_mode is not None:
             warnings.warn('optim_wrapper.secure_mode is deprecated: all noise is secure. Take it out', stacklevel=2)
         self.params = [p for group in optimizer.param_groups for p in group['params'] if p.requires_grad]
+        self.trained = self.params
         self.schedule = from_settings(Schedule, schedule, 'schedule')
         self.public_weight = public_weight
         self.engine_kind = engine
@@ -125,7 +125,7 @@ class DPOptimWrapper(SteppingOptimWrapper):
         self._long = min(max_grad_norm, STABILITY) if clipping == 'automatic' else max_grad_norm
         self._layers_random = RandomSource(debug_seed)
         self._model: Any = None
-        self._metrics = StepMetrics()
+        self._exposed = False  # whether metrics of private samples are let through, outside the guarantee
         self.replay = Replay(RandomSource(debug_seed))
         self._stood: Fingerprint | None = None  # the model after the last step, or before the first
         self.loggable_metrics: dict[str, float] = {}  # what may be logged of the last step
@@ -138,7 +138,7 @@ class DPOptimWrapper(SteppingOptimWrapper):
         self._public_sum: list[Tensor] | None = None
         self._public_count = 0
         self._own_losses: list[Tensor] = []  # of each micro-batch, whether its loss was the head's; read at the end
-        self._metrics.take()
+        self._seen: dict[str, list[Tensor]] = {}  # what may be logged, by name, of each micro-batch
         self.replay.forget()
         self.accumulating = False  # set by PrivateTrainLoop: more micro-batches of this logical batch follow
 
@@ -164,7 +164,7 @@ class DPOptimWrapper(SteppingOptimWrapper):
         With ``expose_private_metrics`` losses and accuracies of private samples are released too, outside the guarantee.
         """
         self._head = private_head(model)
-        self._head.compute_acc = self._metrics.exposed = expose_private_metrics
+        self._head.compute_acc = self._exposed = expose_private_metrics
         self._norms = [(n, m) for n, m in model.named_modules() if has_batch_statistics(m)]
         refuse_batch_statistics(self._norms)
         if getattr(getattr(model, 'data_preprocessor', None), 'batch_augments', None):
@@ -201,20 +201,19 @@ class DPOptimWrapper(SteppingOptimWrapper):
     @contextmanager
     def _captured(self, model: nn.Module) -> Iterator[None]:
         """As ``optim_context``, for forwards of no step too."""
-        core = unwrapped(model)
-        if core is not self._model:
+        if model is not self._model and (core := unwrapped(model)) is not self._model:
             self.prepare(core)
         if not self.public_only:
             refuse_batch_statistics(self._norms)
         if not self.public_only and self._stood is None:
-            self._stood = Fingerprint(core)
+            self._stood = Fingerprint(self._model)
         # dropout and the like: from mmengine's seed, one more record would change what the others meet in a known way
         torch.manual_seed(int(self._layers_random.uint64(1)[0]))
         with super().optim_context(model), self._mixed_precision():
             if self.public_only:
                 yield
                 return
-            with self.engine.capture(), self.replay.armed(core, self._gradient_alone):
+            with self.engine.capture(), self.replay.armed(self._model, self._gradient_alone):
                 yield
 
     def _mixed_precision(self) -> AbstractContextManager[Any]:
@@ -279,7 +278,7 @@ class DPOptimWrapper(SteppingOptimWrapper):
     def begin_epoch(self, model: nn.Module, public_only: bool) -> None:
         """Drops an unfinished logical batch; the epoch's steps are on public samples alone, or private."""
         self.forget_batch()
-        self.public_only = public_only
+        self.train_on(public_only)
         public_statistics(model, public_only)
 
     def begin_micro_batch(self, is_last: bool, replayed: int | None) -> None:
@@ -303,7 +302,7 @@ class DPOptimWrapper(SteppingOptimWrapper):
             self._own_losses.append(torch.isclose(loss.detach().float(), values.mean(), rtol=1e-2, equal_nan=True))
             (self._add_public if self.public_only else self._add)(last)
         self.micro_batches += 1
-        self._metrics.note(values, last.samples, last.accuracies)
+        self._note(values, last)
         if not self.accumulating:
             self.finish_step(step_kwargs, zero_kwargs)
 
@@ -372,7 +371,7 @@ class DPOptimWrapper(SteppingOptimWrapper):
         for param, gradient in zip(self.trained, update):
             param.grad = gradient.to(param.dtype)
         # an overflow is skipped as in AmpOptimWrapper. The noised update alone decides: a private sample must not
-        means = self._metrics.take()
+        means = {name: torch.cat(values).mean().float() for name, values in self._seen.items()}
         finite, *values = torch.stack(
             [all_finite(update).float(), *means.values()]
         ).tolist()  # one read from the device
@@ -410,6 +409,16 @@ class DPOptimWrapper(SteppingOptimWrapper):
         return (
             f'{name} was changed by the training forward or by a hook, which would put private batches into checkpoints'
         )
+
+    def _note(self, losses: Tensor, last: SampleLosses) -> None:
+        """Keeps what may be logged of a micro-batch: nothing of private samples, unless the user asked for that."""
+        samples = last.samples
+        if len(samples.public):
+            self._seen.setdefault('loss_public', []).append(of_samples(losses, samples.public))
+        if self._exposed and len(samples.private):
+            for name, values in {'loss': losses, **last.accuracies}.items():
+                private = of_samples(values, samples.private).to(losses.device)
+                self._seen.setdefault(f'{name}_private', []).append(private)
 
     def _public_mean(self) -> list[Tensor]:
         total = self._public_sum or [torch.zeros_like(p, dtype=torch.float32) for p in self.trained]

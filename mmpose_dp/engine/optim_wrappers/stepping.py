@@ -26,6 +26,8 @@ class SteppingOptimWrapper(OptimWrapper):
 
     Attributes:
         params: what private steps train.
+        public_only: whether the steps at hand are on public samples alone.
+        trained: what the steps at hand train.
         public_optimizer: takes the steps on public samples alone; None: ``optimizer`` does.
         public_params: what it trains, ``params`` among them. Without noise nothing is gained by moving few.
         left_out: what ``optim_wrapper.trainable`` freezes of what the model would train.
@@ -33,28 +35,19 @@ class SteppingOptimWrapper(OptimWrapper):
     """
 
     params: list[nn.Parameter]
+    trained: list[nn.Parameter]
+    public_only = False
     public_optimizer: Optimizer | None = None
     public_params: list[nn.Parameter] | None = None
     left_out: Sequence[nn.Parameter] = ()
-    _public_only = False
     adaptive_norm: Any = None
 
-    @property
-    def public_only(self) -> bool:
-        """Whether the steps at hand are on public samples alone; PrivateTrainLoop sets it."""
-        return self._public_only
-
-    @public_only.setter
-    def public_only(self, public_only: bool) -> None:
-        self._public_only = public_only
-        own = set(self.params)
+    def train_on(self, public_only: bool) -> None:
+        """From now on steps are on public samples alone, or not."""
+        self.public_only, own = public_only, set(self.params)
+        self.trained = self.public_params or self.params if public_only else self.params
         for param in self.public_params or ():
             param.requires_grad_(public_only or param in own)
-
-    @property
-    def trained(self) -> list[nn.Parameter]:
-        """What the steps at hand train."""
-        return self.public_params or self.params if self._public_only else self.params
 
     def public_step(self) -> None:
         """A step of ``public_optimizer``, or of ``optimizer`` where there is no other, on gradients without noise."""
@@ -73,7 +66,7 @@ class SteppingOptimWrapper(OptimWrapper):
 
     def get_lr(self) -> dict[str, list[float]]:
         """The learning rates of the steps at hand: of ``public_optimizer`` where it takes them. The log shows the first."""
-        if not self._public_only or self.public_optimizer is None:
+        if not self.public_only or self.public_optimizer is None:
             return super().get_lr()
         self._move_public_rates(self.public_optimizer)
         return dict(lr=[group['lr'] for group in self.public_optimizer.param_groups])

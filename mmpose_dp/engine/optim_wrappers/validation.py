@@ -2,7 +2,6 @@
 
 import math
 import warnings
-from collections.abc import Iterable
 from typing import Any
 
 from torch import nn
@@ -101,17 +100,6 @@ def private_head(model: nn.Module) -> FeatureMaskingHead:
     if len(heads) > 1:
         raise PrivacyError(f'the model has {len(heads)} private heads; exactly one is supported')
     return heads[0] if heads else make_private(getattr(model, 'head', None))
-
-
-def refuse_batch_statistics(norms: Iterable[tuple[str, nn.Module]]) -> None:
-    """Raises PrivacyError for a norm layer, by name, that a training forward would let mix records."""
-    for name, module in norms:
-        if module.training or getattr(module, 'running_mean', None) is None:
-            raise PrivacyError(
-                f'{name} ({type(module).__name__}) uses batch statistics, which mix records: it is in train mode, where its '
-                "running statistics leak as well, or keeps none. Write optim_wrapper.constructor='DPOptimWrapperConstructor', "
-                "which freezes it, or call mmpose_dp.models.freeze_batch_norm(model); one without statistics needs norm='group'"
-            )
 
 
 def build_mechanism(clipping: str, schedule: Any, **settings: Any) -> GaussianMechanism:
