@@ -25,14 +25,13 @@ OWN_FILES = [
     *sorted((REPO / 'tests').rglob('*.py')),
 ]
 # tools -> configs -> auditing -> engine -> datasets, models -> extras -> gradients, privacy: what each part may import
-CORE = {'privacy', 'gradients', 'devices', 'tables', 'processes'}
+CORE = {'privacy', 'gradients', 'tensors', 'processes'}
 ALLOWED = {
     'version': set(),
     'compat': set(),  # also runs as a file of its own, without the package
-    'devices': set(),
-    'processes': {'tables'},
-    'tables': {'devices'},
-    'privacy': {'privacy', 'devices', 'tables', 'processes'},
+    'tensors': set(),
+    'processes': set(),
+    'privacy': {'privacy', 'tensors', 'processes'},
     'gradients': CORE,
     'extras': {*CORE, 'extras', 'version'},
     'models': {*CORE, 'extras', 'models'},
