@@ -205,7 +205,7 @@ def names_in(path: Path) -> set[str]:
     return {node.name for node in top} | inner
 
 
-@pytest.mark.parametrize('title', ['step', 'option', 'property'])
+@pytest.mark.parametrize('title', ['step', 'order', 'option', 'property'])
 def test_the_guarantee_names_what_there_is(title):
     """A step is in files of privacy/ alone; whatever a file's brackets name is in that very file."""
     everywhere = set().union(*(names_in(path) for path in MODULES))
