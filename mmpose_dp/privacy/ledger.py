@@ -143,8 +143,7 @@ class Ledger:
     def _take(self, line: dict[str, Any]) -> None:
         if 'run' in line:
             self.runs += (dict(line['run']),)
-            self.earlier_history, self.run_steps = self.history, 0
-            self.budgets = (line['run'].get('target_epsilon'),)
+            self.earlier_history, self.run_steps, self.budgets = self.history, 0, (line['run'].get('target_epsilon'),)
         elif 'resumed' in line:
             self.budgets += (line['resumed'].get('target_epsilon', self.budgets[-1]),)
             for name, harmless in _HARMLESS.items():
