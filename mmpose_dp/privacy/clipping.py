@@ -15,8 +15,6 @@ from .plan import ROUNDING_MARGIN
 from .projection import Projector
 from .records import Block, Samples
 
-_NARROW = 1 << 12  # a parameter with fewer numbers waits for the others
-
 
 def clipping_norm(max_grad_norm: float) -> float:
     """What records are clipped to, so that with the rounding of the others the sum moves by at most ``max_grad_norm``.
@@ -46,6 +44,7 @@ class ClippedSum:
     Args: the trainable parameters, which record each sample belongs to, C, and what the losses were multiplied by.
     """
 
+    _NARROW = 1 << 12  # a parameter with fewer numbers waits for the others
     factors = staticmethod(clip_factors)  # other kinds of clipping set another function, as safe, here
 
     def __init__(self, params: Sequence[Tensor], samples: Samples, max_grad_norm: float, scale: float = 1.0) -> None:
@@ -71,7 +70,7 @@ class ClippedSum:
     def _take(self, block: Block) -> None:
         for index, grads in zip(block.indices, block.per_sample(self._private)):
             vectors = as_vectors(grads)
-            if vectors.shape[1] < _NARROW:
+            if vectors.shape[1] < self._NARROW:
                 self._narrow.append((index, vectors))
             else:
                 self._keep([index], vectors)

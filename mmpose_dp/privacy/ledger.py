@@ -43,7 +43,6 @@ class Ledger:
         self.history: tuple[tuple[StepEvent, int], ...] = ()  # (event, steps) pairs of all runs, oldest first
         self.earlier_history: tuple[tuple[StepEvent, int], ...] = ()  # those of the runs before the current one
         self.budgets: tuple[float | None, ...] = ()  # target_epsilon of this run and its resumes; None: not known
-        self.run_steps = 0  # steps of the current run
         self.head = _START  # the hash of the last line
         self._lines: list[dict[str, Any]] = []
         self._file: int | None = None
@@ -58,6 +57,11 @@ class Ledger:
     def steps(self) -> int:
         """All steps counted."""
         return sum(steps for _, steps in self.history)
+
+    @property
+    def run_steps(self) -> int:
+        """Steps of the current run."""
+        return sum(steps for _, steps in self.run_history)
 
     @property
     def is_secret(self) -> bool:
@@ -143,7 +147,7 @@ class Ledger:
     def _take(self, line: dict[str, Any]) -> None:
         if 'run' in line:
             self.runs += (dict(line['run']),)
-            self.earlier_history, self.run_steps, self.budgets = self.history, 0, (line['run'].get('target_epsilon'),)
+            self.earlier_history, self.budgets = self.history, (line['run'].get('target_epsilon'),)
         elif 'resumed' in line:
             self.budgets += (line['resumed'].get('target_epsilon', self.budgets[-1]),)
             for name, harmless in _HARMLESS.items():
@@ -154,9 +158,8 @@ class Ledger:
             event = _event_of(line['noise_multiplier'], line['sample_rate'], rates)
             if type(line['noise_multiplier']) is not float or type(steps) is not int or steps < 1:
                 raise TypeError('a step is not (float, fraction, whole number)')
-            before = self.history[-1][1] if self.run_steps and self.history[-1][0] == event else 0
+            before = self.history[-1][1] if self.run_history and self.history[-1][0] == event else 0
             self.history = (*(self.history[:-1] if before else self.history), (event, before + steps))
-            self.run_steps += steps
         self._lines.append(line)
         self.head = line['hash']
 

@@ -131,7 +131,6 @@ class GaussianMechanism:
         self._refuse(fault)
         total = self._sum or self.collector(Samples.from_keys([])).total()  # of no record: zeros
         flat, shapes = torch.cat([x.flatten() for x in total]), [x.shape for x in total]
-        del total
         self.forget()
         sum_over_processes(flat)
         # once, and after the last addition: what was added to rounded noise would stand out from its grid

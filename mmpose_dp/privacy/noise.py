@@ -43,8 +43,7 @@ class RandomSource:
 
     def uint64(self, count: int) -> np.ndarray:
         """``count`` uniform 64-bit integers, shape (count,)."""
-        data = os.urandom(8 * count) if self._debug is None else self._debug.bytes(8 * count)
-        return np.frombuffer(data, dtype=np.uint64)
+        return np.frombuffer((os.urandom if self._debug is None else self._debug.bytes)(8 * count), dtype=np.uint64)
 
     def bernoulli(self, count: int, rate: Fraction) -> np.ndarray:
         """Indices in ``range(count)``, each kept independently with probability ``rate`` (Poisson sampling).
