@@ -5,10 +5,12 @@
 
 import pytest
 import torch
+from torch.nn.functional import unfold
 from torch.optim import SGD
 
 from mmpose_dp import tensors
 from mmpose_dp.engine import DPOptimWrapper
+from mmpose_dp.gradients import layer_rules
 from mmpose_dp.privacy.projection import Projector
 from tests.support.counting import counted
 from tests.support.models import HRNET, batch, build, load
@@ -19,6 +21,9 @@ OF_MMENGINE = {'_local_scalar_dense': 1}
 
 def test_a_micro_batch_waits_once_and_a_step_twice(monkeypatch):
     monkeypatch.setattr(tensors, 'reading_waits', lambda x: True)  # as on a GPU
+    monkeypatch.setattr(
+        layer_rules, 'windows', lambda x, *sizes: unfold(x, *sizes)
+    )  # one operation, not a view per step
     cfg = load(HRNET, size=64)
     model = build(cfg, private=True).float()
     params = [p for p in model.parameters() if p.requires_grad]
