@@ -11,7 +11,7 @@ from tests.support.runs import train, unvalidated
 
 PACKAGE = Path(mmpose_dp.__file__).parent
 # of mmengine's hooks, of lines of the log, and helpers that the page names in its text
-NOT_LISTED = {'engine/optim_wrappers/stepping.py', 'models/unwrapping.py', 'processes.py', 'tensors.py'}
+NOT_LISTED = {'engine/optim_wrappers/stepping.py', 'processes.py', 'tensors.py'}
 
 
 def test_one_step_runs_what_the_page_lists(synthetic, tmp_path, monkeypatch):
