@@ -54,6 +54,19 @@ def flat(tensors):
     return torch.cat([t.flatten() for t in tensors])
 
 
+@pytest.mark.parametrize('narrow', [0, 10, 1 << 12])  # no parameter waits for the others, some do, all do
+def test_parameters_that_are_joined_give_the_same_sum(model, narrow, monkeypatch):
+    monkeypatch.setattr(ClippedSum, '_NARROW', narrow)
+    x, params = torch.randn(4, 3, 6, 6), list(model.parameters())
+    torch.testing.assert_close(clipped_sum(model, x, samples_of(4)), clip(reference(model, x)).sum(0))
+    basis = Projector(rank=3)
+    place(basis, [torch.randn(3, *p.shape) for p in params])
+    collector = ClippedCoordinates(samples_of(4), C, basis)
+    total = collect(collector, model, x)
+    torch.testing.assert_close(total, clip(reference(model, x) @ basis.flat.T).sum(0), rtol=1e-4, atol=1e-6)
+    assert torch.equal(flat(collector.total()), total)  # whoever asks twice gets the same
+
+
 @pytest.mark.parametrize('kind', [Engine, loop_engine])
 def test_clipped_sum_is_the_reference(model, kind):
     x = torch.randn(6, 3, 6, 6) * torch.tensor([1e-4, 0.01, 0.1, 1, 10, 100]).view(6, 1, 1, 1)
