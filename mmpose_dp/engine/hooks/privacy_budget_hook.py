@@ -25,6 +25,7 @@ from mmpose_dp.privacy.validation import as_delta, as_given, as_positive, as_who
 from ..loops import PrivateTrainLoop
 from ..optim_wrappers import DPOptimWrapper
 from ..training_settings import idle_schedules, left_random
+from ..unread import unread_in_words
 from . import showing
 from .planning import make_plan, run_metadata_of_views
 from .preflight import refuse_late_failures
@@ -209,7 +210,7 @@ class PrivacyBudgetHook(Hook):
                 f'for the {usual} of train_dataloader.batch_size. To use fewer, set '
                 'train_dataloader.batch_sampler.max_rows_per_record.'
             )
-        for warning in [*plan_warnings(plan), *idle_schedules(runner.cfg)]:
+        for warning in [*plan_warnings(plan), *idle_schedules(runner.cfg), *unread_in_words(runner.cfg)]:
             runner.logger.warning(warning)
 
     def before_train(self, runner: Runner) -> None:
