@@ -57,8 +57,8 @@ class PrivacyBudgetHook(Hook):
         interval: steps between two values of the epsilon spent. None: one in every line of the log.
         expose_private_metrics: logs losses and accuracies of private batches. They are outside the guarantee, and the
             statement says so.
-        decision: texts for the statement, for who asks why: 'chosen_by', 'rationale', 'review_date', 'records_per_person',
-            'tuning', 'accuracy'. Without one the statement says 'not stated'.
+        decision: texts for the statement, for who asks why, under the names of ``mmpose_dp.extras.accountability.DECISIONS``, such
+            as 'controller' and 'chosen_by'. Without one the statement says 'not stated'.
 
     Raises ConfigError for values out of range.
 
