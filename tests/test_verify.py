@@ -24,16 +24,25 @@ from mmpose_dp.privacy.ledger import LEDGER_NAME, Ledger
 from mmpose_dp.verify import SCHEMA, schema_faults, verify
 from tests.support.paths import REPO
 from tests.support.runs import train, unvalidated
+from tests.support.statements import amend
 
 PUBLISHED = 'published.pth'
+DECISION = dict(
+    chosen_by='the data protection officer',
+    rationale='as small as the task allows',
+    controller='a clinic',
+    purpose='counting exercises',
+    legal_basis='consent',
+    statement_date='2026-11-27',
+)
+OFFICERS = ('statement_date', 'controller', 'purpose', 'legal_basis')  # later than the first statements of schema 1.0
 
 
 @pytest.fixture(scope='module')
 def honest(synthetic, tmp_path_factory):
     """A finished work dir with a published file in it."""
     folder = tmp_path_factory.mktemp('verify') / 'work'
-    decision = dict(chosen_by='the data protection officer', rationale='as small as the task allows')
-    options = dict(train_cfg__max_epochs=2, default_hooks__privacy_budget__decision=decision)
+    options = dict(train_cfg__max_epochs=2, default_hooks__privacy_budget__decision=DECISION)
     train(unvalidated(synthetic, folder, **options))
     publish_model.publish(folder / 'epoch_2.pth', folder / PUBLISHED)
     for path in folder.iterdir():  # logs are not needed
@@ -87,6 +96,18 @@ def test_a_statement_follows_the_published_schema(honest):
     )
     validator = pytest.importorskip('jsonschema', reason='jsonschema is no requirement')
     validator.validate(statement, schema)
+    validator.validate({**statement, 'decision': without_the_officers(statement)}, schema)
+
+
+def without_the_officers(statement):
+    return {name: text for name, text in statement['decision'].items() if name not in OFFICERS}
+
+
+def test_a_statement_from_before_the_officers_answers_verifies(forged):
+    amend(forged, decision=without_the_officers(statement_of(forged)))
+    assert not wrong(forged)
+    amend(forged, decision={**statement_of(forged)['decision'], 'purpose': 3})
+    assert any('decision.purpose. is not string' in one for one in wrong(forged))
 
 
 def test_it_names_what_it_belongs_to_and_who_decided(honest):
@@ -95,11 +116,8 @@ def test_it_names_what_it_belongs_to_and_who_decided(honest):
     lines = (honest / LEDGER_NAME).read_text().splitlines()
     assert statement['ledger']['lines'] == len(lines) == 9
     assert statement['ledger']['head'] == json.loads(lines[-1])['hash'] and len(statement['ledger']['history']) == 1
-    assert statement['decision'] == {
-        **dict.fromkeys(DECISIONS, 'not stated'),
-        'chosen_by': 'the data protection officer',
-        'rationale': 'as small as the task allows',
-    }
+    assert statement['decision'] == {**dict.fromkeys(DECISIONS, 'not stated'), **DECISION}
+    assert 'controller: a clinic, purpose: counting exercises' in (honest / 'privacy_statement.md').read_text()
     assert {'torch', 'dp-accounting', 'mmpose'} <= set(statement['versions'])
     assert statement['project']['version'] and statement['parameters_trained'] > 1000
 

@@ -49,6 +49,7 @@ from mmpose_dp.engine import (
 )
 from mmpose_dp.engine.dry_run import blank_batch, try_batch
 from mmpose_dp.engine.hooks.planning import method_of
+from mmpose_dp.engine.unread import unread_in_words
 from mmpose_dp.extras.accountability import plan_warnings
 from mmpose_dp.extras.schedule import Schedule, ScheduledPlan
 from mmpose_dp.models import check_head
@@ -110,15 +111,29 @@ def has_private_data(cfg: Config) -> bool:
     return is_kind(DATASETS, cfg.train_dataloader.dataset, PublicPrivateDataset)
 
 
-def is_private(cfg: Config) -> bool:
-    """Whether tools/train.py would train this config privately."""
+def private_parts(cfg: Config) -> dict[str, bool]:
+    """Of the keys that make a config private, whether each does."""
     hooks = [*(cfg.get('default_hooks') or {}).values(), *(cfg.get('custom_hooks') or [])]
-    return (
-        has_private_wrapper(cfg)
-        and has_private_data(cfg)
-        and is_kind(LOOPS, cfg.get('train_cfg') or {}, PrivateTrainLoop)
-        and any(isinstance(hook, dict) and is_kind(HOOKS, hook, PrivacyBudgetHook) for hook in hooks)
-    )
+    return {
+        'optim_wrapper': has_private_wrapper(cfg),
+        'train_dataloader.dataset': has_private_data(cfg),
+        'train_cfg': is_kind(LOOPS, cfg.get('train_cfg') or {}, PrivateTrainLoop),
+        'default_hooks.privacy_budget': any(
+            isinstance(hook, dict) and is_kind(HOOKS, hook, PrivacyBudgetHook) for hook in hooks
+        ),
+    }
+
+
+def is_private(cfg: Config) -> bool:
+    """Whether tools/train.py would train this config privately. Raises PrivacyError if only some of its parts are private."""
+    parts = private_parts(cfg)
+    plain = [key for key, private in parts.items() if not private]
+    if plain and len(plain) < len(parts):
+        raise PrivacyError(
+            f'{", ".join(plain)}: of plain training, while the rest of this config is private. An assignment below private() '
+            f'replaces what private() wrote: give {plain[0].partition(".")[0]}=... to private(_base_, ...) instead'
+        )
+    return not plain
 
 
 def trial(cfg: Config, folder: str) -> Runner:
@@ -437,7 +452,7 @@ def report_settings(cfg: Config, model: nn.Module, wrapper: DPOptimWrapper, fill
         print(f'  {name:<24} {words}' + ('' if old == words else f'  * instead of: {old}'))
     whole = bool(cfg.train_cfg.get('public_epochs')) and wrapper.public_params is not None
     left = '' if filled is None or whole else left_random(model, wrapper.left_out, filled, trained_part(cfg))
-    for warning in [*idle_schedules(cfg), *filter(None, [left])]:
+    for warning in [*idle_schedules(cfg), *unread_in_words(cfg), *filter(None, [left])]:
         print(f'  WARNING: {warning}')
 
 

@@ -70,11 +70,13 @@ def read_config(path: str, *keys: str) -> Config:
 def merge_options(cfg: Config, options: dict) -> Config:
     """Merges ``--cfg-options`` and removes leftovers of inheritance, in place. Raises PrivacyError for a key that nothing reads."""
     from mmpose_dp.engine import refuse_misspelled, refuse_unknown_top, without_leftovers  # here, as below
+    from mmpose_dp.engine.unread import refuse_unread
 
     refuse_unknown_top((key.split('.')[0] for key in options), cfg, (), '--cfg-options {}')
     cfg.merge_from_dict(options)
     without_leftovers(cfg)
     refuse_misspelled(cfg)
+    refuse_unread(cfg)
     return cfg
 
 

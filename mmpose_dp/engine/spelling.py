@@ -20,7 +20,6 @@ from mmpose_dp.extras.schedule import Schedule
 from mmpose_dp.privacy.errors import ConfigError
 from mmpose_dp.privacy.projection import Projector
 
-from .hooks import PrivacyBudgetHook
 from .loops import PrivateTrainLoop
 from .optim_wrappers import DPOptimWrapper
 
@@ -45,6 +44,8 @@ TOP = {
     ),
     *('efficient_conv_bn_eval', 'custom_imports', 'env_cfg', 'vis_backends', 'backend_args', 'strategy', 'runner_type'),
 }
+# variables of MMPose's configs, and what MMPoseInferencer reads; some have the name of a setting
+VARIABLES = {'codec', 'data_mode', 'data_root', 'dataset_info', 'dataset_type', 'metainfo'}
 # keys that are read beside a class's own arguments
 _BESIDE = {
     DPOptimWrapper: {
@@ -59,7 +60,7 @@ _HOOKS = {  # the names that mmengine, MMPose and mmpose_dp give their hooks
 }
 _LOADER = {*inspect.signature(DataLoader).parameters, 'num_batch_per_epoch'}
 _PLACES = {
-    'default_hooks.privacy_budget': PrivacyBudgetHook,
+    'default_hooks.privacy_budget': 'PrivacyBudgetHook',  # its module imports this one
     'train_cfg': PrivateTrainLoop,
     'train_dataloader.batch_sampler': PoissonBatchSampler,
     'train_dataloader.dataset': PublicPrivateDataset,
@@ -74,7 +75,7 @@ def refuse_misspelled(cfg: Any, complete: bool = True) -> None:
 
     ``complete``: whether no other config will be merged with this one, so that every hook must have its type.
     """
-    elsewhere = _settings(cfg)
+    elsewhere = settings_of(cfg)
     _refuse_untyped(_part(cfg, 'default_hooks'), complete)
     for path, node, names in _nodes(cfg):
         for key in node:
@@ -87,12 +88,18 @@ def refuse_misspelled(cfg: Any, complete: bool = True) -> None:
 def refuse_unknown_top(keys: Iterable[str], cfg: Any, arguments: Iterable[str], where: str) -> None:
     """Raises ConfigError for a key that is neither in a config nor one that mmengine reads, since it would change nothing.
 
+    Nor would a variable of the config, such as ``max_epochs``: what its file made of it is there already.
+
     ``arguments``: further names that would be right. ``where``: what the message begins with, ``{}`` in place of the key.
     """
     for key in keys:
-        if key not in cfg and key not in TOP:
-            hint = did_you_mean(key, {*arguments, *TOP}, _settings(cfg))
-            raise ConfigError(f'{where.format(key)} is neither an argument nor a key of the config: {hint}')
+        variable = key in cfg
+        if key not in TOP and not (variable and (key in VARIABLES or key not in settings_of(cfg))):
+            hint = did_you_mean(key, {*arguments, *TOP}, settings_of(cfg))
+            what = (
+                'is a variable, which is read no more' if variable else 'is neither an argument nor a key of the config'
+            )
+            raise ConfigError(f'{where.format(key)} {what}: {hint}')
 
 
 def _refuse_untyped(hooks: dict, complete: bool) -> None:
@@ -100,6 +107,8 @@ def _refuse_untyped(hooks: dict, complete: bool) -> None:
     for name, hook in hooks.items():
         if isinstance(hook, dict) and 'type' not in hook and (complete or name not in _HOOKS):
             hint = did_you_mean(name, {*_HOOKS, *hooks} - {name}, {})
+            if name in _HOOKS:
+                hint = f'write its type, or give private(_base_, ..., default_hooks=dict({name}=dict(...))) what is to change'
             raise ConfigError(f'default_hooks.{name} has no type, so it is no hook, and no setting of one: {hint}')
 
 
@@ -107,26 +116,26 @@ def did_you_mean(key: str, names: Iterable[str], elsewhere: dict[str, str]) -> s
     """What to write in place of ``key``: the closest of ``names``, or a setting with its place from ``elsewhere``."""
     names = sorted(names)
     if key in elsewhere:
-        return f'did you mean {_as_dicts(elsewhere[key])}?'
+        return f'did you mean {as_dicts(elsewhere[key])}?'
     close = difflib.get_close_matches(key, names, 1, 0.75) or difflib.get_close_matches(key, [*elsewhere], 1, 0.75)
     close = close or [name for name in [*names, *elsewhere] if key in name.split('_')][:1]
     close = close or difflib.get_close_matches(key, [*names, *elsewhere], 1, 0.6)
     if not close:
         return 'take it out' + (f', or write one of {", ".join(names)}' if len(names) < 20 else '')
-    return f'did you mean {close[0] if close[0] in names else _as_dicts(elsewhere[close[0]])}?'
+    return f'did you mean {close[0] if close[0] in names else as_dicts(elsewhere[close[0]])}?'
 
 
-def _as_dicts(path: str) -> str:
+def as_dicts(path: str) -> str:
     """``a.b`` as a config has it: a=dict(b=...)."""
     first, *others = path.split('.')
-    return f'{first}=dict({_as_dicts(".".join(others))})' if others else f'{first}=...'
+    return f'{first}=dict({as_dicts(".".join(others))})' if others else f'{first}=...'
 
 
-def _settings(cfg: Any) -> dict[str, str]:
+def settings_of(cfg: Any) -> dict[str, str]:
     """Every setting of ours, and of the private data set, by its name, with its place."""
     found = {'lr': 'optim_wrapper.optimizer.lr', 'seed': 'randomness.seed'}
     for path, kind in _PLACES.items():  # the first place of a name is the one to mention
-        for name in sorted(_names(kind) - {'debug_seed'}):
+        for name in sorted(_names(resolved(HOOKS, kind)) - {'debug_seed'}):
             found.setdefault(name, f'{path}.{name}')
     for name in sorted(_LOADER - _GIVEN):
         found.setdefault(name, f'train_dataloader.{name}')

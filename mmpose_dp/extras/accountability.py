@@ -20,6 +20,10 @@ from .statement_page import write_statement
 
 NOT_STATED = 'not stated'
 DECISIONS = {  # the keys of PrivacyBudgetHook's ``decision``
+    'statement_date': 'on which day the statement is given',
+    'controller': 'which organisation is responsible for the data',
+    'purpose': 'what the model is for',
+    'legal_basis': 'by which right the data is used',
     'chosen_by': 'who chose epsilon, delta, privacy unit and public view',
     'rationale': 'why these',
     'review_date': 'when the choice is looked at again',

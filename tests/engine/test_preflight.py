@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from mmengine.config import Config
 from mmengine.hooks import CheckpointHook, EarlyStoppingHook, Hook
 from mmengine.optim import OneCycleLR
 from mmengine.runner import Runner
@@ -52,6 +53,14 @@ def test_a_right_training_passes_and_nothing_is_kept(runner):
     assert not runner.model.training and sorted(Path(runner.work_dir).rglob('*')) == files
     assert not any(metric.results for metric in runner.val_loop.evaluator.metrics)
     assert runner.model.head._last is None
+
+
+def test_a_config_file_with_a_misspelled_name(runner, monkeypatch, tmp_path):
+    """Also where another train.py than ours has read it."""
+    (tmp_path / 'own.py').write_text("_base_ = './base.py'\ntarget_epsilom = 8\n")
+    monkeypatch.setattr(runner, 'cfg', Config(runner.cfg._cfg_dict, filename=str(tmp_path / 'own.py')))
+    with pytest.raises(PrivacyError, match='own.py, line 2: target_epsilom is read by nothing'):
+        refuse_late_failures(runner)
 
 
 def test_the_model_sees_nothing_of_a_private_record(runner):

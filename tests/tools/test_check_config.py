@@ -154,6 +154,16 @@ globals().update(private(_base_, 'dpsgd', train_cfg=dict(max_epochs=6), optim_wr
             "model['head']['out_channels'] = 17",
             'model.head.out_channels=17 does not fit the 16 joints of train_dataloader.dataset.private',
         ),
+        ('train_cfg = dict(max_epochs=3)', 'train_cfg: of plain training, while the rest of this config is private'),
+        (
+            'optim_wrapper = dict(max_grad_norm=1.0); del train_cfg',
+            'optim_wrapper, train_cfg: of plain training, while the rest of this config is private',
+        ),
+        (
+            "train_dataloader = train_dataloader['dataset']['private']; train_dataloader = dict(dataset=train_dataloader)",
+            'train_dataloader.dataset: of plain training, while the rest of this config is private',
+        ),
+        ('max_epoch = 3', 'own.py, line 11: max_epoch is read by nothing'),
         ("default_hooks['privacy_budget']['target_delta'] = 0.5", 'target_delta=0.5 is too large for 40 records'),
     ],
 )

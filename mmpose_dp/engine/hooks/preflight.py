@@ -30,6 +30,7 @@ from mmpose_dp.privacy.noise import RandomSource
 
 from ..dry_run import blank_batch, rehearse, try_batch
 from ..padding import padded
+from ..unread import refuse_unread
 from .foreign_hooks import refuse_hooks
 from .resuming import checkpoint_folders
 
@@ -38,6 +39,7 @@ _TRIES = 20  # samples that are tried to find one that the pipeline can use
 
 def refuse_late_failures(runner: Runner) -> None:
     """Raises PrivacyError, naming the key, for anything that would end this training after privacy was spent."""
+    refuse_unread(runner.cfg)
     refuse_hooks(runner.hooks)
     with _untouched(runner):
         _try_records(runner)

@@ -26,6 +26,7 @@ from mmpose_dp.privacy.validation import as_delta, as_given, as_positive, as_who
 from ..loops import PrivateTrainLoop
 from ..optim_wrappers import DPOptimWrapper
 from ..training_settings import idle_schedules, left_random
+from ..unread import unread_in_words
 from . import showing
 from .planning import make_plan, run_metadata_of_views
 from .preflight import refuse_late_failures
@@ -57,8 +58,8 @@ class PrivacyBudgetHook(Hook):
         interval: steps between two values of the epsilon spent. None: one in every line of the log.
         expose_private_metrics: logs losses and accuracies of private batches. They are outside the guarantee, and the
             statement says so.
-        decision: texts for the statement, for who asks why: 'chosen_by', 'rationale', 'review_date', 'records_per_person',
-            'tuning', 'accuracy'. Without one the statement says 'not stated'.
+        decision: texts for the statement, for who asks why, under the names of ``mmpose_dp.extras.accountability.DECISIONS``, such
+            as 'controller' and 'chosen_by'. Without one the statement says 'not stated'.
 
     Raises ConfigError for values out of range.
 
@@ -211,7 +212,7 @@ class PrivacyBudgetHook(Hook):
                 f'for the {usual} of train_dataloader.batch_size. To use fewer, set '
                 'train_dataloader.batch_sampler.max_rows_per_record.'
             )
-        for warning in [*plan_warnings(plan), *idle_schedules(runner.cfg)]:
+        for warning in [*plan_warnings(plan), *idle_schedules(runner.cfg), *unread_in_words(runner.cfg)]:
             runner.logger.warning(warning)
 
     def before_train(self, runner: Runner) -> None:
