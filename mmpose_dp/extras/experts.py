@@ -63,6 +63,7 @@ class Mixed:
                 destination[f'{prefix}{_OWN}{name}'], destination[prefix + name] = destination[prefix + name], value
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: Any) -> None:
+        state_dict.setdefault(prefix + WEIGHTS, self.expert_weights.detach())  # a start has none
         mixtures = {name: state_dict.get(prefix + name) for name in _MIXED if f'{prefix}{_OWN}{name}' in state_dict}
         for name in mixtures:
             state_dict[prefix + name] = state_dict.pop(f'{prefix}{_OWN}{name}')
@@ -103,27 +104,26 @@ def _affine(module: _BatchNorm, tensors: Mapping[str, Tensor]) -> tuple[Tensor, 
 
 def _rule(module: Any, a: Tensor, b: Tensor) -> dict[str, Tensor]:
     """The mixing weights' gradients: <b, d output / d a_k> for each sample."""
-    found = []
-    for expert in range(len(module.experts)):
-        difference = module.differences(expert)
-        if not difference:
-            found.append(a.new_zeros(len(a)))
-        elif isinstance(module, _BatchNorm):
-            along = torch.zeros_like(module.expert_weights)
-            along[expert] = 1
-            current = module.expert_weights.detach()
-            _, (scale, shift) = torch.func.jvp(lambda w: _affine(module, module.mixed(w)), (current,), (along,))
-            by_channel = [x.reshape(*b.shape[:2], -1).sum(2) for x in (a * b, b)]
-            found.append(by_channel[0] @ scale.to(a.dtype) + by_channel[1] @ shift.to(a.dtype))
-        else:
-            weight = difference['weight'].to(a.dtype)
-            bias = difference['bias'].to(a.dtype) if 'bias' in difference else None
-            output = _run(module, a, {'weight': weight, **({} if bias is None else {'bias': bias})})
-            found.append((output * b).flatten(1).sum(1))
-    return {WEIGHTS: torch.stack(found, 1)}
+    return {WEIGHTS: torch.stack([_along(module, expert, a, b) for expert in range(len(module.experts))], 1)}
 
 
-register_rule(Mixed, _rule)  # type: ignore[type-abstract, arg-type]
+def _along(module: Any, expert: int, a: Tensor, b: Tensor) -> Tensor:
+    """One mixing weight's gradient of each sample, (samples,)."""
+    difference = {name: value.to(a.dtype) for name, value in module.differences(expert).items()}
+    if not difference:
+        return a.new_zeros(len(a))
+    if 'running_var' not in difference:  # linear in its tensors
+        return (_run(module, a, difference) * b).flatten(1).sum(1)
+    weights = module.expert_weights.detach()
+    along = torch.zeros_like(weights)
+    along[expert] = 1
+    tangents: Any = torch.func.jvp(lambda w: _affine(module, module.mixed(w)), (weights,), (along,))[1]
+    scale, shift = tangents
+    over_image, alone = (x.reshape(*b.shape[:2], -1).sum(2) for x in (a * b, b))
+    return over_image @ scale.to(a.dtype) + alone @ shift.to(a.dtype)
+
+
+register_rule(Mixed, _rule)  # type: ignore[arg-type]
 
 
 def add_experts(model: nn.Module, experts: Sequence[Mapping[str, Tensor]]) -> int:
@@ -132,13 +132,15 @@ def add_experts(model: nn.Module, experts: Sequence[Mapping[str, Tensor]]) -> in
     A layer whose tensors have other shapes in all experts (an output layer for other joints) stays as it is.
     """
     inside = {child for m in model.modules() if isinstance(m, nn.MultiheadAttention) for child in m.modules()}
-    layers = [(name, m) for name, m in model.named_modules() if m not in inside and _takes_experts(m)]
+    layers: list[tuple[str, Any]] = [
+        (name, m) for name, m in model.named_modules() if m not in inside and _takes_experts(m)
+    ]
     count = 0
     for name, layer in layers:
         found = [_tensors_of(layer, f'{name}.', expert) for expert in experts]
         if any(found):
-            start = layer.weight.new_full((len(experts),), 1 / (len(experts) + 1))  # type: ignore[operator, union-attr]
-            layer.experts = found  # type: ignore[assignment]
+            start = layer.weight.new_full((len(experts),), 1 / (len(experts) + 1))
+            layer.experts = found
             layer.expert_weights = nn.Parameter(start)
             layer.__class__ = type(f'Mixed{type(layer).__name__}', (Mixed, type(layer)), {})
             count += 1
