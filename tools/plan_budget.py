@@ -47,6 +47,7 @@ from rich.progress import track
 from mmpose_dp.datasets import collate_samples
 from mmpose_dp.engine import PrivacyBudgetHook, left_random
 from mmpose_dp.engine.basis import fit_basis, table_of
+from mmpose_dp.engine.optim_wrappers.constructor import experts_of
 from mmpose_dp.engine.signal import measure
 from mmpose_dp.extras import forecast
 from mmpose_dp.extras.accountability import plan_warnings
@@ -146,13 +147,15 @@ def hook_of(runner: Runner) -> Any:
     return next(hook for hook in runner.hooks if isinstance(hook, PrivacyBudgetHook))
 
 
-def subsets(model: torch.nn.Module, names: list[str], lora_rank: int) -> dict[str, tuple[int, list[str]]]:
+def subsets(
+    model: torch.nn.Module, names: list[str], lora_rank: int, experts: list[dict[str, torch.Tensor]]
+) -> dict[str, tuple[int, list[str]]]:
     """Of each choice of ``trainable`` that the model has: how many numbers it trains, and the names of their parameters."""
     found = {}
     for name in names:
         own = copy.deepcopy(model)
         try:
-            numbers = choose_trainable(own, name, lora_rank)
+            numbers = choose_trainable(own, name, lora_rank, experts if name == 'experts' else ())
         except ConfigError:
             continue  # a model without norms, say
         found[name] = numbers, [key for key, param in own.named_parameters() if param.requires_grad]
@@ -164,9 +167,10 @@ def choices_of(cfg: Config, args: argparse.Namespace, folder: str) -> list[Choic
     own, projector = trained_part(cfg), cfg.optim_wrapper.get('projector')
     private_model(copy.deepcopy(cfg))  # refuses what training would
     whole = copy.deepcopy(cfg)
-    whole.optim_wrapper.trainable = 'all'
+    whole.optim_wrapper.trainable, whole.optim_wrapper.experts = 'all', ()
     model, _ = private_model(whole)
-    found = subsets(model, list(dict.fromkeys([*SUBSETS, own])), cfg.optim_wrapper.get('lora_rank', 8))
+    names, experts = list(dict.fromkeys([*SUBSETS, own])), experts_of(cfg.optim_wrapper.get('experts') or ())
+    found = subsets(model, names, cfg.optim_wrapper.get('lora_rank', 8), experts)
     measured = measured_r(cfg, args.measure, folder, found) if args.measure else {}
     choices = []
     for name, (numbers, _) in found.items():
@@ -197,7 +201,7 @@ def measured_r(cfg: Config, count: int, folder: str, found: dict[str, tuple[int,
         raise PrivacyError('--measure needs the weights that training starts from: set load_from, or give --r')
     if not is_there(cfg.train_dataloader.dataset.get('private')):
         raise PrivacyError('--measure needs the data set, whose private part is not on this machine: give --r')
-    if 'lora' not in own.split('+'):
+    if not {'lora', 'experts'} & {*own.split('+')}:
         cfg.optim_wrapper.trainable = 'all'
     runner = trial(cfg, folder)
     runner.load_or_resume()

@@ -46,6 +46,7 @@ from mmpose_dp.engine.view_audit import with_audit
 from mmpose_dp.extras.accountability import with_membership_audit
 from mmpose_dp.extras.checkpoint_file import CheckpointFile
 from mmpose_dp.extras.evidence import STATEMENT_NAME, file_sha256, intact_statement, is_checkpoint_of, plain_sha256
+from mmpose_dp.extras.experts import without_updates
 from mmpose_dp.extras.statement_page import complete, write_statement
 from mmpose_dp.privacy.errors import PrivacyError
 
@@ -81,8 +82,8 @@ def published(checkpoint: dict, folder: Path | None = None) -> dict:
     if folder is not None:
         statement = with_audit(with_membership_audit(statement, folder), folder)
     # each tensor row by row in a storage of its own: mmpose_dp.verify accepts no other form
-    rows = torch.contiguous_format
-    weights = {name: value.clone(memory_format=rows) for name, value in checkpoint['state_dict'].items()}
+    rows, own = torch.contiguous_format, without_updates(checkpoint['state_dict'])
+    weights = {name: value.clone(memory_format=rows) for name, value in own.items()}
     return dict(state_dict=weights, meta=_plain(meta), privacy_statement=_plain(statement))
 
 

@@ -49,7 +49,7 @@ VARIABLES = {'codec', 'data_mode', 'data_root', 'dataset_info', 'dataset_type', 
 # keys that are read beside a class's own arguments
 _BESIDE = {
     DPOptimWrapper: {
-        *('constructor', 'optimizer', 'paramwise_cfg', 'norm', 'trainable', 'lora_rank', 'public_optimizer'),
+        *('constructor', 'optimizer', 'paramwise_cfg', 'norm', 'trainable', 'lora_rank', 'experts', 'public_optimizer'),
         *('clip_grad', 'accumulative_counts'),
     },
     PrivateTrainLoop: {'by_epoch'},

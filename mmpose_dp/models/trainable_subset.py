@@ -4,10 +4,12 @@ Must not ignore a name: a part of the setting that matches no parameter is an er
 """
 
 import re
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 
-from torch import nn
+from torch import Tensor, nn
 
+from mmpose_dp.extras.experts import WEIGHTS, add_experts
 from mmpose_dp.extras.lora import add_low_rank
 from mmpose_dp.privacy.errors import ConfigError
 from mmpose_dp.privacy.validation import as_whole
@@ -15,17 +17,21 @@ from mmpose_dp.privacy.validation import as_whole
 _STAGES = re.compile(r'(layer|stage)\d+|(.+_)?(layers|stages|modules)|multi_stage_.+')
 
 
-def choose_trainable(model: nn.Module, trainable: str = 'all', lora_rank: int = 8) -> int:
+def choose_trainable(
+    model: nn.Module, trainable: str = 'all', lora_rank: int = 8, experts: Sequence[Mapping[str, Tensor]] = ()
+) -> int:
     """Freezes every parameter that ``trainable`` does not name and returns how many numbers are left to train.
 
     Args:
         trainable: 'all' (everything that the model trains), or parts joined by '+':
             'head' (neck and head), 'first_stage' (the backbone up to its first stage), 'last_stage' (from its last one on), 'norms'
             (scale and shift of every norm layer), 'bias' (every bias: BiTFiT, Bu et al. 2022), 'lora' (low-rank updates of
-            linear layers and 1x1 convolutions: Hu et al. 2021, Yu et al. 2022), or a pattern on parameter names such as
+            linear layers and 1x1 convolutions: Hu et al. 2021, Yu et al. 2022), 'experts' (how much of each of ``experts`` is in
+            each layer: :mod:`mmpose_dp.extras.experts`), or a pattern on parameter names such as
             'backbone.stage4.*'. The paper's subset (arXiv 2504.10190) is 'head+last_stage+norms'; docs/accuracy.md shows
             where 'norms+first_stage' helps: after epochs on public views, which lack the detail that the first layers see.
         lora_rank: rank of the updates that 'lora' adds.
+        experts: state dicts of publicly trained models of the same architecture, which 'experts' mixes.
 
     Raises ConfigError for a part that matches no parameter, and for settings of other types.
     """
@@ -37,20 +43,38 @@ def choose_trainable(model: nn.Module, trainable: str = 'all', lora_rank: int = 
         parts = [part.strip() for part in trainable.split('+')]
         if 'lora' in parts:
             add_low_rank(model, lora_rank)
+        _mix(model, parts, experts)
         names = {name for name, param in model.named_parameters() if param.requires_grad}
         for part in parts:
             found = names & _part(model, part)
             if not found:
                 raise ConfigError(
                     f"optim_wrapper.trainable={trainable!r}: {part!r} matches no trainable parameter. Write 'all', or "
-                    "parts joined by '+' from head, first_stage, last_stage, norms, bias, lora and patterns "
+                    "parts joined by '+' from head, first_stage, last_stage, norms, bias, lora, experts and patterns "
                     "such as 'backbone.stage4.*' "
                     f'(this model has {", ".join(sorted(names)[:3])}, ...)'
                 )
             chosen |= found
         for name, param in model.named_parameters():
             param.requires_grad_(name in chosen)
+    elif experts:
+        raise ConfigError("optim_wrapper.experts has no meaning with trainable='all': write trainable='experts'")
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+def _mix(model: nn.Module, parts: list[str], experts: Sequence[Mapping[str, Tensor]]) -> None:
+    """Adds the experts that 'experts' needs. Raises ConfigError where the settings do not go together."""
+    if ('experts' in parts) != bool(experts):
+        raise ConfigError(
+            "optim_wrapper.trainable='experts' and optim_wrapper.experts=[CHECKPOINT, ...] go together: write both or none"
+        )
+    if experts and parts != ['experts']:
+        raise ConfigError(f"optim_wrapper.trainable={'+'.join(parts)!r}: 'experts' stands alone")
+    if experts and not add_experts(model, experts):
+        raise ConfigError(
+            'optim_wrapper.experts: no layer of the model has the names and shapes of one of theirs: write checkpoints of the '
+            'same model'
+        )
 
 
 def _part(model: nn.Module, part: str) -> set[str]:
@@ -59,6 +83,8 @@ def _part(model: nn.Module, part: str) -> set[str]:
         return {name for name in names if name.startswith(('head.', 'neck.'))}
     if part == 'bias':
         return {name for name in names if name.rpartition('.')[2].endswith('bias')}
+    if part == 'experts':
+        return {name for name in names if name.endswith(f'.{WEIGHTS}')}
     if part == 'lora':
         return {name for name in names if '.lora_' in name}
     if part == 'norms':

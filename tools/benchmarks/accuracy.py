@@ -87,7 +87,9 @@ class Benchmark:
         if args.quick or args.untuned:
             self.rows = {name: replace(row, candidates=row.candidates[:1]) for name, row in self.rows.items()}
         self.epsilons, self.seeds = args.epsilons or self.size.epsilons, args.seeds or self.size.seeds
-        self.starts = {row.start for row in self.rows.values()}  # rows that others start from
+        self.starts = {
+            name for row in self.rows.values() for name in (row.start, *row.experts)
+        }  # whose weights others need
         self.needed: set[tuple[str, int]] = set()
         self.start, self.lanes = args.mpii, args.lanes
         self.results = Results(self.out / 'results.csv')
@@ -152,10 +154,8 @@ class Benchmark:
         """These rows and what they start from, starts first."""
         wanted: list[str] = []
         for name in names:
-            chain = [name]
-            while (start := self.rows[chain[0]].start) in self.rows:
-                chain.insert(0, start)
-            wanted += [n for n in chain if n not in wanted]
+            before = [start for start in (self.rows[name].start, *self.rows[name].experts) if start in self.rows]
+            wanted += [n for n in [*self.with_starts(before), name] if n not in wanted]
         return wanted
 
     def needed_starts(self, names: list[str]) -> set[tuple[str, int]]:
@@ -167,9 +167,7 @@ class Benchmark:
                 seeds = {job['seed'] for job in jobs if self.results.find(**job) is None}
             except ValueError:  # not tuned yet
                 seeds = set(range(self.seeds))
-            while (start := self.rows[name].start) in self.rows:
-                needed |= {(start, seed) for seed in seeds}
-                name = start
+            needed |= {(start, seed) for start in self.with_starts([name])[:-1] for seed in seeds}
         return needed
 
     # ---- running ---------------------------------------------------------------------------------------------------
@@ -195,6 +193,8 @@ class Benchmark:
             seed=seed,
             folder=str(self._folder(identity)),
             load_from=str(start) if row.start else None,
+            experts=[str(self._checkpoint(name, seed)) for name in row.experts],
+            mean=row.mean,
             train_on=None if self.family == 'mpii' else f'{self.trains_on[train_on]}/',
             pictures=row.pictures,
             public=None if self.family == 'mpii' else roots['other domain'],

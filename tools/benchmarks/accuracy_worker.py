@@ -67,6 +67,8 @@ def config_of(job: dict) -> Config:
     if job['epsilon'] is not None:
         cfg.default_hooks.privacy_budget.target_epsilon = job['epsilon']
     cfg.work_dir, cfg.load_from = job['folder'], job['load_from']
+    if job['experts']:
+        cfg.optim_wrapper.experts = job['experts']
     cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None  # scored once, at the end
     return quiet(cfg, job)
 
@@ -92,13 +94,30 @@ def score(job: dict, checkpoint: str, data_root: str | None) -> float:
     return float(found['PCK'] if 'PCK' in found else 100 * found['PCKh'])
 
 
+def trained(job: dict) -> str:
+    """Trains; the path of the last checkpoint."""
+    Runner.from_cfg(config_of(job)).train()
+    return (Path(job['folder']) / 'last_checkpoint').read_text()
+
+
+def mean_of(checkpoints: list[str], folder: Path) -> str:
+    """The path of the mean of the checkpoints' weights, which is written into ``folder``."""
+    weights = [torch.load(path, map_location='cpu', weights_only=False)['state_dict'] for path in checkpoints]
+    mean = {
+        name: torch.stack([w[name].float() for w in weights]).mean(0).to(value.dtype)
+        for name, value in weights[0].items()
+    }
+    folder.mkdir(parents=True)
+    torch.save(dict(state_dict=mean, meta={}), folder / 'mean.pth')
+    return str(folder / 'mean.pth')
+
+
 def run_job(job: dict) -> dict:
     """Trains and scores; raises whatever the training raised."""
     began = time.time()
     folder = Path(job['folder'])
     shutil.rmtree(folder, ignore_errors=True)  # left by an interrupted run: one folder is one budget
-    Runner.from_cfg(config_of(job)).train()
-    checkpoint = (folder / 'last_checkpoint').read_text()
+    checkpoint = mean_of([job['load_from'], *job['experts']], folder) if job['mean'] else trained(job)
     statement = folder / 'privacy_statement.json'
     spent = json.loads(statement.read_text())['epsilon'] if statement.exists() else None
     scores = [score(job, checkpoint, root) for root in job['test_on']]

@@ -74,6 +74,13 @@ def people_rows(size: Size, start: Start, public_view: Settings = DEFAULT_VIEW) 
     views = dict(start='public_people', candidates=plain)
     dpsgd = table['dpsgd'].settings
     longer = {**dpsgd, **schedule(size.few_epochs or size.epochs)}
+    # the numbers that are mixed move by hundredths, and their gradients are short
+    mixed = {TRAINABLE: 'experts', 'optim_wrapper.max_grad_norm': 5e-4, **schedule(size.epochs)}
+    turned = {
+        'train_dataloader.dataset.pipeline.4.rotate_factor': 180.0,
+        'train_dataloader.dataset.pipeline.4.rotate_prob': 1.0,
+    }
+    experts = dict(start='public_people', experts=('public_turned', 'pretrain'))
     ours_views = {**table['ours'].settings, **table['ours'].candidates[2], **few}
     return {
         'pretrain': Row(
@@ -92,7 +99,31 @@ def people_rows(size: Size, start: Start, public_view: Settings = DEFAULT_VIEW) 
             public_alone=True,
         ),
         'nonprivate': with_('nonprivate', candidates=plain),
-        'ours': Row('ours, from public-only on public people', 'dpsgd_eps08', 'public_people', longer, private[::-1]),
+        'public_turned': Row(
+            'public-only: on turned public people',
+            'nonprivate',
+            settings={**IN_PROCESS, **schedule(2 * size.epochs), **turned},
+            candidates=plain[:1],
+            private=False,
+            public_alone=True,
+        ),
+        'public_mean': Row(
+            'public-only: mean of the three models above', 'nonprivate', private=False, mean=True, **experts
+        ),
+        'ours': Row(
+            'ours: private weights of the same three models, layer by layer',
+            'dpsgd_eps08',
+            settings={**dpsgd, **mixed},
+            candidates=tuple(adam(3e-2, 1e-2, 1e-1)),
+            **experts,
+        ),
+        'few': Row(
+            'DP-SGD, large batch, few parameters, from public-only on public people',
+            'dpsgd_eps08',
+            'public_people',
+            longer,
+            private[::-1],
+        ),
         'dpsgd': with_('dpsgd', text='DP-SGD, large batch, few parameters', settings=longer, candidates=private),
         'publiconly': with_('publiconly', **views),
         'publiconly_papers': replace(

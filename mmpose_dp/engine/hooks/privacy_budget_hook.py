@@ -38,6 +38,7 @@ from .provenance import (
     pretraining_in,
     pretraining_of,
     spent_in,
+    starts_of_experts,
     starts_of_init_cfg,
 )
 from .resuming import budgets_in_words, changed_budget, check_resumed, find_start, open_ledger
@@ -125,6 +126,7 @@ class PrivacyBudgetHook(Hook):
         if not (runner._resume and runner._load_from):  # resume=True without a checkpoint is a first start
             model = unwrapped(runner.model)
             self._starts, self._watch = starts_of_init_cfg(model), LoadWatch(model)
+            self._starts += starts_of_experts(wrapper.experts)
 
     def _plan(self, runner: Runner, loop: PrivateTrainLoop, wrapper: DPOptimWrapper) -> None:
         """Opens the ledger and fixes the noise; for a training on public views only, fixes what the ledger keeps of it."""

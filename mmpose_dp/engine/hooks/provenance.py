@@ -21,6 +21,7 @@ from mmpose_dp.privacy.errors import ConfigError
 
 CHECKPOINT_KEY = 'privacy'  # of the ledger, the statement, pretraining and lineage (as 'descent') in a checkpoint
 
+_EXPERTS = 'optim_wrapper.experts'
 _UNKNOWN = 'of unknown origin: what it was trained on is not recorded, and is treated as public'
 
 
@@ -89,7 +90,7 @@ class Start:
     """A file of weights from which a training starts.
 
     Attributes:
-        key: the config key that names it, 'load_from' or that of an ``init_cfg``.
+        key: the config key that names it, 'load_from', 'optim_wrapper.experts' or that of an ``init_cfg``.
         path: the file, or its address.
         module: the part of the model into which it is loaded, '' for the whole model.
         shapes: the shapes of its tensors that are to be loaded, by name.
@@ -133,6 +134,9 @@ class Start:
 
         Raises ConfigError if they fit nothing.
         """
+        if self.key == _EXPERTS:
+            name = Path(self.path).name
+            return f'mixed layer by layer with {name}{self.lineage.in_words(name)}'
         found, wanted = watch.found(self.module, start, end), watch.inside(self.module)
         how, name = 'loaded' if self.key == 'load_from' else 'loaded by init_cfg', Path(self.path).name
         into = '.'.join(['model', *filter(None, [self.module])])
@@ -159,7 +163,7 @@ def pretraining_of(starts: Sequence[Start], watch: LoadWatch, own_loads: int | N
         start.in_words(watch, *((own_loads or 0, None) if start.key == 'load_from' else (0, own_loads)))
         for start in starts
     ]
-    modules = [start.module for start in starts if start.key != 'load_from']
+    modules = [start.module for start in starts if start.key not in ('load_from', _EXPERTS)]
     for module, tensors in watch.loads[:own_loads]:
         if tensors and not any(is_within(module, known) for known in modules):
             words.append(f'loaded by the code of {".".join(["model", *filter(None, [module])])}, {_UNKNOWN}')
@@ -223,6 +227,11 @@ def starts_of_init_cfg(model: nn.Module) -> list[Start]:
             raise ConfigError(f'{key}: checkpoint={path} cannot be read: {error}') from error
         starts.append(Start.of(key, path, module, checkpoint, settings.get('prefix')))
     return starts
+
+
+def starts_of_experts(paths: Sequence[str]) -> list[Start]:
+    """The files of ``optim_wrapper.experts``, which could be read when the model was built."""
+    return [Start.of(_EXPERTS, path, '', CheckpointLoader.load_checkpoint(path, 'cpu')) for path in paths]
 
 
 @HOOKS.register_module()

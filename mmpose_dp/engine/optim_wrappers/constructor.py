@@ -6,16 +6,31 @@ from io import StringIO
 from typing import Any
 
 from mmengine.optim import DefaultOptimWrapperConstructor
+from mmengine.runner import CheckpointLoader
 from mmpose.engine.optim_wrappers import LayerDecayOptimWrapperConstructor
 from mmpose.registry import OPTIM_WRAPPER_CONSTRUCTORS
-from torch import nn
+from torch import Tensor, nn
 
-from mmpose_dp.models import choose_trainable, freeze_batch_norm, replace_batch_norm, unwrapped
-from mmpose_dp.privacy.errors import PrivacyError
+from mmpose_dp.models import choose_trainable, freeze_batch_norm, replace_batch_norm, unwrapped, weights_of
+from mmpose_dp.privacy.errors import ConfigError, PrivacyError
 
 from ..leftovers import without_deletions
 from .dp_optim_wrapper import DPOptimWrapper
 from .validation import check_paramwise
+
+
+def experts_of(paths: Any) -> list[dict[str, Tensor]]:
+    """The state dicts of ``optim_wrapper.experts``. Raises ConfigError for a file that cannot be read or holds no weights."""
+    if not isinstance(paths, (list, tuple)) or not all(isinstance(path, str) for path in paths):
+        raise ConfigError(f'optim_wrapper.experts={paths!r} must be a list of checkpoints')
+    found = []
+    for path in paths:
+        try:
+            checkpoint = CheckpointLoader.load_checkpoint(path, 'cpu')
+        except Exception as error:  # a file or an address can be wrong in any way
+            raise ConfigError(f'optim_wrapper.experts: checkpoint={path} cannot be read: {error}') from error
+        found.append(weights_of(checkpoint, f'optim_wrapper.experts: checkpoint={path}'))
+    return found
 
 
 class LayeredConstructor(DefaultOptimWrapperConstructor):
@@ -51,7 +66,8 @@ class DPOptimWrapperConstructor(LayeredConstructor):
 
     - ``norm``: 'frozen' (default; every BatchNorm keeps the statistics it was loaded with, scale and shift are trained) or
       'group' (GroupNorm in its place: :func:`mmpose_dp.models.replace_batch_norm`).
-    - ``trainable`` and ``lora_rank``: what is trained, see :func:`mmpose_dp.models.choose_trainable`.
+    - ``trainable``, ``lora_rank`` and ``experts`` (a list of checkpoints): what is trained, see
+      :func:`mmpose_dp.models.choose_trainable`.
     - ``public_optimizer``: what optimizer takes the steps of ``train_cfg.public_epochs``, such as dict(type='AdamW', lr=1e-3).
       It trains all that the model does, whatever ``trainable`` leaves to the private steps. None: the same one, and the
       same parameters, as in private steps. ``param_scheduler`` moves both in proportion.
@@ -68,6 +84,7 @@ class DPOptimWrapperConstructor(LayeredConstructor):
         self.norm = settings.pop('norm', 'frozen')
         self.public_optimizer = settings.pop('public_optimizer', None)
         self.subset = {key: settings.pop(key) for key in ('trainable', 'lora_rank') if key in settings}
+        self.experts = settings.pop('experts', None) or ()
         if self.public_optimizer is not None and not (
             isinstance(self.public_optimizer, dict) and 'type' in self.public_optimizer
         ):
@@ -98,9 +115,10 @@ class DPOptimWrapperConstructor(LayeredConstructor):
             raise PrivacyError(
                 'the model has no parameter to train: lower model.backbone.frozen_stages, or thaw its head'
             )
-        choose_trainable(core, **self.subset)
+        choose_trainable(core, **self.subset, experts=experts_of(self.experts))
         core.train()  # and frozen stages stay frozen, with the updates that 'lora' added to them
         wrapper = super().__call__(model)
+        wrapper.experts = tuple(self.experts)
         wrapper.left_out = [p for p in core.parameters() if p in before and not p.requires_grad]
         if self.public_optimizer is not None:
             # in public epochs it is this one that steps before the scheduler does

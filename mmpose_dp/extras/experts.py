@@ -1,0 +1,167 @@
+"""Mixing weights of experts: of each layer, a few private numbers say how much of each publicly trained model is in it.
+
+The experts are models of one architecture that were trained on public data, each otherwise: on other pictures, or on turned ones.
+Must not train the experts, and must not take one that saw private records: nothing here can tell.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from mmpose_dp.gradients import register_rule, rule_for
+from mmpose_dp.privacy.errors import ConfigError
+
+_MIXED = ('weight', 'bias', 'running_mean', 'running_var')
+_OWN, WEIGHTS = 'expert_own_', 'expert_weights'
+
+
+class Mixed:
+    """Mixed into a layer's class: it computes with W + sum_k a_k (E_k - W), for its own tensors W and those of each expert E_k.
+
+    A state dict holds the mixture under the layer's own names, so that a checkpoint runs in plain MMPose. W and the a_k are beside
+    it.
+
+    Attributes:
+        expert_weights: the a_k, shape (experts,). They begin at 1 / (experts + 1): the mean of all, the layer's own W included.
+        experts: the tensors of each expert by name, {} for one that has none of the layer's shapes.
+    """
+
+    expert_weights: nn.Parameter
+    experts: list[dict[str, Tensor]]
+
+    def differences(self, expert: int) -> dict[str, Tensor]:
+        """E_k - W of one expert, by name; empty for an expert without this layer."""
+        there = self.experts[expert]
+        for name, value in there.items():
+            there[name] = value.to(getattr(self, name))
+        return {name: value - getattr(self, name) for name, value in there.items()}
+
+    def mixed(self, weights: Tensor) -> dict[str, Tensor]:
+        """The layer's tensors for mixing weights (experts,), by name."""
+        found = {name: getattr(self, name) for name in _MIXED if getattr(self, name, None) is not None}
+        for expert, weight in enumerate(weights):
+            for name, difference in self.differences(expert).items():
+                found[name] = found[name] + weight * difference
+        return found
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The output of the layer with its mixed tensors."""
+        return _run(self, x, self.mixed(self.expert_weights))
+
+    def train(self, mode: bool = True) -> nn.Module:
+        """As the layer's; the statistics of a BatchNorm are mixed, and never learned."""
+        return super().train(mode and not isinstance(self, _BatchNorm))  # type: ignore[misc]
+
+    def _save_to_state_dict(self, destination: dict, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)  # type: ignore[misc]
+        with torch.no_grad():
+            for name, value in self.mixed(self.expert_weights).items():
+                destination[f'{prefix}{_OWN}{name}'], destination[prefix + name] = destination[prefix + name], value
+
+    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: Any) -> None:
+        state_dict.setdefault(prefix + WEIGHTS, self.expert_weights.detach())  # a start has none
+        mixtures = {name: state_dict.get(prefix + name) for name in _MIXED if f'{prefix}{_OWN}{name}' in state_dict}
+        for name in mixtures:
+            state_dict[prefix + name] = state_dict.pop(f'{prefix}{_OWN}{name}')
+        super()._load_from_state_dict(state_dict, prefix, *args)  # type: ignore[misc]
+        with torch.no_grad():
+            again = self.mixed(self.expert_weights)
+        for name, saved in mixtures.items():
+            if saved is not None and not torch.allclose(saved.to(again[name]), again[name], rtol=1e-3, atol=1e-4):
+                raise ConfigError(
+                    f'optim_wrapper.experts are not those of the checkpoint: {prefix}{name} would be another mixture. Write the '
+                    'same files in the same order'
+                )
+
+
+def _run(module: Any, x: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
+    """The output of a layer with other tensors in place of its own. But for BatchNorm's, it is linear in them."""
+    weight, bias = (tensors.get(name) for name in ('weight', 'bias'))
+    if isinstance(module, nn.Conv2d):
+        return module._conv_forward(x, weight, bias)  # type: ignore[arg-type]
+    if isinstance(module, nn.ConvTranspose2d):
+        settings = module.stride, module.padding, module.output_padding, module.groups, module.dilation
+        return F.conv_transpose2d(x, weight, bias, *settings)  # type: ignore[arg-type]
+    if isinstance(module, nn.Linear):
+        return F.linear(x, weight, bias)  # type: ignore[arg-type]
+    if isinstance(module, nn.GroupNorm):
+        return F.group_norm(x, module.num_groups, weight, bias, module.eps)
+    if isinstance(module, nn.LayerNorm):
+        return F.layer_norm(x, module.normalized_shape, weight, bias, module.eps)
+    scale, shift = (value.view(-1, *[1] * (x.dim() - 2)) for value in _affine(module, tensors))
+    return x * scale + shift
+
+
+def _affine(module: _BatchNorm, tensors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """Scale and shift of a BatchNorm with fixed statistics, (channels,) each. A mixed variance may be below 0: it counts as 0."""
+    scale = tensors['weight'] * (tensors['running_var'].clamp_min(0) + module.eps).rsqrt()
+    return scale, tensors['bias'] - tensors['running_mean'] * scale
+
+
+def _rule(module: Any, a: Tensor, b: Tensor) -> dict[str, Tensor]:
+    """The mixing weights' gradients: <b, d output / d a_k> for each sample."""
+    return {WEIGHTS: torch.stack([_along(module, expert, a, b) for expert in range(len(module.experts))], 1)}
+
+
+def _along(module: Any, expert: int, a: Tensor, b: Tensor) -> Tensor:
+    """One mixing weight's gradient of each sample, (samples,)."""
+    difference = {name: value.to(a.dtype) for name, value in module.differences(expert).items()}
+    if not difference:
+        return a.new_zeros(len(a))
+    if 'running_var' not in difference:  # linear in its tensors
+        return (_run(module, a, difference) * b).flatten(1).sum(1)
+    weights = module.expert_weights.detach()
+    along = torch.zeros_like(weights)
+    along[expert] = 1
+    tangents: Any = torch.func.jvp(lambda w: _affine(module, module.mixed(w)), (weights,), (along,))[1]
+    scale, shift = tangents
+    over_image, alone = (x.reshape(*b.shape[:2], -1).sum(2) for x in (a * b, b))
+    return over_image @ scale.to(a.dtype) + alone @ shift.to(a.dtype)
+
+
+register_rule(Mixed, _rule)  # type: ignore[arg-type]
+
+
+def add_experts(model: nn.Module, experts: Sequence[Mapping[str, Tensor]]) -> int:
+    """Gives every layer with a built-in rule mixing weights of these experts' state dicts. Returns the number of these layers.
+
+    A layer whose tensors have other shapes in all experts (an output layer for other joints) stays as it is.
+    """
+    inside = {child for m in model.modules() if isinstance(m, nn.MultiheadAttention) for child in m.modules()}
+    layers: list[tuple[str, Any]] = [
+        (name, m) for name, m in model.named_modules() if m not in inside and _takes_experts(m)
+    ]
+    count = 0
+    for name, layer in layers:
+        found = [_tensors_of(layer, f'{name}.', expert) for expert in experts]
+        if any(found):
+            start = layer.weight.new_full((len(experts),), 1 / (len(experts) + 1))
+            layer.experts = found
+            layer.expert_weights = nn.Parameter(start)
+            layer.__class__ = type(f'Mixed{type(layer).__name__}', (Mixed, type(layer)), {})
+            count += 1
+    return count
+
+
+def _takes_experts(module: nn.Module) -> bool:
+    kinds = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear, nn.GroupNorm, nn.LayerNorm, _BatchNorm)
+    affine = isinstance(getattr(module, 'weight', None), nn.Parameter)
+    return isinstance(module, kinds) and affine and not hasattr(module, WEIGHTS) and rule_for(module) is not None
+
+
+def _tensors_of(layer: nn.Module, prefix: str, expert: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """An expert's tensors of a layer; none if one of them is missing or of another shape."""
+    own = {name: value for name in _MIXED if isinstance(value := getattr(layer, name, None), Tensor)}
+    found = {name: expert[prefix + name] for name in own if prefix + name in expert}
+    fits = len(found) == len(own) and all(found[name].shape == value.shape for name, value in own.items())
+    return {name: value.detach().clone().float() for name, value in found.items()} if fits else {}
+
+
+def without_updates(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A state dict without what 'lora' and 'experts' keep beside the layers' own names, in which it is contained."""
+    added = ('lora_down.', 'lora_up.', WEIGHTS, _OWN)
+    return {name: value for name, value in weights.items() if not any(f'.{key}' in name for key in added)}

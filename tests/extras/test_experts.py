@@ -1,0 +1,152 @@
+"""Mixing weights of experts: gradients against autograd's, checkpoints in plain MMPose, and what a statement says of experts."""
+
+import json
+
+import pytest
+import torch
+from mmengine.runner import Runner
+from mmengine.runner.checkpoint import _load_checkpoint_to_model
+from torch import nn
+
+from mmpose_dp.extras.experts import Mixed, add_experts, without_updates
+from mmpose_dp.gradients import Engine
+from mmpose_dp.gradients.blocks import PerSampleGradients
+from mmpose_dp.models import choose_trainable, freeze_batch_norm
+from mmpose_dp.privacy.errors import ConfigError
+from tests.support.models import build, load
+from tests.support.runs import config, tiny
+
+RES50 = 'body_2d_keypoint/topdown_heatmap/mpii/td-hm_res50_8xb64-210e_mpii-256x256.py'
+
+
+class EveryLayer(nn.Module):
+    """One layer of each kind that can be mixed."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(2, 4, 3, padding=1, bias=False), nn.BatchNorm2d(4)
+        self.up, self.group = nn.ConvTranspose2d(4, 4, 2, stride=2), nn.GroupNorm(2, 4)
+        self.depthwise = nn.Conv2d(4, 4, 3, groups=4)
+        self.linear, self.layer = nn.Linear(4, 3), nn.LayerNorm(3)
+
+    def forward(self, x):
+        x = self.group(self.up(self.norm(self.conv(x)).relu()))
+        return self.layer(self.linear(self.depthwise(x).mean((2, 3))))
+
+
+def randomised(seed, variance=1.0):
+    torch.manual_seed(seed)
+    model = EveryLayer().double()
+    model.norm.running_mean.normal_()
+    model.norm.running_var.uniform_(0.5, 2)
+    return model
+
+
+def test_gradients_are_autograds():
+    model, experts = randomised(0), [randomised(seed).state_dict() for seed in (1, 2)]
+    del experts[1]['linear.weight']  # an expert may lack a layer
+    freeze_batch_norm(model)
+    assert choose_trainable(model, 'experts', experts=experts) == 7 * 2
+    model.train()
+    assert not model.norm.training
+    params = [p for p in model.parameters() if p.requires_grad]
+    for param in params:
+        param.data.uniform_(-0.5, 1)
+    images = torch.randn(3, 2, 6, 6, dtype=torch.float64)
+
+    def losses():
+        return (model(images) * torch.tensor([1.0, -2.0, 3.0], dtype=torch.float64)).sin().sum(1).unbind()
+
+    engine = Engine(model, params)
+    assert set(engine.gradient_methods().values()) == {'rule'}
+    with engine.capture():
+        each = losses()
+    found = PerSampleGradients(params, range(3))
+    engine.backward(each, found)
+    for sample, loss in enumerate(losses()):
+        for param, got, want in zip(params, found.total, torch.autograd.grad(loss, params, retain_graph=True)):
+            torch.testing.assert_close(got[sample].double(), want, rtol=1e-4, atol=1e-5)
+            assert got.shape == (3, 2) and param.shape == (2,)
+
+
+@pytest.mark.parametrize('weights', [[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
+def test_whole_experts(weights):
+    models = [randomised(seed).eval() for seed in (0, 1, 2)]
+    x, mixed = torch.randn(2, 2, 6, 6, dtype=torch.float64), randomised(0).eval()
+    assert add_experts(mixed, [m.state_dict() for m in models[1:]]) == 7
+    for param in (p for name, p in mixed.named_parameters() if name.endswith('expert_weights')):
+        assert param.tolist() == pytest.approx([1 / 3] * 2)
+        param.data = torch.tensor(weights, dtype=torch.float64)
+    want = models[weights.index(1) + 1 if 1 in weights else 0]
+    torch.testing.assert_close(mixed(x), want(x), rtol=1e-5, atol=1e-6)
+
+
+@pytest.fixture(scope='module')
+def res50():
+    return load(RES50, size=64)
+
+
+def test_a_checkpoint_runs_in_plain_mmpose_and_resumes(res50):
+    plain, private = build(res50, private=False), build(res50, private=True)
+    experts = [
+        {
+            name: x + 0.01 * k * torch.rand(x.shape) if x.is_floating_point() else x
+            for name, x in plain.state_dict().items()
+        }
+        for k in (1, 2)
+    ]
+    private.load_state_dict(plain.state_dict())
+    freeze_batch_norm(private)
+    choose_trainable(private, 'experts', experts=experts)
+    for name, param in private.named_parameters():
+        if name.endswith('expert_weights'):
+            nn.init.uniform_(param, 0.1, 0.4)
+    saved, image = private.state_dict(), torch.rand(2, 3, 64, 64, dtype=torch.float64)
+    private.eval()
+    _load_checkpoint_to_model(plain, dict(state_dict=without_updates(saved)), strict=True)
+    plain.eval()
+    torch.testing.assert_close(plain(image, None), private(image, None), rtol=1e-6, atol=1e-9)
+    for order in (experts, experts[::-1]):
+        again = build(res50, private=True)
+        freeze_batch_norm(again)
+        choose_trainable(again, 'experts', experts=order)
+        if order is experts:
+            again.load_state_dict(dict(saved))
+            torch.testing.assert_close(again.eval()(image, None), private(image, None), rtol=1e-9, atol=1e-12)
+        else:
+            with pytest.raises(ConfigError, match='not those of the checkpoint'):
+                again.load_state_dict(dict(saved))
+
+
+@pytest.mark.parametrize(
+    ('settings', 'words'),
+    [
+        (dict(trainable='experts'), 'go together'),
+        (dict(trainable='head', experts=[{}]), 'go together'),
+        (dict(trainable='all', experts=[{}]), "trainable='experts'"),
+        (dict(trainable='experts+head', experts=[{}]), 'stands alone'),
+        (dict(trainable='experts', experts=[{'other.weight': torch.ones(1)}]), 'no layer of the model'),
+    ],
+)
+def test_settings_that_have_no_meaning(settings, words):
+    with pytest.raises(ConfigError, match=words):
+        choose_trainable(EveryLayer(), **settings)
+
+
+def test_a_training_with_an_expert(synthetic, tmp_path):
+    """The statement names the expert and what is known of it; the published weights fit MMPose's own model."""
+    cfg = tiny(config(synthetic, tmp_path / 'work', 'dpsgd', train_cfg__max_epochs=1))
+    from mmpose.registry import MODELS
+
+    weights = MODELS.build(cfg.model).state_dict()
+    torch.save(dict(state_dict=weights), tmp_path / 'turned.pth')
+    cfg.optim_wrapper.update(trainable='experts', experts=[str(tmp_path / 'turned.pth')])
+    runner = Runner.from_cfg(cfg)
+    runner.train()
+    mixed = [m for m in runner.model.modules() if isinstance(m, Mixed)]
+    assert len(runner.optim_wrapper.params) == len(mixed) > 10
+    assert any(float(m.expert_weights) != 0.5 for m in mixed)
+    statement = json.loads((tmp_path / 'work/privacy_statement.json').read_text())
+    assert 'mixed layer by layer with turned.pth, of unknown origin' in statement['pretraining']
+    saved = torch.load(tmp_path / 'work' / 'epoch_1.pth', weights_only=False)['state_dict']
+    assert {*without_updates(saved)} == {*weights}
