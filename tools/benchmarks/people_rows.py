@@ -8,12 +8,19 @@ import json
 import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from accuracy_rows import DEFAULT_VIEW, IN_PROCESS, PAPERS_VIEW, Row, Settings, Size, adam, rows_of, schedule
 
 from mmpose_dp.datasets.mpii_files import estimated_head_boxes, write_mpii_split
 
 TRAINABLE = 'optim_wrapper.trainable'
+
+TURNED = {
+    'train_dataloader.dataset.pipeline.4.rotate_factor': 180.0,
+    'train_dataloader.dataset.pipeline.4.rotate_prob': 1.0,
+}
+EXPERTS: dict[str, Any] = dict(start='public_people', experts=('public_turned', 'pretrain'))
 
 
 @dataclass(frozen=True)
@@ -57,6 +64,28 @@ def people_size(private: Path, public: Path, quick: bool = False) -> Size:
     return Size(private=counts[0], public=counts[1], **epochs, **few)
 
 
+def public_rows(size: Size, start: Start, plain: tuple[Settings, ...]) -> dict[str, Row]:
+    """The rows on public people alone: a start, two models trained from it, and the mean of the three."""
+    alone: dict[str, Any] = dict(private=False, public_alone=True)
+    longer = {**IN_PROCESS, **schedule(2 * size.epochs)}
+    return {
+        'pretrain': Row(
+            f'start: {start.text}, head on public people',
+            'pretrain',
+            None,
+            {**IN_PROCESS, **start.pretrain},
+            private=False,
+        ),
+        'public_people': Row('public-only: on public people', 'nonprivate', 'pretrain', longer, plain, **alone),
+        'public_turned': Row(
+            'public-only: on turned public people', 'nonprivate', 'pretrain', {**longer, **TURNED}, plain[:1], **alone
+        ),
+        'public_mean': Row(
+            'public-only: mean of the three models above', 'nonprivate', private=False, mean=True, **EXPERTS
+        ),
+    }
+
+
 def people_rows(size: Size, start: Start, public_view: Settings = DEFAULT_VIEW) -> dict[str, Row]:
     """The table's rows, the cheapest and most telling first."""
     table, _ = rows_of(size, IN_PROCESS, public_view)
@@ -76,46 +105,16 @@ def people_rows(size: Size, start: Start, public_view: Settings = DEFAULT_VIEW) 
     longer = {**dpsgd, **schedule(size.few_epochs or size.epochs)}
     # the numbers that are mixed move by hundredths, and their gradients are short
     mixed = {TRAINABLE: 'experts', 'optim_wrapper.max_grad_norm': 5e-4, **schedule(size.epochs)}
-    turned = {
-        'train_dataloader.dataset.pipeline.4.rotate_factor': 180.0,
-        'train_dataloader.dataset.pipeline.4.rotate_prob': 1.0,
-    }
-    experts = dict(start='public_people', experts=('public_turned', 'pretrain'))
     ours_views = {**table['ours'].settings, **table['ours'].candidates[2], **few}
     return {
-        'pretrain': Row(
-            f'start: {start.text}, head on public people',
-            'pretrain',
-            None,
-            {**IN_PROCESS, **start.pretrain},
-            private=False,
-        ),
-        'public_people': Row(
-            'public-only: on public people',
-            'nonprivate',
-            settings={**IN_PROCESS, **schedule(2 * size.epochs)},
-            candidates=plain,
-            private=False,
-            public_alone=True,
-        ),
+        **public_rows(size, start, plain),
         'nonprivate': with_('nonprivate', candidates=plain),
-        'public_turned': Row(
-            'public-only: on turned public people',
-            'nonprivate',
-            settings={**IN_PROCESS, **schedule(2 * size.epochs), **turned},
-            candidates=plain[:1],
-            private=False,
-            public_alone=True,
-        ),
-        'public_mean': Row(
-            'public-only: mean of the three models above', 'nonprivate', private=False, mean=True, **experts
-        ),
         'ours': Row(
             'ours: private weights of the same three models, layer by layer',
             'dpsgd_eps08',
             settings={**dpsgd, **mixed},
             candidates=tuple(adam(3e-2, 1e-2, 1e-1)),
-            **experts,
+            **EXPERTS,
         ),
         'few': Row(
             'DP-SGD, large batch, few parameters, from public-only on public people',
