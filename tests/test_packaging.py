@@ -42,6 +42,7 @@ ALLOWED = {
     'configs': {*CORE, 'models', 'datasets', 'engine'},
     'verifying': {'privacy', 'extras', 'version', 'verifying'},  # also runs without torch, Opacus and OpenMMLab
     'verify': {'privacy', 'extras', 'verifying'},
+    '__main__': set(),  # runs the tools, and verify, as programs
     '__init__': {'version', 'compat', 'models', 'datasets', 'engine'},
 }
 NEEDED_BY_GRADIENTS = {'records', 'errors'}  # of privacy/, whose other modules need more than torch
@@ -315,6 +316,10 @@ print(*dist.packages)
     assert (installed / 'py.typed').is_file() and (installed / 'statement.schema.json').is_file()
     for file in [REPO / 'model-index.yml', *(REPO / 'configs').rglob('*.py'), *(REPO / 'configs').rglob('*.yml')]:
         assert (installed / '.mim' / name(file)).is_file()
+    wanted = {name(path) for path in (*(REPO / 'tools').glob('*.*'), *(REPO / 'tools/html').iterdir())} - {
+        'tools/plan_fit.py'
+    }
+    assert {str(path.relative_to(installed / '.mim')) for path in (installed / '.mim/tools').rglob('*.*')} == wanted
 
 
 def test_make_lists_its_targets_by_default():
