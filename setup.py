@@ -27,6 +27,7 @@ setup(
     package_data={
         'mmpose_dp': [
             'py.typed',
+            'privacy/__init__.pyi',
             'statement.schema.json',
             '.mim/model-index.yml',
             '.mim/configs/*/*.py',
