@@ -23,16 +23,22 @@ setup(
     license='Apache-2.0',
     python_requires='>=3.10',
     packages=find_packages(include=['mmpose_dp', 'mmpose_dp.*']),
-    # what 'mmpose_dp::dp/...' is inherited from: .mim/ has links to configs/ and model-index.yml, and the wheel has the files
+    # .mim/ has links to tools/, model-index.yml and configs/ ('mmpose_dp::dp/...'); the wheel has the files
     package_data={
         'mmpose_dp': [
             'py.typed',
+            'privacy/__init__.pyi',
             'statement.schema.json',
             '.mim/model-index.yml',
             '.mim/configs/*/*.py',
             '.mim/configs/*/*.yml',
+            '.mim/tools/*.py',
+            '.mim/tools/*.sh',
+            '.mim/tools/html/*',
         ]
     },
+    exclude_package_data={'mmpose_dp': ['.mim/tools/plan_fit.py']},  # rewrites a page of docs/
+    entry_points={'console_scripts': ['mmpose_dp = mmpose_dp.__main__:main']},
     install_requires=['dp-accounting>=0.4.4', 'opt-einsum>=3.3', 'numpy', 'scipy'],
     extras_require={'opacus': ['opacus>=1.5.0']},  # its torch requirement may replace yours
 )

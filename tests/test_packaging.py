@@ -41,6 +41,7 @@ ALLOWED = {
     'configs': {*CORE, 'models', 'datasets', 'engine'},
     'verifying': {'privacy', 'extras', 'version', 'verifying'},  # also runs without torch, Opacus and OpenMMLab
     'verify': {'privacy', 'extras', 'verifying'},
+    '__main__': set(),  # runs the tools, and verify, as programs
     '__init__': {'version', 'compat', 'models', 'datasets', 'engine'},
 }
 NEEDED_BY_GRADIENTS = {'records', 'errors'}  # of privacy/, whose other modules need more than torch
@@ -291,6 +292,12 @@ def test_the_pins_satisfy_what_is_checked_at_import():
         assert version and compat._numbers(version) >= compat._numbers(least), module
 
 
+def test_a_type_checker_sees_the_names_that_are_imported_late():
+    late, stub = importlib.import_module('mmpose_dp.privacy'), ast.parse((PACKAGE / 'privacy/__init__.pyi').read_text())
+    seen = {alias.asname: node.module for node in stub.body for alias in node.names}
+    assert seen == late._HOME
+
+
 def test_what_is_installed(tmp_path):
     """Nothing that could replace MMPose or torch is required; types and configs are in the wheel."""
     code = """
@@ -311,9 +318,14 @@ print(*dist.packages)
     folders = {'.'.join(path.parent.relative_to(REPO).parts) for path in MODULES}
     assert set(packages) == folders, 'a folder has no __init__.py'
     installed = tmp_path / 'mmpose_dp'
-    assert (installed / 'py.typed').is_file() and (installed / 'statement.schema.json').is_file()
+    assert (installed / 'py.typed').is_file() and (installed / 'privacy/__init__.pyi').is_file()
+    assert (installed / 'statement.schema.json').is_file()
     for file in [REPO / 'model-index.yml', *(REPO / 'configs').rglob('*.py'), *(REPO / 'configs').rglob('*.yml')]:
         assert (installed / '.mim' / name(file)).is_file()
+    wanted = {name(path) for path in (*(REPO / 'tools').glob('*.*'), *(REPO / 'tools/html').iterdir())} - {
+        'tools/plan_fit.py'
+    }
+    assert {str(path.relative_to(installed / '.mim')) for path in (installed / '.mim/tools').rglob('*.*')} == wanted
 
 
 def test_make_lists_its_targets_by_default():

@@ -27,7 +27,7 @@ def stated(unit='instance', **changes):
     ('decision', 'message'),
     [
         ('me', 'must be a dict'),
-        (dict(chosen='me'), 'decision.chosen is unknown; write one of chosen_by'),
+        (dict(chosen='me'), 'decision.chosen is unknown; write one of statement_date, controller, '),
         (dict(chosen_by=3), 'chosen_by=3 must be a text'),
         (dict(rationale=' '), 'must be a text'),
     ],
