@@ -56,7 +56,7 @@ def check_delta(statement: dict[str, Any], found: Findings) -> None:
 
 def number(value: Any) -> float:
     """A figure of a statement."""
-    return math.inf if value == 'not bounded' else float(value)
+    return math.inf if value == 'not bounded' or str(value).startswith('not computed') else float(value)
 
 
 def _check_budget(statement: dict[str, Any], went_on: bool, found: Findings) -> None:
