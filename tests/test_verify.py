@@ -35,7 +35,14 @@ DECISION = dict(
     legal_basis='consent',
     statement_date='2026-11-27',
 )
-OFFICERS = ('statement_date', 'controller', 'purpose', 'legal_basis')  # later than the first statements of schema 1.0
+OFFICERS = (
+    'statement_date',
+    'controller',
+    'purpose',
+    'legal_basis',
+    'data_source',
+    'retention',
+)  # later than the first statements of schema 1.0
 
 
 @pytest.fixture(scope='module')
@@ -104,10 +111,16 @@ def without_the_officers(statement):
 
 
 def test_a_statement_from_before_the_officers_answers_verifies(forged):
+    without_checkpoints(forged)  # whose own statements are of this version
     amend(forged, decision=without_the_officers(statement_of(forged)))
     assert not wrong(forged)
     amend(forged, decision={**statement_of(forged)['decision'], 'purpose': 3})
-    assert any('decision.purpose. is not string' in one for one in wrong(forged))
+    assert 'decision.purpose. is not string' in wrong(forged)
+
+
+def without_checkpoints(folder):
+    for path in folder.glob('*.pth'):
+        path.unlink()
 
 
 def test_it_names_what_it_belongs_to_and_who_decided(honest):
@@ -230,12 +243,42 @@ def test_a_forged_figure_is_found_though_the_statement_was_sealed_again(forged, 
 
 
 def test_an_own_accountant_that_bounds_the_known_one_is_accepted(forged):
+    without_checkpoints(forged)
     statement = statement_of(forged)
     statement['epsilon_by_accountant']['own'] = 9.0
     statement.update(epsilon=9.0, accountant='own', guarantee=f'(9, 0.001)-{statement["guarantee"].partition(")-")[2]}')
     write_statement(statement, forged)
     assert 'guarantee' not in wrong(forged) and 'too low' not in wrong(forged)
     assert any('by own, an accountant that is not known here' in line for line in verify(forged).checked)
+
+
+def test_a_forged_statement_is_found_by_the_one_in_its_checkpoint_without_a_ledger(forged):
+    (forged / LEDGER_NAME).unlink()
+    assert 'the statement in epoch_2.pth says the same, every value' in verify(forged).checked and not wrong(forged)
+    assert 'determines but the statement in a checkpoint, which could' in unchecked(forged)
+    statement = statement_of(forged)
+    another = dict(statement['ledger'], head='0' * 64)
+    for change in (
+        dict(max_grad_norm=1e-3),
+        dict(pretraining='ImageNet'),
+        dict(certified='by all'),
+        dict(ledger=another),
+    ):
+        write_statement({**statement, **change}, forged)
+        (name,) = change
+        for path in (forged, forged / 'epoch_2.pth'):
+            assert (
+                f'the statement in epoch_2.pth counts the same steps and has {name} ' in wrong(path) or name == 'ledger'
+            )
+        assert f'{PUBLISHED} counts the same steps' in wrong(forged) or name == 'ledger'
+    for path in (forged, forged / 'epoch_2.pth'):
+        assert 'epoch_2.pth has epsilon 7.9' in wrong(path) and 'steps that are not the first ones' in wrong(path)
+
+
+def test_an_older_checkpoint_says_what_a_later_statement_changed(forged):
+    amend(forged, max_grad_norm=1e-3)
+    warned = '; '.join(verify(forged).warnings)
+    assert 'the statement in epoch_1.pth, of fewer steps, differs in max_grad_norm' in warned
 
 
 def test_a_statement_without_its_marks_is_not_verified(forged):

@@ -30,6 +30,8 @@ DECISIONS = {  # the keys of PrivacyBudgetHook's ``decision``
     'records_per_person': 'how many records one person has (maximum, median), as far as that may be known',
     'tuning': 'how many trainings came before, and on which data',
     'accuracy': 'what is lost against a training without privacy',
+    'data_source': 'which data set this is, and which version of it',
+    'retention': 'how long the data and the model are kept',
 }
 AUDIT_NAME = 'membership_audit.json'
 _NOT_AUDITED = 'not run: tools/audit.py CONFIG --report-to WORK_DIR'
@@ -37,6 +39,11 @@ _TRUST_MODEL = 'central: whoever trains sees all private data and is trusted, wi
 _ATTACKER = (
     'knows every other record, the code, the config and the initial weights; sees every checkpoint and the final weights; has any '
     'computing power; does not see the random numbers of sampling and noise, the memory of the machine, or how long steps took'
+)
+PRIVATE_PICTURES = 'private pictures (these figures were computed from them without noise)'
+_PRIVATE_FIGURES = (
+    'the figures in recoverable_from_view, which were computed from private pictures without noise: publish this statement only if '
+    'they may be known, or repeat tools/audit_view.py with a validation set'
 )
 _ANONYMITY = (
     'This statement does not by itself establish that the model is anonymous, or that no personal data is processed: whether '
@@ -48,11 +55,22 @@ def plan_warnings(plan: PrivacyPlan) -> list[str]:
     """What a user should know of a plan before training."""
     why = 'a debug seed is set' if plan.noise_multiplier else 'noise_multiplier is 0'
     delta, one_of_all = as_given(plan.target_delta), 1 / plan.num_records
+    above = plan.target_delta > one_of_all
     found = {
-        f'target_delta={delta} is above 1/N = {one_of_all:.3g}': plan.target_delta > one_of_all,
+        f'target_delta={delta} is above 1/N = {one_of_all:.3g}': above,
+        f'target_delta={delta} is above 1/(10 N) = {one_of_all / 10:.3g}, and should be well below 1/N: '
+        f'{_delta_in_words(plan.target_delta, plan.num_records)}': not above and plan.target_delta > one_of_all / 10,
         f'NOT PRIVATE: {why}': not plan.is_private,
     }
     return [text for text, holds in found.items() if holds]
+
+
+def _delta_in_words(delta: float, records: int) -> str:
+    """What delta allows by itself."""
+    return (
+        f'delta times the number of records is {delta * records:.3g}; (epsilon, delta) by itself would allow that so many records '
+        'are revealed on average'
+    )
 
 
 def checked_decision(decision: Any) -> dict[str, str]:
@@ -77,6 +95,7 @@ def answers(statement: dict[str, Any], decision: dict[str, str], parameters: int
     return {
         'trust_model': _TRUST_MODEL,
         'attacker': _ATTACKER,
+        'delta_in_words': _delta_in_words(statement['delta'], statement['num_records']),
         'decision': decided,
         'parameters_trained': parameters,
         'parameters_per_record': float(f'{ratio:.4g}'),
@@ -129,6 +148,17 @@ def with_membership_audit(statement: dict[str, Any], work_dir: str | os.PathLike
     except (OSError, ValueError, LookupError, TypeError):
         words = _NOT_AUDITED
     return {**statement, 'audit': words}
+
+
+def with_private_figures(not_covered: list[str], statement: dict[str, Any]) -> list[str]:
+    """What a statement does not cover, the figures of a view on private pictures among it if the statement has some."""
+    has = PRIVATE_PICTURES in str(statement.get('recoverable_from_view'))
+    return [*without_private_figures(not_covered), *([_PRIVATE_FIGURES] if has else [])]
+
+
+def without_private_figures(not_covered: list[str]) -> list[str]:
+    """The same without that sentence."""
+    return [text for text in not_covered if text != _PRIVATE_FIGURES]
 
 
 def record_audit(work_dir: str | os.PathLike[str], result: dict[str, Any]) -> bool:

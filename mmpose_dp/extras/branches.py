@@ -45,7 +45,9 @@ def shared_lines(one: Ledger, other: Ledger) -> int:
 
 def joined(ledgers: Sequence[Ledger]) -> tuple[Ledger, list[str]]:
     """One ledger of all steps, and in words which of them were in several ledgers. Raises LedgerError if they do not add up."""
-    total, added, words = Ledger(), [], []
+    total = Ledger()
+    added: list[Ledger] = []
+    words: list[str] = []
     for number, ledger in enumerate(ledgers):
         others = [
             *ledgers[:number],
