@@ -13,9 +13,11 @@ from collections import OrderedDict
 import publish_model
 import pytest
 import torch
+from audit import attack, audited, refuse_another_config, reported
+from mmengine.config import Config
 
 from mmpose_dp.extras import evidence
-from mmpose_dp.extras.accountability import DECISIONS, record_audit
+from mmpose_dp.extras.accountability import DECISIONS, record_audit, with_membership_audit
 from mmpose_dp.extras.checkpoint_file import CheckpointFile
 from mmpose_dp.extras.evidence import STATEMENT_NAME, file_sha256
 from mmpose_dp.extras.statement_page import statement_json, write_statement
@@ -454,6 +456,43 @@ def test_an_audit_may_be_added_and_the_statement_still_holds(forged):
     assert record_audit(forged, dict(result, confidence=0.95, attack='likelihood')) and not wrong(forged)
     assert '2026-11-27: not refuted' in statement_of(forged)['audit']
     assert '2026-11-27: not refuted' in (forged / 'privacy_statement.md').read_text()
+
+
+def test_an_audit_of_another_training_is_refused_before_it_trains(honest, synthetic, tmp_path):
+    # the copy of the config in the work dir is that of its training
+    own = Config.fromfile(next(honest.glob('*.py')))
+    refuse_another_config(own, honest)
+    own.optim_wrapper.max_grad_norm = 7.0
+    with pytest.raises(PrivacyError, match='its training had another optim_wrapper than this config'):
+        refuse_another_config(own, honest)
+    (hidden := tmp_path / 'hidden').mkdir()
+    for name in (STATEMENT_NAME, 'privacy_statement.md'):  # no config here: what the statement says is compared
+        shutil.copy(honest / name, hidden)
+    for method, changes, message in (
+        (
+            'feature',
+            {},
+            "another training than this config, which has method 'Feature DP.* and not 'DP-SGD'.*public_views",
+        ),
+        ('dpsgd', dict(train_cfg__max_epochs=1), 'noise_multiplier'),
+    ):
+        cfg = unvalidated(synthetic, tmp_path / f'{method}_audit', method, **changes)
+        with pytest.raises(PrivacyError, match=message):
+            attack(audited(cfg, None, 0.95, hidden))
+        assert not Ledger.read(tmp_path / f'{method}_audit' / LEDGER_NAME).steps
+
+
+def test_an_audit_keeps_the_configs_own_hooks_and_says_what_it_was_of(honest, forged, synthetic, tmp_path):
+    cfg = unvalidated(synthetic, tmp_path / 'audit', train_cfg__max_epochs=2)
+    cfg.custom_hooks = [dict(type='EMAHook', ema_type='ExpMomentumEMA', momentum=0.1)]
+    hook = attack(audited(cfg, None, 0.95, honest))
+    assert [one['type'] for one in cfg.custom_hooks] == ['EMAHook', 'AuditHook']
+    record_audit(forged, reported(hook, 0.95))
+    words = statement_of(forged)['audit']
+    assert 'without assumptions on the mechanism, and' in words and 'if canaries are independent trials' in words
+    assert not wrong(forged)
+    amend(forged, num_records=39)  # as if the next training in this work dir had other records
+    assert 'not of this training' in with_membership_audit(statement_of(forged), forged)['audit']
 
 
 # ---- without torch, and without running anything of the file ---------------------------------------------------------------

@@ -5,6 +5,7 @@ nobody stated is 'not stated'. Must not look at private records.
 """
 
 import json
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -141,13 +142,42 @@ def with_membership_audit(statement: dict[str, Any], work_dir: str | os.PathLike
     try:
         found = json.loads((Path(work_dir) / AUDIT_NAME).read_text())
         words = (
-            f'{found["date"]}: {"REFUTED" if found["refuted"] else "not refuted"}. Lower bound of epsilon '
-            f'{found["epsilon_lower_bound"]:.3f} against the {found["epsilon_claimed"]:.4g} that config claims, with '
-            f'{found["canaries"]} canaries, at {found["confidence"]:.0%} confidence, by {found["attack"]}'
+            f'{found["date"]}: {"REFUTED" if found["refuted"] else "not refuted"}. Lower bound of epsilon {_bounds(found)}, '
+            f'against the {found["epsilon_claimed"]:.4g} that config claims, with {found["canaries"]} canaries, at '
+            f'{found["confidence"]:.0%} confidence, by {found["attack"]}'
         )
+        if other := differs_from_audited(statement, found.get('audited', {})):
+            words = f'not of this training: the one in {AUDIT_NAME} is of another, with {"; ".join(other)}'
     except (OSError, ValueError, LookupError, TypeError):
         words = _NOT_AUDITED
     return {**statement, 'audit': words}
+
+
+def _bounds(found: dict[str, Any]) -> str:
+    """The lower bounds of an audit, each with what it assumes."""
+    if 'epsilon_lower_bound_any_mechanism' not in found:  # of an earlier version
+        larger = 'the larger of one for any mechanism and one that treats canaries as independent trials'
+        return f'{found["epsilon_lower_bound"]:.3f} ({larger})'
+    return (
+        f'{found["epsilon_lower_bound_any_mechanism"]:.3f} without assumptions on the mechanism, and '
+        f'{found["epsilon_lower_bound_independent"]:.3f} if canaries are independent trials, which they are if their gradients are '
+        'orthogonal and noise and sampling are as stated'
+    )
+
+
+def differs_from_audited(statement: dict[str, Any], audited: dict[str, Any]) -> list[str]:
+    """What an audited training has otherwise than a statement, in words; ``audited``: some keys of a statement."""
+    return [
+        f'{name} {value!r} and not {statement[name]!r}'
+        for name, value in audited.items()
+        if name in statement and not _alike(value, statement[name])
+    ]
+
+
+def _alike(one: Any, other: Any) -> bool:
+    """Whether two values are the same; another machine may calibrate the last digits of a figure otherwise."""
+    both = isinstance(one, float) and isinstance(other, (float, int))
+    return math.isclose(one, other, rel_tol=1e-3) if both else bool(one == other)
 
 
 def with_private_figures(not_covered: list[str], statement: dict[str, Any]) -> list[str]:
@@ -164,7 +194,7 @@ def without_private_figures(not_covered: list[str]) -> list[str]:
 def record_audit(work_dir: str | os.PathLike[str], result: dict[str, Any]) -> bool:
     """Keeps the result of tools/audit.py in a work dir, and puts it into the statement there; False if there is none.
 
-    ``result``: date, refuted, epsilon_lower_bound, epsilon_claimed, canaries, confidence, attack.
+    ``result``: date, refuted, epsilon_lower_bound, epsilon_claimed, canaries, confidence, attack, and what tools/audit.py adds.
     """
     folder = Path(work_dir)
     (folder / AUDIT_NAME).write_text(json.dumps(result, indent=2) + '\n')
