@@ -39,8 +39,8 @@ def verify(path: Path) -> Findings:
         check_delta(files.statement, found)
         if steps is not None:
             check_figures(files.statement, steps, found, went_on=len(opened) != 1)
-        check_words(files.statement, ledger, opened[-1] if opened else {}, found)
         check_checkpoints(files, found)
+        check_words(files.statement, ledger, opened[-1] if opened else {}, found)
         check_published_files(files, found)
         check_config(files, found)
         name_the_unseen(files, found)

@@ -13,9 +13,11 @@ from collections import OrderedDict
 import publish_model
 import pytest
 import torch
+from audit import attack, audited, refuse_another_config, reported
+from mmengine.config import Config
 
 from mmpose_dp.extras import evidence
-from mmpose_dp.extras.accountability import DECISIONS, record_audit
+from mmpose_dp.extras.accountability import DECISIONS, record_audit, with_membership_audit
 from mmpose_dp.extras.checkpoint_file import CheckpointFile
 from mmpose_dp.extras.evidence import STATEMENT_NAME, file_sha256
 from mmpose_dp.extras.statement_page import statement_json, write_statement
@@ -35,7 +37,14 @@ DECISION = dict(
     legal_basis='consent',
     statement_date='2026-11-27',
 )
-OFFICERS = ('statement_date', 'controller', 'purpose', 'legal_basis')  # later than the first statements of schema 1.0
+OFFICERS = (
+    'statement_date',
+    'controller',
+    'purpose',
+    'legal_basis',
+    'data_source',
+    'retention',
+)  # later than the first statements of schema 1.0
 
 
 @pytest.fixture(scope='module')
@@ -104,10 +113,16 @@ def without_the_officers(statement):
 
 
 def test_a_statement_from_before_the_officers_answers_verifies(forged):
+    without_checkpoints(forged)  # whose own statements are of this version
     amend(forged, decision=without_the_officers(statement_of(forged)))
     assert not wrong(forged)
     amend(forged, decision={**statement_of(forged)['decision'], 'purpose': 3})
     assert 'decision.purpose. is not string' in wrong(forged)
+
+
+def without_checkpoints(folder):
+    for path in folder.glob('*.pth'):
+        path.unlink()
 
 
 def test_it_names_what_it_belongs_to_and_who_decided(honest):
@@ -230,12 +245,42 @@ def test_a_forged_figure_is_found_though_the_statement_was_sealed_again(forged, 
 
 
 def test_an_own_accountant_that_bounds_the_known_one_is_accepted(forged):
+    without_checkpoints(forged)
     statement = statement_of(forged)
     statement['epsilon_by_accountant']['own'] = 9.0
     statement.update(epsilon=9.0, accountant='own', guarantee=f'(9, 0.001)-{statement["guarantee"].partition(")-")[2]}')
     write_statement(statement, forged)
     assert 'guarantee' not in wrong(forged) and 'too low' not in wrong(forged)
     assert any('by own, an accountant that is not known here' in line for line in verify(forged).checked)
+
+
+def test_a_forged_statement_is_found_by_the_one_in_its_checkpoint_without_a_ledger(forged):
+    (forged / LEDGER_NAME).unlink()
+    assert 'the statement in epoch_2.pth says the same, every value' in verify(forged).checked and not wrong(forged)
+    assert 'determines but the statement in a checkpoint, which could' in unchecked(forged)
+    statement = statement_of(forged)
+    another = dict(statement['ledger'], head='0' * 64)
+    for change in (
+        dict(max_grad_norm=1e-3),
+        dict(pretraining='ImageNet'),
+        dict(certified='by all'),
+        dict(ledger=another),
+    ):
+        write_statement({**statement, **change}, forged)
+        (name,) = change
+        for path in (forged, forged / 'epoch_2.pth'):
+            assert (
+                f'the statement in epoch_2.pth counts the same steps and has {name} ' in wrong(path) or name == 'ledger'
+            )
+        assert f'{PUBLISHED} counts the same steps' in wrong(forged) or name == 'ledger'
+    for path in (forged, forged / 'epoch_2.pth'):
+        assert 'epoch_2.pth has epsilon 7.9' in wrong(path) and 'steps that are not the first ones' in wrong(path)
+
+
+def test_an_older_checkpoint_says_what_a_later_statement_changed(forged):
+    amend(forged, max_grad_norm=1e-3)
+    warned = '; '.join(verify(forged).warnings)
+    assert 'the statement in epoch_1.pth, of fewer steps, differs in max_grad_norm' in warned
 
 
 def test_a_statement_without_its_marks_is_not_verified(forged):
@@ -411,6 +456,38 @@ def test_an_audit_may_be_added_and_the_statement_still_holds(forged):
     assert record_audit(forged, dict(result, confidence=0.95, attack='likelihood')) and not wrong(forged)
     assert '2026-11-27: not refuted' in statement_of(forged)['audit']
     assert '2026-11-27: not refuted' in (forged / 'privacy_statement.md').read_text()
+
+
+def test_an_audit_of_another_training_is_refused_before_it_trains(honest, synthetic, tmp_path):
+    # the copy of the config in the work dir is that of its training
+    own = Config.fromfile(next(honest.glob('*.py')))
+    refuse_another_config(own, honest)
+    own.optim_wrapper.max_grad_norm = 7.0
+    with pytest.raises(PrivacyError, match='its training had another optim_wrapper than this config'):
+        refuse_another_config(own, honest)
+    (hidden := tmp_path / 'hidden').mkdir()
+    for name in (STATEMENT_NAME, 'privacy_statement.md'):  # no config here: what the statement says is compared
+        shutil.copy(honest / name, hidden)
+    quick = dict(default_hooks__privacy_budget__accountant='rdp')
+    cfg = unvalidated(synthetic, tmp_path / 'audit', 'feature', **quick)
+    with pytest.raises(
+        PrivacyError, match="another training .* has method 'Feature DP.* and not 'DP-SGD'.*noise_multiplier"
+    ):
+        attack(audited(cfg, None, 0.95, hidden))
+    assert not Ledger.read(tmp_path / 'audit' / LEDGER_NAME).steps
+
+
+def test_an_audit_keeps_the_configs_own_hooks_and_says_what_it_was_of(honest, forged, synthetic, tmp_path):
+    cfg = unvalidated(synthetic, tmp_path / 'audit', train_cfg__max_epochs=2)
+    cfg.custom_hooks = [dict(type='EMAHook', ema_type='ExpMomentumEMA', momentum=0.1)]
+    hook = attack(audited(cfg, None, 0.95, honest))
+    assert [one['type'] for one in cfg.custom_hooks] == ['EMAHook', 'AuditHook']
+    record_audit(forged, reported(hook, 0.95))
+    words = statement_of(forged)['audit']
+    assert 'without assumptions on the mechanism, and' in words and 'if canaries are independent trials' in words
+    assert not wrong(forged)
+    amend(forged, num_records=39)  # as if the next training in this work dir had other records
+    assert 'not of this training' in with_membership_audit(statement_of(forged), forged)['audit']
 
 
 # ---- without torch, and without running anything of the file ---------------------------------------------------------------

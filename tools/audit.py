@@ -11,6 +11,7 @@ show what privacy prevents. Do not use the trained weights. The exit status is 1
 """
 
 import argparse
+import json
 import math
 import sys
 from datetime import date
@@ -29,8 +30,12 @@ from mmpose_dp.auditing.audited_training import AuditHook
 from mmpose_dp.auditing.membership import AttackResult, attack_result, likelihood_ratios
 from mmpose_dp.auditing.shadow_training import train_shadows
 from mmpose_dp.extras.accountability import record_audit
+from mmpose_dp.extras.evidence import file_sha256, intact_statement
 from mmpose_dp.privacy.errors import PrivacyError
 from mmpose_dp.privacy.validation import rounded_up
+
+# what decides how a model is trained
+_TRAINING = ('model', 'train_dataloader', 'train_cfg', 'optim_wrapper', 'param_scheduler', 'custom_hooks')
 
 
 def parse_args() -> argparse.Namespace:
@@ -53,10 +58,12 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def audited(cfg: Config, canaries: int | None, confidence: float) -> Config:
-    """The config with canaries planted, and without what an audit does not need."""
+def audited(cfg: Config, canaries: int | None, confidence: float, report_to: Path | None = None) -> Config:
+    """The config with canaries planted, and without what an audit does not need. Its own hooks stay."""
     cfg.optim_wrapper.type = 'AuditedOptimWrapper'
-    cfg.custom_hooks = [dict(type='AuditHook', num_canaries=canaries, confidence=confidence)]
+    hook = dict(type='AuditHook', num_canaries=canaries, confidence=confidence)
+    hook['report_to'] = None if report_to is None else str(report_to)
+    cfg.custom_hooks = [*(cfg.get('custom_hooks') or []), hook]
     cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
     cfg.test_cfg = cfg.test_dataloader = cfg.test_evaluator = None
     # the attacker records each public batch as it is sampled, so no worker may sample in advance
@@ -64,6 +71,25 @@ def audited(cfg: Config, canaries: int | None, confidence: float) -> Config:
     cfg.train_dataloader.pop('prefetch_factor', None)
     cfg.default_hooks.checkpoint = None
     return cfg
+
+
+def refuse_another_config(cfg: Config, work_dir: Path) -> None:
+    """Raises PrivacyError if the training of a work dir had another config, by the copy whose hash its statement has."""
+    wanted = (intact_statement(work_dir) or {}).get('config_sha256')
+    copies = [path for path in sorted(work_dir.glob('*.py')) if file_sha256(path) == wanted]
+    if not copies:
+        return  # what the statement says is compared before the first step
+    had = Config.fromfile(copies[0])
+    other = [key for key in _TRAINING if _plain(cfg.get(key)) != _plain(had.get(key))]
+    if other:
+        raise PrivacyError(
+            f'--report-to {work_dir}: its training had another {", ".join(other)} than this config. Audit its own: {copies[0]}'
+        )
+
+
+def _plain(value: Any) -> Any:
+    """A part of a config, for comparison; none at all is an empty one."""
+    return json.loads(json.dumps(value or None, default=str))
 
 
 def attack(cfg: Config) -> AuditHook:
@@ -80,12 +106,15 @@ def reported(hook: AuditHook, confidence: float) -> dict[str, Any]:
         date=date.today().isoformat(),
         refuted=bool(hook.refuted),
         epsilon_lower_bound=float(hook.result.epsilon_lower_bound),
+        epsilon_lower_bound_any_mechanism=float(hook.result.one_run),
+        epsilon_lower_bound_independent=float(hook.result.independent),
         epsilon_claimed=float(hook.claim),
         mu_lower_bound=float(hook.result.mu),
         mu_claimed=float(hook.claimed_mu) if math.isfinite(hook.claimed_mu) else None,
         canaries=len(hook.chosen),
         confidence=confidence,
         attack=hook.result.attack,
+        audited=hook.audited,
     )
 
 
@@ -136,7 +165,9 @@ def main() -> None:
             f'{args.config} is not a private config, so there is no claim to attack: --attack lira takes plain ones, and '
             'tools/check_config.py says how to make it private'
         )
-    cfg = audited(cfg, args.canaries, args.confidence)
+    if args.report_to is not None:
+        refuse_another_config(cfg, args.report_to)
+    cfg = audited(cfg, args.canaries, args.confidence, args.report_to)
     cfg.work_dir = args.work_dir or 'work_dirs/audit'
     hook = attack(cfg)
     found, claim = hook.result, hook.claim
@@ -144,7 +175,7 @@ def main() -> None:
     print(f'\n{len(hook.chosen)} canaries, {hook.members.sum()} of them in; best attack: {found.attack}')
     print(f'epsilon claimed                                             {rounded_up(claim)}')
     print(f'lower bound, any mechanism (Steinke et al. 2023)            {found.one_run:.3f}')
-    print(f'lower bound, canaries as independent trials                 {found.independent:.3f}')
+    print(f'lower bound, if canaries are independent trials             {found.independent:.3f}')
     print(f'mu of Gaussian DP claimed                                   {rounded_up(hook.claimed_mu)}')
     print(f'lower bound on mu, any mechanism (Mahloujifar et al. 2024)  {found.mu:.3f}')
     print('REFUTED: the claim does not hold' if hook.refuted else 'not refuted')

@@ -5,7 +5,8 @@ python tools/compare_statements.py a.pth b/privacy_statement.json [--json]
 
 A statement is given as its file, as the work dir that holds it, or as a checkpoint, published or not. What both have spent holds
 if they are on the same people, which the statements cannot say: that is for you to know. It is composed from the ledgers, or else
-from the steps that the statements name. If one ledger continues the other, its steps count once.
+from the steps that the statements name. What both ledgers have counts once: one may continue the other, or both may go on from
+copies of one work dir.
 """
 
 import argparse
@@ -17,6 +18,7 @@ from typing import Any
 
 from cli import run
 
+from mmpose_dp.extras.branches import joined, shared_lines, twice
 from mmpose_dp.extras.evidence import history_of, ledger_up_to
 from mmpose_dp.extras.risk import risk_in_words, risk_of
 from mmpose_dp.privacy.accounting import History
@@ -50,13 +52,15 @@ def composed(one: Evidence, other: Evidence) -> tuple[History, str]:
         raise PrivacyError(f'they have the units {_unit(a)!r} and {_unit(b)!r}, whose epsilons do not add up')
     first, second = _ledger(one), _ledger(other)
     if first is not None and second is not None:
-        for shorter, longer in ((first, second), (second, first)):
+        shorter, longer = sorted((first, second), key=lambda ledger: len(ledger.lines))
+        if one.folder.resolve() == other.folder.resolve() or shared_lines(shorter, longer) == len(shorter.lines):
+            return longer.history, 'from one ledger, which holds both'
+        for pair in ((first, second), (second, first)):  # a public view may come after plain DP, and not before
             with suppress(PrivacyError):
-                longer.check_covers(shorter.state_dict())
-                return longer.history, 'from one ledger, which holds both'
-        trainings = [run.get('training') for run in (*first.runs, *second.runs)]
-        twice = ' A training that is in both counts twice.' if len(set(trainings)) < len(trainings) else ''
-        return [*first.history, *second.history], f'from both ledgers.{twice}'
+                total, words = joined(pair)
+                again = ' A training that is in both counts twice.' if twice(total) else ''
+                return total.history, f'from both ledgers{": " if words else ""}{"".join(words)}.{again}'
+        return [*first.history, *second.history], 'from both ledgers. What is in both counts twice.'
     if a['ledger']['head'] == b['ledger']['head']:
         return _named(a), 'from the steps that both name, of one ledger'
     return [*_named(a), *_named(b)], (

@@ -318,7 +318,7 @@ def forecast_of(plan: PrivacyPlan, choices: list[Choice], most_records: int | No
 
 
 def _bounded(people: list[tuple[int, float]]) -> list[tuple[int, float | None]]:
-    """JSON has no infinity: None is 'not bounded'."""
+    """JSON has no infinity: None is 'not computed'."""
     return [(count, spent if math.isfinite(spent) else None) for count, spent in people]
 
 
@@ -431,7 +431,7 @@ def page(found: dict[str, Any]) -> str:
         + [f'{batch["steps"]:,}', f'{batch["noise_multiplier"]:.3f}', f'{batch["strength"] / found["strength"]:.2f}']
         for batch in found['batches']
     ]
-    people = [[str(count), 'not bounded' if spent is None else rounded_up(spent)] for count, spent in found['people']]
+    people = [[str(count), 'not computed' if spent is None else rounded_up(spent)] for count, spent in found['people']]
     more, second = found['more_epochs'], found['second_training']
     parts = [
         head,
@@ -450,7 +450,7 @@ def page(found: dict[str, Any]) -> str:
         '\nPeople with several records',
         _table(['records of one person', 'epsilon'], people),
         *(
-            ['  not bounded: beyond any use, and the privacy statement says so too']
+            ['  not computed: k times epsilon is beyond any use, and the privacy statement says so too']
             if None in dict(found['people']).values()
             else []
         ),

@@ -6,7 +6,8 @@ python tools/privacy_ledger.py add work_dirs/* --out all.jsonl
 
 Give a ledger's file, the work dir that holds it, or (to show) a checkpoint. Delta is that of the statement beside it, or --delta.
 `add` composes: the epsilon it prints holds against somebody who sees the results of all these trainings. That is what
-a hyper-parameter search costs. If you put the sum into the last training's work dir as privacy_ledger.jsonl before it starts, that
+a hyper-parameter search costs. What ledgers have in common, since their work dirs are copies of one, counts once, and what each
+branch added counts. If you put the sum into the last training's work dir as privacy_ledger.jsonl before it starts, that
 training is calibrated to what is left.
 """
 
@@ -18,6 +19,7 @@ from typing import Any
 
 from cli import run
 
+from mmpose_dp.extras.branches import joined, twice
 from mmpose_dp.extras.checkpoint_file import CheckpointFile
 from mmpose_dp.extras.evidence import STATEMENT_NAME, history_of, ledger_up_to
 from mmpose_dp.extras.risk import risk_in_words, risk_of
@@ -27,7 +29,7 @@ from mmpose_dp.privacy.ledger import LEDGER_NAME, Ledger
 from mmpose_dp.privacy.validation import as_delta, as_given, rounded_up
 
 _SEAL = 'subjects_seal'
-_UNSHOWN = (_SEAL, 'training')  # metadata that only a program reads
+_UNSHOWN = (_SEAL, 'training', 'part')  # metadata that only a program reads
 
 
 def parse_args() -> argparse.Namespace:
@@ -115,18 +117,17 @@ def report(ledger: Ledger, delta: float) -> None:
 
 def add(ledgers: list[Ledger], delta: float, out: Path | None) -> None:
     """Prints the sum, and writes it to ``out``. Raises PrivacyError if a training is in it twice, or ``out`` exists."""
-    total = Ledger()
-    for ledger in ledgers:
-        total.add(ledger)
-    names = [run['training'] for run in total.runs if 'training' in run]
-    if len(set(names)) < len(names):
+    total, shared = joined(ledgers)
+    if twice(total):
         raise PrivacyError(
-            'a training is in several of these ledgers, and would be counted more than once: give each once'
+            'a training is in several of these ledgers, not at their beginning, and would be counted more than once: give each '
+            'once. Copies of a work dir that an earlier version resumed apart cannot be told apart'
         )
     if out is not None:
         if out.exists():
             raise PrivacyError(f'--out {out} exists; a ledger is never overwritten')
         total.keep_at(out)
+    print(*shared, sep='\n', end='\n' if shared else '')
     report(total, delta)
     if any(_SEAL in metadata for metadata in total.runs):
         print(

@@ -5,6 +5,7 @@ Feature DP an excluded canary stays in the public part: its inclusion changes wh
 The votes that move C with clipping='adaptive' are not attacked. Must not be used for a training whose weights are needed.
 """
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,13 +17,23 @@ from torch import Tensor
 
 from mmpose_dp.engine.checks.replay import ReplayCheck
 from mmpose_dp.engine.optim_wrappers import DPOptimWrapper
+from mmpose_dp.extras.accountability import differs_from_audited
+from mmpose_dp.extras.evidence import intact_statement
 from mmpose_dp.extras.risk import risk_of
 from mmpose_dp.gradients.blocks import PerSampleGradients, StackBlock
-from mmpose_dp.privacy.errors import ConfigError
+from mmpose_dp.privacy.errors import ConfigError, PrivacyError
+from mmpose_dp.privacy.ledger import Ledger
+from mmpose_dp.privacy.plan import PrivacyPlan
 from mmpose_dp.privacy.records import Collector, Samples
+from mmpose_dp.privacy.statement import build_statement
 
 from .canaries import AuditResult, Canaries, audit
 
+# keys of a statement that must be those of the audited training
+_STATED = (
+    'method', 'privacy_unit', 'num_records', 'expected_batch_size', 'sample_rate', 'delta', 'target_epsilon', 'accountant',
+    'max_grad_norm', 'noise_multiplier', 'public_views', 'public_data_sets',
+)  # fmt: skip
 _LENGTH = 1e3  # the norm of a canary's gradient in units of C: far more than clipping leaves
 
 
@@ -101,8 +112,10 @@ class AuditHook(Hook):
     Args:
         num_canaries: number of records turned into canaries; None: all.
         confidence: of the lower bounds.
+        report_to: work dir whose statement is to have the result; an audit of another training than that is refused.
 
     Attributes:
+        audited: what is attacked, under the names of a statement.
         result: the AuditResult, after training.
         claim: the ledger's epsilon, after training.
         claimed_mu: the mu of Gaussian DP that covers the ledger's steps; infinite if it is not known.
@@ -110,8 +123,10 @@ class AuditHook(Hook):
 
     priority = 'LOW'  # after PrivacyBudgetHook, which makes the plan
 
-    def __init__(self, num_canaries: int | None = None, confidence: float = 0.95) -> None:
+    def __init__(self, num_canaries: int | None = None, confidence: float = 0.95, report_to: str | None = None) -> None:
         self.num_canaries = num_canaries
+        self.report_to = report_to
+        self.audited: dict[str, Any] = {}
         self.confidence = confidence
         self.result: AuditResult | None = None
         self.claim = self.claimed_mu = float('nan')
@@ -124,6 +139,10 @@ class AuditHook(Hook):
         dataset = runner.train_dataloader.dataset
         if not isinstance(wrapper, AuditedOptimWrapper) or wrapper.plan is None:
             raise ConfigError("an audit needs optim_wrapper.type='AuditedOptimWrapper' and private steps")
+        parameters = sum(p.numel() for p in wrapper.params)
+        self.audited = {**_as_stated(wrapper.plan), 'parameters_trained': parameters}
+        if self.report_to is not None:
+            _refuse_another(Path(self.report_to), {**self.audited, 'epsilon': wrapper.plan.epsilon})
         count = self.num_canaries or dataset.num_records
         if count > dataset.num_records:
             raise ConfigError(f'num_canaries={count} is more than the {dataset.num_records} private records')
@@ -169,6 +188,23 @@ class AuditHook(Hook):
         """Whether a lower bound is above what is claimed."""
         assert self.result is not None
         return self.result.epsilon_lower_bound > self.claim or self.result.mu > self.claimed_mu
+
+
+def _as_stated(plan: PrivacyPlan) -> dict[str, Any]:
+    """What a statement says of a training with this plan, as far as it is known before a step is taken."""
+    statement = build_statement(plan, Ledger(), pretraining='', spent=0.0)
+    return {name: statement[name] for name in _STATED}
+
+
+def _refuse_another(work_dir: Path, audited: dict[str, Any]) -> None:
+    """Raises PrivacyError if the statement in a work dir is of another training; without a statement there, nothing is known."""
+    statement = intact_statement(work_dir) or {}
+    other = differs_from_audited(statement, audited)
+    if other:
+        raise PrivacyError(
+            f'--report-to {work_dir}: the statement there is of another training than this config, which has '
+            f'{"; ".join(other)}. Give the config in that work dir, and the options that its training had'
+        )
 
 
 def _scores(wrapper: AuditedOptimWrapper, views: np.ndarray, rate: float) -> dict[str, np.ndarray]:

@@ -8,12 +8,13 @@ import os
 from pathlib import Path
 from typing import Any
 
+from mmpose_dp.extras.accountability import PRIVATE_PICTURES, with_private_figures
 from mmpose_dp.extras.statement_page import write_statement
 
 AUDIT_NAME = 'view_audit.json'
 PICTURES_NAME = 'view_audit.npz'
 VALIDATION = 'validation people'
-PRIVATE = 'private pictures (these figures were computed from them without noise)'
+PRIVATE = PRIVATE_PICTURES
 NOT_EXAMINED = 'not examined: run tools/audit_view.py CONFIG'
 
 
@@ -55,7 +56,10 @@ def figure_rows(audit: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
 def with_audit(statement: dict[str, Any], work_dir: str | os.PathLike[str]) -> dict[str, Any]:
     """A statement with the findings of the audit in a work dir for its public views; one without views stays as it is."""
     found = [recoverable_from_view(work_dir, view) for view in statement.get('public_views', [])]
-    return {**statement, 'recoverable_from_view': '; '.join(found)} if found else statement
+    if not found:
+        return statement
+    statement = {**statement, 'recoverable_from_view': '; '.join(found)}
+    return {**statement, 'not_covered': with_private_figures(statement['not_covered'], statement)}
 
 
 def update_statement(work_dir: str | os.PathLike[str]) -> bool:

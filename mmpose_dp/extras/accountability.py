@@ -5,6 +5,7 @@ nobody stated is 'not stated'. Must not look at private records.
 """
 
 import json
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -30,6 +31,8 @@ DECISIONS = {  # the keys of PrivacyBudgetHook's ``decision``
     'records_per_person': 'how many records one person has (maximum, median), as far as that may be known',
     'tuning': 'how many trainings came before, and on which data',
     'accuracy': 'what is lost against a training without privacy',
+    'data_source': 'which data set this is, and which version of it',
+    'retention': 'how long the data and the model are kept',
 }
 AUDIT_NAME = 'membership_audit.json'
 _NOT_AUDITED = 'not run: tools/audit.py CONFIG --report-to WORK_DIR'
@@ -37,6 +40,11 @@ _TRUST_MODEL = 'central: whoever trains sees all private data and is trusted, wi
 _ATTACKER = (
     'knows every other record, the code, the config and the initial weights; sees every checkpoint and the final weights; has any '
     'computing power; does not see the random numbers of sampling and noise, the memory of the machine, or how long steps took'
+)
+PRIVATE_PICTURES = 'private pictures (these figures were computed from them without noise)'
+_PRIVATE_FIGURES = (
+    'the figures in recoverable_from_view, which were computed from private pictures without noise: publish this statement only if '
+    'they may be known, or repeat tools/audit_view.py with a validation set'
 )
 _ANONYMITY = (
     'This statement does not by itself establish that the model is anonymous, or that no personal data is processed: whether '
@@ -48,11 +56,22 @@ def plan_warnings(plan: PrivacyPlan) -> list[str]:
     """What a user should know of a plan before training."""
     why = 'a debug seed is set' if plan.noise_multiplier else 'noise_multiplier is 0'
     delta, one_of_all = as_given(plan.target_delta), 1 / plan.num_records
+    above = plan.target_delta > one_of_all
     found = {
-        f'target_delta={delta} is above 1/N = {one_of_all:.3g}': plan.target_delta > one_of_all,
+        f'target_delta={delta} is above 1/N = {one_of_all:.3g}': above,
+        f'target_delta={delta} is above 1/(10 N) = {one_of_all / 10:.3g}, and should be well below 1/N: '
+        f'{_delta_in_words(plan.target_delta, plan.num_records)}': not above and plan.target_delta > one_of_all / 10,
         f'NOT PRIVATE: {why}': not plan.is_private,
     }
     return [text for text, holds in found.items() if holds]
+
+
+def _delta_in_words(delta: float, records: int) -> str:
+    """What delta allows by itself."""
+    return (
+        f'delta times the number of records is {delta * records:.3g}; (epsilon, delta) by itself would allow that so many records '
+        'are revealed on average'
+    )
 
 
 def checked_decision(decision: Any) -> dict[str, str]:
@@ -77,6 +96,7 @@ def answers(statement: dict[str, Any], decision: dict[str, str], parameters: int
     return {
         'trust_model': _TRUST_MODEL,
         'attacker': _ATTACKER,
+        'delta_in_words': _delta_in_words(statement['delta'], statement['num_records']),
         'decision': decided,
         'parameters_trained': parameters,
         'parameters_per_record': float(f'{ratio:.4g}'),
@@ -122,19 +142,59 @@ def with_membership_audit(statement: dict[str, Any], work_dir: str | os.PathLike
     try:
         found = json.loads((Path(work_dir) / AUDIT_NAME).read_text())
         words = (
-            f'{found["date"]}: {"REFUTED" if found["refuted"] else "not refuted"}. Lower bound of epsilon '
-            f'{found["epsilon_lower_bound"]:.3f} against the {found["epsilon_claimed"]:.4g} that config claims, with '
-            f'{found["canaries"]} canaries, at {found["confidence"]:.0%} confidence, by {found["attack"]}'
+            f'{found["date"]}: {"REFUTED" if found["refuted"] else "not refuted"}. Lower bound of epsilon {_bounds(found)}, '
+            f'against the {found["epsilon_claimed"]:.4g} that config claims, with {found["canaries"]} canaries, at '
+            f'{found["confidence"]:.0%} confidence, by {found["attack"]}'
         )
+        if other := differs_from_audited(statement, found.get('audited', {})):
+            words = f'not of this training: the one in {AUDIT_NAME} is of another, with {"; ".join(other)}'
     except (OSError, ValueError, LookupError, TypeError):
         words = _NOT_AUDITED
     return {**statement, 'audit': words}
 
 
+def _bounds(found: dict[str, Any]) -> str:
+    """The lower bounds of an audit, each with what it assumes."""
+    if 'epsilon_lower_bound_any_mechanism' not in found:  # of an earlier version
+        larger = 'the larger of one for any mechanism and one that treats canaries as independent trials'
+        return f'{found["epsilon_lower_bound"]:.3f} ({larger})'
+    return (
+        f'{found["epsilon_lower_bound_any_mechanism"]:.3f} without assumptions on the mechanism, and '
+        f'{found["epsilon_lower_bound_independent"]:.3f} if canaries are independent trials, which they are if their gradients are '
+        'orthogonal and noise and sampling are as stated'
+    )
+
+
+def differs_from_audited(statement: dict[str, Any], audited: dict[str, Any]) -> list[str]:
+    """What an audited training has otherwise than a statement, in words; ``audited``: some keys of a statement."""
+    return [
+        f'{name} {value!r} and not {statement[name]!r}'
+        for name, value in audited.items()
+        if name in statement and not _alike(value, statement[name])
+    ]
+
+
+def _alike(one: Any, other: Any) -> bool:
+    """Whether two values are the same; another machine may calibrate the last digits of a figure otherwise."""
+    both = isinstance(one, float) and isinstance(other, (float, int))
+    return math.isclose(one, other, rel_tol=1e-3) if both else bool(one == other)
+
+
+def with_private_figures(not_covered: list[str], statement: dict[str, Any]) -> list[str]:
+    """What a statement does not cover, the figures of a view on private pictures among it if the statement has some."""
+    has = PRIVATE_PICTURES in str(statement.get('recoverable_from_view'))
+    return [*without_private_figures(not_covered), *([_PRIVATE_FIGURES] if has else [])]
+
+
+def without_private_figures(not_covered: list[str]) -> list[str]:
+    """The same without that sentence."""
+    return [text for text in not_covered if text != _PRIVATE_FIGURES]
+
+
 def record_audit(work_dir: str | os.PathLike[str], result: dict[str, Any]) -> bool:
     """Keeps the result of tools/audit.py in a work dir, and puts it into the statement there; False if there is none.
 
-    ``result``: date, refuted, epsilon_lower_bound, epsilon_claimed, canaries, confidence, attack.
+    ``result``: date, refuted, epsilon_lower_bound, epsilon_claimed, canaries, confidence, attack, and what tools/audit.py adds.
     """
     folder = Path(work_dir)
     (folder / AUDIT_NAME).write_text(json.dumps(result, indent=2) + '\n')

@@ -130,7 +130,9 @@ def ledger_up_to(data: bytes, stated: dict[str, Any]) -> Ledger:
         )
     ledger = Ledger.parse(b''.join(line + b'\n' for line in lines[: stated['lines']]))
     if ledger.head != stated['head']:
-        raise LedgerError(f'the statement belongs to another ledger than {LEDGER_NAME}')
+        raise LedgerError(
+            f'the statement belongs to another ledger than {LEDGER_NAME}, or to a copy that went on apart'
+        )
     return ledger
 
 

@@ -34,8 +34,8 @@ class Ledger:
     """Runs and the noisy steps they took, oldest first, each line sealed with a hash over all before it.
 
     A line is ``{"run": metadata}``, which opens a training and names it, ``{"resumed": metadata}``, or a step: noise_multiplier,
-    sample_rate as a fraction, steps. The chain of hashes detects damage and careless editing. It does not protect against
-    somebody who forges a whole file.
+    sample_rate as a fraction, steps. A resume has a random name too, so that copies of a ledger that go on apart differ. The chain
+    of hashes detects damage and careless editing. It does not protect against somebody who forges a whole file.
     """
 
     def __init__(self) -> None:
@@ -44,7 +44,7 @@ class Ledger:
         self.earlier_history: tuple[tuple[StepEvent, int], ...] = ()  # those of the runs before the current one
         self.budgets: tuple[float | None, ...] = ()  # target_epsilon of this run and its resumes; None: not known
         self.head = _START  # the hash of the last line
-        self._lines: list[dict[str, Any]] = []
+        self.lines: list[dict[str, Any]] = []  # as in the file
         self._file: int | None = None
         self._size = 0  # bytes of the file that are ours
 
@@ -105,7 +105,7 @@ class Ledger:
                     f'the training to resume had {name}={self.runs[-1].get(name)!r} and the config says {other}: one statement '
                     'could not hold for both. Put the old value back, or start anew in another work_dir'
                 )
-        self._append({'resumed': _sealed(metadata)})
+        self._append({'resumed': {'part': secrets.token_hex(8), **_sealed(metadata)}})
 
     def count(self, event: StepEvent, steps: int = 1) -> None:
         """Adds steps, on the disk first. A step cannot be removed."""
@@ -115,16 +115,6 @@ class Ledger:
         if event.personal_rates:
             line['personal_rates'] = [str(rate) for rate in event.personal_rates]
         self._append(line)
-
-    def add(self, other: 'Ledger') -> None:
-        """Adds every run of another ledger on the same records, which composes them."""
-        for line in other._lines:
-            if 'run' in line:
-                self.begin_run(**line['run'])
-            elif 'resumed' in line:
-                self.resume_run(**line['resumed'])
-            else:
-                self._append(line)
 
     def _append(self, content: dict[str, Any]) -> None:
         line = {**content, 'hash': _seal(self.head, content)}
@@ -160,7 +150,7 @@ class Ledger:
                 raise TypeError('a step is not (float, fraction, whole number)')
             before = self.history[-1][1] if self.run_history and self.history[-1][0] == event else 0
             self.history = (*(self.history[:-1] if before else self.history), (event, before + steps))
-        self._lines.append(line)
+        self.lines.append(line)
         self.head = line['hash']
 
     def keep_at(self, path: str | os.PathLike[str]) -> None:
@@ -170,7 +160,7 @@ class Ledger:
         self.close()
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
         found = path.read_bytes()
-        whole = b''.join(_dump(line) for line in self._lines)
+        whole = b''.join(_dump(line) for line in self.lines)
         kept = found[: found.rfind(b'\n') + 1]  # a torn last line was never counted: its step made no noise
         if not whole.startswith(kept):
             raise LedgerError(f'{path} holds the steps of another training: give another work_dir')
@@ -217,7 +207,7 @@ class Ledger:
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps, plain numbers and strings: the steps so far, and the hash that finds them in the file."""
         entries = [[float(e.noise_multiplier), str(e.sample_rate), steps] for e, steps in self.history]
-        kept = {'format': _FORMAT, 'head': self.head, 'lines': len(self._lines), 'entries': entries}
+        kept = {'format': _FORMAT, 'head': self.head, 'lines': len(self.lines), 'entries': entries}
         return {**kept, 'secret_randomness': self.is_secret}
 
     def check_covers(self, state: Any) -> None:
@@ -229,7 +219,7 @@ class Ledger:
             wrote = f'{source} has format {state["format"]!r} and this version reads {_FORMAT}'
             raise LedgerError(f'{wrote}: resume with the mmpose_dp version that wrote it')
         then = Ledger()
-        for line in self._lines:
+        for line in self.lines:
             if then.head == state['head']:
                 break
             then._take(line)

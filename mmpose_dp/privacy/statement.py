@@ -16,15 +16,16 @@ from .validation import as_given, rounded_up
 
 _ROUNDING_MEASURED = 'float32 on a CPU', 'bfloat16 on a CPU'  # arithmetics of forwards
 _OLD_NOISE = 'of some steps float32, by an earlier version: its gaps may show a record to one who knows all others'
-_GROUP_LIMIT = 15.0  # of epsilon: above it there is no protection worth the name, and computing it is slow
+_GROUP_LIMIT = 15.0  # of k times epsilon: above it there is no protection worth the name, and computing it is slow
+_UNCOMPUTED = f'not computed (k times epsilon is above {_GROUP_LIMIT:g})'
 _RELEASED = 'the weights after the steps counted here and every checkpoint on the way'
 _EXPOSED = (
     'losses and accuracies of private batches, which this training or one before it wrote to the logs and into the message '
     'hub of the checkpoints (expose_private_metrics=True): keep those files as private as the data'
 )
 _NOT_COVERED = [
-    'trainings on the same data whose steps are not in this ledger, hyper-parameter search among them: add their ledgers '
-    '(tools/privacy_ledger.py add), or tune on public data',
+    'trainings on the same data whose steps are not in this ledger, hyper-parameter search and what went on from a copy or a '
+    'restored backup of the work dir among them: add their ledgers (tools/privacy_ledger.py add), or tune on public data',
     'choosing a checkpoint by its score on private data',
     'anything else computed from private records and released: logs, losses, statistics, pictures',
     'the machine that trains: whoever can read its memory or disk sees the private data',
@@ -137,14 +138,15 @@ def _other_epsilons(plan: PrivacyPlan, ledger: Ledger, spent: float) -> dict[str
         with contextlib.suppress(PrivacyError):  # its numerics may fail
             by_accountant[name] = _json(ledger.epsilon(delta, name))
     whose = 'k_subjects' if plan.privacy_unit == 'subject' else 'a_person_with_k_records'
-    groups = {k: epsilon_of_group(ledger.history, delta, k, spent) for k in (2, 5, 10)}
+    groups = {f'{k}': _json(epsilon_of_group(ledger.history, delta, k, spent)) for k in (2, 5, 10)}
+    beyond = {k: _UNCOMPUTED for k in groups if _GROUP_LIMIT < spent * int(k) < math.inf}
     personal = {name: _json(value) for name, value in plan.personal_epsilon(ledger).items()}
-    found = {'epsilon_by_accountant': by_accountant, f'epsilon_for_{whose}': {f'{k}': _json(groups[k]) for k in groups}}
+    found = {'epsilon_by_accountant': by_accountant, f'epsilon_for_{whose}': groups | beyond}
     return {**found, 'personal_epsilon': personal} if personal else found
 
 
 def epsilon_of_group(history: History, delta: float, records: int, spent: float) -> float:
-    """Epsilon of a person with several records; infinite where it is beyond any use. ``spent``: epsilon of one record."""
+    """Epsilon of a person with several records; infinite where it is not computed. ``spent``: epsilon of one record."""
     return group_epsilon(history, delta, records) if spent * records <= _GROUP_LIMIT else math.inf
 
 

@@ -8,6 +8,7 @@ Must not import torch, must not run code of a file, and must not call a thing ch
 - ``ledger``: the ledger, and the steps from which epsilon follows.
 - ``rebuilt``: the statement written again from the ledger, and compared word by word.
 - ``figures``: epsilon, delta and the risk figures.
+- ``inside``: the statement beside those that checkpoints carry.
 - ``files``: checkpoints, published files, configs, and what was not looked at.
 - ``published``: the one form of a published checkpoint and of a safetensors file.
 - ``archive``: the one form of the zip archive that torch writes.

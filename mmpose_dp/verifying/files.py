@@ -19,6 +19,7 @@ from mmpose_dp.extras.evidence import (
 )
 
 from .findings import Evidence, Findings, inside
+from .inside import check_inside
 from .published import Published, read_published, safetensors_sha256
 
 
@@ -57,7 +58,10 @@ def _check_unpublished(
         )
     else:
         found.expect(same, f'{path.name} is a checkpoint of {whose}', f'{path.name} is not the checkpoint of {whose}')
-    state = inside(values).get('ledger')
+    privacy = inside(values)
+    if statement is not None and 'statement' in privacy and (same or files.opened is None):
+        check_inside(path.name, privacy['statement'], statement, found)
+    state = privacy.get('ledger')
     if not isinstance(state, dict):
         found.unchecked.append(f'{path.name}: where it is from. No private training of this project wrote it')
     elif files.ledger_file is not None:
@@ -85,7 +89,9 @@ def _check_published(path: Path, files: Evidence, found: Findings) -> None:
     right, wrong = f'{name} has the weights of its statement', f'{name} does not have the weights of its statement'
     found.expect(intact, f'{right}, and one form for every reader', wrong)
     _check_meta(name, published, found)
-    if files.published and files.opened is None:
+    if files.opened is None and not files.published:
+        check_inside(name, statement, files.statement, found)
+    elif files.opened is None:
         same = statement == files.statement
         found.expect(same, f'{name} has the statement of the folder', f'{name} has another statement than the folder')
     if files.ledger_file is not None:

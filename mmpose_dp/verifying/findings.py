@@ -31,6 +31,7 @@ class Findings:
     warnings: list[str] = field(default_factory=list)
     looked_at: set[Path] = field(default_factory=set)  # the files that a line is about
     unseen: list[str] = field(default_factory=list)  # the others in the folder
+    confirmed: bool = False  # a checkpoint's own statement says the same
 
     def expect(self, holds: bool, right: str, wrong: str) -> bool:
         """Notes one check."""

@@ -9,7 +9,7 @@ from fractions import Fraction
 from itertools import accumulate
 from typing import Any
 
-from mmpose_dp.extras.accountability import answers
+from mmpose_dp.extras.accountability import answers, with_private_figures
 from mmpose_dp.extras.evidence import history_of
 from mmpose_dp.privacy.errors import PrivacyError
 from mmpose_dp.privacy.ledger import Ledger
@@ -55,6 +55,7 @@ def check_words(statement: dict[str, Any], ledger: Ledger | None, opening: dict[
         again = build_statement(plan, whose, pretraining='', spent=number(statement['epsilon']))
         if 'target_epsilon' in opening:
             again['target_epsilon'], skipped = opening['target_epsilon'], skipped - {'target_epsilon'}
+        again['not_covered'] = with_private_figures(again['not_covered'], statement)
         again |= answers(statement, statement['decision'], statement['parameters_trained'])
     except PrivacyError as error:
         found.wrong.append(f'no training of this project could write this statement: {error}')
@@ -175,7 +176,8 @@ def _name_the_rest(statement: dict[str, Any], compared: set[str], found: Finding
         name for name in statement if name not in compared | _CHECKED_ELSEWHERE and not name.startswith('epsilon_for_')
     ]
     words = [f'{name} {_short(statement[name])}'.rstrip() for name in rest]
-    found.unchecked.append(f'what nothing here determines, so that it could be anything: {named(words, 40)}')
+    kept = ' but the statement in a checkpoint, which could be changed with it' if found.confirmed else ''
+    found.unchecked.append(f'what nothing here determines{kept}, so that it could be anything: {named(words, 40)}')
 
 
 def _short(value: Any) -> str:

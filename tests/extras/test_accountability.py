@@ -20,14 +20,16 @@ RISK = {'add_or_remove': {'guess_right_at_most': 0.5417}}
 
 
 def stated(unit='instance', **changes):
-    return dict(private=True, privacy_unit=f'{unit}: words', num_records=200, public_views=[], risk=RISK, **changes)
+    return dict(
+        private=True, privacy_unit=f'{unit}: words', num_records=200, delta=1e-3, public_views=[], risk=RISK, **changes
+    )
 
 
 @pytest.mark.parametrize(
     ('decision', 'message'),
     [
         ('me', 'must be a dict'),
-        (dict(chosen='me'), 'decision.chosen is unknown; write one of statement_date, controller, '),
+        (dict(chosen='me'), 'decision.chosen is unknown; write one of .*chosen_by'),
         (dict(chosen_by=3), 'chosen_by=3 must be a text'),
         (dict(rationale=' '), 'must be a text'),
     ],

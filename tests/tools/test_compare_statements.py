@@ -4,10 +4,18 @@ import json
 import shutil
 
 import compare_statements
+import privacy_ledger
 import pytest
 
-from mmpose_dp.extras.evidence import STATEMENT_NAME
-from mmpose_dp.privacy.ledger import LEDGER_NAME, Ledger
+from mmpose_dp.extras.branches import add
+from mmpose_dp.extras.evidence import STATEMENT_NAME, ledger_in_statement
+from mmpose_dp.privacy.accounting import epsilon
+from mmpose_dp.privacy.ledger import LEDGER_NAME, Ledger, _dump, _seal
+from mmpose_dp.privacy.plan import PrivacyPlan
+from mmpose_dp.privacy.validation import rounded_up
+from mmpose_dp.verify import verify
+from tests.support.core import PLAN_SETTINGS
+from tests.support.statements import amend
 from tests.support.statements import write_work_dir as write
 
 
@@ -24,8 +32,8 @@ def test_two_trainings_add_up_and_their_differences_are_named(call, tmp_path):
     assert different['steps'] == (20, 30) and different['noise_multiplier'] == (2.0, 1.5)
     assert 'seal' not in different and 'delta' not in different and 'ledger.head' in different
     total = Ledger()
-    total.add(first)
-    total.add(second)
+    add(total, first)
+    add(total, second)
     assert total.epsilon(5e-4) <= both['epsilon'] < total.epsilon(5e-4) * 1.001
     assert (
         both['risk']['add_or_remove']['advantage']
@@ -51,6 +59,67 @@ def test_a_ledger_that_goes_on_counts_once(call, tmp_path):
         )
     different, same = compared(call, tmp_path / 'a', tmp_path / 'a')
     assert not different and same['epsilon'] < both['epsilon']
+
+
+@pytest.fixture
+def branches(tmp_path):
+    """Two copies of a work dir, each resumed for ten more steps."""
+    write(tmp_path / 'a', steps=10)
+    shutil.copytree(tmp_path / 'a', tmp_path / 'b')
+    return [resumed(tmp_path / name) for name in 'ab']
+
+
+def resumed(folder):
+    plan = PrivacyPlan(**{**PLAN_SETTINGS, 'noise_multiplier': 2.0})
+    ledger = Ledger.read(folder / LEDGER_NAME)
+    ledger.keep_at(folder / LEDGER_NAME)
+    ledger.resume_run(**plan.run_metadata)
+    ledger.count(plan.event, 10)
+    ledger.close()
+    amend(folder, ledger=ledger_in_statement(ledger), steps=20)
+    return folder
+
+
+def test_branches_of_one_work_dir_both_count(call, branches, tmp_path):
+    one, other = branches
+    ledgers = [Ledger.read(folder / LEDGER_NAME) for folder in branches]
+    assert ledgers[0].head != ledgers[1].head and ledgers[0].history == ledgers[1].history
+    event = ledgers[0].history[0][0]
+    both = compared(call, one, other)[1]
+    spent = epsilon([(event, 30)], 5e-4)
+    assert '10 steps are in two ledgers and count once; then these are two branches' in both['source']
+    assert epsilon([(event, 20)], 5e-4) < spent <= both['epsilon'] < spent * 1.001
+    out = tmp_path / 'all.jsonl'
+    done = call(privacy_ledger, 'add', one, other, one, '--out', out)
+    assert done.returncode == 0 and 'two branches' in done.stdout, done.stderr
+    assert sum(line.startswith('training ') for line in done.stdout.splitlines()) == 2
+    assert Ledger.read(out).history == ((event, 20), (event, 10)) and f'epsilon {rounded_up(spent)} at' in done.stdout
+    done = call(privacy_ledger, 'add', out, other, '--delta', '1e-3')
+    assert done.returncode == 2 and 'more than once' in done.stderr
+    shutil.copy(other / LEDGER_NAME, one)
+    assert 'a copy that went on apart' in str(verify(one).wrong)
+    assert 'a copy that went on apart' in call(privacy_ledger, 'show', one).stderr
+
+
+def test_what_an_earlier_version_resumed_cannot_be_told_apart_and_counts_in_each(call, branches):
+    """Its resumes had no random name, so copies that went on apart have the same bytes."""
+    for folder in branches:
+        lines = [json.loads(line) for line in (folder / LEDGER_NAME).read_text().splitlines()]
+        old, head = Ledger(), Ledger().head
+        for line in lines:
+            line.get('resumed', {}).pop('part', None)
+            line['hash'] = head = _seal(head, line)
+            old._take(line)
+        (folder / LEDGER_NAME).write_bytes(b''.join(map(_dump, lines)))
+        amend(folder, ledger=ledger_in_statement(Ledger.read(folder / LEDGER_NAME)))
+    both = compared(call, *branches)[1]
+    assert '10 steps are in two ledgers' in both['source'] and 'in both counts twice' in both['source']
+    event = old.history[0][0]
+    assert both['epsilon'] >= epsilon([(event, 30)], 5e-4)
+    done = call(privacy_ledger, 'add', *branches)
+    assert done.returncode == 2 and 'earlier version' in done.stderr
+    resumed(branches[0])
+    assert 'one ledger' in compared(call, branches[0], branches[0])[1]['source']
 
 
 def test_what_does_not_add_up_is_refused_and_other_views_are_named(call, tmp_path):

@@ -127,7 +127,8 @@ def test_a_hybrid_cannot_pass_for_dp_sgd(works, ledger):
 def test_a_large_delta_cannot_be_missed(works):
     delta = 0.00105
     words = statement_of(works / 'dpsgd')['guarantee'].replace('0.0005', '0.00105')
-    wrong, text = wrong_after(works / 'dpsgd', delta=delta, guarantee=words)
+    by_itself = statement_of(works / 'dpsgd')['delta_in_words'].replace('0.5;', '1.05;')
+    wrong, text = wrong_after(works / 'dpsgd', delta=delta, guarantee=words, delta_in_words=by_itself)
     assert not wrong and f'WARNING      delta is {delta}' in text and text.endswith('Read the warnings above.')
     for one in (0.002, 0.3, 0.5):
         assert 'too large for 1000 records' in wrong_after(works / 'dpsgd', delta=one)[0]
