@@ -32,6 +32,7 @@ from mmpose_dp.processes import several_processes, sum_over_processes
 from mmpose_dp.tensors import of_samples, parts_of
 
 from ..checks.fingerprint import Fingerprint
+from ..checks.own_state import refuse_other_state
 from ..checks.replay import Halved, Replay, prepared
 from .stepping import SteppingOptimWrapper
 from .validation import build_mechanism, check_settings, from_settings, private_head
@@ -163,6 +164,7 @@ class DPOptimWrapper(SteppingOptimWrapper):
 
         With ``expose_private_metrics`` losses and accuracies of private samples are released too, outside the guarantee.
         """
+        refuse_other_state(model)
         self._head = private_head(model)
         self._head.compute_acc = self._exposed = expose_private_metrics
         self._norms = [(n, m) for n, m in model.named_modules() if has_batch_statistics(m)]
