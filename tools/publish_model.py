@@ -39,9 +39,11 @@ from published_folder import (
     input_size,
     model_card,
     onnx_of,
+    plain_model,
     safetensors_of,
 )
 
+from mmpose_dp.engine.checks.own_state import own_state
 from mmpose_dp.engine.view_audit import with_audit
 from mmpose_dp.extras.accountability import with_membership_audit
 from mmpose_dp.extras.checkpoint_file import CheckpointFile
@@ -83,8 +85,21 @@ def published(checkpoint: dict, folder: Path | None = None) -> dict:
         statement = with_audit(with_membership_audit(statement, folder), folder)
     # each tensor row by row in a storage of its own: mmpose_dp.verify accepts no other form
     rows, own = torch.contiguous_format, without_updates(checkpoint['state_dict'])
+    _refuse_other_state(own, checkpoint)
     weights = {name: value.clone(memory_format=rows) for name, value in own.items()}
     return dict(state_dict=weights, meta=_plain(meta), privacy_statement=_plain(statement))
+
+
+def _refuse_other_state(weights: dict, checkpoint: dict) -> None:
+    """Raises PrivacyError for anything that is no parameter and no buffer of the model: older versions kept it in checkpoints."""
+    text = (checkpoint.get('meta') or {}).get('cfg')
+    names = weights.keys() if not isinstance(text, str) else own_state(plain_model(text)).keys()
+    other = [name for name, value in weights.items() if name not in names or not isinstance(value, torch.Tensor)]
+    if other:
+        raise PrivacyError(
+            f'the checkpoint holds {other[0]}, which is neither a parameter nor a buffer of its model: it may show private samples. '
+            'Resume it with this version of mmpose_dp, for at least one private step, and publish the result'
+        )
 
 
 def _plain(value: Any) -> Any:

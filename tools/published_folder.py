@@ -113,6 +113,20 @@ def _refuse_ours(node: Any, where: str) -> None:
         raise PrivacyError(f'{where} is a path on this machine, which others do not have: publish one file, OUT.pth')
 
 
+def plain_model(text: str) -> torch.nn.Module:
+    """The model of a private training's config, with random weights. Raises PrivacyError if it cannot be built here."""
+    register_all_modules()
+    try:
+        cfg = Config.fromstring(text, '.py')
+        init_default_scope(cfg.get('default_scope', 'mmpose'))
+        return MODELS.build(_without_weights(cfg.model.to_dict()))
+    except Exception as error:  # a part of the user's can raise anything
+        raise PrivacyError(
+            f"the model of the checkpoint's config cannot be built here: {type(error).__name__}: {error}. List the modules that "
+            'register its parts in custom_imports'
+        ) from error
+
+
 def built(cfg: Config, weights: dict[str, torch.Tensor]) -> torch.nn.Module:
     """MMPose's model with the weights. Raises PrivacyError if they do not fit it."""
     register_all_modules()

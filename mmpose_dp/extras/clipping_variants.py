@@ -13,7 +13,7 @@ from mmpose_dp.privacy.clipping import ClippedSum
 from mmpose_dp.privacy.errors import ConfigError
 from mmpose_dp.privacy.mechanism import GaussianMechanism
 from mmpose_dp.privacy.records import Block, Samples
-from mmpose_dp.tensors import as_vectors, of_weight_0, without
+from mmpose_dp.tensors import as_vectors, of_weight_0, without, without_tf32
 
 from .adaptive_norm import AdaptiveMechanism
 
@@ -54,13 +54,14 @@ class PerParameterClippedSum(ClippedSum):
         self._total = [torch.zeros_like(p, dtype=torch.float32) for p in self._params]
 
     def add(self, block: Block) -> None:
-        """See Collector.add."""
+        """See Collector.add. In float32: TF32 could find norms too short."""
         share = self._max_grad_norm / math.sqrt(len(self._params))
         for index, grads in zip(block.indices, block.per_sample(self._private)):
             stack = self._samples.sum_by_record(as_vectors(grads))
-            norms = torch.linalg.vecdot(stack, stack).sqrt() / self._scale
-            factors = self.factors(norms, share) / self._scale
-            self._total[index] = (factors @ without(stack, of_weight_0(factors))).view_as(self._total[index])
+            with without_tf32(stack):
+                norms = torch.linalg.vecdot(stack, stack).sqrt() / self._scale
+                factors = self.factors(norms, share) / self._scale
+                self._total[index] = (factors @ without(stack, of_weight_0(factors))).view_as(self._total[index])
 
     def total(self) -> list[Tensor]:
         """The sum, one float32 tensor per parameter."""

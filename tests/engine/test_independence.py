@@ -567,13 +567,30 @@ def test_bit_sums_name_what_was_changed():
     assert before.changed(model) == 'more'
 
 
-def test_bit_sums_see_the_order_of_a_buffer():
-    model, _ = made('Observed')
-    model.register_buffer('queue', torch.arange(6.0))
-    before = Fingerprint(model)
-    assert not before.changed(model)
-    model.queue.copy_(model.queue.flip(0))
-    assert before.changed(model) == 'queue'
+ORDERS = [
+    ([1.0, 2.0], [1, 0]),
+    ([1.0, -1.0], [1, 0]),  # they differ in the highest bit alone
+    ([1.0, 2.0, 2.0, 1.0], [1, 0, 3, 2]),
+    ([0.0, 1.0, 2.0, 3.0, 4.0, 5.0], [5, 4, 3, 2, 1, 0]),
+]
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float64, torch.bfloat16, torch.int64])
+@pytest.mark.parametrize('kind', ['buffer', 'parameter'])
+def test_bit_sums_see_the_order_and_the_form_of_a_tensor(kind, dtype):
+    model = nn.Module()
+    for numbers, order in ORDERS:
+        table = torch.tensor(numbers, dtype=dtype)
+        if kind == 'buffer':
+            model.register_buffer('table', table)
+        else:
+            model.table = nn.Parameter(table, requires_grad=False)
+        before = Fingerprint(model)
+        assert not before.changed(model)
+        for other in (table[order], table.view(1, -1), table.view(-1, 1), torch.cat([table, table])[::2]):
+            model.table.data = other
+            assert before.changed(model) == 'table' and not before.is_that_of(model)
+        del model.table
 
 
 @pytest.mark.parametrize(('second', 'far'), [(3.0, False), (3.1, True)])

@@ -202,16 +202,46 @@ def test_scalars_of_an_older_checkpoint_are_dropped():
     showing.drop_resumed({})
 
 
-def test_what_calls_itself_validation_during_training_is_not_kept(tmp_path):
-    hub = MessageHub.get_instance(f'showing_{tmp_path.name}')
-    hub.__class__, hub.shown = showing.GuardedMessageHub, showing.ShownScalars()
-    hub.update_info('loop_stage', 'train')
+@pytest.fixture
+def hub(request):
+    """A guarded hub, as while training is at work."""
+    found = MessageHub.get_instance(f'showing_{request.node.name}')
+    found.__class__, found.shown, found.informed = showing.GuardedMessageHub, showing.ShownScalars(), set()
+    found.update_info('loop_stage', 'train')
+    return found
+
+
+NOT_KEPT = [np.zeros(3), [0.5, 0.25], (0.5,), 0.5, 3, 'bright', {'a': 0.5}, torch.zeros(2), object()]
+
+
+@pytest.mark.parametrize('value', NOT_KEPT, ids=lambda value: type(value).__name__)
+def test_what_training_keeps_in_the_hub_is_on_a_list_whatever_its_type(hub, value):
     hub.update_scalar('val/private_loss', 0.5)
     with pytest.warns(UserWarning, match='features is not kept'):
-        hub.update_info('features', np.zeros(3))
+        hub.update_info('features', value)
+    for name in ('last_ckpt', 'keep_ckpt_ids'):  # a name of the list, with a value of another type
+        if not isinstance(value, str):
+            hub.update_info(name, value)
+    hub.update_info_dict(dict(val_features=value))
+    hub.runtime_info['direct'] = value
+    hub.log_scalars['direct'] = value
+    hub._resumed_keys.update(direct=True)
+    hub.update_info('epoch', 3)
+    hub.update_info('keep_ckpt_ids', [1, 2])
     hub.update_info('loop_stage', 'val')
     hub.update_scalar('val/PCK', 0.5)
-    assert set(hub.log_scalars) == {'val/PCK'} and 'features' not in hub.runtime_info
+    hub.update_info('best_score', value)
+    kept = hub.state_dict()
+    assert set(kept['log_scalars']) == {'val/PCK'}
+    assert set(kept['runtime_info']) == {'loop_stage', 'epoch', 'keep_ckpt_ids', 'best_score'}
+    assert set(kept['resumed_keys']) == {'loop_stage', 'epoch', 'keep_ckpt_ids', 'best_score', 'val/PCK'}
+
+
+def test_a_resumed_hub_keeps_what_validation_had_kept(hub):
+    hub.load_state_dict(
+        dict(log_scalars={}, runtime_info=dict(best_score=0.5, act=[0.5]), resumed_keys=dict(best_score=True, act=True))
+    )
+    assert set(hub.state_dict()['runtime_info']) == {'loop_stage', 'best_score'}
 
 
 def test_the_guard_is_off_after_a_failure(synthetic, tmp_path):

@@ -7,8 +7,10 @@ import torch
 from torch import nn
 
 from mmpose_dp import tensors
+from mmpose_dp.extras.clipping_variants import PerParameterClippedSum
 from mmpose_dp.gradients import layer_rules
-from mmpose_dp.privacy.clipping import ClippedSum
+from mmpose_dp.gradients.blocks import StackBlock
+from mmpose_dp.privacy.clipping import ClippedSum, clip_factors
 from mmpose_dp.privacy.records import Block, Samples
 
 
@@ -90,6 +92,23 @@ def test_a_norm_and_what_it_is_the_norm_of_are_in_full_precision(as_on_a_gpu):
     collector.total()
     assert block.seen == [('norm', False, False), ('sum', False, False)]
     assert before == (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32)
+
+
+def test_per_parameter_clipping_is_in_full_precision_too(as_on_a_gpu, monkeypatch):
+    seen, dot = [], torch.linalg.vecdot
+
+    def factors(norms, max_grad_norm):
+        seen.append(torch.backends.cuda.matmul.allow_tf32)
+        return clip_factors(norms, max_grad_norm)
+
+    monkeypatch.setattr(
+        torch.linalg, 'vecdot', lambda *a: seen.append(torch.backends.cuda.matmul.allow_tf32) or dot(*a)
+    )
+    monkeypatch.setattr(PerParameterClippedSum, 'factors', staticmethod(factors))
+    with tensors.allowing_tf32(torch.zeros(1), matmul=True, convolutions=True):
+        collector = PerParameterClippedSum([torch.zeros(2)], Samples.from_keys([0, 1]), 1.0)
+        collector.add(StackBlock([0], torch.ones(2, 2)))
+    assert seen == [False, False]
 
 
 @pytest.mark.parametrize('layer', [nn.Conv2d(2, 3, 3), nn.Linear(4, 3)], ids=['convolution', 'linear'])

@@ -23,6 +23,7 @@ from mmpose_dp.privacy.ledger import LEDGER_NAME, Ledger
 from mmpose_dp.privacy.plan import PrivacyPlan
 from mmpose_dp.privacy.validation import as_delta, as_given, as_positive, as_whole, rounded_up
 
+from ..checks.own_state import OwnStateHook, restore_own_values
 from ..loops import PrivateTrainLoop
 from ..optim_wrappers import DPOptimWrapper
 from ..training_settings import idle_schedules, left_random
@@ -113,6 +114,7 @@ class PrivacyBudgetHook(Hook):
         _refuse_parts(runner)
         # A mean over ranks is not exact to the bit, and there is nothing to sync: the loop broadcasts what public epochs learn.
         runner._hooks = [hook for hook in runner.hooks if not isinstance(hook, SyncBuffersHook)]
+        runner.register_hook(OwnStateHook())
         # A runner with the same name and start time shares the hub: its losses would be in this one's checkpoints.
         showing.guard(runner, self.expose_private_metrics)
         try:
@@ -374,6 +376,8 @@ class PrivacyBudgetHook(Hook):
             fault = runner.optim_wrapper.changed_outside()
             if fault:
                 raise PrivacyError(f'no checkpoint is written: {fault}')
+            if 'ema_state_dict' not in checkpoint:  # EMAHook has not swapped the two yet
+                restore_own_values(unwrapped(runner.model), checkpoint['state_dict'])
             statement, self._saved = (None if self.plan is None else self._state(runner)), True
             ledger = runner.optim_wrapper.ledger
             view, data = ((self._run_metadata or {}).get(key) for key in ('public_view', 'public_data'))

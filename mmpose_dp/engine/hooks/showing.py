@@ -9,8 +9,6 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-import torch
 from mmengine.config import Config
 from mmengine.hooks import LoggerHook
 from mmengine.logging import MessageHub
@@ -40,6 +38,16 @@ _TIMES = {'time', 'data_time'}  # hint at how many records were sampled: for the
 # endings that a backend may upload: not the log, not the ledger (.jsonl), and not .json, as step times are in scalars.json
 _FILES = {'.py', 'yaml', '.pth'}
 _STAGES = ('val/', 'test/')
+_VALIDATED = (*_STAGES, 'best_')  # best_score and best_ckpt of CheckpointHook
+# what mmengine and MMPose keep in the hub while training is at work: counts, names and settings. By name, or its end, its type
+_INFO: dict[str, type | tuple[type, ...]] = {
+    **dict.fromkeys(('epoch', 'iter', 'max_epochs', 'max_iters'), int),
+    **dict.fromkeys(('loop_stage', 'last_ckpt', 'experiment_name', 'cfg', 'mmengine_version', '_ann_file'), str),
+    'seed': (int, type(None)),
+    'keep_ckpt_ids': list,
+    'eta': (int, float),
+    'dataset_meta': dict,
+}
 _UNRECORDED = dict(console='off', x_disable_stats=True)  # W&B's settings
 _EVERY = 50  # steps between two values of epsilon where nothing logs
 
@@ -55,17 +63,22 @@ class ShownScalars:
         self.exposed = exposed
         self._dropped: set[str] = set()
 
+    def warn_once(self, name: str, words: str) -> None:
+        """Warns of a name that is dropped, once."""
+        if name not in self._dropped:
+            self._dropped.add(name)
+            warnings.warn(words, stacklevel=3)
+
     def allows(self, name: str, times: bool = False) -> bool:
         """Whether a scalar of a training step may be shown; warns once of each that may not. ``times``: step times may be."""
         plain, last = name.removeprefix('train/'), name.rpartition('/')[2]
         if plain in SCALARS or (times and plain in _TIMES) or (self.exposed and last.endswith('_private')):
             return True
-        if last not in {*_TIMES, 'memory', *self._dropped}:
-            self._dropped.add(last)
-            warnings.warn(
+        if last not in {*_TIMES, 'memory'}:
+            self.warn_once(
+                last,
                 f'{name} is not shown: nobody knows whether it depends on private samples. In private training only '
                 f'{", ".join(sorted(SCALARS))} and what validation measures are',
-                stacklevel=2,
             )
         return False
 
@@ -76,9 +89,15 @@ def is_training(hub: MessageHub) -> bool:
 
 
 class GuardedMessageHub(MessageHub):
-    """mmengine's message hub, from which the log line is made and which is in every checkpoint, with allowed scalars alone."""
+    """mmengine's message hub, from which the log line is made and which is in every checkpoint, with what is allowed alone.
+
+    Attributes:
+        shown: the scalars that are allowed.
+        informed: the names of what validation and testing have kept, which may be of any kind.
+    """
 
     shown: ShownScalars
+    informed: set[str]
 
     def update_scalar(self, key: str, value: Any, count: int = 1, resumed: bool = True) -> None:
         """As in mmengine, for what may be shown."""
@@ -87,11 +106,34 @@ class GuardedMessageHub(MessageHub):
             super().update_scalar(key, value, count, resumed)
 
     def update_info(self, key: str, value: Any, resumed: bool = True) -> None:
-        """As in mmengine; during training, no tensor and no array, which checkpoints would hold."""
-        if is_training(self) and isinstance(value, (torch.Tensor, np.ndarray)):
-            warnings.warn(f'{key} is not kept: nobody knows whether it depends on private samples', stacklevel=2)
-        else:
-            super().update_info(key, value, resumed)
+        """As in mmengine; during training, only what is on the list."""
+        if not is_training(self):
+            self.informed.add(key)
+        elif not _may_be_kept(key, value):
+            self.shown.warn_once(key, f'{key} is not kept: nobody knows whether it depends on private samples')
+            return
+        super().update_info(key, value, resumed)
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        """As in mmengine; what validation had kept may be kept again."""
+        super().load_state_dict(state_dict)
+        self.informed.update(name for name in self.runtime_info if name.startswith(_VALIDATED))
+
+    def state_dict(self) -> dict:
+        """What a checkpoint gets: without what came in by another way than the methods above."""
+        found = super().state_dict()
+        scalars, info = found['log_scalars'], found['runtime_info']
+        scalars = {name: x for name, x in scalars.items() if name.startswith(_STAGES) or self.shown.allows(name, times=True)}
+        info = {name: x for name, x in info.items() if name in self.informed or _may_be_kept(name, x)}
+        kept = {name: x for name, x in found['resumed_keys'].items() if name in scalars or name in info}
+        return dict(log_scalars=scalars, runtime_info=info, resumed_keys=kept)
+
+
+def _may_be_kept(name: str, value: Any) -> bool:
+    """Whether something in the hub is on the list of what training may keep there."""
+    known = '_ann_file' if name.endswith('_ann_file') else name
+    numbers = not isinstance(value, list) or all(type(one) is int for one in value)
+    return known in _INFO and isinstance(value, _INFO[known]) and numbers
 
 
 class GuardedVisBackend(BaseVisBackend):
@@ -158,7 +200,7 @@ def guard(runner: Runner, exposed: bool) -> None:
     release(runner)  # of a run that an error ended
     hub: Any = runner.message_hub
     hub.__class__ = GuardedMessageHub
-    hub.shown = ShownScalars(exposed)
+    hub.shown, hub.informed = ShownScalars(exposed), set()
     hub.log_scalars.clear()
     _take_own_backends(runner)
     visualizer = runner.visualizer

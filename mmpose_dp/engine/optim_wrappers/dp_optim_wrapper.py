@@ -22,7 +22,7 @@ from mmpose_dp.gradients.blocks import PerSampleGradients, SampleSum
 from mmpose_dp.gradients.engine import Engine
 from mmpose_dp.models import has_batch_statistics, public_statistics, refuse_batch_statistics, unwrapped
 from mmpose_dp.models.heads.private_head import SampleLosses
-from mmpose_dp.privacy.errors import PrivacyError
+from mmpose_dp.privacy.errors import PrivacyError, UnsupportedModelError
 from mmpose_dp.privacy.ledger import Ledger
 from mmpose_dp.privacy.noise import RandomSource
 from mmpose_dp.privacy.plan import PrivacyPlan
@@ -31,7 +31,9 @@ from mmpose_dp.privacy.records import Collector, Samples
 from mmpose_dp.processes import several_processes, sum_over_processes
 from mmpose_dp.tensors import of_samples, parts_of
 
+from ..checks.attributes import Attributes
 from ..checks.fingerprint import Fingerprint
+from ..checks.own_state import refuse_other_state
 from ..checks.replay import Halved, Replay, prepared
 from .stepping import SteppingOptimWrapper
 from .validation import build_mechanism, check_settings, from_settings, private_head
@@ -138,6 +140,7 @@ class DPOptimWrapper(SteppingOptimWrapper):
         self._public_sum: list[Tensor] | None = None
         self._public_count = 0
         self._own_losses: list[Tensor] = []  # of each micro-batch, whether its loss was the head's; read at the end
+        self._attributes: Attributes | None = None  # of the model, before the first forward of this logical batch
         self._seen: dict[str, list[Tensor]] = {}  # what may be logged, by name, of each micro-batch
         self.replay.forget()
         self.accumulating = False  # set by PrivateTrainLoop: more micro-batches of this logical batch follow
@@ -163,6 +166,7 @@ class DPOptimWrapper(SteppingOptimWrapper):
 
         With ``expose_private_metrics`` losses and accuracies of private samples are released too, outside the guarantee.
         """
+        refuse_other_state(model)
         self._head = private_head(model)
         self._head.compute_acc = self._exposed = expose_private_metrics
         self._norms = [(n, m) for n, m in model.named_modules() if has_batch_statistics(m)]
@@ -196,6 +200,8 @@ class DPOptimWrapper(SteppingOptimWrapper):
     def optim_context(self, model: nn.Module) -> Iterator[None]:
         """Captures what per-sample gradients need from a step's forward, which is inside."""
         with self._counted(), self._captured(model):
+            if not self.public_only and self._attributes is None:
+                self._attributes = Attributes(self._model)
             yield
 
     @contextmanager
@@ -247,14 +253,25 @@ class DPOptimWrapper(SteppingOptimWrapper):
     def rehearse(self, batch: dict) -> None:
         """Has the engine look at a batch of several samples that are nobody's, in full precision, before any step is counted.
 
-        The first private batches are looked at all the same. Raises PrivacyError if samples mix, or if the per-sample gradients
-        do not add up to autograd's.
+        The first private batches are looked at all the same. Raises PrivacyError if samples mix, if the per-sample gradients do not
+        add up to autograd's, or if the model remembers samples in plain attributes.
         """
         with torch.enable_grad():
             with self.engine.capture():
                 self._model(**prepared(self._model, batch), mode='loss')
             self.engine.backward(self._scaled(self._taken()))
+        self._refuse_memory(batch)
         self.engine.look_again()
+
+    def _refuse_memory(self, batch: dict) -> None:
+        """Raises UnsupportedModelError where another forward changes what the model holds in plain attributes."""
+        before, other = Attributes(self._model, numbers=True), {**batch, 'inputs': [x // 2 for x in batch['inputs']]}
+        with torch.no_grad():
+            self._model(**prepared(self._model, other), mode='loss')
+        self._taken()
+        kept = before.changed(self._model)
+        if kept:
+            raise UnsupportedModelError(_remembers(kept))
 
     def _gradients_among(self, batch: dict, *collectors: Collector) -> None:
         """Gives the gradients of a batch, as in a step, to the collectors."""
@@ -393,6 +410,9 @@ class DPOptimWrapper(SteppingOptimWrapper):
         """Why the logical batch must not be released, in words; empty if nothing is wrong. One read from the device."""
         if self.replay.fault:
             return self.replay.fault
+        kept = '' if self._attributes is None else self._attributes.changed(self._model)
+        if kept:
+            return _remembers(kept)
         looks = list(self._own_losses)
         if not self.public_only and self._stood is not None and self._model is not None:
             looks.append(self._stood.is_that_of(self._model).to(self.params[0].device))
@@ -429,6 +449,13 @@ class DPOptimWrapper(SteppingOptimWrapper):
             *total, count = parts_of(flat, [*(x.shape for x in total), count.shape])
         torch._foreach_div_(total, count.clamp_min(1))
         return total
+
+
+def _remembers(name: str) -> str:
+    return (
+        f'a training forward keeps something in model.{name}, by which samples could reach later ones: compute it anew from each '
+        'sample, or keep it in a local variable'
+    )
 
 
 def all_finite(tensors: list[Tensor]) -> Tensor:

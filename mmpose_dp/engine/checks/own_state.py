@@ -1,0 +1,73 @@
+"""What a checkpoint may hold of a model: its parameters and buffers, as they are, and nothing that other code puts beside them.
+
+The fingerprint watches parameters and buffers alone, so a module's extra state, or a hook on its state dict, could carry values of a
+private batch into a checkpoint. Must not call anything in a model that may make such values.
+"""
+
+from collections import OrderedDict
+from collections.abc import Iterator
+
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
+from torch import Tensor, nn
+
+from mmpose_dp.extras.experts import Mixed
+from mmpose_dp.extras.lora import LowRank
+from mmpose_dp.models import unwrapped
+from mmpose_dp.privacy.errors import UnsupportedModelError
+
+_EXTRA = '_extra_state'
+
+
+def own_state(model: nn.Module) -> dict[str, Tensor]:
+    """A model's parameters and persistent buffers by name; layers with low-rank updates or experts hold what they add to these."""
+    found: OrderedDict[str, Tensor] = OrderedDict()
+    for prefix, module in _modules(model):
+        kind = type(module) if isinstance(module, (LowRank, Mixed)) else nn.Module
+        kind._save_to_state_dict(module, found, prefix, False)  # type: ignore[arg-type]
+        found.pop(f'{prefix}{_EXTRA}', None)
+    setattr(found, '_metadata', {prefix[:-1]: {'version': m._version} for prefix, m in _modules(model)})  # noqa: B010
+    return found
+
+
+def refuse_other_state(model: nn.Module) -> None:
+    """Raises UnsupportedModelError, naming it, for anything else that a model's state dict holds, or may hold later."""
+    for prefix, module in _modules(model):
+        if getattr(module.get_extra_state, '__func__', None) is not nn.Module.get_extra_state:
+            raise UnsupportedModelError(
+                f'model.{prefix}get_extra_state puts something into checkpoints that no noise covers: keep it in a buffer that '
+                'private training does not change, or take the method out'
+            )
+    own = own_state(model)
+    other = [name for name in model.state_dict() if name not in own]
+    if other:
+        raise UnsupportedModelError(
+            f'model.state_dict() holds {other[0]}, which is neither a parameter nor a buffer of the model, so no noise covers it: '
+            'take out the state_dict hook, or the method, that puts it there'
+        )
+
+
+def restore_own_values(model: nn.Module, saved: dict) -> None:
+    """Gives the entries of a state dict that are a model's own the values that they have in the model, in place."""
+    saved.update({name: value.cpu() for name, value in own_state(model).items() if name in saved})
+
+
+class OwnStateHook(Hook):
+    """Drops from a checkpoint what is not the model's own, from EMAHook's state dict too, which has the same names."""
+
+    priority = 'LOWEST'
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Keeps the names of the model's own tensors alone."""
+        own = own_state(unwrapped(runner.model))
+        for key, names in (('state_dict', {*own}), ('ema_state_dict', {'steps', *(f'module.{name}' for name in own)})):
+            if key in checkpoint:
+                kept = OrderedDict((name, value) for name, value in checkpoint[key].items() if name in names)
+                setattr(kept, '_metadata', own._metadata if key == 'state_dict' else {})  # type: ignore[attr-defined]  # noqa: B010
+                checkpoint[key] = kept
+
+
+def _modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Each module with the prefix of its names in a state dict."""
+    for name, module in model.named_modules(remove_duplicate=False):
+        yield (f'{name}.' if name else ''), module

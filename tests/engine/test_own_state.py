@@ -1,0 +1,125 @@
+"""A checkpoint of a private training holds the model's parameters and buffers, and nothing that other code puts beside them."""
+
+import pytest
+import torch
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
+from mmpose.models.heads import SimCCHead
+from mmpose.registry import MODELS
+from publish_model import published
+from torch import nn
+
+from mmpose_dp.engine.checks.own_state import own_state, refuse_other_state, restore_own_values
+from mmpose_dp.extras.experts import add_experts
+from mmpose_dp.extras.lora import add_low_rank
+from mmpose_dp.privacy.errors import PrivacyError, UnsupportedModelError
+from tests.support.runs import unvalidated
+
+RAW = 77.0  # stands for a value of a private batch
+
+
+@MODELS.register_module()
+class HookedHead(SimCCHead):
+    """Puts values into the state dict, from the first checkpoint on: under a new name, under an old one, and into its metadata."""
+
+    saving = False
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self._register_state_dict_hook(type(self)._put)
+
+    def _put(self, state, prefix, meta):
+        if HookedHead.saving:
+            state[f'{prefix}mem'] = torch.full((3,), RAW)
+            state[f'{prefix}final_layer.bias'] = torch.full_like(self.final_layer.bias, RAW)
+            meta['mem'] = RAW
+
+
+class Begin(Hook):
+    def before_train(self, runner):
+        HookedHead.saving = True
+
+
+@pytest.fixture(scope='module')
+def saved(synthetic, tmp_path_factory):
+    """(runner, its last checkpoint) of a training with HookedHead and averaged weights."""
+    cfg = unvalidated(synthetic, tmp_path_factory.mktemp('own_state'), train_cfg__max_epochs=1)
+    cfg.model.head.type = 'HookedHead'
+    cfg.custom_hooks = [dict(type='EMAHook')]
+    runner = Runner.from_cfg(cfg)
+    runner.register_hook(Begin())
+    try:
+        runner.train()
+    finally:
+        HookedHead.saving = False
+    return runner, torch.load(f'{cfg.work_dir}/epoch_1.pth', weights_only=False)
+
+
+def test_what_a_state_dict_hook_puts_there_is_not_in_a_checkpoint(saved):
+    runner, checkpoint = saved
+    own = own_state(runner.model)
+    assert checkpoint['state_dict'].keys() == own.keys() and set(checkpoint['state_dict']._metadata['head']) == {'version'}
+    # EMAHook has swapped the two
+    assert checkpoint['ema_state_dict'].keys() == {'steps', *(f'module.{name}' for name in own)}
+    for name, value in own.items():
+        assert torch.equal(checkpoint['ema_state_dict'][f'module.{name}'], value), name
+
+
+def test_nothing_else_is_published(saved):
+    _, checkpoint = saved
+    given = published(checkpoint)
+    assert given['state_dict'].keys() == checkpoint['state_dict'].keys()
+    for name, value in (('head.mem', torch.ones(3)), ('head._extra_state', torch.ones(3)), ('mem', [0.5])):
+        more = dict(checkpoint, state_dict=dict(checkpoint['state_dict'], **{name: value}))
+        with pytest.raises(PrivacyError, match=f'{name}, which is neither a parameter nor a buffer'):
+            published(more)
+
+
+class Extra(nn.Linear):
+    def get_extra_state(self):
+        return torch.zeros(1)
+
+    def set_extra_state(self, state):
+        pass
+
+
+class Adding(nn.Linear):
+    def _save_to_state_dict(self, destination, prefix, keep_vars):
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        destination[f'{prefix}seen'] = torch.zeros(1)
+
+
+def with_hook(model, where='register_state_dict_post_hook'):
+    getattr(model, where)(lambda module, state, *args: state.update(seen=torch.zeros(1)))
+    return model
+
+
+@pytest.mark.parametrize(
+    ('part', 'match'),
+    [
+        (Extra(2, 2), r'model.1.get_extra_state'),
+        (Adding(2, 2), r'holds 1.seen'),
+        (with_hook(nn.Linear(2, 2), '_register_state_dict_hook'), r'holds seen'),
+        (with_hook(nn.Linear(2, 2)), r'holds seen'),
+    ],
+)
+def test_what_can_be_seen_is_refused_before_training(part, match):
+    with pytest.raises(UnsupportedModelError, match=match):
+        refuse_other_state(nn.Sequential(nn.Linear(2, 2), part))
+
+
+@pytest.mark.parametrize('kind', ['plain', 'lora', 'experts'])
+def test_layers_of_this_project_are_saved_as_they_save_themselves(kind):
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, 2))
+    model[1].register_buffer('passing', torch.zeros(1), persistent=False)
+    if kind == 'lora':
+        add_low_rank(model, 2)
+        nn.init.ones_(model[3].lora_up.weight)
+    if kind == 'experts':
+        add_experts(model, [{name: value + 1 for name, value in model.state_dict().items()}])
+    refuse_other_state(model)
+    expected, found = model.state_dict(), {name: torch.zeros(1) for name in model.state_dict()}
+    restore_own_values(model, found)
+    assert [*own_state(model)] == [*expected] and 'passing' not in ''.join(expected)
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+    model.load_state_dict(found)
