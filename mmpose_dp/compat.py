@@ -160,15 +160,16 @@ def provide_mmcv_ops() -> None:
 def allow_mmengine_checkpoints() -> None:
     """Allows mmengine's own types in checkpoints, so that resuming works.
 
-    mmengine up to 0.10.7 cannot resume under torch >= 2.6, which loads plain tensors only; onedl-mmengine can. Any other type in
-    a checkpoint is still refused.
+    mmengine up to 0.10.7 cannot resume under torch >= 2.6, which loads plain tensors only. onedl-mmengine can, but lacks some of
+    numpy's numbers: it then warns at length and loads without any check. Any other type in a checkpoint is treated as before.
     """
     import torch
     from mmengine.runner import checkpoint
 
-    if _numbers(torch.__version__) < (2, 6, 0) or 'weights_only' in inspect.getsource(checkpoint):
+    if _numbers(torch.__version__) < (2, 6, 0):
         return
-    torch.serialization.add_safe_globals(checkpoint_types())
+    knows = 'weights_only' in inspect.getsource(checkpoint)
+    torch.serialization.add_safe_globals(_number_types() if knows else checkpoint_types())
 
 
 def checkpoint_types() -> list[Any]:
@@ -185,8 +186,14 @@ def checkpoint_types() -> list[Any]:
         np.dtype,
         core.multiarray._reconstruct,
         core.multiarray.scalar,
-        *{type(np.dtype(kind)) for kind in ('bool', 'int32', 'int64', 'float32', 'float64')},
+        *_number_types(),
     ]
+
+
+def _number_types() -> list[Any]:
+    import numpy as np
+
+    return [type(np.dtype(kind)) for kind in ('bool', 'uint8', 'int32', 'int64', 'float32', 'float64')]
 
 
 def _history_method(owner: Any, name: str) -> Any:

@@ -23,6 +23,7 @@ from typing import Any
 
 from mmengine.config import Config, ConfigDict
 
+from mmpose_dp.engine.half_private import is_private
 from mmpose_dp.engine.leftovers import without_deletions
 from mmpose_dp.engine.spelling import refuse_misspelled, refuse_unknown_top
 from mmpose_dp.engine.training_settings import REPLACED, settings_in_words
@@ -80,6 +81,7 @@ def private(base: dict, method: str, epsilon: float = 0.8, public: str | None = 
         value = _merged(base.get(key), added.get(key)) if key in added else base.get(key)
         value = _merged(value, changes[key]) if key in changes else value
         whole[key] = dict(value, _delete_=True) if text and isinstance(value, dict) and key in base else value
+    is_private({**base, **whole}, meant=True)
     refuse_misspelled({**base, **whole}, complete=False)
     return {**whole, REPLACED: base.get(REPLACED) or settings_in_words(base)}
 

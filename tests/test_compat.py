@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from mmengine.logging import MessageHub
+from mmengine.runner import CheckpointLoader
 
 from mmpose_dp import compat
 from tests.support.processes import run
@@ -129,6 +130,12 @@ def test_the_allowed_types_are_enough_for_what_mmengine_saves(checkpoint):
     hub = MessageHub('compat_loaded')
     hub.load_state_dict(loaded['message_hub'])
     assert hub.get_scalar('train/loss').mean() == 2.0 and hub.get_info('best') == 0.25
+
+
+def test_a_checkpoint_with_any_of_numpys_numbers_is_loaded_without_a_fallback(tmp_path, capfd):
+    torch.save(dict(meta=dict(colors=np.zeros(3, np.uint8))), tmp_path / 'colors.pth')
+    assert CheckpointLoader.load_checkpoint(str(tmp_path / 'colors.pth'), 'cpu')['meta']['colors'].dtype == np.uint8
+    assert 'Could not safely load' not in ''.join(capfd.readouterr())
 
 
 class _Reads:

@@ -430,6 +430,20 @@ def test_the_config_of_another_run_in_the_work_dir_is_a_warning(forged):
     assert f'{config.name} is not the config' in wrong(forged)
 
 
+def test_a_config_that_differs_by_resume_alone_is_the_same_run(forged):
+    config, copies = copies_of_the_config(forged, 2)
+    text = copies[0].read_text()
+    assert 'resume = False' in text
+    copies[0].write_text(
+        text.replace('resume = False', 'resume = True').replace('load_from = None', "load_from = 'a.pth'")
+    )
+    shutil.copy(copies[0], config)
+    found = verify(forged)
+    assert not found.wrong and not found.warnings
+    copies[0].write_text(copies[0].read_text() + 'max_grad_norm = 3.0\n')
+    assert 'is another config' in str(verify(forged).warnings)
+
+
 def test_what_was_not_looked_at_is_named(forged):
     (forged / 'privacy_statement.md').rename(forged / 'PRIVACY_STATEMENT.md')
     (forged / 'logs').mkdir()

@@ -32,7 +32,7 @@ from mmengine.hooks import CheckpointHook
 from mmengine.optim import build_optim_wrapper
 from mmengine.runner import CheckpointLoader, Runner
 from mmpose.datasets.datasets.utils import parse_pose_metainfo
-from mmpose.registry import DATASETS, HOOKS, LOOPS, MODELS, OPTIM_WRAPPERS, TRANSFORMS
+from mmpose.registry import DATASETS, HOOKS, MODELS, OPTIM_WRAPPERS, TRANSFORMS
 from mmpose.utils import register_all_modules
 from torch import nn
 
@@ -42,12 +42,12 @@ from mmpose_dp.engine import (
     REPLACED,
     DPOptimWrapper,
     PrivacyBudgetHook,
-    PrivateTrainLoop,
     idle_schedules,
     left_random,
     settings_in_words,
 )
 from mmpose_dp.engine.dry_run import blank_batch, try_batch
+from mmpose_dp.engine.half_private import is_private
 from mmpose_dp.engine.hooks.planning import method_of
 from mmpose_dp.engine.unread import unread_in_words
 from mmpose_dp.extras.accountability import plan_warnings
@@ -109,31 +109,6 @@ def has_private_wrapper(cfg: Config) -> bool:
 def has_private_data(cfg: Config) -> bool:
     """Whether train_dataloader.dataset says what is private."""
     return is_kind(DATASETS, cfg.train_dataloader.dataset, PublicPrivateDataset)
-
-
-def private_parts(cfg: Config) -> dict[str, bool]:
-    """Of the keys that make a config private, whether each does."""
-    hooks = [*(cfg.get('default_hooks') or {}).values(), *(cfg.get('custom_hooks') or [])]
-    return {
-        'optim_wrapper': has_private_wrapper(cfg),
-        'train_dataloader.dataset': has_private_data(cfg),
-        'train_cfg': is_kind(LOOPS, cfg.get('train_cfg') or {}, PrivateTrainLoop),
-        'default_hooks.privacy_budget': any(
-            isinstance(hook, dict) and is_kind(HOOKS, hook, PrivacyBudgetHook) for hook in hooks
-        ),
-    }
-
-
-def is_private(cfg: Config) -> bool:
-    """Whether tools/train.py would train this config privately. Raises PrivacyError if only some of its parts are private."""
-    parts = private_parts(cfg)
-    plain = [key for key, private in parts.items() if not private]
-    if plain and len(plain) < len(parts):
-        raise PrivacyError(
-            f'{", ".join(plain)}: of plain training, while the rest of this config is private. An assignment below private() '
-            f'replaces what private() wrote: give {plain[0].partition(".")[0]}=... to private(_base_, ...) instead'
-        )
-    return not plain
 
 
 def trial(cfg: Config, folder: str) -> Runner:
@@ -499,10 +474,12 @@ def verdict(cfg: Config, elsewhere: bool) -> str:
     if not private:
         return 'This config can be made private.'
     lost = missing('val_dataloader.dataset', (cfg.get('val_dataloader') or {}).get('dataset'))
+    if lost and elsewhere:
+        return f'This config is private. VALIDATION WAS NOT CHECKED: {lost}.'
     if lost:
-        return (
-            f'This config is private. VALIDATION WAS NOT CHECKED: {lost}. Training would stop because of that: correct ann_file '
-            'or data_root, or train with --no-validate.'
+        raise PrivacyError(
+            f'VALIDATION WAS NOT CHECKED: {lost}. Training would stop because of that: correct ann_file or data_root, or train '
+            'without validation (val_cfg, val_dataloader and val_evaluator None, or train.py --no-validate)'
         )
     return 'This config is private and ready to train.'
 

@@ -70,11 +70,16 @@ def read_config(path: str, *keys: str) -> Config:
 def merge_options(cfg: Config, options: dict) -> Config:
     """Merges ``--cfg-options`` and removes leftovers of inheritance, in place. Raises PrivacyError for a key that nothing reads."""
     from mmpose_dp.engine import refuse_misspelled, refuse_unknown_top, without_leftovers  # here, as below
+    from mmpose_dp.engine.half_private import is_private
+    from mmpose_dp.engine.spelling import refuse_unregistered
     from mmpose_dp.engine.unread import refuse_unread
 
     refuse_unknown_top((key.split('.')[0] for key in options), cfg, (), '--cfg-options {}')
     cfg.merge_from_dict(options)
     without_leftovers(cfg)
+    if cfg.get('train_dataloader') and cfg.get('optim_wrapper'):  # else it is not for training
+        is_private(cfg)
+        refuse_unregistered(cfg)
     refuse_misspelled(cfg)
     refuse_unread(cfg)
     return cfg

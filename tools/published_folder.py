@@ -194,7 +194,20 @@ def onnx_of(model: torch.nn.Module, size: tuple[int, int]) -> Exported:
             output_names=list(names),
             dynamic_axes={name: {0: 'batch'} for name in ('input', *names)},
         )
-    return Exported(file.getvalue(), names, _difference(file.getvalue(), crops, wanted))
+    data = _with_fixed_shapes(file.getvalue(), wanted)
+    return Exported(data, names, _difference(data, crops, wanted))
+
+
+def _with_fixed_shapes(data: bytes, outputs: Any) -> bytes:
+    """An ONNX model whose outputs state their shapes, except the batch: torch may name a size after an operation instead."""
+    import onnx
+
+    model = onnx.load_from_string(data)
+    given = outputs if isinstance(outputs, (list, tuple)) else [outputs]
+    for declared, output in zip(model.graph.output, given):
+        for axis, size in list(zip(declared.type.tensor_type.shape.dim, output.shape))[1:]:
+            axis.dim_value = size
+    return model.SerializeToString()
 
 
 @contextmanager
@@ -266,7 +279,8 @@ Not protected:
 ## Use
 
 ```python
-from mmpose.apis import inference_topdown, init_model  # MMPose alone: no mmpose_dp
+# MMPose alone; with mmcv-lite, which lacks compiled operators, write import mmpose_dp above this line
+from mmpose.apis import inference_topdown, init_model
 
 model = init_model('{config}', '{checkpoint}', device='cpu')
 found = inference_topdown(model, 'picture.jpg', bboxes=[[10, 10, 200, 300]])  # x0, y0, x1, y1 of each person

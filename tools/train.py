@@ -5,6 +5,7 @@ Must hold nothing of the guarantee, which is in the config and the package.
 
 import argparse
 import copy
+from pathlib import Path
 
 import mmpose_dp  # noqa: F401  (first: checks and repairs the install)
 
@@ -32,8 +33,10 @@ from mmpose_dp.engine import (
     checkpoint_settings,
     newest_checkpoint,
 )
+from mmpose_dp.engine.hooks.resuming import refuse_nothing_to_resume
 from mmpose_dp.engine.hooks.showing import without_recordings
 from mmpose_dp.privacy.errors import PrivacyError
+from mmpose_dp.privacy.ledger import LEDGER_NAME
 
 
 def parse_args() -> argparse.Namespace:
@@ -72,7 +75,8 @@ def merge_args(cfg: Config, args: argparse.Namespace) -> Config:
         cfg.optim_wrapper.type = 'AmpOptimWrapper'
         cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
     if args.resume == 'auto' and private and _newest(cfg, args.cfg_options) is None:
-        pass  # killed before its first checkpoint: starts again, from load_from if it is set, and continues the ledger
+        # killed before its first checkpoint: starts again, from load_from if it is set, and continues the ledger
+        refuse_nothing_to_resume(_whole(cfg, args.cfg_options).work_dir)
     elif args.resume:
         cfg.resume = True
         cfg.load_from = None if args.resume == 'auto' else args.resume
@@ -90,10 +94,16 @@ def merge_args(cfg: Config, args: argparse.Namespace) -> Config:
     return without_recordings(cfg) if private else cfg
 
 
-def _newest(cfg: Config, options: dict) -> str | None:
-    """The checkpoint from which ``--resume`` continues, in the folder that the config and ``options`` name."""
+def _whole(cfg: Config, options: dict) -> Config:
+    """A copy of ``cfg`` with ``options`` merged into it."""
     whole = copy.deepcopy(cfg)
     whole.merge_from_dict(options)
+    return whole
+
+
+def _newest(cfg: Config, options: dict) -> str | None:
+    """The checkpoint from which ``--resume`` continues, in the folder that the config and ``options`` name."""
+    whole = _whole(cfg, options)
     kept = (whole.get('default_hooks') or {}).get('checkpoint') or {}
     return newest_checkpoint(whole.work_dir, kept.get('out_dir'), kept.get('filename_tmpl'))
 
@@ -104,7 +114,8 @@ def _kept(runner: Runner) -> str:
     spent = '' if budget is None else budget.progress(runner)
     checkpoint = newest_checkpoint(runner.work_dir, **checkpoint_settings(runner))
     if checkpoint is None:
-        return f'{spent}No checkpoint is written yet: --resume starts again from the beginning.'
+        flag = '--resume starts again' if (Path(runner.work_dir) / LEDGER_NAME).is_file() else 'start again'
+        return f'{spent}No checkpoint is written yet: {flag} from the beginning.'
     return f'{spent}{checkpoint} is kept: the same command with --resume goes on from there.'
 
 

@@ -11,7 +11,18 @@ from typing import Any
 
 from mmengine.registry import Registry
 from mmengine.runner import Runner
-from mmpose.registry import DATA_SAMPLERS, DATASETS, HOOKS, LOOPS, OPTIM_WRAPPERS, TRANSFORMS
+from mmpose.registry import (
+    DATA_SAMPLERS,
+    DATASETS,
+    EVALUATORS,
+    HOOKS,
+    LOOPS,
+    METRICS,
+    OPTIM_WRAPPERS,
+    TRANSFORMS,
+    VISBACKENDS,
+    VISUALIZERS,
+)
 from torch.utils.data import DataLoader
 
 from mmpose_dp.datasets import PoissonBatchSampler, PublicPrivateDataset
@@ -83,6 +94,27 @@ def refuse_misspelled(cfg: Any, complete: bool = True) -> None:
                 owner = type_name(node['type']) if 'type' in node else path
                 hint = did_you_mean(key, names, elsewhere)
                 raise ConfigError(f'{path}.{key} is unknown to {owner}: {hint}')
+
+
+def refuse_unregistered(cfg: Any) -> None:
+    """Raises ConfigError for a visualizer, backend or metric of a private config whose type is in no registry."""
+    if _kind(OPTIM_WRAPPERS, _part(cfg, 'optim_wrapper')) is not DPOptimWrapper:
+        return
+    visualizer = _part(cfg, 'visualizer')
+    named: list[tuple[str, Registry, Any]] = [('visualizer', VISUALIZERS, visualizer)]
+    backends = enumerate(_listed(visualizer.get('vis_backends')))
+    named += [(f'visualizer.vis_backends[{i}]', VISBACKENDS, one) for i, one in backends]
+    for key in ('val_evaluator', 'test_evaluator'):
+        metrics = cfg.get(key)
+        whole = not isinstance(metrics, (list, tuple))
+        for i, one in enumerate([metrics] if whole else metrics):
+            if not (isinstance(one, dict) and resolved(EVALUATORS, one.get('type'))):
+                named.append((key if whole else f'{key}[{i}]', METRICS, one))
+    for place, registry, node in named:
+        kind = node.get('type') if isinstance(node, dict) else None
+        if isinstance(kind, str) and '.' not in kind and '_scope_' not in node and resolved(registry, kind) is None:
+            names = {*registry.module_dict, *(registry.parent.module_dict if registry.parent else ())}
+            raise ConfigError(f'{place}.type={kind!r} is registered nowhere: {did_you_mean(kind, names, {})}')
 
 
 def refuse_unknown_top(keys: Iterable[str], cfg: Any, arguments: Iterable[str], where: str) -> None:

@@ -5,6 +5,7 @@ Must name every checkpoint whose weights no hash covers, and must say which file
 
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ from mmpose_dp.extras.evidence import (
 from .findings import Evidence, Findings, inside
 from .inside import check_inside
 from .published import Published, read_published, safetensors_sha256
+
+_RESUME = re.compile(r"""resume = (True|False)|load_from = (None|'[^']*'|"[^"]*")""")
 
 
 # ---- checkpoints -------------------------------------------------------------------------------------------------------
@@ -157,6 +160,8 @@ def check_config(files: Evidence, found: Findings) -> None:
         return
     found.expect(bool(same), _are(same, files), 'no config here is that of this statement')
     for path in others:
+        if any(_differ_by_resume(path, one) for one in same):  # of one training, before and after a resume
+            continue
         # another run in the work dir, such as a resume or a test, leaves its own config in its folder and above
         of_a_run = len(runs) > 1 and hashes[path] in {hashes[run] for run in runs}
         where = path.relative_to(files.folder)
@@ -164,6 +169,13 @@ def check_config(files: Evidence, found: Findings) -> None:
             found.warnings.append(f'{where} is another config than that of this statement: of another run, or changed')
         else:
             found.wrong.append(f'{where} is not the config of this statement: it was changed, or does not belong here')
+
+
+def _differ_by_resume(*paths: Path) -> bool:
+    """Whether two configs are the same but for what --resume sets: ``resume``, and ``load_from`` with it."""
+    texts = [path.read_text(errors='replace').splitlines() for path in paths]
+    first, second = ([line for line in text if not _RESUME.fullmatch(line)] for text in texts)
+    return first == second and any('resume = True' in text for text in texts)
 
 
 def _are(paths: list[Path], files: Evidence) -> str:

@@ -256,13 +256,14 @@ def test_a_file_that_fits_is_counted(synthetic, tmp_path, weights, kind):
 
 
 def test_a_resume_of_nothing_says_what_was_loaded(synthetic, tmp_path, weights):
-    """resume=True at a first start: there is no checkpoint, and the backbone is init_cfg's."""
+    """resume=True after a kill before the first checkpoint: there is only a ledger, and the backbone is init_cfg's."""
     torch.save({f'net.{k}': v for k, v in backbone(weights).items()}, tmp_path / 'b.pth')
     settings = dict(type=PretrainedInit, checkpoint=str(tmp_path / 'b.pth'), prefix='net.')
     settings = [dict(type='Kaiming', layer='Conv2d'), settings]
+    beginning(synthetic, tmp_path / 'w', settings)
     words = beginning(synthetic, tmp_path / 'w', settings, resume=True)
     assert words.startswith('weights loaded by init_cfg from b.pth (')
-    assert beginning(synthetic, tmp_path / 'x', resume=True) == 'none: random weights'
+    assert beginning(synthetic, tmp_path / 'w', resume=True) == 'none: random weights'
 
 
 @pytest.mark.parametrize(

@@ -65,6 +65,12 @@ def test_a_resume_of_a_finished_training_changes_nothing(feature, synthetic, tmp
     train(cfg)
     assert [((folder / name).read_bytes(), (folder / name).stat().st_mtime_ns) for name in names] == before
     assert 'Training is finished: the checkpoint has all 1 epochs' in log_of(folder)
+    other = config(synthetic, folder, 'feature', train_cfg__max_epochs=2, resume=True, **{HOOK + 'target_epsilon': 4.0})
+    other.optim_wrapper.optimizer = dict(type='SGD', lr=0.1)
+    with pytest.raises(
+        PrivacyError, match=r'optim_wrapper\.optimizer: the checkpoint .* with AdamW, and the config says SGD\.'
+    ):
+        train(other)
     (folder / 'privacy_statement.json').unlink()  # killed before it was written
     train(cfg)
     assert statement_in(folder)['checkpoint'] == json.loads(before[0][0])['checkpoint']
@@ -72,12 +78,32 @@ def test_a_resume_of_a_finished_training_changes_nothing(feature, synthetic, tmp
 
 def test_a_smaller_budget_is_not_taken_for_lost_steps(synthetic, tmp_path):
     train_until(config(synthetic, tmp_path, train_cfg__max_epochs=2), 5)
-    train(config(synthetic, tmp_path, resume=True, train_cfg__max_epochs=2, **{HOOK + 'target_epsilon': 6.5}))
+    train(config(synthetic, tmp_path, resume=True, train_cfg__max_epochs=2, **{HOOK + 'target_epsilon': 7.3}))
     log = log_of(tmp_path)
     assert '1 of the spent steps came after the checkpoint: they count' in log
-    assert 'since the budget of epsilon 6.5 allows no more.' in log
-    assert 'The budget was epsilon 8 and is now 6.5: what was spent stays spent.' in log
-    assert statement_in(tmp_path)['epsilon'] <= 6.5
+    assert 'since the budget of epsilon 7.3 allows no more.' in log
+    assert 'The budget was epsilon 8 and is now 7.3: what was spent stays spent.' in log
+    assert statement_in(tmp_path)['epsilon'] <= 7.3
+
+
+def test_a_spent_budget_ends_a_resume_at_once(synthetic, tmp_path):
+    """The statement names the checkpoint at which the budget was spent, and a second resume finds nothing to change."""
+    train_until(config(synthetic, tmp_path, train_cfg__max_epochs=2), 5)
+    low = dict(resume=True, train_cfg__max_epochs=2, **{HOOK + 'target_epsilon': 7.5})
+    train(config(synthetic, tmp_path, **low))
+    (last,) = tmp_path.glob('budget_spent_iter_*.pth')
+    assert statement_in(tmp_path)['checkpoint']['file'] == last.name and not (tmp_path / 'epoch_2.pth').exists()
+    before = {path.name: path.read_bytes() for path in tmp_path.glob('*.*') if path.suffix != '.py'}
+    train(config(synthetic, tmp_path, **low))
+    assert {path.name: path.read_bytes() for path in tmp_path.glob('*.*') if path.suffix != '.py'} == before
+    assert 'the budget of epsilon 7.5 is spent, and nothing is left to do' in log_of(tmp_path)
+    assert 'For more steps, write a larger default_hooks.privacy_budget.target_epsilon.' in log_of(tmp_path)
+
+
+def test_a_resume_of_nothing_spends_nothing(synthetic, tmp_path):
+    with pytest.raises(PrivacyError, match=r'nothing to resume in .*leave out --resume \(or resume=True\) to spend'):
+        train(config(synthetic, tmp_path, resume=True))
+    assert not (tmp_path / LEDGER_NAME).exists()
 
 
 def test_words_for_changed_budgets():

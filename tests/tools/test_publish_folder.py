@@ -112,6 +112,7 @@ def test_onnxruntime_computes_what_torch_does_in_rtmlibs_form(folder, picture):
     (given,), outputs = session.get_inputs(), session.get_outputs()
     assert (given.name, given.type, given.shape[1:]) == ('input', 'tensor(float)', [3, 64, 64])
     assert [(one.name, one.type) for one in outputs] == [('simcc_x', 'tensor(float)'), ('simcc_y', 'tensor(float)')]
+    assert all(one.shape[0] == 'batch' and [type(x) for x in one.shape[1:]] == [int, int] for one in outputs)
     cfg = Config.fromfile(folder / 'config.py')
     model = published_folder.built(cfg, torch.load(weights_in(folder), weights_only=True)['state_dict'])
     crops = np.concatenate([crop_of(picture), np.random.default_rng(0).normal(size=(2, 3, 64, 64))]).astype(np.float32)

@@ -42,7 +42,7 @@ from .provenance import (
     starts_of_experts,
     starts_of_init_cfg,
 )
-from .resuming import budgets_in_words, changed_budget, check_resumed, find_start, open_ledger
+from .resuming import budgets_in_words, changed_budget, check_resumed, check_same_optimizer, find_start, open_ledger
 from .stating import WrittenCheckpoints, full_statement
 
 _HINTS = ('time', 'data_time', 'memory', 'eta')  # in the message hub: they hint at how many records were sampled
@@ -230,16 +230,7 @@ class PrivacyBudgetHook(Hook):
             return
         self._written = WrittenCheckpoints(runner.work_dir)
         ledger = runner.optim_wrapper.ledger
-        if self._resumed and runner.epoch >= runner.max_epochs:
-            runner.logger.info(
-                f'Training is finished: the checkpoint has all {runner.max_epochs} epochs, and nothing is left to do. Ledger '
-                'and checkpoints stay as they are. For more epochs, write a larger train_cfg.max_epochs.'
-            )
-            last, statement = Path(str(runner._load_from)).resolve(), intact_statement(Path(runner.work_dir)) or {}
-            named = (statement.get('checkpoint') or {}).get('file', '')
-            self._stated = (
-                last == (Path(runner.work_dir) / named).resolve()
-            )  # if not, a kill came before it was written
+        if self._resumed and self._nothing_left(runner, ledger):
             return
         open_run = ledger.resume_run if self._resumed else ledger.begin_run
         open_run(**self._run_metadata)
@@ -249,6 +240,25 @@ class PrivacyBudgetHook(Hook):
             self._steps_left = self.plan.allowed_steps(ledger)
             if self._resumed:
                 self._report_resume(runner, ledger)
+
+    def _nothing_left(self, runner: Runner, ledger: Ledger) -> bool:
+        """Whether a resumed training has all its epochs or its whole budget behind it: it then stops and changes nothing."""
+        finished = runner.epoch >= runner.max_epochs
+        spent = self.plan is not None and self.plan.allowed_steps(ledger) <= 0
+        if not (finished or spent):
+            return False
+        why = f'the budget of epsilon {self.target_epsilon} is spent'
+        why = f'the checkpoint has all {runner.max_epochs} epochs' if finished else why
+        more = ['train_cfg.max_epochs'] * finished + ['default_hooks.privacy_budget.target_epsilon'] * spent
+        runner.logger.info(
+            f'Training is finished: {why}, and nothing is left to do. Ledger and checkpoints stay as they are. For more '
+            f'{"epochs" if finished else "steps"}, write a larger {" and a larger ".join(more)}.'
+        )
+        last, statement = Path(str(runner._load_from)).resolve(), intact_statement(Path(runner.work_dir)) or {}
+        named = (statement.get('checkpoint') or {}).get('file', '')
+        self._stated = last == (Path(runner.work_dir) / named).resolve()  # if not, a kill came before it was written
+        runner.train_loop.stop_training = True
+        return True
 
     def _report_resume(self, runner: Runner, ledger: Ledger) -> None:
         """Logs what this training has spent so far and how many steps are left. A kill loses steps, and they count."""
@@ -304,7 +314,7 @@ class PrivacyBudgetHook(Hook):
             return
         if self._steps_left <= 0:
             runner.logger.warning(f'Budget of epsilon {self.plan.target_epsilon} spent: training stops.')
-            runner.train_loop.stop_training = True
+            runner.train_loop.end_here()
             runner.save_checkpoint(runner.work_dir, f'budget_spent_iter_{runner.iter}.pth', by_epoch=False)
             return
         self._steps_left -= 1
@@ -414,6 +424,7 @@ class PrivacyBudgetHook(Hook):
                 f'train_cfg.public_epochs={runner.train_loop.public_epochs} leaves no private step, so the ledger of the '
                 'checkpoint to resume from would be lost: write a larger max_epochs or fewer public_epochs'
             )
+        check_same_optimizer(checkpoint, runner.cfg)
         showing.drop_resumed(checkpoint)
 
 

@@ -3,6 +3,8 @@
 Must not guess what was spent: without the ledger there is no resume.
 """
 
+import ast
+import contextlib
 import glob
 import os
 import re
@@ -91,12 +93,26 @@ def is_intact(path: Path) -> bool:
     return start[:1] == b'\x80' and start[:2] != b'PK'
 
 
+def refuse_nothing_to_resume(work_dir: str | os.PathLike[str]) -> None:
+    """Raises ConfigError for a folder without a ledger, which has no checkpoint either: its name may be misspelled."""
+    if not (Path(work_dir) / LEDGER_NAME).is_file():
+        raise ConfigError(
+            f'there is nothing to resume in {work_dir}, neither a checkpoint nor {LEDGER_NAME}: leave out --resume (or '
+            'resume=True) to spend a new budget'
+        )
+
+
 def find_start(runner: Runner) -> None:
-    """Finds the checkpoint to load. Raises ConfigError for one that cannot be loaded, or settings that could lose it."""
+    """Finds the checkpoint to load.
+
+    Raises ConfigError for one that cannot be loaded, for a resume of nothing, and for settings that could lose a checkpoint.
+    """
     if runner._resume and not runner._load_from:
         chosen = [newest_checkpoint(runner.work_dir, **checkpoint_settings(runner))]
         broadcast_object_list(chosen)  # all ranks continue from the same one
         runner._load_from = chosen[0]
+        if chosen[0] is None:
+            refuse_nothing_to_resume(runner.work_dir)
     start = runner._load_from
     if start and '://' not in str(start):
         start = runner._load_from = os.path.expanduser(start)  # as mmengine does
@@ -172,6 +188,34 @@ def check_resumed(checkpoint: Any, ledger: Ledger) -> None:
             'private training from its weights, use load_from without resume'
         )
     ledger.check_covers(privacy['ledger'])
+
+
+def check_same_optimizer(checkpoint: Any, cfg: Any) -> None:
+    """Raises ConfigError if a checkpoint holds the state of another optimizer than the config's, which cannot be gone on with."""
+    for key in ('optimizer', 'public_optimizer'):
+        old = _optimizer_in(str(part_of(checkpoint, 'meta').get('cfg', '')), key)
+        new = ((cfg.get('optim_wrapper') or {}).get(key) or {}).get('type')
+        new = getattr(new, '__name__', new)
+        if old and new and old.rpartition('.')[2] != new.rpartition('.')[2]:
+            raise ConfigError(
+                f'optim_wrapper.{key}: the checkpoint to resume from was trained with {old}, and the config says {new}. Put '
+                f'{old} back, or start anew in another work_dir'
+            )
+
+
+def _optimizer_in(text: str, key: str) -> str:
+    """The type of ``optim_wrapper[key]`` in a config's text, which is not run; empty if it does not say."""
+    with contextlib.suppress(SyntaxError, ValueError, RecursionError):
+        for node in ast.parse(text).body:
+            if isinstance(node, ast.Assign) and getattr(node.targets[0], 'id', '') == 'optim_wrapper':
+                kind = _argument(_argument(node.value, key), 'type')
+                return str(kind.value) if isinstance(kind, ast.Constant) else ''
+    return ''
+
+
+def _argument(node: Any, name: str) -> Any:
+    """The argument ``name`` of a call such as dict(...); None if there is none."""
+    return next((one.value for one in getattr(node, 'keywords', ()) if one.arg == name), None)
 
 
 def changed_budget(old: float | None, new: float | None) -> str:

@@ -20,7 +20,7 @@ from mmpose_dp.privacy.errors import PrivacyError
 from ..optim_wrappers import DPOptimWrapper
 from ..padding import padded
 from .loader_wait import LoaderWait
-from .validation import check_train_cfg, train_loader, without_idle_workers
+from .validation import check_train_cfg, refuse_lost_annotations, train_loader, without_idle_workers
 from .watch import Watch
 
 
@@ -71,6 +71,7 @@ class PrivateTrainLoop(EpochBasedTrainLoop):
         self._max_iters = self._first_iter(max_epochs)
         self._build_validation()
         self.watch, self.loader_wait = Watch(self.dataloader), LoaderWait()
+        self._cut = False  # whether the epoch ends before its last step
 
     def _checked_sampler(self, public_epochs: int) -> PoissonBatchSampler:
         """The batch sampler. Raises PrivacyError for a loader whose batches are not what it sampled."""
@@ -108,6 +109,7 @@ class PrivateTrainLoop(EpochBasedTrainLoop):
         runner = self.runner
         if isinstance(runner._val_dataloader, dict):
             runner._val_dataloader = without_idle_workers(runner._val_dataloader)
+        refuse_lost_annotations(runner._val_evaluator)
         try:
             runner.val_loop  # noqa: B018  (a property that builds)
         except Exception as error:
@@ -128,6 +130,10 @@ class PrivateTrainLoop(EpochBasedTrainLoop):
     def private_steps(self) -> int:
         """T, the private logical steps planned."""
         return (self._max_epochs - self.public_epochs) * self.sampler.steps_per_epoch(False)
+
+    def end_here(self) -> None:
+        """Ends training before the next step. The epoch does not count, and no checkpoint of it is written."""
+        self.stop_training = self._cut = True
 
     def run(self) -> nn.Module:
         """All epochs. Raises PrivacyError, before the first of them, where private steps would not be counted."""
@@ -180,6 +186,8 @@ class PrivateTrainLoop(EpochBasedTrainLoop):
         if public_only:  # each rank has learned its own
             for _, buffer in self.runner.model.named_buffers():
                 broadcast(buffer)
+        if self._cut:
+            return
         self.runner.call_hook('after_train_epoch')
         self._epoch += 1
 

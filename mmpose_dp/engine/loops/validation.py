@@ -1,5 +1,6 @@
 """What ``train_cfg`` and the data loaders may hold; anything else is refused by name. Must not sample or train anything."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -50,6 +51,16 @@ def check_train_cfg(
             'the order of the epochs'
         )
     return pairs
+
+
+def refuse_lost_annotations(evaluator: Any) -> None:
+    """Raises PrivacyError for a metric whose ``ann_file`` is not there."""
+    for metric in _listed(evaluator):
+        file = metric.get('ann_file') if isinstance(metric, dict) else None
+        if isinstance(file, str) and '://' not in file and not Path(file).is_file():
+            raise PrivacyError(
+                f'val_evaluator.ann_file={file}: there is no such file. It is the one of val_dataloader.dataset'
+            )
 
 
 def _listed(value: Any) -> list:

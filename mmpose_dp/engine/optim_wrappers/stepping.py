@@ -100,11 +100,17 @@ class SteppingOptimWrapper(OptimWrapper):
         return state
 
     def load_state_dict(self, state_dict: dict) -> None:
-        """Takes the state of what there is."""
+        """Takes the state of what there is. Raises PrivacyError for that of other parameters."""
         state = dict(state_dict)
         public, max_grad_norm = state.pop('public_optimizer', None), state.pop('max_grad_norm', None)
-        super().load_state_dict(state)
-        if public is not None and self.public_optimizer is not None:
-            self.public_optimizer.load_state_dict(public)
+        try:
+            super().load_state_dict(state)
+            if public is not None and self.public_optimizer is not None:
+                self.public_optimizer.load_state_dict(public)
+        except ValueError as error:
+            raise PrivacyError(
+                'the checkpoint to resume from holds the optimizer state of other parameters than the config trains: put the '
+                f'model and optim_wrapper (trainable, lora_rank, experts) back as they were ({error})'
+            ) from error
         if max_grad_norm is not None and self.adaptive_norm is not None:
             self.adaptive_norm.go_on_from(max_grad_norm)
