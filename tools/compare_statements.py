@@ -29,6 +29,10 @@ from mmpose_dp.verify import Evidence
 
 _APART = ('seal', 'page_sha256', 'for_the_people')  # differ whenever anything does
 _FEATURE = 'feature DP'
+_TWICE = {  # by whether they have a beginning in common
+    False: ' A training that is in both counts twice.',
+    True: ' An earlier version resumed them without a name: what they then did alike may be in both, and counts twice.',
+}
 
 
 def differences(one: Any, other: Any, name: str = '') -> list[tuple[str, Any, Any]]:
@@ -58,8 +62,8 @@ def composed(one: Evidence, other: Evidence) -> tuple[History, str]:
         for pair in ((first, second), (second, first)):  # a public view may come after plain DP, and not before
             with suppress(PrivacyError):
                 total, words = joined(pair)
-                again = ' A training that is in both counts twice.' if twice(total) else ''
-                return total.history, f'from both ledgers{": " if words else ""}{"".join(words)}.{again}'
+                source = f'from both ledgers{": " if words else ""}{"".join(words)}.'
+                return total.history, source + (_TWICE[bool(words)] if twice(total) else '')
         return [*first.history, *second.history], 'from both ledgers. What is in both counts twice.'
     if a['ledger']['head'] == b['ledger']['head']:
         return _named(a), 'from the steps that both name, of one ledger'

@@ -1,6 +1,7 @@
 """A resume or a second training in a work dir cannot make its statement, or a checkpoint's, say more than was done."""
 
 import json
+import re
 import shutil
 import sys
 
@@ -205,6 +206,7 @@ def test_checkpoints_hold_no_step_times(feature, synthetic, tmp_path):
     names = {*hub['log_scalars'], *hub['runtime_info'], *hub['resumed_keys']}
     assert not {name for name in names if name.split('/')[-1] in ('time', 'data_time', 'memory', 'eta')}
     assert 'train/loss_public' in hub['log_scalars']
+    assert re.fullmatch(r'20\d{6}', loaded(feature / 'epoch_1.pth')['meta']['time'])  # the day alone
     options = dict(load_from=str(feature / 'epoch_1.pth'), resume=True, train_cfg__max_epochs=2)
     runner = train(config(synthetic, tmp_path, 'feature', **options))
     assert len(logged(tmp_path)['time']) == len(logged(tmp_path)['data_time']) == 4

@@ -1,10 +1,12 @@
 """A statement of any kind of training is written again from its ledger; every word that was changed and sealed again is found."""
 
 import json
+import shutil
 from fractions import Fraction
 
 import pytest
 
+from mmpose_dp.engine.view_audit import AUDIT_NAME, PRIVATE, update_statement
 from mmpose_dp.extras.evidence import STATEMENT_NAME
 from mmpose_dp.extras.personal_budgets import Budget, PersonalPlan
 from mmpose_dp.extras.schedule import Schedule, ScheduledPlan
@@ -122,6 +124,17 @@ def test_a_hybrid_cannot_pass_for_dp_sgd(works, ledger):
     changes = {key: plain[key] for key in words}
     found = wrong_after(works / 'hybrid', ledger, **changes, guarantee=plain['guarantee'])[0]
     assert bool(found) is ledger  # without the ledger it holds together, and the line says what was compared
+
+
+def test_figures_of_private_pictures_are_named_as_not_covered(works, tmp_path):
+    folder = shutil.copytree(works / 'hybrid', tmp_path / 'work')
+    for named in (PRIVATE, 'validation people'):
+        audit = dict(view=statement_of(folder)['public_views'][0], in_words=f'of 8 {named}: SSIM 0.5')
+        (folder / AUDIT_NAME).write_text(json.dumps(audit))
+        assert update_statement(folder) and not verify(folder).wrong
+        covered = statement_of(folder)['not_covered']
+        assert ('recoverable_from_view, which were computed from private' in covered[-1]) == (named == PRIVATE)
+        assert named != PRIVATE or 'not_covered lacks' in wrong_after(folder, not_covered=covered[:-1])[0]
 
 
 def test_a_large_delta_cannot_be_missed(works):

@@ -399,6 +399,8 @@ class PrivacyBudgetHook(Hook):
                 descent=asdict(lineage),
                 marking='' if statement is None or statement['private'] else 'NOT PRIVATE: a debug seed or no noise',
             )
+            # the day alone: from the seconds in two checkpoints follows how long the steps between them took
+            checkpoint['meta']['time'] = checkpoint['meta']['time'][:8]
             checkpoint['message_hub'] = {
                 part: {name: value for name, value in values.items() if name.split('/')[-1] not in _HINTS}
                 for part, values in checkpoint['message_hub'].items()
