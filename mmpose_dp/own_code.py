@@ -6,19 +6,20 @@ Must not judge them: the guarantee supposes that each of them treats every recor
 import sys
 from typing import Any
 
-KNOWN = frozenset({'mmpose_dp', 'mmpose', 'mmengine', 'mmcv', 'mmdet', 'torch', *sys.stdlib_module_names})
+_OURS = 'mmpose_dp'
+KNOWN = frozenset({_OURS, 'mmpose', 'mmengine', 'mmcv', 'mmdet', 'torch', *sys.stdlib_module_names})
 
 
 def own_name(part: Any) -> str:
-    """Module and name of the first class of a part that is not of a known package; empty if there is none.
+    """Module and name of a part's class, if that is of no known package; empty otherwise.
 
     Args:
-        part: an object or a class; a class that this project made from another one is taken for the other one.
+        part: an object, a class or a function. Of a class that this project made from another one, the other one counts.
     """
-    kinds = part.__mro__ if isinstance(part, type) else [*type(part).__mro__]
-    if hasattr(part, '__qualname__') and not isinstance(part, type):  # a function
-        kinds = [part]
+    is_function = hasattr(part, '__qualname__') and not isinstance(part, type)
+    kinds = [part] if is_function else part.__mro__ if isinstance(part, type) else type(part).__mro__
     for kind in kinds:
-        if kind.__module__.partition('.')[0] not in KNOWN:
-            return f'{kind.__module__}.{kind.__qualname__}'
+        package = (kind.__module__ or 'builtins').partition('.')[0]
+        if package != _OURS:
+            return '' if package in KNOWN else f'{kind.__module__}.{kind.__qualname__}'
     return ''

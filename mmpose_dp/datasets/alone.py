@@ -20,7 +20,7 @@ _ROUNDS = 4  # how often each sample is made: some transforms mix at random, or 
 def mixes(pipeline: Callable, infos: Sequence[Callable[[], dict]]) -> bool:
     """Whether a pipeline gives a sample otherwise after others than a copy of it does that has seen none.
 
-    Samples that a fresh copy gives otherwise each time, with the same seeds, say nothing, nor does a pipeline that cannot be copied.
+    A pipeline that cannot be copied, or whose fresh copies differ with the same seeds, says nothing.
 
     Args:
         pipeline: it must have seen no sample; it is copied, and stays as it is.
@@ -30,14 +30,11 @@ def mixes(pipeline: Callable, infos: Sequence[Callable[[], dict]]) -> bool:
         used = copy.deepcopy(pipeline)
     except Exception:  # it holds an open file, or the like
         return False
-    for turn in range(_ROUNDS):
-        for number, info in enumerate(infos):
-            seeds = [turn * len(infos) + number] * 6
-            later = _sample(used, info, seeds)
-            if later != (alone := _sample(copy.deepcopy(pipeline), info, seeds)):
-                if alone == _sample(copy.deepcopy(pipeline), info, seeds):
-                    return True
-    return False
+    runs = [(info, [turn * len(infos) + number] * 6) for turn in range(_ROUNDS) for number, info in enumerate(infos)]
+    alone = [_sample(copy.deepcopy(pipeline), *run) for run in runs]
+    if alone == [_sample(used, *run) for run in runs]:
+        return False
+    return alone == [_sample(copy.deepcopy(pipeline), *run) for run in runs]
 
 
 def sees_others(dataset: BaseDataset, numbers: Sequence[int]) -> bool:
