@@ -16,7 +16,6 @@ from mmpose.datasets.transforms import GetBBoxCenterScale
 from mmpose.registry import DATASETS, TRANSFORMS
 from torch.utils.data import Dataset
 
-from mmpose_dp.own_code import own_name
 from mmpose_dp.privacy.errors import ConfigError, DataError
 from mmpose_dp.privacy.noise import RandomSource
 from mmpose_dp.privacy.validation import as_whole
@@ -24,6 +23,7 @@ from mmpose_dp.privacy.validation import as_whole
 from .alone import mixes, sees_others
 from .building import MIXING, build_part, seen_through
 from .overlap import refuse_shared_data
+from .own_code import own_name
 from .privacy_units import (
     file_in_words,
     group_samples,

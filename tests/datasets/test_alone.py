@@ -23,7 +23,9 @@ class Stateful(BaseTransform):
         image, before = results['img'], list(self.seen)
         self.seen = [*self.seen, image.copy()][-20:]
         if self.how == 'mean':
-            results['img'] = np.clip(image - image.mean() + np.mean([x.mean() for x in self.seen]), 0, 255).astype(np.uint8)
+            results['img'] = np.clip(image - image.mean() + np.mean([x.mean() for x in self.seen]), 0, 255).astype(
+                np.uint8
+            )
         if self.how == 'late' and len(before) > 8:  # as mmdet's CachedMosaic waits
             results['img'] = cv2.addWeighted(image, 0.5, before[np.random.randint(len(before))], 0.5, 0)
         if self.how == 'seldom' and before and np.random.rand() < 0.3:
@@ -68,7 +70,9 @@ def built(data, tmp_path, *steps, method='dpsgd', kind=None):
 
 @pytest.mark.parametrize('how', ['mean', 'late', 'seldom', 'label', 'own generator'])
 def test_a_transform_that_keeps_something_of_other_records_is_refused(synthetic, tmp_path, how):
-    with pytest.raises(DataError, match=r'private.pipeline: a sample is not the same .*test_alone.Stateful keeps something'):
+    with pytest.raises(
+        DataError, match=r'private.pipeline: a sample is not the same .*test_alone.Stateful keeps something'
+    ):
         built(synthetic, tmp_path, dict(type='Stateful', how=how))
 
 
@@ -92,5 +96,7 @@ def test_a_data_set_that_looks_at_a_neighbour_is_refused(synthetic, tmp_path, mo
     if how == 'own':
         assert len(built(synthetic, tmp_path, kind='Neighbour'))
         return
-    with pytest.raises(DataError, match=r'private.type=Neighbour: get_data_info gives a record something of another one'):
+    with pytest.raises(
+        DataError, match=r'private.type=Neighbour: get_data_info gives a record something of another one'
+    ):
         built(synthetic, tmp_path, kind='Neighbour')

@@ -231,7 +231,9 @@ class PrivacyBudgetHook(Hook):
         if self._run_metadata is None:
             return
         self._written = WrittenCheckpoints(runner.work_dir)
-        self._own = names_in(intact_statement(Path(runner.work_dir)) or {}) | names_in(part_of(self._loaded, 'statement'))
+        self._own = names_in(intact_statement(Path(runner.work_dir)) or {}) | names_in(
+            part_of(self._loaded, 'statement')
+        )
         ledger = runner.optim_wrapper.ledger
         if self._resumed and runner.epoch >= runner.max_epochs:
             runner.logger.info(
