@@ -7,6 +7,7 @@ that is not its own, nor treat as public what is not.
 import os.path as osp
 import warnings
 from collections.abc import Iterable, Sequence, Set
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,8 +20,10 @@ from mmpose_dp.privacy.errors import ConfigError, DataError
 from mmpose_dp.privacy.noise import RandomSource
 from mmpose_dp.privacy.validation import as_whole
 
+from .alone import mixes, sees_others
 from .building import MIXING, build_part, seen_through
 from .overlap import refuse_shared_data
+from .own_code import own_name
 from .privacy_units import (
     file_in_words,
     group_samples,
@@ -33,7 +36,7 @@ from .privacy_units import (
 from .randomness import fixed_randomness, random_step
 from .sample_form import IMAGE, Form, difference, form_of
 from .steps import OfStep
-from .switching import switch_pipeline
+from .switching import nested, switch_pipeline
 from .transforms import View
 from .transforms.view import check_view
 
@@ -118,8 +121,27 @@ class PublicPrivateDataset(Dataset):
     def try_first_samples(self) -> None:
         """Finds the form of all samples under the current pipelines. Raises DataError for a pipeline that cannot be used."""
         self._forms: dict[str, Form] = {}
+        self._refuse_mixing()
         self._probes = {name: self._tried(part, name) for name, part in self.parts().items()}
         self._refuse_random_views()
+
+    def _refuse_mixing(self) -> None:
+        """Refuses pipelines and data sets of other code in which one record reaches the sample of another."""
+        samples, key = self._first_samples(self.private), 'train_dataloader.dataset.private'
+        name = own_name(self.private)
+        if name and sees_others(self.private, samples):
+            raise DataError(
+                f'{key}.type={name.rpartition(".")[2]}: get_data_info gives a record something of another one, so that a record '
+                'could reach the samples of others: let it return its own picture and annotation alone'
+            )
+        for part, info in ((self.private, self.private.get_data_info), (self.views, self.view_info)):
+            own = [] if part is None else [*filter(None, map(own_name, nested(part.pipeline.transforms)))]
+            if own and mixes(part.pipeline, [partial(info, sample) for sample in samples]):
+                raise DataError(
+                    f'{key}.pipeline: a sample is not the same after other records as it is alone, so one of '
+                    f'{", ".join(own)} keeps something of the samples before (a cache, a random generator of its own): let it use '
+                    'its input alone, and the generators of random, numpy.random and torch'
+                )
 
     def parts(self) -> dict[str, BaseDataset]:
         """The data sets by config key, in the order of their indices."""

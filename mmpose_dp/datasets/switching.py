@@ -26,7 +26,7 @@ def switch_pipeline(dataset: 'PublicPrivateDataset', pipeline: Any, mixing: tupl
     or derived from MMPose's mixing transforms, and if views would look different than before.
     """
     transforms = list(pipeline.transforms if hasattr(pipeline, 'transforms') else Compose(pipeline).transforms)
-    for step in _nested(transforms):
+    for step in nested(transforms):
         if isinstance(step, MixImageTransform) or type(step).__name__ in mixing:
             raise DataError(f'{_KEY}: {type(step).__name__} mixes several records into one sample; remove it')
     with_view = None
@@ -49,7 +49,7 @@ def switch_pipeline(dataset: 'PublicPrivateDataset', pipeline: Any, mixing: tupl
 def fingerprint(dataset: 'PublicPrivateDataset') -> list[Any]:
     """All that decides what a sample looks like: data sets, pipelines, every transform, and the description of the view."""
     parts = [part for part in (dataset.private, dataset.views, dataset.public) if part is not None]
-    objects = [x for part in parts for x in (part, part.pipeline, *_nested(part.pipeline.transforms))]
+    objects = [x for part in parts for x in (part, part.pipeline, *nested(part.pipeline.transforms))]
     return [*objects, dataset.view_description]
 
 
@@ -58,14 +58,14 @@ def same(one: list[Any], other: list[Any]) -> bool:
     return len(one) == len(other) and all(a is b for a, b in zip(one[:-1], other[:-1])) and one[-1] == other[-1]
 
 
-def _nested(transforms: Any) -> Iterator[Any]:
+def nested(transforms: Any) -> Iterator[Any]:
     """Every transform, including those inside others such as RandomApply."""
     for step in transforms if isinstance(transforms, (list, tuple)) else [transforms]:
         if isinstance(step, (list, tuple)):
-            yield from _nested(step)
+            yield from nested(step)
             continue
         yield step
-        yield from _nested(getattr(step, 'transforms', ()))
+        yield from nested(getattr(step, 'transforms', ()))
 
 
 def _index_of_box(transforms: list[Any]) -> int:

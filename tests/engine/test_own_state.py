@@ -1,5 +1,7 @@
 """A checkpoint of a private training holds the model's parameters and buffers, and nothing that other code puts beside them."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from mmengine.hooks import Hook
@@ -10,6 +12,7 @@ from publish_model import published
 from torch import nn
 
 from mmpose_dp.engine.checks.own_state import own_state, refuse_other_state, restore_own_values
+from mmpose_dp.engine.own_parts import names_in, own_code_in_words, own_parts
 from mmpose_dp.extras.experts import add_experts
 from mmpose_dp.extras.lora import add_low_rank
 from mmpose_dp.privacy.errors import PrivacyError, UnsupportedModelError
@@ -58,7 +61,9 @@ def saved(synthetic, tmp_path_factory):
 def test_what_a_state_dict_hook_puts_there_is_not_in_a_checkpoint(saved):
     runner, checkpoint = saved
     own = own_state(runner.model)
-    assert checkpoint['state_dict'].keys() == own.keys() and set(checkpoint['state_dict']._metadata['head']) == {'version'}
+    assert checkpoint['state_dict'].keys() == own.keys() and set(checkpoint['state_dict']._metadata['head']) == {
+        'version'
+    }
     # EMAHook has swapped the two
     assert checkpoint['ema_state_dict'].keys() == {'steps', *(f'module.{name}' for name in own)}
     for name, value in own.items():
@@ -73,6 +78,15 @@ def test_nothing_else_is_published(saved):
         more = dict(checkpoint, state_dict=dict(checkpoint['state_dict'], **{name: value}))
         with pytest.raises(PrivacyError, match=f'{name}, which is neither a parameter nor a buffer'):
             published(more)
+
+
+def test_the_statement_names_the_code_that_is_neither_ours_nor_openmmlabs(saved):
+    runner, checkpoint = saved
+    names, statement = {f'{__name__}.{kind}' for kind in ('Begin', 'HookedHead')}, checkpoint['privacy']['statement']
+    assert own_parts(runner) == names_in(statement) == names
+    page = (Path(runner.work_dir) / 'privacy_statement.md').read_text()
+    assert statement['own_code'].endswith('mmpose_dp cannot check that in full') and statement['own_code'] in page
+    assert own_code_in_words(set()) == 'none' and not names_in({}) and not names_in(dict(own_code='none'))
 
 
 class Extra(nn.Linear):

@@ -26,6 +26,7 @@ from mmpose_dp.privacy.validation import as_delta, as_given, as_positive, as_who
 from ..checks.own_state import OwnStateHook, restore_own_values
 from ..loops import PrivateTrainLoop
 from ..optim_wrappers import DPOptimWrapper
+from ..own_parts import names_in, own_code_in_words, own_parts
 from ..training_settings import idle_schedules, left_random
 from ..unread import unread_in_words
 from . import showing
@@ -101,6 +102,7 @@ class PrivacyBudgetHook(Hook):
         self._saved = False  # whether this training wrote a checkpoint
         self._stated = False  # whether it was finished before, and its statement names its last checkpoint
         self._written: WrittenCheckpoints | None = None
+        self._own: set[str] = set()  # names of other code that this training, and those before it in the work dir, ran
 
     # ---- before training -------------------------------------------------------------------------------------------
     def before_run(self, runner: Runner) -> None:
@@ -229,6 +231,9 @@ class PrivacyBudgetHook(Hook):
         if self._run_metadata is None:
             return
         self._written = WrittenCheckpoints(runner.work_dir)
+        self._own = names_in(intact_statement(Path(runner.work_dir)) or {}) | names_in(
+            part_of(self._loaded, 'statement')
+        )
         ledger = runner.optim_wrapper.ledger
         if self._resumed and self._nothing_left(runner, ledger):
             return
@@ -363,12 +368,14 @@ class PrivacyBudgetHook(Hook):
     def _state(self, runner: Runner, finished: bool = False) -> dict:
         """Writes the statement of the steps so far into the work dir and returns it."""
         assert self.plan is not None
+        self._own |= own_parts(runner)  # a hook may have switched the pipeline
         statement = full_statement(
             self.plan,
             runner.optim_wrapper.ledger,
             runner,
             pretraining=self.pretraining,
             decision=self.decision,
+            own_code=own_code_in_words(self._own),
             checkpoints={} if self._written is None else self._written.hashes(),
             budgets=budgets_in_words(self._budgets(runner.optim_wrapper.ledger)),
             finished=finished,

@@ -38,6 +38,7 @@ def full_statement(
     *,
     pretraining: str,
     decision: dict[str, str],
+    own_code: str,
     budgets: str | None,
     checkpoints: dict[str, str],
     finished: bool,
@@ -50,7 +51,7 @@ def full_statement(
     statement = {'schema_version': SCHEMA_VERSION, **guarantee}
     statement['risk'] = risk_of(ledger.history, plan.target_delta) if statement['private'] else None
     parameters = sum(p.numel() for p in runner.optim_wrapper.params)
-    statement.update(answers(statement, decision, parameters))
+    statement.update(answers(statement, decision, parameters), own_code=own_code)
     statement = with_audit(with_membership_audit(statement, runner.work_dir), runner.work_dir)
     checkpoint, weights = _last_checkpoint(runner) if finished else (None, None)
     return complete(

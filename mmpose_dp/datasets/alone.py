@@ -1,0 +1,71 @@
+"""Whether a sample is the same alone as it is after other records: a cache, or a look at a neighbour, makes it another one.
+
+Must not show what a sample holds. It finds what mixes the few samples that are tried; what reads files by itself is not seen.
+"""
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from mmengine.dataset import BaseDataset
+from mmengine.structures import BaseDataElement
+from torch import Tensor
+
+from .randomness import fixed_randomness
+
+_ROUNDS = 4  # how often each sample is made: some transforms mix at random, or only when they have seen a few
+
+
+def mixes(pipeline: Callable, infos: Sequence[Callable[[], dict]]) -> bool:
+    """Whether a pipeline gives a sample otherwise after others than a copy of it does that has seen none.
+
+    A pipeline that cannot be copied, or whose fresh copies differ with the same seeds, says nothing.
+
+    Args:
+        pipeline: it must have seen no sample; it is copied, and stays as it is.
+        infos: each gives the input of one sample.
+    """
+    try:
+        used = copy.deepcopy(pipeline)
+    except Exception:  # it holds an open file, or the like
+        return False
+    runs = [(info, [turn * len(infos) + number] * 6) for turn in range(_ROUNDS) for number, info in enumerate(infos)]
+    alone = [_sample(copy.deepcopy(pipeline), *run) for run in runs]
+    if alone == [_sample(used, *run) for run in runs]:
+        return False
+    return alone == [_sample(copy.deepcopy(pipeline), *run) for run in runs]
+
+
+def sees_others(dataset: BaseDataset, numbers: Sequence[int]) -> bool:
+    """Whether a data set gives the annotation of a sample otherwise if all other records were that one."""
+    for number in numbers:
+        same = dataset.get_subset([number] * min(number + 2, len(dataset)))
+        if _content(same.get_data_info(number)) != _content(dataset.get_data_info(number)):
+            return True
+    return False
+
+
+def _sample(pipeline: Callable, info: Callable[[], dict], seeds: Sequence[int]) -> Any:
+    """The content of a sample; the kind of the error if the pipeline fails."""
+    given = info()
+    try:
+        with fixed_randomness(seeds):
+            return _content(pipeline(given))
+    except Exception as error:  # a transform can raise anything
+        return type(error)
+
+
+def _content(value: Any) -> Any:
+    """What can be compared of a sample: its tensors, arrays, texts and numbers, in nested containers."""
+    if isinstance(value, Tensor):
+        return tuple(value.shape), str(value.dtype), value.numpy().tobytes()
+    if isinstance(value, np.ndarray):
+        return value.shape, value.dtype.str, repr(value) if value.dtype == object else value.tobytes()
+    if isinstance(value, BaseDataElement):
+        return _content({**dict(value.all_items())})
+    if isinstance(value, dict):
+        return {key: _content(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_content(one) for one in value]
+    return value if isinstance(value, (str, int, float, np.generic, type(None))) else None

@@ -1,0 +1,45 @@
+"""Names the parts of a training that are other code than this project's and OpenMMLab's, for the statement.
+
+Must not judge them, and must not look at records.
+"""
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from mmengine.runner import Runner
+
+from mmpose_dp.datasets.switching import nested
+from mmpose_dp.models import unwrapped
+from mmpose_dp.datasets.own_code import own_name
+
+_NONE = 'none'
+_SUPPOSED = 'the guarantee supposes that these treat each record by itself; mmpose_dp cannot check that in full'
+
+
+def own_parts(runner: Runner) -> set[str]:
+    """Module and class of each such model part, data set, transform, hook, optimizer, schedule and loop."""
+    return {name for name in map(own_name, _parts(runner)) if name}
+
+
+def own_code_in_words(names: Iterable[str]) -> str:
+    """A statement's ``own_code``."""
+    return f'{", ".join(sorted(names))}: {_SUPPOSED}' if names else _NONE
+
+
+def names_in(statement: dict[str, Any]) -> set[str]:
+    """The names that an earlier statement has."""
+    words = str(statement.get('own_code', _NONE))
+    return set() if words == _NONE else {*words.partition(': ')[0].split(', ')}
+
+
+def _parts(runner: Runner) -> Iterator[Any]:
+    wrapper, loader = runner.optim_wrapper, runner.train_dataloader
+    yield from (runner, wrapper, wrapper.optimizer, runner.train_loop)
+    yield from (loader, loader.batch_sampler, loader.collate_fn, loader.dataset, *runner.hooks)
+    schedulers = runner.param_schedulers or []
+    yield from schedulers if isinstance(schedulers, list) else (one for part in schedulers.values() for one in part)
+    for module in unwrapped(runner.model).modules():
+        yield module
+        yield from (one for one in vars(module).values() if hasattr(one, '__dict__'))  # codecs, functions
+    for part in loader.dataset.parts().values():
+        yield from (part, *nested(part.pipeline.transforms))

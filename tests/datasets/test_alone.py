@@ -1,0 +1,102 @@
+"""One record in the sample of another: through a cache in a transform, or a data set that looks at a neighbour."""
+
+import cv2
+import numpy as np
+import pytest
+from mmcv.transforms import BaseTransform
+from mmpose.datasets.datasets import MpiiDataset
+from mmpose.registry import DATASETS, TRANSFORMS
+
+from mmpose_dp.datasets import PublicPrivateDataset
+from mmpose_dp.privacy.errors import DataError
+from tests.support.runs import config
+
+
+@TRANSFORMS.register_module()
+class Stateful(BaseTransform):
+    """Keeps what it sees, and uses it as ``how`` says."""
+
+    def __init__(self, how):
+        self.how, self.seen, self.random = how, [], np.random.RandomState(0)
+
+    def transform(self, results):
+        image, before = results['img'], list(self.seen)
+        self.seen = [*self.seen, image.copy()][-20:]
+        if self.how == 'mean':
+            results['img'] = np.clip(image - image.mean() + np.mean([x.mean() for x in self.seen]), 0, 255).astype(
+                np.uint8
+            )
+        if self.how == 'late' and len(before) > 8:  # as mmdet's CachedMosaic waits
+            results['img'] = cv2.addWeighted(image, 0.5, before[np.random.randint(len(before))], 0.5, 0)
+        if self.how == 'seldom' and before and np.random.rand() < 0.3:
+            results['img'] = cv2.addWeighted(image, 0.5, before[-1], 0.5, 0)
+        if self.how == 'label' and before:
+            results['keypoints_visible'] = results['keypoints_visible'] * float(before[-1].mean() / 255)
+        if self.how == 'own generator':
+            results['img'] = np.roll(image, self.random.randint(1, 20), 0)
+        if self.how == 'random':
+            results['img'] = np.roll(image, np.random.randint(20), 0)
+        if self.how == 'new generator':
+            results['img'] = np.roll(image, np.random.default_rng().integers(20), 0)
+        return results
+
+
+@DATASETS.register_module()
+class Neighbour(MpiiDataset):
+    """Gives a record the picture or the box of the next one, or something that is its own."""
+
+    how = 'img_path'
+
+    def get_data_info(self, idx):
+        info, other = super().get_data_info(idx), super().get_data_info((idx + 1) % len(self))
+        if self.how == 'img_path':
+            info['img_path'] = other['img_path']
+        if self.how == 'previous':
+            info['previous_img'] = super().get_data_info(idx - 1)['img_path']
+        if self.how == 'own':
+            info['weight'], info['many'] = float(info['bbox'].sum()), len(self) > 0
+        return info
+
+
+def built(data, tmp_path, *steps, method='dpsgd', kind=None):
+    dataset = config(data, tmp_path, method).train_dataloader.dataset
+    pipeline = dataset.private.pipeline
+    place = next(i for i, step in enumerate(pipeline) if step['type'] == 'TopdownAffine') + 1
+    pipeline[place:place] = steps
+    if kind:
+        dataset.private.type = kind
+    return PublicPrivateDataset(**{key: value for key, value in dataset.items() if key != 'type'})
+
+
+@pytest.mark.parametrize('how', ['mean', 'late', 'seldom', 'label', 'own generator'])
+def test_a_transform_that_keeps_something_of_other_records_is_refused(synthetic, tmp_path, how):
+    with pytest.raises(
+        DataError, match=r'private.pipeline: a sample is not the same .*test_alone.Stateful keeps something'
+    ):
+        built(synthetic, tmp_path, dict(type='Stateful', how=how))
+
+
+def test_it_is_refused_inside_another_one_and_in_a_pipeline_that_a_hook_switches_to(synthetic, tmp_path):
+    inside = dict(type='RandomApply', transforms=[dict(type='Stateful', how='mean')], prob=0.5)
+    with pytest.raises(DataError, match='Stateful'):
+        built(synthetic, tmp_path, inside, method='feature')
+    dataset = built(synthetic, tmp_path)
+    with pytest.raises(DataError, match='Stateful'):
+        dataset.pipeline = [*dataset.pipeline.transforms[:-1], Stateful('mean'), dataset.pipeline.transforms[-1]]
+
+
+@pytest.mark.parametrize('how', ['nothing', 'random', 'new generator'])
+def test_what_treats_each_sample_by_itself_is_not(synthetic, tmp_path, how):
+    assert len(built(synthetic, tmp_path, dict(type='Stateful', how=how)))
+
+
+@pytest.mark.parametrize('how', ['img_path', 'previous', 'own'])
+def test_a_data_set_that_looks_at_a_neighbour_is_refused(synthetic, tmp_path, monkeypatch, how):
+    monkeypatch.setattr(Neighbour, 'how', how)
+    if how == 'own':
+        assert len(built(synthetic, tmp_path, kind='Neighbour'))
+        return
+    with pytest.raises(
+        DataError, match=r'private.type=Neighbour: get_data_info gives a record something of another one'
+    ):
+        built(synthetic, tmp_path, kind='Neighbour')
