@@ -374,7 +374,7 @@ def report(cfg: Config, args: argparse.Namespace, folder: str) -> bool:
     check_head_of(cfg)
     report_method(cfg)
     settings, words = cfg.train_dataloader.dataset, settings_in_words(cfg)
-    own_files = any('Pretrained' in str(one) for one in _init_cfgs(cfg.model))
+    own_files = any('Pretrained' in str(one) for one in init_cfgs(cfg.model))
     without_downloads(cfg.model)
     if is_private(cfg) and is_there(cfg.train_dataloader.dataset.get('private')):
         runner = trial(cfg, folder)
@@ -420,11 +420,12 @@ def filled_by_load_from(cfg: Config, model: nn.Module) -> set[str] | None:
     return found
 
 
-def _init_cfgs(node: Any) -> Iterator[Any]:
+def init_cfgs(node: Any) -> Iterator[Any]:
+    """The init_cfg of every part of a model's config."""
     if isinstance(node, dict):
         yield node.get('init_cfg')
     for value in node.values() if isinstance(node, dict) else node if isinstance(node, (list, tuple)) else ():
-        yield from _init_cfgs(value)
+        yield from init_cfgs(value)
 
 
 def report_settings(
