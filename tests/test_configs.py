@@ -162,6 +162,28 @@ def test_three_statements_make_a_config_private(tmp_path, leaf, method):
     assert '_delete_' not in str(cfg._cfg_dict.to_dict())
 
 
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        (
+            dict(optim_wrapper=dict(type='OptimWrapper')),
+            "Leave out optim_wrapper.type='OptimWrapper', .*'DPOptimWrapper'",
+        ),
+        (
+            dict(train_cfg=dict(type='IterBasedTrainLoop', max_iters=9)),
+            "'PrivateTrainLoop'; in place of max_iters write max_epochs",
+        ),
+        (dict(train_dataloader=dict(dataset=dict(type='CocoDataset'))), 'train_dataloader.dataset: of plain training'),
+    ],
+)
+def test_a_plain_type_is_named_and_not_the_keys_beside_it(change, message):
+    base = dict(
+        train_dataloader=dict(dataset=dict(type='MpiiDataset', pipeline=[])), train_cfg=dict(type='EpochBasedTrainLoop')
+    )
+    with pytest.raises(PrivacyError, match=message):
+        private(base, 'dpsgd', **change)
+
+
 def test_changes_are_merged_or_replace():
     base = dict(
         model=dict(backbone=dict(type='A', init_cfg=dict(type='Pretrained'))),

@@ -49,11 +49,13 @@ from mmpose_dp.engine import (
 from mmpose_dp.engine.dry_run import blank_batch, try_batch
 from mmpose_dp.engine.half_private import is_private
 from mmpose_dp.engine.hooks.planning import method_of
+from mmpose_dp.engine.hooks.provenance import Start
+from mmpose_dp.engine.training_settings import FROM_RANDOM
 from mmpose_dp.engine.unread import unread_in_words
 from mmpose_dp.extras.accountability import plan_warnings
 from mmpose_dp.extras.schedule import Schedule, ScheduledPlan
-from mmpose_dp.models import check_head
-from mmpose_dp.models.joint_remap import weights_of
+from mmpose_dp.models import check_head, unwrapped
+from mmpose_dp.models.joint_remap import shapes_of
 from mmpose_dp.privacy.errors import PrivacyError
 from mmpose_dp.privacy.plan import METHODS, PrivacyPlan
 from mmpose_dp.privacy.validation import as_given, rounded_up
@@ -371,7 +373,8 @@ def report(cfg: Config, args: argparse.Namespace, folder: str) -> bool:
     plan, largest = None, 0
     check_head_of(cfg)
     report_method(cfg)
-    filled, settings = filled_by_files(cfg), cfg.train_dataloader.dataset
+    settings, words = cfg.train_dataloader.dataset, settings_in_words(cfg)
+    own_files = any('Pretrained' in str(one) for one in init_cfgs(cfg.model))
     without_downloads(cfg.model)
     if is_private(cfg) and is_there(cfg.train_dataloader.dataset.get('private')):
         runner = trial(cfg, folder)
@@ -386,48 +389,63 @@ def report(cfg: Config, args: argparse.Namespace, folder: str) -> bool:
         inside = ''
     wrapper.amp_dtype = None  # gradients are compared in float64
     print(f'Samples: {"random" if dataset is None else f"{len(dataset):,} of {type(dataset).__name__}{inside}"}')
+    filled = filled_by_load_from(cfg, unwrapped(model))
     batch = records(settings, dataset, args.records)
     for index in range(len(batch['inputs'])):
         one = {key: values[index] for key, values in batch.items()}
         try_batch(model, blank_batch(one), 'train_dataloader.dataset')
     right = report_gradients(model, wrapper, batch)
-    report_settings(cfg, model, wrapper, filled)
+    report_settings(cfg, words, model, wrapper, None if own_files else filled)
     known = len(dataset) if dataset is not None and plan is None and is_private(cfg) else None
     report_budget(cfg, args.num_records or known, plan)
     report_memory(cfg, model, wrapper, batch, largest)
     return right
 
 
-def filled_by_files(cfg: Config) -> set[str] | None:
-    """The names of the tensors that load_from or the model's own files fill; None where that is not known from here."""
-    path = cfg.get('load_from')
-    if path and not Path(path).is_file() or any('Pretrained' in str(value) for value in _init_cfgs(cfg.model)):
-        return None
-    return set(weights_of(CheckpointLoader.load_checkpoint(path, 'cpu'), f'load_from={path}')) if path else set()
+def filled_by_load_from(cfg: Config, model: nn.Module) -> set[str] | None:
+    """Prints how much of the model load_from fills, and returns the names; None if the file is not on this machine.
+
+    Raises PrivacyError for a file that fits nothing, as training does.
+    """
+    path = Path(cfg.get('load_from') or '').expanduser()
+    if not cfg.get('load_from') or not path.is_file():
+        return None if cfg.get('load_from') else set()
+    start = Start.of('load_from', str(path), '', CheckpointLoader.load_checkpoint(str(path), 'cpu'))
+    wanted = shapes_of(model)
+    found = {name for name, shape in start.shapes.items() if wanted.get(name) == shape}
+    joints = [cfg.model.head.get('out_channels')]  # of an output layer for other joints, training keeps what fits
+    if not found and not any([*wanted.get(name, ())[:1]] == joints for name in start.shapes):
+        raise PrivacyError(start.misfit(wanted))
+    print(f'Weights: {len(found):,} of {len(wanted):,} tensors of the model are those of {path.name}')
+    return found
 
 
-def _init_cfgs(node: Any) -> Iterator[Any]:
+def init_cfgs(node: Any) -> Iterator[Any]:
+    """The init_cfg of every part of a model's config."""
     if isinstance(node, dict):
         yield node.get('init_cfg')
     for value in node.values() if isinstance(node, dict) else node if isinstance(node, (list, tuple)) else ():
-        yield from _init_cfgs(value)
+        yield from init_cfgs(value)
 
 
-def report_settings(cfg: Config, model: nn.Module, wrapper: DPOptimWrapper, filled: set[str] | None) -> None:
+def report_settings(
+    cfg: Config, now: dict[str, str], model: nn.Module, wrapper: DPOptimWrapper, filled: set[str] | None
+) -> None:
     """Prints what a private config trains with, beside what it inherited, and what of it can have no effect.
 
-    ``filled``: as ``filled_by_files`` returns it.
+    ``now``: the settings, in words. ``filled``: the names of the tensors that files fill; None where that is not known from here.
     """
     if not is_private(cfg):
         return
-    inherited, now = cfg.get(REPLACED) or {}, settings_in_words(cfg)
+    inherited = cfg.get(REPLACED) or {}
     print(f'\nTraining settings{" (* not as in the config that it inherits from)" if inherited else ""}')
     for name, words in now.items():
         old = inherited.get(name, words)
         print(f'  {name:<24} {words}' + ('' if old == words else f'  * instead of: {old}'))
     whole = bool(cfg.train_cfg.get('public_epochs')) and wrapper.public_params is not None
     left = '' if filled is None or whole else left_random(model, wrapper.left_out, filled, trained_part(cfg))
-    for warning in [*idle_schedules(cfg), *unread_in_words(cfg), *filter(None, [left])]:
+    start = FROM_RANDOM if filled == set() and not wrapper.experts else ''
+    for warning in [*idle_schedules(cfg), *unread_in_words(cfg), *filter(None, [start, left])]:
         print(f'  WARNING: {warning}')
 
 

@@ -28,7 +28,7 @@ import torch
 from check_config import (
     annotations_of,
     check_head_of,
-    filled_by_files,
+    init_cfgs,
     is_private,
     is_there,
     planned,
@@ -39,7 +39,7 @@ from check_config import (
 )
 from cli import merge_options, read_config, run
 from mmengine.config import Config, DictAction
-from mmengine.runner import Runner
+from mmengine.runner import CheckpointLoader, Runner
 from mmpose.utils import register_all_modules
 from rich.console import Console
 from rich.progress import track
@@ -52,7 +52,7 @@ from mmpose_dp.engine.signal import measure
 from mmpose_dp.extras import forecast
 from mmpose_dp.extras.accountability import plan_warnings
 from mmpose_dp.extras.forecast import Choice
-from mmpose_dp.models import choose_trainable
+from mmpose_dp.models import choose_trainable, weights_of
 from mmpose_dp.privacy.errors import ConfigError, PrivacyError
 from mmpose_dp.privacy.plan import PrivacyPlan
 from mmpose_dp.privacy.projection import Projector
@@ -114,6 +114,14 @@ def private_config(args: argparse.Namespace) -> tuple[Config, set[str] | None]:
             'train_cfg.public_epochs is as many as max_epochs: no private step is made, so nothing is to plan'
         )
     return cfg, filled
+
+
+def filled_by_files(cfg: Config) -> set[str] | None:
+    """The names of the tensors that load_from or the model's own files fill; None where that is not known from here."""
+    path = cfg.get('load_from')
+    if path and not Path(path).is_file() or any('Pretrained' in str(value) for value in init_cfgs(cfg.model)):
+        return None
+    return set(weights_of(CheckpointLoader.load_checkpoint(path, 'cpu'), f'load_from={path}')) if path else set()
 
 
 def plan_of(cfg: Config, args: argparse.Namespace, folder: str) -> PrivacyPlan:

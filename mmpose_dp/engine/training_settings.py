@@ -6,6 +6,10 @@ from typing import Any
 
 from torch import nn
 
+FROM_RANDOM = (
+    'Private training starts without load_from. It rarely works from random weights: set load_from to a checkpoint that was '
+    'trained on public data, or keep the weights of the backbone with model=dict(backbone=dict(init_cfg=...))'
+)
 REPLACED = 'replaced_by_private'  # the key under which mmpose_dp.configs.private keeps the words of what it replaced
 
 
@@ -23,10 +27,15 @@ def settings_in_words(cfg: Any) -> dict[str, str]:
         'schedule': ', '.join(map(_schedule, _listed(cfg.get('param_scheduler')))) or 'none',
         'validation': f'every {loop.get("val_interval", 1)} epochs',
         'checkpoints': f'every {interval} epochs',
-        'weights of the backbone': 'those of load_from'
-        if backbone.get('init_cfg') is None
-        else 'init_cfg of the backbone',
+        'weights of the backbone': _start(cfg.get('load_from'), backbone.get('init_cfg')),
     }
+
+
+def _start(load_from: Any, init_cfg: Any) -> str:
+    """Where the weights of a backbone come from: the names of the files."""
+    own = [str(one.get('checkpoint')) for one in _listed(init_cfg) if 'Pretrained' in _type(one)]
+    files = [('load_from', str(load_from))] * bool(load_from) + [('init_cfg', name) for name in own]
+    return ', else '.join(f'{key} {name.rpartition("/")[2]}' for key, name in files) or 'random: no load_from'
 
 
 def _optimizer(settings: dict) -> str:

@@ -7,6 +7,7 @@ from fractions import Fraction
 
 import pytest
 import torch
+from mmengine.hooks import IterTimerHook
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from mmpose_dp.privacy.accounting import StepEvent, epsilon
@@ -82,6 +83,13 @@ def test_no_private_loss_is_logged_or_kept(hybrid):
     assert 'loss_public' in tags and tags <= allowed | {'base_lr'}
     for log in work_dir.glob('*/*.log'):
         assert not re.search(r'loss_kpt|acc_pose|[^_]loss: ', log.read_text().split('Private training')[1])
+
+
+def test_the_pause_before_private_steps_is_announced_and_public_steps_do_not_count_for_the_end(hybrid):
+    runner, work_dir = hybrid
+    log = ''.join(path.read_text() for path in work_dir.glob('*/*.log'))
+    assert log.count('Finding the subspace on 6 public samples.') == 1
+    assert [hook.start_iter for hook in runner.hooks if isinstance(hook, IterTimerHook)] == [5]
 
 
 def test_epsilon_is_logged_as_it_is_spent(hybrid):
@@ -201,12 +209,12 @@ def test_starting_from_a_private_checkpoint_is_told(hybrid, synthetic, tmp_path)
 
 
 def test_training_stops_before_the_budget_is_exceeded(hybrid, synthetic, tmp_path):
-    """A longer training resumed from a ledger that was planned for a shorter one."""
+    """A longer training resumed from a ledger that was planned for a shorter one, whose budget is spent: no step is made."""
     options = dict(load_from=str(hybrid[1] / 'epoch_3.pth'), resume=True, train_cfg__max_epochs=8)
     runner = train(config(synthetic, tmp_path, **options))
     ledger = runner.optim_wrapper.ledger
     assert ledger.epsilon(1e-3) <= 8.0
-    assert 8 <= ledger.steps < 28 and (tmp_path / f'budget_spent_iter_{runner.train_loop.iter}.pth').exists()
+    assert ledger.steps == 8 and not list(tmp_path.glob('*.pth'))
     assert (tmp_path / 'privacy_statement.md').exists()
 
 

@@ -7,6 +7,7 @@ from fractions import Fraction
 
 import check_config
 import pytest
+import torch
 
 from mmpose_dp.privacy.calibration import calibrate_noise_multiplier
 from tests.support.paths import REPO
@@ -66,10 +67,8 @@ def bases(*names):
 
 def test_a_private_config_of_ones_own(check, synthetic):
     status, page = check(bases('hrnet_synthetic', 'dpsgd'), PRIVATE.format(data=synthetic))
-    assert (
-        status == 0
-        and 'This config is private. VALIDATION WAS NOT CHECKED: val_dataloader.dataset: there is no data/' in page
-    )
+    assert status == 2 and 'VALIDATION WAS NOT CHECKED: val_dataloader.dataset: there is no data/' in page
+    assert 'WARNING: Private training starts without load_from' in page and 'random: no load_from' in page
     assert 'Samples: 40 of MpiiDataset, in 40 records (one record: one instance)' in page and 'Method: DP-SGD' in page
     assert re.search(r'by the layer: \d+ parameters of Conv2d, ', page)
     assert 'by the operations that use it: 1 parameters of OwnBackbone' in page
@@ -163,6 +162,18 @@ globals().update(private(_base_, 'dpsgd', train_cfg=dict(max_epochs=6), optim_wr
             "train_dataloader = train_dataloader['dataset']['private']; train_dataloader = dict(dataset=train_dataloader)",
             'train_dataloader.dataset: of plain training, while the rest of this config is private',
         ),
+        (
+            "optim_wrapper = dict(optim_wrapper, type='AmpOptimWrapper', loss_scale='dynamic')",
+            "Leave out optim_wrapper.type='AmpOptimWrapper', since private training needs 'DPOptimWrapper'; for mixed precision",
+        ),
+        (
+            "visualizer = dict(type='PoseLocalVisualizer', vis_backends=[dict(type='TensorBoardVisBackend')])",
+            "visualizer.vis_backends[0].type='TensorBoardVisBackend' is registered nowhere: did you mean TensorboardVisBackend?",
+        ),
+        (
+            "val_evaluator = [dict(type='CocoMetrics')]",
+            "val_evaluator[0].type='CocoMetrics' is registered nowhere: did you mean CocoM",
+        ),
         ('max_epoch = 3', 'own.py, line 11: max_epoch is read by nothing'),
         ("default_hooks['privacy_budget']['target_delta'] = 0.5", 'target_delta=0.5 is too large for 40 records'),
     ],
@@ -172,6 +183,28 @@ def test_a_config_that_cannot_be_made_private_is_refused(check, synthetic, chang
     assert status == 2 and 'can be made private' not in page
     assert 'mmpose_dp: ' in page and message in page, page[-2000:]
     assert 'Traceback' not in page
+
+
+def test_a_start_that_fits_nothing_is_refused_as_in_training(check, synthetic, tmp_path):
+    torch.save({'layer.weight': torch.ones(3, 2)}, tmp_path / 'start.pth')
+    text = f"load_from = r'{tmp_path}/start.pth'"
+    status, page = check(
+        bases('hrnet_synthetic', 'dpsgd'), PRIVATE.format(data='nowhere') + text, '--num-records', '800'
+    )
+    assert (
+        status == 2
+        and 'start.pth fits nothing of model, which would start from random weights. It has layer.weight' in page
+    )
+
+
+def test_a_config_that_lost_its_private_parts_is_refused(check):
+    """Each of the four in turn is in the cases above; here all are lost, so that only private()'s mark is left."""
+    text = "replaced_by_private = dict(optimizer='AdamW')"
+    status, page = check(f'{REPO}/configs/_base_/hrnet_synthetic.py', text)
+    assert (
+        status == 2
+        and 'optim_wrapper, train_dataloader.dataset, train_cfg, default_hooks.privacy_budget: of plain' in page
+    )
 
 
 def test_public_epochs_alone_and_a_record_without_joints(check, synthetic, tmp_path):
@@ -184,6 +217,7 @@ def test_public_epochs_alone_and_a_record_without_joints(check, synthetic, tmp_p
 train_cfg = dict(train_cfg, public_epochs=5)
 train_dataloader['dataset']['public_view'] = dict(type='PublicView')
 train_dataloader['batch_sampler']['public_batch_size'] = 8
+val_dataloader = val_cfg = val_evaluator = None
 """
     status, page = check(bases('hrnet_synthetic', 'dpsgd'), PRIVATE.format(data=tmp_path / 'data') + change)
     assert status == 0 and 'all 5 epochs are public' in page and 'Traceback' not in page, page[-2000:]

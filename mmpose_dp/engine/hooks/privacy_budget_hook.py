@@ -27,7 +27,7 @@ from ..checks.own_state import OwnStateHook, restore_own_values
 from ..loops import PrivateTrainLoop
 from ..optim_wrappers import DPOptimWrapper
 from ..own_parts import names_in, own_code_in_words, own_parts
-from ..training_settings import idle_schedules, left_random
+from ..training_settings import FROM_RANDOM, idle_schedules, left_random
 from ..unread import unread_in_words
 from . import showing
 from .planning import make_plan, run_metadata_of_views
@@ -171,10 +171,7 @@ class PrivacyBudgetHook(Hook):
         for start in self._starts:
             self._add_start(runner, start)
         if self.pretraining.startswith('none'):
-            runner.logger.warning(
-                'Private training starts without load_from. It rarely works from random weights: set load_from to a checkpoint '
-                'that was trained on public data.'
-            )
+            runner.logger.warning(f'{FROM_RANDOM}.')
         wrapper, settings = runner.optim_wrapper, runner.cfg.get('optim_wrapper') or {}
         if not (runner.train_loop.public_epochs and wrapper.public_params is not None):
             model, loaded = unwrapped(runner.model), self._watch.found('') or set()

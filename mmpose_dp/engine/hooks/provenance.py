@@ -143,12 +143,16 @@ class Start:
         if found is None:  # loaded by code that does not call load_state_dict
             return f'{how} from {name} (how much of {into} is not known){self.lineage.in_words(name)}'
         if not found:
-            raise ConfigError(
-                f'{_named(self.key, self.path)} fits nothing of {into}, which would start from random weights. '
-                f'{self.fault or explain_misfit(self.shapes, wanted, into)}'
-            )
+            raise ConfigError(self.misfit(wanted, into))
         share = f'{len(found):,} of {len(wanted):,} tensors of {into}'
         return f'{how} from {name} ({share}){self.lineage.in_words(name)}'
+
+    def misfit(self, wanted: dict[str, torch.Size], into: str = 'model') -> str:
+        """A sentence on a file that fits nothing of what ``wanted`` has, ``into`` being its config key."""
+        return (
+            f'{_named(self.key, self.path)} fits nothing of {into}, which would start from random weights. '
+            f'{self.fault or explain_misfit(self.shapes, wanted, into)}'
+        )
 
 
 def pretraining_of(starts: Sequence[Start], watch: LoadWatch, own_loads: int | None) -> str:

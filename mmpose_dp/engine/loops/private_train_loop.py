@@ -7,6 +7,7 @@ from one, to any hook.
 from typing import Any
 
 from mmengine.dist import broadcast
+from mmengine.hooks import IterTimerHook
 from mmengine.model import BaseDataPreprocessor
 from mmengine.runner import EpochBasedTrainLoop, Runner
 from mmpose.registry import LOOPS
@@ -174,6 +175,8 @@ class PrivateTrainLoop(EpochBasedTrainLoop):
         self._epoch_start = self._first_iter(self._epoch)
         self.sampler.begin_epoch(public_only, self._iter - self._epoch_start)
         self.watch.take_trained(self.runner.model)
+        if self._epoch == self.public_epochs:
+            self._time_anew()
         self.runner.call_hook('before_train_epoch')
         self.watch.check(self.dataloader, self.runner.model)
         self.runner.model.train()
@@ -190,6 +193,12 @@ class PrivateTrainLoop(EpochBasedTrainLoop):
             return
         self.runner.call_hook('after_train_epoch')
         self._epoch += 1
+
+    def _time_anew(self) -> None:
+        """The expected end follows from private steps alone from now on: those on public samples take another time."""
+        for hook in self.runner.hooks:
+            if isinstance(hook, IterTimerHook):
+                hook.time_sec_tot, hook.start_iter = 0, self._iter
 
     def _run_micro_batch(self, wrapper: DPOptimWrapper, batch: dict) -> None:
         index, step = self._iter - self._epoch_start, batch.pop('step')
