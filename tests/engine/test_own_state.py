@@ -58,7 +58,9 @@ def saved(synthetic, tmp_path_factory):
 def test_what_a_state_dict_hook_puts_there_is_not_in_a_checkpoint(saved):
     runner, checkpoint = saved
     own = own_state(runner.model)
-    assert checkpoint['state_dict'].keys() == own.keys() and set(checkpoint['state_dict']._metadata['head']) == {'version'}
+    assert checkpoint['state_dict'].keys() == own.keys() and set(checkpoint['state_dict']._metadata['head']) == {
+        'version'
+    }
     # EMAHook has swapped the two
     assert checkpoint['ema_state_dict'].keys() == {'steps', *(f'module.{name}' for name in own)}
     for name, value in own.items():

@@ -18,7 +18,9 @@ _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int32}
 Row = tuple[str, int, tuple]  # a tensor's name, how many rows it has, and its form, which a checkpoint holds too
 _TOGETHER = 1 << 20  # numbers that are joined, so that a GPU sums up many small tensors in one go
 _ROW = 512  # numbers of one sum; a tensor begins a row of its own
-_PIECE = 256  # rows whose products are made at a time, so that a CPU keeps them near; a GPU takes more, in fewer operations
+_PIECE = (
+    256  # rows whose products are made at a time, so that a CPU keeps them near; a GPU takes more, in fewer operations
+)
 
 
 class Fingerprint:

@@ -123,7 +123,9 @@ class GuardedMessageHub(MessageHub):
         """What a checkpoint gets: without what came in by another way than the methods above."""
         found = super().state_dict()
         scalars, info = found['log_scalars'], found['runtime_info']
-        scalars = {name: x for name, x in scalars.items() if name.startswith(_STAGES) or self.shown.allows(name, times=True)}
+        scalars = {
+            name: x for name, x in scalars.items() if name.startswith(_STAGES) or self.shown.allows(name, times=True)
+        }
         info = {name: x for name, x in info.items() if name in self.informed or _may_be_kept(name, x)}
         kept = {name: x for name, x in found['resumed_keys'].items() if name in scalars or name in info}
         return dict(log_scalars=scalars, runtime_info=info, resumed_keys=kept)
