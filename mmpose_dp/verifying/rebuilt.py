@@ -11,6 +11,7 @@ from typing import Any
 
 from mmpose_dp.extras.accountability import answers, with_private_figures
 from mmpose_dp.extras.evidence import history_of
+from mmpose_dp.privacy.accounting import ACCOUNTANTS
 from mmpose_dp.privacy.errors import PrivacyError
 from mmpose_dp.privacy.ledger import Ledger
 from mmpose_dp.privacy.plan import METHODS, PrivacyPlan
@@ -96,7 +97,9 @@ def _plan(statement: dict[str, Any], opening: dict[str, Any], ledger: Ledger) ->
         adaptive_norm='votes of the records' in str(statement['max_grad_norm']),
         noise_multiplier=noise,
         target_delta=statement['delta'],
-        accountant=statement['accountant'],
+        accountant=statement['accountant']
+        if statement['accountant'] in ACCOUNTANTS
+        else 'pld',  # epsilon is checked elsewhere
         arithmetic=statement['rounding'].removeprefix('forwards in ').partition(';')[0],
         recorded=opening,
     )

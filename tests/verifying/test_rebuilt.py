@@ -10,6 +10,7 @@ from mmpose_dp.engine.view_audit import AUDIT_NAME, PRIVATE, update_statement
 from mmpose_dp.extras.evidence import STATEMENT_NAME
 from mmpose_dp.extras.personal_budgets import Budget, PersonalPlan
 from mmpose_dp.extras.schedule import Schedule, ScheduledPlan
+from mmpose_dp.privacy.accounting import ACCOUNTANTS, epsilon
 from mmpose_dp.privacy.ledger import LEDGER_NAME
 from mmpose_dp.verify import verify
 from tests.support.core import PLAN_SETTINGS
@@ -41,6 +42,22 @@ def test_an_honest_statement_holds_with_its_ledger_and_without(kind, tmp_path):
     (tmp_path / LEDGER_NAME).unlink()
     found = verify(tmp_path)
     assert not found.wrong and 'compared with each other only' in str(found), str(found)
+
+
+@pytest.mark.parametrize(('factor', 'holds'), [(1.5, True), (0.5, False)])
+@pytest.mark.parametrize('ledger', [True, False])
+def test_an_accountant_of_ones_own_is_compared_with_pld(factor, holds, ledger, tmp_path, monkeypatch):
+    """Where its statement is verified, the file that registered it is not imported."""
+    monkeypatch.setitem(ACCOUNTANTS, 'own', lambda history, delta: factor * epsilon(history, delta))
+    write_work_dir(tmp_path, steps=4, accountant='own', target_epsilon=None)
+    monkeypatch.delitem(ACCOUNTANTS, 'own')
+    if not ledger:
+        (tmp_path / LEDGER_NAME).unlink()
+    found = verify(tmp_path)
+    assert not found.wrong if holds else any('by own' in fault and 'too low' in fault for fault in found.wrong), str(
+        found
+    )
+    assert any('by own: this accountant is not known here' in line for line in found.unchecked)
 
 
 def test_several_trainings_in_one_ledger_hold(tmp_path):
