@@ -97,8 +97,8 @@ def _refuse_other_state(weights: dict, checkpoint: dict) -> None:
     other = [name for name, value in weights.items() if name not in names or not isinstance(value, torch.Tensor)]
     if other:
         raise PrivacyError(
-            f'the checkpoint holds {other[0]}, which is neither a parameter nor a buffer of its model: it may show private samples. '
-            'Resume it with this version of mmpose_dp, for at least one private step, and publish the result'
+            f'the checkpoint holds {other[0]}, which is neither a parameter nor a buffer of its model: it may show private '
+            'samples. Resume it with this version of mmpose_dp, for at least one private step, and publish the result'
         )
 
 

@@ -8,9 +8,9 @@ from typing import Any
 
 from mmengine.runner import Runner
 
+from mmpose_dp.datasets.own_code import own_name
 from mmpose_dp.datasets.switching import nested
 from mmpose_dp.models import unwrapped
-from mmpose_dp.datasets.own_code import own_name
 
 _NONE = 'none'
 _SUPPOSED = 'the guarantee supposes that these treat each record by itself; mmpose_dp cannot check that in full'

@@ -1,7 +1,7 @@
 """What a checkpoint may hold of a model: its parameters and buffers, as they are, and nothing that other code puts beside them.
 
-The fingerprint watches parameters and buffers alone, so a module's extra state, or a hook on its state dict, could carry values of a
-private batch into a checkpoint. Must not call anything in a model that may make such values.
+The fingerprint watches parameters and buffers alone, so a module's extra state, or a hook on its state dict, could carry values of
+a private batch into a checkpoint. Must not call anything in a model that may make such values.
 """
 
 from collections import OrderedDict
@@ -24,7 +24,7 @@ def own_state(model: nn.Module) -> dict[str, Tensor]:
     found: OrderedDict[str, Tensor] = OrderedDict()
     for prefix, module in _modules(model):
         kind = type(module) if isinstance(module, (LowRank, Mixed)) else nn.Module
-        kind._save_to_state_dict(module, found, prefix, False)  # type: ignore[arg-type]
+        kind._save_to_state_dict(module, found, prefix, False)
         found.pop(f'{prefix}{_EXTRA}', None)
     setattr(found, '_metadata', {prefix[:-1]: {'version': m._version} for prefix, m in _modules(model)})  # noqa: B010
     return found
