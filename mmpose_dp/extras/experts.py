@@ -35,10 +35,7 @@ class Mixed:
 
     def differences(self, expert: int) -> dict[str, Tensor]:
         """E_k - W of one expert, by name; empty for an expert without this layer."""
-        there = self.experts[expert]
-        for name, value in there.items():
-            there[name] = value.to(getattr(self, name))
-        return {name: value - getattr(self, name) for name, value in there.items()}
+        return {name: value - getattr(self, name) for name, value in self.experts[expert].items()}
 
     def mixed(self, weights: Tensor) -> dict[str, Tensor]:
         """The layer's tensors for mixing weights (experts,), by name."""
@@ -51,6 +48,11 @@ class Mixed:
     def forward(self, x: Tensor) -> Tensor:
         """The output of the layer with its mixed tensors."""
         return _run(self, x, self.mixed(self.expert_weights))
+
+    def _apply(self, fn: Any, recurse: bool = True) -> nn.Module:
+        """Moves or casts the experts too."""
+        self.experts = [{name: fn(value) for name, value in expert.items()} for expert in self.experts]
+        return super()._apply(fn, recurse)  # type: ignore[misc]
 
     def train(self, mode: bool = True) -> nn.Module:
         """As the layer's; the statistics of a BatchNorm are mixed, and never learned."""
@@ -158,7 +160,7 @@ def _tensors_of(layer: nn.Module, prefix: str, expert: Mapping[str, Tensor]) -> 
     own = {name: value for name in _MIXED if isinstance(value := getattr(layer, name, None), Tensor)}
     found = {name: expert[prefix + name] for name in own if prefix + name in expert}
     fits = len(found) == len(own) and all(found[name].shape == value.shape for name, value in own.items())
-    return {name: value.detach().clone().float() for name, value in found.items()} if fits else {}
+    return {name: value.detach().to(own[name], copy=True) for name, value in found.items()} if fits else {}
 
 
 def without_updates(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -20,6 +20,7 @@ TURNED = {
     'train_dataloader.dataset.pipeline.4.rotate_factor': 180.0,
     'train_dataloader.dataset.pipeline.4.rotate_prob': 1.0,
 }
+# the start of what mixes, and what it mixes
 EXPERTS: dict[str, Any] = dict(start='public_people', experts=('public_turned', 'pretrain'))
 
 
@@ -103,7 +104,6 @@ def people_rows(size: Size, start: Start, public_view: Settings = DEFAULT_VIEW) 
     views = dict(start='public_people', candidates=plain)
     dpsgd = table['dpsgd'].settings
     longer = {**dpsgd, **schedule(size.few_epochs or size.epochs)}
-    # the numbers that are mixed move by hundredths, and their gradients are short
     mixed = {TRAINABLE: 'experts', 'optim_wrapper.max_grad_norm': 5e-4, **schedule(size.epochs)}
     ours_views = {**table['ours'].settings, **table['ours'].candidates[2], **few}
     return {
