@@ -13,6 +13,7 @@ import pytest
 from report_parts import budget_curve, example_people, settings_of, step_rows, validation_scores
 
 from mmpose_dp.engine.view_audit import PRIVATE, VALIDATION, in_words
+from mmpose_dp.extras.accountability import with_private_figures
 from mmpose_dp.extras.evidence import STATEMENT_NAME, file_sha256, history_of
 from mmpose_dp.privacy.errors import PrivacyError
 from tests.support.browser import SIZES, faults, look, started
@@ -49,7 +50,8 @@ def audited(folder, sample=VALIDATION, view=VIEW):
     (folder / 'view_audit.json').write_text(json.dumps(audit))
     pictures = np.random.default_rng(0).integers(0, 255, (2, 16, 16, 3), np.uint8)
     np.savez_compressed(folder / 'view_audit.npz', sample=sample, view=view, original=pictures, recovered=pictures)
-    amend(folder, recoverable_from_view=audit['in_words'])
+    found = dict(recoverable_from_view=audit['in_words'])
+    amend(folder, **found, not_covered=with_private_figures(statement_of(folder)['not_covered'], found))
 
 
 @pytest.fixture(scope='module')
