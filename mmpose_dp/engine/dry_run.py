@@ -29,7 +29,7 @@ def _blank(packed: dict) -> dict:
     image = packed['inputs']
     packed['inputs'] = torch.randint(0, 256, image.shape).to(image.dtype)
     for value in labels_in(packed['data_samples']):
-        value.uniform_(0, 1) if value.is_floating_point() else value.zero_()
+        value.uniform_(0, 1) if value.is_floating_point() else value.fill_(1)  # a weight of 0 would leave no loss
     return packed
 
 

@@ -6,9 +6,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from mmengine.structures import InstanceData
+from mmpose.structures import PoseDataSample
 from torch import nn
 
 from mmpose_dp.engine.checks.attributes import Attributes
+from mmpose_dp.engine.dry_run import blank_batch
 from mmpose_dp.privacy.errors import UnsupportedModelError
 from tests.engine.test_independence import CFG, made, refused_step, step
 from tests.support.models import batch
@@ -101,3 +104,11 @@ def test_what_a_hook_sets_between_two_steps_is_no_memory_of_a_forward():
         model.backbone.scale = torch.full((1,), float(number))
         step(model, wrapper, number)
     assert wrapper.ledger.steps == 2
+
+
+def test_a_blank_sample_has_a_loss_where_its_weights_are_whole_numbers():
+    """SimCC's are: with weights of 0, what is tried before training would have no gradient."""
+    sample = PoseDataSample(gt_instance_labels=InstanceData(keypoint_weights=torch.zeros(1, 16, dtype=torch.int64)))
+    blank = blank_batch(dict(inputs=torch.zeros(3, 8, 8, dtype=torch.uint8), data_samples=sample))
+    assert blank['data_samples'][0].gt_instance_labels.keypoint_weights.all()
+    assert not sample.gt_instance_labels.keypoint_weights.any()
