@@ -48,16 +48,17 @@ def test_an_honest_statement_holds_with_its_ledger_and_without(kind, tmp_path):
 @pytest.mark.parametrize('ledger', [True, False])
 def test_an_accountant_of_ones_own_is_compared_with_pld(factor, holds, ledger, tmp_path, monkeypatch):
     """Where its statement is verified, the file that registered it is not imported."""
-    monkeypatch.setitem(ACCOUNTANTS, 'own', lambda history, delta: factor * epsilon(history, delta))
-    write_work_dir(tmp_path, steps=4, accountant='own', target_epsilon=None)
-    monkeypatch.delitem(ACCOUNTANTS, 'own')
+    own = f'own_{factor}'  # epsilons are kept by name
+    monkeypatch.setitem(ACCOUNTANTS, own, lambda history, delta: factor * epsilon(history, delta))
+    write_work_dir(tmp_path, steps=4, accountant=own, target_epsilon=None)
+    monkeypatch.delitem(ACCOUNTANTS, own)
     if not ledger:
         (tmp_path / LEDGER_NAME).unlink()
     found = verify(tmp_path)
-    assert not found.wrong if holds else any('by own' in fault and 'too low' in fault for fault in found.wrong), str(
+    assert not found.wrong if holds else any('by own_' in fault and 'too low' in fault for fault in found.wrong), str(
         found
     )
-    assert any('by own: this accountant is not known here' in line for line in found.unchecked)
+    assert any(f'by {own}: this accountant is not known here' in line for line in found.unchecked)
 
 
 def test_several_trainings_in_one_ledger_hold(tmp_path):
