@@ -37,6 +37,7 @@ _SHORT = {  # what some write for a setting
     'learning_rate': 'optim_wrapper.optimizer.lr',
 }
 _CLOSE = 0.84  # of difflib: above MMPose's own val_pipeline and val_batch_size
+_MANY = 8  # names in alphabetical order are no accident
 _LEAST = 5  # characters: every short name is close to another
 
 
@@ -116,12 +117,17 @@ def _files(path: Path) -> Iterator[_File]:
         file = _python(path) if path.suffix == '.py' else _plain(path)
     except (OSError, SyntaxError, ValueError):  # it was changed since it was loaded
         return
-    if (
-        file.bases or 'launcher' not in file.assigned
-    ):  # else mmengine wrote it, with all variables of the files behind it
+    if not _is_dump(file):
         yield file
     for base in file.bases:
         yield from _files(path.parent / base) if '::' not in base else ()
+
+
+def _is_dump(file: _File) -> bool:
+    """Whether mmengine wrote the file (Config.dump), with all variables of the files behind it: no base, and names in order."""
+    names = sorted(file.assigned, key=lambda name: file.assigned[name])
+    in_order = len(names) > _MANY and names == sorted(names) and not file.private_at
+    return not file.bases and (in_order or 'launcher' in file.assigned)
 
 
 def _plain(path: Path) -> _File:

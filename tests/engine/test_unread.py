@@ -1,5 +1,6 @@
 """A name at the top of a config file that nothing reads: refused if it looks like a setting, never if it is a variable."""
 
+import copy
 import json
 from pathlib import Path
 
@@ -152,3 +153,12 @@ def test_a_variable_of_the_base_is_no_argument_of_private():
     ):
         private(base, 'hybrid', max_epochs=3)
     private(base, 'hybrid', data_root='mine/')
+
+
+def test_a_config_that_mmengine_wrote_out_has_the_variables_of_its_bases(hybrid, tmp_path):
+    """Also one whose setting was changed since: the variable behind it says something else, and nothing reads it."""
+    cfg = copy.deepcopy(hybrid)
+    assert 'public_view' in cfg
+    cfg.train_dataloader.dataset.public_view = dict(type='PublicView', mode='person')
+    cfg.dump(tmp_path / 'own.py')
+    refuse_unread(Config.fromfile(tmp_path / 'own.py'))
