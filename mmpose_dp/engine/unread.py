@@ -20,6 +20,7 @@ from mmpose_dp.privacy.errors import ConfigError
 
 from .optim_wrappers import DPOptimWrapper
 from .spelling import TOP, VARIABLES, as_dicts, settings_of
+from .training_settings import REPLACED
 
 WRITTEN = {  # by mmpose_dp.configs.private, whatever the file has said above the call
     *('train_dataloader', 'custom_imports', 'train_cfg', 'optim_wrapper', 'param_scheduler', 'default_hooks'),
@@ -116,9 +117,9 @@ def _files(path: Path) -> Iterator[_File]:
         file = _python(path) if path.suffix == '.py' else _plain(path)
     except (OSError, SyntaxError, ValueError):  # it was changed since it was loaded
         return
-    if (
-        file.bases or 'launcher' not in file.assigned
-    ):  # else mmengine wrote it, with all variables of the files behind it
+    if file.bases or not {'launcher', REPLACED} & {
+        *file.assigned
+    }:  # else mmengine wrote it, with all variables of the files behind it
         yield file
     for base in file.bases:
         yield from _files(path.parent / base) if '::' not in base else ()
