@@ -5,9 +5,10 @@ python tools/audit_view.py --table [--images 24] --public-images FOLDER
 
 Reconstructs pictures from their views as an attacker who knows everything but the picture would: by total variation with the known
 kernel, and by a small network that refines the result, trained for minutes on public people (the config's `public` data set, or a
-folder of pictures of one person each). Prints PSNR, SSIM and the share of detail recovered by frequency. Writes view_audit.json
-(figures), and view_audit.html and .npz (THEY SHOW THE PICTURES: never publish them), into the work dir; a privacy statement there
-includes the figures. --table compares all views on a folder of public pictures instead, and trains on every second picture.
+folder of pictures of one person each). A view of your own, whose kernel is not known, is attacked by the network alone. Prints
+PSNR, SSIM and the share of detail recovered by frequency. Writes view_audit.json (figures), and view_audit.html and .npz (THEY
+SHOW THE PICTURES: never publish them), into the work dir; a privacy statement there includes the figures. --table compares all
+views on a folder of public pictures instead, and trains on every second picture.
 """
 
 import argparse
@@ -33,7 +34,7 @@ from rich.console import Console
 from rich.progress import track
 
 from mmpose_dp.auditing.view_inversion import figures, invert_by_tv, train_network
-from mmpose_dp.datasets import PublicPrivateDataset, PublicView
+from mmpose_dp.datasets import PublicPrivateDataset, PublicView, View
 from mmpose_dp.datasets.overlap import private_among
 from mmpose_dp.datasets.privacy_units import all_images
 from mmpose_dp.datasets.transforms.public_view import REGION_MODES, eight_bits
@@ -65,7 +66,7 @@ class Person:
         image: (H, W, 3) uint8, in cv2's order of colours.
         center: (2,), of the box.
         box, view_box: pixels.
-        annotation: what PublicView reads beside the picture.
+        annotation: what a view reads beside the picture.
     """
 
     image: np.ndarray
@@ -74,11 +75,11 @@ class Person:
     view_box: float
     annotation: dict
 
-    def seen(self, view: PublicView) -> np.ndarray:
+    def seen(self, view: View) -> np.ndarray:
         """(H, W, 3) uint8: the person's public view."""
         scale = np.array([[self.box, self.box]])
         known = dict(self.annotation, img=self.image.copy(), bbox_center=self.center[None], bbox_scale=scale)
-        return view.transform(dict(known, view_box=self.view_box))['img']
+        return view.transform(dict(known, people=[], view_box=self.view_box))['img']
 
     def cut(self, picture: np.ndarray, size: int) -> np.ndarray:
         """(size, size, 3): the padded box of a picture like ``image``."""
@@ -157,8 +158,13 @@ def people_in(folder: str, count: int, size: int) -> list[Person]:
     return found
 
 
+def paints_over(view: View) -> bool:
+    """Whether nothing of what the view hides is left to be recovered."""
+    return isinstance(view, PublicView) and view.mode in REGION_MODES
+
+
 def examine(
-    view: PublicView, people: Sequence[Person], public: Sequence[Person], minutes: float, size: int
+    view: View, people: Sequence[Person], public: Sequence[Person], minutes: float, size: int
 ) -> tuple[dict[str, Any], dict[str, list[np.ndarray]]]:
     """Figures of the view and of each reconstruction, and the pictures, (size, size, 3), by name."""
     views = [person.seen(view) for person in people]
@@ -167,11 +173,14 @@ def examine(
         'public view': [p.cut(seen, size) for p, seen in zip(people, views)],
     }
     recovered: dict[str, Any] = {}
-    if view.mode not in REGION_MODES:
+    if isinstance(view, PublicView) and not paints_over(view):
         seen_people = track([*zip(people, views)], 'total variation', console=Console(stderr=True))
         solved = [invert_by_tv(seen, view, p.center, p.box, p.view_box) for p, seen in seen_people]
         pictures[TV] = [p.cut(found, size) for p, found in zip(people, solved)]
         recovered[TV] = figures(pictures['original'], pictures[TV])
+    elif not paints_over(view):
+        recovered[TV] = f'not run, since the kernel of {type(view).__name__} is not known'
+    if not paints_over(view):
         name = f'{NETWORK} trained on {len(public)} public people' if public else NETWORK
         recovered[name] = 'not run, since no public people were given (--public-images)'
         if public:
@@ -186,8 +195,10 @@ def examine(
     return dict(pictures=len(people), shown=shown_figures, recovered=recovered), pictures
 
 
-def _known_of(person: Person, seen: np.ndarray, view: PublicView, size: int) -> np.ndarray:
-    """(size, size, 6): the network's input for one person, the view and a quick reconstruction."""
+def _known_of(person: Person, seen: np.ndarray, view: View, size: int) -> np.ndarray:
+    """(size, size, 6): the network's input for one person, the view and a quick reconstruction: the view again if there is none."""
+    if not isinstance(view, PublicView):
+        return np.concatenate([person.cut(seen, size)] * 2, 2)
     quick = invert_by_tv(seen, view, person.center, person.box, person.view_box, iterations=QUICK)
     return np.concatenate([person.cut(seen, size), person.cut(quick, size)], 2)
 
@@ -234,8 +245,6 @@ def audit_config(args: argparse.Namespace) -> None:
     dataset = DATASETS.build(cfg.train_dataloader.dataset)
     assert isinstance(dataset, PublicPrivateDataset)
     view = dataset.public_view
-    if not isinstance(view, PublicView):
-        raise PrivacyError(f'public_view.type={type(view).__name__}: only views of type PublicView can be examined')
     source, sample = _sample(cfg, dataset)
     people = people_of(source, args.images, args.size, dataset.one_view_per_image)
     public = _public_people(args, dataset)
@@ -243,7 +252,7 @@ def audit_config(args: argparse.Namespace) -> None:
         raise PrivacyError('no picture of the sample can be used')
     found, pictures = examine(view, people, public, args.minutes, args.size)
     audit = dict(view=dataset.view_description, **found, sample=sample, note='')
-    if view.mode in REGION_MODES:
+    if paints_over(view):
         audit['note'] = (
             'the view paints a region over and leaves the rest as it is: nothing of the region is there to be recovered, and '
             'everything else is published'

@@ -3,9 +3,10 @@
 python tools/browse_dataset.py CONFIG --not-show --output-dir FOLDER [--show-number 10] [--mode original] [--phase val]
 
 Of a private training set it shows each sample as it is, with its keypoints, beside its public view and what an attacker recovers
-from that view by total variation: what Feature DP publishes of your own data, and what it hides. With --mode transformed (the
-default) all three go through the training pipeline with the same random numbers; with --mode original they are as large as the
-file. It spends no budget and changes nothing.
+from that view by total variation: what Feature DP publishes of your own data, and what it hides. The last one is left out, with
+a line that says so, for a view that paints a region over and for a view of your own, whose kernel is not known. With --mode
+transformed (the default) all go through the training pipeline with the same random numbers; with --mode original they are as large
+as the file. It spends no budget and changes nothing.
 
 THE PICTURES THAT IT SHOWS AND WRITES ARE PRIVATE. Keep them as private as the data itself: nothing protects them.
 """
@@ -24,7 +25,7 @@ import mmpose_dp  # noqa: F401  (first: checks and repairs the install)
 # isort: split
 import cv2
 import numpy as np
-from audit_view import reduced
+from audit_view import paints_over, reduced
 from cli import merge_options, read_config, run
 from mmengine.config import Config, DictAction
 from mmengine.dataset import Compose
@@ -40,7 +41,7 @@ from mmpose_dp.auditing.view_inversion import invert_by_tv
 from mmpose_dp.datasets import PublicPrivateDataset, PublicView
 from mmpose_dp.datasets.randomness import fixed_randomness
 from mmpose_dp.datasets.resolving import type_name
-from mmpose_dp.datasets.transforms.public_view import REGION_MODES, eight_bits
+from mmpose_dp.datasets.transforms.public_view import eight_bits
 from mmpose_dp.privacy.errors import PrivacyError
 
 ITERATIONS, SIZE = 200, 128  # of the inversion, and the side in pixels to which it reduces boxes
@@ -132,7 +133,7 @@ def _views(view: Any, loaded: dict) -> dict[str, dict]:
     """The record as its public view shows it, and as it is recovered from there, where an inversion is known."""
     seen = view.transform(copy.deepcopy(loaded))
     found = {'public view': seen}
-    if isinstance(view, PublicView) and view.mode not in REGION_MODES:
+    if isinstance(view, PublicView) and not paints_over(view):
         # smaller, as an attacker would: a view has no detail that is lost so, and the inversion ends in fewer iterations
         person = reduced(loaded, loaded.get('view_box', float(np.max(loaded['bbox_scale'][0]))), SIZE)
         image = invert_by_tv(person.seen(view), view, person.center, person.box, person.view_box, ITERATIONS)
@@ -249,6 +250,18 @@ def main() -> None:
     if args.output_dir:
         whose = 'PRIVATE pictures: keep them as private as the data' if private else 'pictures of the data set'
         print(f'{args.output_dir} has {written} {whose}')
+    if private and dataset.views is not None and (why := _no_inversion(dataset.public_view)):
+        print(f'There is no picture of what is recovered from the views: {why}')
+
+
+def _no_inversion(view: Any) -> str:
+    """Why ``_views`` shows no recovered picture, in words; empty if it does."""
+    if not isinstance(view, PublicView):
+        return (
+            f'the kernel of {type(view).__name__} is not known. tools/audit_view.py CONFIG --public-images FOLDER attacks it with '
+            'a network'
+        )
+    return 'this view paints a region over, and nothing of the region is left in them' if paints_over(view) else ''
 
 
 if __name__ == '__main__':

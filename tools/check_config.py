@@ -36,7 +36,7 @@ from mmpose.registry import DATASETS, HOOKS, MODELS, OPTIM_WRAPPERS, TRANSFORMS
 from mmpose.utils import register_all_modules
 from torch import nn
 
-from mmpose_dp.datasets import PublicPrivateDataset, collate_samples
+from mmpose_dp.datasets import PublicPrivateDataset, View, collate_samples
 from mmpose_dp.datasets.resolving import is_kind, resolved
 from mmpose_dp.engine import (
     REPLACED,
@@ -382,12 +382,15 @@ def report(cfg: Config, args: argparse.Namespace, folder: str) -> bool:
         dataset, largest = whole.private, runner.train_loop.sampler.largest_forward
         hook = next(hook for hook in runner.hooks if isinstance(hook, PrivacyBudgetHook))
         plan = None if args.num_records else hook.plan
+        view = whole.view_description
         inside = f', in {whole.num_records:,} records (one record: one {whole.privacy_unit})'
     else:
         model, wrapper = private_model(cfg)
         settings, dataset = private_data(cfg)
-        inside = ''
+        inside, view = '', described(cfg.train_dataloader.dataset.get('public_view'))
     wrapper.amp_dtype = None  # gradients are compared in float64
+    if view:
+        print(f'Public view, which is treated as published: {view}')
     print(f'Samples: {"random" if dataset is None else f"{len(dataset):,} of {type(dataset).__name__}{inside}"}')
     filled = filled_by_load_from(cfg, unwrapped(model))
     batch = records(settings, dataset, args.records)
@@ -400,6 +403,11 @@ def report(cfg: Config, args: argparse.Namespace, folder: str) -> bool:
     report_budget(cfg, args.num_records or known, plan)
     report_memory(cfg, model, wrapper, batch, largest)
     return right
+
+
+def described(view: Any) -> str:
+    """What the public view of a config says that it keeps; empty if there is none."""
+    return TRANSFORMS.build(view).description if is_kind(TRANSFORMS, view or {}, View) else ''
 
 
 def filled_by_load_from(cfg: Config, model: nn.Module) -> set[str] | None:

@@ -20,6 +20,7 @@ from mmpose_dp.privacy.errors import ConfigError
 
 from .optim_wrappers import DPOptimWrapper
 from .spelling import TOP, VARIABLES, as_dicts, settings_of
+from .training_settings import REPLACED
 
 WRITTEN = {  # by mmpose_dp.configs.private, whatever the file has said above the call
     *('train_dataloader', 'custom_imports', 'train_cfg', 'optim_wrapper', 'param_scheduler', 'default_hooks'),
@@ -127,7 +128,7 @@ def _is_dump(file: _File) -> bool:
     """Whether mmengine wrote the file (Config.dump), with all variables of the files behind it: no base, and names in order."""
     names = sorted(file.assigned, key=lambda name: file.assigned[name])
     in_order = len(names) > _MANY and names == sorted(names) and not file.private_at
-    return not file.bases and (in_order or 'launcher' in file.assigned)
+    return not file.bases and (in_order or bool({'launcher', REPLACED} & {*file.assigned}))
 
 
 def _plain(path: Path) -> _File:

@@ -69,7 +69,8 @@ class MixedSamples:
             raise UnsupportedModelError(
                 f'from {name} on, the loss of one record depends on the samples of another (a norm with batch statistics, a loss '
                 'that normalises over the batch). No engine can make that private: put something in its place that treats '
-                f'each record by itself, such as GroupNorm for a norm{"" if self._any_order else order}'
+                f'each record by itself, such as GroupNorm for a norm{"" if self._any_order else order}. If a loss of a head uses '
+                'feats or calls a layer: move that into forward(feats), so that the loss uses only what forward(feats) returns'
             )
         return self._complete and self._seen == {*self.to_look_at}
 

@@ -132,12 +132,12 @@ def test_figures_of_another_view_are_not_used(audited, tmp_path):
 def with_view(synthetic, tmp_path):
     """Audits the synthetic config with another view and no validation people; returns view_audit.json."""
 
-    def audited(**settings):
+    def audited(*options, **settings):
         cfg = config(synthetic, tmp_path)
-        cfg.train_dataloader.dataset.public_view = dict(type='PublicView', **settings)
+        cfg.train_dataloader.dataset.public_view = dict(dict(type='PublicView'), **settings)
         cfg.val_dataloader = cfg.val_evaluator = cfg.val_cfg = None
         cfg.dump(tmp_path / 'config.py')
-        audit(tmp_path / 'config.py')
+        audit(tmp_path / 'config.py', *options)
         return json.loads((tmp_path / 'view_audit.json').read_text())
 
     return audited
@@ -165,6 +165,14 @@ def test_without_public_people_and_without_validation(with_view):
     found = with_view(mode='pixelate')
     assert 'computed from them without noise' in found['sample'] and found['sample'] in found['in_words']
     assert 'not run' in found['recovered']['a network']
+
+
+def test_a_view_of_ones_own_is_attacked_by_the_network_alone(with_view, coarse_view, synthetic_public):
+    found = with_view('--public-images', str(synthetic_public), '--minutes', '0.02', type='Coarse')
+    assert found['view'].startswith('every fourth pixel')
+    known, learned = found['recovered'].values()
+    assert known == 'not run, since the kernel of Coarse is not known' and known in found['in_words']
+    assert isinstance(learned, dict) and learned['psnr'] > 0
 
 
 def test_a_region_is_not_recovered(with_view):

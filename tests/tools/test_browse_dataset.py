@@ -66,6 +66,19 @@ def test_what_there_is_to_show(browse, options, columns, red):
         assert (picture[2, -1] == (40, 40, 180)).all() == red
 
 
+@pytest.mark.parametrize(
+    ('view', 'why'),
+    [
+        (dict(type='PublicView', mode='person'), 'paints a region over'),
+        (dict(type='Coarse'), 'the kernel of Coarse is not known. tools/audit_view.py CONFIG'),
+        (dict(type='PublicView'), ''),
+    ],
+)
+def test_a_panel_that_is_lacking_is_named(browse, coarse_view, view, why):
+    done, _ = browse(train_dataloader__dataset__public_view=dict(view, _delete_=True))
+    assert why in done.stdout and ('no picture of what is recovered' in done.stdout) == bool(why), done.stderr
+
+
 def test_a_picture_that_cannot_be_read_is_left_out(browse, synthetic, tmp_path):
     root = shutil.copytree(synthetic, tmp_path / 'data')
     sorted((root / 'images').iterdir())[1].write_bytes(b'no picture')

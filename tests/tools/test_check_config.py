@@ -33,6 +33,12 @@ class OwnBackbone(BaseModule):
         if self.centred:
             x = x - x.mean(0, keepdim=True)
         return (self.body(x) * self.scale,)
+
+
+@MODELS.register_module()
+class FeatureLossHead(MODELS.get('SimCCHead')):
+    def loss(self, feats, batch_data_samples, train_cfg=None):
+        return dict(super().loss(feats, batch_data_samples, train_cfg), loss_feats=feats[-1].square().mean())
 """
 PRIVATE = """
 model = dict(backbone=dict(_delete_=True, type='OwnBackbone'), head=dict(type='PrivateSimCCHead'))
@@ -89,6 +95,11 @@ def test_for_a_plain_config_it_prints_what_to_write(check):
     )
 
 
+def test_what_a_public_view_shows_is_printed_without_the_data_too():
+    assert 'Gaussian blur' in check_config.described(dict(type='PublicView'))
+    assert check_config.described(None) == check_config.described(dict(mode='blur')) == ''
+
+
 def test_as_a_command(tmp_path):
     (tmp_path / 'own.py').write_text(
         "model = dict(type='TopdownPoseEstimator', backbone=dict(type='ResNet', depth=18))"
@@ -131,6 +142,10 @@ globals().update(private(_base_, 'dpsgd', train_cfg=dict(max_epochs=6), optim_wr
         (
             "model['backbone']['centred'] = True",
             'from backbone.stem on, the loss of one record depends on the samples of another',
+        ),
+        (
+            "model['head'] = dict(type='FeatureLossHead')",
+            'move that into forward(feats), so that the loss uses only what forward(feats) returns',
         ),
         (
             "model['head'] = dict(_delete_=True, type='EDPoseHead')",
