@@ -95,8 +95,8 @@ class Ledger:
                 )
         self._append({'run': {'training': secrets.token_hex(8), **_sealed(metadata)}})
 
-    def resume_run(self, **metadata: Any) -> None:
-        """Goes on with the last training. Raises LedgerError if that one guaranteed something else."""
+    def check_resumes(self, **metadata: Any) -> None:
+        """Raises LedgerError if the last training guaranteed something else than one with ``metadata``."""
         if not self.runs:
             raise LedgerError('the privacy ledger holds no training to resume')
         for name in _KEPT:
@@ -105,6 +105,10 @@ class Ledger:
                     f'the training to resume had {name}={self.runs[-1].get(name)!r} and the config says {other}: one statement '
                     'could not hold for both. Put the old value back, or start anew in another work_dir'
                 )
+
+    def resume_run(self, **metadata: Any) -> None:
+        """Goes on with the last training. Raises LedgerError if that one guaranteed something else."""
+        self.check_resumes(**metadata)
         self._append({'resumed': {'part': secrets.token_hex(8), **_sealed(metadata)}})
 
     def count(self, event: StepEvent, steps: int = 1) -> None:

@@ -232,8 +232,10 @@ class PrivacyBudgetHook(Hook):
             part_of(self._loaded, 'statement')
         )
         ledger = runner.optim_wrapper.ledger
-        if self._resumed and self._nothing_left(runner, ledger):
-            return
+        if self._resumed:
+            ledger.check_resumes(**self._run_metadata)
+            if self._nothing_left(runner, ledger):
+                return
         open_run = ledger.resume_run if self._resumed else ledger.begin_run
         open_run(**self._run_metadata)
         if is_main_process():
