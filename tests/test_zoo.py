@@ -75,6 +75,7 @@ SLOW = (
         '2xmspn50',
         'ViTPose-small-simple',
         'pvtv2',
+        'dsnt',
     ),
     *(
         'udp-',
