@@ -46,9 +46,8 @@ from published_folder import (
 from mmpose_dp.engine.checks.own_state import own_state
 from mmpose_dp.engine.view_audit import with_audit
 from mmpose_dp.extras.accountability import with_membership_audit
-from mmpose_dp.extras.checkpoint_file import CheckpointFile
+from mmpose_dp.extras.checkpoint_file import CheckpointFile, without_updates
 from mmpose_dp.extras.evidence import STATEMENT_NAME, file_sha256, intact_statement, is_checkpoint_of, plain_sha256
-from mmpose_dp.extras.experts import without_updates
 from mmpose_dp.extras.statement_page import complete, write_statement
 from mmpose_dp.privacy.errors import PrivacyError
 

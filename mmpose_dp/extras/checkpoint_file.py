@@ -7,13 +7,26 @@ the file or of a package is called. Must not import torch, and must not look up 
 
 import hashlib
 import pickle
+import re
 import zipfile
 from collections import OrderedDict
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+# what trainable='lora' and 'experts' keep of a layer beside its weight, in which it is contained
+_UPDATE = re.compile(r'(.+)\.(lora_(down|up)\..+|expert_weights|expert_own_.+)')
+
+
+def without_updates(weights: Mapping[str, Any]) -> dict[str, Any]:
+    """A state dict without what low-rank updates and experts keep beside the layers: what plain MMPose loads."""
+    found = {name: _UPDATE.fullmatch(str(name)) for name in weights}
+    return {
+        name: value for name, value in weights.items() if not ((of := found[name]) and f'{of[1]}.weight' in weights)
+    }
 
 
 @dataclass(frozen=True)
@@ -122,8 +135,8 @@ def _values(archive: zipfile.ZipFile) -> tuple[dict[str, Any], str]:
 
 
 def _digest(weights: dict[str, Any], archive: zipfile.ZipFile, folder: str) -> str:
-    """SHA-256 over the names, types, shapes and numbers of the tensors, in the order of their names."""
-    digest = hashlib.sha256()
+    """SHA-256 over the names, types, shapes and numbers of the tensors that are published, in the order of their names."""
+    digest, weights = hashlib.sha256(), without_updates(weights)
     for name in sorted(map(str, weights)):
         tensor = weights[name]
         if not isinstance(tensor, _Tensor):

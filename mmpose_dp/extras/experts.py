@@ -161,9 +161,3 @@ def _tensors_of(layer: nn.Module, prefix: str, expert: Mapping[str, Tensor]) -> 
     found = {name: expert[prefix + name] for name in own if prefix + name in expert}
     fits = len(found) == len(own) and all(found[name].shape == value.shape for name, value in own.items())
     return {name: value.detach().to(own[name], copy=True) for name, value in found.items()} if fits else {}
-
-
-def without_updates(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A state dict without what 'lora' and 'experts' keep beside the layers' own names, in which it is contained."""
-    added = ('lora_down.', 'lora_up.', WEIGHTS, _OWN)
-    return {name: value for name, value in weights.items() if not any(f'.{key}' in name for key in added)}

@@ -8,7 +8,8 @@ from mmengine.runner import Runner
 from mmengine.runner.checkpoint import _load_checkpoint_to_model
 from torch import nn
 
-from mmpose_dp.extras.experts import Mixed, add_experts, without_updates
+from mmpose_dp.extras.checkpoint_file import CheckpointFile, without_updates
+from mmpose_dp.extras.experts import Mixed, add_experts
 from mmpose_dp.gradients import Engine
 from mmpose_dp.gradients.blocks import PerSampleGradients
 from mmpose_dp.models import choose_trainable, freeze_batch_norm
@@ -150,3 +151,12 @@ def test_a_training_with_an_expert(synthetic, tmp_path):
     assert 'mixed layer by layer with turned.pth, of unknown origin' in statement['pretraining']
     saved = torch.load(tmp_path / 'work' / 'epoch_1.pth', weights_only=False)['state_dict']
     assert {*without_updates(saved)} == {*weights}
+    torch.save(dict(state_dict=without_updates(saved)), tmp_path / 'published.pth')
+    assert CheckpointFile.read(tmp_path / 'published.pth').weights_sha256 == statement['weights_sha256']
+
+
+def test_names_of_a_model_of_ones_own_are_no_updates():
+    """A layer of ours has a weight beside them."""
+    ours = {'a.weight': 0, 'a.lora_up.weight': 1, 'a.expert_weights': 2, 'a.expert_own_weight': 3}
+    others = {'b.lora.lora_up.weight': 0, 'b.original.weight': 1, 'expert_weights': 2}
+    assert without_updates({**ours, **others}) == {'a.weight': 0, **others}
