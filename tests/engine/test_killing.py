@@ -83,7 +83,8 @@ def test_killed_at_random_moments(trainings, tmp_path, kills):
         lost += status == signal.SIGKILL
         before = ledger.steps
 
-        status, _ = trainings.train(work_dir, resume=True)
+        begun = checkpoint is not None or (work_dir / LEDGER_NAME).exists()  # of nothing, a resume is refused
+        status, _ = trainings.train(work_dir, resume=begun)
         assert status == 0, words
         ledger = Ledger.read(work_dir / LEDGER_NAME)
         assert 7.0 < ledger.epsilon(1e-3) <= 8.0 and ledger.steps >= max(before, STEPS), words
