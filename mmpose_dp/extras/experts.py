@@ -15,6 +15,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from mmpose_dp.gradients import register_rule, rule_for
 from mmpose_dp.privacy.errors import ConfigError
 
+from .lora import inside_attention
+
 _MIXED = ('weight', 'bias', 'running_mean', 'running_var')
 _OWN, WEIGHTS = 'expert_own_', 'expert_weights'
 
@@ -133,7 +135,7 @@ def add_experts(model: nn.Module, experts: Sequence[Mapping[str, Tensor]]) -> in
 
     A layer whose tensors have other shapes in all experts (an output layer for other joints) stays as it is.
     """
-    inside = {child for m in model.modules() if isinstance(m, nn.MultiheadAttention) for child in m.modules()}
+    inside = inside_attention(model)
     layers: list[tuple[str, Any]] = [
         (name, m) for name, m in model.named_modules() if m not in inside and _takes_experts(m)
     ]

@@ -62,7 +62,7 @@ def add_low_rank(model: nn.Module, rank: int) -> int:
 
     Returns the number of these layers. torch's own attention gets no update, since it reads its weights without a call.
     """
-    inside = {child for m in model.modules() if isinstance(m, nn.MultiheadAttention) for child in m.modules()}
+    inside = inside_attention(model)
     layers: list[Any] = [m for m in model.modules() if m not in inside and _takes_update(m)]
     for layer in layers:
         up, down = _factors(layer, min(rank, *layer.weight.shape[:2]))
@@ -71,6 +71,11 @@ def add_low_rank(model: nn.Module, rank: int) -> int:
         layer.lora_down, layer.lora_up = down.to(layer.weight), up.to(layer.weight)
         layer.__class__ = type(f'LowRank{type(layer).__name__}', (LowRank, type(layer)), {})
     return len(layers)
+
+
+def inside_attention(model: nn.Module) -> set[nn.Module]:
+    """torch's own attentions and all that is in them: they read their layers' weights without a call of the layers."""
+    return {child for m in model.modules() if isinstance(m, nn.MultiheadAttention) for child in m.modules()}
 
 
 def _takes_update(module: nn.Module) -> bool:

@@ -5,7 +5,7 @@ from mmpose_dp.extras.lora import add_low_rank
 
 from .batch_norm import freeze_batch_norm, has_batch_statistics, public_statistics, refuse_batch_statistics
 from .heads import FeatureMaskingHead, check_head, make_private, private_twin
-from .joint_remap import LoadWatch, explain_misfit, fit_joints, is_within, weights_of
+from .joint_remap import LoadWatch, explain_misfit, fit_joints, is_within, read_checkpoint, weights_of
 from .trainable_subset import choose_trainable
 from .unwrapping import unwrapped
 
@@ -23,6 +23,7 @@ __all__ = [
     'make_private',
     'private_twin',
     'public_statistics',
+    'read_checkpoint',
     'refuse_batch_statistics',
     'replace_batch_norm',
     'unwrapped',

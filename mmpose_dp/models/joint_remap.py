@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from mmengine.runner import CheckpointLoader
 from torch import Tensor, nn
 
 from mmpose_dp.privacy.errors import ConfigError
@@ -111,6 +112,14 @@ def shapes_of(model: nn.Module) -> dict[str, torch.Size]:
         for name, value in model.state_dict().items()
         if isinstance(value, Tensor) and value.is_floating_point()
     }
+
+
+def read_checkpoint(path: str, key: str) -> Any:
+    """The checkpoint at a file or an address that a config names under ``key``. Raises ConfigError if it cannot be read."""
+    try:
+        return CheckpointLoader.load_checkpoint(path, 'cpu')
+    except Exception as error:  # a file or an address can be wrong in any way
+        raise ConfigError(f'{key}: checkpoint={path} cannot be read: {error}') from error
 
 
 def weights_of(checkpoint: Any, where: str) -> dict[str, Tensor]:

@@ -232,10 +232,8 @@ class PrivacyBudgetHook(Hook):
             part_of(self._loaded, 'statement')
         )
         ledger = runner.optim_wrapper.ledger
-        if self._resumed:
-            ledger.check_resumes(**self._run_metadata)
-            if self._nothing_left(runner, ledger):
-                return
+        if self._resumed and self._nothing_left(runner, ledger):
+            return
         open_run = ledger.resume_run if self._resumed else ledger.begin_run
         open_run(**self._run_metadata)
         if is_main_process():
@@ -251,6 +249,7 @@ class PrivacyBudgetHook(Hook):
         spent = self.plan is not None and self.plan.allowed_steps(ledger) <= 0
         if not (finished or spent):
             return False
+        ledger.check_resumes(**(self._run_metadata or {}))  # else resume_run does
         why = f'the budget of epsilon {self.target_epsilon} is spent'
         why = f'the checkpoint has all {runner.max_epochs} epochs' if finished else why
         more = ['train_cfg.max_epochs'] * finished + ['default_hooks.privacy_budget.target_epsilon'] * spent

@@ -16,7 +16,7 @@ from mmengine.runner import CheckpointLoader, Runner
 from mmpose.registry import HOOKS
 from torch import nn
 
-from mmpose_dp.models import LoadWatch, explain_misfit, is_within, unwrapped, weights_of
+from mmpose_dp.models import LoadWatch, explain_misfit, is_within, read_checkpoint, unwrapped, weights_of
 from mmpose_dp.privacy.errors import ConfigError
 
 CHECKPOINT_KEY = 'privacy'  # of the ledger, the statement, pretraining and lineage (as 'descent') in a checkpoint
@@ -225,17 +225,13 @@ def starts_of_init_cfg(model: nn.Module) -> list[Start]:
     starts = []
     for module, settings in loaded_by_init_cfg(model):
         key, path = '.'.join(filter(None, ['model', module, 'init_cfg'])), str(settings.get('checkpoint'))
-        try:
-            checkpoint = CheckpointLoader.load_checkpoint(path, 'cpu')
-        except Exception as error:  # a file or an address can be wrong in any way
-            raise ConfigError(f'{key}: checkpoint={path} cannot be read: {error}') from error
-        starts.append(Start.of(key, path, module, checkpoint, settings.get('prefix')))
+        starts.append(Start.of(key, path, module, read_checkpoint(path, key), settings.get('prefix')))
     return starts
 
 
 def starts_of_experts(paths: Sequence[str]) -> list[Start]:
     """The files of ``optim_wrapper.experts``, which could be read when the model was built."""
-    return [Start.of(_EXPERTS, path, '', CheckpointLoader.load_checkpoint(path, 'cpu')) for path in paths]
+    return [Start.of(_EXPERTS, path, '', read_checkpoint(path, _EXPERTS)) for path in paths]
 
 
 @HOOKS.register_module()

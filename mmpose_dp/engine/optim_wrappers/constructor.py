@@ -6,12 +6,18 @@ from io import StringIO
 from typing import Any
 
 from mmengine.optim import DefaultOptimWrapperConstructor
-from mmengine.runner import CheckpointLoader
 from mmpose.engine.optim_wrappers import LayerDecayOptimWrapperConstructor
 from mmpose.registry import OPTIM_WRAPPER_CONSTRUCTORS
 from torch import Tensor, nn
 
-from mmpose_dp.models import choose_trainable, freeze_batch_norm, replace_batch_norm, unwrapped, weights_of
+from mmpose_dp.models import (
+    choose_trainable,
+    freeze_batch_norm,
+    read_checkpoint,
+    replace_batch_norm,
+    unwrapped,
+    weights_of,
+)
 from mmpose_dp.privacy.errors import ConfigError, PrivacyError
 
 from ..leftovers import without_deletions
@@ -23,14 +29,8 @@ def experts_of(paths: Any) -> list[dict[str, Tensor]]:
     """The state dicts of ``optim_wrapper.experts``. Raises ConfigError for a file that cannot be read or holds no weights."""
     if not isinstance(paths, (list, tuple)) or not all(isinstance(path, str) for path in paths):
         raise ConfigError(f'optim_wrapper.experts={paths!r} must be a list of checkpoints')
-    found = []
-    for path in paths:
-        try:
-            checkpoint = CheckpointLoader.load_checkpoint(path, 'cpu')
-        except Exception as error:  # a file or an address can be wrong in any way
-            raise ConfigError(f'optim_wrapper.experts: checkpoint={path} cannot be read: {error}') from error
-        found.append(weights_of(checkpoint, f'optim_wrapper.experts: checkpoint={path}'))
-    return found
+    key = 'optim_wrapper.experts'
+    return [weights_of(read_checkpoint(path, key), f'{key}: checkpoint={path}') for path in paths]
 
 
 class LayeredConstructor(DefaultOptimWrapperConstructor):
