@@ -250,9 +250,14 @@ class PrivacyBudgetHook(Hook):
         if not (finished or spent):
             return False
         ledger.check_resumes(**(self._run_metadata or {}))  # else resume_run does
-        why = f'the budget of epsilon {self.target_epsilon} is spent'
-        why = f'the checkpoint has all {runner.max_epochs} epochs' if finished else why
-        more = ['train_cfg.max_epochs'] * finished + ['default_hooks.privacy_budget.target_epsilon'] * spent
+        epochs, budget = 'train_cfg.max_epochs', 'default_hooks.privacy_budget.target_epsilon'
+        if finished:
+            why, more = f'the checkpoint has all {runner.max_epochs} epochs', [epochs] + [budget] * spent
+        elif self.plan is not None and ledger.run_steps >= self.plan.steps:
+            why = f'all {self.plan.steps} private steps are spent, those after this checkpoint too although their result is lost'
+            more = [epochs, budget]
+        else:
+            why, more = f'the budget of epsilon {self.target_epsilon} is spent', [budget]
         runner.logger.info(
             f'Training is finished: {why}, and nothing is left to do. Ledger and checkpoints stay as they are. For more '
             f'{"epochs" if finished else "steps"}, write a larger {" and a larger ".join(more)}.'
@@ -316,7 +321,9 @@ class PrivacyBudgetHook(Hook):
         if self.plan is None or runner.optim_wrapper.public_only:
             return
         if self._steps_left <= 0:
-            runner.logger.warning(f'Budget of epsilon {self.plan.target_epsilon} spent: training stops.')
+            planned = runner.optim_wrapper.ledger.run_steps >= self.plan.steps
+            why = f'All {self.plan.steps} private steps are' if planned else f'The budget of epsilon {self.target_epsilon} is'
+            runner.logger.warning(f'{why} spent: training stops.')
             runner.train_loop.end_here()
             runner.save_checkpoint(runner.work_dir, f'budget_spent_iter_{runner.iter}.pth', by_epoch=False)
             return
