@@ -1,7 +1,10 @@
 """Set-up that all tests share: the package is imported first, and two small synthetic data sets are made once."""
 
 import gc
+import sys
+from types import SimpleNamespace
 
+import cli
 import pytest
 from mmengine.logging import MessageHub, MMLogger
 from mmpose.registry import VISUALIZERS
@@ -60,3 +63,22 @@ LONG = (
 def pytest_collection_modifyitems(items):
     """Puts the long files first, in the order of ``LONG``."""
     items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
+
+
+@pytest.fixture
+def call(monkeypatch, capsys):
+    """call(tool, *arguments): exit status and output of a tool's module, as an object with returncode, stdout and stderr."""
+
+    def called(tool, *arguments):
+        monkeypatch.setattr(sys, 'argv', [f'{tool.__name__}.py', *map(str, arguments)])
+        capsys.readouterr()
+        try:
+            cli.run(tool.main)
+        except SystemExit as end:
+            status = end.code
+        else:
+            status = 0
+        printed = capsys.readouterr()
+        return SimpleNamespace(returncode=status, stdout=printed.out, stderr=printed.err)
+
+    return called

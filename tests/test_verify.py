@@ -10,6 +10,7 @@ import sys
 import zipfile
 from collections import OrderedDict
 
+import fill_in_statement
 import publish_model
 import pytest
 import torch
@@ -252,6 +253,31 @@ def test_an_own_accountant_that_bounds_the_known_one_is_accepted(forged):
     write_statement(statement, forged)
     assert 'guarantee' not in wrong(forged) and 'too low' not in wrong(forged)
     assert any('by own, an accountant that is not known here' in line for line in verify(forged).checked)
+
+
+def test_an_officer_fills_in_the_statement_after_training(forged, call):
+    done = call(fill_in_statement, forged, 'retention=until 2030', 'rationale=a later thought', 'purpose=another')
+    assert done.returncode == 0 and 'retention (how long the data and the model are kept): until 2030' in done.stdout
+    assert statement_of(forged)['decision'] == {
+        **dict.fromkeys(DECISIONS, 'not stated'),
+        **DECISION,
+        **dict(retention='until 2030', rationale='a later thought', purpose='another'),
+    }
+    assert 'until 2030' in (forged / 'privacy_statement.md').read_text() and not wrong(forged)
+    (changed,) = {line for line in verify(forged).warnings if 'epoch_2.pth' in line}
+    assert 'decision.rationale' in changed and 'decision.purpose' in changed and 'retention' not in changed
+    before = (forged / STATEMENT_NAME).read_bytes()
+    for texts, words in (
+        (['epsilon=0'], 'decision.epsilon is unknown'),
+        (['purpose'], "'purpose': write each key once"),
+        (['purpose=a', 'purpose=b'], "'purpose=b': write each key once"),
+        (['purpose= '], "decision.purpose=' ' must be a text"),
+    ):
+        done = call(fill_in_statement, forged, *texts)
+        assert done.returncode == 2 and words in done.stderr and (forged / STATEMENT_NAME).read_bytes() == before
+    (forged / STATEMENT_NAME).write_text(before.decode().replace('until 2030', 'until 2031'))
+    done = call(fill_in_statement, forged, 'purpose=x')
+    assert done.returncode == 2 and 'there is no intact privacy_statement.json' in done.stderr
 
 
 def test_a_forged_statement_is_found_by_the_one_in_its_checkpoint_without_a_ledger(forged):

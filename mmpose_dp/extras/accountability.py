@@ -11,11 +11,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mmpose_dp.privacy.errors import ConfigError
+from mmpose_dp.privacy.errors import ConfigError, LedgerError
 from mmpose_dp.privacy.plan import PrivacyPlan
 from mmpose_dp.privacy.validation import as_given
 
-from .evidence import STATEMENT_NAME
+from .evidence import STATEMENT_NAME, intact_statement
 from .risk import percent
 from .statement_page import write_statement
 
@@ -74,9 +74,8 @@ def _delta_in_words(delta: float, records: int) -> str:
     )
 
 
-def checked_decision(decision: Any) -> dict[str, str]:
+def checked_decision(decision: Any, key: str = 'default_hooks.privacy_budget.decision') -> dict[str, str]:
     """The ``decision`` of a config, every key filled in. Raises ConfigError for another key, or a value that is no text."""
-    key = 'default_hooks.privacy_budget.decision'
     if not isinstance(decision or {}, Mapping):
         raise ConfigError(f'{key}={decision!r} must be a dict with some of the keys {", ".join(DECISIONS)}')
     for name, value in (decision or {}).items():
@@ -151,6 +150,24 @@ def with_membership_audit(statement: dict[str, Any], work_dir: str | os.PathLike
     except (OSError, ValueError, LookupError, TypeError):
         words = _NOT_AUDITED
     return {**statement, 'audit': words}
+
+
+def record_decision(work_dir: str | os.PathLike[str], texts: dict[str, str]) -> dict[str, str]:
+    """Puts texts of DECISIONS into the statement of a work dir; the others stay. Returns all that it then says.
+
+    Raises ConfigError for a key or text that cannot be, and LedgerError for a folder without an intact statement.
+    """
+    statement = intact_statement(Path(work_dir))
+    if statement is None or not isinstance(statement.get('decision'), dict):
+        raise LedgerError(
+            f'{work_dir}: there is no intact {STATEMENT_NAME}. Name the work dir of a training, and restore a statement that was '
+            'edited by hand'
+        )
+    checked = checked_decision(texts, 'decision')
+    decision = {**statement['decision'], **{name: checked[name] for name in texts}}
+    if texts:
+        write_statement({**statement, 'decision': decision}, work_dir)
+    return decision
 
 
 def _bounds(found: dict[str, Any]) -> str:

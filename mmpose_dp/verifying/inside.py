@@ -6,14 +6,14 @@ that may have changed since: an older checkpoint has seen fewer steps, and a res
 
 from typing import Any
 
-from mmpose_dp.extras.accountability import without_private_figures
+from mmpose_dp.extras.accountability import NOT_STATED, without_private_figures
 
 from .figures import TOLERANCE, number
 from .findings import Findings, named
 
-# written after the checkpoint, or into one of the two only
+# written after the checkpoint, or into one of the two only; the decision is compared text by text
 _APART = {
-    'checkpoint', 'checkpoints', 'weights_sha256', 'meta_sha256', 'published_files', 'page_sha256', 'seal', 'audit',
+    'checkpoint', 'decision', 'checkpoints', 'weights_sha256', 'meta_sha256', 'published_files', 'page_sha256', 'seal', 'audit',
     'recoverable_from_view',
 }  # fmt: skip
 # what more steps change, or a resume by the same config
@@ -30,6 +30,7 @@ def check_inside(name: str, kept: Any, statement: dict[str, Any], found: Finding
             f'{name}: whether it says the same as the statement. It has none, or one of an older version'
         )
         return
+    _check_decision(name, kept, statement, found)
     differing = [key for key in dict.fromkeys([*statement, *kept]) if _value(statement, key) != _value(kept, key)]
     if kept['ledger'] == statement['ledger']:
         words = [f'{key} {_short(kept.get(key))} and not {_short(statement.get(key))}' for key in differing]
@@ -44,6 +45,18 @@ def check_inside(name: str, kept: Any, statement: dict[str, Any], found: Finding
             f'the statement in {name}, of fewer steps, differs in {named(changed)}: a resume or another training changed it, or '
             'somebody did'
         )
+
+
+def _check_decision(name: str, kept: dict[str, Any], statement: dict[str, Any], found: Findings) -> None:
+    """Warns of texts that somebody changed after training; one that was missing may be filled in."""
+    before, now = kept.get('decision') or {}, statement.get('decision') or {}
+    words = [
+        f'decision.{key} {_short(text)} and not {_short(now.get(key))}'
+        for key, text in before.items()
+        if text not in (now.get(key), NOT_STATED)
+    ]
+    if words:
+        found.warnings.append(f'{name}: after training, texts were changed; the checkpoint has {named(words)}')
 
 
 def _check_earlier(name: str, kept: dict[str, Any], statement: dict[str, Any], found: Findings) -> None:
