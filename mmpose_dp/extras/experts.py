@@ -28,7 +28,8 @@ class Mixed:
     it.
 
     Attributes:
-        expert_weights: the a_k, shape (experts,). They begin at 1 / (experts + 1): the mean of all, the layer's own W included.
+        expert_weights: the a_k, shape (experts,), or (experts, channels) if each output channel has its own. They begin at
+            1 / (experts + 1): the mean of all, the layer's own W included.
         experts: the tensors of each expert by name, {} for one that has none of the layer's shapes.
     """
 
@@ -40,11 +41,11 @@ class Mixed:
         return {name: value - getattr(self, name) for name, value in self.experts[expert].items()}
 
     def mixed(self, weights: Tensor) -> dict[str, Tensor]:
-        """The layer's tensors for mixing weights (experts,), by name."""
+        """The layer's tensors for mixing weights of the shape of ``expert_weights``, by name."""
         found = {name: getattr(self, name) for name in _MIXED if getattr(self, name, None) is not None}
         for expert, weight in enumerate(weights):
             for name, difference in self.differences(expert).items():
-                found[name] = found[name] + weight * difference
+                found[name] = found[name] + _over_channels(self, weight, difference) * difference
         return found
 
     def forward(self, x: Tensor) -> Tensor:
@@ -82,6 +83,23 @@ class Mixed:
                 )
 
 
+def _over_channels(module: Any, weight: Tensor, tensor: Tensor) -> Tensor:
+    """An expert's weight, () or (channels,), in a shape that multiplies one of the layer's tensors."""
+    if not weight.dim():
+        return weight
+    if isinstance(module, nn.ConvTranspose2d) and tensor.dim() > 1:  # (inputs, outputs / groups, height, width)
+        per_group = weight.view(module.groups, 1, -1).expand(-1, len(tensor) // module.groups, -1)
+        return per_group.reshape(*tensor.shape[:2], 1, 1)
+    return weight.view(-1, *[1] * (tensor.dim() - 1))
+
+
+def _by_channel(module: Any, x: Tensor) -> Tensor:
+    """The sum of x, which has the shape of a layer's output, over all but samples and channels: (samples, channels)."""
+    linear, norm = isinstance(module, nn.Linear), isinstance(module, nn.LayerNorm)
+    x = x.movedim(-1 if linear else -len(module.normalized_shape) if norm else 1, 1)
+    return x.reshape(*x.shape[:2], -1).sum(2)
+
+
 def _run(module: Any, x: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
     """The output of a layer with other tensors in place of its own. But for BatchNorm's, it is linear in them."""
     weight, bias = (tensors.get(name) for name in ('weight', 'bias'))
@@ -112,28 +130,35 @@ def _rule(module: Any, a: Tensor, b: Tensor) -> dict[str, Tensor]:
 
 
 def _along(module: Any, expert: int, a: Tensor, b: Tensor) -> Tensor:
-    """One mixing weight's gradient of each sample, (samples,)."""
+    """The gradient of each sample of one expert's mixing weights, (samples,) or (samples, channels)."""
+    weights = module.expert_weights.detach()
     difference = {name: value.to(a.dtype) for name, value in module.differences(expert).items()}
     if not difference:
-        return a.new_zeros(len(a))
+        return a.new_zeros(len(a), *weights.shape[1:])
     if 'running_var' not in difference:  # linear in its tensors
-        return (_run(module, a, difference) * b).flatten(1).sum(1)
-    weights = module.expert_weights.detach()
+        found = _run(module, a, difference) * b
+        return _by_channel(module, found) if weights.dim() > 1 else found.flatten(1).sum(1)
     along = torch.zeros_like(weights)
     along[expert] = 1
     tangents: Any = torch.func.jvp(lambda w: _affine(module, module.mixed(w)), (weights,), (along,))[1]
     scale, shift = tangents
-    over_image, alone = (x.reshape(*b.shape[:2], -1).sum(2) for x in (a * b, b))
-    return over_image @ scale.to(a.dtype) + alone @ shift.to(a.dtype)
+    over_image, alone = _by_channel(module, a * b), _by_channel(module, b)
+    found = over_image * scale.to(a.dtype) + alone * shift.to(a.dtype)
+    return found if weights.dim() > 1 else found.sum(1)
 
 
 register_rule(Mixed, _rule)  # type: ignore[arg-type]
 
 
-def add_experts(model: nn.Module, experts: Sequence[Mapping[str, Tensor]]) -> int:
+def add_experts(model: nn.Module, experts: Sequence[Mapping[str, Tensor]], by_channel: bool = False) -> int:
     """Gives every layer with a built-in rule mixing weights of these experts' state dicts. Returns the number of these layers.
 
     A layer whose tensors have other shapes in all experts (an output layer for other joints) stays as it is.
+
+    Args:
+        model: changed in place.
+        experts: state dicts of models of the same architecture.
+        by_channel: every output channel gets mixing weights of its own, and not only every layer.
     """
     inside = inside_attention(model)
     layers: list[tuple[str, Any]] = [
@@ -143,12 +168,18 @@ def add_experts(model: nn.Module, experts: Sequence[Mapping[str, Tensor]]) -> in
     for name, layer in layers:
         found = [_tensors_of(layer, f'{name}.', expert) for expert in experts]
         if any(found):
-            start = layer.weight.new_full((len(experts),), 1 / (len(experts) + 1))
+            shape = (len(experts), *([_channels(layer)] if by_channel else []))
+            start = layer.weight.new_full(shape, 1 / (len(experts) + 1))
             layer.experts = found
             layer.expert_weights = nn.Parameter(start)
             layer.__class__ = type(f'Mixed{type(layer).__name__}', (Mixed, type(layer)), {})
             count += 1
     return count
+
+
+def _channels(layer: Any) -> int:
+    """The number of output channels of a layer; of a LayerNorm over several axes, the length of the first."""
+    return layer.out_channels if isinstance(layer, nn.ConvTranspose2d) else len(layer.weight)
 
 
 def _takes_experts(module: nn.Module) -> bool:

@@ -14,6 +14,7 @@ from mmpose_dp.extras.lora import add_low_rank
 from mmpose_dp.privacy.errors import ConfigError
 from mmpose_dp.privacy.validation import as_whole
 
+_MIXING = 'experts', 'channel_experts'
 _STAGES = re.compile(r'(layer|stage)\d+|(.+_)?(layers|stages|modules)|multi_stage_.+')
 
 
@@ -27,11 +28,12 @@ def choose_trainable(
             'head' (neck and head), 'first_stage' (the backbone up to its first stage), 'last_stage' (from its last one on), 'norms'
             (scale and shift of every norm layer), 'bias' (every bias: BiTFiT, Bu et al. 2022), 'lora' (low-rank updates of
             linear layers and 1x1 convolutions: Hu et al. 2021, Yu et al. 2022), 'experts' (how much of each of ``experts`` is in
-            each layer: :mod:`mmpose_dp.extras.experts`), or a pattern on parameter names such as
-            'backbone.stage4.*'. The paper's subset (arXiv 2504.10190) is 'head+last_stage+norms'; docs/accuracy.md shows
-            where 'norms+first_stage' helps: after epochs on public views, which lack the detail that the first layers see.
+            each layer: :mod:`mmpose_dp.extras.experts`), 'channel_experts' (how much is in each output channel), or a pattern
+            on parameter names such as 'backbone.stage4.*'. The paper's subset (arXiv 2504.10190) is 'head+last_stage+norms';
+            docs/accuracy.md shows where 'norms+first_stage' helps: after epochs on public views, which lack the detail that the
+            first layers see.
         lora_rank: rank of the updates that 'lora' adds.
-        experts: state dicts of publicly trained models of the same architecture, which 'experts' mixes.
+        experts: state dicts of publicly trained models of the same architecture, which 'experts' and 'channel_experts' mix.
 
     Raises ConfigError for a part that matches no parameter, and for settings of other types.
     """
@@ -50,8 +52,8 @@ def choose_trainable(
             if not found:
                 raise ConfigError(
                     f"optim_wrapper.trainable={trainable!r}: {part!r} matches no trainable parameter. Write 'all', or "
-                    "parts joined by '+' from head, first_stage, last_stage, norms, bias, lora, experts and patterns "
-                    "such as 'backbone.stage4.*' "
+                    "parts joined by '+' from head, first_stage, last_stage, norms, bias, lora, experts, channel_experts and "
+                    "patterns such as 'backbone.stage4.*' "
                     f'(this model has {", ".join(sorted(names)[:3])}, ...)'
                 )
             chosen |= found
@@ -64,13 +66,15 @@ def choose_trainable(
 
 def _mix(model: nn.Module, parts: list[str], experts: Sequence[Mapping[str, Tensor]]) -> None:
     """Adds the experts that 'experts' needs. Raises ConfigError where the settings do not go together."""
-    if ('experts' in parts) != bool(experts):
+    mixing = [part for part in parts if part in _MIXING]
+    if bool(mixing) != bool(experts):
         raise ConfigError(
-            "optim_wrapper.trainable='experts' and optim_wrapper.experts=[CHECKPOINT, ...] go together: write both or none"
+            f'optim_wrapper.trainable={mixing[0] if mixing else "experts"!r} and optim_wrapper.experts=[CHECKPOINT, ...] go '
+            'together: write both or none'
         )
-    if experts and parts != ['experts']:
-        raise ConfigError(f"optim_wrapper.trainable={'+'.join(parts)!r}: 'experts' stands alone")
-    if experts and not add_experts(model, experts):
+    if mixing and len(parts) > 1:
+        raise ConfigError(f'optim_wrapper.trainable={"+".join(parts)!r}: {mixing[0]!r} stands alone')
+    if mixing and not add_experts(model, experts, by_channel=mixing == ['channel_experts']):
         raise ConfigError(
             'optim_wrapper.experts: no layer of the model has the names and shapes of one of theirs: write checkpoints of the '
             'same model'
@@ -83,7 +87,7 @@ def _part(model: nn.Module, part: str) -> set[str]:
         return {name for name in names if name.startswith(('head.', 'neck.'))}
     if part == 'bias':
         return {name for name in names if name.rpartition('.')[2].endswith('bias')}
-    if part == 'experts':
+    if part in _MIXING:
         return {name for name in names if name.endswith(f'.{WEIGHTS}')}
     if part == 'lora':
         return {name for name in names if '.lora_' in name}

@@ -26,13 +26,13 @@ class EveryLayer(nn.Module):
     def __init__(self):
         super().__init__()
         self.conv, self.norm = nn.Conv2d(2, 4, 3, padding=1, bias=False), nn.BatchNorm2d(4)
-        self.up, self.group = nn.ConvTranspose2d(4, 4, 2, stride=2), nn.GroupNorm(2, 4)
-        self.depthwise = nn.Conv2d(4, 4, 3, groups=4)
-        self.linear, self.layer = nn.Linear(4, 3), nn.LayerNorm(3)
+        self.up, self.group = nn.ConvTranspose2d(4, 6, 2, stride=2, groups=2), nn.GroupNorm(2, 6)
+        self.depthwise = nn.Conv2d(6, 6, 3, groups=6, padding=1)
+        self.linear, self.layer, self.axes = nn.Linear(6, 3), nn.LayerNorm(3), nn.LayerNorm((2, 3))
 
     def forward(self, x):
         x = self.group(self.up(self.norm(self.conv(x)).relu()))
-        return self.layer(self.linear(self.depthwise(x).mean((2, 3))))
+        return self.axes(self.layer(self.linear(self.depthwise(x).mean(3).mT[:, :2]))).sum(1)
 
 
 def randomised(seed, variance=1.0):
@@ -43,11 +43,14 @@ def randomised(seed, variance=1.0):
     return model
 
 
-def test_gradients_are_autograds():
+@pytest.mark.parametrize('trainable', ['experts', 'channel_experts'])
+def test_gradients_are_autograds(trainable):
     model, experts = randomised(0), [randomised(seed).state_dict() for seed in (1, 2)]
     del experts[1]['linear.weight']  # an expert may lack a layer
     freeze_batch_norm(model)
-    assert choose_trainable(model, 'experts', experts=experts) == 7 * 2
+    by_channel = trainable == 'channel_experts'
+    channels = [4, 4, 6, 6, 6, 3, 3, 2]
+    assert choose_trainable(model, trainable, experts=experts) == 2 * (sum(channels) if by_channel else len(channels))
     model.train()
     assert not model.norm.training
     params = [p for p in model.parameters() if p.requires_grad]
@@ -67,17 +70,18 @@ def test_gradients_are_autograds():
     for sample, loss in enumerate(losses()):
         for param, got, want in zip(params, found.total, torch.autograd.grad(loss, params, retain_graph=True)):
             torch.testing.assert_close(got[sample].double(), want, rtol=1e-4, atol=1e-5)
-            assert got.shape == (3, 2) and param.shape == (2,)
+            assert got.shape == (3, *param.shape) and param.shape[1:] == (param.shape[1:] if by_channel else ())
 
 
+@pytest.mark.parametrize('by_channel', [False, True])
 @pytest.mark.parametrize('weights', [[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
-def test_whole_experts(weights):
+def test_whole_experts(weights, by_channel):
     models = [randomised(seed).eval() for seed in (0, 1, 2)]
     x, mixed = torch.randn(2, 2, 6, 6, dtype=torch.float64), randomised(0).eval()
-    assert add_experts(mixed, [m.state_dict() for m in models[1:]]) == 7
+    assert add_experts(mixed, [m.state_dict() for m in models[1:]], by_channel) == 8
     for param in (p for name, p in mixed.named_parameters() if name.endswith('expert_weights')):
-        assert param.tolist() == pytest.approx([1 / 3] * 2)
-        param.data = torch.tensor(weights, dtype=torch.float64)
+        torch.testing.assert_close(param.data, torch.full_like(param, 1 / 3))
+        param.data = torch.tensor(weights, dtype=torch.float64).view(2, *[1] * (param.dim() - 1)).expand_as(param)
     want = models[weights.index(1) + 1 if 1 in weights else 0]
     torch.testing.assert_close(mixed(x), want(x), rtol=1e-5, atol=1e-6)
 

@@ -104,7 +104,7 @@ def people_rows(size: Size, start: Start, public_view: Settings = DEFAULT_VIEW) 
     views = dict(start='public_people', candidates=plain)
     dpsgd = table['dpsgd'].settings
     longer = {**dpsgd, **schedule(size.few_epochs or size.epochs)}
-    mixed = {TRAINABLE: 'experts', 'optim_wrapper.max_grad_norm': 5e-4, **schedule(size.epochs)}
+    mixed = {**dpsgd, 'optim_wrapper.max_grad_norm': 5e-4, **schedule(size.epochs)}
     ours_views = {**table['ours'].settings, **table['ours'].candidates[2], **few}
     return {
         **public_rows(size, start, plain),
@@ -112,8 +112,15 @@ def people_rows(size: Size, start: Start, public_view: Settings = DEFAULT_VIEW) 
         'ours': Row(
             'ours: private weights of the same three models, layer by layer',
             'dpsgd_eps08',
-            settings={**dpsgd, **mixed},
+            settings={**mixed, TRAINABLE: 'experts'},
             candidates=tuple(adam(3e-2, 1e-2, 1e-1)),
+            **EXPERTS,
+        ),
+        'ours_channels': Row(
+            'ours, by channel: private weights of the same three models, channel by channel',
+            'dpsgd_eps08',
+            settings={**mixed, TRAINABLE: 'channel_experts'},
+            candidates=tuple(adam(1e-2, 3e-3, 3e-2)),
             **EXPERTS,
         ),
         'few': Row(
