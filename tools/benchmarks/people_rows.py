@@ -120,7 +120,7 @@ def people_rows(size: Size, start: Start, public_view: Settings = DEFAULT_VIEW) 
             'ours, by channel: private weights of the same three models, channel by channel',
             'dpsgd_eps08',
             settings={**mixed, TRAINABLE: 'channel_experts'},
-            candidates=tuple(adam(1e-2, 3e-3, 3e-2)),
+            candidates=tuple(adam(3e-2, 1e-2, 6e-2)),
             **EXPERTS,
         ),
         'few': Row(
