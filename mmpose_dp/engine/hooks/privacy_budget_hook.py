@@ -322,7 +322,11 @@ class PrivacyBudgetHook(Hook):
             return
         if self._steps_left <= 0:
             planned = runner.optim_wrapper.ledger.run_steps >= self.plan.steps
-            why = f'All {self.plan.steps} private steps are' if planned else f'The budget of epsilon {self.target_epsilon} is'
+            why = (
+                f'All {self.plan.steps} private steps are'
+                if planned
+                else f'The budget of epsilon {self.target_epsilon} is'
+            )
             runner.logger.warning(f'{why} spent: training stops.')
             runner.train_loop.end_here()
             runner.save_checkpoint(runner.work_dir, f'budget_spent_iter_{runner.iter}.pth', by_epoch=False)
