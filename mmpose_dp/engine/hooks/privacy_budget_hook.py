@@ -39,11 +39,20 @@ from .provenance import (
     part_of,
     pretraining_in,
     pretraining_of,
+    refuse_other_experts,
     spent_in,
     starts_of_experts,
     starts_of_init_cfg,
 )
-from .resuming import budgets_in_words, changed_budget, check_resumed, check_same_optimizer, find_start, open_ledger
+from .resuming import (
+    budgets_in_words,
+    changed_budget,
+    check_resumed,
+    check_same_model,
+    check_same_optimizer,
+    find_start,
+    open_ledger,
+)
 from .stating import WrittenCheckpoints, full_statement
 
 _HINTS = ('time', 'data_time', 'memory', 'eta')  # in the message hub: they hint at how many records were sampled
@@ -413,6 +422,7 @@ class PrivacyBudgetHook(Hook):
                 statement=statement,
                 pretraining=self.pretraining,
                 descent=asdict(lineage),
+                experts=[digest for _, digest in runner.optim_wrapper.experts],
                 marking='' if statement is None or statement['private'] else 'NOT PRIVATE: a debug seed or no noise',
             )
             # the day alone: from the seconds in two checkpoints follows how long the steps between them took
@@ -443,6 +453,8 @@ class PrivacyBudgetHook(Hook):
                 'checkpoint to resume from would be lost: write a larger max_epochs or fewer public_epochs'
             )
         check_same_optimizer(checkpoint, runner.cfg)
+        refuse_other_experts(runner.optim_wrapper.experts, checkpoint)
+        check_same_model(checkpoint, unwrapped(runner.model))
         showing.drop_resumed(checkpoint)
 
 
