@@ -147,6 +147,9 @@ class Ledger:
             for name, harmless in _HARMLESS.items():
                 if line['resumed'].get(name, harmless) != harmless:
                     self.runs[-1][name] = line['resumed'][name]
+            if ran := line['resumed'].get('arithmetic'):
+                known = self.runs[-1].get('arithmetic', 'not known').split(' and ')
+                self.runs[-1]['arithmetic'] = ' and '.join(dict.fromkeys([*known, ran]))
         else:
             rates, steps = tuple(line.get('personal_rates', ())), line['steps']
             event = _event_of(line['noise_multiplier'], line['sample_rate'], rates)

@@ -108,6 +108,7 @@ class PrivacyBudgetHook(Hook):
         self._loaded: dict = {}  # what the checkpoint to resume from says of privacy
         self._engine_reported = False
         self._resumed = False
+        self._goes_on = True  # False for a resume that finds nothing left to do
         self._saved = False  # whether this training wrote a checkpoint
         self._stated = False  # whether it was finished before, and its statement names its last checkpoint
         self._written: WrittenCheckpoints | None = None
@@ -274,7 +275,7 @@ class PrivacyBudgetHook(Hook):
         last, statement = Path(str(runner._load_from)).resolve(), intact_statement(Path(runner.work_dir)) or {}
         named = (statement.get('checkpoint') or {}).get('file', '')
         self._stated = last == (Path(runner.work_dir) / named).resolve()  # if not, a kill came before it was written
-        runner.train_loop.stop_training = True
+        runner.train_loop.stop_training, self._goes_on = True, False
         return True
 
     def _report_resume(self, runner: Runner, ledger: Ledger) -> None:
@@ -397,6 +398,8 @@ class PrivacyBudgetHook(Hook):
             checkpoints={} if self._written is None else self._written.hashes(),
             budgets=budgets_in_words(self._budgets(runner.optim_wrapper.ledger)),
             finished=finished,
+            before=part_of(self._loaded, 'statement'),
+            goes_on=self._goes_on,
         )
         write_statement(statement, runner.work_dir)
         return statement
