@@ -52,6 +52,13 @@ from mmpose_dp.extras.statement_page import complete, write_statement
 from mmpose_dp.privacy.errors import PrivacyError
 
 
+_JOINTS = {  # as mmpose.datasets.datasets.utils.parse_pose_metainfo makes them of a file in configs/_base_/datasets
+    *('dataset_name', 'num_keypoints', 'keypoint_id2name', 'keypoint_name2id', 'upper_body_ids', 'lower_body_ids'),
+    *('flip_indices', 'flip_pairs', 'keypoint_colors', 'num_skeleton_links', 'skeleton_links', 'skeleton_link_colors'),
+    *('dataset_keypoint_weights', 'sigmas', 'stats_info'),
+}
+
+
 def published(checkpoint: dict, folder: Path | None = None) -> dict:
     """What may be published, with the audit of the public view that is in ``folder``, the checkpoint's.
 
@@ -73,7 +80,7 @@ def published(checkpoint: dict, folder: Path | None = None) -> dict:
             'mmpose_dp. Resume it with this version, for at least one private step, and publish the result'
         )
     meta = dict(
-        dataset_meta=_plain(checkpoint.get('meta', {}).get('dataset_meta')),
+        dataset_meta=_joints_of(checkpoint.get('meta', {}).get('dataset_meta')),
         mmpose_dp_version=mmpose_dp.__version__,
         descent=privacy.get(
             'descent'
@@ -99,6 +106,11 @@ def _refuse_other_state(weights: dict, checkpoint: dict) -> None:
             f'the checkpoint holds {other[0]}, which is neither a parameter nor a buffer of its model: it may show private '
             'samples. Resume it with this version of mmpose_dp, for at least one private step, and publish the result'
         )
+
+
+def _joints_of(known: Any) -> Any:
+    """What a data set's meta information says of the joints; the rest may be of the private annotation file (COCO's CLASSES)."""
+    return {key: _plain(value) for key, value in known.items() if key in _JOINTS} if isinstance(known, dict) else None
 
 
 def _plain(value: Any) -> Any:

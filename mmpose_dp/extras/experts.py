@@ -4,6 +4,7 @@ The experts are models of one architecture that were trained on public data, eac
 Must not train the experts, and must not take one that saw private records: nothing here can tell.
 """
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -148,6 +149,15 @@ def _along(module: Any, expert: int, a: Tensor, b: Tensor) -> Tensor:
 
 
 register_rule(Mixed, _rule)  # type: ignore[arg-type]
+
+
+def digest_of(expert: Mapping[str, Tensor]) -> str:
+    """SHA-256 of an expert's names, shapes and numbers: a resume must have the same ones, and a statement must name them."""
+    digest = hashlib.sha256()
+    for name, value in sorted(expert.items()):
+        digest.update(f'{name} {value.dtype} {tuple(value.shape)}\n'.encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def add_experts(model: nn.Module, experts: Sequence[Mapping[str, Tensor]], by_channel: bool = False) -> int:

@@ -147,6 +147,9 @@ class Ledger:
             for name, harmless in _HARMLESS.items():
                 if line['resumed'].get(name, harmless) != harmless:
                     self.runs[-1][name] = line['resumed'][name]
+            if ran := line['resumed'].get('arithmetic'):
+                known = self.runs[-1].get('arithmetic', 'not known').split(' and ')
+                self.runs[-1]['arithmetic'] = ' and '.join(dict.fromkeys([*known, ran]))
         else:
             rates, steps = tuple(line.get('personal_rates', ())), line['steps']
             event = _event_of(line['noise_multiplier'], line['sample_rate'], rates)
@@ -188,14 +191,15 @@ class Ledger:
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> 'Ledger':
         """The ledger in a file; empty if there is none. Raises LedgerError if it was damaged or changed."""
-        path = Path(path)
-        return cls.parse(path.read_bytes(), str(path)) if path.exists() else cls()
+        return cls.parse(Path(path).read_bytes(), str(path)) if os.path.exists(path) else cls()
 
     @classmethod
     def parse(cls, data: bytes, name: str = 'the privacy ledger') -> 'Ledger':
         """The ledger in a file's bytes. Raises LedgerError."""
         ledger = cls()
-        for number, raw in enumerate(data.split(b'\n')[:-1], 1):  # the last newline is followed by what a kill cut off
+        *lines, rest = data.split(b'\n')  # of the rest: what a kill cut off, or a line that an editor took the end of
+        lines += [rest] if re.search(rb'"hash": "[0-9a-f]{64}"}\s*\Z', rest) else []
+        for number, raw in enumerate(lines, 1):
             try:
                 line = json.loads(raw)
                 if line['hash'] != _seal(ledger.head, line):
@@ -211,8 +215,8 @@ class Ledger:
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps, plain numbers and strings: the steps so far, and the hash that finds them in the file."""
         entries = [[float(e.noise_multiplier), str(e.sample_rate), steps] for e, steps in self.history]
-        kept = {'format': _FORMAT, 'head': self.head, 'lines': len(self.lines), 'entries': entries}
-        return {**kept, 'secret_randomness': self.is_secret}
+        lines, is_secret = len(self.lines), self.is_secret
+        return dict(format=_FORMAT, head=self.head, lines=lines, entries=entries, secret_randomness=is_secret)
 
     def check_covers(self, state: Any) -> None:
         """Raises LedgerError unless every step of a checkpoint's ``state_dict`` is in this ledger."""
@@ -244,8 +248,8 @@ def _dump(line: dict[str, Any]) -> bytes:
 
 
 def _seal(head: str, line: dict[str, Any]) -> str:
-    content = {key: value for key, value in line.items() if key != 'hash'}
-    return hashlib.sha256((head + json.dumps(content, sort_keys=True)).encode()).hexdigest()
+    content = json.dumps({key: value for key, value in line.items() if key != 'hash'}, sort_keys=True)
+    return hashlib.sha256((head + content).encode()).hexdigest()
 
 
 def _difference(run: dict[str, Any], metadata: dict[str, Any], name: str) -> str:

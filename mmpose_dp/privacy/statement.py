@@ -80,7 +80,7 @@ def build_statement(
         'epochs': round(float(sum(steps * rate for (_, steps), rate in zip(ledger.run_history, rates))), 2),
         'max_grad_norm': votes if plan.adaptive_norm else _course(*norms),
         'noise_multiplier': _course(taken[0][0].noise_multiplier, taken[-1][0].noise_multiplier),
-        'rounding': _rounding(plan.arithmetic),
+        'rounding': _rounding(' and '.join(_of_all(plan, ledger, 'arithmetic')).split(' and ')),
         'public_data': ', '.join([*views, *public_data]) or 'none',
         'public_views': views,
         'public_data_sets': public_data,
@@ -154,9 +154,9 @@ def _course(first: float, last: float) -> float | str:
     return first if first == last else f'{as_given(first)}, going to {as_given(last)}'
 
 
-def _rounding(arithmetic: str) -> str:
-    kept = f'forwards in {arithmetic}; records are clipped to {1 - ROUNDING_MARGIN:g} of max_grad_norm'
-    if arithmetic not in _ROUNDING_MEASURED:
+def _rounding(of_parts: list[str]) -> str:
+    kept = f'forwards in {" and ".join(dict.fromkeys(of_parts))}; records are clipped to {1 - ROUNDING_MARGIN:g} of max_grad_norm'
+    if not {*of_parts} <= {*_ROUNDING_MEASURED}:
         return f'{kept}, and how far one record moves the rounding of the others was not measured for this arithmetic'
     room = 'which leaves room for what one record changes in the rounding of the others'
     return f'{kept}, {room} (at most 8e-6 C, measured with 64 records of three models, not proven)'

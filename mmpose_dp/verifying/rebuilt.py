@@ -86,6 +86,7 @@ def _plan(statement: dict[str, Any], opening: dict[str, Any], ledger: Ledger) ->
     noise = steps[0][0].noise_multiplier if steps else statement['noise_multiplier']
     settings = {one.name: opening[one.name] for one in fields(PrivacyPlan) if one.name in opening}
     settings.pop('target_epsilon', None)  # a resume may have changed it, below what was spent
+    settings.setdefault('arithmetic', statement['rounding'].removeprefix('forwards in ').partition(';')[0])
     stated = dict(privacy_unit=statement['privacy_unit'].partition(':')[0], num_records=statement['num_records'])
     if 'method' not in settings:  # of an older ledger
         stated['method'] = next(name for name, words in METHODS.items() if words == statement['method'])
@@ -100,7 +101,6 @@ def _plan(statement: dict[str, Any], opening: dict[str, Any], ledger: Ledger) ->
         accountant=statement['accountant']
         if statement['accountant'] in ACCOUNTANTS
         else 'pld',  # epsilon is checked elsewhere
-        arithmetic=statement['rounding'].removeprefix('forwards in ').partition(';')[0],
         recorded=opening,
     )
 

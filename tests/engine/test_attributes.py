@@ -17,6 +17,13 @@ from tests.engine.test_independence import CFG, made, refused_step, step
 from tests.support.models import batch
 
 
+class Slotted:
+    __slots__ = 'mean'
+
+    def __init__(self):
+        self.mean = torch.zeros(1)
+
+
 class Keeping(nn.Module):
     """Attributes of every kind, none of which a forward changes."""
 
@@ -26,6 +33,9 @@ class Keeping(nn.Module):
         self.bank, self.table, self.rate, self.count = torch.zeros(3), np.zeros(3), 0.5, 0
         self.pending, self.pair, self.named = [], (torch.zeros(1), torch.zeros(1)), {'a': {'b': torch.zeros(1)}}
         self.queue, self.codec = deque([torch.zeros(1)]), SimpleNamespace(grid=torch.zeros(2), size=3)
+        self.by_place, self.some, self.slots = {(0, 1): torch.zeros(1)}, {'a'}, Slotted()
+        self.raw, self.sparse, self.hidden = bytearray(2), torch.eye(2).to_sparse(), [nn.Linear(1, 1)]
+        self.hidden[0].back = [self, self.hidden]  # not followed for ever
 
 
 WAYS = {
@@ -39,6 +49,18 @@ WAYS = {
     'deque': (lambda m: m.queue.clear(), 'queue[0]'),
     'object': (lambda m: setattr(m.codec, 'grid', torch.ones(2)), 'codec.grid'),
     'new attribute': (lambda m: setattr(m.inner, 'seen', torch.ones(1)), 'inner.seen'),
+    'by .data': (lambda m: m.bank.data.add_(1), 'bank'),
+    'by .numpy()': (lambda m: m.bank.numpy().fill(1), 'bank'),
+    'one of two by .data': (lambda m: m.pair[1].data.add_(1), 'pair[1]'),
+    'sparse': (lambda m: m.sparse._values().data.add_(1), 'sparse'),
+    'key of two': (lambda m: m.by_place.update({(0, 1): torch.ones(1)}), 'by_place[key 0]'),
+    'new key of two': (lambda m: m.by_place.update({(1, 1): torch.ones(1)}), 'by_place[key 1]'),
+    'set': (lambda m: setattr(m, 'some', {torch.ones(1)}), 'some[0]'),
+    'slot': (lambda m: setattr(m.slots, 'mean', torch.ones(1)), 'slots.mean'),
+    'bytes': (lambda m: m.raw.extend(b'a'), 'raw'),
+    'of a parameter': (lambda m: setattr(m.inner.weight, 'mean', torch.ones(1)), 'inner.weight.mean'),
+    'weight of a module in a list': (lambda m: m.hidden[0].weight.data.add_(1), 'hidden[0].weight'),
+    'attribute of a module in a list': (lambda m: setattr(m.hidden[0], 'mean', torch.ones(1)), 'hidden[0].mean'),
     'gone': (lambda m: delattr(m, 'bank'), 'bank'),
 }
 
@@ -60,6 +82,8 @@ def test_counts_may_change_and_floating_numbers_count_where_they_are_asked_for()
     assert not before.changed(model) and not strict.changed(model)
     model.rate = 0.25
     assert not before.changed(model) and strict.changed(model) == 'rate'
+    model.rate, model.note = 0.5, '0.123'
+    assert not before.changed(model) and strict.changed(model) == 'note'
 
 
 def test_what_the_attributes_hold_is_not_kept_alive():

@@ -8,8 +8,10 @@ from mmengine.runner import Runner
 from mmengine.runner.checkpoint import _load_checkpoint_to_model
 from torch import nn
 
+from mmpose_dp.engine.hooks.provenance import refuse_other_experts, starts_of_experts
+from mmpose_dp.engine.hooks.resuming import check_same_model
 from mmpose_dp.extras.checkpoint_file import CheckpointFile, without_updates
-from mmpose_dp.extras.experts import Mixed, add_experts
+from mmpose_dp.extras.experts import Mixed, add_experts, digest_of
 from mmpose_dp.gradients import Engine
 from mmpose_dp.gradients.blocks import PerSampleGradients
 from mmpose_dp.models import choose_trainable, freeze_batch_norm
@@ -157,6 +159,41 @@ def test_a_training_with_an_expert(synthetic, tmp_path):
     assert {*without_updates(saved)} == {*weights}
     torch.save(dict(state_dict=without_updates(saved)), tmp_path / 'published.pth')
     assert CheckpointFile.read(tmp_path / 'published.pth').weights_sha256 == statement['weights_sha256']
+    # a resume must have the same experts, to the bit, since its statement names these
+    cfg.resume, cfg.train_cfg.max_epochs = True, 2
+    weights['head.final_layer.bias'][0] += 1e-7
+    torch.save(dict(state_dict=weights), tmp_path / 'turned.pth')
+    with pytest.raises(ConfigError, match='its training had others'):
+        Runner.from_cfg(cfg).train()
+
+
+def test_a_resume_takes_no_weights_that_the_statement_does_not_name():
+    """Neither from experts that the training did not have, nor from the init_cfg of another model."""
+    model = EveryLayer()
+    saved, private = dict(state_dict=model.state_dict(), privacy=dict(experts=[])), [('private.pth', '0a')]
+    with pytest.raises(ConfigError, match='its training had none'):
+        refuse_other_experts(private, saved)
+    with pytest.raises(ConfigError, match='its training had none'):  # of an earlier version
+        refuse_other_experts(private, dict(state_dict=model.state_dict(), privacy={}))
+    refuse_other_experts(private, dict(privacy=dict(experts=['0a'])))
+    refuse_other_experts([], saved)
+    check_same_model(saved, model)
+    model.linear = nn.Linear(4, 5)
+    with pytest.raises(ConfigError, match=r'has no linear\.weight of shape \(5, 4\)'):
+        check_same_model(saved, model)
+    add_experts(model, [randomised(1).float().state_dict()])
+    with pytest.raises(ConfigError, match=r'has no conv\.expert_weights'):
+        check_same_model(saved, model)
+
+
+def test_a_file_that_changes_while_training_is_set_up(tmp_path):
+    path = tmp_path / 'expert.pth'
+    torch.save(dict(state_dict={'a.weight': torch.zeros(2)}), path)
+    experts = [(str(path), digest_of({'a.weight': torch.zeros(2)}))]
+    assert [start.path for start in starts_of_experts(experts)] == [str(path)]
+    torch.save(dict(state_dict={'a.weight': torch.ones(2)}), path)
+    with pytest.raises(ConfigError, match='was changed after'):
+        starts_of_experts(experts)
 
 
 def test_names_of_a_model_of_ones_own_are_no_updates():

@@ -173,6 +173,23 @@ def test_a_file_is_only_appended_to(tmp_path):
         ledger.count(A)
 
 
+@pytest.mark.parametrize('end', [b'', b'\r', b' '])
+def test_a_whole_last_line_counts_without_its_end(tmp_path, end):
+    """An editor, or a copy by hand, may have taken it away; a kill leaves no whole line without having counted it."""
+    path, ledger = tmp_path / LEDGER_NAME, Ledger()
+    ledger.keep_at(path)
+    ledger.begin_run()
+    ledger.count(StepEvent(1.0, Fraction(1, 10)), 1000)
+    ledger.close()
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1] + end)
+    again = Ledger.read(path)
+    assert (again.steps, again.head) == (1000, ledger.head)
+    again.keep_at(path)
+    again.close()
+    assert path.read_bytes() == whole
+
+
 def test_a_torn_last_line_is_no_step(tmp_path):
     """It was cut off before count returned, so no noise was made for it."""
     path, ledger = tmp_path / LEDGER_NAME, ledger_of((A, 1))

@@ -190,3 +190,24 @@ def test_rounding_is_stated_for_the_arithmetic_used():
         for name in ('bfloat16 on a CPU', 'float16 on a GPU')
     }
     assert '8e-6 C' in bounds['bfloat16 on a CPU'] and 'not measured' in bounds['float16 on a GPU']
+
+
+@pytest.mark.parametrize(
+    ('parts', 'words'),
+    [
+        (['float16 on a GPU', 'float32 on a CPU'], 'forwards in float16 on a GPU and float32 on a CPU;'),
+        (['float32 on a CPU', 'float16 on a GPU', 'float32 on a CPU'], 'in float32 on a CPU and float16 on a GPU;'),
+        ([None, 'float32 on a CPU'], 'forwards in not known and float32 on a CPU;'),  # by an earlier version
+    ],
+)
+@pytest.mark.parametrize('resumed', [True, False])
+def test_rounding_is_stated_for_every_part_of_a_training(parts, words, resumed):
+    ledger, plan = Ledger(), PrivacyPlan(**{**PLAN_SETTINGS, 'noise_multiplier': 2.0})
+    for number, arithmetic in enumerate(parts):
+        metadata = {**plan.run_metadata, 'arithmetic': arithmetic}
+        metadata = {name: value for name, value in metadata.items() if name != 'arithmetic' or value}
+        (ledger.resume_run if number and resumed else ledger.begin_run)(**metadata)
+        ledger.count(plan.event)
+    found = build_statement(plan, ledger, pretraining='none')['rounding']
+    if None not in parts or resumed:
+        assert words in found and 'was not measured' in found

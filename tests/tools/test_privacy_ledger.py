@@ -53,7 +53,10 @@ def test_an_error_is_one_clear_message(call, searched, tmp_path):
 def test_a_published_checkpoint_holds_nothing_else(searched, tmp_path):
     """No optimizer, message hub, seed, path or configuration."""
     checkpoint = torch.load(searched / 'a/epoch_1.pth', weights_only=False)
+    joints = {**checkpoint['meta']['dataset_meta']}
+    checkpoint['meta']['dataset_meta']['CLASSES'] = [dict(name='patient 17')]  # COCO's, of the annotation file
     given = publish_model.published(checkpoint)
+    assert given['meta']['dataset_meta'].keys() == joints.keys()
     assert set(given) == {'state_dict', 'meta', 'privacy_statement'}
     assert set(given['meta']) == {'dataset_meta', 'mmpose_dp_version', 'descent'}
     assert given['privacy_statement']['private'] and given['privacy_statement']['steps'] == 4

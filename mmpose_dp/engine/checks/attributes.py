@@ -1,21 +1,25 @@
 """What a model remembers outside of its parameters and buffers: tensors and arrays in plain attributes.
 
 A model that normalises by what it saw at the step before lets a record reach the gradients of others, and no replay within one step
-shows it. Must not read what a tensor holds, nor keep one alive: that it is another, or was written to, is enough.
+shows it. Must not keep a tensor alive, and must not tell what one holds: that it is another, or was written to, is enough.
 """
 
 import weakref
 import zlib
+from array import array
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from types import FunctionType, MethodType, ModuleType
 from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
 
+from .fingerprint import Sums, bit_sums, first_changed
+
 _OF_TORCH = frozenset(vars(nn.Module()))
-_PLAIN = {int, bool, str, type(None), FunctionType, MethodType, ModuleType, type}
+_PLAIN = {int, bool, type(None), FunctionType, MethodType, ModuleType, type}
+_LEAVES = Tensor, np.ndarray, np.generic, bytearray, array, float, complex, str, bytes
 _DEPTH = 2  # containers and objects inside one another
 
 
@@ -24,45 +28,81 @@ class Attributes:
 
     Args:
         model: any module.
-        numbers: whether floating-point numbers count as well.
+        numbers: whether floating-point numbers, texts and bytes count as well.
     """
 
     def __init__(self, model: nn.Module, numbers: bool = False) -> None:
-        self._numbers, self._marks = numbers, dict(_marks(model, numbers))
+        self._numbers = numbers
+        self._marks, self._sums = _seen_in(model, numbers)
 
     def changed(self, model: nn.Module) -> str:
         """The name of the first that is new, gone, another or written to, as ``head.bank``; empty if there is none."""
-        marks = dict(_marks(model, self._numbers))
+        marks, sums = _seen_in(model, self._numbers)
         names = [name for name, mark in marks.items() if mark != self._marks.get(name)]
-        return next(iter([*names, *(self._marks.keys() - marks.keys())]), '')
+        names += self._marks.keys() - marks.keys()
+        # the sums find what torch does not count: writing by .data, by .numpy() or into a storage
+        return names[0] if names else first_changed(self._sums, sums)
 
 
-def _marks(model: nn.Module, numbers: bool) -> Iterator[tuple[str, Any]]:
-    """The name of each, and something that is equal as long as it is the same and unchanged."""
+def _seen_in(model: nn.Module, numbers: bool) -> tuple[dict[str, Any], Sums]:
+    """By name, something that is equal as long as it is the same; and the bit sums of the tensors, see ``bit_sums``."""
+    marks: dict[str, Any] = {}
+    held: list[tuple[str, Tensor]] = []
+    for name, value in _found_in(model, set()):
+        if isinstance(value, Tensor):
+            marks[name] = weakref.ref(value), 0 if value.is_inference() else value._version
+            held.append((name, value))
+        elif isinstance(value, np.ndarray):
+            marks[name] = value.shape, value.dtype.str, zlib.crc32(value.tobytes())
+        elif isinstance(value, (bytearray, array)):
+            marks[name] = len(value), zlib.crc32(value)
+        elif numbers and isinstance(value, (float, complex, np.inexact, str, bytes)):
+            marks[name] = hash(value)
+    return marks, bit_sums(held)
+
+
+def _found_in(model: nn.Module, known: set[int]) -> Iterator[tuple[str, Any]]:
+    """The attributes of each of the model's modules and tensors, by name, with what is in their containers.
+
+    ``known``: the modules seen, by id.
+    """
+    known.update(id(module) for module in model.modules())
     for prefix, module in model.named_modules():
         for key, value in vars(module).items():
-            if key not in _OF_TORCH and type(value) not in _PLAIN:
-                yield from _inside(value, f'{prefix}.{key}' if prefix else key, numbers, _DEPTH)
+            if key not in _OF_TORCH:
+                yield from _inside(value, f'{prefix}.{key}' if prefix else key, _DEPTH, known)
+    for name, x in (*model.named_parameters(), *model.named_buffers()):
+        for key, value in vars(x).items():
+            yield from _inside(value, f'{name}.{key}', _DEPTH, known)
 
 
-def _inside(value: Any, name: str, numbers: bool, depth: int) -> Iterator[tuple[str, Any]]:
-    if isinstance(value, Tensor):
-        yield name, (weakref.ref(value), value._version, value.data_ptr())
-    elif isinstance(value, np.ndarray):
-        yield name, (value.shape, value.dtype.str, zlib.crc32(value.tobytes()))
-    elif isinstance(value, (float, np.floating)):
-        if numbers:
-            yield name, float(value)
+def _inside(value: Any, name: str, depth: int, known: set[int]) -> Iterator[tuple[str, Any]]:
+    """The value if it is no container, or what is in it; a module that is no part of the model is taken with all that it has."""
+    if type(value) in _PLAIN or id(value) in known:
+        return
+    if isinstance(value, nn.Module):
+        own = *value.named_parameters(), *value.named_buffers(), *_found_in(value, known)
+        yield from ((f'{name}.{key}', one) for key, one in own)
+    elif isinstance(value, _LEAVES):
+        yield name, value
     elif depth:
         for key, one in _parts(value):
-            if type(one) not in _PLAIN:
-                yield from _inside(one, f'{name}{key}', numbers, depth - 1)
+            yield from _inside(one, f'{name}{key}', depth - 1, known)
+
+
+def _slots_of(kind: type) -> tuple[str, ...]:
+    slots = vars(kind).get('__slots__', ())
+    return (slots,) if isinstance(slots, str) else tuple(slots)
 
 
 def _parts(value: Any) -> Iterator[tuple[str, Any]]:
+    """What a container or an object holds. A key that is no name and no number stays unnamed: it may come from a sample."""
     if isinstance(value, Mapping):
-        yield from ((f'[{key!r}]', one) for key, one in value.items() if isinstance(key, (str, int)))
-    elif isinstance(value, (list, tuple, deque)):
+        for place, (key, one) in enumerate(value.items()):
+            yield f'[{key!r}]' if isinstance(key, (str, int)) else f'[key {place}]', one
+    elif isinstance(value, (list, tuple, deque, Set)):
         yield from ((f'[{i}]', one) for i, one in enumerate(value))
-    elif not isinstance(value, nn.Module):
-        yield from ((f'.{key}', one) for key, one in getattr(value, '__dict__', {}).items())
+    else:
+        slots = [name for kind in type(value).__mro__ for name in _slots_of(kind)]
+        own = {**{name: getattr(value, name, None) for name in slots}, **getattr(value, '__dict__', {})}
+        yield from ((f'.{key}', one) for key, one in own.items())

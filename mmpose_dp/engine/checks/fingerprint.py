@@ -5,7 +5,7 @@ not keep copies: sums of bit patterns are compared, each number times one that b
 something too.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 
 import torch
@@ -16,6 +16,7 @@ from mmpose_dp import tensors
 # numbers of 8 bytes are taken as two: times any number below 2^64, a difference of 32 bits is never 0 in 64 bits
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int32}
 Row = tuple[str, int, tuple]  # a tensor's name, how many rows it has, and its form, which a checkpoint holds too
+Sums = tuple[list[Row], Tensor]
 _TOGETHER = 1 << 20  # numbers that are joined, so that a GPU sums up many small tensors in one go
 _ROW = 512  # numbers of one sum; a tensor begins a row of its own
 _PIECE = (
@@ -30,48 +31,70 @@ class Fingerprint:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self._rows, self._sums = _sums_of(model)
+        self._rows, self._sums = bit_sums(_state(model))
 
     def is_that_of(self, model: nn.Module) -> Tensor:
         """Whether the model still has it: a bool, shape (), on its device."""
-        rows, sums = _sums_of(model)
+        rows, sums = bit_sums(_state(model))
         return (
             (sums == self._sums).all() if rows == self._rows else torch.zeros_like(sums[:1], dtype=torch.bool).view(())
         )
 
     def changed(self, model: nn.Module) -> str:
         """The name of the first parameter or buffer that is not what it was, or that is new or gone; empty if there is none."""
-        rows, sums = _sums_of(model)
-        if rows != self._rows:
-            return min((row[0] for row in {*rows} ^ {*self._rows}), default='the order of tensors')
-        if torch.equal(sums, self._sums):  # one read from the device
-            return ''
-        first = int((sums != self._sums).nonzero()[0])
-        for name, count, _ in rows:
-            first -= count
-            if first < 0:
-                return name
+        return first_changed((self._rows, self._sums), bit_sums(_state(model)))
+
+
+def first_changed(before: Sums, after: Sums) -> str:
+    """The name of the first tensor whose ``bit_sums`` are others, or that is new or gone; empty if there is none."""
+    (old_rows, old), (rows, sums) = before, after
+    if rows != old_rows:
+        return min((row[0] for row in {*rows} ^ {*old_rows}), default='the order of tensors')
+    if not rows or torch.equal(sums, old):  # one read from the device, if there is a tensor
         return ''
+    first = int((sums != old).nonzero()[0])
+    return next(name for name, count, _ in rows if (first := first - count) < 0)
+
+
+def _state(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield from model.named_parameters()
+    yield from model.named_buffers()
 
 
 @torch.no_grad()
-def _sums_of(model: nn.Module) -> tuple[list[Row], Tensor]:
-    """The rows of each tensor, and the sum of each row: (rows,) int64."""
+def bit_sums(named: Iterable[tuple[str, Tensor]]) -> Sums:
+    """The rows of each tensor, and the sum of each row: (rows,) int64, on the device of the first."""
     groups: dict[tuple, list[tuple[str, tuple, Tensor]]] = {}
-    for name, x in (*model.named_parameters(), *model.named_buffers()):
-        form = (*x.shape, *x.stride(), str(x.dtype))
-        x = torch.view_as_real(x) if x.is_complex() else x
-        bits = x.detach().contiguous().view(-1).view(_BITS[x.element_size()])
-        groups.setdefault((bits.dtype, bits.device), []).append((name, form, bits))
+    for name, whole in named:
+        for x in _written_out(whole):
+            form = (*x.shape, *x.stride(), str(x.dtype))
+            x = torch.view_as_real(x.resolve_conj()) if x.is_complex() else x
+            bits = x.detach().resolve_neg().contiguous().view(-1).view(_BITS[x.element_size()])
+            groups.setdefault((bits.dtype, bits.device), []).append((name, form, bits))
     rows: list[Row] = []
     sums: list[Tensor] = []
-    for (_, device), named in groups.items():
-        rows += [(name, -(-len(bits) // _ROW), form) for name, form, bits in named]
-        for part in _parts([bits for _, _, bits in named]):
+    for (_, device), group in groups.items():
+        rows += [(name, -(-len(bits) // _ROW), form) for name, form, bits in group]
+        for part in _parts([bits for _, _, bits in group]):
             pieces = _joined(part).split(8 * _PIECE if tensors.reading_waits(part[0]) else _PIECE)
             sums += [(piece * _places(device)).sum(1) for piece in pieces]  # wraps around
     device = sums[0].device if sums else torch.device('cpu')
     return rows, torch.cat([x.to(device) for x in sums]) if sums else torch.zeros(0, dtype=torch.int64)
+
+
+def _written_out(x: Tensor) -> Sequence[Tensor]:
+    """The numbers that a tensor holds, as tensors of rows; none of one that holds none (``meta``)."""
+    if x.layout == torch.sparse_coo:
+        return x._indices(), x._values()
+    if x.layout in (torch.sparse_csr, torch.sparse_bsr):
+        return x.crow_indices(), x.col_indices(), x.values()
+    if x.layout in (torch.sparse_csc, torch.sparse_bsc):
+        return x.ccol_indices(), x.row_indices(), x.values()
+    if x.layout != torch.strided:
+        return (x.to_dense(),)
+    if x.device.type == 'meta':
+        return ()
+    return (x.int_repr() if x.is_quantized else x,)
 
 
 @cache

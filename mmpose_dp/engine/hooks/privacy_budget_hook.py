@@ -39,11 +39,20 @@ from .provenance import (
     part_of,
     pretraining_in,
     pretraining_of,
+    refuse_other_experts,
     spent_in,
     starts_of_experts,
     starts_of_init_cfg,
 )
-from .resuming import budgets_in_words, changed_budget, check_resumed, check_same_optimizer, find_start, open_ledger
+from .resuming import (
+    budgets_in_words,
+    changed_budget,
+    check_resumed,
+    check_same_model,
+    check_same_optimizer,
+    find_start,
+    open_ledger,
+)
 from .stating import WrittenCheckpoints, full_statement
 
 _HINTS = ('time', 'data_time', 'memory', 'eta')  # in the message hub: they hint at how many records were sampled
@@ -99,6 +108,7 @@ class PrivacyBudgetHook(Hook):
         self._loaded: dict = {}  # what the checkpoint to resume from says of privacy
         self._engine_reported = False
         self._resumed = False
+        self._goes_on = True  # False for a resume that finds nothing left to do
         self._saved = False  # whether this training wrote a checkpoint
         self._stated = False  # whether it was finished before, and its statement names its last checkpoint
         self._written: WrittenCheckpoints | None = None
@@ -265,7 +275,7 @@ class PrivacyBudgetHook(Hook):
         last, statement = Path(str(runner._load_from)).resolve(), intact_statement(Path(runner.work_dir)) or {}
         named = (statement.get('checkpoint') or {}).get('file', '')
         self._stated = last == (Path(runner.work_dir) / named).resolve()  # if not, a kill came before it was written
-        runner.train_loop.stop_training = True
+        runner.train_loop.stop_training, self._goes_on = True, False
         return True
 
     def _report_resume(self, runner: Runner, ledger: Ledger) -> None:
@@ -388,6 +398,8 @@ class PrivacyBudgetHook(Hook):
             checkpoints={} if self._written is None else self._written.hashes(),
             budgets=budgets_in_words(self._budgets(runner.optim_wrapper.ledger)),
             finished=finished,
+            before=part_of(self._loaded, 'statement'),
+            goes_on=self._goes_on,
         )
         write_statement(statement, runner.work_dir)
         return statement
@@ -413,6 +425,7 @@ class PrivacyBudgetHook(Hook):
                 statement=statement,
                 pretraining=self.pretraining,
                 descent=asdict(lineage),
+                experts=[digest for _, digest in runner.optim_wrapper.experts],
                 marking='' if statement is None or statement['private'] else 'NOT PRIVATE: a debug seed or no noise',
             )
             # the day alone: from the seconds in two checkpoints follows how long the steps between them took
@@ -443,6 +456,8 @@ class PrivacyBudgetHook(Hook):
                 'checkpoint to resume from would be lost: write a larger max_epochs or fewer public_epochs'
             )
         check_same_optimizer(checkpoint, runner.cfg)
+        refuse_other_experts(runner.optim_wrapper.experts, checkpoint)
+        check_same_model(checkpoint, unwrapped(runner.model))
         showing.drop_resumed(checkpoint)
 
 

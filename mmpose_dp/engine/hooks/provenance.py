@@ -16,6 +16,7 @@ from mmengine.runner import CheckpointLoader, Runner
 from mmpose.registry import HOOKS
 from torch import nn
 
+from mmpose_dp.extras.experts import WEIGHTS, digest_of
 from mmpose_dp.models import LoadWatch, explain_misfit, is_within, read_checkpoint, unwrapped, weights_of
 from mmpose_dp.privacy.errors import ConfigError
 
@@ -229,9 +230,30 @@ def starts_of_init_cfg(model: nn.Module) -> list[Start]:
     return starts
 
 
-def starts_of_experts(paths: Sequence[str]) -> list[Start]:
-    """The files of ``optim_wrapper.experts``, which could be read when the model was built."""
-    return [Start.of(_EXPERTS, path, '', read_checkpoint(path, _EXPERTS)) for path in paths]
+def starts_of_experts(experts: Sequence[tuple[str, str]]) -> list[Start]:
+    """The files of ``optim_wrapper.experts``, each with its digest when the model was built.
+
+    Raises ConfigError for one that was changed since: what is said of it would be of other weights.
+    """
+    starts = []
+    for path, digest in experts:
+        checkpoint, where = read_checkpoint(path, _EXPERTS), _named(_EXPERTS, path)
+        if digest_of(weights_of(checkpoint, where)) != digest:
+            raise ConfigError(f'{where} was changed after the model had been built from it: start again')
+        starts.append(Start.of(_EXPERTS, path, '', checkpoint))
+    return starts
+
+
+def refuse_other_experts(experts: Sequence[tuple[str, str]], checkpoint: Any) -> None:
+    """Raises ConfigError if a resume would mix in experts that the training did not have: its statement would not name them."""
+    had = part_of(checkpoint, CHECKPOINT_KEY).get('experts')
+    if had is None and any(str(name).endswith(f'.{WEIGHTS}') for name in part_of(checkpoint, 'state_dict')):
+        return  # of an earlier version: the mixtures are compared when they are loaded
+    if experts and [digest for _, digest in experts] != had:
+        raise ConfigError(
+            f'{_EXPERTS} are not those of the checkpoint to resume from: its training had '
+            f'{"others" if had else "none"}. Write the same files in the same order, or start a new training with load_from'
+        )
 
 
 @HOOKS.register_module()

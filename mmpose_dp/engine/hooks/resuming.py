@@ -16,11 +16,13 @@ from typing import Any
 from mmengine.dist import broadcast_object_list, is_main_process
 from mmengine.hooks import CheckpointHook
 from mmengine.runner import CheckpointLoader, Runner
+from torch import nn
 
 from mmpose_dp.extras.checkpoint_file import plain_values
 from mmpose_dp.privacy.errors import ConfigError, LedgerError
 from mmpose_dp.privacy.ledger import LEDGER_NAME, Ledger
 
+from ..checks.own_state import own_state
 from .provenance import CHECKPOINT_KEY, part_of, spent_in
 
 _NEEDED = ('meta', 'state_dict', 'message_hub')
@@ -200,6 +202,19 @@ def check_same_optimizer(checkpoint: Any, cfg: Any) -> None:
             raise ConfigError(
                 f'optim_wrapper.{key}: the checkpoint to resume from was trained with {old}, and the config says {new}. Put '
                 f'{old} back, or start anew in another work_dir'
+            )
+
+
+def check_same_model(checkpoint: Any, model: nn.Module) -> None:
+    """Raises ConfigError if a checkpoint lacks a tensor of the model: an init_cfg's, or a random one, would stay."""
+    weights = part_of(checkpoint, 'state_dict').items()
+    shapes = {str(name).removeprefix('module.'): getattr(value, 'shape', None) for name, value in weights}
+    for name, value in own_state(model).items():
+        if shapes.get(name) != value.shape:
+            raise ConfigError(
+                f'the checkpoint to resume from has no {name} of shape {tuple(value.shape)}, which the model of this config has: '
+                'what it would hold instead, no statement says. Put the old model, optim_wrapper.norm and trainable back, or start '
+                'a new training with load_from'
             )
 
 

@@ -26,9 +26,17 @@ from mmpose_dp.extras.statement_page import complete
 from mmpose_dp.privacy.ledger import Ledger
 from mmpose_dp.privacy.plan import PrivacyPlan
 from mmpose_dp.privacy.statement import build_statement
+from mmpose_dp.privacy.validation import as_given
 
 from ..view_audit import with_audit
 from .resuming import checkpoint_settings, newest_checkpoint
+
+# what follows from the config, and not from the ledger
+_SETTINGS = (
+    'target_epsilon', 'target_epsilon_changed', 'expected_batch_size', 'max_grad_norm', 'rounding', 'parameters_trained',
+    'parameters_per_record', 'decision', 'own_code', 'config_sha256',
+)  # fmt: skip
+_THEN = ', then by a resume '
 
 
 def full_statement(
@@ -42,10 +50,13 @@ def full_statement(
     budgets: str | None,
     checkpoints: dict[str, str],
     finished: bool,
+    before: dict[str, Any],
+    goes_on: bool,
 ) -> dict[str, Any]:
     """The statement of the steps so far, sealed. ``finished``: it names the last checkpoint, which must be written already.
 
     ``budgets``: in words, if a resume changed the budget. ``checkpoints``: the SHA-256 of those written before, by name.
+    ``before``: the statement in the checkpoint that was resumed from; if training does not go on, its settings stay.
     """
     guarantee = build_statement(plan, ledger, pretraining=pretraining)
     statement = {'schema_version': SCHEMA_VERSION, **guarantee}
@@ -65,8 +76,21 @@ def full_statement(
             'checkpoint': checkpoint,
             'weights_sha256': weights,
             'checkpoints': checkpoints,
+            **_settings_before(before, guarantee, goes_on),
         }
     )
+
+
+def _settings_before(before: dict[str, Any], guarantee: dict[str, Any], goes_on: bool) -> dict[str, Any]:
+    """What holds of the steps before a resume: the settings, if it has taken none, else C beside the present one."""
+    if not goes_on:
+        return {key: before[key] for key in _SETTINGS if key in before}
+    if 'max_grad_norm' not in before:
+        return {}
+    norms = before['max_grad_norm'], guarantee['max_grad_norm']
+    old, new = (as_given(norm) if isinstance(norm, float) else str(norm) for norm in norms)
+    said = old == new or old.endswith(f'{_THEN}{new}')
+    return {'max_grad_norm': norms[0] if said else f'{old}{_THEN}{new}'}
 
 
 class WrittenCheckpoints:

@@ -10,6 +10,7 @@ from mmpose.engine.optim_wrappers import LayerDecayOptimWrapperConstructor
 from mmpose.registry import OPTIM_WRAPPER_CONSTRUCTORS
 from torch import Tensor, nn
 
+from mmpose_dp.extras.experts import digest_of
 from mmpose_dp.models import (
     choose_trainable,
     freeze_batch_norm,
@@ -115,10 +116,11 @@ class DPOptimWrapperConstructor(LayeredConstructor):
             raise PrivacyError(
                 'the model has no parameter to train: lower model.backbone.frozen_stages, or thaw its head'
             )
-        choose_trainable(core, **self.subset, experts=experts_of(self.experts))
+        experts = experts_of(self.experts)
+        choose_trainable(core, **self.subset, experts=experts)
         core.train()  # and frozen stages stay frozen, with the updates that 'lora' added to them
         wrapper = super().__call__(model)
-        wrapper.experts = tuple(self.experts)
+        wrapper.experts = [(path, digest_of(weights)) for path, weights in zip(self.experts, experts)]
         wrapper.left_out = [p for p in core.parameters() if p in before and not p.requires_grad]
         if self.public_optimizer is not None:
             # in public epochs it is this one that steps before the scheduler does

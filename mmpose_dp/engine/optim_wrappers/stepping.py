@@ -31,7 +31,7 @@ class SteppingOptimWrapper(OptimWrapper):
         public_optimizer: takes the steps on public samples alone; None: ``optimizer`` does.
         public_params: what it trains, ``params`` among them. Without noise nothing is gained by moving few.
         left_out: what ``optim_wrapper.trainable`` freezes of what the model would train.
-        experts: the checkpoints of ``optim_wrapper.experts``.
+        experts: the checkpoints of ``optim_wrapper.experts``, each with the digest of its weights.
         adaptive_norm: C, where it follows the votes of the records; None: it does not.
     """
 
@@ -41,7 +41,7 @@ class SteppingOptimWrapper(OptimWrapper):
     public_optimizer: Optimizer | None = None
     public_params: list[nn.Parameter] | None = None
     left_out: Sequence[nn.Parameter] = ()
-    experts: Sequence[str] = ()
+    experts: Sequence[tuple[str, str]] = ()
     adaptive_norm: Any = None
 
     def train_on(self, public_only: bool) -> None:
