@@ -14,7 +14,7 @@ from mmpose.registry import HOOKS
 
 from mmpose_dp.datasets import refuse_private_validation
 from mmpose_dp.extras.accountability import checked_decision, plan_warnings
-from mmpose_dp.extras.evidence import intact_statement
+from mmpose_dp.extras.evidence import intact_statement, ledger_in_statement
 from mmpose_dp.extras.risk import ceiling
 from mmpose_dp.extras.statement_page import write_statement
 from mmpose_dp.models import LoadWatch, fit_joints, replace_batch_norm, unwrapped
@@ -44,7 +44,7 @@ from .provenance import (
     starts_of_init_cfg,
 )
 from .resuming import budgets_in_words, changed_budget, check_resumed, check_same_optimizer, find_start, open_ledger
-from .stating import WrittenCheckpoints, full_statement
+from .stating import WrittenCheckpoints, config_sha256, full_statement
 
 _HINTS = ('time', 'data_time', 'memory', 'eta')  # in the message hub: they hint at how many records were sampled
 
@@ -101,6 +101,7 @@ class PrivacyBudgetHook(Hook):
         self._resumed = False
         self._saved = False  # whether this training wrote a checkpoint
         self._stated = False  # whether it was finished before, and its statement names its last checkpoint
+        self._config: str | None = None  # of the training that is finished, if this is a resume of it
         self._written: WrittenCheckpoints | None = None
         self._own: set[str] = set()  # names of other code that this training, and those before it in the work dir, ran
 
@@ -262,9 +263,12 @@ class PrivacyBudgetHook(Hook):
             f'Training is finished: {why}, and nothing is left to do. Ledger and checkpoints stay as they are. For more '
             f'{"epochs" if finished else "steps"}, write a larger {" and a larger ".join(more)}.'
         )
-        last, statement = Path(str(runner._load_from)).resolve(), intact_statement(Path(runner.work_dir)) or {}
-        named = (statement.get('checkpoint') or {}).get('file', '')
-        self._stated = last == (Path(runner.work_dir) / named).resolve()  # if not, a kill came before it was written
+        statement = intact_statement(Path(runner.work_dir)) or part_of(self._loaded, 'statement')
+        # a kill may have come before it was written; whichever checkpoint is resumed from, it is the statement of all steps
+        named = (statement.get('checkpoint') or {}).get('file')
+        whole = statement.get('ledger') == ledger_in_statement(ledger)
+        self._stated = whole and bool(named) and (Path(runner.work_dir) / named).is_file()
+        self._config = statement.get('config_sha256')  # this one takes no step
         runner.train_loop.stop_training = True
         return True
 
@@ -383,6 +387,7 @@ class PrivacyBudgetHook(Hook):
             own_code=own_code_in_words(self._own),
             checkpoints={} if self._written is None else self._written.hashes(),
             budgets=budgets_in_words(self._budgets(runner.optim_wrapper.ledger)),
+            config=self._config or config_sha256(runner),
             finished=finished,
         )
         write_statement(statement, runner.work_dir)

@@ -41,11 +41,13 @@ def full_statement(
     own_code: str,
     budgets: str | None,
     checkpoints: dict[str, str],
+    config: str | None,
     finished: bool,
 ) -> dict[str, Any]:
     """The statement of the steps so far, sealed. ``finished``: it names the last checkpoint, which must be written already.
 
     ``budgets``: in words, if a resume changed the budget. ``checkpoints``: the SHA-256 of those written before, by name.
+    ``config``: that of the config file by which the steps were taken.
     """
     guarantee = build_statement(plan, ledger, pretraining=pretraining)
     statement = {'schema_version': SCHEMA_VERSION, **guarantee}
@@ -60,7 +62,7 @@ def full_statement(
             **({'target_epsilon_changed': budgets} if budgets else {}),
             'project': project(),
             'versions': versions(),
-            'config_sha256': config_sha256(runner),
+            'config_sha256': config,
             'ledger': ledger_in_statement(ledger),
             'checkpoint': checkpoint,
             'weights_sha256': weights,
