@@ -99,7 +99,9 @@ def test_a_spent_budget_ends_a_resume_at_once(synthetic, tmp_path):
     before = {path.name: path.read_bytes() for path in tmp_path.glob('*.*') if path.suffix != '.py'}
     train(config(synthetic, tmp_path, **low))
     assert {path.name: path.read_bytes() for path in tmp_path.glob('*.*') if path.suffix != '.py'} == before
-    train(config(synthetic, tmp_path, **low, load_from=str(tmp_path / 'epoch_1.pth')))  # back to an earlier one: the same
+    train(
+        config(synthetic, tmp_path, **low, load_from=str(tmp_path / 'epoch_1.pth'))
+    )  # back to an earlier one: the same
     assert {path.name: path.read_bytes() for path in tmp_path.glob('*.*') if path.suffix != '.py'} == before
     assert not verify(tmp_path).wrong
     assert 'the budget of epsilon 7.5 is spent, and nothing is left to do' in log_of(tmp_path)

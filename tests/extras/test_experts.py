@@ -149,6 +149,8 @@ def test_a_training_with_an_expert(synthetic, tmp_path):
     assert any(float(m.expert_weights) != 0.5 for m in mixed)
     statement = json.loads((tmp_path / 'work/privacy_statement.json').read_text())
     assert 'mixed layer by layer with turned.pth, of unknown origin' in statement['pretraining']
+    floats = sum(x.is_floating_point() for x in weights.values())  # mixing weights and the like are in no start
+    assert f'loaded from start.pth ({floats} of {floats} tensors of model)' in statement['pretraining']
     saved = torch.load(tmp_path / 'work' / 'epoch_1.pth', weights_only=False)['state_dict']
     assert {*without_updates(saved)} == {*weights}
     torch.save(dict(state_dict=without_updates(saved)), tmp_path / 'published.pth')

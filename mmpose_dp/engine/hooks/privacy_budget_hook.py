@@ -17,7 +17,7 @@ from mmpose_dp.extras.accountability import checked_decision, plan_warnings
 from mmpose_dp.extras.evidence import intact_statement, ledger_in_statement
 from mmpose_dp.extras.risk import ceiling
 from mmpose_dp.extras.statement_page import write_statement
-from mmpose_dp.models import LoadWatch, fit_joints, replace_batch_norm, unwrapped
+from mmpose_dp.models import LoadWatch, fit_checkpoint, replace_batch_norm, unwrapped
 from mmpose_dp.privacy.errors import ConfigError, PrivacyError
 from mmpose_dp.privacy.ledger import LEDGER_NAME, Ledger
 from mmpose_dp.privacy.plan import PrivacyPlan
@@ -326,7 +326,11 @@ class PrivacyBudgetHook(Hook):
             return
         if self._steps_left <= 0:
             planned = runner.optim_wrapper.ledger.run_steps >= self.plan.steps
-            why = f'All {self.plan.steps} private steps are' if planned else f'The budget of epsilon {self.target_epsilon} is'
+            why = (
+                f'All {self.plan.steps} private steps are'
+                if planned
+                else f'The budget of epsilon {self.target_epsilon} is'
+            )
             runner.logger.warning(f'{why} spent: training stops.')
             runner.train_loop.end_here()
             runner.save_checkpoint(runner.work_dir, f'budget_spent_iter_{runner.iter}.pth', by_epoch=False)
@@ -449,16 +453,7 @@ class PrivacyBudgetHook(Hook):
 
 def _fit(runner: Runner, checkpoint: dict) -> None:
     """Fits a checkpoint to the model's joints, and logs which of its tensors do not fit."""
-    known = part_of(part_of(checkpoint, 'meta'), 'dataset_meta')
-    joints = [
-        [meta.get('keypoint_id2name', {}).get(i, '') for i in range(meta.get('num_keypoints', 0))]
-        for meta in (known, runner.train_dataloader.dataset.metainfo)
-    ]
-    model = unwrapped(runner.model)
-    saved = checkpoint.get('state_dict', checkpoint)
-    for name in [name for name in saved if str(name).startswith('module.')]:  # as mmengine will do
-        saved[name.removeprefix('module.')] = saved.pop(name)
-    for line in fit_joints(saved, model.state_dict(), *joints):
+    for line in fit_checkpoint(checkpoint, unwrapped(runner.model), runner.train_dataloader.dataset.metainfo):
         runner.logger.warning(f'load_from: {line}')
 
 
