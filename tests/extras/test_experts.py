@@ -141,6 +141,8 @@ def test_a_training_with_an_expert(synthetic, tmp_path):
 
     weights = MODELS.build(cfg.model).state_dict()
     torch.save(dict(state_dict=weights), tmp_path / 'turned.pth')
+    torch.save(dict(state_dict=weights), tmp_path / 'start.pth')
+    cfg.load_from = str(tmp_path / 'start.pth')
     cfg.optim_wrapper.update(trainable='experts', experts=[str(tmp_path / 'turned.pth')])
     runner = Runner.from_cfg(cfg)
     runner.train()
