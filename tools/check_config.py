@@ -54,7 +54,7 @@ from mmpose_dp.engine.training_settings import FROM_RANDOM
 from mmpose_dp.engine.unread import unread_in_words
 from mmpose_dp.extras.accountability import plan_warnings
 from mmpose_dp.extras.schedule import Schedule, ScheduledPlan
-from mmpose_dp.models import check_head, unwrapped
+from mmpose_dp.models import check_head, fit_checkpoint, unwrapped
 from mmpose_dp.models.joint_remap import shapes_of
 from mmpose_dp.privacy.errors import PrivacyError
 from mmpose_dp.privacy.plan import METHODS, PrivacyPlan
@@ -392,7 +392,7 @@ def report(cfg: Config, args: argparse.Namespace, folder: str) -> bool:
     if view:
         print(f'Public view, which is treated as published: {view}')
     print(f'Samples: {"random" if dataset is None else f"{len(dataset):,} of {type(dataset).__name__}{inside}"}')
-    filled = filled_by_load_from(cfg, unwrapped(model))
+    filled = filled_by_load_from(cfg, unwrapped(model), None if dataset is None else dataset.metainfo)
     batch = records(settings, dataset, args.records)
     for index in range(len(batch['inputs'])):
         one = {key: values[index] for key, values in batch.items()}
@@ -410,21 +410,24 @@ def described(view: Any) -> str:
     return TRANSFORMS.build(view).description if is_kind(TRANSFORMS, view or {}, View) else ''
 
 
-def filled_by_load_from(cfg: Config, model: nn.Module) -> set[str] | None:
-    """Prints how much of the model load_from fills, and returns the names; None if the file is not on this machine.
+def filled_by_load_from(cfg: Config, model: nn.Module, metainfo: dict | None) -> set[str] | None:
+    """Prints how much of the model load_from fills, which joints too, and returns the names; None if the file is elsewhere.
 
     Raises PrivacyError for a file that fits nothing, as training does.
     """
     path = Path(cfg.get('load_from') or '').expanduser()
     if not cfg.get('load_from') or not path.is_file():
         return None if cfg.get('load_from') else set()
-    start = Start.of('load_from', str(path), '', CheckpointLoader.load_checkpoint(str(path), 'cpu'))
+    checkpoint = CheckpointLoader.load_checkpoint(str(path), 'cpu')
+    start = Start.of('load_from', str(path), '', checkpoint)
     wanted = shapes_of(model)
     found = {name for name, shape in start.shapes.items() if wanted.get(name) == shape}
     joints = [cfg.model.head.get('out_channels')]  # of an output layer for other joints, training keeps what fits
     if not found and not any([*wanted.get(name, ())[:1]] == joints for name in start.shapes):
         raise PrivacyError(start.misfit(wanted))
     print(f'Weights: {len(found):,} of {len(wanted):,} tensors of the model are those of {path.name}')
+    for line in () if metainfo is None else fit_checkpoint(checkpoint, model, metainfo):
+        print(f'  {line}')
     return found
 
 

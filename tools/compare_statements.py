@@ -136,7 +136,7 @@ def main() -> None:
     for name, a, b in different:
         print(f'{name}\n    A: {a}\n    B: {b}')
     print('' if different else 'The statements are the same.\n')
-    print(f'Together, if they are on the same people ({spent["source"]}):')
+    print(f'Together, if they are on the same people ({spent["source"].rstrip(".")}):')
     print(f'epsilon {spent["epsilon"]} at delta {as_given(spent["delta"])} ({spent["accountant"]})')
     print(*risk_in_words(spent['risk']), *spent['warnings'], sep='\n')
 

@@ -5,7 +5,7 @@ from mmpose_dp.extras.lora import add_low_rank
 
 from .batch_norm import freeze_batch_norm, has_batch_statistics, public_statistics, refuse_batch_statistics
 from .heads import FeatureMaskingHead, check_head, make_private, private_twin
-from .joint_remap import LoadWatch, explain_misfit, fit_joints, is_within, read_checkpoint, weights_of
+from .joint_remap import LoadWatch, explain_misfit, fit_checkpoint, fit_joints, is_within, read_checkpoint, weights_of
 from .trainable_subset import choose_trainable
 from .unwrapping import unwrapped
 
@@ -16,6 +16,7 @@ __all__ = [
     'check_head',
     'choose_trainable',
     'explain_misfit',
+    'fit_checkpoint',
     'fit_joints',
     'freeze_batch_norm',
     'has_batch_statistics',

@@ -12,6 +12,7 @@ import torch
 from mmengine.runner import CheckpointLoader
 from torch import Tensor, nn
 
+from mmpose_dp.extras.checkpoint_file import without_updates
 from mmpose_dp.privacy.errors import ConfigError
 
 
@@ -21,7 +22,7 @@ def fit_joints(
     saved_joints: Sequence[str],
     wanted_joints: Sequence[str],
 ) -> list[str]:
-    """Makes ``saved`` fit a model with other joints, in place, and returns a line for each tensor that did not fit as it was.
+    """Makes ``saved`` fit a model with other joints, in place. Returns a line per tensor that did not fit, and what to do.
 
     A tensor with one row per joint (an output layer: COCO's has 17, MPII's 16) is replaced by the model's own, into which the
     rows of the joints that both have are copied. Any other tensor of another shape is left as it is; loading skips it.
@@ -33,6 +34,7 @@ def fit_joints(
         wanted_joints: names of the joints in the model's order.
     """
     both = [name for name in wanted_joints if name in saved_joints]
+    new = [name for name in wanted_joints if name not in both]
     lines = []
     for key, own in wanted.items():
         if key not in saved or saved[key].shape == own.shape:
@@ -44,11 +46,42 @@ def fit_joints(
             for name in both:
                 fitted[wanted_joints.index(name)] = saved[key][saved_joints.index(name)].to(fitted)
             saved[key] = fitted
-            new = [name for name in wanted_joints if name not in both]
-            lines.append(f'{shapes}: kept for {len(both)} joints, new for {", ".join(new)}')
+            lines.append(f'{shapes}: kept for {len(both)} joints, new for {", ".join(new) or "none"}')
         else:
             lines.append(f'{shapes}: not kept')
-    return lines
+    return lines + _how_to_keep_joints(lines, saved_joints, wanted_joints)
+
+
+def fit_checkpoint(checkpoint: dict[str, Any], model: nn.Module, metainfo: dict[str, Any]) -> list[str]:
+    """As ``fit_joints``, for a whole checkpoint, which may name its joints, and the metainfo of a data set."""
+    meta = checkpoint.get('meta')
+    known = meta.get('dataset_meta') if isinstance(meta, dict) else None
+    joints = [
+        [of.get('keypoint_id2name', {}).get(i, '') for i in range(of.get('num_keypoints', 0))]
+        for of in (known if isinstance(known, dict) else {}, metainfo)
+    ]
+    saved = checkpoint.get('state_dict', checkpoint)
+    for name in [name for name in saved if str(name).startswith('module.')]:  # as mmengine will do
+        saved[name.removeprefix('module.')] = saved.pop(name)
+    return fit_joints(saved, model.state_dict(), *joints)
+
+
+def _how_to_keep_joints(lines: Sequence[str], saved: Sequence[str], wanted: Sequence[str]) -> list[str]:
+    """What to write if joints of a checkpoint were not kept, or were kept under other names: none or one sentence."""
+    both, unused = [name for name in wanted if name in saved], ', '.join(name for name in saved if name not in wanted)
+    if lines and unused and 0 < len(both) < len(wanted):
+        return [
+            f'joints are matched by name, and the data set has none named {unused}. To keep the weights of one of these, give '
+            'the joint this name in the metainfo of your data set'
+        ]
+    moved = [name for name in both if saved.index(name) != wanted.index(name)]
+    if len(saved) == len(wanted) and moved:  # as many as the model has: nothing says which tensors have a row per joint
+        return [
+            f'{len(moved)} joints are in another place in the checkpoint than in the data set, such as {moved[0]}: number '
+            f'{saved.index(moved[0])} there and {wanted.index(moved[0])} here. The output layer is loaded as it is, so it must '
+            "learn them anew. To avoid that, write your joints in the checkpoint's order"
+        ]
+    return []
 
 
 class LoadWatch:
@@ -106,10 +139,10 @@ def is_within(name: str, module: str) -> bool:
 
 
 def shapes_of(model: nn.Module) -> dict[str, torch.Size]:
-    """The shapes of the floating-point tensors that a model's checkpoint holds."""
+    """The shapes of a model's floating-point tensors, by their names in plain MMPose: of those beside them, a start has none."""
     return {
         name: value.shape
-        for name, value in model.state_dict().items()
+        for name, value in without_updates(model.state_dict()).items()
         if isinstance(value, Tensor) and value.is_floating_point()
     }
 

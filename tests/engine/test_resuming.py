@@ -12,6 +12,7 @@ from mmpose_dp.engine.hooks.resuming import budgets_in_words, changed_budget
 from mmpose_dp.privacy.accounting import epsilon
 from mmpose_dp.privacy.errors import PrivacyError
 from mmpose_dp.privacy.ledger import LEDGER_NAME, Ledger
+from mmpose_dp.verify import verify
 from tests.support.paths import REPO
 from tests.support.runs import logged, train, train_until
 from tests.support.runs import unvalidated as config
@@ -78,6 +79,7 @@ def test_a_resume_of_a_finished_training_changes_nothing(feature, synthetic, tmp
     train(cfg)
     again, old = statement_in(folder), json.loads(before[0][0])
     assert {name for name in old if again.get(name) != old[name]} <= {'checkpoints', 'page_sha256', 'seal'}
+    assert not verify(folder).wrong
 
 
 def test_a_smaller_budget_is_not_taken_for_lost_steps(synthetic, tmp_path):
@@ -100,6 +102,11 @@ def test_a_spent_budget_ends_a_resume_at_once(synthetic, tmp_path):
     before = {path.name: path.read_bytes() for path in tmp_path.glob('*.*') if path.suffix != '.py'}
     train(config(synthetic, tmp_path, **low))
     assert {path.name: path.read_bytes() for path in tmp_path.glob('*.*') if path.suffix != '.py'} == before
+    train(
+        config(synthetic, tmp_path, **low, load_from=str(tmp_path / 'epoch_1.pth'))
+    )  # back to an earlier one: the same
+    assert {path.name: path.read_bytes() for path in tmp_path.glob('*.*') if path.suffix != '.py'} == before
+    assert not verify(tmp_path).wrong
     assert 'the budget of epsilon 7.5 is spent, and nothing is left to do' in log_of(tmp_path)
     assert 'For more steps, write a larger default_hooks.privacy_budget.target_epsilon.' in log_of(tmp_path)
 

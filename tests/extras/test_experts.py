@@ -147,6 +147,8 @@ def test_a_training_with_an_expert(synthetic, tmp_path):
 
     weights = MODELS.build(cfg.model).state_dict()
     torch.save(dict(state_dict=weights), tmp_path / 'turned.pth')
+    torch.save(dict(state_dict=weights), tmp_path / 'start.pth')
+    cfg.load_from = str(tmp_path / 'start.pth')
     cfg.optim_wrapper.update(trainable='experts', experts=[str(tmp_path / 'turned.pth')])
     runner = Runner.from_cfg(cfg)
     runner.train()
@@ -155,6 +157,8 @@ def test_a_training_with_an_expert(synthetic, tmp_path):
     assert any(float(m.expert_weights) != 0.5 for m in mixed)
     statement = json.loads((tmp_path / 'work/privacy_statement.json').read_text())
     assert 'mixed layer by layer with turned.pth, of unknown origin' in statement['pretraining']
+    floats = sum(x.is_floating_point() for x in weights.values())  # mixing weights and the like are in no start
+    assert f'loaded from start.pth ({floats} of {floats} tensors of model)' in statement['pretraining']
     saved = torch.load(tmp_path / 'work' / 'epoch_1.pth', weights_only=False)['state_dict']
     assert {*without_updates(saved)} == {*weights}
     torch.save(dict(state_dict=without_updates(saved)), tmp_path / 'published.pth')

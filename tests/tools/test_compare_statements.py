@@ -40,7 +40,7 @@ def test_two_trainings_add_up_and_their_differences_are_named(call, tmp_path):
         > json.loads((tmp_path / 'a' / STATEMENT_NAME).read_text())['risk']['add_or_remove']['advantage']
     )
     text = call(compare_statements, tmp_path / 'a', tmp_path / 'b').stdout
-    assert 'Together, if they are on the same people (from both ledgers.)' in text and 'A 50:50 guess' in text
+    assert 'Together, if they are on the same people (from both ledgers):' in text and 'A 50:50 guess' in text
     (tmp_path / 'b' / LEDGER_NAME).unlink()
     again = compared(call, tmp_path / 'a', tmp_path / 'b' / STATEMENT_NAME)[1]
     assert again['epsilon'] == both['epsilon'] and 'that the statements name' in again['source']

@@ -14,10 +14,10 @@ from mmpose.registry import HOOKS
 
 from mmpose_dp.datasets import refuse_private_validation
 from mmpose_dp.extras.accountability import checked_decision, plan_warnings
-from mmpose_dp.extras.evidence import intact_statement
+from mmpose_dp.extras.evidence import intact_statement, ledger_in_statement
 from mmpose_dp.extras.risk import ceiling
 from mmpose_dp.extras.statement_page import write_statement
-from mmpose_dp.models import LoadWatch, fit_joints, replace_batch_norm, unwrapped
+from mmpose_dp.models import LoadWatch, fit_checkpoint, replace_batch_norm, unwrapped
 from mmpose_dp.privacy.errors import ConfigError, PrivacyError
 from mmpose_dp.privacy.ledger import LEDGER_NAME, Ledger
 from mmpose_dp.privacy.plan import PrivacyPlan
@@ -272,9 +272,11 @@ class PrivacyBudgetHook(Hook):
             f'Training is finished: {why}, and nothing is left to do. Ledger and checkpoints stay as they are. For more '
             f'{"epochs" if finished else "steps"}, write a larger {" and a larger ".join(more)}.'
         )
-        last, statement = Path(str(runner._load_from)).resolve(), intact_statement(Path(runner.work_dir)) or {}
+        statement = intact_statement(Path(runner.work_dir)) or {}
+        # a kill may have come before it was written; whichever checkpoint is resumed from, it is the statement of all steps
         named = (statement.get('checkpoint') or {}).get('file', '')
-        self._stated = last == (Path(runner.work_dir) / named).resolve()  # if not, a kill came before it was written
+        whole = statement.get('ledger') == ledger_in_statement(ledger)
+        self._stated = whole and bool(named) and (Path(runner.work_dir) / named).is_file()
         runner.train_loop.stop_training, self._goes_on = True, False
         return True
 
@@ -463,16 +465,7 @@ class PrivacyBudgetHook(Hook):
 
 def _fit(runner: Runner, checkpoint: dict) -> None:
     """Fits a checkpoint to the model's joints, and logs which of its tensors do not fit."""
-    known = part_of(part_of(checkpoint, 'meta'), 'dataset_meta')
-    joints = [
-        [meta.get('keypoint_id2name', {}).get(i, '') for i in range(meta.get('num_keypoints', 0))]
-        for meta in (known, runner.train_dataloader.dataset.metainfo)
-    ]
-    model = unwrapped(runner.model)
-    saved = checkpoint.get('state_dict', checkpoint)
-    for name in [name for name in saved if str(name).startswith('module.')]:  # as mmengine will do
-        saved[name.removeprefix('module.')] = saved.pop(name)
-    for line in fit_joints(saved, model.state_dict(), *joints):
+    for line in fit_checkpoint(checkpoint, unwrapped(runner.model), runner.train_dataloader.dataset.metainfo):
         runner.logger.warning(f'load_from: {line}')
 
 
