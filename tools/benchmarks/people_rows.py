@@ -119,7 +119,7 @@ def people_rows(size: Size, start: Start, public_view: Settings = DEFAULT_VIEW) 
         'ours_channels': Row(
             'ours, by channel: private weights of the same three models, channel by channel',
             'dpsgd_eps08',
-            settings={**mixed, TRAINABLE: 'channel_experts'},
+            settings={**mixed, TRAINABLE: 'channel_experts', **schedule(2 * size.epochs)},
             candidates=tuple(adam(3e-2, 1e-2, 6e-2)),
             **EXPERTS,
         ),
