@@ -90,23 +90,17 @@ def test_on_the_real_pictures(tmp_path):
     data = shared('mpii')
     private = 'train_dataloader.dataset.private'
     options = [f'{private}.data_root={data}/', f'{private}.ann_file=test_mpii.json', f'{private}.data_prefix.img=']
-    options.append('train_cfg.max_epochs=3')
-    train(tmp_path, options=options)
+    train(tmp_path, options=[*options, 'train_cfg.max_epochs=2'])
     run_folder = tmp_path / 'run'
-    assert (ledger_steps(run_folder / 'epoch_2.pth'), ledger_steps(run_folder / 'epoch_3.pth')) == (2, 4)
-    before = (run_folder / 'privacy_ledger.jsonl').read_bytes()
-    (run_folder / 'epoch_3.pth').unlink()
+    assert (ledger_steps(run_folder / 'epoch_1.pth'), ledger_steps(run_folder / 'epoch_2.pth')) == (0, 2)
     # Going back to an earlier checkpoint gives no budget back: its two later steps are spent.
-    done = train(tmp_path, '--resume', run_folder / 'epoch_2.pth', options=options)
-    assert 'all 4 private steps are spent, those after this checkpoint too' in done.stdout + done.stderr
-    assert (run_folder / 'privacy_ledger.jsonl').read_bytes() == before and not (run_folder / 'epoch_3.pth').exists()
-    options[-1:] = ['train_cfg.max_epochs=4', 'default_hooks.privacy_budget.target_epsilon=200']
-    done = train(tmp_path, '--resume', run_folder / 'epoch_2.pth', options=options)
-    assert 'All 6 private steps are spent: training stops.' in done.stdout + done.stderr
-    assert ledger_steps(run_folder / 'epoch_3.pth') == 6  # of 4 epochs, one is lost
+    options += ['train_cfg.max_epochs=3', 'default_hooks.privacy_budget.target_epsilon=200']
+    done = train(tmp_path, '--resume', run_folder / 'epoch_1.pth', options=options)
+    assert 'All 4 private steps are spent: training stops.' in done.stdout + done.stderr
+    assert ledger_steps(run_folder / 'epoch_2.pth') == 4
     statement = json.loads((run_folder / 'privacy_statement.json').read_text())
-    assert statement['private'] and statement['steps'] == 6 and 60 < statement['epsilon'] <= 200
-    joints = predict_in_plain_mmpose(tmp_path / 'run/epoch_3.pth', next(data.glob('*.jpg')))
+    assert statement['private'] and statement['steps'] == 4 and 60 < statement['epsilon'] <= 200
+    joints = predict_in_plain_mmpose(run_folder / 'epoch_2.pth', next(data.glob('*.jpg')))
     assert joints.shape == (1, 16, 2) and np.isfinite(joints).all()
 
 
