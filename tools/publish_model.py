@@ -51,7 +51,6 @@ from mmpose_dp.extras.evidence import STATEMENT_NAME, file_sha256, intact_statem
 from mmpose_dp.extras.statement_page import complete, write_statement
 from mmpose_dp.privacy.errors import PrivacyError
 
-
 _JOINTS = {  # as mmpose.datasets.datasets.utils.parse_pose_metainfo makes them of a file in configs/_base_/datasets
     *('dataset_name', 'num_keypoints', 'keypoint_id2name', 'keypoint_name2id', 'upper_body_ids', 'lower_body_ids'),
     *('flip_indices', 'flip_pairs', 'keypoint_colors', 'num_skeleton_links', 'skeleton_links', 'skeleton_link_colors'),

@@ -160,6 +160,17 @@ def open_ledger(runner: Runner) -> Ledger:
     return Ledger()
 
 
+def ledger_elsewhere(runner: Runner) -> str:
+    """A sentence if a resume goes on in another folder than the ledger that it read; else empty."""
+    folder = _folder_of_ledger(runner)
+    if os.path.realpath(folder) == os.path.realpath(runner.work_dir):
+        return ''
+    return (
+        f'This training goes on in {runner.work_dir}, and its steps are in the ledger there: {folder / LEDGER_NAME} does not count '
+        'them. If the training in that folder goes on too, add both with tools/privacy_ledger.py add.'
+    )
+
+
 def _folder_of_ledger(runner: Runner) -> Path:
     """The folder of the checkpoint to resume from; the work dir if the checkpoint is in ``CheckpointHook.out_dir``."""
     beside = os.path.dirname(str(runner._load_from))
