@@ -123,6 +123,18 @@ def test_what_can_be_seen_is_refused_before_training(part, match):
         refuse_other_state(nn.Sequential(nn.Linear(2, 2), part))
 
 
+@pytest.mark.parametrize('kind', ['lora', 'experts'])
+def test_a_layer_of_ones_own_puts_nothing_more_there_where_it_has_updates_or_experts(kind):
+    model = nn.Sequential(Adding(2, 2))
+    if kind == 'lora':
+        add_low_rank(model, 2)
+    else:
+        add_experts(model, [{'0.weight': torch.ones(2, 2), '0.bias': torch.ones(2)}])
+    assert '0.seen' in model.state_dict() and '0.seen' not in own_state(model)
+    with pytest.raises(UnsupportedModelError, match=r'holds 0.seen'):
+        refuse_other_state(model)
+
+
 @pytest.mark.parametrize('kind', ['plain', 'lora', 'experts'])
 def test_layers_of_this_project_are_saved_as_they_save_themselves(kind):
     model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, 2))
