@@ -40,6 +40,9 @@ def _parts(runner: Runner) -> Iterator[Any]:
     yield from schedulers if isinstance(schedulers, list) else (one for part in schedulers.values() for one in part)
     for module in unwrapped(runner.model).modules():
         yield module
-        yield from (one for one in vars(module).values() if hasattr(one, '__dict__'))  # codecs, functions
+        for name, value in vars(module).items():
+            # codecs and functions, and hooks, which torch keeps in a dict each
+            found = value.values() if name.endswith('_hooks') and isinstance(value, dict) else [value]
+            yield from (getattr(one, 'func', one) for one in found if hasattr(one, '__dict__'))
     for part in loader.dataset.parts().values():
         yield from (part, *nested(part.pipeline.transforms))

@@ -143,7 +143,8 @@ def with_membership_audit(statement: dict[str, Any], work_dir: str | os.PathLike
         words = (
             f'{found["date"]}: {"REFUTED" if found["refuted"] else "not refuted"}. Lower bound of epsilon {_bounds(found)}, '
             f'against the {found["epsilon_claimed"]:.4g} that config claims, with {found["canaries"]} canaries, at '
-            f'{found["confidence"]:.0%} confidence, by {found["attack"]}'
+            f'{found["confidence"]:.0%} confidence, by {found["attack"]}. The audit was a training of its own, whose steps this '
+            'ledger does not count'
         )
         if other := differs_from_audited(statement, found.get('audited', {})):
             words = f'not of this training: the one in {AUDIT_NAME} is of another, with {"; ".join(other)}'

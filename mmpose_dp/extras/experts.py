@@ -64,6 +64,10 @@ class Mixed:
 
     def _save_to_state_dict(self, destination: dict, prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)  # type: ignore[misc]
+        self.put_whole(destination, prefix)
+
+    def put_whole(self, destination: dict, prefix: str) -> None:
+        """Puts the mixture in the place of the layer's own tensors, and these beside it."""
         with torch.no_grad():
             for name, value in self.mixed(self.expert_weights).items():
                 destination[f'{prefix}{_OWN}{name}'], destination[prefix + name] = destination[prefix + name], value

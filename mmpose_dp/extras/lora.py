@@ -41,6 +41,10 @@ class LowRank:
 
     def _save_to_state_dict(self, destination: dict, prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)  # type: ignore[misc]
+        self.put_whole(destination, prefix)
+
+    def put_whole(self, destination: dict, prefix: str) -> None:
+        """Puts the weight with its update in the place of the weight."""
         update = _product(self.lora_up.weight, self.lora_down.weight)  # type: ignore[arg-type]
         destination[f'{prefix}weight'] = self.weight.detach() + update.view_as(self.weight)
 

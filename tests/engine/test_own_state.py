@@ -82,7 +82,8 @@ def test_nothing_else_is_published(saved):
 
 def test_the_statement_names_the_code_that_is_neither_ours_nor_openmmlabs(saved):
     runner, checkpoint = saved
-    names, statement = {f'{__name__}.{kind}' for kind in ('Begin', 'HookedHead')}, checkpoint['privacy']['statement']
+    names = {f'{__name__}.{kind}' for kind in ('Begin', 'HookedHead', 'HookedHead._put')}  # which is a hook of torch's
+    statement = checkpoint['privacy']['statement']
     assert own_parts(runner) == names_in(statement) == names
     page = (Path(runner.work_dir) / 'privacy_statement.md').read_text()
     assert statement['own_code'].endswith('mmpose_dp cannot check that in full') and statement['own_code'] in page
@@ -120,6 +121,18 @@ def with_hook(model, where='register_state_dict_post_hook'):
 def test_what_can_be_seen_is_refused_before_training(part, match):
     with pytest.raises(UnsupportedModelError, match=match):
         refuse_other_state(nn.Sequential(nn.Linear(2, 2), part))
+
+
+@pytest.mark.parametrize('kind', ['lora', 'experts'])
+def test_a_layer_of_ones_own_puts_nothing_more_there_where_it_has_updates_or_experts(kind):
+    model = nn.Sequential(Adding(2, 2))
+    if kind == 'lora':
+        add_low_rank(model, 2)
+    else:
+        add_experts(model, [{'0.weight': torch.ones(2, 2), '0.bias': torch.ones(2)}])
+    assert '0.seen' in model.state_dict() and '0.seen' not in own_state(model)
+    with pytest.raises(UnsupportedModelError, match=r'holds 0.seen'):
+        refuse_other_state(model)
 
 
 @pytest.mark.parametrize('kind', ['plain', 'lora', 'experts'])

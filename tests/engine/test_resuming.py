@@ -4,18 +4,20 @@ import json
 import re
 import shutil
 import sys
+from fractions import Fraction
 
 import pytest
 import torch
 
-from mmpose_dp.engine.hooks.resuming import budgets_in_words, changed_budget
-from mmpose_dp.privacy.accounting import epsilon
+from mmpose_dp.engine.hooks.resuming import budgets_in_words, changed_budget, refuse_older_ledger
+from mmpose_dp.privacy.accounting import StepEvent, epsilon
 from mmpose_dp.privacy.errors import PrivacyError
 from mmpose_dp.privacy.ledger import LEDGER_NAME, Ledger
 from mmpose_dp.verify import verify
 from tests.support.paths import REPO
 from tests.support.runs import logged, train, train_until
 from tests.support.runs import unvalidated as config
+from tests.support.statements import write_work_dir
 
 sys.path.insert(0, str(REPO / 'tools'))
 from publish_model import published  # noqa: E402
@@ -155,6 +157,19 @@ def test_plain_dp_cannot_be_said_of_a_folder_with_a_view(feature, synthetic):
     """Its checkpoints are out, and a sum with them is Feature DP."""
     with pytest.raises(PrivacyError, match='Gaussian blur.*another work_dir'):
         train(config(synthetic, feature, train_cfg__max_epochs=1))
+
+
+def test_a_ledger_that_lacks_stated_steps_is_refused(tmp_path):
+    """An older copy of it was put back, or another one, or it was deleted with the checkpoints: steps would not be counted."""
+    whole = write_work_dir(tmp_path, steps=3)
+    refuse_older_ledger(whole, tmp_path)
+    older = Ledger.parse(b''.join((tmp_path / LEDGER_NAME).read_bytes().splitlines(True)[:-1]))
+    whole.count(StepEvent(1.0, Fraction(1, 10)))  # by a training that a kill ended before its next statement
+    refuse_older_ledger(whole, tmp_path)
+    refuse_older_ledger(Ledger(), tmp_path / 'none')
+    for ledger in (older, write_work_dir(tmp_path / 'other', steps=5), Ledger()):
+        with pytest.raises(PrivacyError, match='states steps that privacy_ledger.jsonl does not have'):
+            refuse_older_ledger(ledger, tmp_path)
 
 
 def test_a_lost_ledger_is_missed(synthetic, tmp_path):

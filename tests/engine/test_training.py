@@ -116,6 +116,8 @@ def test_resume_inside_an_epoch(synthetic, tmp_path):
     runner = train(cfg)
     assert runner.optim_wrapper.ledger.steps == 8 and runner.train_loop.iter == 13
     assert (tmp_path / 'second' / LEDGER_NAME).read_bytes().startswith((first / LEDGER_NAME).read_bytes())
+    log = ''.join(path.read_text() for path in (tmp_path / 'second').glob('*/*.log'))
+    assert f'{first / LEDGER_NAME} does not count them' in log
 
 
 def test_a_finished_training_cannot_be_had_twice_by_resuming_it(hybrid, synthetic, tmp_path):

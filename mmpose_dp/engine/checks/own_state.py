@@ -23,8 +23,9 @@ def own_state(model: nn.Module) -> dict[str, Tensor]:
     """A model's parameters and persistent buffers by name; layers with low-rank updates or experts hold what they add to these."""
     found: OrderedDict[str, Tensor] = OrderedDict()
     for prefix, module in _modules(model):
-        kind = type(module) if isinstance(module, (LowRank, Mixed)) else nn.Module
-        kind._save_to_state_dict(module, found, prefix, False)
+        nn.Module._save_to_state_dict(module, found, prefix, False)
+        if isinstance(module, (LowRank, Mixed)):  # whose own class may put more there
+            module.put_whole(found, prefix)
         found.pop(f'{prefix}{_EXTRA}', None)
     setattr(found, '_metadata', {prefix[:-1]: {'version': m._version} for prefix, m in _modules(model)})  # noqa: B010
     return found

@@ -51,6 +51,7 @@ from .resuming import (
     check_same_model,
     check_same_optimizer,
     find_start,
+    ledger_elsewhere,
     open_ledger,
 )
 from .stating import WrittenCheckpoints, full_statement
@@ -298,6 +299,8 @@ class PrivacyBudgetHook(Hook):
             )
             words += f' Training stops {ahead - left} step{"s" if ahead - left > 1 else ""} before its end, {why}.'
         runner.logger.info(words)
+        if elsewhere := ledger_elsewhere(runner):
+            runner.logger.warning(elsewhere)
         changed = changed_budget(self._budgets(ledger)[-2], self.target_epsilon)
         if changed:
             (runner.logger.warning if 'RAISED' in changed else runner.logger.info)(changed)

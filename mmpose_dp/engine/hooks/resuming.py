@@ -19,6 +19,7 @@ from mmengine.runner import CheckpointLoader, Runner
 from torch import nn
 
 from mmpose_dp.extras.checkpoint_file import plain_values
+from mmpose_dp.extras.evidence import STATEMENT_NAME, intact_statement
 from mmpose_dp.privacy.errors import ConfigError, LedgerError
 from mmpose_dp.privacy.ledger import LEDGER_NAME, Ledger
 
@@ -150,14 +151,37 @@ def open_ledger(runner: Runner) -> Ledger:
             f'{path} is missing, but {shared[1]} is from a private training, whose steps would not be counted: put the ledger '
             'back, or write another work_dir'
         )
-    if shared[0] is not None:
-        return Ledger.parse(shared[0], str(path))
-    if resuming:
+    if shared[0] is None and resuming:
         raise LedgerError(
             f'{path} is missing, so what {runner._load_from} has spent is unknown: put the ledger back beside the '
             'checkpoint. To start a new private training from its weights, use load_from without resume'
         )
-    return Ledger()
+    ledger = Ledger.parse(shared[0] or b'', str(path))
+    if is_main_process():
+        for one in (folder, runner.work_dir):
+            refuse_older_ledger(ledger, one)
+    return ledger
+
+
+def refuse_older_ledger(ledger: Ledger, work_dir: str | os.PathLike[str]) -> None:
+    """Raises LedgerError if the statement in a work dir knows of steps that the ledger lacks: it was put back, cut or exchanged."""
+    stated = part_of(intact_statement(Path(work_dir)), 'ledger')
+    if stated.get('lines') and stated.get('head') not in {line['hash'] for line in ledger.lines}:
+        raise LedgerError(
+            f'{STATEMENT_NAME} in {work_dir} states steps that {LEDGER_NAME} does not have, so they would not be counted: an older '
+            'copy of the ledger, or another one, was put in its place. Put the ledger back, or write another work_dir'
+        )
+
+
+def ledger_elsewhere(runner: Runner) -> str:
+    """A sentence if a resume goes on in another folder than the ledger that it read; else empty."""
+    folder = _folder_of_ledger(runner)
+    if os.path.realpath(folder) == os.path.realpath(runner.work_dir):
+        return ''
+    return (
+        f'This training goes on in {runner.work_dir}, and its steps are in the ledger there: {folder / LEDGER_NAME} does not count '
+        'them. If the training in that folder goes on too, add both with tools/privacy_ledger.py add.'
+    )
 
 
 def _folder_of_ledger(runner: Runner) -> Path:
