@@ -245,24 +245,25 @@ def test_a_schedule_that_ends_before_training_does(runner):
 
 
 def test_steps_at_a_learning_rate_of_0_are_told(synthetic, tmp_path):
-    cfg = unvalidated(synthetic, tmp_path, train_cfg__max_epochs=3)
-    for settings, words in (
-        (
-            dict(type='PolyLR', power=1.0, end=2),
-            '8 of 12 private steps to come, first in epoch 2.*let the schedule end later',
-        ),
-        (dict(type='PolyLR', power=1.0, end=2, eta_min=1e-5), None),
-        (dict(type='LinearLR', start_factor=1e-3, end=9, by_epoch=False), None),
-    ):
-        cfg.param_scheduler = [settings]
-        found = idle_steps(ready(cfg))
-        assert not found if words is None else re.search(words, found[0]), found
-    cfg.param_scheduler = [dict(type='PolyLR', power=1.0, end=3)]
-    later = ready(cfg)
-    later.train_loop._epoch = 2
-    later.param_schedulers[0].step(), later.param_schedulers[0].step(), later.param_schedulers[0].step()
-    assert 'in 4 of 4 private steps to come, first in epoch 3' in idle_steps(later)[0]
-    assert 'a resume keeps the schedule of its checkpoint' in idle_steps(later)[0]
+    runner = ready(unvalidated(synthetic, tmp_path, train_cfg__max_epochs=3))
+
+    def found(**settings):
+        for group in runner.optim_wrapper.param_groups:
+            group['lr'] = 1e-3
+        runner.param_schedulers = runner.build_param_scheduler([settings])
+        return ''.join(idle_steps(runner))
+
+    words = '8 of 12 private steps to come, first in epoch 2.*let the schedule end later'
+    assert re.search(words, found(type='PolyLR', power=1.0, end=2))
+    assert not found(type='PolyLR', power=1.0, end=2, eta_min=1e-5)
+    assert not found(type='LinearLR', start_factor=1e-3, end=9, by_epoch=False)
+    assert 'in 4 of 12 private steps to come, first in epoch 3' in found(type='PolyLR', power=1.0, end=3)
+    for _ in range(2):
+        runner.param_schedulers[0].step()
+    runner.train_loop._epoch = 2
+    later = ''.join(idle_steps(runner))
+    assert 'in 4 of 4 private steps to come, first in epoch 3' in later
+    assert 'a resume keeps the schedule of its checkpoint' in later
 
 
 # ---- validation ----------------------------------------------------------------------------------------------------

@@ -267,9 +267,9 @@ class PrivacyBudgetHook(Hook):
         )
         statement = intact_statement(Path(runner.work_dir)) or part_of(self._loaded, 'statement')
         # a kill may have come before it was written; whichever checkpoint is resumed from, it is the statement of all steps
-        named = (statement.get('checkpoint') or {}).get('file')
+        named = (statement.get('checkpoint') or {}).get('file', '')
         whole = statement.get('ledger') == ledger_in_statement(ledger)
-        self._stated = whole and bool(named) and (Path(runner.work_dir) / named).is_file()
+        self._stated = whole and (Path(runner.work_dir) / named).is_file()
         self._config = statement.get('config_sha256')  # this one takes no step
         runner.train_loop.stop_training = True
         return True
