@@ -49,6 +49,7 @@ from mmpose_dp.engine import (
 from mmpose_dp.engine.dry_run import blank_batch, try_batch
 from mmpose_dp.engine.half_private import is_private
 from mmpose_dp.engine.hooks.planning import method_of
+from mmpose_dp.engine.hooks.preflight import idle_steps
 from mmpose_dp.engine.hooks.provenance import Start
 from mmpose_dp.engine.training_settings import FROM_RANDOM
 from mmpose_dp.engine.unread import unread_in_words
@@ -370,7 +371,7 @@ def report_memory(cfg: Config, model: nn.Module, wrapper: DPOptimWrapper, batch:
 
 def report(cfg: Config, args: argparse.Namespace, folder: str) -> bool:
     """Prints all parts. Returns whether the gradients are right. Raises PrivacyError for what training would refuse."""
-    plan, largest = None, 0
+    plan, largest, idle = None, 0, []
     check_head_of(cfg)
     report_method(cfg)
     settings, words = cfg.train_dataloader.dataset, settings_in_words(cfg)
@@ -382,7 +383,7 @@ def report(cfg: Config, args: argparse.Namespace, folder: str) -> bool:
         dataset, largest = whole.private, runner.train_loop.sampler.largest_forward
         hook = next(hook for hook in runner.hooks if isinstance(hook, PrivacyBudgetHook))
         plan = None if args.num_records else hook.plan
-        view = whole.view_description
+        view, idle = whole.view_description, idle_steps(runner)
         inside = f', in {whole.num_records:,} records (one record: one {whole.privacy_unit})'
     else:
         model, wrapper = private_model(cfg)
@@ -398,7 +399,7 @@ def report(cfg: Config, args: argparse.Namespace, folder: str) -> bool:
         one = {key: values[index] for key, values in batch.items()}
         try_batch(model, blank_batch(one), 'train_dataloader.dataset')
     right = report_gradients(model, wrapper, batch)
-    report_settings(cfg, words, model, wrapper, None if own_files else filled)
+    report_settings(cfg, words, model, wrapper, None if own_files else filled, idle)
     known = len(dataset) if dataset is not None and plan is None and is_private(cfg) else None
     report_budget(cfg, args.num_records or known, plan)
     report_memory(cfg, model, wrapper, batch, largest)
@@ -440,11 +441,17 @@ def init_cfgs(node: Any) -> Iterator[Any]:
 
 
 def report_settings(
-    cfg: Config, now: dict[str, str], model: nn.Module, wrapper: DPOptimWrapper, filled: set[str] | None
+    cfg: Config,
+    now: dict[str, str],
+    model: nn.Module,
+    wrapper: DPOptimWrapper,
+    filled: set[str] | None,
+    idle: list[str],
 ) -> None:
     """Prints what a private config trains with, beside what it inherited, and what of it can have no effect.
 
     ``now``: the settings, in words. ``filled``: the names of the tensors that files fill; None where that is not known from here.
+    ``idle``: warnings of steps that change nothing.
     """
     if not is_private(cfg):
         return
@@ -456,7 +463,7 @@ def report_settings(
     whole = bool(cfg.train_cfg.get('public_epochs')) and wrapper.public_params is not None
     left = '' if filled is None or whole else left_random(model, wrapper.left_out, filled, trained_part(cfg))
     start = FROM_RANDOM if filled == set() and not wrapper.experts else ''
-    for warning in [*idle_schedules(cfg), *unread_in_words(cfg), *filter(None, [start, left])]:
+    for warning in [*idle_schedules(cfg), *idle, *unread_in_words(cfg), *filter(None, [start, left])]:
         print(f'  WARNING: {warning}')
 
 

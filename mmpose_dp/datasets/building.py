@@ -126,8 +126,8 @@ def _dataset_class(cfg: dict, key: str) -> type:
     if not isinstance(cls, type) or not issubclass(cls, BaseDataset) or issubclass(cls, CombinedDataset):
         if {'dataset', 'datasets'} & cfg.keys() or (isinstance(cls, type) and issubclass(cls, _WRAPPERS)):
             raise DataError(
-                f'{key}.type={name}: a wrapper that joins or repeats data sets can use a record twice; give one of '
-                "MMPose's data sets itself"
+                f'{key}.type={name}: a wrapper that joins or repeats data sets can use a record twice. Write the data set itself, '
+                "one of MMPose's. If there are several, join their annotation files into one: docs/private_config.md has the lines"
             )
         raise DataError(
             f"{key}.type={name} is not derived from mmengine's BaseDataset, so its records are not known: write one of MMPose's "

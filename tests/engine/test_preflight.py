@@ -1,6 +1,7 @@
 """What would fail after paid steps is refused before the first one, and the look at it leaves nothing behind."""
 
 import copy
+import re
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from mmpose.registry import MODELS
 
 from mmpose_dp.engine.dry_run import blank_batch, try_batch
 from mmpose_dp.engine.hooks.foreign_hooks import refuse_hooks
-from mmpose_dp.engine.hooks.preflight import indices_of_parts, refuse_late_failures
+from mmpose_dp.engine.hooks.preflight import idle_steps, indices_of_parts, refuse_late_failures
 from mmpose_dp.engine.loops.validation import check_train_cfg, train_loader
 from mmpose_dp.models.heads.private_head import make_private
 from mmpose_dp.privacy.errors import PrivacyError, UnsupportedModelError
@@ -241,6 +242,28 @@ def test_a_schedule_that_ends_before_training_does(runner):
             refuse_late_failures(runner)
     finally:
         runner.param_schedulers.pop()
+
+
+def test_steps_at_a_learning_rate_of_0_are_told(synthetic, tmp_path):
+    runner = ready(unvalidated(synthetic, tmp_path, train_cfg__max_epochs=3))
+
+    def found(**settings):
+        for group in runner.optim_wrapper.param_groups:
+            group['lr'] = 1e-3
+        runner.param_schedulers = runner.build_param_scheduler([settings])
+        return ''.join(idle_steps(runner))
+
+    words = '8 of 12 private steps to come, first in epoch 2.*let the schedule end later'
+    assert re.search(words, found(type='PolyLR', power=1.0, end=2))
+    assert not found(type='PolyLR', power=1.0, end=2, eta_min=1e-5)
+    assert not found(type='LinearLR', start_factor=1e-3, end=9, by_epoch=False)
+    assert 'in 4 of 12 private steps to come, first in epoch 3' in found(type='PolyLR', power=1.0, end=3)
+    for _ in range(2):
+        runner.param_schedulers[0].step()
+    runner.train_loop._epoch = 2
+    later = ''.join(idle_steps(runner))
+    assert 'in 4 of 4 private steps to come, first in epoch 3' in later
+    assert 'a resume keeps the schedule of its checkpoint' in later
 
 
 # ---- validation ----------------------------------------------------------------------------------------------------

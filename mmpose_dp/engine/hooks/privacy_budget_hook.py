@@ -31,7 +31,7 @@ from ..training_settings import FROM_RANDOM, idle_schedules, left_random
 from ..unread import unread_in_words
 from . import showing
 from .planning import make_plan, run_metadata_of_views
-from .preflight import refuse_late_failures
+from .preflight import idle_steps, refuse_late_failures
 from .provenance import (
     CHECKPOINT_KEY,
     Lineage,
@@ -253,6 +253,8 @@ class PrivacyBudgetHook(Hook):
             self._steps_left = self.plan.allowed_steps(ledger)
             if self._resumed:
                 self._report_resume(runner, ledger)
+            for warning in idle_steps(runner):
+                runner.logger.warning(f'{warning}.')
 
     def _nothing_left(self, runner: Runner, ledger: Ledger) -> bool:
         """Whether a resumed training has all its epochs or its whole budget behind it: it then stops and changes nothing."""
