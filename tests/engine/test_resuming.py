@@ -118,13 +118,15 @@ def test_an_earlier_checkpoint_gives_no_steps_back(synthetic, tmp_path):
     options = dict(train_cfg__max_epochs=2, default_hooks__checkpoint__interval=1)
     train(config(synthetic, tmp_path, **options))
     before = (tmp_path / LEDGER_NAME).read_bytes()
-    for epsilon in (8.0, 20.0):
+    for budget in (8.0, 20.0):
         again = config(synthetic, tmp_path, **options, load_from=str(tmp_path / 'epoch_1.pth'), resume=True)
-        again.default_hooks.privacy_budget.target_epsilon = epsilon
+        again.default_hooks.privacy_budget.target_epsilon = budget
         train(again)
         assert (tmp_path / LEDGER_NAME).read_bytes() == before
     assert 'all 8 private steps are spent, those after this checkpoint too' in log_of(tmp_path)
-    assert 'write a larger train_cfg.max_epochs and a larger default_hooks.privacy_budget.target_epsilon' in log_of(tmp_path)
+    assert 'write a larger train_cfg.max_epochs and a larger default_hooks.privacy_budget.target_epsilon' in log_of(
+        tmp_path
+    )
 
 
 def test_a_resume_of_nothing_spends_nothing(synthetic, tmp_path):
