@@ -86,6 +86,11 @@ def checked_decision(decision: Any, key: str = 'default_hooks.privacy_budget.dec
     return {name: (decision or {}).get(name, NOT_STATED) for name in DECISIONS}
 
 
+def filled_in(decision: dict[str, str], earlier: dict[str, str]) -> dict[str, str]:
+    """A decision with the texts of an earlier statement where it has none: somebody may have filled them in after training."""
+    return {name: text if text != NOT_STATED else earlier.get(name, text) for name, text in decision.items()}
+
+
 def answers(statement: dict[str, Any], decision: dict[str, str], parameters: int) -> dict[str, Any]:
     """What a statement adds for an officer. ``parameters``: how many numbers are trained."""
     decided = dict(decision)

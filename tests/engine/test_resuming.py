@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from mmpose_dp.engine.hooks.resuming import budgets_in_words, changed_budget, refuse_older_ledger
+from mmpose_dp.extras.accountability import record_decision
 from mmpose_dp.privacy.accounting import StepEvent, epsilon
 from mmpose_dp.privacy.errors import PrivacyError
 from mmpose_dp.privacy.ledger import LEDGER_NAME, Ledger
@@ -201,7 +202,12 @@ def test_every_checkpoint_is_published_with_what_it_spent_itself(synthetic, tmp_
     """Finished at epsilon 4, resumed for more and killed: the newest checkpoint has spent more than was once stated."""
     train(config(synthetic, tmp_path, train_cfg__max_epochs=1, **{HOOK + 'target_epsilon': 4.0}))
     assert statement_in(tmp_path)['steps'] == 4
-    train_until(config(synthetic, tmp_path, resume=True, train_cfg__max_epochs=3, optim_wrapper__max_grad_norm=0.5), 9)
+    record_decision(tmp_path, dict(purpose='gait', rationale='small'))
+    decided = {HOOK + 'decision': dict(rationale='smaller')}
+    train_until(
+        config(synthetic, tmp_path, resume=True, **decided, train_cfg__max_epochs=3, optim_wrapper__max_grad_norm=0.5),
+        9,
+    )
     for epoch in (1, 2):
         checkpoint = loaded(tmp_path / f'epoch_{epoch}.pth')
         given = published(checkpoint)['privacy_statement']
@@ -210,6 +216,7 @@ def test_every_checkpoint_is_published_with_what_it_spent_itself(synthetic, tmp_
     del stated['checkpoints']  # which are not published
     assert given == stated and given['private'] and 4 < given['epsilon'] <= 8
     assert given['target_epsilon_changed'] == '4 at first, then by a resume 8'
+    assert (given['decision']['purpose'], given['decision']['rationale']) == ('gait', 'smaller')  # filled in between
     assert given['max_grad_norm'] == '0.1, then by a resume 0.5'
     assert 'THE BUDGET WAS RAISED: it was epsilon 4 and now it is 8' in log_of(tmp_path)
     assert Ledger.read(tmp_path / LEDGER_NAME).steps == 9

@@ -13,7 +13,7 @@ from mmengine.runner import Runner
 from mmpose.registry import HOOKS
 
 from mmpose_dp.datasets import refuse_private_validation
-from mmpose_dp.extras.accountability import checked_decision, plan_warnings
+from mmpose_dp.extras.accountability import checked_decision, filled_in, plan_warnings
 from mmpose_dp.extras.evidence import intact_statement, ledger_in_statement
 from mmpose_dp.extras.risk import ceiling
 from mmpose_dp.extras.statement_page import write_statement
@@ -239,9 +239,10 @@ class PrivacyBudgetHook(Hook):
         if self._run_metadata is None:
             return
         self._written = WrittenCheckpoints(runner.work_dir)
-        self._own = names_in(intact_statement(Path(runner.work_dir)) or {}) | names_in(
-            part_of(self._loaded, 'statement')
-        )
+        stated = intact_statement(Path(runner.work_dir)) or {}
+        self._own = names_in(stated) | names_in(part_of(self._loaded, 'statement'))
+        if self._resumed:
+            self.decision = filled_in(self.decision, part_of(stated, 'decision'))
         ledger = runner.optim_wrapper.ledger
         if self._resumed and self._nothing_left(runner, ledger):
             return
