@@ -156,7 +156,7 @@ def test_a_training_with_an_expert(synthetic, tmp_path):
     assert len(runner.optim_wrapper.params) == len(mixed) > 10
     assert any(float(m.expert_weights) != 0.5 for m in mixed)
     statement = json.loads((tmp_path / 'work/privacy_statement.json').read_text())
-    assert 'mixed layer by layer with turned.pth, of unknown origin' in statement['pretraining']
+    assert 'privately mixed with turned.pth, of unknown origin' in statement['pretraining']
     floats = sum(x.is_floating_point() for x in weights.values())  # mixing weights and the like are in no start
     assert f'loaded from start.pth ({floats} of {floats} tensors of model)' in statement['pretraining']
     saved = torch.load(tmp_path / 'work' / 'epoch_1.pth', weights_only=False)['state_dict']
@@ -164,7 +164,7 @@ def test_a_training_with_an_expert(synthetic, tmp_path):
     torch.save(dict(state_dict=without_updates(saved)), tmp_path / 'published.pth')
     assert CheckpointFile.read(tmp_path / 'published.pth').weights_sha256 == statement['weights_sha256']
     # a resume must have the same experts, to the bit, since its statement names these
-    cfg.resume, cfg.train_cfg.max_epochs = True, 2
+    cfg.resume, cfg.load_from, cfg.train_cfg.max_epochs = True, None, 2
     weights['head.final_layer.bias'][0] += 1e-7
     torch.save(dict(state_dict=weights), tmp_path / 'turned.pth')
     with pytest.raises(ConfigError, match='its training had others'):

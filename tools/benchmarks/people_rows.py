@@ -87,6 +87,27 @@ def public_rows(size: Size, start: Start, plain: tuple[Settings, ...]) -> dict[s
     }
 
 
+def mixing_rows(size: Size, dpsgd: Settings) -> dict[str, Row]:
+    """The rows that train privately how much of each of several public models there is, with the settings of ``dpsgd``."""
+    mixed = {**dpsgd, TRAINABLE: 'experts', 'optim_wrapper.max_grad_norm': 5e-4, **schedule(size.epochs)}
+    return {
+        'ours': Row(
+            'ours, layer by layer: private weights of the same three models',
+            'dpsgd_eps08',
+            settings=mixed,
+            candidates=tuple(adam(3e-2, 1e-2, 1e-1)),
+            **EXPERTS,
+        ),
+        'ours_channels': Row(
+            'ours, channel by channel: private weights of the same three models',
+            'dpsgd_eps08',
+            settings={**mixed, TRAINABLE: 'channel_experts', **schedule(2 * size.epochs)},
+            candidates=tuple(adam(3e-2, 1e-2, 6e-2)),
+            **EXPERTS,
+        ),
+    }
+
+
 def people_rows(size: Size, start: Start, public_view: Settings = DEFAULT_VIEW) -> dict[str, Row]:
     """The table's rows, the cheapest and most telling first."""
     table, _ = rows_of(size, IN_PROCESS, public_view)
@@ -104,25 +125,11 @@ def people_rows(size: Size, start: Start, public_view: Settings = DEFAULT_VIEW) 
     views = dict(start='public_people', candidates=plain)
     dpsgd = table['dpsgd'].settings
     longer = {**dpsgd, **schedule(size.few_epochs or size.epochs)}
-    mixed = {**dpsgd, 'optim_wrapper.max_grad_norm': 5e-4, **schedule(size.epochs)}
     ours_views = {**table['ours'].settings, **table['ours'].candidates[2], **few}
     return {
         **public_rows(size, start, plain),
         'nonprivate': with_('nonprivate', candidates=plain),
-        'ours': Row(
-            'ours: private weights of the same three models, layer by layer',
-            'dpsgd_eps08',
-            settings={**mixed, TRAINABLE: 'experts'},
-            candidates=tuple(adam(3e-2, 1e-2, 1e-1)),
-            **EXPERTS,
-        ),
-        'ours_channels': Row(
-            'ours, by channel: private weights of the same three models, channel by channel',
-            'dpsgd_eps08',
-            settings={**mixed, TRAINABLE: 'channel_experts', **schedule(2 * size.epochs)},
-            candidates=tuple(adam(3e-2, 1e-2, 6e-2)),
-            **EXPERTS,
-        ),
+        **mixing_rows(size, dpsgd),
         'few': Row(
             'DP-SGD, large batch, few parameters, from public-only on public people',
             'dpsgd_eps08',

@@ -90,11 +90,6 @@ def _inside(value: Any, name: str, depth: int, known: set[int]) -> Iterator[tupl
             yield from _inside(one, f'{name}{key}', depth - 1, known)
 
 
-def _slots_of(kind: type) -> tuple[str, ...]:
-    slots = vars(kind).get('__slots__', ())
-    return (slots,) if isinstance(slots, str) else tuple(slots)
-
-
 def _parts(value: Any) -> Iterator[tuple[str, Any]]:
     """What a container or an object holds. A key that is no name and no number stays unnamed: it may come from a sample."""
     if isinstance(value, Mapping):
@@ -103,6 +98,7 @@ def _parts(value: Any) -> Iterator[tuple[str, Any]]:
     elif isinstance(value, (list, tuple, deque, Set)):
         yield from ((f'[{i}]', one) for i, one in enumerate(value))
     else:
-        slots = [name for kind in type(value).__mro__ for name in _slots_of(kind)]
-        own = {**{name: getattr(value, name, None) for name in slots}, **getattr(value, '__dict__', {})}
+        slots = [vars(kind).get('__slots__', ()) for kind in type(value).__mro__]
+        names = [name for one in slots for name in ((one,) if isinstance(one, str) else one)]
+        own = {**{name: getattr(value, name, None) for name in names}, **getattr(value, '__dict__', {})}
         yield from ((f'.{key}', one) for key, one in own.items())

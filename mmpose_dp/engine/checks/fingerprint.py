@@ -31,18 +31,18 @@ class Fingerprint:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self._rows, self._sums = bit_sums(_state(model))
+        self._rows, self._sums = bit_sums((*model.named_parameters(), *model.named_buffers()))
 
     def is_that_of(self, model: nn.Module) -> Tensor:
         """Whether the model still has it: a bool, shape (), on its device."""
-        rows, sums = bit_sums(_state(model))
+        rows, sums = bit_sums((*model.named_parameters(), *model.named_buffers()))
         return (
             (sums == self._sums).all() if rows == self._rows else torch.zeros_like(sums[:1], dtype=torch.bool).view(())
         )
 
     def changed(self, model: nn.Module) -> str:
         """The name of the first parameter or buffer that is not what it was, or that is new or gone; empty if there is none."""
-        return first_changed((self._rows, self._sums), bit_sums(_state(model)))
+        return first_changed((self._rows, self._sums), bit_sums((*model.named_parameters(), *model.named_buffers())))
 
 
 def first_changed(before: Sums, after: Sums) -> str:
@@ -54,11 +54,6 @@ def first_changed(before: Sums, after: Sums) -> str:
         return ''
     first = int((sums != old).nonzero()[0])
     return next(name for name, count, _ in rows if (first := first - count) < 0)
-
-
-def _state(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    yield from model.named_parameters()
-    yield from model.named_buffers()
 
 
 @torch.no_grad()

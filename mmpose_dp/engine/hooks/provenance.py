@@ -137,7 +137,7 @@ class Start:
         """
         if self.key == _EXPERTS:
             name = Path(self.path).name
-            return f'mixed layer by layer with {name}{self.lineage.in_words(name)}'
+            return f'privately mixed with {name}{self.lineage.in_words(name)}'
         found, wanted = watch.found(self.module, start, end), watch.inside(self.module)
         how, name = 'loaded' if self.key == 'load_from' else 'loaded by init_cfg', Path(self.path).name
         into = '.'.join(['model', *filter(None, [self.module])])
