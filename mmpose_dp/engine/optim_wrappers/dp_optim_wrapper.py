@@ -389,10 +389,8 @@ class DPOptimWrapper(SteppingOptimWrapper):
             param.grad = gradient.to(param.dtype)
         # an overflow is skipped as in AmpOptimWrapper. The noised update alone decides: a private sample must not
         means = {name: torch.cat(values).mean().float() for name, values in self._seen.items()}
-        filled = [x for x in update if x.numel()]  # an empty one has no largest number
-        largest = torch.stack(torch._foreach_norm(filled, float('inf'))).max()
         finite, *values = torch.stack(
-            [largest.isfinite().float(), *means.values()]
+            [all_finite(update).float(), *means.values()]
         ).tolist()  # one read from the device
         if finite:
             if self.public_only:
@@ -458,3 +456,9 @@ def _remembers(name: str) -> str:
         f'a training forward keeps something in model.{name}, by which samples could reach later ones: compute it anew from each '
         'sample, or keep it in a local variable'
     )
+
+
+def all_finite(tensors: list[Tensor]) -> Tensor:
+    """Whether there is no NaN and no infinity in any of them: a bool, shape ()."""
+    filled = [tensors[0].new_zeros(1), *(x for x in tensors if x.numel())]  # an empty one has no largest number
+    return torch.stack(torch._foreach_norm(filled, float('inf'))).isfinite().all()
