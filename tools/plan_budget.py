@@ -53,6 +53,7 @@ from mmpose_dp.extras import forecast
 from mmpose_dp.extras.accountability import plan_warnings
 from mmpose_dp.extras.forecast import Choice
 from mmpose_dp.models import choose_trainable, weights_of
+from mmpose_dp.models.trainable_subset import MIXING
 from mmpose_dp.privacy.errors import ConfigError, PrivacyError
 from mmpose_dp.privacy.plan import PrivacyPlan
 from mmpose_dp.privacy.projection import Projector
@@ -163,7 +164,7 @@ def subsets(
     for name in names:
         own = copy.deepcopy(model)
         try:
-            numbers = choose_trainable(own, name, lora_rank, experts if name == 'experts' else ())
+            numbers = choose_trainable(own, name, lora_rank, experts if name in MIXING else ())
         except ConfigError:
             continue  # a model without norms, say
         found[name] = numbers, [key for key, param in own.named_parameters() if param.requires_grad]
@@ -177,7 +178,8 @@ def choices_of(cfg: Config, args: argparse.Namespace, folder: str) -> list[Choic
     whole = copy.deepcopy(cfg)
     whole.optim_wrapper.trainable, whole.optim_wrapper.experts = 'all', ()
     model, _ = private_model(whole)
-    names, experts = list(dict.fromkeys([*SUBSETS, own])), experts_of(cfg.optim_wrapper.get('experts') or ())
+    experts = experts_of(cfg.optim_wrapper.get('experts') or ())
+    names = list(dict.fromkeys([*SUBSETS, *(MIXING if experts else ()), own]))
     found = subsets(model, names, cfg.optim_wrapper.get('lora_rank', 8), experts)
     measured = measured_r(cfg, args.measure, folder, found) if args.measure else {}
     choices = []
@@ -209,7 +211,7 @@ def measured_r(cfg: Config, count: int, folder: str, found: dict[str, tuple[int,
         raise PrivacyError('--measure needs the weights that training starts from: set load_from, or give --r')
     if not is_there(cfg.train_dataloader.dataset.get('private')):
         raise PrivacyError('--measure needs the data set, whose private part is not on this machine: give --r')
-    if not {'lora', 'experts'} & {*own.split('+')}:
+    if not {'lora', *MIXING} & {*own.split('+')}:
         cfg.optim_wrapper.trainable = 'all'
     runner = trial(cfg, folder)
     runner.load_or_resume()
@@ -399,6 +401,7 @@ def frozen_at_random(cfg: Config, filled: set[str] | None, found: dict[str, Any]
     for name in dict.fromkeys([trained_part(cfg), best['trainable']]):
         one = copy.deepcopy(cfg)
         one.optim_wrapper.trainable = name
+        one.optim_wrapper.experts = one.optim_wrapper.get('experts', ()) if name in MIXING else ()
         model, wrapper = private_model(one)
         words = left_random(model, wrapper.left_out, filled, name)
         lines += [f'Careful: the ratio does not see that {words}.'] if words else []

@@ -14,7 +14,7 @@ from mmpose_dp.extras.lora import add_low_rank
 from mmpose_dp.privacy.errors import ConfigError
 from mmpose_dp.privacy.validation import as_whole
 
-_MIXING = 'experts', 'channel_experts'
+MIXING = 'experts', 'channel_experts'
 _STAGES = re.compile(r'(layer|stage)\d+|(.+_)?(layers|stages|modules)|multi_stage_.+')
 
 
@@ -66,7 +66,7 @@ def choose_trainable(
 
 def _mix(model: nn.Module, parts: list[str], experts: Sequence[Mapping[str, Tensor]]) -> None:
     """Adds the experts that 'experts' needs. Raises ConfigError where the settings do not go together."""
-    mixing = [part for part in parts if part in _MIXING]
+    mixing = [part for part in parts if part in MIXING]
     if bool(mixing) != bool(experts):
         raise ConfigError(
             f'optim_wrapper.trainable={mixing[0] if mixing else "experts"!r} and optim_wrapper.experts=[CHECKPOINT, ...] go '
@@ -87,7 +87,7 @@ def _part(model: nn.Module, part: str) -> set[str]:
         return {name for name in names if name.startswith(('head.', 'neck.'))}
     if part == 'bias':
         return {name for name in names if name.rpartition('.')[2].endswith('bias')}
-    if part in _MIXING:
+    if part in MIXING:
         return {name for name in names if name.endswith(f'.{WEIGHTS}')}
     if part == 'lora':
         return {name for name in names if '.lora_' in name}

@@ -68,6 +68,17 @@ def test_the_records_of_the_data_set_are_counted(plan, folder):
     assert f'{whole["numbers"]:,}' in done.stdout and 'The config trains the whole model, which' in done.stdout
 
 
+@pytest.mark.parametrize('trainable', ['experts', 'channel_experts'])
+def test_both_ways_to_mix_experts_are_compared(plan, synthetic, folder, trainable):
+    model = MODELS.build(unvalidated(synthetic, folder / 'work', 'dpsgd').model)
+    torch.save(model.state_dict(), folder / 'turned.pth')
+    done = plan('dpsgd', optim_wrapper__trainable=trainable, optim_wrapper__experts=[str(folder / 'turned.pth')])
+    assert done.returncode == 0, done.stderr
+    layers, channels = row(done, 'experts'), row(done, 'channel_experts')
+    assert 10 < layers['numbers'] < channels['numbers'] < row(done, 'all')['numbers']
+    assert row(done, trainable)['configured'] and not row(done, 'norms')['configured']
+
+
 def test_without_a_data_set(plan):
     """Of 75 subjects, as a hospital has: every person is one record."""
     options = dict(train_dataloader__dataset__privacy_unit='subject', train_dataloader__dataset__subjects='subject_id')
