@@ -169,8 +169,8 @@ def record_decision(work_dir: str | os.PathLike[str], texts: dict[str, str]) -> 
             f'{work_dir}: there is no intact {STATEMENT_NAME}. Name the work dir of a training, and restore a statement that was '
             'edited by hand'
         )
-    checked = checked_decision(texts, 'decision')
-    decision = {**statement['decision'], **{name: checked[name] for name in texts}}
+    checked_decision(texts, 'decision')
+    decision = {**statement['decision'], **texts}
     if texts:
         write_statement({**statement, 'decision': decision}, work_dir)
     return decision

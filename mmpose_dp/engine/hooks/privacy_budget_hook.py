@@ -244,7 +244,7 @@ class PrivacyBudgetHook(Hook):
         if self._resumed:
             self.decision = filled_in(self.decision, part_of(stated, 'decision'))
         ledger = runner.optim_wrapper.ledger
-        if self._resumed and self._nothing_left(runner, ledger):
+        if self._resumed and self._nothing_left(runner, ledger, stated):
             return
         open_run = ledger.resume_run if self._resumed else ledger.begin_run
         open_run(**self._run_metadata)
@@ -257,8 +257,11 @@ class PrivacyBudgetHook(Hook):
             for warning in idle_steps(runner):
                 runner.logger.warning(f'{warning}.')
 
-    def _nothing_left(self, runner: Runner, ledger: Ledger) -> bool:
-        """Whether a resumed training has all its epochs or its whole budget behind it: it then stops and changes nothing."""
+    def _nothing_left(self, runner: Runner, ledger: Ledger, stated: dict) -> bool:
+        """Whether a resumed training has all its epochs or its whole budget behind it: it then stops and changes nothing.
+
+        ``stated``: the statement in the work dir, {} if there is none.
+        """
         finished = runner.epoch >= runner.max_epochs
         spent = self.plan is not None and self.plan.allowed_steps(ledger) <= 0
         if not (finished or spent):
@@ -276,10 +279,9 @@ class PrivacyBudgetHook(Hook):
             f'Training is finished: {why}, and nothing is left to do. Ledger and checkpoints stay as they are. For more '
             f'{"epochs" if finished else "steps"}, write a larger {" and a larger ".join(more)}.'
         )
-        statement = intact_statement(Path(runner.work_dir)) or {}
         # a kill may have come before it was written; whichever checkpoint is resumed from, it is the statement of all steps
-        named = (statement.get('checkpoint') or {}).get('file', '')
-        whole = statement.get('ledger') == ledger_in_statement(ledger)
+        named = (stated.get('checkpoint') or {}).get('file', '')
+        whole = stated.get('ledger') == ledger_in_statement(ledger)
         self._stated = whole and bool(named) and (Path(runner.work_dir) / named).is_file()
         runner.train_loop.stop_training, self._goes_on = True, False
         return True
