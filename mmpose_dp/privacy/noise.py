@@ -1,11 +1,14 @@
 """Secret randomness: the only source of noise and of sampling decisions.
 
-Everything is made from the operating system's entropy (``os.urandom``), so a config, a log or a checkpoint has no seed to reveal.
-Must not read or change the generators of torch, numpy or ``random``: mmengine seeds those and stores the seed in every checkpoint.
+Everything is made from the operating system's entropy, that of noise through OpenSSL (AES-256-CTR, NIST SP 800-90A): a config, a
+log or a checkpoint has no seed to reveal. Must not read or change the generators of torch, numpy or ``random``: mmengine seeds
+those and stores the seed in every checkpoint.
 """
 
 import math
 import os
+import ssl
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 
@@ -41,9 +44,9 @@ class RandomSource:
         """Whether nobody can repeat the stream."""
         return self._debug is None
 
-    def uint64(self, count: int) -> np.ndarray:
-        """``count`` uniform 64-bit integers, shape (count,)."""
-        return np.frombuffer((os.urandom if self._debug is None else self._debug.bytes)(8 * count), dtype=np.uint64)
+    def uint64(self, count: int, read: Callable[[int], bytes] = os.urandom) -> np.ndarray:
+        """``count`` uniform 64-bit integers, shape (count,), of the bytes that ``read`` gives."""
+        return np.frombuffer((read if self._debug is None else self._debug.bytes)(8 * count), dtype=np.uint64)
 
     def bernoulli(self, count: int, rate: Fraction) -> np.ndarray:
         """Indices in ``range(count)``, each kept independently with probability ``rate`` (Poisson sampling).
@@ -70,7 +73,7 @@ class RandomSource:
         """
         if not deviation:
             return
-        host, grid = flat.cpu(), grid_of(deviation)
+        grid, host = grid_of(deviation), flat.cpu()
         values = host.numpy()
 
         def add(start: int) -> None:
@@ -78,17 +81,14 @@ class RandomSource:
             noised = part.astype(np.float64) + deviation * self._normal(len(part))
             part[:] = np.rint(noised / grid) * grid
 
-        starts = range(0, len(values), _CHUNK)
-        if self._debug is None and len(starts) > 1:
-            with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-                list(pool.map(add, starts))
-        else:  # a debug stream has an order to keep
-            list(map(add, starts))
+        ssl.RAND_add(os.urandom(32), 32.0)  # so that copies of this process, a machine's snapshot, differ
+        with ThreadPoolExecutor(torch.get_num_threads() if self._debug is None else 1) as pool:  # a debug stream has an order
+            list(pool.map(add, range(0, len(values), _CHUNK)))
         flat.copy_(host)  # which does nothing where it is the same tensor
 
     def _normal(self, size: int) -> np.ndarray:
         """``size`` standard normal numbers in float64, 16 random bytes per pair: a radius and an angle (Box and Muller 1958)."""
-        pairs = (size + 1) // 2
-        words = self.uint64(2 * pairs).astype(np.float64) + 0.5  # above 0, so that the logarithm is finite
-        radius, angle = np.sqrt(-2.0 * np.log(words[:pairs] * 2.0**-64)), words[pairs:] * (2 * math.pi * 2.0**-64)
-        return np.concatenate([radius * np.cos(angle), radius * np.sin(angle)])[:size]
+        words = self.uint64(size + size % 2, ssl.RAND_bytes).astype(np.float64) + 0.5  # above 0: the logarithm is finite
+        radius, angle = np.split(words * 2.0**-64, 2)
+        radius, turn = np.sqrt(-2.0 * np.log(radius)), torch.from_numpy(angle * (2 * math.pi))  # NumPy's cosine takes 4 x torch's
+        return np.concatenate([radius * turn.cos().numpy(), radius * turn.sin().numpy()])[:size]

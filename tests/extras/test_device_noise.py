@@ -92,7 +92,7 @@ def test_the_numbers_are_those_of_the_cpu(monkeypatch):
     )
     halves = np.stack([high.reshape(2, 10), low.reshape(2, 10)], 1).astype(np.int32)
     source = RandomSource()
-    monkeypatch.setattr(source, 'uint64', lambda count: words)
+    monkeypatch.setattr(source, 'uint64', lambda count, read: words)
     got = device_noise._normals(torch.from_numpy(halves).flatten(), 10).numpy()
     np.testing.assert_allclose(got, source._normal(20), rtol=1e-12, atol=1e-12)
     assert np.hypot(*got.reshape(2, 10)).max() > 9.4 and np.isfinite(got).all()

@@ -1,7 +1,9 @@
 """Noise and sampling: the right distribution, from a source nobody can repeat."""
 
 import math
+import multiprocessing
 import random
+import ssl
 from fractions import Fraction
 
 import numpy as np
@@ -66,7 +68,7 @@ def test_each_pair_is_made_from_its_own_bits_in_full_precision(monkeypatch):
     words = [0, 2**64 - 1, 2**64 - 2**30, 2**41, 2**63]
     angles = [2**61, 0, 2**62, 2**63 + 2**60, 2**64 - 1]
     source = RandomSource()
-    monkeypatch.setattr(source, 'uint64', lambda count: np.array(words + angles, np.uint64)[:count])
+    monkeypatch.setattr(source, 'uint64', lambda count, read: np.array(words + angles, np.uint64)[:count])
     radius = np.array([(-2 * math.log(min((word + 0.5) / 2**64, 1.0))) ** 0.5 for word in words])
     angle = 2 * np.pi * np.array(angles, np.float64) / 2.0**64
     expected = np.concatenate([radius * np.cos(angle), radius * np.sin(angle)])
@@ -105,9 +107,25 @@ def test_system_entropy_ignores_and_leaves_every_seed():
     assert not torch.equal(made[0][0], made[1][0]) and (made[0][1] != made[1][1]).all()
 
 
+def test_copies_of_a_process_make_other_noise(monkeypatch):
+    """After a fork, and after a machine's snapshot was started twice: each call adds the operating system's entropy."""
+    added, source = [], RandomSource()
+    monkeypatch.setattr(noise.ssl, 'RAND_add', lambda *args, add=ssl.RAND_add: added.append(args) or add(*args))
+    made = [gaussian(source, 1000).numpy().tobytes()]
+    with multiprocessing.get_context('fork').Pool(2) as pool:
+        made += pool.map(_of_a_fork, [source] * 8, chunksize=1)
+    made.append(gaussian(source, 1000).numpy().tobytes())
+    assert len({*made}) == 10
+    assert [(len(entropy), amount) for entropy, amount in added] == [(32, 32.0)] * 2 and added[0] != added[1]
+
+
+def _of_a_fork(source):
+    return gaussian(source, 1000).numpy().tobytes()
+
+
 @pytest.mark.parametrize('count', [100, 2 * noise._CHUNK + 77])
 def test_debug_seed_repeats_and_is_not_secret(count, monkeypatch):
-    monkeypatch.setattr(noise, 'ThreadPoolExecutor', None)  # threads would sample in any order
+    monkeypatch.setattr(torch, 'get_num_threads', lambda: 4)  # which would sample in any order
     one, two = RandomSource(3), RandomSource(3)
     for _ in range(2):
         sample = gaussian(one, count)

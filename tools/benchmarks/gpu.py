@@ -70,6 +70,7 @@ def plain_in_bfloat16(cfg: Config, samples: int, device: str) -> Callable[[], It
 def measured(cfg: Config, method: str, samples: int, device: str, steps: int) -> dict:
     """Median seconds of a step and, on a GPU, its peak memory in bytes; or why there are none."""
     gc.collect()
+    gc.freeze()  # as PrivateTrainLoop does
     try:
         if method == PLAIN_BF16:
             first = step = plain_in_bfloat16(cfg, samples, device)

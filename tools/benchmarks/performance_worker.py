@@ -212,6 +212,7 @@ def serve(pipe: Connection, job: dict, method: str, process: int, port: int) -> 
             sizes = (job['samples'], batch // shares, job['rank'])
             first, step = make_step(Config.fromfile(job['config']), method, *sizes, device, turns_of(method, batch))
             list(first())
+            gc.freeze()  # as PrivateTrainLoop does
             streams.append(chain.from_iterable(iter(step, None)))  # the turns of one step after the other, without end
         turns = (next(stream) for stream in cycle(streams))
         while request := pipe.recv():

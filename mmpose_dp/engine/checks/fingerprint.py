@@ -100,11 +100,13 @@ def _places(device: torch.device) -> Tensor:
 def _parts(numbers: Sequence[Tensor]) -> Iterator[list[Tensor]]:
     """The tensors in groups of _TOGETHER numbers at most; a larger one is alone."""
     part: list[Tensor] = []
+    held = 0
     for x in numbers:
-        if part and sum(map(len, part)) + len(x) > _TOGETHER:
+        if part and held + len(x) > _TOGETHER:
             yield part
-            part = []
+            part, held = [], 0
         part.append(x)
+        held += len(x)
     if part:
         yield part
 
