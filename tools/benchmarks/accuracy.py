@@ -183,7 +183,7 @@ class Benchmark:
         start = self.start if row.start == 'pretrain' and self.start else self._checkpoint(str(row.start), seed)
         splits = [identity['split']] + (['other domain'] if identity['split'] == 'reported' else [])
         roots = {split: f'{folder}/' for split, folder in self.folders.items()}
-        train_on = 'other domain' if row.public_alone or not row.start else identity['split']
+        train_on = 'other domain' if row.public_alone or row.config == 'pretrain' else identity['split']
         return dict(
             family=self.family,
             weights=self.weights,
@@ -236,8 +236,8 @@ class Benchmark:
                 )
 
 
-def parse_args() -> argparse.Namespace:
-    """The arguments."""
+def parse_args(given: list[str] | None = None) -> argparse.Namespace:
+    """The arguments, those of the command by default."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--only', nargs='+', metavar='ROW', help='rows of accuracy_rows.py; all of them by default')
     parser.add_argument('--epsilons', nargs='+', type=float, help='instead of all')
@@ -272,7 +272,7 @@ def parse_args() -> argparse.Namespace:
         type=Path,
         help='whose tables, plot and CSV are replaced (in docs; of a part, in --out)',
     )
-    args = parser.parse_args()
+    args = parser.parse_args(given)
     if args.people and not args.weights:
         parser.error('--people needs --weights: the folder with the weights that --start names')
     for name in args.people_sets if args.people else ():

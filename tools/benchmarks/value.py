@@ -1,0 +1,259 @@
+"""Where private pictures pay: the best private method beside the best public one, by how many people each side has.
+
+    python tools/benchmarks/value.py --people FOLDER_OF_PEOPLE --weights FOLDER_OF_WEIGHTS
+
+The start is MoveNet. Each cell is a pair of sets with the first people of both, and untuned rows of accuracy.py on it. Rewrites the
+table and the plot of docs/accuracy_people.md between its marks, and value.csv beside it. An interrupted run continues, and a run
+that has ended is not run again. Must not choose settings by the reported people.
+"""
+
+import argparse
+import csv
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import product
+from json import dumps, loads
+from pathlib import Path
+
+import accuracy
+import matplotlib
+from accuracy_rows import IN_PROCESS, Row, Size, adam, schedule
+from accuracy_worker import REPO
+from people_rows import STARTS, TRAINABLE
+from performance_page import table
+
+from mmpose_dp.datasets.mpii_files import write_mpii_split
+from mmpose_dp.extras import forecast
+from mmpose_dp.privacy.plan import PrivacyPlan
+
+matplotlib.use('Agg')
+from matplotlib import pyplot as plt  # noqa: E402
+
+MARKS = '<!-- value -->', '<!-- /value -->'
+PRIVATE, PUBLIC, EPSILONS = (500, 2000, 7844), (3612, 500, 0), (0.2, 0.8, 2.0, 8.0)
+STARTING = ['pretrain', 'public_people', 'public_turned', 'public_mean']
+BEST_PUBLIC = 'public_mean'
+# the private rows, and how many numbers each trains of MoveNet: two that mix public models, and one that needs none
+NUMBERS = {'ours': 130, 'ours_channels': 35_040, 'alone': 28_024}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """How many people there are, and what the best private row and the best public one reached; None where it was not run."""
+
+    public: int
+    private: int
+    epsilon: float
+    row: str
+    score: float
+    best_public: float
+    nonprivate: float | None
+    ratio: float  # of signal to noise, by the forecast of tools/plan_budget.py
+
+    @property
+    def pays(self) -> bool:
+        """Whether private training beat what public people alone reach."""
+        return self.score > self.best_public
+
+    @property
+    def forecast(self) -> bool:
+        """Whether it was expected to."""
+        return forecast.verdict(self.ratio) != 'cannot learn'
+
+
+def first_people(folder: Path, count: int, out: Path) -> Path:
+    """A set with the first ``count`` people of ``folder`` to train on, and all that it tests with; returns ``out``."""
+    if not out.exists():
+        (out / 'annotations').mkdir(parents=True)
+        for name in ('images', 'annotations/mpii_val.json', 'annotations/mpii_gt_val.mat'):
+            (out / name).symlink_to((folder / name).resolve())
+        people = loads((folder / 'annotations/mpii_train.json').read_text())
+        write_mpii_split(out, 'train', people[:count])
+    return out
+
+
+def alone(size: Size) -> dict[str, Row]:
+    """The rows of a private side that has no public people: MoveNet's features under a new head."""
+    settings = {
+        **IN_PROCESS,
+        'train_dataloader.batch_sampler.expected_batch_size': size.large_batch,
+        TRAINABLE: STARTS['movenet'].few,
+        **schedule(2 * size.epochs),
+    }
+    return {
+        'alone': Row('DP-SGD, few parameters, without public people', 'dpsgd_eps08', None, settings, tuple(adam(1e-3)))
+    }
+
+
+def ratio(private: int, epsilon: float, row: str) -> float:
+    """Signal over noise of a private row, with the r that plan_budget.py takes where nobody measured it."""
+    size = Size(private=private)
+    epochs = 3 if row == 'ours' else 6
+    plan = PrivacyPlan.calibrate(
+        target_epsilon=epsilon,
+        method='dpsgd',
+        privacy_unit='instance',
+        target_delta=1 / 22000,
+        num_records=private,
+        expected_batch_size=size.large_batch,
+        steps=epochs * (private // size.large_batch),
+        max_grad_norm=1.0,
+    )
+    return forecast.ratio(plan, forecast.OTHER_R, NUMBERS[row])
+
+
+class Surface:
+    """Runs the cells, each in a folder of its own in ``args.out``."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.args, self.seeds = args, range(args.seeds)
+
+    def benchmark(self, private: int, public: int, out: Path) -> accuracy.Benchmark:
+        """accuracy.py on the first people of both sets; at least one public person is there, for the score on that domain."""
+        people, names = self.args.data / 'sets', (f'private_{private}', f'public_{public}')
+        for source, name, count in zip(self.args.people_sets, names, (private, max(public, 1))):
+            first_people(self.args.people / source, count, people / name)
+        given = ['--people', people, '--people-sets', *names, '--weights', self.args.weights, '--out', out, '--untuned']
+        given += ['--lanes', self.args.lanes, '--data', self.args.data / f'{private}_{public}']
+        made = accuracy.Benchmark(accuracy.parse_args([str(part) for part in given]))
+        made.rows.update(alone(made.size))
+        if not public:
+            made.rows['nonprivate'] = replace(made.rows['nonprivate'], start=None)
+        return made
+
+    def run(self) -> Iterator[Cell]:
+        """The cells, of few private people first; those of one pair of sets when all of them have been run."""
+        for private, public in product(self.args.private, self.args.public):
+            starts = self.args.out / f'public_{public}'
+            out = starts / f'private_{private}'
+            first = self.benchmark(self.args.private[0], public, starts)
+            cell = self.benchmark(private, public, out)
+            if public:
+                first.needed = {(name, seed) for name, seed in product(STARTING, self.seeds)}
+                for name in STARTING:
+                    first.run(list(first.reported_jobs([name], self.seeds)))
+            for path in starts.glob('start_*.pth'):
+                if not (out / path.name).exists():
+                    (out / path.name).symlink_to(path)
+            names = ['ours', 'ours_channels'] if public else ['alone']
+            cell.epsilons = self.args.epsilons
+            cell.run(list(cell.reported_jobs(['nonprivate'], self.seeds))[: self.args.seeds])
+            cell.run([self.job(cell, *of) for of in product(names, self.args.epsilons, self.seeds)])
+            yield from self.cells(first, cell, names, private, public)
+
+    @staticmethod
+    def job(cell: accuracy.Benchmark, name: str, epsilon: float | None, seed: int) -> dict:
+        """A run of a row, as the results know it."""
+        return dict(row=name, epsilon=epsilon, seed=seed, split='reported', settings=dumps(cell.settings(name)))
+
+    def mean(self, benchmark: accuracy.Benchmark, name: str, epsilon: float | None) -> float:
+        """The mean score of a row over the seeds."""
+        found = [benchmark.results.find(**self.job(benchmark, name, epsilon, seed)) for seed in self.seeds]
+        return sum(float(line['pckh']) for line in found if line) / len(self.seeds)
+
+    def cells(
+        self, first: accuracy.Benchmark, cell: accuracy.Benchmark, names: list[str], private: int, public: int
+    ) -> Iterator[Cell]:
+        """A cell for each epsilon."""
+        best_public = self.mean(first, BEST_PUBLIC, None) if public else 0.0
+        nonprivate = self.mean(cell, 'nonprivate', None)
+        for epsilon in self.args.epsilons:
+            score, name = max((self.mean(cell, name, epsilon), name) for name in names)
+            forecasts = max(ratio(private, epsilon, name) for name in names)
+            yield Cell(public, private, epsilon, name, score, best_public, nonprivate, forecasts)
+
+
+# ---- the page --------------------------------------------------------------------------------------------------------
+def in_words(cell: Cell) -> str:
+    """A cell of the table: the score, bold if private pictures pay, which row it is of, and whether the forecast was wrong."""
+    letter = {'ours': 'l', 'ours_channels': 'c', 'alone': ''}[cell.row]
+    score = f'**{cell.score:.1f}**' if cell.pays else f'{cell.score:.1f}'
+    return f'{score} {letter}'.strip() + (' (!)' if cell.pays != cell.forecast else '')
+
+
+def page_part(cells: Sequence[Cell], epsilons: Sequence[float]) -> str:
+    """The table, and how often the forecast was right."""
+    lines = []
+    for public, private in dict.fromkeys((cell.public, cell.private) for cell in cells):
+        mine = {cell.epsilon: cell for cell in cells if (cell.public, cell.private) == (public, private)}
+        one = next(iter(mine.values()))
+        best = f'{one.best_public:.1f}' if public else ''
+        words = [in_words(mine[epsilon]) for epsilon in epsilons]
+        lines.append([str(public), str(private), best, *words, f'{one.nonprivate:.1f}'])
+    right = sum(cell.pays == cell.forecast for cell in cells)
+    head = ['public people', 'private people', 'best public-only', *(f'epsilon {e:g}' for e in epsilons), 'non-private']
+    return f'{table(head, lines)}\nThe forecast was right in {right} of {len(cells)} cells.\n'
+
+
+def plot(cells: Sequence[Cell], epsilons: Sequence[float], path: Path) -> None:
+    """What private training adds to public people, a panel for each number of them."""
+    counts = sorted({cell.public for cell in cells if cell.public})
+    figure, axes = plt.subplots(1, len(counts), figsize=(4 * len(counts), 3), layout='constrained', squeeze=False)
+    most = max(abs(cell.score - cell.best_public) for cell in cells if cell.public)
+    for axis, public in zip(axes[0], counts):
+        rows = sorted({cell.private for cell in cells if cell.public == public})
+        found = {(c.private, c.epsilon): c.score - c.best_public for c in cells if c.public == public}
+        values = [[found[private, epsilon] for epsilon in epsilons] for private in rows]
+        axis.imshow(values, cmap='RdBu', vmin=-most, vmax=most, aspect='auto', origin='lower')
+        for (y, line), x in product(enumerate(values), range(len(epsilons))):
+            axis.text(x, y, f'{line[x]:+.1f}', ha='center', va='center')
+        axis.set_xticks(range(len(epsilons)), [f'{epsilon:g}' for epsilon in epsilons])
+        axis.set_yticks(range(len(rows)), [str(row) for row in rows])
+        axis.set(xlabel='epsilon', ylabel='private people', title=f'{public} public people: PCKh gained')
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def write_page(page: Path, cells: Sequence[Cell], epsilons: Sequence[float]) -> None:
+    """Rewrites the part between the marks, and the plot and the CSV beside the page."""
+    with page.with_name('value.csv').open('w', newline='') as file:
+        writer = csv.DictWriter(file, list(asdict(cells[0])))
+        writer.writeheader()
+        writer.writerows(asdict(cell) for cell in cells)
+    picture = page.with_name('value.png')
+    text = page.read_text() if page.exists() else ''
+    if MARKS[0] not in text:
+        text += '\n'.join(MARKS) + '\n'
+    part = page_part(cells, epsilons)
+    if any(cell.public for cell in cells):
+        plot(cells, epsilons, picture)
+        part += f'\n![What private pictures add]({picture.name})\n'
+    begin, end = (text.index(mark) for mark in MARKS)
+    page.write_text(f'{text[: begin + len(MARKS[0])]}\n{part}{text[end:]}')
+
+
+def parse_args() -> argparse.Namespace:
+    """The arguments."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--people', type=Path, required=True, metavar='FOLDER', help="two sets in MPII's layout")
+    parser.add_argument('--people-sets', nargs=2, metavar=('PRIVATE', 'PUBLIC'), default=('lspet', 'coco_val2017'))
+    parser.add_argument('--weights', type=Path, required=True, metavar='FOLDER', help="where MoveNet's weights are")
+    parser.add_argument('--private', type=int, nargs='+', default=PRIVATE, help='numbers of private people')
+    parser.add_argument('--public', type=int, nargs='+', default=PUBLIC, help='numbers of public people')
+    parser.add_argument('--epsilons', type=float, nargs='+', default=EPSILONS)
+    parser.add_argument('--seeds', type=int, default=1)
+    parser.add_argument('--lanes', type=int, default=os.cpu_count(), help='trainings at once, one thread each')
+    parser.add_argument('--out', type=Path, default=REPO / 'work_dirs/value')
+    parser.add_argument('--data', type=Path, default=REPO / 'data/value')
+    parser.add_argument('--page', type=Path, default=REPO / 'docs/accuracy_people.md')
+    args = parser.parse_args()
+    for name in ('people', 'weights', 'out', 'data'):
+        setattr(args, name, getattr(args, name).resolve())
+    return args
+
+
+def main() -> None:
+    """Runs what is missing, and writes the page after each pair of sets."""
+    args = parse_args()
+    os.environ['OMP_NUM_THREADS'] = '1'
+    cells: list[Cell] = []
+    for cell in Surface(args).run():
+        cells.append(cell)
+        if cell.epsilon == args.epsilons[-1]:
+            write_page(args.page, cells, args.epsilons)
+    print(args.page)
+
+
+if __name__ == '__main__':
+    main()
