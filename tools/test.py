@@ -24,6 +24,8 @@ from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
+from mmpose_dp.extras.checkpoint_file import without_updates
+
 
 class SaveMetrics(Hook):
     """Writes the scores to a file (json, yaml or pickle, by its name)."""
@@ -35,6 +37,19 @@ class SaveMetrics(Hook):
         """Called by mmengine with all scores."""
         if metrics is not None:
             mmengine.dump(metrics, self.file)
+
+
+class WholeLayers(Hook):
+    """Leaves out what trainable='lora' and 'experts' keep beside the layers, for which a model to test has no place.
+
+    The layers' own tensors contain it. mmengine would list each name as unexpected.
+    """
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Called by mmengine before the weights are put into the model."""
+        weights = checkpoint.get('state_dict', {})
+        for name in weights.keys() - without_updates(weights).keys():
+            del weights[name]
 
 
 def parse_args() -> argparse.Namespace:
@@ -80,6 +95,7 @@ def main() -> None:
     refuse_no_checkpoint(cfg.load_from)
     start_ranks_on_cpu(cfg)
     runner = Runner.from_cfg(cfg)
+    runner.register_hook(WholeLayers())
     if args.out:
         runner.register_hook(SaveMetrics(args.out), 'LOWEST')
     runner.test()

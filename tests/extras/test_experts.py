@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import test as test_tool
 import torch
 from mmengine.runner import Runner
 from mmengine.runner.checkpoint import _load_checkpoint_to_model
@@ -140,7 +141,7 @@ def test_settings_that_have_no_meaning(settings, words):
         choose_trainable(EveryLayer(), **settings)
 
 
-def test_a_training_with_an_expert(synthetic, tmp_path):
+def test_a_training_with_an_expert(call, synthetic, tmp_path):
     """The statement names the expert and what is known of it; the published weights fit MMPose's own model."""
     cfg = tiny(config(synthetic, tmp_path / 'work', 'dpsgd', train_cfg__max_epochs=1))
     from mmpose.registry import MODELS
@@ -163,6 +164,10 @@ def test_a_training_with_an_expert(synthetic, tmp_path):
     assert {*without_updates(saved)} == {*weights}
     torch.save(dict(state_dict=without_updates(saved)), tmp_path / 'published.pth')
     assert CheckpointFile.read(tmp_path / 'published.pth').weights_sha256 == statement['weights_sha256']
+    # what is kept for a resume is no surprise to who tests
+    cfg.dump(tmp_path / 'experts.py')
+    done = call(test_tool, tmp_path / 'experts.py', tmp_path / 'work/epoch_1.pth', '--work-dir', tmp_path / 'test')
+    assert done.returncode == 0 and 'PCK' in done.stdout and 'unexpected key' not in done.stdout + done.stderr
     # a resume must have the same experts, to the bit, since its statement names these
     cfg.resume, cfg.load_from, cfg.train_cfg.max_epochs = True, None, 2
     weights['head.final_layer.bias'][0] += 1e-7

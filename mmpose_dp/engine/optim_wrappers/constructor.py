@@ -1,6 +1,5 @@
 """Builds DPOptimWrapper for a model: its norms first, then what is trained, then the checks. Must not train anything."""
 
-import warnings
 from contextlib import redirect_stdout
 from io import StringIO
 from typing import Any
@@ -123,8 +122,6 @@ class DPOptimWrapperConstructor(LayeredConstructor):
         wrapper.experts = [(path, digest_of(weights)) for path, weights in zip(self.experts, experts)]
         wrapper.left_out = [p for p in core.parameters() if p in before and not p.requires_grad]
         if self.public_optimizer is not None:
-            # in public epochs it is this one that steps before the scheduler does
-            warnings.filterwarnings('ignore', 'Detected call of `scheduler.step')
             plain = dict(type='OptimWrapper', optimizer=self.public_optimizer)
             wrapper.public_optimizer = LayeredConstructor(plain, self.paramwise_cfg)(model).optimizer
             wrapper.public_params = [p for p in core.parameters() if p in before or p.requires_grad]

@@ -43,6 +43,7 @@ class SteppingOptimWrapper(OptimWrapper):
     left_out: Sequence[nn.Parameter] = ()
     experts: Sequence[tuple[str, str]] = ()
     adaptive_norm: Any = None
+    _global_step = -1  # mmengine's schedulers set it, and warn where they step before it has grown
 
     def train_on(self, public_only: bool) -> None:
         """From now on steps are on public samples alone, or not."""
