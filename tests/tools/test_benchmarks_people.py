@@ -2,10 +2,13 @@
 
 import json
 import sys
+from argparse import Namespace
+from pathlib import Path
 
 import accuracy
 import numpy as np
 import pytest
+import value
 from accuracy_rows import adam
 from accuracy_worker import config_of, plain_or_private, run_job
 from mmpose.registry import MODELS
@@ -130,3 +133,30 @@ def test_the_order_on_real_people(people_300, tmp_path):
         found[name], spent = result['scores'][0], result['epsilon_spent']
     assert 7.9 < spent <= 8.0
     assert found['nonprivate'] > found['pretrain'] and found['dpsgd'] > found['pretrain'] - 1, found
+
+
+def test_the_value_of_private_people(two_sets, tmp_path):
+    """Each cell trains the first people of both sides; the page says where private people pay, and where the forecast was wrong."""
+    given = dict(people=two_sets, people_sets=('theirs', 'public'), weights=tmp_path, data=tmp_path / 'data')
+    surface = value.Surface(Namespace(**given, seeds=1, lanes=1, epsilons=(0.8, 8.0)))
+    for public, names in ((0, ['alone', 'nonprivate']), (10, ['ours', 'ours_channels', 'nonprivate', 'public_people'])):
+        cell = surface.benchmark(20, public, tmp_path / f'out_{public}')
+        for name in names:
+            job = cell._job(surface.job(cell, name, 8.0 if cell.rows[name].private else None, 0))
+            own = people_of(tmp_path / 'data/sets' / ('public_10' if name == 'public_people' else 'private_20'))
+            assert people_of(Path(job['train_on'])) == own and len(own) == (10 if name == 'public_people' else 20)
+            assert bool(job['load_from']) == bool(public)
+    assert people_of(two_sets / 'theirs')[:20] == people_of(tmp_path / 'data/sets/private_20')
+    assert (
+        value.ratio(500, 0.2, 'ours_channels') < value.ratio(500, 8.0, 'ours_channels') < value.ratio(500, 8.0, 'ours')
+    )
+    cells = [
+        value.Cell(10, 20, 0.8, 'ours', 41.0, 40.0, 50.0, 1.0),
+        value.Cell(10, 20, 8.0, 'ours_channels', 39.0, 40.0, 50.0, 1.0),
+    ]
+    page = tmp_path / 'page.md'
+    for _ in range(2):
+        value.write_page(page, cells, (0.8, 8.0))
+    text = page.read_text()
+    assert text.count('| 10 | 20 | 40.0 | **41.0** l | 39.0 c (!) | 50.0 |') == 1 and '1 of 2 cells' in text
+    assert page.with_name('value.png').exists()
