@@ -125,8 +125,8 @@ def for_the_people(statement: dict[str, Any]) -> str:
     if feature:
         words += (
             'A version of each picture from which detail or a part was taken away, where the joints are, and who is in the '
-            f'collection were treated as public, and are not protected. It shows: {"; ".join(statement["public_views"])}. What that '
-            f'version does not show of {whose} was hidden by random noise during training. '
+            f'collection were treated as public, and are not protected. It shows: {"; ".join(statement["public_views"])}. What '
+            f'that version does not show of {whose} was hidden by random noise during training. '
         )
     else:
         words += f'Random noise during training hides whether {whose} {were} used at all. '

@@ -104,6 +104,9 @@ def test_what_a_resume_changed_is_stated():
         stated = build_statement(second, ledger, pretraining='none')
         assert stated['noise_multiplier'] == f'{plan.noise_multiplier}, going to {2 * plan.noise_multiplier}'
         assert stated['sample_rate'] == '1/20, then 1/10' and stated['epochs'] == 1.5
+        ledger.count(first.event)  # back to the first noise: the words must not hide the other
+        stated['noise_multiplier'] = build_statement(first, ledger, pretraining='none')['noise_multiplier']
+        assert stated['noise_multiplier'] == f'between {plan.noise_multiplier} and {2 * plan.noise_multiplier}'
         assert (NOISE in stated['noise_source']) == (earlier == plan.run_metadata)
         assert ('by an earlier version' in stated['noise_source']) == (earlier != plan.run_metadata)
 
