@@ -110,7 +110,7 @@ def _protection(plan: PrivacyPlan, public_data: list[str]) -> dict[str, Any]:
     else:
         adjacency = f'{slots}, which holds a record ({who}) in one set and is empty in the other'
         protected = f'everything about {who}, and whether it was in the training set at all'
-    sized = ", and their public views: one sized for a smaller neighbour hides less than a person's own"
+    sized = ", and their public views: one sized for a smaller neighbour hides less than one's own, and several hold more than one"
     sized, together = sized if feature and unit == 'instance' else '', feature and unit == 'image'
     open_to_all = {
         'the public view of every training record: treat it as published': feature,
