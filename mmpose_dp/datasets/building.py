@@ -8,6 +8,7 @@ import os.path as osp
 from collections.abc import Iterator, Set
 from typing import Any, NoReturn
 
+import numpy as np
 from mmcv.transforms import LoadImageFromFile
 from mmengine.dataset import BaseDataset, ClassBalancedDataset, Compose, ConcatDataset, RepeatDataset
 from mmpose.datasets.dataset_wrappers import CombinedDataset
@@ -19,6 +20,7 @@ from mmpose.registry import DATASETS, TRANSFORMS
 from mmpose_dp.privacy.errors import DataError, PrivacyError
 
 from .annotations import look_at_annotations, refuse_unusable_file
+from .privacy_units import real_path
 from .resolving import is_kind, resolved, type_name
 
 # they mix several records into one sample; MMPose's own are found by their base class
@@ -97,6 +99,27 @@ def seen_through(dataset: BaseDataset, cfg: dict, view: dict) -> BaseDataset:
     except Exception as error:
         raise DataError(f'{key}={view!r} cannot be built: {type(error).__name__}: {error}') from error
     return views
+
+
+def left_out_by(dataset: BaseDataset) -> dict[str, list[dict]] | None:
+    """The annotated people who are no samples, by the real path of their picture; None if that cannot be found out.
+
+    MMPose makes no samples of crowds and of people without joints, who are two of five in COCO's annotations. A view that says
+    that it hides the annotated people must hide them too.
+    """
+    try:
+        used = {dataset.get_data_info(sample)['id'] for sample in range(len(dataset))}
+        every = dataset._load_annotations()[0]
+        found: dict[str, list[dict]] = {}
+        for info in (info for info in every if info['id'] not in used and np.isfinite(info['bbox']).all()):
+            if info.get('iscrowd'):  # several people, whatever joints it has: no single head is all there is to hide
+                info['keypoints_visible'] = np.zeros_like(info['keypoints_visible'])
+            found.setdefault(real_path(info['img_path']), []).append(info)
+    except Exception:  # a data set of other code may read its files in any way
+        return None
+    finally:
+        vars(dataset).pop('coco', None)  # as large as the file
+    return found
 
 
 def _refuse_mixing(pipeline: Any, key: str) -> None:

@@ -1,8 +1,9 @@
 """Checks whether the private set shares files with the public data set, the validation set, or pictures that are to be shown.
 
-Training compares images by path and annotation files by content. Must not decode a picture.
+Images are compared by path and by content, annotation files by content. Must not decode a picture.
 """
 
+import filecmp
 import os.path as osp
 from collections.abc import Collection, Set
 from typing import Any
@@ -16,11 +17,11 @@ from .privacy_units import all_images, digest
 
 
 def refuse_shared_data(private: BaseDataset, images: Set[str], public: BaseDataset) -> None:
-    """Raises DataError if the public data set has the private annotation file or any of the private ``images``."""
+    """Raises DataError if the public data set has the private annotation file, or a private one of the ``images`` or its copy."""
     advice = 'so it is not public. Use other data, or public_view for Feature DP'
     if _same_annotations(private, public):
         raise DataError(f'train_dataloader.dataset.public has the private annotation file {private.ann_file}: {advice}')
-    shared = images & all_images(public)
+    shared = private_among(all_images(public), images)
     if shared:
         raise DataError(
             f'train_dataloader.dataset.public shares {len(shared)} image files with the private set '
@@ -50,7 +51,7 @@ def refuse_private_validation(private: BaseDataset, images: Set[str], validation
                 'outside the guarantee. Validate on other people, or switch validation off: val_cfg=None, val_dataloader=None, '
                 'val_evaluator=None'
             )
-        shared = images & all_images(validation)
+        shared = private_among(all_images(validation), images)
         if shared:
             MMLogger.get_current_instance().warning(
                 f'val_dataloader.dataset shares {len(shared)} image files with the private set ({osp.basename(min(shared))}, '
@@ -59,12 +60,18 @@ def refuse_private_validation(private: BaseDataset, images: Set[str], validation
 
 
 def private_among(shown: Collection[str], private: Collection[str]) -> list[str]:
-    """The files of ``shown`` that are private image files, or copies of one by content."""
+    """The files of ``shown`` that are private image files, or copies of one: both by the path, or the same to the byte."""
     sizes: dict[int, list[str]] = {}
     for path in {path for path in private if osp.isfile(path)}:
         sizes.setdefault(osp.getsize(path), []).append(path)
-    same_size = {path: sizes.get(osp.getsize(path), []) for path in shown if osp.isfile(path)}
-    return [path for path, others in same_size.items() if any(digest(path) == digest(other) for other in others)]
+    same_size = {path: sizes.get(osp.getsize(path), []) if osp.isfile(path) else [] for path in shown}
+    known = {*private}
+    # few files of one size are the same for longer than their first block, at which cmp stops
+    return [
+        path
+        for path, others in same_size.items()
+        if path in known or any(filecmp.cmp(path, other, shallow=False) for other in others)
+    ]
 
 
 def _same_annotations(one: BaseDataset, other: BaseDataset) -> bool:

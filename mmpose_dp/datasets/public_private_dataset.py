@@ -21,7 +21,7 @@ from mmpose_dp.privacy.noise import RandomSource
 from mmpose_dp.privacy.validation import as_whole
 
 from .alone import mixes, sees_others
-from .building import MIXING, build_part, seen_through
+from .building import MIXING, build_part, left_out_by, seen_through
 from .overlap import refuse_shared_data
 from .own_code import own_name
 from .privacy_units import (
@@ -98,6 +98,9 @@ class PublicPrivateDataset(Dataset):
             check_view(self.public_view)
         if isinstance(self.public_view, View):
             self.public_view.check_joints(self.private.metainfo['keypoint_id2name'])
+        # a view whose strength follows the box hides nobody by an annotation
+        hides = self.public_view is not None and not getattr(self.public_view, 'follows_box', False)
+        self._left_out = left_out_by(self.private) if hides else {}
         self.public: Any = None if public is None else build_part(public, 'public')
         self._same_image: dict[str, list[int]] = {}
         for sample, path in enumerate(image_paths(self.private)):
@@ -345,23 +348,27 @@ class PublicPrivateDataset(Dataset):
         """The input of the views' pipeline: the annotation, the other people of the image, whom a region view hides too, and, if
         the image has one view, the box that sizes it."""
         info = self.private.get_data_info(number)
-        same_image = self._same_image[real_path(info['img_path'])]
-        others = [self.private.get_data_info(other) for other in same_image if other != number]
-        keys = ('bbox', 'keypoints', 'keypoints_visible')
-        info = dict(info, people=[{key: other[key] for key in keys} for other in others])
+        path = real_path(info['img_path'])
+        others = [self.private.get_data_info(other) for other in self._same_image[path] if other != number]
         if self.one_view_per_image:
-            info['view_box'] = max(self._padded_box(person) for person in (info, *others))
-        return info
+            info['view_box'] = max(self._padded_box(person)[1] for person in (info, *others))
+        return dict(info, people=[self._hidden(person) for person in (*others, *(self._left_out or {}).get(path, ()))])
+
+    def _hidden(self, person: dict) -> dict:
+        """What a view needs to hide a person as that person's own view does."""
+        center, side = self._padded_box(person)
+        kept = {key: person[key] for key in ('bbox', 'keypoints', 'keypoints_visible')}
+        return dict(kept, padded_box=np.concatenate([center - side / 2, center + side / 2]))
 
     @property
     def one_view_per_image(self) -> bool:
         """Whether all records of an image have one view, sized for its largest box."""
         return self.privacy_unit in ('image', 'subject')
 
-    def _padded_box(self, info: dict) -> float:
-        """The longer side of a person's box in pixels, as the pipeline pads it."""
+    def _padded_box(self, info: dict) -> tuple[np.ndarray, float]:
+        """The centre of a person's box, (2,), and its longer side, both in pixels, as the pipeline pads it."""
         box = self._center_scale.transform(dict(info))
-        return float(np.max(box['bbox_scale'][0]))
+        return box['bbox_center'][0], float(np.max(box['bbox_scale'][0]))
 
     @property
     def _center_scale(self) -> GetBBoxCenterScale:
@@ -375,6 +382,7 @@ class PublicPrivateDataset(Dataset):
             return None
         padding = self._center_scale.padding  # the sizes of the view follow the padded box
         words = self.public_view.description + (f', boxes padded by {padding:g}' if padding != _PADDING else '')
+        words += ', of those people alone who are records' if self._left_out is None else ''
         follows = isinstance(self.public_view, View) and self.public_view.follows_box
         return words + (
             ', one view per image, sized for its largest box' if follows and self.one_view_per_image else ''

@@ -124,8 +124,9 @@ def for_the_people(statement: dict[str, Any]) -> str:
     words = 'A model that finds the joints of people in pictures was trained on a collection that you may be part of. '
     if feature:
         words += (
-            'A coarse version of each picture, where the joints are, and who is in the collection were treated as public, and are '
-            f'not protected. What that coarse version does not show of {whose} was hidden by random noise during training. '
+            'A version of each picture from which detail or a part was taken away, where the joints are, and who is in the '
+            f'collection were treated as public, and are not protected. It shows: {"; ".join(statement["public_views"])}. What '
+            f'that version does not show of {whose} was hidden by random noise during training. '
         )
     else:
         words += f'Random noise during training hides whether {whose} {were} used at all. '

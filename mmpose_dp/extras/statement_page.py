@@ -143,5 +143,5 @@ def write_statement(statement: dict[str, Any], out_dir: str | os.PathLike[str]) 
         path = Path(out_dir) / name
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_suffix(path.suffix + '.partial')
-        partial.write_text(text)
+        partial.write_bytes(text.encode())  # whatever the locale: the statement has the hash of its page
         partial.replace(path)

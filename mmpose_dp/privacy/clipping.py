@@ -52,9 +52,7 @@ class ClippedSum:
         self._private, self.norms = samples.private, torch.zeros(0)
         self._squares = [torch.zeros(samples.num_records, dtype=torch.float32, device=params[0].device)]
         self._whole: list[Block] = []
-        self._narrow: list[
-            tuple[int, Tensor]
-        ] = []  # (parameter, (samples, its size)): joined, as a GPU takes as long for one
+        self._narrow: list[tuple[int, Tensor]] = []  # (parameter, (samples, its size)): joined, for a GPU's sake
         self._stacks: list[tuple[list[int], Tensor]] = []  # (parameters, (records, their sizes together))
 
     def add(self, block: Block) -> None:

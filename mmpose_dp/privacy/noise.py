@@ -1,8 +1,8 @@
 """Secret randomness: the only source of noise and of sampling decisions.
 
-Everything is made from the operating system's entropy, that of noise through OpenSSL (AES-256-CTR, NIST SP 800-90A): a config, a
-log or a checkpoint has no seed to reveal. Must not read or change the generators of torch, numpy or ``random``: mmengine seeds
-those and stores the seed in every checkpoint.
+Sampling reads the operating system's entropy. Noise comes from OpenSSL's generator (NIST SP 800-90A, by default AES-256-CTR), which
+is seeded with it and gets more at every call. So no config, log or checkpoint has a seed to reveal. Must not read or change the
+generators of torch, numpy or ``random``: mmengine seeds those and stores the seed in every checkpoint.
 """
 
 import math
@@ -82,20 +82,13 @@ class RandomSource:
             part[:] = np.rint(noised / grid) * grid
 
         ssl.RAND_add(os.urandom(32), 32.0)  # so that copies of this process, a machine's snapshot, differ
-        with ThreadPoolExecutor(
-            torch.get_num_threads() if self._debug is None else 1
-        ) as pool:  # a debug stream has an order
+        with ThreadPoolExecutor(1 if self._debug else torch.get_num_threads()) as pool:  # a debug stream has an order
             list(pool.map(add, range(0, len(values), _CHUNK)))
         flat.copy_(host)  # which does nothing where it is the same tensor
 
     def _normal(self, size: int) -> np.ndarray:
         """``size`` standard normal numbers in float64, 16 random bytes per pair: a radius and an angle (Box and Muller 1958)."""
-        words = (
-            self.uint64(size + size % 2, ssl.RAND_bytes).astype(np.float64) + 0.5
-        )  # above 0: the logarithm is finite
+        words = self.uint64(size + size % 2, ssl.RAND_bytes).astype(np.float64) + 0.5  # or the logarithm is infinite
         radius, angle = np.split(words * 2.0**-64, 2)
-        radius, turn = (
-            np.sqrt(-2.0 * np.log(radius)),
-            torch.from_numpy(angle * (2 * math.pi)),
-        )  # NumPy's cosine takes 4 x torch's
+        radius, turn = np.sqrt(-2.0 * np.log(radius)), torch.from_numpy(angle * (2 * math.pi))  # torch's cos is fast
         return np.concatenate([radius * turn.cos().numpy(), radius * turn.sin().numpy()])[:size]

@@ -79,7 +79,7 @@ def build_statement(
         'steps_of_earlier_trainings': earlier,
         'epochs': round(float(sum(steps * rate for (_, steps), rate in zip(ledger.run_history, rates))), 2),
         'max_grad_norm': votes if plan.adaptive_norm else _course(*norms),
-        'noise_multiplier': _course(taken[0][0].noise_multiplier, taken[-1][0].noise_multiplier),
+        'noise_multiplier': _course(*(event.noise_multiplier for event, _ in taken)),
         'rounding': _rounding(' and '.join(_of_all(plan, ledger, 'arithmetic')).split(' and ')),
         'public_data': ', '.join([*views, *public_data]) or 'none',
         'public_views': views,
@@ -110,7 +110,7 @@ def _protection(plan: PrivacyPlan, public_data: list[str]) -> dict[str, Any]:
     else:
         adjacency = f'{slots}, which holds a record ({who}) in one set and is empty in the other'
         protected = f'everything about {who}, and whether it was in the training set at all'
-    sized = ", and their public views: one sized for a smaller neighbour hides less than a person's own"
+    sized = ", and their public views: one sized for a smaller neighbour hides less than one's own, and several hold more than one"
     sized, together = sized if feature and unit == 'instance' else '', feature and unit == 'image'
     open_to_all = {
         'the public view of every training record: treat it as published': feature,
@@ -150,8 +150,10 @@ def epsilon_of_group(history: History, delta: float, records: int, spent: float)
     return group_epsilon(history, delta, records) if spent * records <= _GROUP_LIMIT else math.inf
 
 
-def _course(first: float, last: float) -> float | str:
-    return first if first == last else f'{as_given(first)}, going to {as_given(last)}'
+def _course(*values: float) -> float | str:
+    low, high, *ends = map(as_given, (min(values), max(values), values[0], values[-1]))
+    words = ', going to '.join(ends) if {low, high} == {*ends} else f'between {low} and {high}'
+    return values[0] if low == high else words
 
 
 def _rounding(of_parts: list[str]) -> str:

@@ -1,6 +1,7 @@
 """Data that is to be public is not the private set's, and neither are the people that training is validated on."""
 
 import json
+import os
 import shutil
 
 import pytest
@@ -9,6 +10,7 @@ from mmengine.logging import MMLogger
 from mmpose.registry import DATASETS
 
 from mmpose_dp.datasets import PublicPrivateDataset, refuse_private_validation
+from mmpose_dp.datasets.overlap import private_among
 from mmpose_dp.privacy.errors import DataError
 from tests.support.datasets import mpii
 from tests.support.runs import config, tiny, train
@@ -29,6 +31,29 @@ def test_shared_public_data_is_refused(synthetic, edited):
         PublicPrivateDataset(mpii(synthetic), public=mpii(synthetic))
     with pytest.raises(DataError, match='shares 1 image files'):
         PublicPrivateDataset(mpii(synthetic), public=mpii(edited))
+
+
+@pytest.mark.parametrize('same', [shutil.copy, os.link])
+def test_copies_of_the_images_are_the_images(synthetic, edited, same, caplog):
+    """Under another name in another folder, beside other annotations; one changed byte makes another picture."""
+    people = json.loads((edited / 'annotations/mpii_train.json').read_text())
+    (edited / 'images').unlink()
+    (edited / 'images').mkdir()
+    same(synthetic / 'images' / people[0]['image'], edited / 'images/777.jpg')
+    (edited / 'annotations/mpii_train.json').write_text(json.dumps([dict(people[0], image='777.jpg')]))
+    private = PublicPrivateDataset(mpii(synthetic))
+    with pytest.raises(DataError, match='shares 1 image files'):
+        PublicPrivateDataset(mpii(synthetic), public=mpii(edited))
+    logger = MMLogger.get_current_instance()
+    logger.addHandler(caplog.handler)
+    refuse_private_validation(private.private, private.images, DATASETS.build(mpii(edited)))
+    logger.removeHandler(caplog.handler)
+    assert 'shares 1 image files with the private set' in caplog.text
+    data = bytearray((edited / 'images/777.jpg').read_bytes())
+    data[-3] ^= 1
+    (edited / 'images/777.jpg').unlink()
+    (edited / 'images/777.jpg').write_bytes(data)
+    assert private_among([str(edited / 'images/777.jpg')], private.images) == []
 
 
 def test_scores_on_private_records_are_refused(synthetic, tmp_path):

@@ -296,6 +296,18 @@ def test_a_wild_record_moves_the_weights_by_at_most_c_over_b(hrnet, truth, metho
         assert difference <= 1e-5 * both[1].double().norm()
 
 
+def test_a_loss_that_float32_cannot_hold_ends_no_training(hrnet):
+    """In float64 the mean over the batch is a number of float32, and the record's own loss is not."""
+    model, data = build(hrnet, private=True), batch(hrnet, PRIVATE)
+    data['data_samples'][1].gt_fields.heatmaps *= 1e15
+    alone = {key: values[1:2] for key, values in data.items()}
+    found = float(copy.deepcopy(model).loss(**model.data_preprocessor(copy.deepcopy(alone), True))['loss_kpt'])
+    data['data_samples'][1].gt_fields.heatmaps *= (6e38 / found) ** 0.5
+    without = {key: [values[0], values[2]] for key, values in data.items()}
+    both = [moved(copy.deepcopy(model), one, max_grad_norm=0.01)[0] for one in (data, without)]
+    assert (both[0] - both[1]).double().norm() <= 0.01 / B * (1 + 1e-4)
+
+
 def test_a_wild_record_and_a_loss_that_cannot_take_it():
     """RLE's density raises on NaN, and its message shows the record's values: that sample counts as NaN."""
     cfg = load(RLE, size=64)

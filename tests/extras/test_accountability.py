@@ -67,8 +67,8 @@ def test_a_delta_near_one_of_all_records_is_a_warning_and_its_product_is_stated(
 
 def test_the_people_are_told_what_holds_for_them():
     plain, feature = for_the_people(stated()), for_the_people({**stated(), 'public_views': ['blur']})
-    assert '54.2 %' in plain and 'whether a picture of you' in plain and 'coarse' not in plain
-    assert 'not protected' in feature and 'coarse version' in feature
+    assert '54.2 %' in plain and 'whether a picture of you' in plain and 'version of each picture' not in plain
+    assert 'not protected' in feature and 'It shows: blur.' in feature
     assert 'several pictures' in plain and 'several pictures' not in for_the_people(stated('subject'))
     assert 'hides whether all pictures of you were used at all' in for_the_people(stated('subject'))
     assert 'guess whether a picture of you in it was used at all' in plain and 'the hidden part was used' in feature

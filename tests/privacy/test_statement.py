@@ -104,6 +104,9 @@ def test_what_a_resume_changed_is_stated():
         stated = build_statement(second, ledger, pretraining='none')
         assert stated['noise_multiplier'] == f'{plan.noise_multiplier}, going to {2 * plan.noise_multiplier}'
         assert stated['sample_rate'] == '1/20, then 1/10' and stated['epochs'] == 1.5
+        ledger.count(first.event)  # back to the first noise: the words must not hide the other
+        stated['noise_multiplier'] = build_statement(first, ledger, pretraining='none')['noise_multiplier']
+        assert stated['noise_multiplier'] == f'between {plan.noise_multiplier} and {2 * plan.noise_multiplier}'
         assert (NOISE in stated['noise_source']) == (earlier == plan.run_metadata)
         assert ('by an earlier version' in stated['noise_source']) == (earlier != plan.run_metadata)
 
@@ -117,6 +120,7 @@ def test_what_a_smaller_neighbour_shows_is_stated():
     units = ('instance', 'image', 'subject')
     stated = {unit: str(statement_of('feature', privacy_unit=unit)[0]['not_protected']) for unit in units}
     assert "privacy_unit='image'" in stated['instance'] and 'sized for a smaller neighbour' in stated['instance']
+    assert ['and several hold more than one' in stated[unit] for unit in units] == [True, False, False]
     assert 'neighbours' in stated['image'] and 'sized for' not in stated['image']
     assert 'neighbour' not in str(statement_of('dpsgd', privacy_unit='image')[0]['not_protected'])
     assert 'crops of neighbours' in stated['subject'] and 'sized for a smaller' not in stated['subject']

@@ -35,6 +35,15 @@ KINDS = {
 }
 
 
+def test_an_honest_statement_holds_whatever_the_locale(tmp_path, monkeypatch):
+    """Texts of people may have any letters; the page is UTF-8, as its hash says."""
+    write_work_dir(tmp_path, steps=1)
+    monkeypatch.setattr('io.text_encoding', lambda encoding, *_: encoding or 'latin-1')  # as the locale would
+    amend(tmp_path, decision={**statement_of(tmp_path)['decision'], 'controller': 'José \u2126'})
+    monkeypatch.undo()
+    assert not verify(tmp_path).wrong and 'José \u2126' in (tmp_path / 'privacy_statement.md').read_bytes().decode()
+
+
 @pytest.mark.parametrize('kind', KINDS)
 def test_an_honest_statement_holds_with_its_ledger_and_without(kind, tmp_path):
     write_work_dir(tmp_path, steps=4, **KINDS[kind])

@@ -40,10 +40,11 @@ class PublicView(View):
             kernel is nearly a box filter, and a deconvolution recovers most of the picture, faces too.
         'pixelate': means over squares of ``block`` pixels.
         'face': heads are hidden by a grey disc around the neck and head-top joints; if one is missing, the person's box is.
-        'person': the people's padded boxes are hidden.
+        'person': squares around the people are hidden, as wide as the longer side of their padded boxes.
 
-    The region modes hide every annotated person of the picture, since one record's view must not show what another
-    record's view hides; PublicPrivateDataset passes them as ``people``. People without annotation are not hidden.
+    The region modes hide every annotated person of the picture, all in the same way, since one record's view must not show what
+    another record's view hides. PublicPrivateDataset passes them as ``people``, also those whom MMPose makes no samples of (crowds,
+    people without joints). People without annotation are not hidden.
 
     Outside the square around the person that augmentation can reach, every mode is grey.
 
@@ -95,8 +96,9 @@ class PublicView(View):
             'blur_full_resolution': f'Gaussian blur at full resolution, kernel {self.kernel_size}, sigma {self.sigma:g} {size}, '
             'which a deconvolution largely undoes: faces come back',
             'pixelate': f'pixelation, blocks of {self.block} {size}, at fixed places of the picture',
-            'face': f'everything but the heads (joints {self.head_keypoints[0]}, {self.head_keypoints[1]}) of annotated people',
-            'person': 'everything but the boxes of annotated people',
+            'face': f'everything but the heads (joints {self.head_keypoints[0]}, {self.head_keypoints[1]}) of annotated people, or '
+            'the squares around them where a head is not annotated',
+            'person': 'everything but the squares around annotated people',
         }[self.mode]
 
     def check_joints(self, names: Mapping[int, str]) -> None:
@@ -162,12 +164,12 @@ class PublicView(View):
         hidden = window.copy()
         center = center - offset
         own = dict(results, box=np.concatenate([center - box / 2, center + box / 2]))
-        others = [dict(p, box=_padded(p['bbox']) - np.tile(offset, 2)) for p in results.get('people', [])]
+        others = [dict(p, box=p['padded_box'] - np.tile(offset, 2)) for p in results.get('people', [])]
         for person in (own, *others):
-            self._hide_person(hidden, person, np.asarray(offset), box)
+            self._hide_person(hidden, person, np.asarray(offset))
         return hidden
 
-    def _hide_person(self, window: np.ndarray, person: dict, offset: np.ndarray, box: float) -> None:
+    def _hide_person(self, window: np.ndarray, person: dict, offset: np.ndarray) -> None:
         """Paints one person's region grey; the whole box if the head is not annotated."""
         if self.mode == 'person' or not self._knows_head(person):  # mode 'person' does not need head joints
             x0, y0 = np.maximum(np.floor(person['box'][:2]), 0).astype(int)
@@ -175,7 +177,7 @@ class PublicView(View):
             window[y0:y1, x0:x1] = GREY
             return
         neck, head = person['keypoints'][0][list(self.head_keypoints)] - offset
-        radius = max(float(np.linalg.norm(head - neck)), 0.08 * box)
+        radius = max(float(np.linalg.norm(head - neck)), 0.08 * float(person['box'][2] - person['box'][0]))
         middle = tuple(int(v) for v in (neck + head) / 2)
         cv2.circle(window, middle, int(np.ceil(radius)), (GREY,) * 3, thickness=-1)
 
@@ -205,10 +207,3 @@ def eight_bits(image: np.ndarray) -> np.ndarray:
         f'PublicView takes pictures of 8 bits (uint8, or floats from 0 to 255), but this one has type {image.dtype}: with finer '
         'values the view could be inverted. Convert the pictures, or remove what changes their values before GetBBoxCenterScale'
     )
-
-
-def _padded(bbox: np.ndarray) -> np.ndarray:
-    """(1, 4) x0, y0, x1, y1 -> (4,), a quarter larger, as GetBBoxCenterScale pads."""
-    low, high = bbox[0, :2], bbox[0, 2:]
-    grown = (high - low) * 1.25 / 2
-    return np.concatenate([(low + high) / 2 - grown, (low + high) / 2 + grown])

@@ -23,8 +23,10 @@ class View(BaseTransform):
 
     * ``img``: (H, W, 3) uint8, the whole picture; ``bbox_center`` and ``bbox_scale``: (1, 2), the person's padded box in pixels;
       ``keypoints``: (1, K, 2) and ``keypoints_visible``: (1, K); whatever else the data set has loaded;
-    * ``people``: the other annotated people of the picture, each a dict with ``bbox``, ``keypoints`` and ``keypoints_visible``.
-      A view that hides a part of each person must hide theirs too: another record's view shows the same picture;
+    * ``people``: the other annotated people of the picture, each a dict with ``bbox``, ``keypoints``, ``keypoints_visible`` and
+      ``padded_box``: (4,), the corners of the square around them that ``bbox_center`` and ``bbox_scale`` span for a record. A view
+      that hides a part of each person must hide theirs too: another record's view shows the same picture. Some are no records:
+      crowds, and people without joints. They are there unless ``follows_box`` is set;
     * ``view_box``: only with privacy_unit='image' or 'subject', the longer side of the picture's largest padded box. A view whose
       strength follows the box takes this one, so that all people of a picture have one view.
 

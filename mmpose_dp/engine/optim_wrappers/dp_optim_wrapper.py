@@ -316,7 +316,11 @@ class DPOptimWrapper(SteppingOptimWrapper):
         with self._counted():
             last = self._taken()
             values = torch.stack(last.losses).detach().float()
-            self._own_losses.append(torch.isclose(loss.detach().float(), values.mean(), rtol=1e-2, equal_nan=True))
+            # of the size of all losses, which may cancel or be too large for float32: a record must not end the training
+            size = values.abs().mean()
+            self._own_losses.append(
+                (loss.detach().float() - values.mean()).abs().le(1e-2 * size).logical_or(~size.isfinite())
+            )
             (self._add_public if self.public_only else self._add)(last)
         self.micro_batches += 1
         self._note(values, last)

@@ -6,13 +6,15 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from mmpose.registry import TRANSFORMS
+from mmpose.datasets.datasets import CocoDataset
+from mmpose.registry import DATASETS, TRANSFORMS
 from mmpose.structures import PoseDataSample
 
 from mmpose_dp.datasets import PublicPrivateDataset, View
-from mmpose_dp.datasets.transforms.public_view import GREY, MODES, REGION_MODES, PublicView
+from mmpose_dp.datasets.transforms.public_view import GREY, MODES, REGION_MODES, PublicView, window
 from mmpose_dp.datasets.transforms.view_axes import SPACING, ViewAxis
 from mmpose_dp.privacy.errors import ConfigError, PrivacyError
+from tests.support import coco_data
 from tests.support.paths import shared
 
 PIPELINE = [dict(type='LoadImage'), dict(type='GetBBoxCenterScale'), dict(type='KeepImage')]
@@ -70,6 +72,46 @@ def test_no_view_shows_what_another_hides(people, mode):
                 low = np.maximum([x - box / 2, y - box / 2], 0).astype(int)
                 hidden[low[1] : max(int(y + box / 2), 0), low[0] : max(int(x + box / 2), 0)] = 1
         assert (result['img'][hidden > 0] == GREY).all()
+
+
+@pytest.mark.parametrize('mode', ['face', 'person'])
+@pytest.mark.parametrize('kind', ['CocoDataset', 'OwnReader'])
+def test_neighbours_and_those_who_are_no_records_are_hidden_alike(mode, kind, tmp_path):
+    """A tall person, a small one, a crowd and somebody without joints, with another padding than MMPose's default."""
+    data = coco_data.content(4)
+    boxes = [6.0, 4.0, 4.0, 16.0], [20.0, 20.0, 10.0, 10.0], [36.0, 4.0, 8.0, 6.0], [4.0, 32.0, 6.0, 4.0]
+    for annotation, box in zip(data['annotations'], boxes):
+        annotation.update(image_id=1, bbox=box)
+    data['annotations'][2].update(iscrowd=1)
+    data['annotations'][3].update(num_keypoints=0, keypoints=[0.0] * 15)
+    pipeline = [dict(type='LoadImage'), dict(type='GetBBoxCenterScale', padding=2.0), dict(type='KeepImage')]
+    dataset, seen = views(
+        dict(coco_data.write(tmp_path, data), type=kind, pipeline=pipeline), mode=mode, head_keypoints=(0, 0)
+    )
+    assert len(seen) == 2
+    windows = [window(r['bbox_center'][0], max(r['bbox_scale'][0]), r['img'].shape) for r in seen]
+    both = tuple(slice(max(a.start, b.start), min(a.stop, b.stop)) for a, b in zip(*windows))
+    one, other = (r['img'][both] for r in seen)
+    assert np.array_equal(one, other) and (one != GREY).any()
+    if kind == 'OwnReader':  # nobody knows where its people are
+        assert dataset.view_description.endswith('of those people alone who are records')
+    else:
+        assert (seen[0]['img'][1:13, 34:46] == GREY).all() and (seen[0]['img'][30:38, 3:11] == GREY).all()
+
+
+@DATASETS.register_module()
+class OwnReader(CocoDataset):
+    """A user's own, which reads its annotations by itself."""
+
+    def load_data_list(self):
+        return CocoDataset.load_data_list(CocoDataset(**self.given))
+
+    def __init__(self, **given):
+        self.given = dict(given, pipeline=[], lazy_init=True)
+        super().__init__(**given)
+
+    def _load_annotations(self):
+        raise NotImplementedError
 
 
 @pytest.mark.parametrize(('mode', 'least'), [('blur', 6), ('blur_full_resolution', 6), ('pixelate', 4)])
