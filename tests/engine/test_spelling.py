@@ -4,6 +4,7 @@ import sys
 
 import pytest
 from mmengine.config import Config
+from mmengine.optim import OptimWrapper
 
 from mmpose_dp.configs import METHODS, private
 from mmpose_dp.engine import refuse_misspelled
@@ -107,3 +108,12 @@ def test_what_is_read_is_taken(base, hybrid):
         cfg, {'load_from': 'x', 'work_dir': 'y', f'{BUDGET}priority': 'NORMAL', 'optim_wrapper.secure_mode': True}
     )
     refuse_misspelled(Config.fromfile(FILE))
+
+
+@pytest.mark.parametrize('kind', ['OptimWrapper', OptimWrapper, 'AmpOptimWrapper'])
+def test_a_plain_configs_wrapper_is_not_looked_at(kind):
+    """Many of MMPose's configs name it, with what its constructor takes."""
+    wrapper = dict(
+        type=kind, optimizer=dict(type='Adam'), constructor='LayerDecayOptimWrapperConstructor', paramwise_cfg={}
+    )
+    refuse_misspelled(Config(dict(optim_wrapper=wrapper)))
