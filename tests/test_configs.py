@@ -247,3 +247,10 @@ default_hooks = dict(privacy_budget=dict(target_epsilon=2.0))
     assert scopes == {'mmpose'}  # whose registries have what mmpose_dp registers
     model = MODELS.build(cfg.model)
     assert isinstance(build_optim_wrapper(model, cfg.optim_wrapper), DPOptimWrapper)
+
+
+@pytest.mark.parametrize(('scope', 'then'), [(None, 'mmpose'), ('mmpose', 'mmpose'), ('mmdet', 'mmdet')])
+def test_without_a_scope_the_names_of_our_classes_are_found(scope, then):
+    """New-style configs name classes and may have no scope; mmengine would look for the names among its own."""
+    base = dict(Config.fromfile(REPO / 'configs/_base_/hrnet_synthetic.py')._cfg_dict, default_scope=scope)
+    assert {**base, **private(base, 'hybrid')}['default_scope'] == then
