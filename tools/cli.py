@@ -4,16 +4,62 @@ Not a tool itself. Must not decide anything about privacy.
 """
 
 import argparse
+import ast
 import os
+import re
 import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from mmengine.config import Config, DictAction
 
 from mmpose_dp.privacy.errors import PrivacyError
+
+
+class CfgOptions(DictAction):
+    """mmengine's ``--cfg-options``, which also takes Python's dicts, as in configs: param_scheduler="[dict(type='LinearLR')]"."""
+
+    def __call__(
+        self, parser: Any, namespace: argparse.Namespace, values: Any, option_string: str | None = None
+    ) -> None:
+        """Parses dicts here and leaves the rest to mmengine, which would cut a dict to pieces."""
+        dicts = {key: _literal(value) for key, _, value in (one.partition('=') for one in values) if _DICT.match(value)}
+        if not all(dicts.values()):
+            parser.error(
+                f'--cfg-options {next(key for key in dicts if not dicts[key])}=...: this is no dict, nor list of dicts, of Python: '
+                'quote its names and the whole, as in param_scheduler="[dict(type=\'LinearLR\', end=500)]"'
+            )
+        super().__call__(
+            parser, namespace, [one for one in values if one.partition('=')[0] not in dicts], option_string
+        )
+        getattr(namespace, self.dest).update({key: value[0] for key, value in dicts.items()})
+
+
+_DICT = re.compile(r'([\[(].*)?(dict\(|\{.*:)|\{\}$')
+
+
+def _literal(text: str) -> tuple[Any] | None:
+    """The value of an expression of numbers, texts, lists, tuples and dicts, in a tuple; None if it is something else."""
+    try:
+        tree = ast.parse(text, mode='eval')
+        return (ast.literal_eval(_WithoutCalls().visit(tree)),)
+    except (SyntaxError, ValueError, TypeError):
+        return None
+
+
+class _WithoutCalls(ast.NodeTransformer):
+    """Writes dict(a=1) as {'a': 1}."""
+
+    def visit_Call(self, node: ast.Call) -> ast.AST:
+        """A call of anything else stays, and is no literal."""
+        self.generic_visit(node)
+        if getattr(node.func, 'id', '') != 'dict' or node.args:
+            return node
+        keys: list[ast.expr | None] = [ast.Constant(word.arg) for word in node.keywords]
+        return ast.Dict(keys, [word.value for word in node.keywords])
 
 
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,7 +72,7 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--cfg-options',
         nargs='+',
-        action=DictAction,
+        action=CfgOptions,
         default={},
         metavar='KEY=VALUE',
         help='override config keys: a.b=1 c="[1,2]" d="[(1,2),(3,4)]", without spaces inside',
@@ -67,6 +113,17 @@ def read_config(path: str, *keys: str) -> Config:
     return cfg
 
 
+def merged(cfg: Config, options: dict) -> Config:
+    """Merges ``--cfg-options`` as mmengine does, in place. Raises PrivacyError for a key that leads through what is no dict."""
+    for key, value in options.items():
+        try:
+            cfg.merge_from_dict({key: value})
+        except (KeyError, TypeError, ValueError) as error:
+            reason = error.args[0] if error.args else error
+            raise PrivacyError(f'--cfg-options {key}={value!r} cannot be merged into the config: {reason}') from error
+    return cfg
+
+
 def merge_options(cfg: Config, options: dict) -> Config:
     """Merges ``--cfg-options`` and removes leftovers of inheritance, in place. Raises PrivacyError for a key that nothing reads."""
     from mmpose_dp.engine import refuse_misspelled, refuse_unknown_top, without_leftovers  # here, as below
@@ -75,7 +132,7 @@ def merge_options(cfg: Config, options: dict) -> Config:
     from mmpose_dp.engine.unread import refuse_unread
 
     refuse_unknown_top((key.split('.')[0] for key in options), cfg, (), '--cfg-options {}')
-    cfg.merge_from_dict(options)
+    merged(cfg, options)
     without_leftovers(cfg)
     if cfg.get('train_dataloader') and cfg.get('optim_wrapper'):  # else it is not for training
         is_private(cfg)

@@ -1,5 +1,7 @@
 """What a user does wrong, or stops, is one sentence that says how to go on, in every tool."""
 
+import argparse
+
 import audit
 import audit_view
 import check_config
@@ -7,13 +9,27 @@ import publish_model
 import pytest
 import test as test_tool
 import train as train_tool
+from cli import CfgOptions, merged
+from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 
+from mmpose_dp.privacy.errors import PrivacyError
 from mmpose_dp.privacy.validation import rounded_up
 from tests.support.paths import REPO
 from tests.support.runs import unvalidated
 
+OPTIONS = {
+    "[dict(type='X', b={'c': [1, (2, None)]})]": [dict(type='X', b=dict(c=[1, (2, None)]))],
+    "{'_delete_': True}": dict(_delete_=True),
+    'dict()': {},
+    '{}': {},
+    'epoch_{}.pth': 'epoch_{}.pth',
+    '{}.pth': '{}.pth',
+    '[1,(2,3)]': [1, (2, 3)],
+    'a,b': ['a', 'b'],
+    '1e-3': 1e-3,
+}
 PRIVATE = REPO / 'configs/dp/hrnet_synthetic_dpsgd_eps08.py'
 PLAIN = REPO / 'configs/dp/hrnet_synthetic_nonprivate.py'
 TOOLS = (train_tool, test_tool, check_config, audit, audit_view)
@@ -107,3 +123,31 @@ def test_ctrl_c_says_what_is_kept_and_a_resume_what_is_left(call, synthetic, tmp
         work
     )
     assert 'Spent in 8 private steps' in logs(work)
+
+
+@pytest.fixture(scope='module')
+def parser():
+    parser = argparse.ArgumentParser()
+    parser.add_argument('--cfg-options', nargs='+', action=CfgOptions, default={})
+    return parser
+
+
+@pytest.mark.parametrize('text', OPTIONS)
+def test_cfg_options_take_dicts_too(parser, text):
+    given = parser.parse_args(['--cfg-options', 'other=1', f'a.b={text}']).cfg_options
+    assert given == {'other': 1, 'a.b': OPTIONS[text]}
+
+
+@pytest.mark.parametrize('text', ['[{type:X}]', 'dict(1)', "{'a': open('x')}", "[dict(type='X')"])
+def test_what_is_no_dict_is_refused_and_not_cut_to_pieces(parser, text, capsys):
+    with pytest.raises(SystemExit, match='2'):
+        parser.parse_args(['--cfg-options', f'a={text}'])
+    assert 'error: --cfg-options a=...: this is no dict' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('key', ['param_scheduler.0.begin', 'name.x', 'listed.x'])
+def test_an_option_that_leads_nowhere(key):
+    cfg = Config(dict(param_scheduler=[], name=1, listed=[dict(x=1)]))
+    with pytest.raises(PrivacyError, match=f'--cfg-options {key}=3 cannot be merged into the config: '):
+        merged(cfg, {key: 3})
+    assert merged(cfg, {'listed.0.x': 3}).listed == [dict(x=3)]
