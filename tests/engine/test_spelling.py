@@ -117,3 +117,33 @@ def test_a_plain_configs_wrapper_is_not_looked_at(kind):
         type=kind, optimizer=dict(type='Adam'), constructor='LayerDecayOptimWrapperConstructor', paramwise_cfg={}
     )
     refuse_misspelled(Config(dict(optim_wrapper=wrapper)))
+
+
+@pytest.mark.parametrize(
+    ('key', 'value', 'message'),
+    [
+        ('model.backbone.type', 'ResNett', 'is registered nowhere: did you mean ResNet?'),
+        ('model.backbone.type', 'nowhere.ViT', 'is registered nowhere: install nowhere, which is not installed here'),
+        ('model.backbone.type', 'mmpose.ViT', 'is registered nowhere: correct it, or list the module'),
+        ('model.head', 'HeatmapHead', "must be a dict with a type, such as dict(type='...')"),
+        ('optim_wrapper.optimizer', ['AdamW'], 'must be a dict with a type'),
+        ('optim_wrapper.optimizer.type', 'AdamX', 'did you mean Adam?'),
+        ('param_scheduler', 'cosine', 'must be a dict with a type'),
+        ('param_scheduler', [dict(end=3)], "param_scheduler[0] has no type: add type='...'"),
+        ('param_scheduler', dict(type='LineareLR', _delete_=True), 'param_scheduler.type=.* did you mean LinearLR?'),
+        ('custom_hooks', [dict(type='EMAHok')], 'custom_hooks[0].type=.* did you mean EMAHook?'),
+        ('default_hooks.logger.type', 'LogerHook', 'did you mean LoggerHook?'),
+        ('visualizer.vis_backends', [dict(type='TensorBoardVisBackend')], 'did you mean TensorboardVisBackend?'),
+        ('val_evaluator', [dict(type='CocoMetrics')], 'val_evaluator[0].type=.* did you mean CocoMetric?'),
+    ],
+)  # fmt: skip
+def test_what_mmengine_could_not_build_is_named(hybrid, key, value, message):
+    cfg = Config(hybrid._cfg_dict.to_dict())
+    *path, last = key.split('.')
+    node = cfg._cfg_dict
+    for part in path:
+        node = node[part]
+    node[last] = value
+    with pytest.raises(PrivacyError) as error:
+        merge_options(cfg, {})
+    assert all(one in str(error.value) for one in (key.removesuffix('.type'), *message.split('.*')))
