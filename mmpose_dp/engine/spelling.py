@@ -101,7 +101,7 @@ def refuse_misspelled(cfg: Any, complete: bool = True) -> None:
 
 
 def refuse_unregistered(cfg: Any) -> None:
-    """Raises ConfigError for a part of a private config that mmengine would build and cannot: without a type, or of an unknown one."""
+    """Raises ConfigError for a part of a private config that mmengine cannot build, since its type is missing or unknown."""
     if _kind(OPTIM_WRAPPERS, _part(cfg, 'optim_wrapper')) is not DPOptimWrapper:
         return
     for place, registry, node in _built(cfg):
