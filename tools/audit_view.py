@@ -237,7 +237,7 @@ def audit_config(args: argparse.Namespace) -> None:
     """Examines a config's view and writes what it found."""
     cfg = read_config(args.config, 'train_dataloader')
     merge_options(cfg, args.cfg_options)
-    init_default_scope(cfg.get('default_scope', 'mmpose'))
+    init_default_scope(cfg.get('default_scope') or 'mmpose')
     if not cfg.train_dataloader.dataset.get('public_view'):
         raise PrivacyError(
             f'{args.config} has no train_dataloader.dataset.public_view: it publishes no view to examine'

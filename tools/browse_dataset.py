@@ -233,7 +233,7 @@ def main() -> None:
     register_all_modules(init_default_scope=False)
     cfg = read_config(args.config, 'train_dataloader')
     merge_options(cfg, args.cfg_options)
-    init_default_scope(cfg.get('default_scope', 'mmpose'))
+    init_default_scope(cfg.get('default_scope') or 'mmpose')
     dataset = dataset_of(cfg, args.phase, args.mode)
     private = isinstance(dataset, PublicPrivateDataset)
     visualizer = PoseLocalVisualizer(name='browse_dataset')

@@ -99,6 +99,8 @@ def read_config(path: str, *keys: str) -> Config:
     """The config of a file. Raises PrivacyError for a file that cannot be read, or that lacks one of ``keys``."""
     if not os.path.isfile(path):
         raise PrivacyError(f'{path}: there is no such config file')
+    if Path(path).suffix in ('.pth', '.pt', '.safetensors'):
+        raise PrivacyError(f'{path} is a checkpoint, and a config is wanted in its place: give the config first')
     try:
         cfg = Config.fromfile(path)
     except PrivacyError:
