@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.error import URLError
 
 import torch
 from mmengine.config import Config, DictAction
@@ -130,16 +131,19 @@ def merge_options(cfg: Config, options: dict) -> Config:
     """Merges ``--cfg-options`` and removes leftovers of inheritance, in place. Raises PrivacyError for a key that nothing reads."""
     from mmpose_dp.engine import refuse_misspelled, refuse_unknown_top, without_leftovers  # here, as below
     from mmpose_dp.engine.half_private import is_private
+    from mmpose_dp.engine.hooks.foreign_hooks import refuse_unbuildable
     from mmpose_dp.engine.spelling import refuse_unregistered
     from mmpose_dp.engine.unread import refuse_unread
 
     refuse_unknown_top((key.split('.')[0] for key in options), cfg, (), '--cfg-options {}')
     merged(cfg, options)
     without_leftovers(cfg)
-    if cfg.get('train_dataloader') and cfg.get('optim_wrapper'):  # else it is not for training
-        is_private(cfg)
+    training = cfg.get('train_dataloader') and cfg.get('optim_wrapper')
+    if training and is_private(cfg):
         refuse_unregistered(cfg)
     refuse_misspelled(cfg)
+    if training and is_private(cfg):
+        refuse_unbuildable(cfg)
     refuse_unread(cfg)
     return cfg
 
@@ -192,11 +196,18 @@ def default_hook(cfg: Config, key: str, kind: str) -> dict:
 
 
 def run(main: Callable[[], None]) -> None:
-    """Runs a tool. A PrivacyError, or a missing file, is printed as one message, and the exit status is 2; 130 for Ctrl-C."""
+    """Runs a tool. A PrivacyError, a missing file or a failed download is one message, with exit status 2; Ctrl-C is 130."""
     try:
         main()
     except (PrivacyError, FileNotFoundError) as error:
         print(f'mmpose_dp: {error}', file=sys.stderr)
+        sys.exit(2)
+    except URLError as error:
+        print(
+            f'mmpose_dp: a download failed ({error}). Save the file on this machine, and write its path in place of the '
+            'address, as load_from or in init_cfg',
+            file=sys.stderr,
+        )
         sys.exit(2)
     except KeyboardInterrupt as stop:
         print(f'\nmmpose_dp: interrupted. {stop}'.rstrip(), file=sys.stderr)

@@ -8,8 +8,9 @@ import check_config
 import publish_model
 import pytest
 import test as test_tool
+import torch
 import train as train_tool
-from cli import CfgOptions, merged
+from cli import CfgOptions, merged, run
 from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
@@ -152,3 +153,9 @@ def test_an_option_that_leads_nowhere(key):
     with pytest.raises(PrivacyError, match=f'--cfg-options {key}=3 cannot be merged into the config: '):
         merged(cfg, {key: 3})
     assert merged(cfg, {'listed.0.x': 3}).listed == [dict(x=3)]
+
+
+def test_a_download_that_fails_is_one_sentence(tmp_path, capsys):
+    with pytest.raises(SystemExit, match='2'):
+        run(lambda: torch.hub.load_state_dict_from_url('http://nowhere.invalid/x.pth', tmp_path))
+    assert capsys.readouterr().err.startswith('mmpose_dp: a download failed (<urlopen error ')
