@@ -232,7 +232,7 @@ param_scheduler, default_hooks = _base_.dp_param_scheduler, _base_.dp_hooks
     head = MODELS.get(old.model.head.type)
     assert head.__mro__[2] is MODELS.get(new.model.head.type)
     old.model.head.type = new.model.head.type
-    for key in set(new) - {'replaced_by_private'}:  # words for check_config, which only private() writes
+    for key in set(new) - {'replaced_by_private', 'written_by_private'}:  # for the tools; only private() writes them
         assert without_deletions(old[key]) == new[key], key
 
 

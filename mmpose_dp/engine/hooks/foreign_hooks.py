@@ -51,7 +51,7 @@ def refuse_unbuildable(cfg: Any) -> None:
     hooks += [(f'custom_hooks[{i}]', hook) for i, hook in enumerate(cfg.get('custom_hooks') or [])]
     for place, settings in hooks:
         kind = resolved(HOOKS, settings.get('type')) if isinstance(settings, dict) else None
-        if getattr(kind, '__module__', '').startswith('mmengine.'):  # to build one of these has no effect
+        if isinstance(kind, type) and kind.__module__.startswith('mmengine.'):  # to build one of these has no effect
             try:
                 kind(**{key: value for key, value in settings.items() if key not in ('type', 'priority', '_scope_')})
             except Exception as error:
