@@ -26,7 +26,7 @@ from mmengine.config import Config, ConfigDict
 from mmpose_dp.engine.half_private import is_private
 from mmpose_dp.engine.leftovers import without_deletions
 from mmpose_dp.engine.spelling import refuse_misspelled, refuse_unknown_top
-from mmpose_dp.engine.training_settings import REPLACED, settings_in_words
+from mmpose_dp.engine.training_settings import REPLACED, WRITTEN, settings_in_words
 from mmpose_dp.privacy.errors import ConfigError
 
 FOLDER = Path(__file__).parent / '.mim/configs'  # in a checkout, a link to configs/
@@ -83,7 +83,7 @@ def private(base: dict, method: str, epsilon: float = 0.8, public: str | None = 
         whole[key] = dict(value, _delete_=True) if text and isinstance(value, dict) and key in base else value
     is_private({**base, **whole}, meant=True)
     refuse_misspelled({**base, **whole}, complete=False)
-    return {**whole, REPLACED: base.get(REPLACED) or settings_in_words(base)}
+    return {**whole, REPLACED: base.get(REPLACED) or settings_in_words(base), WRITTEN: sorted(whole)}
 
 
 def _added(base: dict, recipe: dict, private_set: dict, epsilon: float) -> dict[str, Any]:
@@ -98,6 +98,8 @@ def _added(base: dict, recipe: dict, private_set: dict, epsilon: float) -> dict[
     hooks['privacy_budget'] = dict(hooks['privacy_budget'], target_epsilon=epsilon)
     return dict(
         **(dict(model=dict(backbone=dict(init_cfg=None))) if backbone.get('init_cfg') else {}),
+        # a new-style config may name each class itself; the names of ours are MMPose's
+        **({} if base.get('default_scope') else dict(default_scope='mmpose')),
         train_dataloader=dict(batch_sampler=recipe['dp_batch_sampler'], dataset=dataset),
         custom_imports=dict(
             recipe['dp_imports'], imports=[*dict.fromkeys([*imports, *recipe['dp_imports']['imports']])]

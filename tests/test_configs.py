@@ -232,7 +232,7 @@ param_scheduler, default_hooks = _base_.dp_param_scheduler, _base_.dp_hooks
     head = MODELS.get(old.model.head.type)
     assert head.__mro__[2] is MODELS.get(new.model.head.type)
     old.model.head.type = new.model.head.type
-    for key in set(new) - {'replaced_by_private'}:  # words for check_config, which only private() writes
+    for key in set(new) - {'replaced_by_private', 'written_by_private'}:  # for the tools; only private() writes them
         assert without_deletions(old[key]) == new[key], key
 
 
@@ -247,3 +247,10 @@ default_hooks = dict(privacy_budget=dict(target_epsilon=2.0))
     assert scopes == {'mmpose'}  # whose registries have what mmpose_dp registers
     model = MODELS.build(cfg.model)
     assert isinstance(build_optim_wrapper(model, cfg.optim_wrapper), DPOptimWrapper)
+
+
+@pytest.mark.parametrize(('scope', 'then'), [(None, 'mmpose'), ('mmpose', 'mmpose'), ('mmdet', 'mmdet')])
+def test_without_a_scope_the_names_of_our_classes_are_found(scope, then):
+    """New-style configs name classes and may have no scope; mmengine would look for the names among its own."""
+    base = dict(Config.fromfile(REPO / 'configs/_base_/hrnet_synthetic.py')._cfg_dict, default_scope=scope)
+    assert {**base, **private(base, 'hybrid')}['default_scope'] == then

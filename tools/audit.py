@@ -22,8 +22,8 @@ import mmpose_dp  # noqa: F401  (first: checks and repairs the install)
 
 # isort: split
 from check_config import is_private
-from cli import merge_options, read_config, run
-from mmengine.config import Config, DictAction
+from cli import CfgOptions, merge_options, read_config, run
+from mmengine.config import Config
 from mmengine.runner import Runner
 
 from mmpose_dp.auditing.audited_training import AuditHook
@@ -54,7 +54,7 @@ def parse_args() -> argparse.Namespace:
         '--work-dir', help='folder for ledger and log, a new one for each audit (default work_dirs/audit)'
     )
     parser.add_argument('--report-to', type=Path, help='work dir of the training: its statement then has the result')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, default={}, metavar='KEY=VALUE')
+    parser.add_argument('--cfg-options', nargs='+', action=CfgOptions, default={}, metavar='KEY=VALUE')
     return parser.parse_args()
 
 

@@ -23,9 +23,9 @@ import mmpose_dp  # noqa: F401  (first: checks and repairs the install)
 # isort: split
 import cv2
 import numpy as np
-from cli import merge_options, read_config, run
+from cli import CfgOptions, merge_options, read_config, run
 from html_page import picture, write_page
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 from mmengine.dataset import BaseDataset, Compose
 from mmengine.registry import init_default_scope
 from mmpose.registry import DATASETS
@@ -101,7 +101,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--size', type=int, default=128, help='side in pixels to which boxes are reduced, a multiple of 8 (default 128)'
     )
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, default={}, metavar='KEY=VALUE')
+    parser.add_argument('--cfg-options', nargs='+', action=CfgOptions, default={}, metavar='KEY=VALUE')
     return parser.parse_args()
 
 
@@ -237,7 +237,7 @@ def audit_config(args: argparse.Namespace) -> None:
     """Examines a config's view and writes what it found."""
     cfg = read_config(args.config, 'train_dataloader')
     merge_options(cfg, args.cfg_options)
-    init_default_scope(cfg.get('default_scope', 'mmpose'))
+    init_default_scope(cfg.get('default_scope') or 'mmpose')
     if not cfg.train_dataloader.dataset.get('public_view'):
         raise PrivacyError(
             f'{args.config} has no train_dataloader.dataset.public_view: it publishes no view to examine'

@@ -26,8 +26,8 @@ import mmpose_dp  # noqa: F401  (first: checks and repairs the install)
 import cv2
 import numpy as np
 from audit_view import paints_over, reduced
-from cli import merge_options, read_config, run
-from mmengine.config import Config, DictAction
+from cli import CfgOptions, merge_options, read_config, run
+from mmengine.config import Config
 from mmengine.dataset import Compose
 from mmengine.registry import init_default_scope
 from mmengine.structures import InstanceData
@@ -88,7 +88,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--mode', choices=['original', 'transformed'], default='transformed', help='before or after the pipeline'
     )
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, default={}, metavar='KEY=VALUE')
+    parser.add_argument('--cfg-options', nargs='+', action=CfgOptions, default={}, metavar='KEY=VALUE')
     return parser.parse_args()
 
 
@@ -233,7 +233,7 @@ def main() -> None:
     register_all_modules(init_default_scope=False)
     cfg = read_config(args.config, 'train_dataloader')
     merge_options(cfg, args.cfg_options)
-    init_default_scope(cfg.get('default_scope', 'mmpose'))
+    init_default_scope(cfg.get('default_scope') or 'mmpose')
     dataset = dataset_of(cfg, args.phase, args.mode)
     private = isinstance(dataset, PublicPrivateDataset)
     visualizer = PoseLocalVisualizer(name='browse_dataset')

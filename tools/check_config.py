@@ -24,9 +24,9 @@ import mmpose_dp  # noqa: F401  (first: checks and repairs the install)
 # isort: split
 import numpy as np
 import torch
-from cli import merge_options, read_config, run
+from cli import CfgOptions, merge_options, read_config, run
 from mmcv.transforms import LoadImageFromFile
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 from mmengine.dataset import Compose
 from mmengine.hooks import CheckpointHook
 from mmengine.optim import build_optim_wrapper
@@ -74,7 +74,7 @@ def parse_args() -> argparse.Namespace:
         type=int,
         help='number of records N, if the data set is on another machine: its data are not checked',
     )
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, default={}, metavar='KEY=VALUE')
+    parser.add_argument('--cfg-options', nargs='+', action=CfgOptions, default={}, metavar='KEY=VALUE')
     return parser.parse_args()
 
 

@@ -5,15 +5,37 @@ Not a tool itself. Must not decide anything about privacy.
 
 import argparse
 import os
+import re
 import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+from urllib.error import URLError
 
 import torch
 from mmengine.config import Config, DictAction
 
 from mmpose_dp.privacy.errors import PrivacyError
+
+
+class CfgOptions(DictAction):
+    """mmengine's ``--cfg-options``. Refuses a dict, which mmengine would cut to pieces at its commas."""
+
+    def __call__(
+        self, parser: Any, namespace: argparse.Namespace, values: Any, option_string: str | None = None
+    ) -> None:
+        """Parses KEY=VALUE pairs."""
+        for key, _, value in (one.partition('=') for one in values):
+            if _DICT.match(value):
+                parser.error(
+                    f'--cfg-options {key}=...: a dict cannot be written here. Write each of its keys, as in '
+                    "param_scheduler.0.end=500, or a config with _base_ = '...' and this setting"
+                )
+        super().__call__(parser, namespace, values, option_string)
+
+
+_DICT = re.compile(r'([\[(].*)?(dict\(|\{.*:)|\{\}$')
 
 
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,7 +48,7 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--cfg-options',
         nargs='+',
-        action=DictAction,
+        action=CfgOptions,
         default={},
         metavar='KEY=VALUE',
         help='override config keys: a.b=1 c="[1,2]" d="[(1,2),(3,4)]", without spaces inside',
@@ -53,6 +75,8 @@ def read_config(path: str, *keys: str) -> Config:
     """The config of a file. Raises PrivacyError for a file that cannot be read, or that lacks one of ``keys``."""
     if not os.path.isfile(path):
         raise PrivacyError(f'{path}: there is no such config file')
+    if Path(path).suffix in ('.pth', '.pt', '.safetensors'):
+        raise PrivacyError(f'{path} is a checkpoint, and a config is wanted in its place: give the config first')
     try:
         cfg = Config.fromfile(path)
     except PrivacyError:
@@ -67,20 +91,34 @@ def read_config(path: str, *keys: str) -> Config:
     return cfg
 
 
+def merged(cfg: Config, options: dict) -> Config:
+    """Merges ``--cfg-options`` as mmengine does, in place. Raises PrivacyError for a key that leads through what is no dict."""
+    for key, value in options.items():
+        try:
+            cfg.merge_from_dict({key: value})
+        except (KeyError, TypeError, ValueError) as error:
+            reason = error.args[0] if error.args else error
+            raise PrivacyError(f'--cfg-options {key}={value!r} cannot be merged into the config: {reason}') from error
+    return cfg
+
+
 def merge_options(cfg: Config, options: dict) -> Config:
     """Merges ``--cfg-options`` and removes leftovers of inheritance, in place. Raises PrivacyError for a key that nothing reads."""
     from mmpose_dp.engine import refuse_misspelled, refuse_unknown_top, without_leftovers  # here, as below
     from mmpose_dp.engine.half_private import is_private
+    from mmpose_dp.engine.hooks.foreign_hooks import refuse_unbuildable
     from mmpose_dp.engine.spelling import refuse_unregistered
     from mmpose_dp.engine.unread import refuse_unread
 
     refuse_unknown_top((key.split('.')[0] for key in options), cfg, (), '--cfg-options {}')
-    cfg.merge_from_dict(options)
+    merged(cfg, options)
     without_leftovers(cfg)
-    if cfg.get('train_dataloader') and cfg.get('optim_wrapper'):  # else it is not for training
-        is_private(cfg)
+    training = cfg.get('train_dataloader') and cfg.get('optim_wrapper')
+    if training and is_private(cfg):
         refuse_unregistered(cfg)
     refuse_misspelled(cfg)
+    if training and is_private(cfg):
+        refuse_unbuildable(cfg)
     refuse_unread(cfg)
     return cfg
 
@@ -133,11 +171,18 @@ def default_hook(cfg: Config, key: str, kind: str) -> dict:
 
 
 def run(main: Callable[[], None]) -> None:
-    """Runs a tool. A PrivacyError, or a missing file, is printed as one message, and the exit status is 2; 130 for Ctrl-C."""
+    """Runs a tool. A PrivacyError, a missing file or a failed download is one message, with exit status 2; Ctrl-C is 130."""
     try:
         main()
     except (PrivacyError, FileNotFoundError) as error:
         print(f'mmpose_dp: {error}', file=sys.stderr)
+        sys.exit(2)
+    except URLError as error:
+        print(
+            f'mmpose_dp: a download failed ({error}). Save the file on this machine, and write its path in place of the '
+            'address, as load_from or in init_cfg',
+            file=sys.stderr,
+        )
         sys.exit(2)
     except KeyboardInterrupt as stop:
         print(f'\nmmpose_dp: interrupted. {stop}'.rstrip(), file=sys.stderr)

@@ -37,8 +37,8 @@ from check_config import (
     trial,
     without_downloads,
 )
-from cli import merge_options, read_config, run
-from mmengine.config import Config, DictAction
+from cli import CfgOptions, merge_options, read_config, run
+from mmengine.config import Config
 from mmengine.runner import CheckpointLoader, Runner
 from mmpose.utils import register_all_modules
 from rich.console import Console
@@ -89,7 +89,7 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument('--json', type=Path, metavar='FILE', help='write everything as JSON')
     parser.add_argument('--plot', type=Path, metavar='FILE', help='write a plot')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, default={}, metavar='KEY=VALUE')
+    parser.add_argument('--cfg-options', nargs='+', action=CfgOptions, default={}, metavar='KEY=VALUE')
     return parser.parse_args()
 
 

@@ -57,7 +57,7 @@ def inference_config(text: str) -> Config:
     modules = imports.get('imports', [])
     others = [one for one in ([modules] if isinstance(modules, str) else modules) if one.partition('.')[0] != _OURS]
     cfg = dict(
-        default_scope=whole.get('default_scope', 'mmpose'),
+        default_scope=whole.get('default_scope') or 'mmpose',
         dataset_type=whole.get('dataset_type') or test.get('type') or 'CocoDataset',
         data_mode=test.get('data_mode', 'topdown'),
         codec=copy.deepcopy(whole.get('codec')),
@@ -118,7 +118,7 @@ def plain_model(text: str) -> torch.nn.Module:
     register_all_modules()
     try:
         cfg = Config.fromstring(text, '.py')
-        init_default_scope(cfg.get('default_scope', 'mmpose'))
+        init_default_scope(cfg.get('default_scope') or 'mmpose')
         return MODELS.build(_without_weights(cfg.model.to_dict()))
     except Exception as error:  # a part of the user's can raise anything
         raise PrivacyError(

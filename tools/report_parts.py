@@ -263,7 +263,7 @@ def example_people(predictions: Path, config: Path) -> list[str]:
     """
     register_all_modules(init_default_scope=False)
     cfg = Config.fromfile(config)
-    init_default_scope(cfg.get('default_scope', 'mmpose'))
+    init_default_scope(cfg.get('default_scope') or 'mmpose')
     private = build_part(cfg.train_dataloader.dataset.private, 'private')
     try:
         samples = mmengine.load(predictions)

@@ -14,6 +14,7 @@ from cli import (
     add_common_arguments,
     merge_common,
     merge_options,
+    merged,
     read_config,
     refuse_no_checkpoint,
     refuse_unwritable,
@@ -96,9 +97,7 @@ def merge_args(cfg: Config, args: argparse.Namespace) -> Config:
 
 def _whole(cfg: Config, options: dict) -> Config:
     """A copy of ``cfg`` with ``options`` merged into it."""
-    whole = copy.deepcopy(cfg)
-    whole.merge_from_dict(options)
-    return whole
+    return merged(copy.deepcopy(cfg), options)
 
 
 def _newest(cfg: Config, options: dict) -> str | None:

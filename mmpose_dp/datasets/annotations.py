@@ -5,7 +5,7 @@ Refuses what cannot be trained on. Must not log: figures over private annotation
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from numbers import Real
 from typing import Any, NamedTuple
 
@@ -53,6 +53,67 @@ def refuse_unusable_file(path: str, cls: type, key: str) -> None:
         _refuse_ids(annotations, 'annotation', path, key)
         _refuse_lost_annotations(images, annotations, path, key)
         _warn_of_odd_boxes(images, annotations, path, key)
+
+
+def faults_in_words(path: str) -> str:
+    """What of a COCO-style file a data set probably could not read: an image or annotation by its id, and a key; else empty.
+
+    MMPose's own error names neither. No value is named.
+    """
+    images, annotations = _entries_of(path)
+    for image in images:
+        for name in ('file_name', 'width', 'height'):
+            if image.get(name) is None:
+                return f'image {image.get("id")!r} has no {name}'
+    for annotation in annotations:
+        for name, fits, what in _ANNOTATION_KEYS:
+            if not fits(annotation.get(name)):
+                return f'annotation {annotation.get("id")!r} has {what}'
+    return ''
+
+
+def unused_in_words(path: str) -> str:
+    """Why MMPose leaves out each annotation of a COCO-style file, with how many it is; empty for another file."""
+    _, annotations = _entries_of(path)
+    reasons = {
+        'without keypoints': lambda one: not isinstance(one.get('keypoints'), list) or not any(one['keypoints']),
+        'with num_keypoints=0': lambda one: one.get('num_keypoints') == 0,
+        'with iscrowd=1': lambda one: bool(one.get('iscrowd')),
+        'without bbox': lambda one: not one.get('bbox'),
+    }
+    counts = {words: sum(map(applies, annotations)) for words, applies in reasons.items()}
+    return ', '.join(f'{count} {words}' for words, count in counts.items() if count)
+
+
+def _is_numbers(value: Any, count: int = 0) -> bool:
+    """Whether a value is a flat list of numbers; ``count``: of so many."""
+    return (
+        isinstance(value, list)
+        and all(isinstance(x, Real) for x in value)
+        and len(value) in (count, count or len(value))
+    )
+
+
+_ANNOTATION_KEYS: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
+    ('category_id', lambda x: x is not None, 'no category_id'),
+    ('bbox', lambda x: _is_numbers(x, 4), 'no list of four numbers as its bbox'),
+    (
+        'keypoints',
+        lambda x: _is_numbers(x) and len(x) % 3 == 0,
+        'no flat list of numbers, three per joint, as its keypoints',
+    ),
+)
+
+
+def _entries_of(path: str) -> tuple[list[dict], list[dict]]:
+    """The images and annotations of a COCO-style file; none of a file that is something else."""
+    try:
+        with open(path) as file:
+            content = json.load(file)
+    except (OSError, ValueError):
+        return [], []
+    content = content if isinstance(content, dict) else {}
+    return _dicts(content.get('images')), _dicts(content.get('annotations'))
 
 
 def _dicts(entries: Any) -> list[dict]:
@@ -141,8 +202,9 @@ def look_at_annotations(dataset: BaseDataset, key: str) -> set[str]:
         key: its config key, for messages.
 
     Raises:
-        DataError: if no sample has a joint that is visible and near its box, if all joints are fractions of a picture, if
-            samples have different numbers of joints, or if a sample has no picture or several.
+        DataError: if samples have another number of joints than the data set's metainfo or than each other, if no sample has a
+            joint that is visible and near its box, if all joints are fractions of a picture, or if a sample has no picture or
+            several.
     """
     samples: list[_Sample] = []
     paths = set()
@@ -159,8 +221,19 @@ def look_at_annotations(dataset: BaseDataset, key: str) -> set[str]:
                     f'{samples[0].joints.shape[1]}: give every annotation the same joints, with visibility 0 for unknown ones'
                 )
     if samples:  # empty if the data set has no joints and boxes
+        _refuse_other_joints(samples[0].joints.shape[1], dataset, key)
         _refuse_useless_samples(samples, key)
     return paths
+
+
+def _refuse_other_joints(joints: int, dataset: BaseDataset, key: str) -> None:
+    """Refuses annotations of other joints than the metainfo names: flips would exchange the wrong ones, or fail."""
+    named = dataset.metainfo.get('num_keypoints')
+    if type(named) is int and named != joints:
+        raise DataError(
+            f'{key}: the annotations have {joints} joints and the metainfo of {type(dataset).__name__} names {named}: give the '
+            f'data set a metainfo of these joints, as MMPose\'s docs say under "Customize Datasets"'
+        )
 
 
 def _refuse_useless_samples(samples: Sequence[_Sample], key: str) -> None:

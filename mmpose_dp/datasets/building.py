@@ -12,14 +12,14 @@ import numpy as np
 from mmcv.transforms import LoadImageFromFile
 from mmengine.dataset import BaseDataset, ClassBalancedDataset, Compose, ConcatDataset, RepeatDataset
 from mmpose.datasets.dataset_wrappers import CombinedDataset
-from mmpose.datasets.datasets import MpiiDataset
+from mmpose.datasets.datasets import BaseCocoStyleDataset, MpiiDataset
 from mmpose.datasets.transforms import GetBBoxCenterScale
 from mmpose.datasets.transforms.mix_img_transforms import MixImageTransform
 from mmpose.registry import DATASETS, TRANSFORMS
 
 from mmpose_dp.privacy.errors import DataError, PrivacyError
 
-from .annotations import look_at_annotations, refuse_unusable_file
+from .annotations import faults_in_words, look_at_annotations, refuse_unusable_file, unused_in_words
 from .privacy_units import real_path
 from .resolving import is_kind, resolved, type_name
 
@@ -45,8 +45,10 @@ def build_part(cfg: dict, part: str) -> BaseDataset:
     except Exception as error:  # a damaged file can make a parser raise anything
         if _is_empty(cfg):
             _refuse_empty(path, cfg, cls, key)
+        fault = faults_in_words(path) if issubclass(cls, BaseCocoStyleDataset) else ''
         raise DataError(
             f'{key}: {cls.__name__} cannot be built from {path}: {type(error).__name__}: {error}'
+            + (f'. Probably since {fault}' if fault else '')
         ) from error
     if len(dataset) == 0:
         _refuse_empty(path, cfg, cls, key)
@@ -67,7 +69,9 @@ def _refuse_empty(path: str, cfg: dict, cls: type, key: str) -> NoReturn:
         if not folder or '://' in folder or osp.isdir(folder)
         else f', and {folder} does not exist. {_hint(cfg, cls, key)}'
     )
-    raise DataError(f'{key}: {path} holds no annotated person whose box has a size{hint}')
+    unused = unused_in_words(path)
+    unused = f' (MMPose leaves out annotations: {unused})' if unused else ''
+    raise DataError(f'{key}: {path} holds no annotated person whose box has a size{unused}{hint}')
 
 
 def _is_empty(cfg: dict) -> bool:
@@ -164,6 +168,8 @@ def _annotation_file(cfg: dict, cls: type, key: str) -> str:
     root, path = cfg.get('data_root') or '', cfg.get('ann_file') or ''
     if not isinstance(root, str) or not isinstance(path, str):
         raise DataError(f'{key}: data_root={root!r} and ann_file={path!r} must be paths')
+    if not isinstance(cfg.get('data_prefix', {}), dict):
+        raise DataError(f"{key}.data_prefix={cfg['data_prefix']!r} must be a dict, such as dict(img='images/')")
     path = path if '://' in path else osp.join(root, path)
     if '://' in path:
         raise DataError(

@@ -7,6 +7,7 @@ class raises a TypeError that does not name the key's place.
 import difflib
 import inspect
 from collections.abc import Iterable, Iterator
+from importlib.util import find_spec
 from typing import Any
 
 from mmengine.registry import Registry
@@ -18,7 +19,10 @@ from mmpose.registry import (
     HOOKS,
     LOOPS,
     METRICS,
+    MODELS,
     OPTIM_WRAPPERS,
+    OPTIMIZERS,
+    PARAM_SCHEDULERS,
     TRANSFORMS,
     VISBACKENDS,
     VISUALIZERS,
@@ -97,24 +101,61 @@ def refuse_misspelled(cfg: Any, complete: bool = True) -> None:
 
 
 def refuse_unregistered(cfg: Any) -> None:
-    """Raises ConfigError for a visualizer, backend or metric of a private config whose type is in no registry."""
+    """Raises ConfigError for a part of a private config that mmengine cannot build, since its type is missing or unknown."""
     if _kind(OPTIM_WRAPPERS, _part(cfg, 'optim_wrapper')) is not DPOptimWrapper:
         return
-    visualizer = _part(cfg, 'visualizer')
-    named: list[tuple[str, Registry, Any]] = [('visualizer', VISUALIZERS, visualizer)]
-    backends = enumerate(_listed(visualizer.get('vis_backends')))
-    named += [(f'visualizer.vis_backends[{i}]', VISBACKENDS, one) for i, one in backends]
+    for place, registry, node in _built(cfg):
+        if not isinstance(node, dict):
+            if node is None or isinstance(node, (str, int, float, list, tuple)):
+                raise ConfigError(f"{place}={node!r} must be a dict with a type, such as dict(type='...')")
+            continue  # an object
+        kind = node.get('type')
+        if kind is None:
+            raise ConfigError(f"{place} has no type: add type='...', the name of its class")
+        if isinstance(kind, str) and node.get('_scope_', 'mmpose') == 'mmpose' and resolved(registry, kind) is None:
+            raise ConfigError(f'{place}.type={kind!r} is registered nowhere: {_where_from(kind, registry)}')
+
+
+def _where_from(kind: str, registry: Registry) -> str:
+    """What to do about a type that is not registered."""
+    package = kind.partition('.')[0]
+    if '.' in kind and find_spec(package) is None:
+        return f'install {package}, which is not installed here'
+    names = {*registry.module_dict, *(registry.parent.module_dict if registry.parent else ())}
+    hint = '' if '.' in kind else did_you_mean(kind, names, {})
+    return hint if hint.startswith('did') else 'correct it, or list the module that registers it in custom_imports'
+
+
+def _built(cfg: Any) -> Iterator[tuple[str, Registry, Any]]:
+    """The parts of a config that mmengine builds by their type, each with its place."""
+    model, wrapper, visualizer = (_part(cfg, key) for key in ('model', 'optim_wrapper', 'visualizer'))
+    yield 'model', MODELS, cfg.get('model')
+    for name in ('data_preprocessor', 'backbone', 'neck', 'head'):
+        if model.get(name) is not None:
+            yield f'model.{name}', MODELS, model[name]
+    yield 'optim_wrapper.optimizer', OPTIMIZERS, wrapper.get('optimizer')
+    if wrapper.get('public_optimizer') is not None:
+        yield 'optim_wrapper.public_optimizer', OPTIMIZERS, wrapper['public_optimizer']
+    for key, registry in (('param_scheduler', PARAM_SCHEDULERS), ('custom_hooks', HOOKS)):
+        yield from _each(key, registry, cfg.get(key))
+    for name, hook in _part(cfg, 'default_hooks').items():
+        if isinstance(hook, dict) and 'type' in hook:  # what has none is refused above
+            yield f'default_hooks.{name}', HOOKS, hook
+    if visualizer:
+        yield 'visualizer', VISUALIZERS, visualizer
+    yield from _each('visualizer.vis_backends', VISBACKENDS, visualizer.get('vis_backends'))
     for key in ('val_evaluator', 'test_evaluator'):
-        metrics = cfg.get(key)
-        whole = not isinstance(metrics, (list, tuple))
-        for i, one in enumerate([metrics] if whole else metrics):
-            if not (isinstance(one, dict) and resolved(EVALUATORS, one.get('type'))):
-                named.append((key if whole else f'{key}[{i}]', METRICS, one))
-    for place, registry, node in named:
-        kind = node.get('type') if isinstance(node, dict) else None
-        if isinstance(kind, str) and '.' not in kind and '_scope_' not in node and resolved(registry, kind) is None:
-            names = {*registry.module_dict, *(registry.parent.module_dict if registry.parent else ())}
-            raise ConfigError(f'{place}.type={kind!r} is registered nowhere: {did_you_mean(kind, names, {})}')
+        for place, _, one in _each(key, METRICS, cfg.get(key)):
+            evaluator = isinstance(one, dict) and resolved(EVALUATORS, one.get('type'))
+            yield place, EVALUATORS if evaluator else METRICS, one
+
+
+def _each(key: str, registry: Registry, nodes: Any) -> Iterator[tuple[str, Registry, Any]]:
+    """The parts of a list, or the one part in its place."""
+    if isinstance(nodes, (list, tuple)):
+        yield from ((f'{key}[{i}]', registry, one) for i, one in enumerate(nodes))
+    elif nodes is not None:
+        yield key, registry, nodes
 
 
 def refuse_unknown_top(keys: Iterable[str], cfg: Any, arguments: Iterable[str], where: str) -> None:
@@ -199,8 +240,11 @@ def _nodes(cfg: Any) -> Iterator[tuple[str, dict, set[str]]]:
         ),
         ('train_dataloader.dataset.public_view', TRANSFORMS, _part(loader, 'dataset', 'public_view')),
         ('train_cfg', LOOPS, _part(cfg, 'train_cfg')),
-        ('optim_wrapper', OPTIM_WRAPPERS, _part(cfg, 'optim_wrapper')),
     ]
+    if (
+        _kind(OPTIM_WRAPPERS, _part(cfg, 'optim_wrapper')) is DPOptimWrapper
+    ):  # what others take, their constructors know
+        typed.append(('optim_wrapper', OPTIM_WRAPPERS, cfg['optim_wrapper']))
     typed += [(f'default_hooks.{name}', HOOKS, hook) for name, hook in _part(cfg, 'default_hooks').items()]
     typed += [(f'custom_hooks[{i}]', HOOKS, hook) for i, hook in enumerate(_listed(cfg.get('custom_hooks')))]
     for path, registry, node in typed:

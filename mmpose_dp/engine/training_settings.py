@@ -11,6 +11,7 @@ FROM_RANDOM = (
     'trained on public data, or keep the weights of the backbone with model=dict(backbone=dict(init_cfg=...))'
 )
 REPLACED = 'replaced_by_private'  # the key under which mmpose_dp.configs.private keeps the words of what it replaced
+WRITTEN = 'written_by_private'  # and the keys that it wrote
 
 
 def settings_in_words(cfg: Any) -> dict[str, str]:

@@ -20,11 +20,8 @@ from mmpose_dp.privacy.errors import ConfigError
 
 from .optim_wrappers import DPOptimWrapper
 from .spelling import TOP, VARIABLES, as_dicts, settings_of
-from .training_settings import REPLACED
+from .training_settings import REPLACED, WRITTEN
 
-WRITTEN = {  # by mmpose_dp.configs.private, whatever the file has said above the call
-    *('train_dataloader', 'custom_imports', 'train_cfg', 'optim_wrapper', 'param_scheduler', 'default_hooks'),
-}
 _OFFERED = ('_', 'dp_')  # begins what configs/_base_/ offers to those that inherit
 _READ_BY_MMPOSE = {'data_mode', 'dataset_info', 'dataset_type'}
 _BUDGET = 'default_hooks.privacy_budget.'
@@ -60,9 +57,10 @@ def refuse_unread(cfg: Any) -> None:
     if not is_kind(OPTIM_WRAPPERS, cfg.get('optim_wrapper') or {}, DPOptimWrapper):
         return
     settings = {name: place for name, place in settings_of(cfg).items() if name not in VARIABLES} | _SHORT
+    written = cfg.get(WRITTEN) or ()
     for file, name in _unread(cfg):
         where = _place(file, name)
-        if name in WRITTEN:
+        if name in written:
             raise ConfigError(
                 f'{where} is assigned above private(), which writes {name} itself, so that nothing is left of it: give it to '
                 f'private(_base_, ..., {name}=...)'
@@ -93,10 +91,11 @@ def _place(file: _File, name: str) -> str:
 
 def _unread(cfg: Any) -> Iterator[tuple[_File, str]]:
     read: set[str] = set()
+    written = cfg.get(WRITTEN) or ()
     for file in _files(Path(cfg.filename)) if getattr(cfg, 'filename', None) else ():
         read |= file.read
         for name, line in file.assigned.items():
-            if name in WRITTEN and line < file.private_at and name not in read:
+            if name in written and line < file.private_at and name not in read:
                 yield file, name
             elif not (name.startswith(_OFFERED) or name in read | TOP | _READ_BY_MMPOSE):
                 yield file, name

@@ -52,6 +52,15 @@ REFUSED = {
     'joints that are not finite': (_joints(lambda j: j[:, :2].fill(np.nan)), 'marked visible'),
     'boxes elsewhere': (each(lambda i, a: a.update(bbox=[0.0, 0.0, 2.0, 2.0])), 'in or near its box'),
     'boxes of no size': (each(lambda i, a: a.update(bbox=[12.0, 8.0, 0.0, 0.0])), 'holds no annotated person'),
+    'nobody with keypoints': (each(lambda i, a: a.pop('keypoints')), 'leaves out annotations: 8 without keypoints'),
+    'crowds': (each(lambda i, a: a.update(iscrowd=1)), 'leaves out annotations: 8 with iscrowd=1'),
+    'no boxes': (each(lambda i, a: a.pop('bbox')), 'leaves out annotations: 8 without bbox'),
+    'num_keypoints of 0': (each(lambda i, a: a.update(num_keypoints=0)), 'leaves out annotations: 8 with num_keypoints=0'),
+    'a box that is null': (lambda d: d['annotations'][3].update(bbox=None), 'annotation 4 has no list of four numbers'),
+    'a box of three': (lambda d: d['annotations'][3].update(bbox=[1, 2, 3]), 'annotation 4 has no list of four numbers'),
+    'keypoints that are null': (lambda d: d['annotations'][2].update(keypoints=None), 'annotation 3 has no flat list'),
+    'no category_id': (lambda d: d['annotations'][0].pop('category_id'), 'annotation 1 has no category_id'),
+    'no width': (lambda d: d['images'][5].pop('width'), 'Probably since image 6 has no width'),
     'a person with fewer joints': (
         lambda d: d['annotations'][3].update(keypoints=[20.0, 20.0, 2.0]),
         'annotation 4 has 1 joints and others have 5',
@@ -179,3 +188,16 @@ def test_a_person_twice_in_a_list_is_one_record(synthetic, tmp_path):
     path.write_text(json.dumps([*people, people[7]]))
     dataset = PublicPrivateDataset(mpii(tmp_path / 'own'))
     assert (len(dataset), dataset.num_records) == (41, 40)
+
+
+def test_annotations_of_other_joints_than_the_metainfo_names(tmp_path):
+    """One forgets the metainfo of one's own data set easily: a flip would exchange the wrong joints, or fail."""
+    cfg = write(tmp_path)
+    with pytest.raises(DataError, match='the annotations have 5 joints and the metainfo of CocoDataset names 17: give'):
+        PublicPrivateDataset({key: value for key, value in cfg.items() if key != 'metainfo'})
+
+
+@pytest.mark.parametrize('prefix', [None, 'img/'])
+def test_a_data_prefix_that_is_no_dict(tmp_path, prefix):
+    with pytest.raises(DataError, match='data_prefix=.* must be a dict, such as'):
+        PublicPrivateDataset(dict(write(tmp_path), data_prefix=prefix))

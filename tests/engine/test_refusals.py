@@ -5,6 +5,7 @@ import torch
 from torch.optim import SGD
 
 from mmpose_dp.engine import DPOptimWrapper
+from mmpose_dp.engine.optim_wrappers import DPOptimWrapperConstructor
 from mmpose_dp.privacy.errors import PrivacyError
 from tests.support.models import HRNET, batch, build, load
 
@@ -102,3 +103,24 @@ class TestRefusals:
             self.wrapper(torch.nn.Linear(1, 1), **settings)
         with pytest.raises(PrivacyError, match='colour'):
             self.wrapper(torch.nn.Linear(1, 1), colour='red')
+
+
+@pytest.mark.parametrize(
+    ('optimizer', 'reason'),
+    [
+        (dict(type='AdamW', lr='1e-3x'), 'TypeError'),
+        (dict(type='AdamW', lr=1e-3, momentum=0.9), "unexpected keyword argument 'momentum'"),
+        (dict(type='SGD', lr=-1.0), 'Invalid learning rate'),
+        (dict(type='LBFGS', lr=0.1), "missing 1 required positional argument: 'closure'"),
+        (dict(type='SparseAdam', lr=0.1), 'dense gradients'),
+        (dict(type='Muon', lr=0.1), '2D'),
+    ],
+    ids=lambda x: x['type'] if isinstance(x, dict) else '',
+)
+@pytest.mark.parametrize('key', ['optimizer', 'public_optimizer'])
+def test_an_optimizer_that_would_fail_at_its_first_step(hrnet, optimizer, reason, key):
+    """By then a step is counted."""
+    wrapper = {'type': 'DPOptimWrapper', 'max_grad_norm': 1.0, 'optimizer': dict(type='SGD', lr=0.1), key: optimizer}
+    model = build(hrnet, private=True).float()
+    with pytest.raises(PrivacyError, match=f'optim_wrapper.{key}=.* cannot be used: .*{reason}'):
+        DPOptimWrapperConstructor(wrapper)(model)

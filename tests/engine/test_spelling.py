@@ -4,6 +4,7 @@ import sys
 
 import pytest
 from mmengine.config import Config
+from mmengine.optim import OptimWrapper
 
 from mmpose_dp.configs import METHODS, private
 from mmpose_dp.engine import refuse_misspelled
@@ -107,3 +108,47 @@ def test_what_is_read_is_taken(base, hybrid):
         cfg, {'load_from': 'x', 'work_dir': 'y', f'{BUDGET}priority': 'NORMAL', 'optim_wrapper.secure_mode': True}
     )
     refuse_misspelled(Config.fromfile(FILE))
+
+
+@pytest.mark.parametrize('kind', ['OptimWrapper', OptimWrapper, 'AmpOptimWrapper'])
+def test_a_plain_configs_wrapper_is_not_looked_at(kind):
+    """Many of MMPose's configs name it, with what its constructor takes."""
+    wrapper = dict(
+        type=kind, optimizer=dict(type='Adam'), constructor='LayerDecayOptimWrapperConstructor', paramwise_cfg={}
+    )
+    refuse_misspelled(Config(dict(optim_wrapper=wrapper)))
+
+
+@pytest.mark.parametrize(
+    ('key', 'value', 'message'),
+    [
+        ('model.backbone.type', 'ResNett', 'is registered nowhere: did you mean ResNet?'),
+        ('model.backbone.type', 'nowhere.ViT', 'is registered nowhere: install nowhere, which is not installed here'),
+        ('model.backbone.type', 'mmpose.ViT', 'is registered nowhere: correct it, or list the module'),
+        ('model.head', 'HeatmapHead', "must be a dict with a type, such as dict(type='...')"),
+        ('optim_wrapper.optimizer', ['AdamW'], 'must be a dict with a type'),
+        ('optim_wrapper.optimizer.type', 'AdamX', 'did you mean Adam?'),
+        ('param_scheduler', 'cosine', 'must be a dict with a type'),
+        ('param_scheduler', [dict(end=3)], "param_scheduler[0] has no type: add type='...'"),
+        ('param_scheduler', dict(type='LineareLR', _delete_=True), 'param_scheduler.type=.* did you mean LinearLR?'),
+        ('custom_hooks', [dict(type='EMAHok')], 'custom_hooks[0].type=.* did you mean EMAHook?'),
+        ('default_hooks.logger.type', 'LogerHook', 'did you mean LoggerHook?'),
+        ('default_hooks.logger.interval', 0, 'LoggerHook cannot be built: ValueError: interval must be greater than 0'),
+        ('custom_hooks', [dict(type='EarlyStoppingHook', monitor='PCK')], 'custom_hooks[0]: .* rule must be specified'),
+        ('default_hooks.checkpoint', dict(type='CheckpointHook', save_best='PCK'), 'CheckpointHook cannot be built: .* rule must'),
+        ('visualizer.vis_backends', [dict(type='TensorBoardVisBackend')], 'did you mean TensorboardVisBackend?'),
+        ('val_evaluator', [dict(type='CocoMetrics')], 'val_evaluator[0].type=.* did you mean CocoMetric?'),
+    ],
+)  # fmt: skip
+def test_what_mmengine_could_not_build_is_named(hybrid, key, value, message):
+    cfg = Config(hybrid._cfg_dict.to_dict())
+    *path, last = key.split('.')
+    node = cfg._cfg_dict
+    for part in path:
+        node = node[part]
+    node[last] = value
+    with pytest.raises(PrivacyError) as error:
+        merge_options(cfg, {})
+    assert all(
+        one in str(error.value) for one in ('.'.join(key.split('.')[:2]).removesuffix('.type'), *message.split('.*'))
+    )

@@ -52,7 +52,7 @@ def test_the_pictures_say_that_they_are_private(browse, tmp_path):
 @pytest.mark.parametrize(
     ('options', 'columns', 'red'),
     [
-        (dict(method='dpsgd'), 1, True),
+        (dict(method='dpsgd', default_scope=None), 1, True),  # as new-style configs may have it
         (dict(train_dataloader__dataset__public_view__mode='person'), 2, True),
         (dict(method='feature', arguments=('--phase', 'val')), 1, False),
         (dict(method='feature', arguments=('--phase', 'val', '--mode', 'original')), 1, False),

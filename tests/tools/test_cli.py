@@ -1,19 +1,33 @@
 """What a user does wrong, or stops, is one sentence that says how to go on, in every tool."""
 
+import argparse
+
 import audit
 import audit_view
 import check_config
 import publish_model
 import pytest
 import test as test_tool
+import torch
 import train as train_tool
+from cli import CfgOptions, merged, run
+from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 
+from mmpose_dp.privacy.errors import PrivacyError
 from mmpose_dp.privacy.validation import rounded_up
 from tests.support.paths import REPO
 from tests.support.runs import unvalidated
 
+OPTIONS = {
+    'epoch_{}.pth': 'epoch_{}.pth',
+    '{}.pth': '{}.pth',
+    '[1,(2,3)]': [1, (2, 3)],
+    'a,b': ['a', 'b'],
+    '1e-3': 1e-3,
+}
+DICTS = "[dict(type='X', b={'c': [1, 2]})]", "{'_delete_': True}", '[{type:X}]', 'dict()', '{}', "[dict(type='X')"
 PRIVATE = REPO / 'configs/dp/hrnet_synthetic_dpsgd_eps08.py'
 PLAIN = REPO / 'configs/dp/hrnet_synthetic_nonprivate.py'
 TOOLS = (train_tool, test_tool, check_config, audit, audit_view)
@@ -24,6 +38,7 @@ WRONG = {
     'mmpose_base.py': ("_base_ = 'mmpose::nowhere.py'", 'mmpose_base.py cannot be read: ValueError'),
     'open.py': ('a = (', 'open.py cannot be read: SyntaxError'),
     'error.py': ('a = 1 / 0', 'error.py cannot be read: ZeroDivisionError'),
+    'epoch_3.pth': ('weights', 'epoch_3.pth is a checkpoint, and a config is wanted in its place'),
     'else.py': ('a = 1', 'else.py has no '),
 }
 
@@ -107,3 +122,37 @@ def test_ctrl_c_says_what_is_kept_and_a_resume_what_is_left(call, synthetic, tmp
         work
     )
     assert 'Spent in 8 private steps' in logs(work)
+
+
+@pytest.fixture(scope='module')
+def parser():
+    parser = argparse.ArgumentParser()
+    parser.add_argument('--cfg-options', nargs='+', action=CfgOptions, default={})
+    return parser
+
+
+@pytest.mark.parametrize('text', OPTIONS)
+def test_cfg_options_are_mmengines(parser, text):
+    given = parser.parse_args(['--cfg-options', 'other=1', f'a.b={text}']).cfg_options
+    assert given == {'other': 1, 'a.b': OPTIONS[text]}
+
+
+@pytest.mark.parametrize('text', DICTS)
+def test_a_dict_is_refused_and_not_cut_to_pieces(parser, text, capsys):
+    with pytest.raises(SystemExit, match='2'):
+        parser.parse_args(['--cfg-options', f'a={text}'])
+    assert 'error: --cfg-options a=...: a dict cannot be written here' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('key', ['param_scheduler.0.begin', 'name.x', 'listed.x'])
+def test_an_option_that_leads_nowhere(key):
+    cfg = Config(dict(param_scheduler=[], name=1, listed=[dict(x=1)]))
+    with pytest.raises(PrivacyError, match=f'--cfg-options {key}=3 cannot be merged into the config: '):
+        merged(cfg, {key: 3})
+    assert merged(cfg, {'listed.0.x': 3}).listed == [dict(x=3)]
+
+
+def test_a_download_that_fails_is_one_sentence(tmp_path, capsys):
+    with pytest.raises(SystemExit, match='2'):
+        run(lambda: torch.hub.load_state_dict_from_url('http://nowhere.invalid/x.pth', tmp_path))
+    assert capsys.readouterr().err.startswith('mmpose_dp: a download failed (<urlopen error ')

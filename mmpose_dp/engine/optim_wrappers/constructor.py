@@ -4,6 +4,7 @@ from contextlib import redirect_stdout
 from io import StringIO
 from typing import Any
 
+import torch
 from mmengine.optim import DefaultOptimWrapperConstructor
 from mmpose.engine.optim_wrappers import LayerDecayOptimWrapperConstructor
 from mmpose.registry import OPTIM_WRAPPER_CONSTRUCTORS
@@ -33,8 +34,29 @@ def experts_of(paths: Any) -> list[dict[str, Tensor]]:
     return [weights_of(read_checkpoint(path, key), f'{key}: checkpoint={path}') for path in paths]
 
 
+def _try_step(settings: dict, model: nn.Module) -> None:
+    """A step of an optimizer on small parameters, one for each number of dimensions that the model's have."""
+    kinds = {p.dim(): p for p in model.parameters() if p.requires_grad}
+    small = nn.ParameterList(torch.zeros((2,) * dims, dtype=p.dtype, device=p.device) for dims, p in kinds.items())
+    for param in small:
+        param.grad = torch.ones_like(param)
+    DefaultOptimWrapperConstructor(dict(type='OptimWrapper', optimizer=settings))(small).optimizer.step()
+
+
 class LayeredConstructor(DefaultOptimWrapperConstructor):
     """mmengine's constructor, which also takes the two keys of MMPose's LayerDecayOptimWrapperConstructor."""
+
+    key = 'optim_wrapper.optimizer'
+
+    def __call__(self, model: nn.Module) -> Any:
+        """As mmengine's. Raises PrivacyError for an optimizer that cannot be built, or cannot take a step on plain gradients."""
+        settings = dict(self.optimizer_cfg)
+        try:
+            _try_step(settings, unwrapped(model))
+        except Exception as error:  # an optimizer can raise anything
+            words = ' '.join(str(error).split())[:300]
+            raise ConfigError(f'{self.key}={settings!r} cannot be used: {type(error).__name__}: {words}') from error
+        return super().__call__(model)
 
     def add_params(self, params: list[dict], module: nn.Module, prefix: str = '', **inner: Any) -> None:
         """As mmengine's; with ``layer_decay_rate`` as MMPose's LayerDecayOptimWrapperConstructor, which ViTPose's configs name.
@@ -56,6 +78,10 @@ class LayeredConstructor(DefaultOptimWrapperConstructor):
                 'optim_wrapper.paramwise_cfg.layer_decay_rate changes no learning rate here: it is for vision transformers, whose '
                 'layers are backbone.layers. Take it and num_layers out, or write custom_keys'
             )
+
+
+class _PublicConstructor(LayeredConstructor):
+    key = 'optim_wrapper.public_optimizer'
 
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()
@@ -123,7 +149,7 @@ class DPOptimWrapperConstructor(LayeredConstructor):
         wrapper.left_out = [p for p in core.parameters() if p in before and not p.requires_grad]
         if self.public_optimizer is not None:
             plain = dict(type='OptimWrapper', optimizer=self.public_optimizer)
-            wrapper.public_optimizer = LayeredConstructor(plain, self.paramwise_cfg)(model).optimizer
+            wrapper.public_optimizer = _PublicConstructor(plain, self.paramwise_cfg)(model).optimizer
             wrapper.public_params = [p for p in core.parameters() if p in before or p.requires_grad]
         wrapper.prepare(core)
         return wrapper
