@@ -13,6 +13,7 @@ import numpy as np
 from mmengine.dataset import BaseDataset
 from mmengine.dist import is_main_process
 from mmpose.datasets.datasets import MpiiDataset
+from mmpose.datasets.transforms import KeypointConverter
 
 from mmpose_dp.privacy.errors import DataError
 
@@ -229,11 +230,18 @@ def look_at_annotations(dataset: BaseDataset, key: str) -> set[str]:
 def _refuse_other_joints(joints: int, dataset: BaseDataset, key: str) -> None:
     """Refuses annotations of other joints than the metainfo names: flips would exchange the wrong ones, or fail."""
     named = dataset.metainfo.get('num_keypoints')
-    if type(named) is int and named != joints:
+    if type(named) is int and named != joints and not _converts_joints(dataset):
         raise DataError(
             f'{key}: the annotations have {joints} joints and the metainfo of {type(dataset).__name__} names {named}: give the '
             f'data set a metainfo of these joints, as MMPose\'s docs say under "Customize Datasets"'
         )
+
+
+def _converts_joints(dataset: BaseDataset) -> bool:
+    """Whether the pipeline makes other joints of the annotations' (KeypointConverter), or may: a transform of other code."""
+    own = 'mmpose.', 'mmcv.', 'mmpose_dp.'
+    steps = getattr(getattr(dataset, 'pipeline', None), 'transforms', ())
+    return any(isinstance(step, KeypointConverter) or not type(step).__module__.startswith(own) for step in steps)
 
 
 def _refuse_useless_samples(samples: Sequence[_Sample], key: str) -> None:

@@ -121,6 +121,8 @@ def test_a_picture_of_another_kind(tmp_path, picture):
 def test_parts_of_different_form_are_refused(own, tmp_path):
     smaller = [dict(step, input_size=(16, 16)) if step['type'] == 'TopdownAffine' else step for step in PIPELINE[:4]]
     public = dict(write(tmp_path, content(6)), pipeline=[*smaller, *PIPELINE[5:]])
+    for path in (tmp_path / 'img').iterdir():  # no copies of the private ones
+        cv2.imwrite(str(path), RNG.integers(0, 255, (40, 48, 3), np.uint8))
     with pytest.raises(
         DataError,
         match='dataset.public: the pipeline gives images that cannot be stacked into a batch, since the image is 3x16x16',

@@ -258,6 +258,7 @@ def test_steps_at_a_learning_rate_of_0_are_told(synthetic, tmp_path):
     assert not found(type='PolyLR', power=1.0, end=2, eta_min=1e-5)
     assert not found(type='LinearLR', start_factor=1e-3, end=9, by_epoch=False)
     assert 'in 4 of 12 private steps to come, first in epoch 3' in found(type='PolyLR', power=1.0, end=3)
+    runner.optim_wrapper._global_step = 0  # as after a step, without which mmengine warns
     for _ in range(2):
         runner.param_schedulers[0].step()
     runner.train_loop._epoch = 2

@@ -30,8 +30,8 @@ def run(synthetic, tmp_path_factory):
         secret['losses'].append(torch.stack(last.losses).detach()[last.samples.private].double())
         return last
 
-    def noise(self, count):
-        sampled = bits(self, count)
+    def noise(self, *args):
+        sampled = bits(self, *args)
         secret['noise'].append(sampled.tobytes()[:32])
         return sampled
 

@@ -401,7 +401,7 @@ class DPOptimWrapper(SteppingOptimWrapper):
                 self.public_step()
             else:
                 self.optimizer.step(**(step_kwargs or {}))
-            self._global_step += 1
+        self._global_step += 1
         self.optimizer.zero_grad(**(zero_kwargs or {}))
         if self._model is not None and not self.public_only:
             self._stood = Fingerprint(self._model)
