@@ -40,7 +40,7 @@ NUMBERS = {'ours': 130, 'ours_channels': 35_040, 'alone': 28_024}
 
 @dataclass(frozen=True)
 class Cell:
-    """How many people there are, and what the best private row and the best public one reached; None where it was not run."""
+    """How many people there are, and what the better private row, the best public one and non-private training reached."""
 
     public: int
     private: int
@@ -48,7 +48,7 @@ class Cell:
     row: str
     score: float
     best_public: float
-    nonprivate: float | None
+    nonprivate: float
     ratio: float  # of signal to noise, by the forecast of tools/plan_budget.py
 
     @property
@@ -132,13 +132,12 @@ class Surface:
             if public:
                 first.needed = {(name, seed) for name, seed in product(STARTING, self.seeds)}
                 for name in STARTING:
-                    first.run(list(first.reported_jobs([name], self.seeds)))
+                    first.run([self.job(first, name, None, seed) for seed in self.seeds])
             for path in starts.glob('start_*.pth'):
                 if not (out / path.name).exists():
                     (out / path.name).symlink_to(path)
             names = ['ours', 'ours_channels'] if public else ['alone']
-            cell.epsilons = self.args.epsilons
-            cell.run(list(cell.reported_jobs(['nonprivate'], self.seeds))[: self.args.seeds])
+            cell.run([self.job(cell, 'nonprivate', None, seed) for seed in self.seeds])
             cell.run([self.job(cell, *of) for of in product(names, self.args.epsilons, self.seeds)])
             yield from self.cells(first, cell, names, private, public)
 
