@@ -113,11 +113,13 @@ def merge_options(cfg: Config, options: dict) -> Config:
     refuse_unknown_top((key.split('.')[0] for key in options), cfg, (), '--cfg-options {}')
     merged(cfg, options)
     without_leftovers(cfg)
-    training = cfg.get('train_dataloader') and cfg.get('optim_wrapper')
-    if training and is_private(cfg):
+    private = bool(cfg.get('train_dataloader') and cfg.get('optim_wrapper')) and is_private(
+        cfg
+    )  # else it is not for training
+    if private:
         refuse_unregistered(cfg)
     refuse_misspelled(cfg)
-    if training and is_private(cfg):
+    if private:
         refuse_unbuildable(cfg)
     refuse_unread(cfg)
     return cfg

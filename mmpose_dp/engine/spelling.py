@@ -241,9 +241,8 @@ def _nodes(cfg: Any) -> Iterator[tuple[str, dict, set[str]]]:
         ('train_dataloader.dataset.public_view', TRANSFORMS, _part(loader, 'dataset', 'public_view')),
         ('train_cfg', LOOPS, _part(cfg, 'train_cfg')),
     ]
-    if (
-        _kind(OPTIM_WRAPPERS, _part(cfg, 'optim_wrapper')) is DPOptimWrapper
-    ):  # what others take, their constructors know
+    # what other wrappers take, their constructors know
+    if _kind(OPTIM_WRAPPERS, _part(cfg, 'optim_wrapper')) is DPOptimWrapper:
         typed.append(('optim_wrapper', OPTIM_WRAPPERS, cfg['optim_wrapper']))
     typed += [(f'default_hooks.{name}', HOOKS, hook) for name, hook in _part(cfg, 'default_hooks').items()]
     typed += [(f'custom_hooks[{i}]', HOOKS, hook) for i, hook in enumerate(_listed(cfg.get('custom_hooks')))]

@@ -73,7 +73,7 @@ class RandomSource:
         """
         if not deviation:
             return
-        grid, host = grid_of(deviation), flat.cpu()
+        host, grid = flat.cpu(), grid_of(deviation)
         values = host.numpy()
 
         def add(start: int) -> None:

@@ -12,7 +12,7 @@ import matplotlib
 matplotlib.use('Agg')
 from accuracy_rows import Row
 from matplotlib import pyplot as plt
-from performance_page import table
+from performance_page import table, write_between
 
 TOPS, LOWS = (
     ('nonprivate_pictures', 'nonprivate'),
@@ -179,8 +179,4 @@ def write_page(page: Path, benchmark: Any) -> None:
     plot(benchmark.table, scores, epsilons, picture)
     page.with_name(f'{page.stem}{start}.csv' if start else 'accuracy.csv').write_text(results.path.read_text())
     marks = f'<!-- accuracy{start} -->', f'<!-- /accuracy{start} -->'
-    text = page.read_text() if page.exists() else ''
-    if marks[0] not in text:
-        text += '\n'.join(marks) + '\n'
-    begin, end = (text.index(mark) for mark in marks)
-    page.write_text(text[: begin + len(marks[0])] + '\n' + '\n'.join(parts) + text[end:])
+    write_between(page, marks, '\n'.join(parts))

@@ -34,6 +34,7 @@ from mmengine.optim import OptimWrapper
 from mmpose.registry import MODELS
 from mmpose.utils import register_all_modules
 from performance import CONFIGS, HRNET, TINY
+from performance_page import write_between
 from performance_peers import PEERS
 from performance_worker import BASIS, PLAIN, make_batch, make_step
 from torch.optim import SGD
@@ -188,10 +189,7 @@ def main() -> None:
     for verdict in verdicts(benchmark.results):
         print(' | '.join(verdict), flush=True)
     card = torch.cuda.get_device_name() if args.device != 'cpu' else 'CPU'
-    text = args.page.read_text() if args.page.exists() else ''
-    before, after = text.partition(MARKS[0])[0], text.partition(MARKS[1])[2]
-    part = page_of(benchmark.results, METHODS, tuple(PRECISIONS), card)
-    args.page.write_text(f'{before}{MARKS[0]}\n{part}{MARKS[1]}{after}')
+    write_between(args.page, MARKS, page_of(benchmark.results, METHODS, tuple(PRECISIONS), card))
 
 
 if __name__ == '__main__':

@@ -24,6 +24,15 @@ def cell(result: dict) -> str:
     return f'{result["time"]:.2f} x ({low:.2f} to {high:.2f}), {result["memory"]:.2f} x'
 
 
+def write_between(page: Path, marks: tuple[str, str], part: str) -> None:
+    """Replaces what stands between two marks of a page; they are added at the end of a page that has none."""
+    text = page.read_text() if page.exists() else ''
+    if marks[0] not in text:
+        text += '\n'.join(marks) + '\n'
+    begin, end = (text.index(mark) for mark in marks)
+    page.write_text(f'{text[: begin + len(marks[0])]}\n{part}{text[end:]}')
+
+
 def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
     """A Markdown table."""
     head = list(head)
@@ -119,9 +128,7 @@ def write_page(page: Path, suites: dict[str, list[dict]], results: list[dict]) -
                 key, head = KEYS.get(suite, suite), HEADS.get(suite, suite)
                 standard = [r for r in mine if isinstance(r[key], int) and any(_same(r, job, key) for job in jobs)]
                 parts.append(f'### {TITLES[suite]}\n\n{_growth(standard, key, head)}')
-    text = page.read_text() if page.exists() else ''
-    before, after = text.partition(MARKS[0])[0], text.partition(MARKS[1])[2]
-    page.write_text(f'{before}{MARKS[0]}\n' + '\n'.join(parts) + f'{MARKS[1]}{after}')
+    write_between(page, MARKS, '\n'.join(parts))
 
 
 def _same(one: dict, other: dict, *but: str) -> bool:

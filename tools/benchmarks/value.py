@@ -15,13 +15,14 @@ from dataclasses import asdict, dataclass, replace
 from itertools import product
 from json import dumps, loads
 from pathlib import Path
+from statistics import mean
 
 import accuracy
 import matplotlib
-from accuracy_rows import IN_PROCESS, Row, Size, adam, schedule
+from accuracy_rows import IN_PROCESS, Row, Settings, Size, adam, schedule
 from accuracy_worker import REPO
 from people_rows import STARTS, TRAINABLE
-from performance_page import table
+from performance_page import table, write_between
 
 from mmpose_dp.datasets.mpii_files import write_mpii_split
 from mmpose_dp.extras import forecast
@@ -86,18 +87,17 @@ def alone(size: Size) -> dict[str, Row]:
     }
 
 
-def ratio(private: int, epsilon: float, row: str) -> float:
-    """Signal over noise of a private row, with the r that plan_budget.py takes where nobody measured it."""
-    size = Size(private=private)
-    epochs = 3 if row == 'ours' else 6
+def ratio(settings: Settings, private: int, epsilon: float, row: str) -> float:
+    """Signal over noise of a private row with these settings, with the r that plan_budget.py takes where nobody measured it."""
+    batch = settings['train_dataloader.batch_sampler.expected_batch_size']
     plan = PrivacyPlan.calibrate(
         target_epsilon=epsilon,
         method='dpsgd',
         privacy_unit='instance',
         target_delta=1 / 22000,
         num_records=private,
-        expected_batch_size=size.large_batch,
-        steps=epochs * (private // size.large_batch),
+        expected_batch_size=batch,
+        steps=settings['train_cfg.max_epochs'] * (private // batch),
         max_grad_norm=1.0,
     )
     return forecast.ratio(plan, forecast.OTHER_R, NUMBERS[row])
@@ -149,7 +149,7 @@ class Surface:
     def mean(self, benchmark: accuracy.Benchmark, name: str, epsilon: float | None) -> float:
         """The mean score of a row over the seeds."""
         found = [benchmark.results.find(**self.job(benchmark, name, epsilon, seed)) for seed in self.seeds]
-        return sum(float(line['pckh']) for line in found if line) / len(self.seeds)
+        return mean(float(line['pckh']) for line in found if line)
 
     def cells(
         self, first: accuracy.Benchmark, cell: accuracy.Benchmark, names: list[str], private: int, public: int
@@ -159,7 +159,7 @@ class Surface:
         nonprivate = self.mean(cell, 'nonprivate', None)
         for epsilon in self.args.epsilons:
             score, name = max((self.mean(cell, name, epsilon), name) for name in names)
-            forecasts = max(ratio(private, epsilon, name) for name in names)
+            forecasts = max(ratio(cell.settings(name), private, epsilon, name) for name in names)
             yield Cell(public, private, epsilon, name, score, best_public, nonprivate, forecasts)
 
 
@@ -211,15 +211,11 @@ def write_page(page: Path, cells: Sequence[Cell], epsilons: Sequence[float]) -> 
         writer.writeheader()
         writer.writerows(asdict(cell) for cell in cells)
     picture = page.with_name('value.png')
-    text = page.read_text() if page.exists() else ''
-    if MARKS[0] not in text:
-        text += '\n'.join(MARKS) + '\n'
     part = page_part(cells, epsilons)
     if any(cell.public for cell in cells):
         plot(cells, epsilons, picture)
         part += f'\n![What private pictures add]({picture.name})\n'
-    begin, end = (text.index(mark) for mark in MARKS)
-    page.write_text(f'{text[: begin + len(MARKS[0])]}\n{part}{text[end:]}')
+    write_between(page, MARKS, part)
 
 
 def parse_args() -> argparse.Namespace:
