@@ -224,7 +224,8 @@ class Benchmark:
                 identity, result = running[future], future.result()
                 own, *other = result['scores']
                 keep = dict(pckh=own, pckh_other_domain=other[0] if other else '', seconds=result['seconds'])
-                self.results.add(**identity, **keep, epsilon_spent=result['epsilon_spent'])
+                if self.results.find(**identity) is None:  # else a lost start was trained again
+                    self.results.add(**identity, **keep, epsilon_spent=result['epsilon_spent'])
                 if identity['row'] in self.starts and identity['split'] == 'reported':
                     os.replace(result['checkpoint'], self._checkpoint(identity['row'], identity['seed']))
                 done += 1
