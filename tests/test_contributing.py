@@ -3,6 +3,7 @@
 import importlib
 import inspect
 import re
+import shutil
 import sys
 
 import pytest
@@ -96,6 +97,39 @@ def test_the_recipes_are_lint_clean(tmp_path):
             (tmp_path / file).write_text(code)
     done = run(sys.executable, '-m', 'ruff', 'check', '--no-cache', '--exclude', 'mmpose_dp,support', '.', cwd=tmp_path)
     assert done.returncode == 0 and 'All checks passed' in done.stdout, done.stdout
+
+
+def test_the_rules_test_fails_without_the_rule(clone):
+    """Where a layer has no rule, its gradients are found in another way, and are right too."""
+    (_, code), (_, test) = blocks('A layer rule')
+    (clone / 'my_rule.py').write_text(code.replace('register_rule(Scale', '(lambda *_: None)(Scale'))
+    importlib.invalidate_caches()
+    names = {'__name__': 'recipe'}
+    exec(test, names)
+    with pytest.raises(AssertionError):
+        names['test_the_rule_is_autograd']()
+
+
+def test_a_rule_for_a_layer_of_torch_passes_in_its_place(monkeypatch):
+    ((table, path),) = re.findall(r'`([A-Z]+)` of `(tests/[\w/]+)\.py`', row('A layer rule', 'its place'))
+    module = importlib.import_module(path.replace('/', '.'))
+    rule = lambda module, x, grad: {'weight': (x.clamp(max=0) * grad).flatten(2).sum(2)}  # noqa: E731
+    monkeypatch.setitem(layer_rules._RULES, torch.nn.PReLU, rule)
+    monkeypatch.setitem(getattr(module, table), 'mine', torch.nn.PReLU(4))
+    module.test_every_rule_agrees_with_the_loop('mine')
+
+
+def test_a_view_can_be_imported_in_its_place(tmp_path):
+    shutil.copytree(REPO / 'mmpose_dp', tmp_path / 'mmpose_dp', ignore=shutil.ignore_patterns('.mim', '__pycache__'))
+    place = row('A public view', 'its place')
+    folder, listed = (tmp_path / path for path in re.findall(r'`(mmpose_dp/\S+)`', place))
+    code, line = blocks('A public view')[0][1], re.search(r'`(from .+? import View)`', place)
+    (folder / 'my_view.py').write_text(re.sub('^from .+ import View$', line[1] if line else r'\g<0>', code, flags=re.M))
+    listed.write_text('from .my_view import MeanColour\n' + listed.read_text())
+    done = run(
+        sys.executable, '-c', 'from mmpose_dp.datasets.transforms import MeanColour as V; print(V)', cwd=tmp_path
+    )
+    assert done.returncode == 0 and 'my_view.MeanColour' in done.stdout, done.stdout
 
 
 def test_there_are_four_recipes():
