@@ -77,6 +77,13 @@ def test_a_section_is_included_without_what_follows_it():
         PAGES.section(text, 'four')
 
 
+def test_names_in_tables_break_between_their_parts():
+    outside, link = '<p><code>max_grad_norm</code></p>', '<a href="a_b.html">a_b</a>'
+    found = PAGES.breaking_at_parts(f'{outside}<td><code>dict(order=..., max_rows)</code> {link}</td>')
+    inside = '<code style="word-break: normal">dict(<wbr>order=...,<wbr> max_<wbr>rows)</code>'
+    assert found == f'{outside}<td>{inside} {link}</td>'
+
+
 def test_the_site_lists_every_page():
     def pages(nav):
         for item in nav if isinstance(nav, list) else nav.values():

@@ -2,7 +2,8 @@
 
 A paragraph of a page that is only a link to a section of a file above docs/, such as ``[Install](../README.md#install)``, becomes
 that section without its heading; a link to such a file without a section becomes the whole file. In a repository browser it stays a
-link. Links are changed to where their targets are on the site. Must not write text of its own. Run by ``make docs``.
+link. Links are changed to where their targets are on the site. In tables, names may break between their parts only. Must not write
+text of its own. Run by ``make docs``.
 """
 
 import re
@@ -15,6 +16,7 @@ from markdown.extensions.toc import slugify
 REPO = Path(__file__).resolve().parents[2]
 DOCS = REPO / 'docs'
 _INCLUDED = re.compile(r'^\[[^\]]*\]\(\.\./([\w./]+\.md)(?:#([\w-]+))?\)$', re.MULTILINE)
+_CELL = re.compile(r'<t[dh]\b.*?</t[dh]>', re.DOTALL)
 _LINK = re.compile(r'(\[(?:[^\[\]]|\[[^\]]*\])*\])\(([^)\s]+)\)')
 
 
@@ -87,6 +89,21 @@ def put_together(markdown: str) -> str:
         parts.append(linked(section((REPO / found[1]).read_text(), found[2]), found[1]))
         end = found.end()
     return ''.join([*parts, linked(markdown[end:], 'docs/page.md')])
+
+
+def breaking_at_parts(html: str) -> str:
+    """A page with code in its tables that breaks where the parts of a name meet, and not between any two letters, as on a phone."""
+
+    def code(found: re.Match) -> str:
+        parts = re.sub(r'([_./(,=]+)(?=[^_./(,=])', r'\1<wbr>', found[1])
+        return f'<code style="word-break: normal">{parts}</code>'
+
+    return _CELL.sub(lambda cell: re.sub(r'<code>([^<]*)</code>', code, cell[0]), html)
+
+
+def on_page_content(html: str, **_: Any) -> str:
+    """Called by mkdocs with the HTML of each page."""
+    return breaking_at_parts(html)
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
