@@ -12,7 +12,7 @@ PINS := requirements/quickstart.txt requirements/tests.txt requirements/lint.txt
 .PHONY: help install test lint docs demo bench accuracy clean
 
 help:
-	@echo 'make install   .venv with the pinned, tried set of packages (about two minutes, 1.7 GB; no compiler, no CUDA)'
+	@echo 'make install   .venv with the pinned, tried set of packages (two to three minutes, 2 GB; no compiler, no CUDA)'
 	@echo 'make test      the tests            (TESTS=tests/privacy for some of them)'
 	@echo 'make lint      ruff and mypy'
 	@echo 'make docs      the documentation site, into work_dirs/docs'
