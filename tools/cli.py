@@ -116,12 +116,14 @@ def merge_options(cfg: Config, options: dict) -> Config:
     private = bool(cfg.get('train_dataloader') and cfg.get('optim_wrapper')) and is_private(
         cfg
     )  # else it is not for training
+    refuse_unread(
+        cfg
+    )  # first: it names a custom_imports that was lost, and what follows would name what that registers
     if private:
         refuse_unregistered(cfg)
     refuse_misspelled(cfg)
     if private:
         refuse_unbuildable(cfg)
-    refuse_unread(cfg)
     return cfg
 
 

@@ -123,7 +123,9 @@ def _where_from(kind: str, registry: Registry) -> str:
         return f'install {package}, which is not installed here'
     names = {*registry.module_dict, *(registry.parent.module_dict if registry.parent else ())}
     hint = '' if '.' in kind else did_you_mean(kind, names, {})
-    return hint if hint.startswith('did') else 'correct it, or list the module that registers it in custom_imports'
+    if hint.startswith('did'):
+        return f'{hint} For a class of your own, list the module that registers it in custom_imports'
+    return 'correct it, or list the module that registers it in custom_imports'
 
 
 def _built(cfg: Any) -> Iterator[tuple[str, Registry, Any]]:

@@ -122,7 +122,7 @@ def test_a_plain_configs_wrapper_is_not_looked_at(kind):
 @pytest.mark.parametrize(
     ('key', 'value', 'message'),
     [
-        ('model.backbone.type', 'ResNett', 'is registered nowhere: did you mean ResNet?'),
+        ('model.backbone.type', 'ResNett', 'is registered nowhere: did you mean ResNet? For a class .* custom_imports'),
         ('model.backbone.type', 'nowhere.ViT', 'is registered nowhere: install nowhere, which is not installed here'),
         ('model.backbone.type', 'mmpose.ViT', 'is registered nowhere: correct it, or list the module'),
         ('model.head', 'HeatmapHead', "must be a dict with a type, such as dict(type='...')"),

@@ -143,6 +143,13 @@ def test_what_is_assigned_above_private_would_be_lost(config, key):
         refuse_unread(Config.fromfile(file))
 
 
+def test_a_lost_import_is_named_before_what_it_would_have_registered(config):
+    call = CALL.replace("'hybrid'", "'hybrid', model=dict(head=dict(type='OwnHead'))")
+    file = config(f"{MADE}custom_imports = dict(imports=['own_head'])\n{call}").filename
+    with pytest.raises(ConfigError, match='own.py, line 3: custom_imports is assigned above'):
+        merge_options(Config.fromfile(file), {})
+
+
 def test_what_private_does_not_write_may_stand_above_it(config):
     cfg = Config.fromfile(
         config(f'{MADE}model = dict(head=dict(final_layer=None))\nval_cfg = dict(fp16=True)\n{CALL}').filename
