@@ -290,7 +290,12 @@ def test_a_debug_seed_says_not_private(synthetic, tmp_path):
         (
             'hybrid',
             dict(optim_wrapper__projector__rank=100),
-            'needs 100 public samples but .* has 40',
+            'needs 100 public samples but .* has 40: lower optim_wrapper.projector.rank,',
+        ),
+        (
+            'hybrid',
+            dict(default_hooks__public_data__num_samples=50),
+            'needs 50 public samples but .* has 40: lower default_hooks.public_data.num_samples,',
         ),
         (
             'hybrid',

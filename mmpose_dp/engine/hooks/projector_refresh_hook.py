@@ -39,10 +39,10 @@ class ProjectorRefreshHook(Hook):
         available = runner.train_dataloader.dataset.num_public
         wanted = self.num_samples or wrapper.projector.max_rank
         if available < wanted:
+            key = 'default_hooks.public_data.num_samples' if self.num_samples else 'optim_wrapper.projector.rank'
             raise ConfigError(
-                f'optim_wrapper.projector needs {wanted} public samples but train_dataloader.dataset has {available}: set '
-                'public_view (Feature DP) or public (a data set that is really public), or lower projector.rank and '
-                'default_hooks.public_data.num_samples'
+                f'optim_wrapper.projector needs {wanted} public samples but train_dataloader.dataset has {available}: lower '
+                f'{key}, or add public data as train_dataloader.dataset.public (a data set that is really public)'
             )
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: dict | None = None) -> None:
