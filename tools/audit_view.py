@@ -105,7 +105,7 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def people_of(dataset: BaseDataset, count: int, size: int, one_view_per_image: bool = False) -> list[Person]:
+def people_of(dataset: BaseDataset, count: int, size: int) -> list[Person]:
     """Up to ``count`` people, spread over the data set, in boxes of at most ``size`` pixels. Leaves out who cannot be read."""
     steps = dataset.pipeline.transforms
     until = next((i for i, step in enumerate(steps) if type(step).__name__ == 'GetBBoxCenterScale'), None)
@@ -114,13 +114,13 @@ def people_of(dataset: BaseDataset, count: int, size: int, one_view_per_image: b
     load, center_scale = Compose(list(steps[: until + 1])), steps[until]
     infos = [dataset.get_data_info(i) for i in range(len(dataset))]
     sharing: dict[str, list[dict]] = {}
-    for info in infos if one_view_per_image else ():
+    for info in infos:
         sharing.setdefault(info['img_path'], []).append(info)
     found = []
     for index in np.unique(np.linspace(0, len(infos) - 1, count).astype(int)):
         info = infos[index]
         try:
-            together = [center_scale.transform(dict(other)) for other in sharing.get(info['img_path'], [info])]
+            together = [center_scale.transform(dict(other)) for other in sharing[info['img_path']]]
             view_box = max(float(np.max(other['bbox_scale'][0])) for other in together)
             found.append(reduced(load(dict(info)), view_box, size))
         except Exception as error:  # whatever the pipeline raises for a damaged file or annotation
@@ -246,7 +246,7 @@ def audit_config(args: argparse.Namespace) -> None:
     assert isinstance(dataset, PublicPrivateDataset)
     view = dataset.public_view
     source, sample = _sample(cfg, dataset)
-    people = people_of(source, args.images, args.size, dataset.one_view_per_image)
+    people = people_of(source, args.images, args.size)
     public = _public_people(args, dataset)
     if not people:
         raise PrivacyError('no picture of the sample can be used')

@@ -345,13 +345,12 @@ class PublicPrivateDataset(Dataset):
             return part.pipeline(info)  # not prepare_data, which lets a pipeline reach all other records
 
     def view_info(self, number: int) -> dict:
-        """The input of the views' pipeline: the annotation, the other people of the image, whom a region view hides too, and, if
-        the image has one view, the box that sizes it."""
+        """The input of the views' pipeline: the annotation, the other people of the image, whom a region view hides too, and the
+        size of the largest box in the image: views sized for several boxes would together hold more than one."""
         info = self.private.get_data_info(number)
         path = real_path(info['img_path'])
         others = [self.private.get_data_info(other) for other in self._same_image[path] if other != number]
-        if self.one_view_per_image:
-            info['view_box'] = max(self._padded_box(person)[1] for person in (info, *others))
+        info['view_box'] = max(self._padded_box(person)[1] for person in (info, *others))
         return dict(info, people=[self._hidden(person) for person in (*others, *(self._left_out or {}).get(path, ()))])
 
     def _hidden(self, person: dict) -> dict:
@@ -359,11 +358,6 @@ class PublicPrivateDataset(Dataset):
         center, side = self._padded_box(person)
         kept = {key: person[key] for key in ('bbox', 'keypoints', 'keypoints_visible')}
         return dict(kept, padded_box=np.concatenate([center - side / 2, center + side / 2]))
-
-    @property
-    def one_view_per_image(self) -> bool:
-        """Whether all records of an image have one view, sized for its largest box."""
-        return self.privacy_unit in ('image', 'subject')
 
     def _padded_box(self, info: dict) -> tuple[np.ndarray, float]:
         """The centre of a person's box, (2,), and its longer side, both in pixels, as the pipeline pads it."""
@@ -384,9 +378,7 @@ class PublicPrivateDataset(Dataset):
         words = self.public_view.description + (f', boxes padded by {padding:g}' if padding != _PADDING else '')
         words += ', of those people alone who are records' if self._left_out is None else ''
         follows = isinstance(self.public_view, View) and self.public_view.follows_box
-        return words + (
-            ', one view per image, sized for its largest box' if follows and self.one_view_per_image else ''
-        )
+        return words + (', one view per image, sized for its largest box' if follows else '')
 
     @property
     def public_description(self) -> str | None:

@@ -110,13 +110,12 @@ def _protection(plan: PrivacyPlan, public_data: list[str]) -> dict[str, Any]:
     else:
         adjacency = f'{slots}, which holds a record ({who}) in one set and is empty in the other'
         protected = f'everything about {who}, and whether it was in the training set at all'
-    sized = ", and their public views: one sized for a smaller neighbour hides less than one's own, and several hold more than one"
-    sized, together = sized if feature and unit == 'instance' else '', feature and unit == 'image'
+    views, together = ' and their public views' if feature else '', feature and unit == 'image'
     open_to_all = {
         'the public view of every training record: treat it as published': feature,
         'keypoint labels, boxes and scales of every training record': feature,
         'whether a record is in the training set (membership)': feature,
-        f'what other records show of a person: the crops of neighbours in the same picture{sized} '
+        f'what other records show of a person: the crops of neighbours in the same picture{views} '
         "(privacy_unit='image' counts a picture as one record)": unit != 'image',
         'what the public view of a picture shows of anybody in it, of the neighbours of a person too': together,
         'what several pictures of a subject, such as the frames of a video, show together: each has a public view of its own, '

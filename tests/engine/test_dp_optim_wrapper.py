@@ -28,6 +28,7 @@ from tests.support.models import (
     load,
     norms,
     reference_gradients,
+    small_hrnet,
     take,
 )
 
@@ -37,7 +38,7 @@ PRIVATE, MIXED = [0, 1, 2], [0, None, 1, 2, None]
 
 @pytest.fixture(scope='module')
 def hrnet():
-    return load(HRNET, size=64)
+    return small_hrnet()
 
 
 @pytest.fixture(scope='module')

@@ -7,7 +7,7 @@ from torch.optim import SGD
 from mmpose_dp.engine import DPOptimWrapper
 from mmpose_dp.engine.optim_wrappers import DPOptimWrapperConstructor
 from mmpose_dp.privacy.errors import PrivacyError
-from tests.support.models import HRNET, batch, build, load
+from tests.support.models import batch, build, small_hrnet
 
 B = 4
 PRIVATE = [0, 1, 2]
@@ -15,7 +15,7 @@ PRIVATE = [0, 1, 2]
 
 @pytest.fixture(scope='module')
 def hrnet():
-    return load(HRNET, size=64)
+    return small_hrnet()
 
 
 class TestRefusals:

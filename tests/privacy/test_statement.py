@@ -116,14 +116,14 @@ def no_word_of_noise(plan):
     return {key: value for key, value in plan.run_metadata.items() if key != 'noise'} | {'secure_mode': True}
 
 
-def test_what_a_smaller_neighbour_shows_is_stated():
+def test_what_neighbours_show_is_stated():
     units = ('instance', 'image', 'subject')
     stated = {unit: str(statement_of('feature', privacy_unit=unit)[0]['not_protected']) for unit in units}
-    assert "privacy_unit='image'" in stated['instance'] and 'sized for a smaller neighbour' in stated['instance']
-    assert ['and several hold more than one' in stated[unit] for unit in units] == [True, False, False]
-    assert 'neighbours' in stated['image'] and 'sized for' not in stated['image']
+    for unit in ('instance', 'subject'):
+        assert 'crops of neighbours in the same picture and their public views' in stated[unit]
+        assert "privacy_unit='image'" in stated[unit]
+    assert 'neighbours' in stated['image'] and 'crops' not in stated['image']
     assert 'neighbour' not in str(statement_of('dpsgd', privacy_unit='image')[0]['not_protected'])
-    assert 'crops of neighbours' in stated['subject'] and 'sized for a smaller' not in stated['subject']
     assert [unit for unit in units if 'frames of a video' in stated[unit]] == ['subject']
 
 

@@ -30,7 +30,7 @@ class PublicView(View):
 
     It belongs right after GetBBoxCenterScale and before every random transform: each record then has one public view, and
     augmenting that reveals nothing more. (Many blurred crops of one image would: together they hold more detail than one.) Sizes
-    are given for a crop of 256 pixels and scaled to the record's box in the image. PublicPrivateDataset inserts the transform
+    are given for a crop of 256 pixels and scaled to the largest box in the image. PublicPrivateDataset inserts the transform
     by itself. Pictures of floats are rounded to 8 bits first, since a view that is not quantised can be inverted.
 
     Modes:
@@ -48,9 +48,9 @@ class PublicView(View):
 
     Outside the square around the person that augmentation can reach, every mode is grey.
 
-    Blurs and pixelation are those of the whole picture, of which a record shows its window. Their scale is that of the record's
-    own box, or of ``view_box`` (pixels) if PublicPrivateDataset passes one: with privacy_unit='image' or 'subject' it is the
-    largest box in the picture, so that all its people have one view.
+    Blurs and pixelation are those of the whole picture, of which a record shows its window. Their scale is that of ``view_box``
+    (pixels), which PublicPrivateDataset sets to the largest box in the picture, so that all its people have one view. Without it,
+    as outside that data set, it is the scale of the record's own box.
 
     Args:
         mode: one of the above.

@@ -27,11 +27,11 @@ class View(BaseTransform):
       ``padded_box``: (4,), the corners of the square around them that ``bbox_center`` and ``bbox_scale`` span for a record. A view
       that hides a part of each person must hide theirs too: another record's view shows the same picture. Some are no records:
       crowds, and people without joints. They are there unless ``follows_box`` is set;
-    * ``view_box``: only with privacy_unit='image' or 'subject', the longer side of the picture's largest padded box. A view whose
-      strength follows the box takes this one, so that all people of a picture have one view.
+    * ``view_box``: the longer side of the largest padded box of the records in the picture. A view whose strength follows the
+      box takes this one, so that all of them have one view: several would together hold more.
 
     Attributes:
-        follows_box: whether the view's strength follows the person's box, or ``view_box``. The privacy statement says so.
+        follows_box: whether the view's strength follows ``view_box``. The privacy statement says so.
     """
 
     follows_box = False
