@@ -77,6 +77,11 @@ def test_a_section_is_included_without_what_follows_it():
         PAGES.section(text, 'four')
 
 
+def test_no_table_is_empty():
+    for page in (*DOCS.glob('*.md'), REPO / 'README.md', REPO / 'CONTRIBUTING.md'):
+        assert not re.search(r'^\|[ :|-]+\|\n(?!\|)', page.read_text(), re.M), page.name
+
+
 def test_names_in_tables_break_between_their_parts():
     outside, link = '<p><code>max_grad_norm</code></p>', '<a href="a_b.html">a_b</a>'
     found = PAGES.breaking_at_parts(f'{outside}<td><code>dict(order=..., max_rows)</code> {link}</td>')

@@ -4,6 +4,8 @@ import csv
 import sys
 
 import pytest
+from accuracy_page import gaps
+from accuracy_rows import Row
 
 from tests.support.paths import REPO
 from tests.support.processes import run
@@ -33,3 +35,12 @@ def test_the_order_of_the_methods(tmp_path):
     other = next(line['pckh_other_domain'] for line in lines if line['row'] == 'ours')
     assert f'| ours, from public-only on views | {float(other):.1f} |' in text.partition('## On the other domain')[2]
     assert (tmp_path / 'accuracy.png').exists() and (tmp_path / 'accuracy.csv').exists()
+
+
+def test_a_gap_that_nobody_won_back_has_no_table():
+    rows = dict(
+        dpsgd=Row('DP-SGD', 'dpsgd_eps08'), ours=Row('ours', 'ours'), nonprivate=Row('all', 'plain', private=False)
+    )
+    scores = dict(dpsgd={'0': 40.0}, ours={'0': 45.0}, nonprivate={'0': 50.0})
+    assert '| ours, from DP-SGD | 50 % |' in gaps(rows, lambda name, _: scores[name], [0.8], 'nonprivate')
+    assert gaps(rows, lambda *_: {}, [0.8], 'nonprivate') == ''

@@ -52,7 +52,10 @@ def main_table(rows: Rows, scores: Scores, epsilons: list[float]) -> str:
 
 
 def gaps(rows: Rows, scores: Scores, epsilons: list[float], top: str) -> str:
-    """How much of each gap to ``top`` every private row recovers; rows that recover nothing at any epsilon are left out."""
+    """How much of each gap to ``top`` every private row recovers; rows that recover nothing at any epsilon are left out.
+
+    Empty if there are none.
+    """
     lines = []
     lows = {f'from {rows[low].text}': low for low in LOWS if low in rows}
     for name, row in rows.items():
@@ -66,7 +69,7 @@ def gaps(rows: Rows, scores: Scores, epsilons: list[float], top: str) -> str:
             if any(cell and not cell.startswith('-') for cell in cells):
                 lines.append([f'{row.text}, {text}', *cells])
     head = f'of the gap to {rows[top].text}, won back'
-    return table([head, *(f'epsilon {epsilon}' for epsilon in epsilons)], lines)
+    return table([head, *(f'epsilon {epsilon}' for epsilon in epsilons)], lines) if lines else ''
 
 
 def wide_table(wide: Rows, scores: Scores, epsilon: float) -> str:
@@ -102,7 +105,9 @@ def tuning(benchmark: Any) -> str:
         tried = [(benchmark.tuned(name, candidate), candidate) for candidate in row.candidates]
         found = [(float(line['pckh']), in_words(candidate)) for line, candidate in tried if line is not None]
         lines += [[row.text, text, f'{pckh:.1f}'] for pckh, text in sorted(found, reverse=True)]
-    return table(['row', 'tried', 'PCKh, tuning people, one seed'], lines)
+    return (
+        table(['row', 'tried', 'PCKh, tuning people, one seed'], lines) if lines else 'No candidates were compared.\n'
+    )
 
 
 def seconds_table(benchmark: Any) -> str:
@@ -179,4 +184,4 @@ def write_page(page: Path, benchmark: Any) -> None:
     plot(benchmark.table, scores, epsilons, picture)
     page.with_name(f'{page.stem}{start}.csv' if start else 'accuracy.csv').write_text(results.path.read_text())
     marks = f'<!-- accuracy{start} -->', f'<!-- /accuracy{start} -->'
-    write_between(page, marks, '\n'.join(parts))
+    write_between(page, marks, '\n'.join(part for part in parts if part))
