@@ -113,12 +113,9 @@ def merge_options(cfg: Config, options: dict) -> Config:
     refuse_unknown_top((key.split('.')[0] for key in options), cfg, (), '--cfg-options {}')
     merged(cfg, options)
     without_leftovers(cfg)
-    private = bool(cfg.get('train_dataloader') and cfg.get('optim_wrapper')) and is_private(
-        cfg
-    )  # else it is not for training
-    refuse_unread(
-        cfg
-    )  # first: it names a custom_imports that was lost, and what follows would name what that registers
+    trains = bool(cfg.get('train_dataloader') and cfg.get('optim_wrapper'))
+    private = trains and is_private(cfg)
+    refuse_unread(cfg)  # first: what follows would name what a lost custom_imports registers
     if private:
         refuse_unregistered(cfg)
     refuse_misspelled(cfg)

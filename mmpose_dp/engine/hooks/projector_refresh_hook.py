@@ -40,9 +40,10 @@ class ProjectorRefreshHook(Hook):
         wanted = self.num_samples or wrapper.projector.max_rank
         if available < wanted:
             key = 'default_hooks.public_data.num_samples' if self.num_samples else 'optim_wrapper.projector.rank'
+            instead = f'lower {key}' if available else 'set train_dataloader.dataset.public_view (Feature DP)'
             raise ConfigError(
-                f'optim_wrapper.projector needs {wanted} public samples but train_dataloader.dataset has {available}: lower '
-                f'{key}, or add public data as train_dataloader.dataset.public (a data set that is really public)'
+                f'optim_wrapper.projector needs {wanted} public samples but train_dataloader.dataset has {available}: {instead}, '
+                'or add public data as train_dataloader.dataset.public (a data set that is really public)'
             )
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: dict | None = None) -> None:
