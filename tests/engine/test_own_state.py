@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from mmengine.hooks import Hook
+from mmengine.hooks import EMAHook, Hook
 from mmengine.model import ExponentialMovingAverage
 from mmengine.runner import Runner
 from mmpose.evaluation import PCKAccuracy
@@ -98,6 +98,9 @@ def test_what_a_state_dict_hook_puts_there_is_not_in_a_checkpoint(saved):
     assert checkpoint['ema_state_dict'].keys() == {'steps', *(f'module.{name}' for name in own)}
     for name, value in own.items():
         assert torch.equal(checkpoint['ema_state_dict'][f'module.{name}'], value), name
+    (ema,) = (hook for hook in runner.hooks if isinstance(hook, EMAHook))
+    for name, value in own_state(ema.ema_model.module).items():  # whose copy of the head has the same hook
+        assert torch.equal(checkpoint['state_dict'][name], value), name
 
 
 def test_nothing_else_is_published(saved):
