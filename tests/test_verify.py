@@ -27,7 +27,7 @@ from mmpose_dp.privacy.ledger import LEDGER_NAME, Ledger
 from mmpose_dp.verify import SCHEMA, schema_faults, verify
 from tests.support.paths import REPO
 from tests.support.runs import train, unvalidated
-from tests.support.statements import amend
+from tests.support.statements import amend, write_work_dir
 
 PUBLISHED = 'published.pth'
 DECISION = dict(
@@ -178,6 +178,21 @@ def test_a_ledger_that_was_cut_is_found(forged, lines):
         assert 'was cut' in wrong(forged / name)
 
 
+def test_a_ledger_that_ends_within_a_line_is_found_and_the_rest_is_still_checked(forged):
+    (forged / LEDGER_NAME).write_bytes((forged / LEDGER_NAME).read_bytes()[:-100])
+    found = verify(forged)
+    assert 'was cut' in str(found.wrong) and 'cannot be evaluated' not in str(found.wrong)
+    assert 'epoch_2.pth: its steps are not among' in str(found.wrong)
+    assert 'the statement in epoch_2.pth says the same, every value' in found.checked
+
+
+def test_what_follows_the_last_line_of_a_ledger_is_named(forged):
+    """Such as what a kill leaves: no step was taken by it."""
+    with (forged / LEDGER_NAME).open('ab') as file:
+        file.write(b'{"noise')
+    assert not wrong(forged) and f'the end of {LEDGER_NAME}, 7 bytes that are no line' in unchecked(forged)
+
+
 def another_ledger(folder, **changes):
     """Puts the ledger of another training with the same steps there, as the program would write it; returns its head."""
     old, new = Ledger.read(folder / LEDGER_NAME), Ledger()
@@ -243,6 +258,26 @@ def test_a_forged_figure_is_found_though_the_statement_was_sealed_again(forged, 
     forge(statement)
     write_statement(statement, forged)
     assert wrong(forged) and 'seal' not in wrong(forged)
+
+
+@pytest.mark.parametrize('said', [None, 'not computed (k times epsilon is above 15)', 'not bounded'])
+def test_an_epsilon_for_several_records_cannot_be_left_out(tmp_path, said):
+    """Neither by leaving it out nor by words: a statement lacks it only where training does not compute it."""
+    write_work_dir(tmp_path, noise_multiplier=20.0)
+    several = statement_of(tmp_path)['epsilon_for_a_person_with_k_records']
+    assert all(type(value) is float for value in several.values()) and not wrong(tmp_path)
+    kept = {k: value for k, value in {**several, '10': said}.items() if value is not None}
+    amend(tmp_path, epsilon_for_a_person_with_k_records=kept)
+    assert 'epsilon for 10 records is lacking: computed, it is' in wrong(tmp_path)
+
+
+def test_risk_figures_that_a_statement_does_not_give_are_not_called_recomputed(tmp_path):
+    write_work_dir(tmp_path, noise_multiplier=20.0)
+    assert 'the risk figures, recomputed' in verify(tmp_path).checked and not verify(tmp_path).warnings
+    amend(tmp_path, risk={**statement_of(tmp_path)['risk'], 'replace_one': 'not computed'})
+    found = verify(tmp_path)  # an older dp-accounting cannot compute them, so they may be lacking
+    assert not found.wrong and 'the risk figures, recomputed' not in found.checked
+    assert 'does not give figures that follow from its steps: risk.replace_one.epsilon' in str(found.warnings)
 
 
 def test_an_own_accountant_that_bounds_the_known_one_is_accepted(forged):
@@ -348,6 +383,12 @@ def test_replaced_weights_of_any_checkpoint_are_found(forged, tmp_path, name):
         with pytest.raises(PrivacyError, match='not the file that training wrote'):
             publish(forged / name, tmp_path / 'new.pth')
     assert not (tmp_path / 'new.pth').exists()
+
+
+def test_the_digest_of_the_weights_is_that_of_the_last_checkpoint(forged):
+    amend(forged, weights_sha256='0' * 64)
+    for path in (forged, forged / 'epoch_2.pth'):
+        assert 'weights_sha256 is not that of the weights in epoch_2.pth' in wrong(path)
 
 
 def test_a_checkpoint_whose_hash_nobody_has_is_named(forged):
@@ -466,6 +507,7 @@ def test_a_config_that_differs_by_resume_alone_is_the_same_run(forged):
     shutil.copy(copies[0], config)
     found = verify(forged)
     assert not found.wrong and not found.warnings
+    assert f'{config.name}: what it resumes from' in str(found.unchecked)  # a path that nobody compared
     copies[0].write_text(copies[0].read_text() + 'max_grad_norm = 3.0\n')
     assert 'is another config' in str(verify(forged).warnings)
 

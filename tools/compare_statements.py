@@ -21,6 +21,7 @@ from cli import run
 from mmpose_dp.extras.branches import joined, shared_lines, twice
 from mmpose_dp.extras.evidence import history_of, ledger_up_to
 from mmpose_dp.extras.risk import risk_in_words, risk_of
+from mmpose_dp.extras.statement_page import guessed
 from mmpose_dp.privacy.accounting import History
 from mmpose_dp.privacy.errors import PrivacyError
 from mmpose_dp.privacy.ledger import Ledger
@@ -138,7 +139,8 @@ def main() -> None:
     print('' if different else 'The statements are the same.\n')
     print(f'Together, if they are on the same people ({spent["source"].rstrip(".")}):')
     print(f'epsilon {spent["epsilon"]} at delta {as_given(spent["delta"])} ({spent["accountant"]})')
-    print(*risk_in_words(spent['risk']), *spent['warnings'], sep='\n')
+    views = [view for files in (one, other) for view in files.statement['public_views']]
+    print(*risk_in_words(spent['risk'], guessed(dict(public_views=views))), *spent['warnings'], sep='\n')
 
 
 if __name__ == '__main__':

@@ -10,6 +10,7 @@ from typing import Any
 
 from mmengine.dataset import BaseDataset
 from mmengine.logging import MMLogger
+from torch.utils.data import Dataset
 
 from mmpose_dp.privacy.errors import DataError
 
@@ -35,28 +36,41 @@ def refuse_private_validation(private: BaseDataset, images: Set[str], validation
     Args:
         private: the private data set.
         images: its image files, as ``PublicPrivateDataset.images`` names them.
-        validation: a data set of MMPose's, one that joins several, or an mmengine wrapper around one.
+        validation: a data set, or one that holds others.
 
     Raises:
         DataError: if it has the private annotation file. Shared images only raise a warning, since other people may be
             annotated in them.
     """
-    if hasattr(validation, 'dataset') or hasattr(validation, 'datasets'):
-        for part in getattr(validation, 'datasets', None) or [validation.dataset]:
-            refuse_private_validation(private, images, part)
-    elif isinstance(validation, BaseDataset):
-        if _same_annotations(private, validation):
+    for part in with_inner(validation):
+        if _same_annotations(private, part):
             raise DataError(
                 f'val_dataloader.dataset has the private annotation file {private.ann_file}: scores on private records are '
                 'outside the guarantee. Validate on other people, or switch validation off: val_cfg=None, val_dataloader=None, '
                 'val_evaluator=None'
             )
-        shared = private_among(all_images(validation), images)
+        shared = private_among(all_images(part), images) if isinstance(part, BaseDataset) and not _inner(part) else []
         if shared:
             MMLogger.get_current_instance().warning(
                 f'val_dataloader.dataset shares {len(shared)} image files with the private set ({osp.basename(min(shared))}, '
                 '...): its scores, which are outside the guarantee, depend on private pictures.'
             )
+
+
+def with_inner(dataset: Any) -> list[Any]:
+    """A data set and all that it holds, under whatever names, each once."""
+    found = [dataset]
+    for one in found:
+        found += [part for part in _inner(one) if not any(part is other for other in found)]
+    return found
+
+
+def _inner(dataset: Any) -> list[Dataset]:
+    """The data sets in the attributes of a data set, alone or in lists and dicts."""
+    held: list[Any] = []
+    for value in getattr(dataset, '__dict__', {}).values():
+        held += value if isinstance(value, (list, tuple)) else value.values() if isinstance(value, dict) else [value]
+    return [one for one in held if isinstance(one, Dataset)]
 
 
 def private_among(shown: Collection[str], private: Collection[str]) -> list[str]:
@@ -74,6 +88,7 @@ def private_among(shown: Collection[str], private: Collection[str]) -> list[str]
     ]
 
 
-def _same_annotations(one: BaseDataset, other: BaseDataset) -> bool:
-    files = one.ann_file, other.ann_file
-    return all(map(osp.isfile, files)) and digest(files[0]) == digest(files[1])
+def _same_annotations(one: BaseDataset, other: Any) -> bool:
+    first, second = one.ann_file, getattr(other, 'ann_file', None)
+    both = isinstance(second, str) and osp.isfile(first) and osp.isfile(second)
+    return both and digest(first) == digest(str(second))

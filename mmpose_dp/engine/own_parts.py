@@ -6,18 +6,23 @@ Must not judge them, and must not look at records.
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from mmengine.runner import Runner
+from mmengine.runner import BaseLoop, Runner
+from torch import nn
 
+from mmpose_dp.datasets.overlap import with_inner
 from mmpose_dp.datasets.own_code import own_name
 from mmpose_dp.datasets.switching import nested
 from mmpose_dp.models import unwrapped
 
 _NONE = 'none'
-_SUPPOSED = 'the guarantee supposes that these treat each record by itself; mmpose_dp cannot check that in full'
+_SUPPOSED = (
+    'the guarantee supposes that these treat each record by itself, and that those for validation read no private record; '
+    'mmpose_dp cannot check that in full'
+)
 
 
 def own_parts(runner: Runner) -> set[str]:
-    """Module and class of each such model part, data set, transform, hook, optimizer, schedule and loop."""
+    """Module and class of each such model part, data set, transform, hook, optimizer, schedule, loop and metric."""
     return {name for name in map(own_name, _parts(runner)) if name}
 
 
@@ -46,3 +51,9 @@ def _parts(runner: Runner) -> Iterator[Any]:
             yield from (getattr(one, 'func', one) for one in found if hasattr(one, '__dict__'))
     for part in loader.dataset.parts().values():
         yield from (part, *nested(part.pipeline.transforms))
+    for hook in runner.hooks:  # such as the averaged model of EMAHook
+        yield from (value for value in vars(hook).values() if isinstance(value, nn.Module))
+    validation = getattr(runner, '_val_loop', None)
+    if isinstance(validation, BaseLoop):
+        yield from (validation, *with_inner(validation.dataloader.dataset))
+        yield from getattr(getattr(validation, 'evaluator', None), 'metrics', ())

@@ -6,6 +6,7 @@ Must name every checkpoint whose weights no hash covers, and must say which file
 import hashlib
 import json
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -34,14 +35,14 @@ def check_checkpoints(files: Evidence, found: Findings) -> None:
     for path in paths:
         found.looked_at.add(path)
         try:
-            values = CheckpointFile.read(path).values
+            file = CheckpointFile.read(path)
         except ValueError as error:
             found.wrong.append(str(error))
             continue
-        if 'privacy_statement' in values:
+        if 'privacy_statement' in file.values:
             _check_published(path, files, found)
         else:
-            _check_unpublished(path, values, files, statement, found)
+            _check_unpublished(path, file, files, statement, found)
     if files.opened is not None:
         return
     if files.statement['checkpoint'] is None:
@@ -51,7 +52,7 @@ def check_checkpoints(files: Evidence, found: Findings) -> None:
 
 
 def _check_unpublished(
-    path: Path, values: dict[str, Any], files: Evidence, statement: dict[str, Any] | None, found: Findings
+    path: Path, file: CheckpointFile, files: Evidence, statement: dict[str, Any] | None, found: Findings
 ) -> None:
     """A checkpoint of a training: its bytes if a hash is known, and its steps."""
     same, whose = is_checkpoint_of(statement, path), STATEMENT_NAME if files.opened is not None else 'this statement'
@@ -61,7 +62,10 @@ def _check_unpublished(
         )
     else:
         found.expect(same, f'{path.name} is a checkpoint of {whose}', f'{path.name} is not the checkpoint of {whose}')
-    privacy = inside(values)
+    if statement is not None and same and (statement['checkpoint'] or {}).get('file') == path.name:
+        right, wrong = (f'weights_sha256 {words} that of the weights in {path.name}' for words in ('is', 'is not'))
+        found.expect(statement['weights_sha256'] == (file.weights_sha256 or None), right, wrong)
+    privacy = inside(file.values)
     if statement is not None and 'statement' in privacy and (same or files.opened is None):
         check_inside(path.name, privacy['statement'], statement, found)
     state = privacy.get('ledger')
@@ -73,10 +77,18 @@ def _check_unpublished(
 
 def _check_covered(name: str, state: dict[str, Any], files: Evidence, found: Findings) -> None:
     """A checkpoint must be of this ledger, and not later than the statement."""
-    lines = (files.ledger_file or b'').split(b'\n')[: files.statement['ledger']['lines']]
-    heads = [json.loads(line)['hash'] for line in lines if line]
+    heads = _heads_of((files.ledger_file or b'').split(b'\n')[: files.statement['ledger']['lines']])
     right, wrong = (f'{name}: its steps are {words} those of this statement' for words in ('among', 'not among'))
     found.expect(state.get('head') in heads, right, wrong)
+
+
+def _heads_of(lines: list[bytes]) -> list[str]:
+    """The hashes of a ledger's lines, without those of damaged ones, of which another line tells."""
+    heads = []
+    for line in lines:
+        with suppress(ValueError, LookupError, TypeError, RecursionError):
+            heads.append(json.loads(line)['hash'])
+    return heads
 
 
 def _check_published(path: Path, files: Evidence, found: Findings) -> None:
@@ -160,11 +172,14 @@ def check_config(files: Evidence, found: Findings) -> None:
         return
     found.expect(bool(same), _are(same, files), 'no config here is that of this statement')
     for path in others:
+        where = path.relative_to(files.folder)
         if any(_differ_by_resume(path, one) for one in same):  # of one training, before and after a resume
+            found.unchecked.append(
+                f'{where}: what it resumes from. It is else the config of this statement, as a resume leaves it'
+            )
             continue
         # another run in the work dir, such as a resume or a test, leaves its own config in its folder and above
         of_a_run = len(runs) > 1 and hashes[path] in {hashes[run] for run in runs}
-        where = path.relative_to(files.folder)
         if of_a_run or files.opened is not None:
             found.warnings.append(f'{where} is another config than that of this statement: of another run, or changed')
         else:

@@ -24,7 +24,12 @@ def check_ledger(files: Evidence, found: Findings) -> Ledger | None:
     except PrivacyError as error:
         found.wrong.append(str(error))
         return None
-    lines = data.split(b'\n')[:-1]
+    *lines, rest = data.split(b'\n')
+    if rest:
+        words = (
+            f'the end of {LEDGER_NAME}, {len(rest)} bytes that are no line: a kill may leave them, and they are no step'
+        )
+        found.unchecked.append(words)
     written = all(json.dumps(json.loads(line)).encode() == line for line in lines)
     found.expect(
         written,

@@ -8,6 +8,7 @@ import pytest
 from mmengine.dataset import RepeatDataset
 from mmengine.logging import MMLogger
 from mmpose.registry import DATASETS
+from torch.utils.data import Dataset
 
 from mmpose_dp.datasets import PublicPrivateDataset, refuse_private_validation
 from mmpose_dp.datasets.overlap import private_among
@@ -64,6 +65,13 @@ def test_scores_on_private_records_are_refused(synthetic, tmp_path):
     assert not list(tmp_path.glob('*.jsonl')) and not list(tmp_path.glob('*.pth'))
 
 
+class Cached(Dataset):
+    """A wrapper of a user's own, which holds another data set under a name of its own, and itself."""
+
+    def __init__(self, one):
+        self.inner, self.itself = one, [self]
+
+
 def test_they_are_found_in_joined_sets(synthetic, synthetic_public):
     private = PublicPrivateDataset(mpii(synthetic))
 
@@ -76,6 +84,9 @@ def test_they_are_found_in_joined_sets(synthetic, synthetic_public):
     refuse_private_validation(private.private, private.images, joined(mpii(synthetic, 'val'), mpii(synthetic_public)))
     with pytest.raises(DataError, match='scores on private records'):
         refuse_private_validation(private.private, private.images, joined(mpii(synthetic, 'val'), mpii(synthetic)))
+    for wrapper in (Cached(one=DATASETS.build(mpii(synthetic))), Cached(one={'a': private}), private):
+        with pytest.raises(DataError, match='scores on private records'):
+            refuse_private_validation(private.private, private.images, wrapper)
     repeated = RepeatDataset(DATASETS.build(mpii(synthetic)), 2)
     with pytest.raises(DataError, match='scores on private records'):
         refuse_private_validation(private.private, private.images, repeated)

@@ -4,19 +4,22 @@ from pathlib import Path
 
 import pytest
 import torch
-from mmengine.hooks import Hook
+from mmengine.hooks import EMAHook, Hook
+from mmengine.model import ExponentialMovingAverage
 from mmengine.runner import Runner
+from mmpose.evaluation import PCKAccuracy
 from mmpose.models.heads import SimCCHead
-from mmpose.registry import MODELS
+from mmpose.registry import DATASETS, METRICS, MODELS
 from publish_model import published
 from torch import nn
+from torch.utils.data import Dataset
 
 from mmpose_dp.engine.checks.own_state import own_state, refuse_other_state, restore_own_values
 from mmpose_dp.engine.own_parts import names_in, own_code_in_words, own_parts
 from mmpose_dp.extras.experts import add_experts
 from mmpose_dp.extras.lora import add_low_rank
 from mmpose_dp.privacy.errors import PrivacyError, UnsupportedModelError
-from tests.support.runs import unvalidated
+from tests.support.runs import config, tiny
 
 RAW = 77.0  # stands for a value of a private batch
 
@@ -43,12 +46,39 @@ class Begin(Hook):
         HookedHead.saving = True
 
 
+@MODELS.register_module()
+class Averaged(ExponentialMovingAverage):
+    """Of EMAHook, which is mmengine's."""
+
+
+@DATASETS.register_module()
+class Wrapped(Dataset):
+    """A data set for validation."""
+
+    def __init__(self, inner):
+        self.inner = DATASETS.build(inner)
+        self.metainfo = self.inner.metainfo
+
+    def __len__(self):
+        return len(self.inner)
+
+    def __getitem__(self, index):
+        return self.inner[index]
+
+
+@METRICS.register_module()
+class OwnMetric(PCKAccuracy):
+    """A metric for validation."""
+
+
 @pytest.fixture(scope='module')
 def saved(synthetic, tmp_path_factory):
     """(runner, its last checkpoint) of a training with HookedHead and averaged weights."""
-    cfg = unvalidated(synthetic, tmp_path_factory.mktemp('own_state'), train_cfg__max_epochs=1)
+    cfg = tiny(config(synthetic, tmp_path_factory.mktemp('own_state'), 'dpsgd', train_cfg__max_epochs=1))
+    cfg.val_dataloader.dataset = dict(type='Wrapped', inner=cfg.val_dataloader.dataset)
+    cfg.val_evaluator = dict(type='OwnMetric')
     cfg.model.head.type = 'HookedHead'
-    cfg.custom_hooks = [dict(type='EMAHook')]
+    cfg.custom_hooks = [dict(type='EMAHook', ema_type='Averaged')]
     runner = Runner.from_cfg(cfg)
     runner.register_hook(Begin())
     try:
@@ -68,6 +98,9 @@ def test_what_a_state_dict_hook_puts_there_is_not_in_a_checkpoint(saved):
     assert checkpoint['ema_state_dict'].keys() == {'steps', *(f'module.{name}' for name in own)}
     for name, value in own.items():
         assert torch.equal(checkpoint['ema_state_dict'][f'module.{name}'], value), name
+    (ema,) = (hook for hook in runner.hooks if isinstance(hook, EMAHook))
+    for name, value in own_state(ema.ema_model.module).items():  # whose copy of the head has the same hook
+        assert torch.equal(checkpoint['state_dict'][name], value), name
 
 
 def test_nothing_else_is_published(saved):
@@ -82,7 +115,8 @@ def test_nothing_else_is_published(saved):
 
 def test_the_statement_names_the_code_that_is_neither_ours_nor_openmmlabs(saved):
     runner, checkpoint = saved
-    names = {f'{__name__}.{kind}' for kind in ('Begin', 'HookedHead', 'HookedHead._put')}  # which is a hook of torch's
+    kinds = 'Begin', 'HookedHead', 'HookedHead._put', 'Averaged', 'Wrapped', 'OwnMetric'  # _put is a hook of torch's
+    names = {f'{__name__}.{kind}' for kind in kinds}
     statement = checkpoint['privacy']['statement']
     assert own_parts(runner) == names_in(statement) == names
     page = (Path(runner.work_dir) / 'privacy_statement.md').read_text()

@@ -129,6 +129,9 @@ def test_what_does_not_add_up_is_refused_and_other_views_are_named(call, tmp_pat
     done = call(compare_statements, tmp_path / 'a', tmp_path / 'image')
     assert done.returncode == 2 and 'do not add up' in done.stderr
     assert 'public views differ' in compared(call, tmp_path / 'a', tmp_path / 'view')[1]['warnings'][0]
+    for other, guess in (('view', "a given record's hidden part was used at all"), ('a', 'a given record was used')):
+        text = call(compare_statements, tmp_path / 'a', tmp_path / other).stdout
+        assert f'A 50:50 guess whether {guess} becomes right' in text  # with a view, membership is published
     (tmp_path / 'a' / STATEMENT_NAME).unlink()
     for path, message in ((tmp_path / 'a', 'no statement'), (tmp_path / 'none', 'no such file')):
         done = call(compare_statements, path, tmp_path / 'view')

@@ -7,7 +7,7 @@ a private batch into a checkpoint. Must not call anything in a model that may ma
 from collections import OrderedDict
 from collections.abc import Iterator
 
-from mmengine.hooks import Hook
+from mmengine.hooks import EMAHook, Hook
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
@@ -54,18 +54,25 @@ def restore_own_values(model: nn.Module, saved: dict) -> None:
 
 
 class OwnStateHook(Hook):
-    """Drops from a checkpoint what is not the model's own, from EMAHook's state dict too, which has the same names."""
+    """Drops from a checkpoint what is not the model's own, from EMAHook's state dict too, which has the same names and hooks."""
 
     priority = 'LOWEST'
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Keeps the names of the model's own tensors alone."""
+        """Keeps the names of the model's own tensors alone; beside averaged weights, with the values that both models have."""
         own = own_state(unwrapped(runner.model))
         for key, names in (('state_dict', {*own}), ('ema_state_dict', {'steps', *(f'module.{name}' for name in own)})):
             if key in checkpoint:
                 kept = OrderedDict((name, value) for name, value in checkpoint[key].items() if name in names)
                 setattr(kept, '_metadata', own._metadata if key == 'state_dict' else {})  # type: ignore[attr-defined]  # noqa: B010
                 checkpoint[key] = kept
+        averaged = [hook.ema_model.module for hook in runner.hooks if isinstance(hook, EMAHook)]
+        if (
+            averaged and 'ema_state_dict' in checkpoint
+        ):  # EMAHook has swapped the two, and its copy has the model's hooks
+            restore_own_values(averaged[-1], checkpoint['state_dict'])
+            other = checkpoint['ema_state_dict']
+            other.update((f'module.{name}', value.cpu()) for name, value in own.items() if f'module.{name}' in other)
 
 
 def _modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
