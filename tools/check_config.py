@@ -88,14 +88,25 @@ def check_head_of(cfg: Config) -> None:
         check_head(kind)
 
 
+def how_to_make_private(file: str | None) -> str:
+    """What to write for the plain config in ``file``."""
+    if file and Config._is_lazy_import(file):
+        return (
+            'To be made private: write at its end "from importlib import import_module" and '
+            "\"globals().update(import_module('mmpose_dp.configs').private(globals(), 'hybrid'))\", see README."
+        )
+    name = Path(file).name if file else 'this_config.py'
+    return (
+        f'To be made private: write a new config beside it, with three lines: "_base_ = {name!r}", "from mmpose_dp.configs import '
+        'private" and "globals().update(private(_base_, \'hybrid\'))", see README.'
+    )
+
+
 def private_model(cfg: Config) -> tuple[nn.Module, DPOptimWrapper]:
     """The model and the wrapper that the config asks for, without noise. Raises PrivacyError."""
     settings = cfg.get('optim_wrapper') or {}
     if not has_private_wrapper(cfg):
-        print(
-            'To be made private: add two lines, from mmpose_dp.configs import private and '
-            "globals().update(private(_base_, 'hybrid')), see README."
-        )
+        print(how_to_make_private(cfg.filename))
         settings = dict(type='DPOptimWrapper', optimizer=dict(type='SGD', lr=1.0), max_grad_norm=1.0)
         settings['constructor'] = 'DPOptimWrapperConstructor'
     model = MODELS.build(cfg.model).train()

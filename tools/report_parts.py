@@ -54,7 +54,8 @@ _PEOPLE, _SIDE = 6, 224  # example predictions, and the side of their pictures i
 def budget_curve(history: History, delta: float, accountant: str, target: float | None) -> Plot | None:
     """Epsilon over the private steps; None if it is not bounded, or there is no step."""
     total = sum(steps for _, steps in history)
-    at = sorted({round(x) for x in np.linspace(0, total, _POINTS + 1)})
+    # the first step costs most: a line from 0 to a later one would show too little of it
+    at = sorted({min(1, total), *(round(x) for x in np.linspace(0, total, _POINTS + 1))})
     try:
         spent = [epsilon(_first(history, steps), delta, accountant) for steps in at]
     except PrivacyError:  # an accountant whose numerics fail for a part

@@ -157,7 +157,7 @@ def _what_failed(seen: dict, key: str, targets: dict) -> str:
         )
     return (
         f'model.head gives {seen["head"]} but {key} has the targets {targets or "none"}: change model.head (out_channels, '
-        'deconv_out_channels, loss) or the codec in GenerateTarget so that they fit'
+        'deconv_out_channels, input_size, simcc_split_ratio, loss) or the codec in GenerateTarget so that they fit'
     )
 
 

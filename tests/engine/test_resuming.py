@@ -130,6 +130,15 @@ def test_an_earlier_checkpoint_gives_no_steps_back(synthetic, tmp_path):
     )
 
 
+def test_a_checkpoint_with_all_steps_has_lost_none(synthetic, tmp_path):
+    """After an interruption training ends before its last epoch; its last checkpoint holds every step that was not lost before."""
+    train_until(config(synthetic, tmp_path, train_cfg__max_epochs=2), 5)
+    for _ in range(2):
+        train(config(synthetic, tmp_path, train_cfg__max_epochs=2, resume=True))
+    assert list(tmp_path.glob('budget_spent_iter_*.pth'))
+    assert 'all 8 private steps are spent, and nothing is left to do' in log_of(tmp_path)
+
+
 def test_a_resume_of_nothing_spends_nothing(synthetic, tmp_path):
     with pytest.raises(PrivacyError, match=r'nothing to resume in .*leave out --resume \(or resume=True\) to spend'):
         train(config(synthetic, tmp_path, resume=True))

@@ -8,6 +8,7 @@ from fractions import Fraction
 import check_config
 import pytest
 import torch
+from mmengine.config import Config
 
 from mmpose_dp.privacy.calibration import calibrate_noise_multiplier
 from tests.support.paths import REPO
@@ -15,6 +16,7 @@ from tests.support.processes import run
 
 OWN_BACKBONE = """
 import torch
+from mmengine.config import Config
 from mmengine.model import BaseModule
 from mmpose.registry import MODELS
 from torch import nn
@@ -88,11 +90,29 @@ def test_a_private_config_of_ones_own(check, synthetic):
 
 def test_for_a_plain_config_it_prints_what_to_write(check):
     status, page = check(bases('hrnet_synthetic'), 'custom_imports = dict(imports=["mmpose_dp"])')
-    assert status == 0 and "globals().update(private(_base_, 'hybrid'))" in page and 'head.type' not in page
+    assert status == 0 and 'head.type' not in page
     assert 'Samples: random' in page and 'No budget yet' in page
     assert (
         'The model can be made private. THE DATA WERE NOT CHECKED: train_dataloader.dataset: there is no data/' in page
     )
+
+
+PLAIN = """
+model = dict(type='TopdownPoseEstimator', head=dict(type='HeatmapHead', in_channels=8, out_channels=4))
+train_dataloader = dict(dataset=dict(type='CocoDataset'))
+optim_wrapper = dict(optimizer=dict(type='Adam'))
+"""
+
+
+@pytest.mark.parametrize('top', ['', 'from mmpose.datasets import CocoDataset\n'], ids=['text', 'new style'])
+def test_what_it_prints_for_a_plain_config_can_be_pasted(tmp_path, top):
+    """A config that has its own model is no base of itself: private(_base_, ...) at its end would not see the model."""
+    plain, own = tmp_path / 'plain.py', tmp_path / 'own.py'
+    plain.write_text(top + PLAIN)
+    lines = re.findall('"(.*?)"', check_config.how_to_make_private(str(plain)))
+    own.write_text((plain.read_text() if top else '') + '\n'.join(lines))
+    cfg = Config.fromfile(own)
+    assert cfg.train_dataloader.dataset.type == 'PublicPrivateDataset' and cfg.model.head.out_channels == 4
 
 
 def test_what_a_public_view_shows_is_printed_without_the_data_too():

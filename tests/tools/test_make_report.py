@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import re
 import shutil
 import sys
 
@@ -16,7 +17,9 @@ from report_parts import budget_curve, example_people, settings_of, step_rows, v
 from mmpose_dp.engine.view_audit import PRIVATE, VALIDATION, in_words
 from mmpose_dp.extras.accountability import with_private_figures
 from mmpose_dp.extras.evidence import STATEMENT_NAME, file_sha256, history_of
+from mmpose_dp.privacy.accounting import epsilon
 from mmpose_dp.privacy.errors import PrivacyError
+from mmpose_dp.privacy.validation import rounded_up
 from tests.support.browser import SIZES, faults, look, started
 from tests.support.runs import config
 from tests.support.statements import amend, statement_of, write_work_dir
@@ -288,3 +291,11 @@ def test_a_curve_needs_steps_and_a_bound():
     assert budget_curve(history_of([[0.0, '1/20', 3]]), 1e-4, 'pld', None) is None
     curve = budget_curve(history_of([[2.0, '1/20', 3], [1.0, '1/20', 4]]), 1e-4, 'pld', 1.0)
     assert 'after 7' in curve.words and curve.light != curve.dark
+
+
+def test_a_curve_shows_the_first_step():
+    """It costs most. A line from 0 to step 2 would show half of what two cost, and after many steps nearly nothing of it."""
+    first = epsilon(history_of([[1.4, '1/4', 1]]), 1e-3, 'rdp')
+    for steps in (1, 32, 400):
+        curve = budget_curve(history_of([[1.4, '1/4', steps]]), 1e-3, 'rdp', None)
+        assert f'{rounded_up(first)} after 1' in re.split(', |: ', curve.words)

@@ -57,7 +57,8 @@ class PublicView(View):
         sigma: that of the blurs, in pixels of a 256-pixel crop; 6 by default, 10 at full resolution.
         kernel_size: that of 'blur_full_resolution', likewise; 25 by default.
         block: side of a square of the pixelation, likewise.
-        head_keypoints: indices of upper neck and head top; MPII's by default. Joints of other names are refused.
+        head_keypoints: indices of upper neck and head top; MPII's by default. Joints without 'neck' or 'head' in their names
+            are refused.
 
     Raises ConfigError for an unknown mode, for sizes out of range and for a setting that has no meaning in the mode.
     """
@@ -104,10 +105,11 @@ class PublicView(View):
     def check_joints(self, names: Mapping[int, str]) -> None:
         """Raises ConfigError if mode 'face' would hide something other than heads; ``names`` are a data set's joints."""
         found = [names.get(joint, 'no joint') for joint in self.head_keypoints]
-        if self.mode == 'face' and not all('neck' in name or 'head' in name for name in found):
+        if self.mode == 'face' and not all('neck' in name.lower() or 'head' in name.lower() for name in found):
             raise ConfigError(
-                f'public_view.head_keypoints={self.head_keypoints} are {" and ".join(found)} in this data set, so faces would stay '
-                "visible: write the numbers of neck and head top, or mode='person'"
+                f'public_view.head_keypoints={self.head_keypoints} are {" and ".join(found)} in this data set, so faces could stay '
+                "visible: write the numbers of neck and head top, or mode='person'. The metainfo must name these joints "
+                "so: each name with 'neck' or 'head' in it"
             )
 
     def transform(self, results: dict) -> dict:

@@ -271,7 +271,9 @@ class PrivacyBudgetHook(Hook):
         if finished:
             why, more = f'the checkpoint has all {runner.max_epochs} epochs', [epochs] + [budget] * spent
         elif self.plan is not None and ledger.run_steps >= self.plan.steps:
-            why = f'all {self.plan.steps} private steps are spent, those after this checkpoint too although their result is lost'
+            why = f'all {self.plan.steps} private steps are spent'
+            if self._lost(ledger) > 0:
+                why += ', those after this checkpoint too although their result is lost'
             more = [epochs, budget]
         else:
             why, more = f'the budget of epsilon {self.target_epsilon} is spent', [budget]
@@ -286,6 +288,10 @@ class PrivacyBudgetHook(Hook):
         runner.train_loop.stop_training, self._goes_on = True, False
         return True
 
+    def _lost(self, ledger: Ledger) -> int:
+        """How many of the spent steps came after the checkpoint to resume from."""
+        return ledger.steps - sum(entry[2] for entry in self._loaded.get('ledger', {}).get('entries', ()))
+
     def _report_resume(self, runner: Runner, ledger: Ledger) -> None:
         """Logs what this training has spent so far and how many steps are left. A kill loses steps, and they count."""
         assert self.plan is not None
@@ -293,7 +299,7 @@ class PrivacyBudgetHook(Hook):
         ahead = loop.private_steps_from(runner.iter)
         left = min(self._steps_left, ahead)
         words = f'Resumed: {ledger.run_steps} private steps are spent ({self._spent(runner)}), {left} are left.'
-        lost = ledger.steps - sum(entry[2] for entry in self._loaded.get('ledger', {}).get('entries', ()))
+        lost = self._lost(ledger)
         if lost > 0:
             words += f' {lost} of the spent steps came after the checkpoint: they count although their result is lost.'
         if left < ahead:

@@ -186,6 +186,9 @@ def test_a_face_is_where_the_data_set_has_its_head(synthetic):
     with pytest.raises(PrivacyError, match='no joint'):
         PublicView('face', head_keypoints=(12, 13)).check_joints(coco)
     PublicView('face', head_keypoints=(12, 13)).check_joints({12: 'top_head', 13: 'neck'})
+    PublicView('face', head_keypoints=(12, 13)).check_joints({12: 'HeadTop', 13: 'Neck'})
+    with pytest.raises(PrivacyError, match="c7 and vertex.*each name with 'neck' or 'head'"):
+        PublicView('face', head_keypoints=(1, 0)).check_joints({0: 'vertex', 1: 'c7'})  # right, by other names
     PublicView('person').check_joints(coco)
     with pytest.raises(PrivacyError, match='right_elbow|r_|l_'):
         views(mpii(synthetic), mode='face', head_keypoints=(10, 11))
