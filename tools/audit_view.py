@@ -270,6 +270,12 @@ def audit_config(args: argparse.Namespace) -> None:
 
 def _public_people(args: argparse.Namespace, dataset: PublicPrivateDataset) -> list[Person]:
     if args.public_images:
+        files = [str(path) for path in Path(args.public_images).rglob('*') if path.is_file()]
+        if private_among(files, dataset.images):
+            raise PrivacyError(
+                f'--public-images {args.public_images} holds private pictures of {args.config}, so an attacker does not have it: '
+                'give a folder of other pictures'
+            )
         return people_in(args.public_images, PUBLIC_PEOPLE, args.size)
     return [] if dataset.public is None else people_of(dataset.public, PUBLIC_PEOPLE, args.size)
 

@@ -146,10 +146,23 @@ def _built(cfg: Any) -> Iterator[tuple[str, Registry, Any]]:
     if visualizer:
         yield 'visualizer', VISUALIZERS, visualizer
     yield from _each('visualizer.vis_backends', VISBACKENDS, visualizer.get('vis_backends'))
+    for loader in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
+        yield from _transforms(f'{loader}.dataset', _part(_part(cfg, loader), 'dataset'))
     for key in ('val_evaluator', 'test_evaluator'):
         for place, _, one in _each(key, METRICS, cfg.get(key)):
             evaluator = isinstance(one, dict) and resolved(EVALUATORS, one.get('type'))
             yield place, EVALUATORS if evaluator else METRICS, one
+
+
+def _transforms(place: str, dataset: dict) -> Iterator[tuple[str, Registry, Any]]:
+    """The steps of the pipelines of a data set and of those in it, but for those of other packages."""
+    if dataset.get('_scope_', 'mmpose') != 'mmpose':
+        return
+    yield from _each(f'{place}.pipeline', TRANSFORMS, dataset.get('pipeline'))
+    for key, value in dataset.items():
+        for inner, _, one in _each(f'{place}.{key}', TRANSFORMS, value):
+            if isinstance(one, dict) and key in ('private', 'public', 'dataset', 'datasets'):
+                yield from _transforms(inner, one)
 
 
 def _each(key: str, registry: Registry, nodes: Any) -> Iterator[tuple[str, Registry, Any]]:

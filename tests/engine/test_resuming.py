@@ -101,6 +101,8 @@ def test_a_spent_budget_ends_a_resume_at_once(synthetic, tmp_path):
     low = dict(resume=True, train_cfg__max_epochs=2, **{HOOK + 'target_epsilon': 7.5})
     train(config(synthetic, tmp_path, **low))
     (last,) = tmp_path.glob('budget_spent_iter_*.pth')
+    seen = torch.load(last, weights_only=False)['meta']
+    assert (seen['epoch'], f'budget_spent_iter_{seen["iter"]}') == (1, last.stem)  # where a resume goes on
     assert statement_in(tmp_path)['checkpoint']['file'] == last.name and not (tmp_path / 'epoch_2.pth').exists()
     before = {path.name: path.read_bytes() for path in tmp_path.glob('*.*') if path.suffix != '.py'}
     train(config(synthetic, tmp_path, **low))

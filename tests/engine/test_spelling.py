@@ -137,6 +137,10 @@ def test_a_plain_configs_wrapper_is_not_looked_at(kind):
         ('custom_hooks', [dict(type='EarlyStoppingHook', monitor='PCK')], 'custom_hooks[0]: .* rule must be specified'),
         ('default_hooks.checkpoint', dict(type='CheckpointHook', save_best='PCK'), 'CheckpointHook cannot be built: .* rule must'),
         ('visualizer.vis_backends', [dict(type='TensorBoardVisBackend')], 'did you mean TensorboardVisBackend?'),
+        ('train_dataloader.dataset.private.pipeline', [dict(type='LoadImages')], 'did you mean LoadImage?'),
+        ('train_dataloader.dataset.private', dict(type='CombinedDataset', datasets=[dict(pipeline=[dict(type='X')])]),
+         'datasets[0].pipeline[0].type=.* correct it, or list the module'),
+        ('val_dataloader.dataset.pipeline', [dict(kind='LoadImage')], 'dataset.pipeline[0] has no type'),
         ('val_evaluator', [dict(type='CocoMetrics')], 'val_evaluator[0].type=.* did you mean CocoMetric?'),
     ],
 )  # fmt: skip

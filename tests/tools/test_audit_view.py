@@ -102,6 +102,16 @@ def audit(path, *options):
     audit_view.main()
 
 
+def test_private_pictures_are_no_attackers(synthetic, tmp_path):
+    """An attack trained on them would say what somebody with the private pictures recovers."""
+    path = tmp_path / 'config.py'
+    config(synthetic, tmp_path).dump(path)
+    with pytest.raises(
+        audit_view.PrivacyError, match='--public-images .* holds private pictures of .*: give a folder of other'
+    ):
+        audit(path, '--public-images', str(synthetic))
+
+
 def test_what_an_audit_writes(audited):
     found = json.loads((audited / 'view_audit.json').read_text())
     assert found['sample'] == 'validation people' and found['pictures'] == 2

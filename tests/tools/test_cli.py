@@ -1,6 +1,7 @@
 """What a user does wrong, or stops, is one sentence that says how to go on, in every tool."""
 
 import argparse
+import json
 
 import audit
 import audit_view
@@ -17,6 +18,7 @@ from mmengine.registry import HOOKS
 
 from mmpose_dp.privacy.errors import PrivacyError
 from mmpose_dp.privacy.validation import rounded_up
+from mmpose_dp.verify import verify
 from tests.support.paths import REPO
 from tests.support.runs import unvalidated
 
@@ -115,6 +117,9 @@ def test_ctrl_c_says_what_is_kept_and_a_resume_what_is_left(call, synthetic, tmp
     )
     spent = rounded_up(CtrlC.plan.epsilon_after(6))
     assert f'(epsilon {spent} of 8 at delta 0.001)' in done.stderr
+    found = verify(work)  # the checkpoint that is kept can be published: the statement has its hash, and all 6 steps
+    assert not found.wrong and any(text.startswith('epoch_1.pth is a checkpoint of') for text in found.checked)
+    assert json.loads((work / 'privacy_statement.json').read_text())['steps'] == 6
 
     done = call(train_tool, tmp_path / 'own.py', '--resume', '--cfg-options', 'custom_hooks=[]')
     assert done.returncode == 0

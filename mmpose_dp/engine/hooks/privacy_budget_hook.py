@@ -4,6 +4,7 @@ The hook makes the plan before training, puts the ledger into every checkpoint, 
 writes the statement. Must not count steps: the optimizer wrapper does, in the call that makes the noise.
 """
 
+import sys
 from dataclasses import asdict
 from pathlib import Path
 
@@ -355,7 +356,9 @@ class PrivacyBudgetHook(Hook):
             )
             runner.logger.warning(f'{why} spent: training stops.')
             runner.train_loop.end_here()
-            runner.save_checkpoint(runner.work_dir, f'budget_spent_iter_{runner.iter}.pth', by_epoch=False)
+            # mmengine would write one iteration more, since it saves before it counts the one that has ended
+            meta = dict(epoch=runner.epoch, iter=runner.iter)
+            runner.save_checkpoint(runner.work_dir, f'budget_spent_iter_{runner.iter}.pth', meta=meta, by_epoch=False)
             return
         self._steps_left -= 1
 
@@ -397,8 +400,14 @@ class PrivacyBudgetHook(Hook):
         showing.release(runner)
 
     def after_failure(self, runner: Runner) -> None:
-        """As ``after_run``, for a training that an error or an interruption ended; PrivateTrainLoop calls it."""
+        """As ``after_run``, for a training that an error or an interruption ended; PrivateTrainLoop calls it.
+
+        After Ctrl-C the statement is that of all steps so far, and names the last checkpoint, so that it can be published.
+        """
         showing.release(runner)
+        interrupted = isinstance(sys.exc_info()[1], KeyboardInterrupt)
+        if interrupted and self.plan is not None and (self._saved or self._resumed) and is_main_process():
+            self._state(runner, finished=True)
 
     def _state(self, runner: Runner, finished: bool = False) -> dict:
         """Writes the statement of the steps so far into the work dir and returns it."""
