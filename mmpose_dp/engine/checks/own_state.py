@@ -67,9 +67,8 @@ class OwnStateHook(Hook):
                 setattr(kept, '_metadata', own._metadata if key == 'state_dict' else {})  # type: ignore[attr-defined]  # noqa: B010
                 checkpoint[key] = kept
         averaged = [hook.ema_model.module for hook in runner.hooks if isinstance(hook, EMAHook)]
-        if (
-            averaged and 'ema_state_dict' in checkpoint
-        ):  # EMAHook has swapped the two, and its copy has the model's hooks
+        # EMAHook has swapped the two, and its copy has the model's hooks
+        if averaged and 'ema_state_dict' in checkpoint:
             restore_own_values(averaged[-1], checkpoint['state_dict'])
             other = checkpoint['ema_state_dict']
             other.update((f'module.{name}', value.cpu()) for name, value in own.items() if f'module.{name}' in other)
