@@ -329,7 +329,7 @@ def planned(cfg: Config, num_records: int, size: int) -> PrivacyPlan:
     if not 1 <= size <= num_records:
         raise PrivacyError(
             f'train_dataloader.batch_sampler.expected_batch_size={size} must be between 1 and the number of private records, '
-            f'{num_records}: write {max(num_records // 8, 1)}, and tools/plan_budget.py says whether another is better'
+            f'{num_records}: write {max(num_records // 8, 1)}, and tools/plan_budget.py says if another is better'
         )
     sigma, target = cfg.optim_wrapper.get('noise_multiplier'), budget.get('target_epsilon')
     if sigma is None and target is None:

@@ -75,7 +75,7 @@ class PoissonBatchSampler:
         if self.expected_batch_size > self.num_records:
             raise ConfigError(
                 f'{key}.expected_batch_size={expected_batch_size} must be between 1 and the number of private records, '
-                f'{self.num_records}: write {max(self.num_records // 8, 1)}, and tools/plan_budget.py says whether another is better'
+                f'{self.num_records}: write {max(self.num_records // 8, 1)}, and tools/plan_budget.py says if another is better'
             )
         if self.public_batch_size > dataset.num_public:
             raise ConfigError(
