@@ -4,6 +4,7 @@ Not a tool itself. Must not decide anything about privacy.
 """
 
 import argparse
+import difflib
 import os
 import re
 import sys
@@ -71,10 +72,17 @@ def merge_common(cfg: Config, args: argparse.Namespace) -> None:
             hook.update(wait_time=args.wait_time)
 
 
+def _close_to(path: str) -> str:
+    """', did you mean NAME?' if the folder of a missing file has one of a similar name."""
+    names = [file.name for file in Path(path).parent.glob('*')]
+    close = difflib.get_close_matches(Path(path).name, names, 1, 0.8)
+    return f', did you mean {close[0]}?' if close else ''
+
+
 def read_config(path: str, *keys: str) -> Config:
     """The config of a file. Raises PrivacyError for a file that cannot be read, or that lacks one of ``keys``."""
     if not os.path.isfile(path):
-        raise PrivacyError(f'{path}: there is no such config file')
+        raise PrivacyError(f'{path}: there is no such config file{_close_to(path)}')
     if Path(path).suffix in ('.pth', '.pt', '.safetensors'):
         raise PrivacyError(f'{path} is a checkpoint, and a config is wanted in its place: give the config first')
     try:
@@ -82,7 +90,10 @@ def read_config(path: str, *keys: str) -> Config:
     except PrivacyError:
         raise
     except Exception as error:  # a config is a program, and so are those that it inherits from
-        raise PrivacyError(f'{path} cannot be read: {type(error).__name__}: {" ".join(str(error).split())}') from error
+        words = ' '.join(str(error).split())
+        base = re.search(r'file "([^"]+)" does not exist', words)  # mmengine's words for a missing _base_
+        hint = _close_to(base[1]) if base else ''
+        raise PrivacyError(f'{path} cannot be read: {type(error).__name__}: {words}{hint}') from error
     missing = [key for key in keys if not cfg.get(key)]
     if missing:
         raise PrivacyError(

@@ -37,6 +37,10 @@ WRONG = {
     'nowhere.py': (None, 'nowhere.py: there is no such config file'),
     'a_folder.py': ('', 'a_folder.py: there is no such config file'),
     'base.py': ("_base_ = './nowhere.py'", 'base.py cannot be read: FileNotFoundError'),
+    'private_base.py': (
+        "_base_ = 'mmpose_dp::dp/hrnet_mpii_hybrid_esp08.py'",
+        'hrnet_mpii_hybrid_esp08.py" does not exist, did you mean hrnet_mpii_hybrid_eps08.py?',
+    ),
     'mmpose_base.py': ("_base_ = 'mmpose::nowhere.py'", 'mmpose_base.py cannot be read: ValueError'),
     'open.py': ('a = (', 'open.py cannot be read: SyntaxError'),
     'error.py': ('a = 1 / 0', 'error.py cannot be read: ZeroDivisionError'),
