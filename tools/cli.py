@@ -139,9 +139,13 @@ def refuse_no_checkpoint(path: str | Path | None) -> None:
     """Raises PrivacyError for a checkpoint that is not there or is damaged. Those on a server are not looked at."""
     if not path or '://' in str(path):
         return
-    from mmpose_dp.engine.hooks.resuming import is_intact  # here, since most tools need no MMPose
+    from mmpose_dp.engine.hooks.resuming import is_intact, newest_checkpoint  # here, since most tools need no MMPose
 
     file = Path(path).expanduser()
+    if file.is_dir():
+        newest = newest_checkpoint(str(file))
+        instead = f'give a checkpoint in it, such as {newest}' if newest else 'give a checkpoint, there is none in it'
+        raise PrivacyError(f'{path} is a folder: {instead}')
     if not file.is_file():
         raise PrivacyError(f'{path}: there is no such checkpoint')
     if not is_intact(file):

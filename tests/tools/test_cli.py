@@ -81,6 +81,15 @@ def test_a_checkpoint_that_cannot_be_read(call, tmp_path, config, content):
     one_line(call(publish_model, path, tmp_path / 'out.pth'), message)
 
 
+def test_a_folder_is_no_checkpoint(call, tmp_path):
+    """The message names what a user means by a work dir."""
+    message = f'{tmp_path} is a folder: give a checkpoint'
+    one_line(call(publish_model, tmp_path, tmp_path / 'out'), f'{message}, there is none in it')
+    torch.save(dict(state_dict={}, meta=dict(iter=1)), tmp_path / 'epoch_1.pth')
+    one_line(call(publish_model, tmp_path, tmp_path / 'out'), f'{message} in it, such as {tmp_path}/epoch_1.pth')
+    one_line(call(test_tool, PLAIN, tmp_path), message)
+
+
 def test_a_missing_file_of_pretrained_weights(call, synthetic, tmp_path):
     cfg = unvalidated(synthetic, tmp_path / 'work')
     cfg.model.backbone.init_cfg = dict(type='Pretrained', checkpoint=f'{tmp_path}/nowhere.pth')

@@ -61,10 +61,7 @@ def newest_checkpoint(
 
 
 def _progress(path: Path) -> tuple[int, ...]:
-    """How many lines of the ledger, epochs and steps a checkpoint has seen; -1 for what it does not hold.
-
-    Steps come last: mmengine counts one more in a checkpoint that is named by its step.
-    """
+    """How many lines of the ledger, epochs and steps a checkpoint has seen; -1 for what it does not hold."""
     values = plain_values(path)
     ledger, meta = part_of(part_of(values, CHECKPOINT_KEY), 'ledger'), part_of(values, 'meta')
     seen = ledger.get('lines'), meta.get('epoch'), meta.get('iter')
