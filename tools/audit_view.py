@@ -142,12 +142,17 @@ def reduced(loaded: dict, view_box: float, size: int) -> Person:
     return Person(image, center * factor, box * factor, view_box * factor, joints)
 
 
-def people_in(folder: str, count: int, size: int) -> list[Person]:
-    """Up to ``count`` pictures of a folder, each as one person. Raises PrivacyError if it holds none."""
+def pictures_in(folder: str) -> list[Path]:
+    """The picture files in a folder and those below it. Raises PrivacyError if there are none."""
     paths = sorted(p for p in Path(folder).rglob('*') if p.suffix.lower() in ('.jpg', '.jpeg', '.png', '.webp'))
     if not paths:
         raise PrivacyError(f'--public-images {folder} holds no picture (jpg, png or webp)')
-    found = []
+    return paths
+
+
+def people_in(folder: str, count: int, size: int) -> list[Person]:
+    """Up to ``count`` pictures of a folder, each as one person. Raises PrivacyError if it holds none."""
+    paths, found = pictures_in(folder), []
     for index in np.unique(np.linspace(0, len(paths) - 1, count).astype(int)):
         image = cv2.imread(str(paths[index]))
         if image is not None:
@@ -270,8 +275,7 @@ def audit_config(args: argparse.Namespace) -> None:
 
 def _public_people(args: argparse.Namespace, dataset: PublicPrivateDataset) -> list[Person]:
     if args.public_images:
-        files = [str(path) for path in Path(args.public_images).rglob('*') if path.is_file()]
-        if private_among(files, dataset.images):
+        if private_among([*map(str, pictures_in(args.public_images))], dataset.images):
             raise PrivacyError(
                 f'--public-images {args.public_images} holds private pictures of {args.config}, so an attacker does not have it: '
                 'give a folder of other pictures'

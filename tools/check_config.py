@@ -38,6 +38,7 @@ from torch import nn
 
 from mmpose_dp.datasets import PublicPrivateDataset, View, collate_samples
 from mmpose_dp.datasets.resolving import is_kind, resolved
+from mmpose_dp.datasets.samplers import check_batch_size
 from mmpose_dp.engine import (
     REPLACED,
     DPOptimWrapper,
@@ -326,11 +327,7 @@ def planned(cfg: Config, num_records: int, size: int) -> PrivacyPlan:
         accountant=budget.get('accountant', 'pld'),
         schedule=Schedule(**cfg.optim_wrapper.get('schedule') or {}),
     )
-    if not 1 <= size <= num_records:
-        raise PrivacyError(
-            f'train_dataloader.batch_sampler.expected_batch_size={size} must be between 1 and the number of private records, '
-            f'{num_records}: write {max(num_records // 8, 1)}, and tools/plan_budget.py says if another is better'
-        )
+    check_batch_size(size, num_records)
     sigma, target = cfg.optim_wrapper.get('noise_multiplier'), budget.get('target_epsilon')
     if sigma is None and target is None:
         raise PrivacyError('give PrivacyBudgetHook a target_epsilon, or DPOptimWrapper a noise_multiplier')

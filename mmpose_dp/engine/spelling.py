@@ -159,9 +159,9 @@ def _transforms(place: str, dataset: dict) -> Iterator[tuple[str, Registry, Any]
     if dataset.get('_scope_', 'mmpose') != 'mmpose':
         return
     yield from _each(f'{place}.pipeline', TRANSFORMS, dataset.get('pipeline'))
-    for key, value in dataset.items():
-        for inner, _, one in _each(f'{place}.{key}', TRANSFORMS, value):
-            if isinstance(one, dict) and key in ('private', 'public', 'dataset', 'datasets'):
+    for key in ('private', 'public', 'dataset', 'datasets'):
+        for inner, _, one in _each(f'{place}.{key}', DATASETS, dataset.get(key)):
+            if isinstance(one, dict):
                 yield from _transforms(inner, one)
 
 

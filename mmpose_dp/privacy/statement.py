@@ -16,6 +16,7 @@ from .validation import as_given, rounded_up
 
 _ROUNDING_MEASURED = 'float32 on a CPU', 'bfloat16 on a CPU'  # arithmetics of forwards
 _OLD_NOISE = 'of some steps float32, by an earlier version: its gaps may show a record to one who knows all others'
+GROUPS = (2, 5, 10)  # records of one person, for which a statement gives epsilon
 _GROUP_LIMIT = 15.0  # of k times epsilon: above it there is no protection worth the name, and computing it is slow
 _UNCOMPUTED = f'not computed (k times epsilon is above {_GROUP_LIMIT:g})'
 _RELEASED = 'the weights after the steps counted here and every checkpoint on the way'
@@ -137,7 +138,7 @@ def _other_epsilons(plan: PrivacyPlan, ledger: Ledger, spent: float) -> dict[str
         with contextlib.suppress(PrivacyError):  # its numerics may fail
             by_accountant[name] = _json(ledger.epsilon(delta, name))
     whose = 'k_subjects' if plan.privacy_unit == 'subject' else 'a_person_with_k_records'
-    groups = {f'{k}': _json(epsilon_of_group(ledger.history, delta, k, spent)) for k in (2, 5, 10)}
+    groups = {f'{k}': _json(epsilon_of_group(ledger.history, delta, k, spent)) for k in GROUPS}
     beyond = {k: _UNCOMPUTED for k in groups if _GROUP_LIMIT < spent * int(k) < math.inf}
     personal = {name: _json(value) for name, value in plan.personal_epsilon(ledger).items()}
     found = {'epsilon_by_accountant': by_accountant, f'epsilon_for_{whose}': groups | beyond}

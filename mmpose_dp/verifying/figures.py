@@ -10,13 +10,12 @@ from typing import Any
 from mmpose_dp.extras.risk import risk_of
 from mmpose_dp.privacy.accounting import ACCOUNTANTS, History, epsilon, group_epsilon
 from mmpose_dp.privacy.errors import PrivacyError
-from mmpose_dp.privacy.statement import epsilon_of_group
+from mmpose_dp.privacy.statement import GROUPS, epsilon_of_group
 from mmpose_dp.privacy.validation import as_given, rounded_up
 
 from .findings import Findings, named
 
 TOLERANCE = 0.01  # relative: another version of a library may compute a slightly larger figure
-GROUPS = (2, 5, 10)  # records of one person, for which a statement gives epsilon
 _LARGE_DELTA = 0.01
 
 

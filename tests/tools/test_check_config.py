@@ -16,7 +16,6 @@ from tests.support.processes import run
 
 OWN_BACKBONE = """
 import torch
-from mmengine.config import Config
 from mmengine.model import BaseModule
 from mmpose.registry import MODELS
 from torch import nn

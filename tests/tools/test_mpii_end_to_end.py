@@ -100,6 +100,8 @@ def test_on_the_real_pictures(tmp_path):
     assert ledger_steps(run_folder / 'epoch_2.pth') == 4
     statement = json.loads((run_folder / 'privacy_statement.json').read_text())
     assert statement['private'] and statement['steps'] == 4 and 60 < statement['epsilon'] <= 200
+    joints = predict_in_plain_mmpose(run_folder / 'epoch_2.pth', next(data.glob('*.jpg')))
+    assert joints.shape == (1, 16, 2) and np.isfinite(joints).all()
 
 
 @pytest.mark.parametrize('missing', ['annotations/mpii_train.json', 'images'])

@@ -72,11 +72,7 @@ class PoissonBatchSampler:
         rank, world = get_dist_info()
         self.sampler = sampler
         self.num_records = dataset.num_records
-        if self.expected_batch_size > self.num_records:
-            raise ConfigError(
-                f'{key}.expected_batch_size={expected_batch_size} must be between 1 and the number of private records, '
-                f'{self.num_records}: write {max(self.num_records // 8, 1)}, and tools/plan_budget.py says if another is better'
-            )
+        check_batch_size(self.expected_batch_size, self.num_records)
         if self.public_batch_size > dataset.num_public:
             raise ConfigError(
                 f'{key}.public_batch_size={public_batch_size} is more than the {dataset.num_public} public records of '
@@ -144,6 +140,15 @@ class PoissonBatchSampler:
                 here = self._record_of(replayed) if replayed in indices else None
                 yield OfStep(indices, Step(i + 1 == len(batches), here))
         self.steps_done = 0
+
+
+def check_batch_size(size: int, num_records: int) -> None:
+    """Raises ConfigError for an expected batch that so many records cannot give."""
+    if not 1 <= size <= num_records:
+        raise ConfigError(
+            f'train_dataloader.batch_sampler.expected_batch_size={size} must be between 1 and the number of private records, '
+            f'{num_records}: write {max(num_records // 8, 1)}, and tools/plan_budget.py says if another is better'
+        )
 
 
 def _pack(records: list[list[int]], limit: int) -> list[list[int]]:
