@@ -1,5 +1,6 @@
 """The accuracy benchmark on people: its rows build, and on 300 real ones, where they are beside the project, the order holds."""
 
+import importlib.util
 import json
 import sys
 from argparse import Namespace
@@ -8,6 +9,7 @@ from pathlib import Path
 import accuracy
 import numpy as np
 import pytest
+import torch
 import value
 from accuracy_rows import adam
 from accuracy_worker import config_of, plain_or_private, run_job
@@ -78,6 +80,29 @@ def test_the_few_parameters_exist(start):
     model.init_weights()
     total = sum(p.numel() for p in model.parameters())
     assert 1000 < choose_trainable(model, STARTS[start].few) < total / 20
+
+
+def test_the_quick_backbone_computes_what_the_file_does():
+    weights = shared('weights')
+    cfg = plain_or_private(dict(family='movenet', weights=str(weights)), 'nonprivate')
+    ours = MODELS.build(cfg.model).backbone.net
+    spec = importlib.util.spec_from_file_location('movenet_as_it_is', weights / 'movenet_torch.py')
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    theirs = module.MoveNet()
+    theirs.load_state_dict(torch.load(weights / 'movenet_lightning.pth', weights_only=True))
+    images = torch.rand(2, 3, 128, 96) * 2 - 1
+    found, wanted = ours.features(images), theirs.features(images)
+    torch.testing.assert_close(found, wanted)
+    for features in (found, wanted):
+        features.square().sum().backward()
+    their_gradients = {name: p.grad for name, p in theirs.named_parameters()}
+    for name, parameter in ours.named_parameters():
+        gradient = their_gradients[name].flatten(1) if parameter.dim() > 1 else their_gradients[name][:, None]
+        found = parameter.grad.view_as(gradient)
+        alive = found.any(1) if 'bias' not in name else found[:, 0] != 0  # some are exactly 0 here
+        assert alive.float().mean() > 0.5, name
+        torch.testing.assert_close(found[alive], gradient[alive], rtol=1e-4, atol=1e-3 * float(gradient.abs().max()))
 
 
 @pytest.fixture(scope='module')

@@ -3,10 +3,30 @@
 import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from mmengine.model import BaseModule
 from mmpose.registry import MODELS
+from torch import Tensor
+
+
+def quick_conv(self: Any, x: Tensor) -> Tensor:
+    """What MoveNet's ``Conv`` computes, in a little over half the time on a CPU.
+
+    ``clamp`` has a slow backward pass and ``pad`` copies: ReLU6 and the convolution's own padding take their place. Only where
+    both sides need different padding (stride 2) does the copy stay. At exactly 0 and 6 the gradient here is 0, and there it is not.
+    """
+    total = [max((-(-n // self.s) - 1) * self.s + self.k - n, 0) for n in x.shape[:1:-1]]
+    left, right = [n // 2 for n in total], [n - n // 2 for n in total]
+    if left == right:
+        self.conv.padding = tuple(left[::-1])
+    else:
+        self.conv.padding = (0, 0)
+        x = F.pad(x, [n for pair in zip(left, right) for n in pair])
+    x = self.conv(x)
+    return F.relu6(x, inplace=True) if self.act == 'relu6' else F.relu(x, inplace=True) if self.act == 'relu' else x
 
 
 @MODELS.register_module()
@@ -30,13 +50,15 @@ class FeaturesFromFile(BaseModule):
             raise ImportError(f'{file} is no Python file')
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
+        if hasattr(module, 'Conv'):
+            module.Conv.forward = quick_conv
         self.net = getattr(module, network)()
         self.net.load_state_dict(torch.load(checkpoint, map_location='cpu', weights_only=True))
         for name in unused:
             delattr(self.net, name)
         self.net.requires_grad_(not frozen)
 
-    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """The features, in a tuple as MMPose's heads take them."""
         # on a CPU, depthwise convolutions in this layout take two thirds of the time
         return (self.net.features(images.contiguous(memory_format=torch.channels_last)),)
