@@ -91,18 +91,19 @@ def test_the_quick_backbone_computes_what_the_file_does():
     spec.loader.exec_module(module)
     theirs = module.MoveNet()
     theirs.load_state_dict(torch.load(weights / 'movenet_lightning.pth', weights_only=True))
+    with torch.no_grad():
+        for parameter in ours.parameters():  # no value is exactly 0 or 6, where the two gradients differ
+            parameter += 1e-3 * torch.rand_like(parameter)
+    theirs.load_state_dict(ours.state_dict(), strict=False)
     images = torch.rand(2, 3, 128, 96) * 2 - 1
     found, wanted = ours.features(images), theirs.features(images)
     torch.testing.assert_close(found, wanted)
     for features in (found, wanted):
         features.square().sum().backward()
-    their_gradients = {name: p.grad for name, p in theirs.named_parameters()}
+    gradients = {name: p.grad for name, p in theirs.named_parameters()}
     for name, parameter in ours.named_parameters():
-        gradient = their_gradients[name].flatten(1) if parameter.dim() > 1 else their_gradients[name][:, None]
-        found = parameter.grad.view_as(gradient)
-        alive = found.any(1) if 'bias' not in name else found[:, 0] != 0  # some are exactly 0 here
-        assert alive.float().mean() > 0.5, name
-        torch.testing.assert_close(found[alive], gradient[alive], rtol=1e-4, atol=1e-3 * float(gradient.abs().max()))
+        scale = float(gradients[name].abs().max())
+        torch.testing.assert_close(parameter.grad, gradients[name], rtol=1e-3, atol=1e-4 * scale, msg=name)
 
 
 @pytest.fixture(scope='module')
