@@ -5,6 +5,7 @@ import json
 import pytest
 import test as test_tool
 import torch
+from mmengine.config import Config
 from mmengine.runner import Runner
 from mmengine.runner.checkpoint import _load_checkpoint_to_model
 from torch import nn
@@ -18,6 +19,7 @@ from mmpose_dp.gradients.blocks import PerSampleGradients
 from mmpose_dp.models import choose_trainable, freeze_batch_norm
 from mmpose_dp.privacy.errors import ConfigError
 from tests.support.models import build, load
+from tests.support.paths import REPO
 from tests.support.runs import config, tiny
 
 RES50 = 'body_2d_keypoint/topdown_heatmap/mpii/td-hm_res50_8xb64-210e_mpii-256x256.py'
@@ -150,7 +152,8 @@ def test_a_training_with_an_expert(call, synthetic, tmp_path):
     torch.save(dict(state_dict=weights), tmp_path / 'turned.pth')
     torch.save(dict(state_dict=weights), tmp_path / 'start.pth')
     cfg.load_from = str(tmp_path / 'start.pth')
-    cfg.optim_wrapper.update(trainable='experts', experts=[str(tmp_path / 'turned.pth')])
+    recipe = Config.fromfile(REPO / 'configs/_base_/experts.py').dp_optim_wrapper
+    cfg.optim_wrapper.update(dict(recipe, trainable='experts', experts=[str(tmp_path / 'turned.pth')]))
     runner = Runner.from_cfg(cfg)
     runner.train()
     mixed = [m for m in runner.model.modules() if isinstance(m, Mixed)]
