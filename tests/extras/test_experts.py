@@ -33,11 +33,12 @@ class EveryLayer(nn.Module):
         self.conv, self.norm = nn.Conv2d(2, 4, 3, padding=1, bias=False), nn.BatchNorm2d(4)
         self.up, self.group = nn.ConvTranspose2d(4, 6, 2, stride=2, groups=2), nn.GroupNorm(2, 6)
         self.depthwise = nn.Conv2d(6, 6, 3, groups=6, padding=1)
+        self.point, self.sparse = nn.Conv2d(6, 6, 1), nn.Conv2d(6, 6, 1, stride=(2, 1), padding=(0, 1), bias=False)
         self.linear, self.layer, self.axes = nn.Linear(6, 3), nn.LayerNorm(3), nn.LayerNorm((2, 3))
 
     def forward(self, x):
         x = self.group(self.up(self.norm(self.conv(x)).relu()))
-        return self.axes(self.layer(self.linear(self.depthwise(x).mean(3).mT[:, :2]))).sum(1)
+        return self.axes(self.layer(self.linear(self.sparse(self.point(self.depthwise(x))).mean(3).mT[:, :2]))).sum(1)
 
 
 def randomised(seed, variance=1.0):
@@ -51,10 +52,10 @@ def randomised(seed, variance=1.0):
 @pytest.mark.parametrize('trainable', ['experts', 'channel_experts'])
 def test_gradients_are_autograds(trainable):
     model, experts = randomised(0), [randomised(seed).state_dict() for seed in (1, 2)]
-    del experts[1]['linear.weight']  # an expert may lack a layer
+    del experts[1]['linear.weight'], experts[0]['point.weight']  # an expert may lack a layer
     freeze_batch_norm(model)
     by_channel = trainable == 'channel_experts'
-    channels = [4, 4, 6, 6, 6, 3, 3, 2]
+    channels = [4, 4, 6, 6, 6, 6, 6, 3, 3, 2]
     assert choose_trainable(model, trainable, experts=experts) == 2 * (sum(channels) if by_channel else len(channels))
     model.train()
     assert not model.norm.training
@@ -83,7 +84,7 @@ def test_gradients_are_autograds(trainable):
 def test_whole_experts(weights, by_channel):
     models = [randomised(seed).eval() for seed in (0, 1, 2)]
     x, mixed = torch.randn(2, 2, 6, 6, dtype=torch.float64), randomised(0).eval()
-    assert add_experts(mixed, [m.state_dict() for m in models[1:]], by_channel) == 8
+    assert add_experts(mixed, [m.state_dict() for m in models[1:]], by_channel) == 10
     for param in (p for name, p in mixed.named_parameters() if name.endswith('expert_weights')):
         torch.testing.assert_close(param.data, torch.full_like(param, 1 / 3))
         param.data = torch.tensor(weights, dtype=torch.float64).view(2, *[1] * (param.dim() - 1)).expand_as(param)
