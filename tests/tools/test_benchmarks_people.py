@@ -14,7 +14,14 @@ import value
 from accuracy_rows import adam
 from accuracy_worker import config_of, plain_or_private, run_job
 from mmpose.registry import MODELS
-from people_rows import STARTS, make_tuning_people, people_rows, people_size
+from people_rows import (
+    STARTS,
+    make_tuning_people,
+    make_unusual_people,
+    people_rows,
+    people_size,
+    unusualness,
+)
 from scipy.io import loadmat
 
 from mmpose_dp.datasets.mpii_files import estimated_head_boxes, write_mpii_split
@@ -53,7 +60,8 @@ def test_each_row_trains_the_right_people(start, two_sets, tmp_path, monkeypatch
             data = str(cfg.train_dataloader.dataset)
             alone = row.public_alone or row.start is None
             assert (f'/{private}/' in data) != alone, name
-            assert ('/public/' in data) == (alone or row.pictures or row.config.startswith('projected')), name
+            public = '/public_unusual/' if row.unusual else '/public/'
+            assert (public in data) == (alone or row.pictures or row.config.startswith('projected')), name
             assert not cfg.optim_wrapper.get('public_optimizer'), (
                 name
             )  # a row's learning rate is that of its public epochs
@@ -69,6 +77,24 @@ def test_tuning_people_are_held_out(synthetic, tmp_path):
     heads = loadmat(out / 'annotations/mpii_gt_val.mat')['headboxes_src']
     size = 0.6 * np.linalg.norm(heads[1] - heads[0], axis=0)
     assert size.shape == (8,) and (size > 0).all()
+
+
+def test_unusual_people_are_those_whose_limbs_point_up(synthetic, tmp_path):
+    standing = np.array(
+        [[x, y] for x, y in zip([4, 4, 4, 6, 6, 6, 5, 5, 5, 5, 3, 3, 4, 6, 7, 7], [9, 8, 6, 6, 8, 9] + [3] * 10)]
+    )
+    standing[[10, 11, 14, 15], 1] = 5, 4, 4, 5
+    person = dict(joints=standing.tolist(), joints_vis=[1] * 16)
+    upside_down = dict(person, joints=(-standing).tolist())
+    assert unusualness(person) < 0.1 and unusualness(upside_down) > 0.9
+    assert unusualness(dict(person, joints_vis=[1] * 5 + [0] * 11)) == -1  # three limbs
+    assert unusualness(dict(person, joints=[[1, 1]] * 16)) == 0
+    out = make_unusual_people(synthetic, tmp_path / 'unusual')
+    chosen, whole = people_of(out), people_of(synthetic)
+    assert len(chosen) == len(whole) // 3 and all(person in whole for person in chosen)
+    others = [person for person in whole if person not in chosen]
+    assert min(map(unusualness, chosen)) >= max(map(unusualness, others))
+    assert (out / 'images' / chosen[0]['image']).exists()
 
 
 @pytest.mark.parametrize('start', STARTS)

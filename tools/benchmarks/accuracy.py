@@ -32,7 +32,7 @@ import mmpose_dp  # noqa: F401  (first: checks and repairs the install)
 from accuracy_page import write_page
 from accuracy_rows import DEFAULT_VIEW, FULL, MPII, PAPERS_VIEW, QUICK, SYNTHETIC, Row, Size, rows_of, wide_rows
 from accuracy_worker import REPO, run_job, set_up
-from people_rows import STARTS, make_tuning_people, people_rows, people_size
+from people_rows import STARTS, make_tuning_people, make_unusual_people, people_rows, people_size
 
 from mmpose_dp.datasets.synthetic import make_synthetic_mpii
 
@@ -110,7 +110,8 @@ class Benchmark:
         self.size = people_size(private, public, args.quick)
         self.table = people_rows(self.size, STARTS[args.start], view)
         tuning = make_tuning_people(private, self.data / f'{private.name}_tuning')
-        self.folders = {'reported': private, 'tuning': tuning, 'other domain': public}
+        unusual = make_unusual_people(public, self.data / f'{public.name}_unusual')
+        self.folders = {'reported': private, 'tuning': tuning, 'other domain': public, 'unusual': unusual}
 
     # ---- what to run ---------------------------------------------------------------------------------------------
     def settings(self, name: str) -> dict:
@@ -184,6 +185,7 @@ class Benchmark:
         splits = [identity['split']] + (['other domain'] if identity['split'] == 'reported' else [])
         roots = {split: f'{folder}/' for split, folder in self.folders.items()}
         train_on = 'other domain' if row.public_alone or row.config == 'pretrain' else identity['split']
+        train_on = 'unusual' if row.unusual else train_on
         return dict(
             family=self.family,
             weights=self.weights,

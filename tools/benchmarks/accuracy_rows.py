@@ -22,6 +22,7 @@ class Row:
         private: has an epsilon.
         pictures: trains on the people of the public domain too, beside the views or the private people.
         public_alone: trains on the people of the public domain and on nobody else.
+        unusual: of these, on the third in the most unusual poses.
         experts: rows on public people whose weights 'experts' mixes with those of ``start``.
         mean: no training: the mean of the weights of ``start`` and ``experts``.
         like: the row whose settings it takes, as they were tuned there; its own settings come on top.
@@ -35,6 +36,7 @@ class Row:
     private: bool = True
     pictures: bool = False
     public_alone: bool = False
+    unusual: bool = False
     experts: tuple[str, ...] = ()
     mean: bool = False
     like: str | None = None

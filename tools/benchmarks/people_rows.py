@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from accuracy_rows import DEFAULT_VIEW, IN_PROCESS, PAPERS_VIEW, Row, Settings, Size, adam, rows_of, schedule
 
 from mmpose_dp.datasets.mpii_files import estimated_head_boxes, write_mpii_split
@@ -22,6 +23,9 @@ TURNED = {
 }
 # the start of what mixes, and what it mixes
 EXPERTS: dict[str, Any] = dict(start='public_people', experts=('public_turned', 'pretrain'))
+FOUR: dict[str, Any] = dict(EXPERTS, experts=(*EXPERTS['experts'], 'public_unusual'))
+# MPII's joints at both ends of each upper arm, forearm, thigh, shank and side
+LIMBS = ((12, 2), (13, 3), (2, 1), (1, 0), (3, 4), (4, 5), (12, 11), (11, 10), (13, 14), (14, 15))
 
 
 @dataclass(frozen=True)
@@ -84,13 +88,25 @@ def public_rows(size: Size, start: Start, plain: tuple[Settings, ...]) -> dict[s
         'public_mean': Row(
             'public-only: mean of the three models above', 'nonprivate', private=False, mean=True, **EXPERTS
         ),
+        'public_unusual': Row(
+            'public-only: on turned public people in unusual poses',
+            'nonprivate',
+            'pretrain',
+            {**longer, **TURNED, **schedule(6 * size.epochs)},
+            plain[:1],
+            unusual=True,
+            **alone,
+        ),
+        'public_mean_four': Row(
+            'public-only: mean of the four models above', 'nonprivate', private=False, mean=True, **FOUR
+        ),
     }
 
 
 def mixing_rows(size: Size, dpsgd: Settings) -> dict[str, Row]:
     """The rows that train privately how much of each of several public models there is, with the settings of ``dpsgd``."""
     mixed = {**dpsgd, TRAINABLE: 'experts', 'optim_wrapper.max_grad_norm': 5e-4, **schedule(size.epochs)}
-    return {
+    of_three = {
         'ours': Row(
             'ours, layer by layer: private weights of the same three models',
             'dpsgd_eps08',
@@ -106,6 +122,10 @@ def mixing_rows(size: Size, dpsgd: Settings) -> dict[str, Row]:
             **EXPERTS,
         ),
     }
+    of_four = {
+        f'{name}_four': replace(row, text=row.text.replace('three', 'four'), **FOUR) for name, row in of_three.items()
+    }
+    return {**of_three, **of_four}
 
 
 def people_rows(size: Size, start: Start, public_view: Settings = DEFAULT_VIEW) -> dict[str, Row]:
@@ -167,4 +187,23 @@ def make_tuning_people(private: Path, out: Path, tested: int = 500) -> Path:
     (out / 'images').symlink_to((private / 'images').resolve())
     write_mpii_split(out, 'train', people[:-tested])
     write_mpii_split(out, 'val', people[-tested:], estimated_head_boxes(people[-tested:]))
+    return out
+
+
+def unusualness(person: dict) -> float:
+    """How far a person's limbs are from hanging down: 0 if all do, 1 if all point up; -1 if fewer than four are annotated."""
+    joints, seen = np.array(person['joints'], float), person['joints_vis']
+    limbs = np.array([joints[end] - joints[start] for start, end in LIMBS if seen[start] and seen[end]])
+    lengths = np.linalg.norm(limbs.reshape(-1, 2), axis=1)
+    return -1.0 if len(limbs) < 4 else float((lengths - limbs[:, 1]).sum() / (2 * lengths.sum() + 1e-9))
+
+
+def make_unusual_people(public: Path, out: Path) -> Path:
+    """A set with the third of the public training people in the most unusual poses; returns ``out``. The pictures are a link."""
+    people = json.loads((public / 'annotations/mpii_train.json').read_text())
+    order = np.argsort([-unusualness(person) for person in people], kind='stable')
+    shutil.rmtree(out, ignore_errors=True)
+    (out / 'annotations').mkdir(parents=True)
+    (out / 'images').symlink_to((public / 'images').resolve())
+    write_mpii_split(out, 'train', [people[i] for i in order[: max(len(people) // 3, 1)]])
     return out
