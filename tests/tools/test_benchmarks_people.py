@@ -8,6 +8,7 @@ from pathlib import Path
 
 import accuracy
 import numpy as np
+import oracles
 import pytest
 import torch
 import value
@@ -212,3 +213,34 @@ def test_the_value_of_private_people(two_sets, tmp_path):
     text = page.read_text()
     assert text.count('| 10 | 20 | 40.0 | **41.0** l | 39.0 c (!) | 50.0 |') == 1 and '1 of 2 cells' in text
     assert page.with_name('value.png').exists()
+
+
+def test_statistics_of_the_same_people_change_nothing(synthetic, tmp_path):
+    """And an offset of every joint is found again."""
+    sets = Namespace(people=synthetic.parent, people_sets=(synthetic.name,) * 2, start='mobilenetv2', weights=tmp_path)
+    found = oracles.Oracles(sets, tmp_path)
+    model = MODELS.build(plain_or_private(found.job(), 'nonprivate').model)
+    path = str(tmp_path / 'model.pth')
+    torch.save(dict(state_dict=model.state_dict()), path)
+    plain = found.as_it_is(path)
+    assert found.colours(path) == pytest.approx(plain) and found.power(path) == pytest.approx(plain)
+    assert 0 <= found.batch_norm(path) <= 100
+    truth = np.random.default_rng(0).normal(size=(50, 16, 2)) * 10
+    axes = oracles.torso(truth)
+    shifted = truth + 0.2 * axes[:, None, :, 0]
+    shifted[:, oracles.HIPS + oracles.SHOULDERS] = truth[
+        :, oracles.HIPS + oracles.SHOULDERS
+    ]  # the torso is where it was
+    seen, head = np.ones((50, 16), bool), np.full(50, 0.1)
+    found.predictions = lambda *_, **__: (shifted, truth, seen, head)
+    assert found.offsets(path) == 100
+
+
+def test_bands_of_frequency():
+    """All at gain 1 leave an image as it is; the first alone is its mean."""
+    image = torch.rand(3, 32, 24)
+    assert set(oracles.bands(128, 128).unique().tolist()) == set(range(oracles.BANDS))
+    for gains, wanted in (([1.0] * oracles.BANDS, image), ([1.0] + [0.0] * (oracles.BANDS - 1), None)):
+        filtered = oracles.BandPreprocessor(gains)(dict(inputs=[image], data_samples=[]))['inputs'][0]
+        wanted = image.mean((1, 2), keepdim=True).expand_as(image) if wanted is None else wanted
+        torch.testing.assert_close(filtered, wanted, rtol=1e-4, atol=1e-5)

@@ -97,8 +97,8 @@ class Oracles:
         """With private pictures brought to the public ones' mean and deviation of each colour: 6 numbers."""
         cfg = plain_or_private(self.job(), 'nonprivate').model.data_preprocessor
         mean, std = torch.tensor(cfg.mean), torch.tensor(cfg.std)
-        of = {root: self.images(root).transpose(0, 1).flatten(1) for root in (self.private, self.public)}
-        (own_mean, own_std), (their_mean, their_std) = ((x.mean(1), x.std(1)) for x in of.values())
+        crops = [self.images(root).transpose(0, 1).flatten(1) for root in (self.private, self.public)]
+        (own_mean, own_std), (their_mean, their_std) = ((x.mean(1), x.std(1)) for x in crops)
         settings = {
             'model.data_preprocessor.mean': (own_mean - (their_mean - mean) * own_std / their_std).tolist(),
             'model.data_preprocessor.std': (std * own_std / their_std).tolist(),
@@ -107,12 +107,12 @@ class Oracles:
 
     def power(self, checkpoint: str) -> float:
         """With private pictures brought to the public ones' power in each band of frequencies: one number per band."""
-        power = {}
+        power = []
         for root in (self.private, self.public):
             spectrum = torch.fft.rfft2(self.images(root)).abs().square().mean((0, 1))
             band = bands(spectrum.shape[0], 2 * (spectrum.shape[1] - 1))
-            power[root] = torch.stack([spectrum[band == number].mean() for number in range(BANDS)])
-        gains = (power[self.public] / power[self.private]).sqrt()
+            power.append(torch.stack([spectrum[band == number].mean() for number in range(BANDS)]))
+        gains = (power[1] / power[0]).sqrt()
         gains[0] = 1.0
         settings = {
             'model.data_preprocessor.type': 'BandPreprocessor',
