@@ -42,5 +42,5 @@ def test_a_gap_that_nobody_won_back_has_no_table():
         dpsgd=Row('DP-SGD', 'dpsgd_eps08'), ours=Row('ours', 'ours'), nonprivate=Row('all', 'plain', private=False)
     )
     scores = dict(dpsgd={'0': 40.0}, ours={'0': 45.0}, nonprivate={'0': 50.0})
-    assert '| ours, from DP-SGD | 50 % |' in gaps(rows, lambda name, _: scores[name], [0.8], 'nonprivate')
+    assert '| ours | DP-SGD | 50 % |' in gaps(rows, lambda name, _: scores[name], [0.8], 'nonprivate')
     assert gaps(rows, lambda *_: {}, [0.8], 'nonprivate') == ''

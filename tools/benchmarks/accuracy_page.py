@@ -57,7 +57,7 @@ def gaps(rows: Rows, scores: Scores, epsilons: list[float], top: str) -> str:
     Empty if there are none.
     """
     lines = []
-    lows = {f'from {rows[low].text}': low for low in LOWS if low in rows}
+    lows = {rows[low].text: low for low in LOWS if low in rows}
     for name, row in rows.items():
         if not row.private:
             continue
@@ -67,9 +67,9 @@ def gaps(rows: Rows, scores: Scores, epsilons: list[float], top: str) -> str:
             at = [(e, scores(low, e if rows[low].private else None)) for e in epsilons]
             cells = [recovered(scores(name, e), found, scores(top, None)) for e, found in at]
             if any(cell and not cell.startswith('-') for cell in cells):
-                lines.append([f'{row.text}, {text}', *cells])
-    head = f'of the gap to {rows[top].text}, won back'
-    return table([head, *(f'epsilon {epsilon}' for epsilon in epsilons)], lines) if lines else ''
+                lines.append([row.text, text, *cells])
+    head = [f'of the gap to {rows[top].text}, won back', 'the gap begins at']
+    return table([*head, *(f'epsilon {epsilon}' for epsilon in epsilons)], lines, texts=2) if lines else ''
 
 
 def wide_table(wide: Rows, scores: Scores, epsilon: float) -> str:

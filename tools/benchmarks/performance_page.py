@@ -33,10 +33,10 @@ def write_between(page: Path, marks: tuple[str, str], part: str) -> None:
     page.write_text(f'{text[: begin + len(marks[0])]}\n{part}{text[end:]}')
 
 
-def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    """A Markdown table."""
+def table(head: Iterable[str], rows: Iterable[Iterable[str]], texts: int = 1) -> str:
+    """A Markdown table, whose first ``texts`` columns are words and the others numbers."""
     head = list(head)
-    lines = [head, ['---'] + ['---:'] * (len(head) - 1), *rows]
+    lines = [head, ['---'] * texts + ['---:'] * (len(head) - texts), *rows]
     return '\n'.join(f'| {" | ".join(line)} |' for line in lines) + '\n'
 
 
