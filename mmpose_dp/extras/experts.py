@@ -5,7 +5,8 @@ Must not train the experts, and must not take one that saw private records: noth
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -129,27 +130,43 @@ def _affine(module: _BatchNorm, tensors: Mapping[str, Tensor]) -> tuple[Tensor, 
     return scale, tensors['bias'] - tensors['running_mean'] * scale
 
 
+def _affine_along(
+    module: _BatchNorm, tensors: Mapping[str, Tensor], along: Mapping[str, Tensor]
+) -> tuple[Tensor, Tensor]:
+    """The derivatives of :func:`_affine`'s scale and shift along a change of its tensors, (channels,) each."""
+    variance = tensors['running_var']
+    inverse = (variance.clamp_min(0) + module.eps).rsqrt()
+    of_inverse = torch.where(variance < 0, 0.0, -0.5 * inverse**3 * along['running_var'])
+    scale, of_scale = tensors['weight'] * inverse, along['weight'] * inverse + tensors['weight'] * of_inverse
+    return of_scale, along['bias'] - along['running_mean'] * scale - tensors['running_mean'] * of_scale
+
+
 def _rule(module: Any, a: Tensor, b: Tensor) -> dict[str, Tensor]:
-    """The mixing weights' gradients: <b, d output / d a_k> for each sample."""
-    return {WEIGHTS: torch.stack([_along(module, expert, a, b) for expert in range(len(module.experts))], 1)}
+    """The mixing weights' gradients: <b, d output / d a_k> for each sample, (samples, experts) or (samples, experts, channels)."""
+    along = _along_norm(module, a, b) if isinstance(module, _BatchNorm) else partial(_along, module, a, b)
+    by_channel, found = module.expert_weights.dim() > 1, []
+    for expert in range(len(module.experts)):
+        difference = module.differences(expert)
+        channels = along(difference) if difference else a.new_zeros(len(a), _channels(module))
+        found.append(channels if by_channel else channels.sum(1))
+    return {WEIGHTS: torch.stack(found, 1)}
 
 
-def _along(module: Any, expert: int, a: Tensor, b: Tensor) -> Tensor:
-    """The gradient of each sample of one expert's mixing weights, (samples,) or (samples, channels)."""
-    weights = module.expert_weights.detach()
-    difference = {name: value.to(a.dtype) for name, value in module.differences(expert).items()}
-    if not difference:
-        return a.new_zeros(len(a), *weights.shape[1:])
-    if 'running_var' not in difference:  # linear in its tensors
-        found = _run(module, a, difference) * b
-        return _by_channel(module, found) if weights.dim() > 1 else found.flatten(1).sum(1)
-    along = torch.zeros_like(weights)
-    along[expert] = 1
-    tangents: Any = torch.func.jvp(lambda w: _affine(module, module.mixed(w)), (weights,), (along,))[1]
-    scale, shift = tangents
+def _along(module: Any, a: Tensor, b: Tensor, difference: Mapping[str, Tensor]) -> Tensor:
+    """The gradient along an expert's difference, (samples, channels), of a layer that is linear in its tensors."""
+    return _by_channel(module, _run(module, a, {name: value.to(a.dtype) for name, value in difference.items()}) * b)
+
+
+def _along_norm(module: Any, a: Tensor, b: Tensor) -> Callable[[Mapping[str, Tensor]], Tensor]:
+    """The same of a BatchNorm, for any difference: what all have in common is computed once."""
+    tensors = module.mixed(module.expert_weights.detach())
     over_image, alone = _by_channel(module, a * b), _by_channel(module, b)
-    found = over_image * scale.to(a.dtype) + alone * shift.to(a.dtype)
-    return found if weights.dim() > 1 else found.sum(1)
+
+    def along(difference: Mapping[str, Tensor]) -> Tensor:
+        scale, shift = _affine_along(module, tensors, difference)
+        return over_image * scale.to(a.dtype) + alone * shift.to(a.dtype)
+
+    return along
 
 
 register_rule(Mixed, _rule)  # type: ignore[arg-type]

@@ -41,7 +41,7 @@ class EveryLayer(nn.Module):
         return self.axes(self.layer(self.linear(self.sparse(self.point(self.depthwise(x))).mean(3).mT[:, :2]))).sum(1)
 
 
-def randomised(seed, variance=1.0):
+def randomised(seed):
     torch.manual_seed(seed)
     model = EveryLayer().double()
     model.norm.running_mean.normal_()
