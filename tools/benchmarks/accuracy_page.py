@@ -137,7 +137,8 @@ def plot(rows: Rows, scores: Scores, epsilons: list[float], path: Path) -> None:
                 [e for e, _ in points], [mean(v) for _, v in points], spread, marker='o', capsize=3, label=row.text
             )
     axis.set(xlabel='epsilon', ylabel='mean PCKh@0.5')
-    axis.legend(fontsize=7)
+    if axis.get_legend_handles_labels()[0]:
+        axis.legend(fontsize=7)
     figure.savefig(path, dpi=120)
     plt.close(figure)
 
