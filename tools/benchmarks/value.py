@@ -32,7 +32,7 @@ matplotlib.use('Agg')
 from matplotlib import pyplot as plt  # noqa: E402
 
 MARKS = '<!-- value -->', '<!-- /value -->'
-PRIVATE, PUBLIC, EPSILONS = (500, 2000, 7844), (3612, 500, 0), (0.2, 0.8, 2.0, 8.0)
+PRIVATE, PUBLIC, EPSILONS = (50, 100, 500, 2000, 7844), (3612, 500, 0), (0.2, 0.8, 2.0, 8.0)
 STARTING = ['pretrain', 'public_people', 'public_turned', 'public_mean']
 BEST_PUBLIC = 'public_mean'
 # the private rows, and how many numbers each trains of MoveNet: two that mix public models, and one that needs none
