@@ -38,7 +38,7 @@ JOINTS = [0, 1, 2, 3, 4, 5, 10, 11, 12, 13, 14, 15]  # those that both sets have
 HIPS, SHOULDERS = [2, 3], [12, 13]
 
 
-@MODELS.register_module()
+@MODELS.register_module(force=True)  # a test imports this file twice
 class BandPreprocessor(PoseDataPreprocessor):
     """Multiplies the amplitude of each band of spatial frequency of an image by one of ``gains``."""
 
