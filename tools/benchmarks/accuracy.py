@@ -184,8 +184,8 @@ class Benchmark:
         start = self.start if row.start == 'pretrain' and self.start else self._checkpoint(str(row.start), seed)
         splits = [identity['split']] + (['other domain'] if identity['split'] == 'reported' else [])
         roots = {split: f'{folder}/' for split, folder in self.folders.items()}
-        train_on = 'other domain' if row.public_alone or row.config == 'pretrain' else identity['split']
-        train_on = 'unusual' if row.unusual else train_on
+        public = 'unusual' if row.unusual else 'other domain'
+        train_on = public if row.public_alone or row.config == 'pretrain' else identity['split']
         return dict(
             family=self.family,
             weights=self.weights,

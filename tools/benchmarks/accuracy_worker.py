@@ -80,6 +80,14 @@ def quiet(cfg: Config, job: dict) -> Config:
     return cfg
 
 
+def tested(cfg: Config, job: dict, checkpoint: str) -> dict:
+    """What the evaluators of ``cfg`` find in a checkpoint on its people to test."""
+    cfg.load_from, cfg.work_dir = checkpoint, f'{job["folder"]}/test'
+    cfg.train_dataloader = cfg.train_cfg = cfg.optim_wrapper = cfg.param_scheduler = None
+    cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
+    return Runner.from_cfg(quiet(cfg, job)).test()
+
+
 def score(job: dict, checkpoint: str, data_root: str | None) -> float:
     """Mean PCKh@0.5 of a checkpoint on the validation people in ``data_root``, by default the config's own."""
     cfg = plain_or_private(job, 'nonprivate')
@@ -87,10 +95,7 @@ def score(job: dict, checkpoint: str, data_root: str | None) -> float:
     if data_root is not None:
         cfg.test_dataloader.dataset.data_root = data_root
         cfg.test_dataloader.dataset.headbox_file = f'{data_root}annotations/mpii_gt_val.mat'
-    cfg.load_from, cfg.work_dir = checkpoint, f'{job["folder"]}/test'
-    cfg.train_dataloader = cfg.train_cfg = cfg.optim_wrapper = cfg.param_scheduler = None
-    cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
-    found = Runner.from_cfg(quiet(cfg, job)).test()
+    found = tested(cfg, job, checkpoint)
     return float(found['PCK'] if 'PCK' in found else 100 * found['PCKh'])
 
 

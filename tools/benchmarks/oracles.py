@@ -13,7 +13,7 @@ import os
 import pickle
 import tempfile
 from collections.abc import Callable
-from functools import partial
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ import mmpose_dp  # noqa: F401  (first: checks and repairs the install)
 import numpy as np
 import torch
 from accuracy_rows import IN_PROCESS
-from accuracy_worker import REPO, plain_or_private, quiet, score, set_up
+from accuracy_worker import REPO, plain_or_private, score, set_up, tested
 from mmengine.config import Config
 from mmengine.runner import Runner
 from mmpose.models.data_preprocessors import PoseDataPreprocessor
@@ -83,6 +83,7 @@ class Oracles:
             data.ann_file, data.headbox_file, data.indices = 'annotations/mpii_train.json', None, self.count
         return cfg
 
+    @cache  # noqa: B019 (one object per run of the command; two statistics and every column need them)
     def images(self, root: str) -> Tensor:
         """The crops of some training people, (people, 3, height, width), red first."""
         loader = Runner.build_dataloader(self.test_config(root, training=True).test_dataloader, seed=0)
@@ -153,11 +154,8 @@ class Oracles:
     def predictions(self, checkpoint: str, training: bool) -> tuple[np.ndarray, ...]:
         """Predicted and true joints (people, 16, 2), which of them are annotated, and the size of the head (people,)."""
         cfg, out = self.test_config(self.private, training), self.work / 'predictions.pkl'
-        cfg.load_from, cfg.work_dir = checkpoint, str(self.work)
         cfg.test_evaluator = [dict(type='mmengine.DumpResults', out_file_path=str(out))]
-        cfg.train_dataloader = cfg.train_cfg = cfg.optim_wrapper = cfg.param_scheduler = None
-        cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
-        Runner.from_cfg(quiet(cfg, self.job())).test()
+        tested(cfg, self.job(), checkpoint)
         people = pickle.loads(out.read_bytes())
         found = np.concatenate([p['pred_instances']['keypoints'] for p in people])
         true = [p['gt_instances'] for p in people]
@@ -206,7 +204,7 @@ def main() -> None:
         oracles = Oracles(args, Path(work))
         lines = []
         for text, oracle in ROWS.items():
-            scores = [f'{partial(oracle, oracles)(str(Path(path).resolve())):.1f}' for path in columns.values()]
+            scores = [f'{oracle(oracles, str(Path(path).resolve())):.1f}' for path in columns.values()]
             lines.append([text, *scores])
             print(*lines[-1], sep=' | ', flush=True)
     marks = f'<!-- oracles_{args.start} -->', f'<!-- /oracles_{args.start} -->'

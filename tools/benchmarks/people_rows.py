@@ -6,6 +6,7 @@ parameters to train privately. A row without views is private in the usual sense
 
 import json
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -175,6 +176,14 @@ def people_rows(size: Size, start: Start, public_view: Settings = DEFAULT_VIEW) 
     }
 
 
+def new_set(source: Path, out: Path, linked: Sequence[str] = ('images',)) -> None:
+    """Makes the folder of a set without annotations, in place of what was there; ``linked`` are links into ``source``."""
+    shutil.rmtree(out, ignore_errors=True)
+    (out / 'annotations').mkdir(parents=True)
+    for name in linked:
+        (out / name).symlink_to((source / name).resolve())
+
+
 def make_tuning_people(private: Path, out: Path, tested: int = 500) -> Path:
     """Divides the private training people into some to train on and the last ``tested`` to tune with; returns ``out``.
 
@@ -182,9 +191,7 @@ def make_tuning_people(private: Path, out: Path, tested: int = 500) -> Path:
     """
     people = json.loads((private / 'annotations/mpii_train.json').read_text())
     tested = min(tested, len(people) // 5)
-    shutil.rmtree(out, ignore_errors=True)
-    (out / 'annotations').mkdir(parents=True)
-    (out / 'images').symlink_to((private / 'images').resolve())
+    new_set(private, out)
     write_mpii_split(out, 'train', people[:-tested])
     write_mpii_split(out, 'val', people[-tested:], estimated_head_boxes(people[-tested:]))
     return out
@@ -202,8 +209,6 @@ def make_unusual_people(public: Path, out: Path) -> Path:
     """A set with the third of the public training people in the most unusual poses; returns ``out``. The pictures are a link."""
     people = json.loads((public / 'annotations/mpii_train.json').read_text())
     order = np.argsort([-unusualness(person) for person in people], kind='stable')
-    shutil.rmtree(out, ignore_errors=True)
-    (out / 'annotations').mkdir(parents=True)
-    (out / 'images').symlink_to((public / 'images').resolve())
+    new_set(public, out)
     write_mpii_split(out, 'train', [people[i] for i in order[: max(len(people) // 3, 1)]])
     return out

@@ -21,7 +21,7 @@ import accuracy
 import matplotlib
 from accuracy_rows import IN_PROCESS, Row, Settings, Size, adam, schedule
 from accuracy_worker import REPO
-from people_rows import STARTS, TRAINABLE
+from people_rows import STARTS, TRAINABLE, new_set
 from performance_page import table, write_between
 
 from mmpose_dp.datasets.mpii_files import write_mpii_split
@@ -66,9 +66,7 @@ class Cell:
 def first_people(folder: Path, count: int, out: Path) -> Path:
     """A set with the first ``count`` people of ``folder`` to train on, and all that it tests with; returns ``out``."""
     if not out.exists():
-        (out / 'annotations').mkdir(parents=True)
-        for name in ('images', 'annotations/mpii_val.json', 'annotations/mpii_gt_val.mat'):
-            (out / name).symlink_to((folder / name).resolve())
+        new_set(folder, out, ('images', 'annotations/mpii_val.json', 'annotations/mpii_gt_val.mat'))
         people = loads((folder / 'annotations/mpii_train.json').read_text())
         write_mpii_split(out, 'train', people[:count])
     return out
