@@ -298,7 +298,9 @@ def forecast_of(plan: PrivacyPlan, choices: list[Choice], most_records: int | No
     for choice in choices:
         value = forecast.ratio(plan, choice.r, choice.numbers)
         useful = forecast.useful(value, choice.r)
-        rows.append(dict(vars(choice), ratio=value, useful=useful, verdict=forecast.verdict(value)))
+        limits = dict(zip(('can_learn', 'may_learn_a_little'), forecast.limits(choice.trainable)))
+        words = forecast.verdict(value, choice.trainable)
+        rows.append(dict(vars(choice), ratio=value, useful=useful, thresholds=limits, verdict=words))
     whole = next(choice for choice in choices if choice.trainable == 'all')
     found = dict(
         num_records=plan.num_records,
@@ -322,7 +324,6 @@ def forecast_of(plan: PrivacyPlan, choices: list[Choice], most_records: int | No
             forecast.for_people(plan, sorted({*forecast.PEOPLE, *([most_records] if most_records else [])}))
         ),
         second_training=forecast.second_training(plan),
-        thresholds=dict(can_learn=forecast.LEARNS, may_learn_a_little=forecast.LITTLE),
     )
     return dict(found, advice=advice(found))
 
@@ -351,7 +352,7 @@ def advice(found: dict[str, Any]) -> list[str]:
     lines.append(f'The config trains {in_words(own["trainable"])}, which {own["verdict"]}.')
     best = max(rows, key=lambda row: row['useful'])
     if best['verdict'] == MEANINGS[2]:
-        needed = found['thresholds']['may_learn_a_little'] / best['ratio'] if best['ratio'] else math.inf
+        needed = best['thresholds']['may_learn_a_little'] / best['ratio'] if best['ratio'] else math.inf
         times = (
             f'{needed:.1f} times as many records, or about as much more epsilon' if needed < math.inf else 'a larger r'
         )
@@ -506,8 +507,9 @@ def plot(found: dict[str, Any], path: Path) -> None:
     figure, (left, middle, right) = plt.subplots(1, 3, figsize=(14, 4), layout='constrained')
     rows = found['choices'][::-1]
     left.barh([row['trainable'] for row in rows], [max(row['ratio'], 1e-4) for row in rows])
-    for name, value in found['thresholds'].items():
-        left.axvline(value, linestyle='--', color='grey', label=f'{name.replace("_", " ")}: {value:g}')
+    for name, color in (('can_learn', 'black'), ('may_learn_a_little', 'grey')):
+        places = [row['thresholds'][name] for row in rows]
+        left.plot(places, range(len(rows)), '|', markersize=20, color=color, label=name.replace('_', ' '))
     left.set(xscale='log', xlabel='signal / noise of the whole training')
     left.legend(fontsize=7)
     middle.plot(*zip(*[(0.0, 0.0), *found['epsilon_by_epoch']]), marker='o')

@@ -40,6 +40,8 @@ from .risk import TradeOff
 
 # where the verdict changes, ratios of signal to noise of the whole training; the runs behind it are in docs/plan.md
 LEARNS, LITTLE = 0.02, 0.005
+# the same for mixing weights, which begin where they are already good: docs/accuracy_people.md, "Where private pictures pay"
+MIXING_LIMITS = {'experts': (0.2, 0.06), 'channel_experts': (0.2, 0.06)}
 LEAST_STEPS = 30  # no run of docs/accuracy.csv has fewer
 MANY_EPOCHS = 10
 _ENOUGH = 0.9  # of the best batch's ratio
@@ -118,9 +120,15 @@ def useful(value: float, r: float) -> float:
     return r * (value / math.hypot(1.0, value) if math.isfinite(value) else 1.0)
 
 
-def verdict(value: float) -> str:
-    """What a ratio means: 'can learn', 'may learn a little' or 'cannot learn'."""
-    return 'can learn' if value >= LEARNS else 'may learn a little' if value >= LITTLE else 'cannot learn'
+def limits(trainable: str = '') -> tuple[float, float]:
+    """The least ratios of 'can learn' and of 'may learn a little', for what ``optim_wrapper.trainable`` says."""
+    return MIXING_LIMITS.get(trainable, (LEARNS, LITTLE))
+
+
+def verdict(value: float, trainable: str = '') -> str:
+    """What a ratio means for this ``trainable``: 'can learn', 'may learn a little' or 'cannot learn'."""
+    learns, little = limits(trainable)
+    return 'can learn' if value >= learns else 'may learn a little' if value >= little else 'cannot learn'
 
 
 # ---- what if ---------------------------------------------------------------------------------------------------------

@@ -77,7 +77,12 @@ def test_most_numbers_have_the_ratio(plan):
 
 def test_verdicts_follow_the_ratio():
     values = (0, forecast.LITTLE, forecast.LEARNS, math.inf)
-    assert [forecast.verdict(x) for x in values] == ['cannot learn', 'may learn a little', 'can learn', 'can learn']
+    words = ['cannot learn', 'may learn a little', 'can learn', 'can learn']
+    assert [forecast.verdict(x) for x in values] == words
+    for mixing in ('experts', 'channel_experts'):
+        learns, little = forecast.limits(mixing)
+        assert little > forecast.LEARNS  # what would be enough for weights
+        assert [forecast.verdict(x, mixing) for x in (0, little, learns, math.inf)] == words
     small, large = forecast.useful(5.0, 0.03), forecast.useful(1.5, 0.1)
     assert small < large  # a small subspace has little noise and little of the gradient
 

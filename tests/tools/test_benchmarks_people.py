@@ -206,13 +206,16 @@ def test_the_value_of_private_people(two_sets, tmp_path):
     assert little < much < value.ratio({**settings, 'train_cfg.max_epochs': 3}, 500, 8.0, 'ours')
     cells = [
         value.Cell(10, 20, 0.8, 'ours', 41.0, 40.0, 50.0, 1.0),
+        value.Cell(10, 20, 0.8, 'ours_channels', 39.5, 40.0, 50.0, 0.01),
+        value.Cell(10, 20, 8.0, 'ours', 38.0, 40.0, 50.0, 0.05),
         value.Cell(10, 20, 8.0, 'ours_channels', 39.0, 40.0, 50.0, 1.0),
     ]
     page = tmp_path / 'page.md'
     for _ in range(2):
         value.write_page(page, cells, (0.8, 8.0))
     text = page.read_text()
-    assert text.count('| 10 | 20 | 40.0 | **41.0** l | 39.0 c (!) | 50.0 |') == 1 and '1 of 2 cells' in text
+    assert text.count('| 10 | 20 | 40.0 | **41.0** l | 39.0 c (!) | 50.0 |') == 1 and 'right in 3 of 4' in text
+    assert '| cannot learn | 0.01 to 0.05 | 2 | 0 | -1.2 |' in text
     assert page.with_name('value.png').exists()
 
 

@@ -77,6 +77,9 @@ def test_both_ways_to_mix_experts_are_compared(plan, synthetic, folder, trainabl
     layers, channels = row(done, 'experts'), row(done, 'channel_experts')
     assert 10 < layers['numbers'] < channels['numbers'] < row(done, 'all')['numbers']
     assert row(done, trainable)['configured'] and not row(done, 'norms')['configured']
+    for mixing in (layers, channels):  # they need more than weights do
+        assert mixing['thresholds']['can_learn'] > row(done, 'all')['thresholds']['can_learn']
+        assert mixing['verdict'] == forecast.verdict(mixing['ratio'], mixing['trainable'])
 
 
 def test_without_a_data_set(plan):

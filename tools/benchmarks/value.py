@@ -3,7 +3,7 @@
     python tools/benchmarks/value.py --people FOLDER_OF_PEOPLE --weights FOLDER_OF_WEIGHTS
 
 The start is MoveNet. Each cell is a pair of sets with the first people of both, and untuned rows of accuracy.py on it. Rewrites the
-table and the plot of docs/accuracy_people.md between its marks, and value.csv beside it. An interrupted run continues, and a run
+tables and the plot of docs/accuracy_people.md between its marks, and value.csv beside it. An interrupted run continues, and a run
 that has ended is not run again. Must not choose settings by the reported people.
 """
 
@@ -37,11 +37,12 @@ STARTING = ['pretrain', 'public_people', 'public_turned', 'public_mean']
 BEST_PUBLIC = 'public_mean'
 # the private rows, and how many numbers each trains of MoveNet: two that mix public models, and one that needs none
 NUMBERS = {'ours': 130, 'ours_channels': 35_040, 'alone': 28_024}
+CHOICES = {'ours': 'experts', 'ours_channels': 'channel_experts', 'alone': ''}
 
 
 @dataclass(frozen=True)
 class Cell:
-    """How many people there are, and what the better private row, the best public one and non-private training reached."""
+    """How many people there are, and what a private row, the best public one and non-private training reached."""
 
     public: int
     private: int
@@ -53,14 +54,19 @@ class Cell:
     ratio: float  # of signal to noise, by the forecast of tools/plan_budget.py
 
     @property
+    def gain(self) -> float:
+        """Points above what public people alone reach."""
+        return self.score - self.best_public
+
+    @property
     def pays(self) -> bool:
         """Whether private training beat what public people alone reach."""
-        return self.score > self.best_public
+        return self.gain > 0
 
     @property
     def forecast(self) -> bool:
         """Whether it was expected to."""
-        return forecast.verdict(self.ratio) != 'cannot learn'
+        return forecast.verdict(self.ratio, CHOICES[self.row]) != 'cannot learn'
 
 
 def first_people(folder: Path, count: int, out: Path) -> Path:
@@ -152,16 +158,23 @@ class Surface:
     def cells(
         self, first: accuracy.Benchmark, cell: accuracy.Benchmark, names: list[str], private: int, public: int
     ) -> Iterator[Cell]:
-        """A cell for each epsilon."""
+        """One for each epsilon and private row."""
         best_public = self.mean(first, BEST_PUBLIC, None) if public else 0.0
         nonprivate = self.mean(cell, 'nonprivate', None)
-        for epsilon in self.args.epsilons:
-            score, name = max((self.mean(cell, name, epsilon), name) for name in names)
-            forecasts = max(ratio(cell.settings(name), private, epsilon, name) for name in names)
-            yield Cell(public, private, epsilon, name, score, best_public, nonprivate, forecasts)
+        for epsilon, name in product(self.args.epsilons, names):
+            score, signal = self.mean(cell, name, epsilon), ratio(cell.settings(name), private, epsilon, name)
+            yield Cell(public, private, epsilon, name, score, best_public, nonprivate, signal)
 
 
 # ---- the page --------------------------------------------------------------------------------------------------------
+def better_rows(cells: Sequence[Cell]) -> dict[tuple[int, int, float], Cell]:
+    """The better private row, by (public people, private people, epsilon)."""
+    found: dict[tuple[int, int, float], Cell] = {}
+    for cell in sorted(cells, key=lambda cell: cell.score):
+        found[cell.public, cell.private, cell.epsilon] = cell
+    return found
+
+
 def in_words(cell: Cell) -> str:
     """A cell of the table: the score, bold if private pictures pay, which row it is of, and whether the forecast was wrong."""
     letter = {'ours': 'l', 'ours_channels': 'c', 'alone': ''}[cell.row]
@@ -170,28 +183,41 @@ def in_words(cell: Cell) -> str:
 
 
 def page_part(cells: Sequence[Cell], epsilons: Sequence[float]) -> str:
-    """The table, and how often the forecast was right."""
-    lines = []
+    """The table of the better rows, and how often the forecast was right of each verdict."""
+    lines, better = [], better_rows(cells)
     for public, private in dict.fromkeys((cell.public, cell.private) for cell in cells):
-        mine = {cell.epsilon: cell for cell in cells if (cell.public, cell.private) == (public, private)}
-        one = next(iter(mine.values()))
-        best = f'{one.best_public:.1f}' if public else ''
-        words = [in_words(mine[epsilon]) for epsilon in epsilons]
-        lines.append([str(public), str(private), best, *words, f'{one.nonprivate:.1f}'])
-    right = sum(cell.pays == cell.forecast for cell in cells)
+        mine = [better[public, private, epsilon] for epsilon in epsilons]
+        best = f'{mine[0].best_public:.1f}' if public else ''
+        lines.append([str(public), str(private), best, *map(in_words, mine), f'{mine[0].nonprivate:.1f}'])
     head = ['public people', 'private people', 'best public-only', *(f'epsilon {e:g}' for e in epsilons), 'non-private']
-    return f'{table(head, lines)}\nThe forecast was right in {right} of {len(cells)} cells.\n'
+    return f'{table(head, lines)}\n{forecasts(cells)}'
+
+
+def forecasts(cells: Sequence[Cell]) -> str:
+    """How many runs of private people beside public ones had each verdict, and how many of them paid."""
+    lines, tried = [], [cell for cell in cells if cell.public]
+    for meaning in dict.fromkeys(forecast.verdict(cell.ratio, CHOICES[cell.row]) for cell in tried):
+        mine = [cell for cell in tried if forecast.verdict(cell.ratio, CHOICES[cell.row]) == meaning]
+        ratios = f'{min(cell.ratio for cell in mine):.2g} to {max(cell.ratio for cell in mine):.2g}'
+        paid = f'{sum(cell.pays for cell in mine)}'
+        lines.append([meaning, ratios, str(len(mine)), paid, f'{mean(cell.gain for cell in mine):+.1f}'])
+    right, paid = (sum(map(ask, tried)) for ask in (lambda c: c.pays == c.forecast, lambda c: c.pays))
+    head = ['forecast', 'ratio', 'runs', 'of which paid', 'mean gain']
+    return (
+        f'{table(head, lines)}\nThe forecast of a run was right in {right} of {len(tried)} with public people; "it pays", always, '
+        f'would be right in {paid}.\n'
+    )
 
 
 def plot(cells: Sequence[Cell], epsilons: Sequence[float], path: Path) -> None:
     """What private training adds to public people, a panel for each number of them."""
     counts = sorted({cell.public for cell in cells if cell.public})
     figure, axes = plt.subplots(1, len(counts), figsize=(4 * len(counts), 3), layout='constrained', squeeze=False)
-    most = max(abs(cell.score - cell.best_public) for cell in cells if cell.public)
+    better = better_rows(cells)
+    most = max(abs(cell.gain) for cell in cells if cell.public)
     for axis, public in zip(axes[0], counts):
         rows = sorted({cell.private for cell in cells if cell.public == public})
-        found = {(c.private, c.epsilon): c.score - c.best_public for c in cells if c.public == public}
-        values = [[found[private, epsilon] for epsilon in epsilons] for private in rows]
+        values = [[better[public, private, epsilon].gain for epsilon in epsilons] for private in rows]
         axis.imshow(values, cmap='RdBu', vmin=-most, vmax=most, aspect='auto', origin='lower')
         for (y, line), x in product(enumerate(values), range(len(epsilons))):
             axis.text(x, y, f'{line[x]:+.1f}', ha='center', va='center')
