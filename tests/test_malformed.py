@@ -47,6 +47,7 @@ BAD_SETTINGS = {
     f'{WRAPPER}.norm': ['batch', None],
     f'{WRAPPER}.trainable': ['nothing', 'backbone.stage9.*', 5],
     f'{WRAPPER}.lora_rank': [0, 'two'],
+    f'{WRAPPER}.mix_from': ['start', None, 1],
     f'{SAMPLER}.expected_batch_size': [0, 41, 2.5, 'all'],
     f'{SAMPLER}.public_batch_size': [-1, 1.5, 5],
     f'{SAMPLER}.max_rows_per_record': [0, -1, 'few'],

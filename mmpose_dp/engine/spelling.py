@@ -64,7 +64,17 @@ VARIABLES = {'codec', 'data_mode', 'data_root', 'dataset_info', 'dataset_type', 
 # keys that are read beside a class's own arguments
 _BESIDE = {
     DPOptimWrapper: {
-        *('constructor', 'optimizer', 'paramwise_cfg', 'norm', 'trainable', 'lora_rank', 'experts', 'public_optimizer'),
+        *(
+            'constructor',
+            'optimizer',
+            'paramwise_cfg',
+            'norm',
+            'trainable',
+            'lora_rank',
+            'experts',
+            'mix_from',
+            'public_optimizer',
+        ),
         *('clip_grad', 'accumulative_counts'),
     },
     PrivateTrainLoop: {'by_epoch'},

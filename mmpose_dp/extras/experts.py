@@ -31,7 +31,7 @@ class Mixed:
 
     Attributes:
         expert_weights: the a_k, shape (experts,), or (experts, channels) if each output channel has its own. They begin at
-            1 / (experts + 1): the mean of all, the layer's own W included.
+            1 / (experts + 1), the mean of all with the layer's own W, or at 0, which is W alone.
         experts: the tensors of each expert by name, {} for one that has none of the layer's shapes.
     """
 
@@ -181,7 +181,9 @@ def digest_of(expert: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def add_experts(model: nn.Module, experts: Sequence[Mapping[str, Tensor]], by_channel: bool = False) -> int:
+def add_experts(
+    model: nn.Module, experts: Sequence[Mapping[str, Tensor]], by_channel: bool = False, from_mean: bool = True
+) -> int:
     """Gives every layer with a built-in rule mixing weights of these experts' state dicts. Returns the number of these layers.
 
     A layer whose tensors have other shapes in all experts (an output layer for other joints) stays as it is.
@@ -190,6 +192,7 @@ def add_experts(model: nn.Module, experts: Sequence[Mapping[str, Tensor]], by_ch
         model: changed in place.
         experts: state dicts of models of the same architecture.
         by_channel: every output channel gets mixing weights of its own, and not only every layer.
+        from_mean: the mixture begins at the mean of the model and the experts, and not at the model alone.
     """
     inside = inside_attention(model)
     layers: list[tuple[str, Any]] = [
@@ -200,7 +203,7 @@ def add_experts(model: nn.Module, experts: Sequence[Mapping[str, Tensor]], by_ch
         found = [_tensors_of(layer, f'{name}.', expert) for expert in experts]
         if any(found):
             shape = (len(experts), *([_channels(layer)] if by_channel else []))
-            start = layer.weight.new_full(shape, 1 / (len(experts) + 1))
+            start = layer.weight.new_full(shape, 1 / (len(experts) + 1) if from_mean else 0.0)
             layer.experts = found
             layer.expert_weights = nn.Parameter(start)
             layer.__class__ = type(f'Mixed{type(layer).__name__}', (Mixed, type(layer)), {})

@@ -15,11 +15,16 @@ from mmpose_dp.privacy.errors import ConfigError
 from mmpose_dp.privacy.validation import as_whole
 
 MIXING = 'experts', 'channel_experts'
+MIX_FROM = 'mean', 'load_from'
 _STAGES = re.compile(r'(layer|stage)\d+|(.+_)?(layers|stages|modules)|multi_stage_.+')
 
 
 def choose_trainable(
-    model: nn.Module, trainable: str = 'all', lora_rank: int = 8, experts: Sequence[Mapping[str, Tensor]] = ()
+    model: nn.Module,
+    trainable: str = 'all',
+    lora_rank: int = 8,
+    experts: Sequence[Mapping[str, Tensor]] = (),
+    mix_from: str = 'mean',
 ) -> int:
     """Freezes every parameter that ``trainable`` does not name and returns how many numbers are left to train.
 
@@ -34,18 +39,22 @@ def choose_trainable(
             first layers see.
         lora_rank: rank of the updates that 'lora' adds.
         experts: state dicts of publicly trained models of the same architecture, which 'experts' and 'channel_experts' mix.
+        mix_from: where mixing begins: 'mean' of the model and the experts, or 'load_from', the model alone. Models with BatchNorm
+            may lose when they are averaged (docs/accuracy_people.md, "From MobileNetV2").
 
     Raises ConfigError for a part that matches no parameter, and for settings of other types.
     """
     if not isinstance(trainable, str):
         raise ConfigError(f'optim_wrapper.trainable={trainable!r} must be a string')
     lora_rank = as_whole(lora_rank, 'optim_wrapper.lora_rank')
+    if mix_from not in MIX_FROM:
+        raise ConfigError(f"optim_wrapper.mix_from={mix_from!r} is unknown; write 'mean' or 'load_from'")
     if trainable != 'all':
         chosen: set[str] = set()
         parts = [part.strip() for part in trainable.split('+')]
         if 'lora' in parts:
             add_low_rank(model, lora_rank)
-        _mix(model, parts, experts)
+        _mix(model, parts, experts, from_mean=mix_from == 'mean')
         names = {name for name, param in model.named_parameters() if param.requires_grad}
         for part in parts:
             found = names & _part(model, part)
@@ -64,7 +73,7 @@ def choose_trainable(
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
-def _mix(model: nn.Module, parts: list[str], experts: Sequence[Mapping[str, Tensor]]) -> None:
+def _mix(model: nn.Module, parts: list[str], experts: Sequence[Mapping[str, Tensor]], from_mean: bool) -> None:
     """Adds the experts that 'experts' needs. Raises ConfigError where the settings do not go together."""
     mixing = [part for part in parts if part in MIXING]
     if bool(mixing) != bool(experts):
@@ -74,7 +83,7 @@ def _mix(model: nn.Module, parts: list[str], experts: Sequence[Mapping[str, Tens
         )
     if mixing and len(parts) > 1:
         raise ConfigError(f'optim_wrapper.trainable={"+".join(parts)!r}: {mixing[0]!r} stands alone')
-    if mixing and not add_experts(model, experts, by_channel=mixing == ['channel_experts']):
+    if mixing and not add_experts(model, experts, mixing == ['channel_experts'], from_mean):
         raise ConfigError(
             'optim_wrapper.experts: no layer of the model has the names and shapes of one of theirs: write checkpoints of the '
             'same model'

@@ -144,6 +144,17 @@ def test_settings_that_have_no_meaning(settings, words):
         choose_trainable(EveryLayer(), **settings)
 
 
+@pytest.mark.parametrize('trainable', ['experts', 'channel_experts'])
+def test_mixing_may_begin_at_the_start_alone(trainable):
+    """And has a gradient there, by which it leaves it."""
+    model, plain, x = randomised(0).eval(), randomised(0).eval(), torch.randn(2, 2, 6, 6, dtype=torch.float64)
+    expert = {name: value + 0.1 for name, value in randomised(1).state_dict().items()}
+    choose_trainable(model, trainable, experts=[expert], mix_from='load_from')
+    torch.testing.assert_close(model(x), plain(x), rtol=1e-9, atol=1e-9)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    assert all(gradient.any() for gradient in torch.autograd.grad(model(x).square().sum(), trained))
+
+
 def test_a_training_with_an_expert(call, synthetic, tmp_path):
     """The statement names the expert and what is known of it; the published weights fit MMPose's own model."""
     cfg = tiny(config(synthetic, tmp_path / 'work', 'dpsgd', train_cfg__max_epochs=1))

@@ -25,6 +25,7 @@ TURNED = {
 # the start of what mixes, and what it mixes
 EXPERTS: dict[str, Any] = dict(start='public_people', experts=('public_turned', 'pretrain'))
 FOUR: dict[str, Any] = dict(EXPERTS, experts=(*EXPERTS['experts'], 'public_unusual'))
+FROM_BEST: dict[str, Any] = dict(start='public_unusual', experts=('public_turned', 'public_people', 'pretrain'))
 # MPII's joints at both ends of each upper arm, forearm, thigh, shank and side
 LIMBS = ((12, 2), (13, 3), (2, 1), (1, 0), (3, 4), (4, 5), (12, 11), (11, 10), (13, 14), (14, 15))
 
@@ -126,7 +127,13 @@ def mixing_rows(size: Size, dpsgd: Settings) -> dict[str, Row]:
     of_four = {
         f'{name}_four': replace(row, text=row.text.replace('three', 'four'), **FOUR) for name, row in of_three.items()
     }
-    return {**of_three, **of_four}
+    best = replace(
+        of_four['ours_channels_four'],
+        text='ours, channel by channel, from the best of the same four models',
+        settings={**of_three['ours_channels'].settings, 'optim_wrapper.mix_from': 'load_from'},
+        **FROM_BEST,
+    )
+    return {**of_three, **of_four, 'ours_channels_best': best}
 
 
 def people_rows(size: Size, start: Start, public_view: Settings = DEFAULT_VIEW) -> dict[str, Row]:

@@ -92,7 +92,7 @@ class DPOptimWrapperConstructor(LayeredConstructor):
 
     - ``norm``: 'frozen' (default; every BatchNorm keeps the statistics it was loaded with, scale and shift are trained) or
       'group' (GroupNorm in its place: :func:`mmpose_dp.models.replace_batch_norm`).
-    - ``trainable``, ``lora_rank`` and ``experts`` (a list of checkpoints): what is trained, see
+    - ``trainable``, ``lora_rank``, ``experts`` (a list of checkpoints) and ``mix_from``: what is trained, see
       :func:`mmpose_dp.models.choose_trainable`.
     - ``public_optimizer``: what optimizer takes the steps of ``train_cfg.public_epochs``, such as dict(type='AdamW', lr=1e-3).
       It trains all that the model does, whatever ``trainable`` leaves to the private steps. None: the same one, and the
@@ -109,7 +109,7 @@ class DPOptimWrapperConstructor(LayeredConstructor):
         settings = without_deletions(dict(optim_wrapper_cfg))
         self.norm = settings.pop('norm', 'frozen')
         self.public_optimizer = settings.pop('public_optimizer', None)
-        self.subset = {key: settings.pop(key) for key in ('trainable', 'lora_rank') if key in settings}
+        self.subset = {key: settings.pop(key) for key in ('trainable', 'lora_rank', 'mix_from') if key in settings}
         self.experts = settings.pop('experts', None) or ()
         if self.public_optimizer is not None and not (
             isinstance(self.public_optimizer, dict) and 'type' in self.public_optimizer
