@@ -67,11 +67,18 @@ class Mixed:
         super()._save_to_state_dict(destination, prefix, keep_vars)  # type: ignore[misc]
         self.put_whole(destination, prefix)
 
+    @torch.no_grad()
+    def whole(self) -> dict[str, Tensor]:
+        """The mixture as plain MMPose computes with it, where the root of a variance below 0 would be NaN, by name."""
+        found = self.mixed(self.expert_weights)
+        if 'running_var' in found:
+            found['running_var'] = found['running_var'].clamp_min(0)
+        return found
+
     def put_whole(self, destination: dict, prefix: str) -> None:
         """Puts the mixture in the place of the layer's own tensors, and these beside it."""
-        with torch.no_grad():
-            for name, value in self.mixed(self.expert_weights).items():
-                destination[f'{prefix}{_OWN}{name}'], destination[prefix + name] = destination[prefix + name], value
+        for name, value in self.whole().items():
+            destination[f'{prefix}{_OWN}{name}'], destination[prefix + name] = destination[prefix + name], value
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: Any) -> None:
         state_dict.setdefault(prefix + WEIGHTS, self.expert_weights.detach())  # a start has none
@@ -79,8 +86,7 @@ class Mixed:
         for name in mixtures:
             state_dict[prefix + name] = state_dict.pop(f'{prefix}{_OWN}{name}')
         super()._load_from_state_dict(state_dict, prefix, *args)  # type: ignore[misc]
-        with torch.no_grad():
-            again = self.mixed(self.expert_weights)
+        again = self.whole()
         for name, saved in mixtures.items():
             if saved is not None and not torch.allclose(saved.to(again[name]), again[name], rtol=1e-3, atol=1e-4):
                 raise ConfigError(

@@ -214,3 +214,17 @@ def test_names_of_a_model_of_ones_own_are_no_updates():
     ours = {'a.weight': 0, 'a.lora_up.weight': 1, 'a.expert_weights': 2, 'a.expert_own_weight': 3}
     others = {'b.lora.lora_up.weight': 0, 'b.original.weight': 1, 'expert_weights': 2}
     assert without_updates({**ours, **others}) == {'a.weight': 0, **others}
+
+
+def test_a_mixed_variance_below_0_is_0_in_a_checkpoint():
+    """As in training: plain MMPose would take the root of a negative number."""
+    model, other, plain = randomised(0), randomised(1), EveryLayer().double().eval()
+    freeze_batch_norm(model)
+    choose_trainable(model, 'channel_experts', experts=[other.state_dict()])
+    weights = model.norm.expert_weights.data.fill_(0.5)
+    weights[0, :2] = 3 * model.norm.running_var[:2] / (model.norm.running_var - other.norm.running_var)[:2]
+    assert (model.norm.mixed(weights)['running_var'][:2] < 0).all()
+    saved, x = model.state_dict(), torch.randn(2, 2, 6, 6, dtype=torch.float64)
+    plain.load_state_dict(without_updates(saved))
+    torch.testing.assert_close(plain(x), model.train()(x), rtol=1e-6, atol=1e-6)
+    model.load_state_dict(saved)
