@@ -5,6 +5,7 @@ Must not train the experts, and must not take one that saw private records: noth
 """
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -14,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from mmpose_dp.gradients import register_rule, rule_for
+from mmpose_dp.gradients import register_rule, rule_for, runs_forward_of
 from mmpose_dp.privacy.errors import ConfigError
 
 from .lora import inside_attention
@@ -190,7 +191,8 @@ def digest_of(expert: Mapping[str, Tensor]) -> str:
 def add_experts(model: nn.Module, experts: Sequence[Mapping[str, Tensor]], by_channel: bool = False) -> int:
     """Gives every layer with a built-in rule mixing weights of these experts' state dicts. Returns the number of these layers.
 
-    A layer whose tensors have other shapes in all experts (an output layer for other joints) stays as it is.
+    A layer whose tensors have other shapes in all experts (an output layer for other joints) stays as it is. So does one with a
+    forward of its own, which mixing would replace, and one that shares a tensor, which can hold one mixture alone.
 
     Args:
         model: changed in place.
@@ -198,8 +200,11 @@ def add_experts(model: nn.Module, experts: Sequence[Mapping[str, Tensor]], by_ch
         by_channel: every output channel gets mixing weights of its own, and not only every layer.
     """
     inside = inside_attention(model)
+    owners = Counter(id(p) for m in model.modules() for p in m.parameters(recurse=False))
     layers: list[tuple[str, Any]] = [
-        (name, m) for name, m in model.named_modules() if m not in inside and _takes_experts(m)
+        (name, m)
+        for name, m in model.named_modules()
+        if m not in inside and _takes_experts(m) and all(owners[id(p)] == 1 for p in m.parameters(recurse=False))
     ]
     count = 0
     for name, layer in layers:
@@ -221,8 +226,10 @@ def _channels(layer: Any) -> int:
 
 def _takes_experts(module: nn.Module) -> bool:
     kinds = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear, nn.GroupNorm, nn.LayerNorm, _BatchNorm)
-    affine = isinstance(getattr(module, 'weight', None), nn.Parameter)
-    return isinstance(module, kinds) and affine and not hasattr(module, WEIGHTS) and rule_for(module) is not None
+    if hasattr(module, WEIGHTS) or not isinstance(getattr(module, 'weight', None), nn.Parameter):
+        return False
+    known = any(isinstance(module, kind) and runs_forward_of(module, kind) for kind in kinds)
+    return known and rule_for(module) is not None
 
 
 def _tensors_of(layer: nn.Module, prefix: str, expert: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -14,7 +14,7 @@ from mmpose_dp.engine.hooks.provenance import refuse_other_experts, starts_of_ex
 from mmpose_dp.engine.hooks.resuming import check_same_model
 from mmpose_dp.extras.checkpoint_file import CheckpointFile, without_updates
 from mmpose_dp.extras.experts import Mixed, add_experts, digest_of
-from mmpose_dp.gradients import Engine
+from mmpose_dp.gradients import Engine, layer_rules
 from mmpose_dp.gradients.blocks import PerSampleGradients
 from mmpose_dp.models import choose_trainable, freeze_batch_norm
 from mmpose_dp.privacy.errors import ConfigError
@@ -228,3 +228,31 @@ def test_a_mixed_variance_below_0_is_0_in_a_checkpoint():
     plain.load_state_dict(without_updates(saved))
     torch.testing.assert_close(plain(x), model.train()(x), rtol=1e-6, atol=1e-6)
     model.load_state_dict(saved)
+
+
+class Twice(nn.Linear):
+    """A layer of one's own, with a rule of one's own."""
+
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+class Unmixable(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.twice, self.other, self.tied = nn.Linear(3, 3), Twice(3, 3), nn.Linear(3, 3), nn.Linear(3, 3)
+        self.tied.weight = self.other.weight
+
+    def forward(self, x):
+        return self.tied(self.other(self.twice(self.first(x))))
+
+
+def test_layers_that_mixing_would_change_stay_as_they_are(monkeypatch):
+    monkeypatch.setitem(layer_rules._RULES, Twice, lambda module, a, b: layer_rules.outer_product(module, a, 2 * b))
+    torch.manual_seed(0)
+    model, other, plain, x = Unmixable(), Unmixable(), Unmixable(), torch.randn(2, 3)
+    assert add_experts(model, [other.state_dict()]) == 1
+    assert isinstance(model.first, Mixed)
+    nn.init.constant_(model.first.expert_weights, 2.0)
+    plain.load_state_dict(without_updates(model.state_dict()))
+    torch.testing.assert_close(plain(x), model(x))
