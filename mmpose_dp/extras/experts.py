@@ -219,6 +219,12 @@ def add_experts(model: nn.Module, experts: Sequence[Mapping[str, Tensor]], by_ch
     return count
 
 
+def mixed_in(model: nn.Module, expert: int) -> dict[str, torch.Size]:
+    """The shapes of what the model mixes in of one expert, by name."""
+    layers = [(name, m) for name, m in model.named_modules() if isinstance(m, Mixed)]
+    return {f'{name}.{key}': x.shape for name, m in layers for key, x in m.experts[expert].items()}
+
+
 def _channels(layer: Any) -> int:
     """The number of output channels of a layer; of a LayerNorm over several axes, the length of the first."""
     return layer.out_channels if isinstance(layer, nn.ConvTranspose2d) else len(layer.weight)

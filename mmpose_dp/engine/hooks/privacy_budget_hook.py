@@ -37,6 +37,7 @@ from .provenance import (
     CHECKPOINT_KEY,
     Lineage,
     Start,
+    idle_experts,
     part_of,
     pretraining_in,
     pretraining_of,
@@ -142,7 +143,7 @@ class PrivacyBudgetHook(Hook):
         if not (runner._resume and runner._load_from):  # resume=True without a checkpoint is a first start
             model = unwrapped(runner.model)
             self._starts, self._watch = starts_of_init_cfg(model), LoadWatch(model)
-            self._starts += starts_of_experts(wrapper.experts)
+            self._starts += starts_of_experts(wrapper.experts, model)
 
     def _plan(self, runner: Runner, loop: PrivateTrainLoop, wrapper: DPOptimWrapper) -> None:
         """Opens the ledger and fixes the noise; for a training on public views only, fixes what the ledger keeps of it."""
@@ -468,6 +469,8 @@ class PrivacyBudgetHook(Hook):
             assert self._watch is not None
             self._starts.append(Start.of('load_from', str(runner._load_from), '', checkpoint))
             self._own_loads = len(self._watch.loads)
+            for words in idle_experts(runner.optim_wrapper.experts, checkpoint):
+                runner.logger.warning(f'{words}.')
             _fit(runner, checkpoint)
             return
         self._resumed, self._loaded = True, part_of(checkpoint, CHECKPOINT_KEY)

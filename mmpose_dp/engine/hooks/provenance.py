@@ -5,7 +5,7 @@ what nobody recorded.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from mmengine.runner import CheckpointLoader, Runner
 from mmpose.registry import HOOKS
 from torch import nn
 
-from mmpose_dp.extras.experts import WEIGHTS, digest_of
+from mmpose_dp.extras.experts import WEIGHTS, digest_of, mixed_in
 from mmpose_dp.models import LoadWatch, explain_misfit, is_within, read_checkpoint, unwrapped, weights_of
 from mmpose_dp.privacy.errors import ConfigError
 
@@ -94,7 +94,7 @@ class Start:
         key: the config key that names it, 'load_from', 'optim_wrapper.experts' or that of an ``init_cfg``.
         path: the file, or its address.
         module: the part of the model into which it is loaded, '' for the whole model.
-        shapes: the shapes of its tensors that are to be loaded, by name.
+        shapes: the shapes of its tensors that are to be loaded, by name; of an expert, of those that are mixed in.
         lineage: what is known about it.
         fault: why it has no such tensors, in words.
     """
@@ -135,12 +135,12 @@ class Start:
 
         Raises ConfigError if they fit nothing.
         """
-        if self.key == _EXPERTS:
-            name = Path(self.path).name
-            return f'privately mixed with {name}{self.lineage.in_words(name)}'
         found, wanted = watch.found(self.module, start, end), watch.inside(self.module)
         how, name = 'loaded' if self.key == 'load_from' else 'loaded by init_cfg', Path(self.path).name
         into = '.'.join(['model', *filter(None, [self.module])])
+        if self.key == _EXPERTS:
+            share = f'{len(self.shapes):,} of {len(wanted):,} tensors of {into}'
+            return f'privately mixed with {name} ({share}){self.lineage.in_words(name)}'
         if found is None:  # loaded by code that does not call load_state_dict
             return f'{how} from {name} (how much of {into} is not known){self.lineage.in_words(name)}'
         if not found:
@@ -230,18 +230,29 @@ def starts_of_init_cfg(model: nn.Module) -> list[Start]:
     return starts
 
 
-def starts_of_experts(experts: Sequence[tuple[str, str]]) -> list[Start]:
-    """The files of ``optim_wrapper.experts``, each with its digest when the model was built.
+def starts_of_experts(experts: Sequence[tuple[str, str]], model: nn.Module) -> list[Start]:
+    """The files of ``optim_wrapper.experts``, each with its digest when the model was built from them.
 
     Raises ConfigError for one that was changed since: what is said of it would be of other weights.
     """
     starts = []
-    for path, digest in experts:
+    for number, (path, digest) in enumerate(experts):
         checkpoint, where = read_checkpoint(path, _EXPERTS), _named(_EXPERTS, path)
         if digest_of(weights_of(checkpoint, where)) != digest:
             raise ConfigError(f'{where} was changed after the model had been built from it: start again')
-        starts.append(Start.of(_EXPERTS, path, '', checkpoint))
+        starts.append(replace(Start.of(_EXPERTS, path, '', checkpoint), shapes=mixed_in(model, number)))
     return starts
+
+
+def idle_experts(experts: Sequence[tuple[str, str]], start: Any) -> list[str]:
+    """A sentence for each expert that adds nothing, having the weights of ``start``, the checkpoint of load_from, or another's."""
+    known = {digest_of(weights_of(start, 'load_from')): 'load_from'} if experts else {}
+    same = [(path, known.setdefault(digest, path)) for path, digest in experts]
+    return [
+        f'{_EXPERTS}: {path} has the same weights as {other}, so it adds nothing that could be learnt: take it out'
+        for place, (path, other) in enumerate(same)
+        if other != path or (path, other) in same[:place]
+    ]
 
 
 def refuse_other_experts(experts: Sequence[tuple[str, str]], checkpoint: Any) -> None:
