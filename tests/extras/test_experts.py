@@ -21,7 +21,7 @@ from mmpose_dp.models import choose_trainable, freeze_batch_norm
 from mmpose_dp.privacy.errors import ConfigError
 from tests.support.models import build, load
 from tests.support.paths import REPO
-from tests.support.runs import config, tiny
+from tests.support.runs import config, tiny, unvalidated
 
 RES50 = 'body_2d_keypoint/topdown_heatmap/mpii/td-hm_res50_8xb64-210e_mpii-256x256.py'
 
@@ -281,3 +281,20 @@ def test_an_expert_that_changes_nothing_is_warned_of():
         'd.pth has the same weights as load_from,',
         'b.pth has the same weights as b.pth,',
     ]
+
+
+@pytest.mark.parametrize(
+    ('broken', 'name'), [('turned', 'backbone.bn1.running_var'), ('start', 'head.final_layer.bias')]
+)
+def test_weights_that_are_not_finite_spend_nothing(synthetic, tmp_path, broken, name):
+    cfg = unvalidated(synthetic, tmp_path / 'work', optim_wrapper__trainable='experts')
+    from mmpose.registry import MODELS
+
+    for file in ('turned', 'start'):
+        weights = MODELS.build(cfg.model).state_dict()
+        weights[name][0] = float('nan' if file == broken else 1)
+        torch.save(dict(state_dict=weights), tmp_path / f'{file}.pth')
+    cfg.load_from, cfg.optim_wrapper.experts = str(tmp_path / 'start.pth'), [str(tmp_path / 'turned.pth')]
+    with pytest.raises(ConfigError, match=f'{name} holds NaN or infinity before training'):
+        Runner.from_cfg(cfg).train()
+    assert not (tmp_path / 'work' / 'privacy_ledger.jsonl').exists()
