@@ -54,7 +54,9 @@ class Lineage:
         kept = part_of(privacy, 'descent') or part_of(part_of(checkpoint, 'meta'), 'descent')
         private = bool(statement or spent_in(checkpoint) or kept.get('private', False))
         lists = ('public_views', 'public_data_sets', 'plain_data_sets', 'unknown')
-        return cls(private, *(_each_once(kept.get(key), statement.get(key)) for key in lists))
+        found = cls(private, *(_each_once(kept.get(key), statement.get(key)) for key in lists))
+        marking = privacy.get('marking') if spent_in(checkpoint) else ''  # of steps with a debug seed, or without noise
+        return found.joined(cls(plain_data_sets=(f'private records ({marking})',))) if marking else found
 
     def joined(self, other: 'Lineage') -> 'Lineage':
         """The union of both."""
