@@ -92,7 +92,8 @@ class Mixed:
             if saved is not None and not torch.allclose(saved.to(again[name]), again[name], rtol=1e-3, atol=1e-4):
                 raise ConfigError(
                     f'optim_wrapper.experts are not those of the checkpoint: {prefix}{name} would be another mixture. Write the '
-                    'same files in the same order'
+                    'same files in the same order. To start from the mixture itself, with other experts, set load_from to what '
+                    'tools/publish_model.py writes of the checkpoint'
                 )
 
 
