@@ -215,10 +215,10 @@ def test_a_file_that_changes_while_training_is_set_up(tmp_path):
     torch.save(dict(state_dict=weights), path)
     choose_trainable(model, 'experts', experts=[weights])
     experts = [(str(path), digest_of(weights))]
-    assert [{*start.shapes} for start in starts_of_experts(experts, model)] == [{*weights}]
+    assert [{*start.shapes} for start in starts_of_experts(experts, model, {})] == [{*weights}]
     torch.save(dict(state_dict=dict(weights, other=torch.ones(2))), path)
     with pytest.raises(ConfigError, match='was changed after'):
-        starts_of_experts(experts, model)
+        starts_of_experts(experts, model, {})
 
 
 def test_names_of_a_model_of_ones_own_are_no_updates():
@@ -298,3 +298,18 @@ def test_weights_that_are_not_finite_spend_nothing(synthetic, tmp_path, broken, 
     with pytest.raises(ConfigError, match=f'{name} holds NaN or infinity before training'):
         Runner.from_cfg(cfg).train()
     assert not (tmp_path / 'work' / 'privacy_ledger.jsonl').exists()
+
+
+def test_an_expert_with_the_joints_in_another_order(tmp_path):
+    """CrowdPose and AIC, say, have 14 joints each: no shape tells their output layers apart."""
+    model, weights, path = EveryLayer(), EveryLayer().state_dict(), tmp_path / 'expert.pth'
+    choose_trainable(model, 'experts', experts=[weights])
+    one, other, fewer = (
+        dict(num_keypoints=len(names), keypoint_id2name=dict(enumerate(names)))
+        for names in (['nose', 'neck', 'hip'], ['neck', 'nose', 'hip'], ['neck', 'nose'])
+    )
+    torch.save(dict(state_dict=weights, meta=dict(dataset_meta=one)), path)
+    experts = [(str(path), digest_of(weights))]
+    assert starts_of_experts(experts, model, one) and starts_of_experts(experts, model, fewer)
+    with pytest.raises(ConfigError, match='has 2 joints in another place than the data set, such as neck'):
+        starts_of_experts(experts, model, other)

@@ -143,7 +143,7 @@ class PrivacyBudgetHook(Hook):
         if not (runner._resume and runner._load_from):  # resume=True without a checkpoint is a first start
             model = unwrapped(runner.model)
             self._starts, self._watch = starts_of_init_cfg(model), LoadWatch(model)
-            self._starts += starts_of_experts(wrapper.experts, model)
+            self._starts += starts_of_experts(wrapper.experts, model, loop.dataloader.dataset.metainfo)
 
     def _plan(self, runner: Runner, loop: PrivateTrainLoop, wrapper: DPOptimWrapper) -> None:
         """Opens the ledger and fixes the noise; for a training on public views only, fixes what the ledger keeps of it."""

@@ -17,7 +17,7 @@ from mmpose.registry import HOOKS
 from torch import nn
 
 from mmpose_dp.extras.experts import WEIGHTS, digest_of, mixed_in
-from mmpose_dp.models import LoadWatch, explain_misfit, is_within, read_checkpoint, unwrapped, weights_of
+from mmpose_dp.models import LoadWatch, explain_misfit, is_within, moved_joints, read_checkpoint, unwrapped, weights_of
 from mmpose_dp.privacy.errors import ConfigError
 
 CHECKPOINT_KEY = 'privacy'  # of the ledger, the statement, pretraining and lineage (as 'descent') in a checkpoint
@@ -232,16 +232,23 @@ def starts_of_init_cfg(model: nn.Module) -> list[Start]:
     return starts
 
 
-def starts_of_experts(experts: Sequence[tuple[str, str]], model: nn.Module) -> list[Start]:
+def starts_of_experts(experts: Sequence[tuple[str, str]], model: nn.Module, metainfo: dict) -> list[Start]:
     """The files of ``optim_wrapper.experts``, each with its digest when the model was built from them.
 
-    Raises ConfigError for one that was changed since: what is said of it would be of other weights.
+    Raises ConfigError for one that was changed since, as what is said of it would be of other weights, and for one whose joints are
+    in another order than in ``metainfo``, the data set's, as the channels of different joints would be mixed.
     """
     starts = []
     for number, (path, digest) in enumerate(experts):
         checkpoint, where = read_checkpoint(path, _EXPERTS), _named(_EXPERTS, path)
         if digest_of(weights_of(checkpoint, where)) != digest:
             raise ConfigError(f'{where} was changed after the model had been built from it: start again')
+        if moved := moved_joints(checkpoint, metainfo):
+            raise ConfigError(
+                f'{where} has {len(moved)} joints in another place than the data set, such as {moved[0]}, so its output layer '
+                "cannot be mixed. Train it with the data set's order, or delete from its file the output layer (in state_dict), "
+                'which then stays as in load_from, and dataset_meta (in meta)'
+            )
         starts.append(replace(Start.of(_EXPERTS, path, '', checkpoint), shapes=mixed_in(model, number)))
     return starts
 
