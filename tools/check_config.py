@@ -51,10 +51,11 @@ from mmpose_dp.engine.dry_run import blank_batch, try_batch
 from mmpose_dp.engine.half_private import is_private
 from mmpose_dp.engine.hooks.planning import method_of
 from mmpose_dp.engine.hooks.preflight import idle_steps
-from mmpose_dp.engine.hooks.provenance import Start
+from mmpose_dp.engine.hooks.provenance import Start, idle_experts
 from mmpose_dp.engine.training_settings import FROM_RANDOM
 from mmpose_dp.engine.unread import unread_in_words
 from mmpose_dp.extras.accountability import plan_warnings
+from mmpose_dp.extras.experts import mixed_in
 from mmpose_dp.extras.schedule import Schedule, ScheduledPlan
 from mmpose_dp.models import check_head, fit_checkpoint, unwrapped
 from mmpose_dp.models.joint_remap import shapes_of
@@ -402,6 +403,7 @@ def report(cfg: Config, args: argparse.Namespace, folder: str) -> bool:
         print(f'Public view, which is treated as published: {view}')
     print(f'Samples: {"random" if dataset is None else f"{len(dataset):,} of {type(dataset).__name__}{inside}"}')
     filled = filled_by_load_from(cfg, unwrapped(model), None if dataset is None else dataset.metainfo)
+    report_experts(cfg, unwrapped(model), wrapper)
     batch = records(settings, dataset, args.records)
     for index in range(len(batch['inputs'])):
         one = {key: values[index] for key, values in batch.items()}
@@ -438,6 +440,18 @@ def filled_by_load_from(cfg: Config, model: nn.Module, metainfo: dict | None) ->
     for line in () if metainfo is None else fit_checkpoint(checkpoint, model, metainfo):
         print(f'  {line}')
     return found
+
+
+def report_experts(cfg: Config, model: nn.Module, wrapper: DPOptimWrapper) -> None:
+    """Prints how much of the model is mixed with each of ``optim_wrapper.experts``, and which of them can change nothing."""
+    wanted, path = len(shapes_of(model)), Path(cfg.get('load_from') or '').expanduser()
+    for number, (expert, _) in enumerate(wrapper.experts):
+        print(
+            f'Experts: {len(mixed_in(model, number)):,} of {wanted:,} tensors of the model are mixed with those of {expert}'
+        )
+    if wrapper.experts and path.is_file():
+        for words in idle_experts(wrapper.experts, CheckpointLoader.load_checkpoint(str(path), 'cpu')):
+            print(f'  WARNING: {words}')
 
 
 def init_cfgs(node: Any) -> Iterator[Any]:

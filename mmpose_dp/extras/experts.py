@@ -5,6 +5,7 @@ Must not train the experts, and must not take one that saw private records: noth
 """
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -14,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from mmpose_dp.gradients import register_rule, rule_for
+from mmpose_dp.gradients import register_rule, rule_for, runs_forward_of
 from mmpose_dp.privacy.errors import ConfigError
 
 from .lora import inside_attention
@@ -67,11 +68,18 @@ class Mixed:
         super()._save_to_state_dict(destination, prefix, keep_vars)  # type: ignore[misc]
         self.put_whole(destination, prefix)
 
+    @torch.no_grad()
+    def whole(self) -> dict[str, Tensor]:
+        """The mixture as plain MMPose computes with it, where the root of a variance below 0 would be NaN, by name."""
+        found = self.mixed(self.expert_weights)
+        if 'running_var' in found:
+            found['running_var'] = found['running_var'].clamp_min(0)
+        return found
+
     def put_whole(self, destination: dict, prefix: str) -> None:
         """Puts the mixture in the place of the layer's own tensors, and these beside it."""
-        with torch.no_grad():
-            for name, value in self.mixed(self.expert_weights).items():
-                destination[f'{prefix}{_OWN}{name}'], destination[prefix + name] = destination[prefix + name], value
+        for name, value in self.whole().items():
+            destination[f'{prefix}{_OWN}{name}'], destination[prefix + name] = destination[prefix + name], value
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: Any) -> None:
         state_dict.setdefault(prefix + WEIGHTS, self.expert_weights.detach())  # a start has none
@@ -79,13 +87,13 @@ class Mixed:
         for name in mixtures:
             state_dict[prefix + name] = state_dict.pop(f'{prefix}{_OWN}{name}')
         super()._load_from_state_dict(state_dict, prefix, *args)  # type: ignore[misc]
-        with torch.no_grad():
-            again = self.mixed(self.expert_weights)
+        again = self.whole()
         for name, saved in mixtures.items():
             if saved is not None and not torch.allclose(saved.to(again[name]), again[name], rtol=1e-3, atol=1e-4):
                 raise ConfigError(
                     f'optim_wrapper.experts are not those of the checkpoint: {prefix}{name} would be another mixture. Write the '
-                    'same files in the same order'
+                    'same files in the same order. To start from the mixture itself, with other experts, set load_from to what '
+                    'tools/publish_model.py writes of the checkpoint'
                 )
 
 
@@ -186,7 +194,8 @@ def add_experts(
 ) -> int:
     """Gives every layer with a built-in rule mixing weights of these experts' state dicts. Returns the number of these layers.
 
-    A layer whose tensors have other shapes in all experts (an output layer for other joints) stays as it is.
+    A layer whose tensors have other shapes in all experts (an output layer for other joints) stays as it is. So does one with a
+    forward of its own, which mixing would replace, and one that shares a tensor, which can hold one mixture alone.
 
     Args:
         model: changed in place.
@@ -195,8 +204,11 @@ def add_experts(
         from_mean: the mixture begins at the mean of the model and the experts, and not at the model alone.
     """
     inside = inside_attention(model)
+    owners = Counter(id(p) for m in model.modules() for p in m.parameters(recurse=False))
     layers: list[tuple[str, Any]] = [
-        (name, m) for name, m in model.named_modules() if m not in inside and _takes_experts(m)
+        (name, m)
+        for name, m in model.named_modules()
+        if m not in inside and _takes_experts(m) and all(owners[id(p)] == 1 for p in m.parameters(recurse=False))
     ]
     count = 0
     for name, layer in layers:
@@ -211,6 +223,12 @@ def add_experts(
     return count
 
 
+def mixed_in(model: nn.Module, expert: int) -> dict[str, torch.Size]:
+    """The shapes of what the model mixes in of one expert, by name."""
+    layers = [(name, m) for name, m in model.named_modules() if isinstance(m, Mixed)]
+    return {f'{name}.{key}': x.shape for name, m in layers for key, x in m.experts[expert].items()}
+
+
 def _channels(layer: Any) -> int:
     """The number of output channels of a layer; of a LayerNorm over several axes, the length of the first."""
     return layer.out_channels if isinstance(layer, nn.ConvTranspose2d) else len(layer.weight)
@@ -218,8 +236,10 @@ def _channels(layer: Any) -> int:
 
 def _takes_experts(module: nn.Module) -> bool:
     kinds = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear, nn.GroupNorm, nn.LayerNorm, _BatchNorm)
-    affine = isinstance(getattr(module, 'weight', None), nn.Parameter)
-    return isinstance(module, kinds) and affine and not hasattr(module, WEIGHTS) and rule_for(module) is not None
+    if hasattr(module, WEIGHTS) or not isinstance(getattr(module, 'weight', None), nn.Parameter):
+        return False
+    known = any(isinstance(module, kind) and runs_forward_of(module, kind) for kind in kinds)
+    return known and rule_for(module) is not None
 
 
 def _tensors_of(layer: nn.Module, prefix: str, expert: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -122,7 +122,7 @@ def register_rule(module_type: type[nn.Module], rule: Rule) -> None:
 def rule_for(module: nn.Module) -> Rule | None:
     """The rule that serves ``module``; None if its forward, or a setting of it, is not known here."""
     for base, rule in reversed(_RULES.items()):
-        if isinstance(module, base) and _runs_forward_of(module, base):
+        if isinstance(module, base) and runs_forward_of(module, base):
             return rule if base not in _BUILT_IN or _is_plain(module) else None
     return None
 
@@ -141,7 +141,7 @@ def find_layers(model: nn.Module, place: Mapping[int, int]) -> dict[nn.Module, L
     return layers
 
 
-def _runs_forward_of(module: nn.Module, base: type[nn.Module]) -> bool:
+def runs_forward_of(module: nn.Module, base: type[nn.Module]) -> bool:
     """Whether the module computes what ``base`` computes."""
     for cls in type(module).__mro__:
         own = {'forward', '_conv_forward'} & set(vars(cls))

@@ -5,7 +5,16 @@ from mmpose_dp.extras.lora import add_low_rank
 
 from .batch_norm import freeze_batch_norm, has_batch_statistics, public_statistics, refuse_batch_statistics
 from .heads import FeatureMaskingHead, check_head, make_private, private_twin
-from .joint_remap import LoadWatch, explain_misfit, fit_checkpoint, fit_joints, is_within, read_checkpoint, weights_of
+from .joint_remap import (
+    LoadWatch,
+    explain_misfit,
+    fit_checkpoint,
+    fit_joints,
+    is_within,
+    moved_joints,
+    read_checkpoint,
+    weights_of,
+)
 from .trainable_subset import choose_trainable
 from .unwrapping import unwrapped
 
@@ -22,6 +31,7 @@ __all__ = [
     'has_batch_statistics',
     'is_within',
     'make_private',
+    'moved_joints',
     'private_twin',
     'public_statistics',
     'read_checkpoint',

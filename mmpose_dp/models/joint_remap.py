@@ -54,16 +54,29 @@ def fit_joints(
 
 def fit_checkpoint(checkpoint: dict[str, Any], model: nn.Module, metainfo: dict[str, Any]) -> list[str]:
     """As ``fit_joints``, for a whole checkpoint, which may name its joints, and the metainfo of a data set."""
-    meta = checkpoint.get('meta')
-    known = meta.get('dataset_meta') if isinstance(meta, dict) else None
-    joints = [
-        [of.get('keypoint_id2name', {}).get(i, '') for i in range(of.get('num_keypoints', 0))]
-        for of in (known if isinstance(known, dict) else {}, metainfo)
-    ]
+    joints = _joints_of(checkpoint, metainfo)
     saved = checkpoint.get('state_dict', checkpoint)
     for name in [name for name in saved if str(name).startswith('module.')]:  # as mmengine will do
         saved[name.removeprefix('module.')] = saved.pop(name)
     return fit_joints(saved, model.state_dict(), *joints)
+
+
+def moved_joints(checkpoint: Any, metainfo: dict[str, Any]) -> list[str]:
+    """The joints that a checkpoint has in another row than a data set with as many, so that no shape tells them apart."""
+    saved, wanted = _joints_of(checkpoint, metainfo)
+    if len(saved) != len(wanted):
+        return []
+    return [name for name in wanted if name and name in saved and saved.index(name) != wanted.index(name)]
+
+
+def _joints_of(checkpoint: Any, metainfo: dict[str, Any]) -> list[list[str]]:
+    """The names of a checkpoint's joints, none where it does not say, and of a data set's, in the order of their rows."""
+    meta = checkpoint.get('meta')
+    known = meta.get('dataset_meta') if isinstance(meta, dict) else None
+    return [
+        [of.get('keypoint_id2name', {}).get(i, '') for i in range(of.get('num_keypoints', 0))]
+        for of in (known if isinstance(known, dict) else {}, metainfo)
+    ]
 
 
 def _how_to_keep_joints(lines: Sequence[str], saved: Sequence[str], wanted: Sequence[str]) -> list[str]:

@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 
 from torch import Tensor, nn
 
-from mmpose_dp.extras.experts import WEIGHTS, add_experts
+from mmpose_dp.extras.experts import WEIGHTS, add_experts, mixed_in
 from mmpose_dp.extras.lora import add_low_rank
 from mmpose_dp.privacy.errors import ConfigError
 from mmpose_dp.privacy.validation import as_whole
@@ -83,11 +83,14 @@ def _mix(model: nn.Module, parts: list[str], experts: Sequence[Mapping[str, Tens
         )
     if mixing and len(parts) > 1:
         raise ConfigError(f'optim_wrapper.trainable={"+".join(parts)!r}: {mixing[0]!r} stands alone')
-    if mixing and not add_experts(model, experts, mixing == ['channel_experts'], from_mean):
-        raise ConfigError(
-            'optim_wrapper.experts: no layer of the model has the names and shapes of one of theirs: write checkpoints of the '
-            'same model'
-        )
+    if mixing:
+        add_experts(model, experts, mixing == ['channel_experts'], from_mean)
+    for number in range(len(experts)):
+        if not mixed_in(model, number):
+            raise ConfigError(
+                f'optim_wrapper.experts[{number}]: no layer of the model has the names and shapes of one of its layers: write a '
+                'checkpoint of the same model'
+            )
 
 
 def _part(model: nn.Module, part: str) -> set[str]:

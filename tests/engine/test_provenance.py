@@ -83,6 +83,16 @@ def test_a_hop_over_a_training_that_spends_nothing(synthetic, tmp_path):
     assert again.private and len(again.public_views) == 1
 
 
+def test_steps_without_noise_are_no_private_training(synthetic, tmp_path):
+    """Whatever is trained from their weights says so, also after a training in between."""
+    noiseless = dict(optim_wrapper__noise_multiplier=0.0, default_hooks__privacy_budget__target_epsilon=None)
+    train(config(synthetic, tmp_path / 'a', **noiseless))
+    for before, after in ('ab', 'bc'):
+        train(config(synthetic, tmp_path / after, load_from=str(tmp_path / before / 'epoch_1.pth')))
+        words = 'trained on private records (NOT PRIVATE: a debug seed or no noise) without privacy'
+        assert words in pretraining(tmp_path / after)
+
+
 def test_weights_that_init_cfg_loads_are_named(synthetic, tmp_path):
     runner = train(config(synthetic, tmp_path / 'a'))
     start = str(tmp_path / 'backbone.pth')

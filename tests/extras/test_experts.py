@@ -2,6 +2,7 @@
 
 import json
 
+import check_config
 import pytest
 import test as test_tool
 import torch
@@ -10,17 +11,17 @@ from mmengine.runner import Runner
 from mmengine.runner.checkpoint import _load_checkpoint_to_model
 from torch import nn
 
-from mmpose_dp.engine.hooks.provenance import refuse_other_experts, starts_of_experts
+from mmpose_dp.engine.hooks.provenance import idle_experts, refuse_other_experts, starts_of_experts
 from mmpose_dp.engine.hooks.resuming import check_same_model
 from mmpose_dp.extras.checkpoint_file import CheckpointFile, without_updates
 from mmpose_dp.extras.experts import Mixed, add_experts, digest_of
-from mmpose_dp.gradients import Engine
+from mmpose_dp.gradients import Engine, layer_rules
 from mmpose_dp.gradients.blocks import PerSampleGradients
 from mmpose_dp.models import choose_trainable, freeze_batch_norm
 from mmpose_dp.privacy.errors import ConfigError
 from tests.support.models import build, load
 from tests.support.paths import REPO
-from tests.support.runs import config, tiny
+from tests.support.runs import config, tiny, unvalidated
 
 RES50 = 'body_2d_keypoint/topdown_heatmap/mpii/td-hm_res50_8xb64-210e_mpii-256x256.py'
 
@@ -125,7 +126,7 @@ def test_a_checkpoint_runs_in_plain_mmpose_and_resumes(res50):
             again.load_state_dict(dict(saved))
             torch.testing.assert_close(again.eval()(image, None), private(image, None), rtol=1e-9, atol=1e-12)
         else:
-            with pytest.raises(ConfigError, match='not those of the checkpoint'):
+            with pytest.raises(ConfigError, match=r'not those of the checkpoint.*publish_model\.py'):
                 again.load_state_dict(dict(saved))
 
 
@@ -136,7 +137,8 @@ def test_a_checkpoint_runs_in_plain_mmpose_and_resumes(res50):
         (dict(trainable='head', experts=[{}]), 'go together'),
         (dict(trainable='all', experts=[{}]), "trainable='experts'"),
         (dict(trainable='experts+head', experts=[{}]), 'stands alone'),
-        (dict(trainable='experts', experts=[{'other.weight': torch.ones(1)}]), 'no layer of the model'),
+        (dict(trainable='experts', experts=[{'other.weight': torch.ones(1)}]), r'experts\[0\]: no layer of the model'),
+        (dict(trainable='experts', experts=[EveryLayer().state_dict(), {}]), r'experts\[1\]: no layer of the model'),
     ],
 )
 def test_settings_that_have_no_meaning(settings, words):
@@ -160,8 +162,8 @@ def test_a_training_with_an_expert(call, synthetic, tmp_path):
     cfg = tiny(config(synthetic, tmp_path / 'work', 'dpsgd', train_cfg__max_epochs=1))
     from mmpose.registry import MODELS
 
-    weights = MODELS.build(cfg.model).state_dict()
-    torch.save(dict(state_dict=weights), tmp_path / 'turned.pth')
+    weights, turned = (MODELS.build(cfg.model).state_dict() for _ in range(2))
+    torch.save(dict(state_dict=turned), tmp_path / 'turned.pth')
     torch.save(dict(state_dict=weights), tmp_path / 'start.pth')
     cfg.load_from = str(tmp_path / 'start.pth')
     recipe = Config.fromfile(REPO / 'configs/_base_/experts.py').dp_optim_wrapper
@@ -172,9 +174,10 @@ def test_a_training_with_an_expert(call, synthetic, tmp_path):
     assert len(runner.optim_wrapper.params) == len(mixed) > 10
     assert any(float(m.expert_weights) != 0.5 for m in mixed)
     statement = json.loads((tmp_path / 'work/privacy_statement.json').read_text())
-    assert 'privately mixed with turned.pth, of unknown origin' in statement['pretraining']
     floats = sum(x.is_floating_point() for x in weights.values())  # mixing weights and the like are in no start
-    assert f'loaded from start.pth ({floats} of {floats} tensors of model)' in statement['pretraining']
+    share = f'({floats} of {floats} tensors of model)'
+    assert f'privately mixed with turned.pth {share}, of unknown origin' in statement['pretraining']
+    assert f'loaded from start.pth {share}' in statement['pretraining']
     saved = torch.load(tmp_path / 'work' / 'epoch_1.pth', weights_only=False)['state_dict']
     assert {*without_updates(saved)} == {*weights}
     torch.save(dict(state_dict=without_updates(saved)), tmp_path / 'published.pth')
@@ -183,10 +186,17 @@ def test_a_training_with_an_expert(call, synthetic, tmp_path):
     cfg.dump(tmp_path / 'experts.py')
     done = call(test_tool, tmp_path / 'experts.py', tmp_path / 'work/epoch_1.pth', '--work-dir', tmp_path / 'test')
     assert done.returncode == 0 and 'PCK' in done.stdout and 'unexpected key' not in done.stdout + done.stderr
+    both = f"optim_wrapper.experts=['{tmp_path}/turned.pth','{tmp_path}/start.pth']"
+    done = call(check_config, tmp_path / 'experts.py', '--cfg-options', both)
+    assert (
+        f'Experts: {floats} of {floats} tensors of the model are mixed with those of {tmp_path}/turned.pth'
+        in done.stdout
+    )
+    assert f'WARNING: optim_wrapper.experts: {tmp_path}/start.pth has the same weights as load_from' in done.stdout
     # a resume must have the same experts, to the bit, since its statement names these
     cfg.resume, cfg.load_from, cfg.train_cfg.max_epochs = True, None, 2
-    weights['head.final_layer.bias'][0] += 1e-7
-    torch.save(dict(state_dict=weights), tmp_path / 'turned.pth')
+    turned['head.final_layer.bias'][0] += 1e-7
+    torch.save(dict(state_dict=turned), tmp_path / 'turned.pth')
     with pytest.raises(ConfigError, match='its training had others'):
         Runner.from_cfg(cfg).train()
 
@@ -212,12 +222,14 @@ def test_a_resume_takes_no_weights_that_the_statement_does_not_name():
 
 def test_a_file_that_changes_while_training_is_set_up(tmp_path):
     path = tmp_path / 'expert.pth'
-    torch.save(dict(state_dict={'a.weight': torch.zeros(2)}), path)
-    experts = [(str(path), digest_of({'a.weight': torch.zeros(2)}))]
-    assert [start.path for start in starts_of_experts(experts)] == [str(path)]
-    torch.save(dict(state_dict={'a.weight': torch.ones(2)}), path)
+    model, weights = EveryLayer(), {'layer.weight': torch.zeros(3), 'layer.bias': torch.zeros(3)}
+    torch.save(dict(state_dict=weights), path)
+    choose_trainable(model, 'experts', experts=[weights])
+    experts = [(str(path), digest_of(weights))]
+    assert [{*start.shapes} for start in starts_of_experts(experts, model, {})] == [{*weights}]
+    torch.save(dict(state_dict=dict(weights, other=torch.ones(2))), path)
     with pytest.raises(ConfigError, match='was changed after'):
-        starts_of_experts(experts)
+        starts_of_experts(experts, model, {})
 
 
 def test_names_of_a_model_of_ones_own_are_no_updates():
@@ -225,3 +237,90 @@ def test_names_of_a_model_of_ones_own_are_no_updates():
     ours = {'a.weight': 0, 'a.lora_up.weight': 1, 'a.expert_weights': 2, 'a.expert_own_weight': 3}
     others = {'b.lora.lora_up.weight': 0, 'b.original.weight': 1, 'expert_weights': 2}
     assert without_updates({**ours, **others}) == {'a.weight': 0, **others}
+
+
+def test_a_mixed_variance_below_0_is_0_in_a_checkpoint():
+    """As in training: plain MMPose would take the root of a negative number."""
+    model, other, plain = randomised(0), randomised(1), EveryLayer().double().eval()
+    freeze_batch_norm(model)
+    choose_trainable(model, 'channel_experts', experts=[other.state_dict()])
+    weights = model.norm.expert_weights.data.fill_(0.5)
+    weights[0, :2] = 3 * model.norm.running_var[:2] / (model.norm.running_var - other.norm.running_var)[:2]
+    assert (model.norm.mixed(weights)['running_var'][:2] < 0).all()
+    saved, x = model.state_dict(), torch.randn(2, 2, 6, 6, dtype=torch.float64)
+    plain.load_state_dict(without_updates(saved))
+    torch.testing.assert_close(plain(x), model.train()(x), rtol=1e-6, atol=1e-6)
+    model.load_state_dict(saved)
+
+
+class Twice(nn.Linear):
+    """A layer of one's own, with a rule of one's own."""
+
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+class Unmixable(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.twice, self.other, self.tied = nn.Linear(3, 3), Twice(3, 3), nn.Linear(3, 3), nn.Linear(3, 3)
+        self.tied.weight = self.other.weight
+
+    def forward(self, x):
+        return self.tied(self.other(self.twice(self.first(x))))
+
+
+def test_layers_that_mixing_would_change_stay_as_they_are(monkeypatch):
+    monkeypatch.setitem(layer_rules._RULES, Twice, lambda module, a, b: layer_rules.outer_product(module, a, 2 * b))
+    torch.manual_seed(0)
+    model, other, plain, x = Unmixable(), Unmixable(), Unmixable(), torch.randn(2, 3)
+    assert add_experts(model, [other.state_dict()]) == 1
+    assert isinstance(model.first, Mixed)
+    nn.init.constant_(model.first.expert_weights, 2.0)
+    plain.load_state_dict(without_updates(model.state_dict()))
+    torch.testing.assert_close(plain(x), model(x))
+
+
+def test_an_expert_that_changes_nothing_is_warned_of():
+    weights, others = EveryLayer().state_dict(), [EveryLayer().state_dict() for _ in range(2)]
+    names = [('a.pth', digest_of(others[0])), ('b.pth', digest_of(others[1]))]
+    assert idle_experts(names, dict(state_dict=weights)) == idle_experts([], dict(state_dict=weights)) == []
+    again, start = ('c.pth', names[0][1]), ('d.pth', digest_of(weights))
+    found = idle_experts([*names, again, start, names[1]], dict(state_dict=weights))
+    assert [' '.join(words.split()[1:8]) for words in found] == [
+        'c.pth has the same weights as a.pth,',
+        'd.pth has the same weights as load_from,',
+        'b.pth has the same weights as b.pth,',
+    ]
+
+
+@pytest.mark.parametrize(
+    ('broken', 'name'), [('turned', 'backbone.bn1.running_var'), ('start', 'head.final_layer.bias')]
+)
+def test_weights_that_are_not_finite_spend_nothing(synthetic, tmp_path, broken, name):
+    cfg = unvalidated(synthetic, tmp_path / 'work', optim_wrapper__trainable='experts')
+    from mmpose.registry import MODELS
+
+    for file in ('turned', 'start'):
+        weights = MODELS.build(cfg.model).state_dict()
+        weights[name][0] = float('nan' if file == broken else 1)
+        torch.save(dict(state_dict=weights), tmp_path / f'{file}.pth')
+    cfg.load_from, cfg.optim_wrapper.experts = str(tmp_path / 'start.pth'), [str(tmp_path / 'turned.pth')]
+    with pytest.raises(ConfigError, match=f'{name} holds NaN or infinity before training'):
+        Runner.from_cfg(cfg).train()
+    assert not (tmp_path / 'work' / 'privacy_ledger.jsonl').exists()
+
+
+def test_an_expert_with_the_joints_in_another_order(tmp_path):
+    """CrowdPose and AIC, say, have 14 joints each: no shape tells their output layers apart."""
+    model, weights, path = EveryLayer(), EveryLayer().state_dict(), tmp_path / 'expert.pth'
+    choose_trainable(model, 'experts', experts=[weights])
+    one, other, fewer = (
+        dict(num_keypoints=len(names), keypoint_id2name=dict(enumerate(names)))
+        for names in (['nose', 'neck', 'hip'], ['neck', 'nose', 'hip'], ['neck', 'nose'])
+    )
+    torch.save(dict(state_dict=weights, meta=dict(dataset_meta=one)), path)
+    experts = [(str(path), digest_of(weights))]
+    assert starts_of_experts(experts, model, one) and starts_of_experts(experts, model, fewer)
+    with pytest.raises(ConfigError, match='has 2 joints in another place than the data set, such as neck'):
+        starts_of_experts(experts, model, other)

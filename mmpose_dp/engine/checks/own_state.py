@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from mmpose_dp.extras.experts import Mixed
 from mmpose_dp.extras.lora import LowRank
 from mmpose_dp.models import unwrapped
-from mmpose_dp.privacy.errors import UnsupportedModelError
+from mmpose_dp.privacy.errors import ConfigError, UnsupportedModelError
 
 _EXTRA = '_extra_state'
+_STATISTICS = 'running_mean', 'running_var'
 
 
 def own_state(model: nn.Module) -> dict[str, Tensor]:
@@ -46,6 +47,17 @@ def refuse_other_state(model: nn.Module) -> None:
             f'model.state_dict() holds {other[0]}, which is neither a parameter nor a buffer of the model, so no noise covers it: '
             'take out the state_dict hook, or the method, that puts it there'
         )
+
+
+def refuse_not_finite(model: nn.Module) -> None:
+    """Raises ConfigError, naming it, for a weight or a BatchNorm statistic with NaN or infinity: nothing could be learnt."""
+    own = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    for name, value in own_state(model).items():
+        if (name in own or name.endswith(_STATISTICS)) and not bool(value.isfinite().all()):
+            raise ConfigError(
+                f'{name} holds NaN or infinity before training, so that steps would spend privacy and learn nothing: put an intact '
+                'file in the place of the one it is from (load_from, optim_wrapper.experts or an init_cfg)'
+            )
 
 
 def restore_own_values(model: nn.Module, saved: dict) -> None:

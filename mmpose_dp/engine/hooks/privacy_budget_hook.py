@@ -24,7 +24,7 @@ from mmpose_dp.privacy.ledger import LEDGER_NAME, Ledger
 from mmpose_dp.privacy.plan import PrivacyPlan
 from mmpose_dp.privacy.validation import as_delta, as_given, as_positive, as_whole, rounded_up
 
-from ..checks.own_state import OwnStateHook, restore_own_values
+from ..checks.own_state import OwnStateHook, refuse_not_finite, restore_own_values
 from ..loops import PrivateTrainLoop
 from ..optim_wrappers import DPOptimWrapper
 from ..own_parts import names_in, own_code_in_words, own_parts
@@ -37,6 +37,7 @@ from .provenance import (
     CHECKPOINT_KEY,
     Lineage,
     Start,
+    idle_experts,
     part_of,
     pretraining_in,
     pretraining_of,
@@ -142,7 +143,7 @@ class PrivacyBudgetHook(Hook):
         if not (runner._resume and runner._load_from):  # resume=True without a checkpoint is a first start
             model = unwrapped(runner.model)
             self._starts, self._watch = starts_of_init_cfg(model), LoadWatch(model)
-            self._starts += starts_of_experts(wrapper.experts)
+            self._starts += starts_of_experts(wrapper.experts, model, loop.dataloader.dataset.metainfo)
 
     def _plan(self, runner: Runner, loop: PrivateTrainLoop, wrapper: DPOptimWrapper) -> None:
         """Opens the ledger and fixes the noise; for a training on public views only, fixes what the ledger keeps of it."""
@@ -233,10 +234,11 @@ class PrivacyBudgetHook(Hook):
     def before_train(self, runner: Runner) -> None:
         """Opens this training in the ledger and finds how many steps the budget still allows.
 
-        Raises ConfigError if the training would start from a file that fits nothing of the model.
+        Raises ConfigError if the training would start from a file that fits nothing of the model, or from NaN.
         """
         if self._watch is not None:
             self._report_start(runner)
+        refuse_not_finite(unwrapped(runner.model))
         if self._run_metadata is None:
             return
         self._written = WrittenCheckpoints(runner.work_dir)
@@ -468,6 +470,8 @@ class PrivacyBudgetHook(Hook):
             assert self._watch is not None
             self._starts.append(Start.of('load_from', str(runner._load_from), '', checkpoint))
             self._own_loads = len(self._watch.loads)
+            for words in idle_experts(runner.optim_wrapper.experts, checkpoint):
+                runner.logger.warning(f'{words}.')
             _fit(runner, checkpoint)
             return
         self._resumed, self._loaded = True, part_of(checkpoint, CHECKPOINT_KEY)

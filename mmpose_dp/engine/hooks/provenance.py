@@ -5,7 +5,7 @@ what nobody recorded.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,8 @@ from mmengine.runner import CheckpointLoader, Runner
 from mmpose.registry import HOOKS
 from torch import nn
 
-from mmpose_dp.extras.experts import WEIGHTS, digest_of
-from mmpose_dp.models import LoadWatch, explain_misfit, is_within, read_checkpoint, unwrapped, weights_of
+from mmpose_dp.extras.experts import WEIGHTS, digest_of, mixed_in
+from mmpose_dp.models import LoadWatch, explain_misfit, is_within, moved_joints, read_checkpoint, unwrapped, weights_of
 from mmpose_dp.privacy.errors import ConfigError
 
 CHECKPOINT_KEY = 'privacy'  # of the ledger, the statement, pretraining and lineage (as 'descent') in a checkpoint
@@ -54,7 +54,9 @@ class Lineage:
         kept = part_of(privacy, 'descent') or part_of(part_of(checkpoint, 'meta'), 'descent')
         private = bool(statement or spent_in(checkpoint) or kept.get('private', False))
         lists = ('public_views', 'public_data_sets', 'plain_data_sets', 'unknown')
-        return cls(private, *(_each_once(kept.get(key), statement.get(key)) for key in lists))
+        found = cls(private, *(_each_once(kept.get(key), statement.get(key)) for key in lists))
+        marking = privacy.get('marking') if spent_in(checkpoint) else ''  # of steps with a debug seed, or without noise
+        return found.joined(cls(plain_data_sets=(f'private records ({marking})',))) if marking else found
 
     def joined(self, other: 'Lineage') -> 'Lineage':
         """The union of both."""
@@ -94,7 +96,7 @@ class Start:
         key: the config key that names it, 'load_from', 'optim_wrapper.experts' or that of an ``init_cfg``.
         path: the file, or its address.
         module: the part of the model into which it is loaded, '' for the whole model.
-        shapes: the shapes of its tensors that are to be loaded, by name.
+        shapes: the shapes of its tensors that are to be loaded, by name; of an expert, of those that are mixed in.
         lineage: what is known about it.
         fault: why it has no such tensors, in words.
     """
@@ -135,12 +137,12 @@ class Start:
 
         Raises ConfigError if they fit nothing.
         """
-        if self.key == _EXPERTS:
-            name = Path(self.path).name
-            return f'privately mixed with {name}{self.lineage.in_words(name)}'
         found, wanted = watch.found(self.module, start, end), watch.inside(self.module)
         how, name = 'loaded' if self.key == 'load_from' else 'loaded by init_cfg', Path(self.path).name
         into = '.'.join(['model', *filter(None, [self.module])])
+        if self.key == _EXPERTS:
+            share = f'{len(self.shapes):,} of {len(wanted):,} tensors of {into}'
+            return f'privately mixed with {name} ({share}){self.lineage.in_words(name)}'
         if found is None:  # loaded by code that does not call load_state_dict
             return f'{how} from {name} (how much of {into} is not known){self.lineage.in_words(name)}'
         if not found:
@@ -230,18 +232,36 @@ def starts_of_init_cfg(model: nn.Module) -> list[Start]:
     return starts
 
 
-def starts_of_experts(experts: Sequence[tuple[str, str]]) -> list[Start]:
-    """The files of ``optim_wrapper.experts``, each with its digest when the model was built.
+def starts_of_experts(experts: Sequence[tuple[str, str]], model: nn.Module, metainfo: dict) -> list[Start]:
+    """The files of ``optim_wrapper.experts``, each with its digest when the model was built from them.
 
-    Raises ConfigError for one that was changed since: what is said of it would be of other weights.
+    Raises ConfigError for one that was changed since, as what is said of it would be of other weights, and for one whose joints are
+    in another order than in ``metainfo``, the data set's, as the channels of different joints would be mixed.
     """
     starts = []
-    for path, digest in experts:
+    for number, (path, digest) in enumerate(experts):
         checkpoint, where = read_checkpoint(path, _EXPERTS), _named(_EXPERTS, path)
         if digest_of(weights_of(checkpoint, where)) != digest:
             raise ConfigError(f'{where} was changed after the model had been built from it: start again')
-        starts.append(Start.of(_EXPERTS, path, '', checkpoint))
+        if moved := moved_joints(checkpoint, metainfo):
+            raise ConfigError(
+                f'{where} has {len(moved)} joints in another place than the data set, such as {moved[0]}, so its output layer '
+                "cannot be mixed. Train it with the data set's order, or delete from its file the output layer (in state_dict), "
+                'which then stays as in load_from, and dataset_meta (in meta)'
+            )
+        starts.append(replace(Start.of(_EXPERTS, path, '', checkpoint), shapes=mixed_in(model, number)))
     return starts
+
+
+def idle_experts(experts: Sequence[tuple[str, str]], start: Any) -> list[str]:
+    """A sentence for each expert that adds nothing, having the weights of ``start``, the checkpoint of load_from, or another's."""
+    known = {digest_of(weights_of(start, 'load_from')): 'load_from'} if experts else {}
+    same = [(path, known.setdefault(digest, path)) for path, digest in experts]
+    return [
+        f'{_EXPERTS}: {path} has the same weights as {other}, so it adds nothing that could be learnt: take it out'
+        for place, (path, other) in enumerate(same)
+        if other != path or (path, other) in same[:place]
+    ]
 
 
 def refuse_other_experts(experts: Sequence[tuple[str, str]], checkpoint: Any) -> None:
