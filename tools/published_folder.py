@@ -267,6 +267,8 @@ Not protected:
 
 {not_protected}
 
+Pretraining, which is treated as public: {pretraining}.
+
 `privacy_statement.md` has the whole statement, with what it does not cover, and `privacy_report.html` shows it on one page.
 `python -m mmpose_dp.verify .` checks it, and that these files belong to it, without MMPose and torch.
 
@@ -326,6 +328,7 @@ def model_card(
         guarantee=statement['guarantee'],
         method=statement['method'],
         protected=statement['protected'],
+        pretraining=statement['pretraining'],
         not_protected='\n'.join(f'- {one}' for one in statement['not_protected']),
         risk='\n'.join(f'- {one}' for one in risk_in_words(statement['risk'], guessed(statement))),
         files=rows,

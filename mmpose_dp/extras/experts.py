@@ -129,7 +129,7 @@ def _run(module: Any, x: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
     if isinstance(module, nn.LayerNorm):
         return F.layer_norm(x, module.normalized_shape, weight, bias, module.eps)
     scale, shift = (value.view(-1, *[1] * (x.dim() - 2)) for value in _affine(module, tensors))
-    return x * scale + shift
+    return (x * scale + shift).to(x.dtype)  # mixed precision stays as it is
 
 
 def _affine(module: _BatchNorm, tensors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:

@@ -93,6 +93,15 @@ def test_whole_experts(weights, by_channel):
     torch.testing.assert_close(mixed(x), want(x), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize('by_channel', [False, True])
+def test_a_layer_keeps_the_type_of_its_input(by_channel):
+    """Under mixed precision the parameters stay float32, as they are for the layer itself."""
+    norm = nn.BatchNorm2d(3).eval()
+    model = nn.Sequential(norm)
+    add_experts(model, [{f'0.{name}': value + 1 for name, value in norm.state_dict().items()}], by_channel)
+    assert model(torch.randn(2, 3, 4, 4).bfloat16()).dtype == torch.bfloat16
+
+
 @pytest.fixture(scope='module')
 def res50():
     return load(RES50, size=64)

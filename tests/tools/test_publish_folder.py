@@ -204,7 +204,14 @@ def test_the_card_says_how_to_use_it_and_what_it_guarantees(folder):
     _, front, body = card.split('---\n', 2)
     assert yaml.safe_load(front)['library_name'] == 'mmpose' and 'differential-privacy' in yaml.safe_load(front)['tags']
     statement = json.loads((folder / 'privacy_statement.json').read_text())
-    for part in (statement['guarantee'], weights_in(folder).name, 'SimCCHead', '16 joints', '[..., ::-1]'):
+    for part in (
+        statement['guarantee'],
+        statement['pretraining'],
+        weights_in(folder).name,
+        'SimCCHead',
+        '16 joints',
+        '[..., ::-1]',
+    ):
         assert part in body
     named = {line.split('`')[1] for line in body.splitlines() if line.startswith('| `')}
     assert named == {path.name for path in folder.iterdir()} - {'README.md'}
