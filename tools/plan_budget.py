@@ -222,8 +222,8 @@ def measured_r(cfg: Config, count: int, folder: str, found: dict[str, tuple[int,
     if dataset.num_public < fitted + count:
         raise PrivacyError(
             f'--measure needs {fitted + count} public samples and train_dataloader.dataset has {dataset.num_public}: set '
-            'public_view or public where the method uses one (never for this alone: a view is published), write a smaller --measure, '
-            'or give --r'
+            'public_view or public where the method uses one (never for this alone: a view is published), write a smaller '
+            '--measure, or give --r'
         )
     order = runner.train_loop.sampler.sampling.random.choice(dataset.num_public, fitted + count)
     chosen = [dataset.public_samples[int(i)] for i in order]
