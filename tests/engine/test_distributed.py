@@ -55,6 +55,13 @@ def test_all_ranks_hold_one_ledger(ranks):
     assert ranks[0]['ledger'] == ranks[1]['ledger'] and ranks[0]['ledger']['entries'] == [[3.0, '1/25', 3]]
 
 
+def test_ranks_that_start_with_different_files_are_refused(ranks):
+    """Each machine reads its own: with other weights, or another expert, the sum would be of gradients of several models."""
+    for rank in ranks:
+        same, *different = rank['refused']
+        assert not same and all('process 1 starts with other weights or experts' in words for words in different)
+
+
 def options(data, method, **more):
     """--cfg-options of a small training."""
     settings = {

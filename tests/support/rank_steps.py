@@ -15,6 +15,8 @@ from torch.optim import SGD
 
 from mmpose_dp.engine import DPOptimWrapper
 from mmpose_dp.engine.basis import fit_basis, table_of
+from mmpose_dp.engine.checks.own_state import refuse_other_models
+from mmpose_dp.privacy.errors import ConfigError
 from mmpose_dp.privacy.plan import PrivacyPlan
 from mmpose_dp.privacy.projection import Projector
 from tests.support.models import batch, build, flat, take
@@ -94,6 +96,18 @@ def ledger():
     return wrapper.ledger.state_dict()
 
 
+def refused_for(weight, expert):
+    """The message of the error for a rank that starts with this weight and this digest of an expert; empty without one."""
+    model = torch.nn.Linear(1, 1)
+    torch.nn.init.constant_(model.weight, weight)
+    torch.nn.init.zeros_(model.bias)
+    try:
+        refuse_other_models(model, [('expert.pth', expert)])
+    except ConfigError as error:
+        return str(error)
+    return ''
+
+
 def main():
     """Saves {method: movement} of this rank."""
     torch.distributed.init_process_group('gloo')
@@ -106,6 +120,7 @@ def main():
     )
     moved['noise'] = movement({}, [], noise_multiplier=3.0)
     moved['ledger'] = ledger()
+    moved['refused'] = [refused_for(1.0, 'a'), refused_for(1.0 + rank, 'a'), refused_for(1.0, 'ab'[rank])]
     torch.save(moved, Path(sys.argv[1]) / f'rank{rank}.pt')
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()

@@ -5,13 +5,14 @@ a private batch into a checkpoint. Must not call anything in a model that may ma
 """
 
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
+from mmengine.dist import all_gather_object, get_world_size
 from mmengine.hooks import EMAHook, Hook
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
-from mmpose_dp.extras.experts import Mixed
+from mmpose_dp.extras.experts import Mixed, digest_of
 from mmpose_dp.extras.lora import LowRank
 from mmpose_dp.models import unwrapped
 from mmpose_dp.privacy.errors import ConfigError, UnsupportedModelError
@@ -58,6 +59,18 @@ def refuse_not_finite(model: nn.Module) -> None:
                 f'{name} holds NaN or infinity before training, so that steps would spend privacy and learn nothing: put an intact '
                 'file in the place of the one it is from (load_from, optim_wrapper.experts or an init_cfg)'
             )
+
+
+def refuse_other_models(model: nn.Module, experts: Sequence[tuple[str, str]]) -> None:
+    """Raises ConfigError, on every process, if they hold different weights or experts: each machine reads its own files."""
+    if get_world_size() == 1:
+        return
+    held = all_gather_object((digest_of(own_state(model)), [digest for _, digest in experts]))
+    if different := [rank for rank, one in enumerate(held) if one != held[0]]:
+        raise ConfigError(
+            f'process {different[0]} starts with other weights or experts than process 0: put the same files of load_from, '
+            'init_cfg and optim_wrapper.experts on every machine'
+        )
 
 
 def restore_own_values(model: nn.Module, saved: dict) -> None:

@@ -24,7 +24,7 @@ from mmpose_dp.privacy.ledger import LEDGER_NAME, Ledger
 from mmpose_dp.privacy.plan import PrivacyPlan
 from mmpose_dp.privacy.validation import as_delta, as_given, as_positive, as_whole, rounded_up
 
-from ..checks.own_state import OwnStateHook, refuse_not_finite, restore_own_values
+from ..checks.own_state import OwnStateHook, refuse_not_finite, refuse_other_models, restore_own_values
 from ..loops import PrivateTrainLoop
 from ..optim_wrappers import DPOptimWrapper
 from ..own_parts import names_in, own_code_in_words, own_parts
@@ -234,11 +234,13 @@ class PrivacyBudgetHook(Hook):
     def before_train(self, runner: Runner) -> None:
         """Opens this training in the ledger and finds how many steps the budget still allows.
 
-        Raises ConfigError if the training would start from a file that fits nothing of the model, or from NaN.
+        Raises ConfigError if the training would start from a file that fits nothing of the model, from NaN, or from
+        different weights on different processes.
         """
         if self._watch is not None:
             self._report_start(runner)
         refuse_not_finite(unwrapped(runner.model))
+        refuse_other_models(unwrapped(runner.model), runner.optim_wrapper.experts)
         if self._run_metadata is None:
             return
         self._written = WrittenCheckpoints(runner.work_dir)
