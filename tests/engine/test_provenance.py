@@ -15,6 +15,7 @@ from torch import nn
 
 from mmpose_dp.engine import PrivacyBudgetHook, ProvenanceHook
 from mmpose_dp.engine.hooks.provenance import Lineage, pretraining_in
+from mmpose_dp.extras.evidence import file_sha256
 from mmpose_dp.models import LoadWatch
 from mmpose_dp.privacy.errors import PrivacyError
 from mmpose_dp.privacy.ledger import LEDGER_NAME, Ledger
@@ -102,7 +103,9 @@ def test_weights_that_init_cfg_loads_are_named(synthetic, tmp_path):
     cfg.model.backbone.init_cfg = dict(type='Pretrained', checkpoint=start)
     train(cfg)
     count = sum(x.is_floating_point() for x in runner.model.backbone.state_dict().values())
-    assert f'init_cfg from backbone.pth ({count} of {count} tensors of model.backbone)' in pretraining(tmp_path / 'b')
+    digest = file_sha256(start)[:16]
+    share = f'({count} of {count} tensors of model.backbone; SHA-256 {digest}...)'
+    assert f'init_cfg from backbone.pth {share}' in pretraining(tmp_path / 'b')
     assert 'private training made' in pretraining(tmp_path / 'b')
     head = {k: v for k, v in runner.model.state_dict().items() if k == 'head.final_layer.bias'}
     torch.save(dict(state_dict=head), tmp_path / 'head.pth')  # leaves the backbone as it is
@@ -110,9 +113,9 @@ def test_weights_that_init_cfg_loads_are_named(synthetic, tmp_path):
     cfg.model.backbone.init_cfg = dict(type='Pretrained', checkpoint=start)
     train(cfg)
     total = sum(x.is_floating_point() for x in runner.model.state_dict().values())
-    assert f'; and loaded from head.pth (1 of {total} tensors of model), of unknown origin' in pretraining(
-        tmp_path / 'c'
-    )
+    digest = file_sha256(tmp_path / 'head.pth')[:16]
+    share = f'(1 of {total} tensors of model; SHA-256 {digest}...)'
+    assert f'; and loaded from head.pth {share}, of unknown origin' in pretraining(tmp_path / 'c')
     assert 'backbone.pth' in pretraining(tmp_path / 'c') and 'private training made' in pretraining(tmp_path / 'c')
     assert Lineage.of(torch.load(tmp_path / 'c/epoch_1.pth', weights_only=False)).unknown == ('head.pth',)
 
@@ -262,7 +265,7 @@ def test_a_file_that_fits_is_counted(synthetic, tmp_path, weights, kind):
     torch.save(given[kind], tmp_path / 'start.pth')
     words = beginning(synthetic, tmp_path / 'w', load_from=str(tmp_path / 'start.pth'))
     share = (count + 1) // 2 if kind == 'every second' else count
-    assert words.startswith(f'weights loaded from start.pth ({share} of {count} tensors of model), of unknown')
+    assert words.startswith(f'weights loaded from start.pth ({share} of {count} tensors of model; SHA-256 ')
 
 
 def test_a_resume_of_nothing_says_what_was_loaded(synthetic, tmp_path, weights):

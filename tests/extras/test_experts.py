@@ -14,6 +14,7 @@ from torch import nn
 from mmpose_dp.engine.hooks.provenance import idle_experts, refuse_other_experts, starts_of_experts
 from mmpose_dp.engine.hooks.resuming import check_same_model
 from mmpose_dp.extras.checkpoint_file import CheckpointFile, without_updates
+from mmpose_dp.extras.evidence import file_sha256
 from mmpose_dp.extras.experts import Mixed, add_experts, digest_of
 from mmpose_dp.gradients import Engine, layer_rules
 from mmpose_dp.gradients.blocks import PerSampleGradients
@@ -184,9 +185,10 @@ def test_a_training_with_an_expert(call, synthetic, tmp_path):
     assert any(float(m.expert_weights) != 0.5 for m in mixed)
     statement = json.loads((tmp_path / 'work/privacy_statement.json').read_text())
     floats = sum(x.is_floating_point() for x in weights.values())  # mixing weights and the like are in no start
-    share = f'({floats} of {floats} tensors of model)'
-    assert f'privately mixed with turned.pth {share}, of unknown origin' in statement['pretraining']
-    assert f'loaded from start.pth {share}' in statement['pretraining']
+    for name, how in {'turned.pth': 'privately mixed with', 'start.pth': 'loaded from'}.items():
+        digest = file_sha256(tmp_path / name)[:16]
+        words = f'{how} {name} ({floats} of {floats} tensors of model; SHA-256 {digest}...), of unknown origin'
+        assert words in statement['pretraining']
     saved = torch.load(tmp_path / 'work' / 'epoch_1.pth', weights_only=False)['state_dict']
     assert {*without_updates(saved)} == {*weights}
     torch.save(dict(state_dict=without_updates(saved)), tmp_path / 'published.pth')

@@ -16,6 +16,7 @@ from mmengine.runner import CheckpointLoader, Runner
 from mmpose.registry import HOOKS
 from torch import nn
 
+from mmpose_dp.extras.evidence import file_sha256
 from mmpose_dp.extras.experts import WEIGHTS, digest_of, mixed_in
 from mmpose_dp.models import LoadWatch, explain_misfit, is_within, moved_joints, read_checkpoint, unwrapped, weights_of
 from mmpose_dp.privacy.errors import ConfigError
@@ -23,6 +24,7 @@ from mmpose_dp.privacy.errors import ConfigError
 CHECKPOINT_KEY = 'privacy'  # of the ledger, the statement, pretraining and lineage (as 'descent') in a checkpoint
 
 _EXPERTS = 'optim_wrapper.experts'
+_DIGITS = 16  # of a file's SHA-256: enough to tell files of one name apart
 _UNKNOWN = 'of unknown origin: what it was trained on is not recorded, and is treated as public'
 
 
@@ -98,6 +100,7 @@ class Start:
         module: the part of the model into which it is loaded, '' for the whole model.
         shapes: the shapes of its tensors that are to be loaded, by name; of an expert, of those that are mixed in.
         lineage: what is known about it.
+        sha256: of the file; empty for an address.
         fault: why it has no such tensors, in words.
     """
 
@@ -106,6 +109,7 @@ class Start:
     module: str
     shapes: dict[str, torch.Size]
     lineage: Lineage
+    sha256: str = ''
     fault: str = ''
 
     @classmethod
@@ -115,13 +119,14 @@ class Start:
         Raises ConfigError if there are none under the prefix, and for ``load_from`` if there are none at all. With an
         ``init_cfg`` that is known only after loading, since a backbone may have its own loader.
         """
-        where, lineage = _named(key, path), Lineage.of(checkpoint, Path(path).name)
+        where, lineage, file = _named(key, path), Lineage.of(checkpoint, Path(path).name), Path(path).expanduser()
+        sha256 = file_sha256(file) if file.is_file() else ''
         try:
             shapes = {name: value.shape for name, value in weights_of(checkpoint, where).items()}
         except ConfigError as error:
             if key == 'load_from':
                 raise
-            return cls(key, path, module, {}, lineage, str(error))
+            return cls(key, path, module, {}, lineage, sha256, str(error))
         if prefix:
             start = prefix.rstrip('.') + '.'
             inside = {name[len(start) :]: shape for name, shape in shapes.items() if name.startswith(start)}
@@ -130,7 +135,7 @@ class Start:
                     f'{where} has no tensor under prefix={prefix!r}: it has {", ".join([*list(shapes)[:3], "..."])}'
                 )
             shapes = inside
-        return cls(key, path, module, shapes, lineage)
+        return cls(key, path, module, shapes, lineage, sha256)
 
     def in_words(self, watch: LoadWatch, start: int, end: int | None) -> str:
         """Where the weights come from and how much of the model they fill, from loads ``start`` to ``end`` of ``watch``.
@@ -140,14 +145,15 @@ class Start:
         found, wanted = watch.found(self.module, start, end), watch.inside(self.module)
         how, name = 'loaded' if self.key == 'load_from' else 'loaded by init_cfg', Path(self.path).name
         into = '.'.join(['model', *filter(None, [self.module])])
+        known = f'; SHA-256 {self.sha256[:_DIGITS]}...' if self.sha256 else ''
         if self.key == _EXPERTS:
-            share = f'{len(self.shapes):,} of {len(wanted):,} tensors of {into}'
+            share = f'{len(self.shapes):,} of {len(wanted):,} tensors of {into}{known}'
             return f'privately mixed with {name} ({share}){self.lineage.in_words(name)}'
         if found is None:  # loaded by code that does not call load_state_dict
-            return f'{how} from {name} (how much of {into} is not known){self.lineage.in_words(name)}'
+            return f'{how} from {name} (how much of {into} is not known{known}){self.lineage.in_words(name)}'
         if not found:
             raise ConfigError(self.misfit(wanted, into))
-        share = f'{len(found):,} of {len(wanted):,} tensors of {into}'
+        share = f'{len(found):,} of {len(wanted):,} tensors of {into}{known}'
         return f'{how} from {name} ({share}){self.lineage.in_words(name)}'
 
     def misfit(self, wanted: dict[str, torch.Size], into: str = 'model') -> str:
