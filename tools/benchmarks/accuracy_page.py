@@ -16,7 +16,7 @@ from performance_page import table, write_between
 
 TOPS, LOWS = (
     ('nonprivate_pictures', 'nonprivate'),
-    ('dpsgd_paper', 'dpsgd', 'public_mean', 'public_mean_four', 'publiconly', 'public_pictures'),
+    ('dpsgd_paper', 'dpsgd', 'public_mean', 'public_unusual', 'public_mean_four', 'publiconly', 'public_pictures'),
 )
 LEVERS = (
     '## What each lever brings\n\n'
