@@ -12,7 +12,7 @@ import csv
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import product
+from itertools import groupby, product
 from json import dumps, loads
 from pathlib import Path
 from statistics import mean
@@ -64,9 +64,14 @@ class Cell:
         return self.gain > 0
 
     @property
+    def verdict(self) -> str:
+        """What was expected."""
+        return forecast.verdict(self.ratio, CHOICES[self.row])
+
+    @property
     def forecast(self) -> bool:
-        """Whether it was expected to."""
-        return forecast.verdict(self.ratio, CHOICES[self.row]) != 'cannot learn'
+        """Whether it was expected to pay."""
+        return self.verdict != 'cannot learn'
 
 
 def first_people(folder: Path, count: int, out: Path) -> Path:
@@ -196,8 +201,8 @@ def page_part(cells: Sequence[Cell], epsilons: Sequence[float]) -> str:
 def forecasts(cells: Sequence[Cell]) -> str:
     """How many runs of private people beside public ones had each verdict, and how many of them paid."""
     lines, tried = [], [cell for cell in cells if cell.public]
-    for meaning in dict.fromkeys(forecast.verdict(cell.ratio, CHOICES[cell.row]) for cell in tried):
-        mine = [cell for cell in tried if forecast.verdict(cell.ratio, CHOICES[cell.row]) == meaning]
+    for meaning, of_meaning in groupby(sorted(tried, key=lambda cell: -cell.ratio), lambda cell: cell.verdict):
+        mine = list(of_meaning)
         ratios = f'{min(cell.ratio for cell in mine):.2g} to {max(cell.ratio for cell in mine):.2g}'
         paid = f'{sum(cell.pays for cell in mine)}'
         lines.append([meaning, ratios, str(len(mine)), paid, f'{mean(cell.gain for cell in mine):+.1f}'])
