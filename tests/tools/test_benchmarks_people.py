@@ -214,7 +214,10 @@ def test_the_value_of_private_people(two_sets, tmp_path):
     for _ in range(2):
         value.write_page(page, cells, (0.8, 8.0))
     text = page.read_text()
-    assert text.count('| 10 | 20 | 40.0 | **41.0** l | 39.0 c (!) | 50.0 |') == 1 and 'right in 3 of 4' in text
+    assert (
+        text.count('| 10 | 20 | 40.0 | **41.0** l | 39.0 c (!) | 50.0 |') == 1
+        and 'right in 1 of 2 cells with public people ("it pays", always, in 1) and right in 3 of 4 runs' in text
+    )
     assert '| cannot learn | 0.01 to 0.05 | 2 | 0 | -1.2 |' in text
     assert page.with_name('value.png').exists()
 

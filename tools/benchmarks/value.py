@@ -206,12 +206,11 @@ def forecasts(cells: Sequence[Cell]) -> str:
         ratios = f'{min(cell.ratio for cell in mine):.2g} to {max(cell.ratio for cell in mine):.2g}'
         paid = f'{sum(cell.pays for cell in mine)}'
         lines.append([meaning, ratios, str(len(mine)), paid, f'{mean(cell.gain for cell in mine):+.1f}'])
-    right, paid = (sum(map(ask, tried)) for ask in (lambda c: c.pays == c.forecast, lambda c: c.pays))
-    head = ['forecast', 'ratio', 'runs', 'of which paid', 'mean gain']
-    return (
-        f'{table(head, lines)}\nThe forecast of a run was right in {right} of {len(tried)} with public people; "it pays", always, '
-        f'would be right in {paid}.\n'
-    )
+    head, words = ['forecast', 'ratio', 'runs', 'of which paid', 'mean gain'], []
+    for some, what in ((list(better_rows(tried).values()), 'cells with public people'), (tried, 'runs')):
+        right, paid = (sum(map(ask, some)) for ask in (lambda c: c.pays == c.forecast, lambda c: c.pays))
+        words.append(f'right in {right} of {len(some)} {what} ("it pays", always, in {paid})')
+    return f'{table(head, lines)}\nThe forecast was {" and ".join(words)}.\n'
 
 
 def plot(cells: Sequence[Cell], epsilons: Sequence[float], path: Path) -> None:
