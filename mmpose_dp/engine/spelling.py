@@ -64,18 +64,8 @@ VARIABLES = {'codec', 'data_mode', 'data_root', 'dataset_info', 'dataset_type', 
 # keys that are read beside a class's own arguments
 _BESIDE = {
     DPOptimWrapper: {
-        *(
-            'constructor',
-            'optimizer',
-            'paramwise_cfg',
-            'norm',
-            'trainable',
-            'lora_rank',
-            'experts',
-            'mix_from',
-            'public_optimizer',
-        ),
-        *('clip_grad', 'accumulative_counts'),
+        *('constructor', 'optimizer', 'public_optimizer', 'paramwise_cfg', 'clip_grad', 'accumulative_counts'),
+        *('norm', 'trainable', 'lora_rank', 'experts', 'mix_from'),
     },
     PrivateTrainLoop: {'by_epoch'},
 }

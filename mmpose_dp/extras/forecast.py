@@ -41,7 +41,7 @@ from .risk import TradeOff
 # where the verdict changes, ratios of signal to noise of the whole training; the runs behind it are in docs/plan.md
 LEARNS, LITTLE = 0.02, 0.005
 # the same for mixing weights, which begin where they are already good: docs/accuracy_people.md, "Where private pictures pay"
-MIXING_LIMITS = {'experts': (0.2, 0.06), 'channel_experts': (0.2, 0.06)}
+MIXING_LIMITS = dict.fromkeys(('experts', 'channel_experts'), (0.2, 0.06))
 LEAST_STEPS = 30  # no run of docs/accuracy.csv has fewer
 MANY_EPOCHS = 10
 _ENOUGH = 0.9  # of the best batch's ratio

@@ -127,10 +127,11 @@ def mixing_rows(size: Size, dpsgd: Settings) -> dict[str, Row]:
     of_four = {
         f'{name}_four': replace(row, text=row.text.replace('three', 'four'), **FOUR) for name, row in of_three.items()
     }
+    channels = of_four['ours_channels_four']
     best = replace(
-        of_four['ours_channels_four'],
+        channels,
         text='ours, channel by channel, from the best of the same four models',
-        settings={**of_three['ours_channels'].settings, 'optim_wrapper.mix_from': 'load_from'},
+        settings={**channels.settings, 'optim_wrapper.mix_from': 'load_from'},
         **FROM_BEST,
     )
     return {**of_three, **of_four, 'ours_channels_best': best}

@@ -204,8 +204,8 @@ def forecasts(cells: Sequence[Cell]) -> str:
     for meaning, of_meaning in groupby(sorted(tried, key=lambda cell: -cell.ratio), lambda cell: cell.verdict):
         mine = list(of_meaning)
         ratios = f'{min(cell.ratio for cell in mine):.2g} to {max(cell.ratio for cell in mine):.2g}'
-        paid = f'{sum(cell.pays for cell in mine)}'
-        lines.append([meaning, ratios, str(len(mine)), paid, f'{mean(cell.gain for cell in mine):+.1f}'])
+        paid = sum(cell.pays for cell in mine)
+        lines.append([meaning, ratios, str(len(mine)), str(paid), f'{mean(cell.gain for cell in mine):+.1f}'])
     head, words = ['forecast', 'ratio', 'runs', 'of which paid', 'mean gain'], []
     for some, what in ((list(better_rows(tried).values()), 'cells with public people'), (tried, 'runs')):
         right, paid = (sum(map(ask, some)) for ask in (lambda c: c.pays == c.forecast, lambda c: c.pays))
