@@ -45,7 +45,7 @@ from rich.console import Console
 from rich.progress import track
 
 from mmpose_dp.datasets import collate_samples
-from mmpose_dp.engine import PrivacyBudgetHook, left_random
+from mmpose_dp.engine import PrivacyBudgetHook, left_random, out_of_subspace
 from mmpose_dp.engine.basis import fit_basis, table_of
 from mmpose_dp.engine.optim_wrappers.constructor import experts_of
 from mmpose_dp.engine.signal import measure
@@ -376,18 +376,6 @@ def advice(found: dict[str, Any]) -> list[str]:
     return lines
 
 
-def traps(cfg: Config) -> list[str]:
-    """Settings that lost points in the benchmark whatever the ratio (docs/plan.md)."""
-    order = (cfg.optim_wrapper.get('projector') or {}).get('order')
-    optimizer = str((cfg.optim_wrapper.get('optimizer') or {}).get('type', ''))
-    if order != 'noise-then-project' or not optimizer.startswith('Adam'):
-        return []
-    return [
-        f"Careful: projector.order='noise-then-project' with {optimizer} lost points in 12 of 41 benchmark runs, which the "
-        "ratio does not foresee. Write order='project-then-clip' and SGD, or a small learning rate."
-    ]
-
-
 def frozen_at_random(cfg: Config, filled: set[str] | None, found: dict[str, Any]) -> list[str]:
     """A warning for what the config trains, and for what the forecast suggests, if it leaves random weights frozen.
 
@@ -545,7 +533,10 @@ def main() -> None:
         found['advice'].append(
             'r is of public views, which ask for other changes than pictures: see docs/plan.md, "Where r comes from".'
         )
-    found['advice'] += [*traps(cfg), *frozen_at_random(cfg, filled, found)]
+    found['advice'] += [
+        *(f'Careful: {words}.' for words in out_of_subspace(cfg)),
+        *frozen_at_random(cfg, filled, found),
+    ]
     print(f'Config {Path(args.config).name}\n{page(found)}')
     for warning in plan_warnings(plan):
         print(warning)

@@ -11,7 +11,7 @@ from .leftovers import without_leftovers
 from .loops import PrivateTrainLoop
 from .optim_wrappers import DPOptimWrapper, DPOptimWrapperConstructor
 from .spelling import refuse_misspelled, refuse_unknown_top
-from .training_settings import REPLACED, idle_schedules, left_random, settings_in_words
+from .training_settings import REPLACED, idle_schedules, left_random, out_of_subspace, settings_in_words
 
 __all__ = [
     'REPLACED',
@@ -25,6 +25,7 @@ __all__ = [
     'idle_schedules',
     'left_random',
     'newest_checkpoint',
+    'out_of_subspace',
     'refuse_misspelled',
     'refuse_unknown_top',
     'settings_in_words',

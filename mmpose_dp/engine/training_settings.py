@@ -1,5 +1,6 @@
 """What a config trains with, in words, and what of it can have no effect. Must not change a config or build anything."""
 
+import re
 from collections import Counter
 from collections.abc import Iterable
 from typing import Any
@@ -12,6 +13,7 @@ FROM_RANDOM = (
 )
 REPLACED = 'replaced_by_private'  # the key under which mmpose_dp.configs.private keeps the words of what it replaced
 WRITTEN = 'written_by_private'  # and the keys that it wrote
+_SCALES_EACH = re.compile('Adam|Adagrad|Adadelta|Adafactor|RMSprop|Rprop|Lion')  # optimizers that scale each parameter
 
 
 def settings_in_words(cfg: Any) -> dict[str, str]:
@@ -87,6 +89,19 @@ def idle_schedules(cfg: Any) -> list[str]:
             'fall as planned. Write param_scheduler for this number of epochs'
         )
     return found
+
+
+def out_of_subspace(cfg: Any) -> list[str]:
+    """A sentence if the optimizer scales each parameter, which moves it out of the subspace of ``optim_wrapper.projector``."""
+    wrapper = _dict(cfg.get('optim_wrapper'))
+    optimizer = _type(_dict(wrapper.get('optimizer')))
+    if not wrapper.get('projector') or not _SCALES_EACH.search(optimizer):
+        return []
+    return [
+        f'optim_wrapper.optimizer is {optimizer}, beside optim_wrapper.projector: it scales each parameter by itself, so each step '
+        'leaves the subspace by the full learning rate, and no gradient corrects what noise does there. It lost points in every '
+        "benchmark run with a learning rate above 1e-4. Write optimizer=dict(type='SGD', lr=0.02, momentum=0.9)"
+    ]
 
 
 def left_random(model: nn.Module, left_out: Iterable[nn.Parameter], loaded: Iterable[str], trainable: str) -> str:

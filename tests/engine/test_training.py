@@ -28,6 +28,13 @@ def hybrid(synthetic, tmp_path_factory):
     return train(config(synthetic, work_dir)), work_dir
 
 
+def test_what_a_config_should_say_instead_is_logged_at_the_start(synthetic, tmp_path):
+    adam = dict(_delete_=True, type='AdamW', lr=1e-3)
+    train(config(synthetic, tmp_path, optim_wrapper__optimizer=adam, train_cfg__max_epochs=2))
+    (log,) = tmp_path.glob('*/*.log')
+    assert 'optim_wrapper.optimizer is AdamW, beside optim_wrapper.projector' in log.read_text()
+
+
 def test_hybrid_trains_counts_and_states(hybrid):
     runner, work_dir = hybrid
     wrapper = runner.optim_wrapper

@@ -146,7 +146,7 @@ globals().update(private(_base_, 'dpsgd', train_cfg=dict(max_epochs=6), optim_wr
 """
     status, page = check(f'{REPO}/configs/_base_/hrnet_synthetic.py', text)
     assert status == 0 and page.endswith('This config is private and ready to train.\n'), page[-2000:]
-    assert re.search(r'optimizer +AdamW, lr 0.001  \* instead of: AdamW, lr 0.002', page)
+    assert re.search(r'optimizer +AdamW, lr 0.0001  \* instead of: AdamW, lr 0.002', page)
     assert re.search(r'epochs +6  \* instead of: 20', page)
     assert re.search(r'schedule +MultiStepLR at epoch 20  \* instead of: CosineAnnealingLR to epoch 20', page)
     assert 'WARNING: param_scheduler: MultiStepLR at 20 acts beyond train_cfg.max_epochs=6' in page

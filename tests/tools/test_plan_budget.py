@@ -9,6 +9,7 @@ import pytest
 import torch
 from mmpose.registry import MODELS
 
+from mmpose_dp.engine import out_of_subspace
 from mmpose_dp.extras import forecast
 from mmpose_dp.privacy.errors import PrivacyError
 from mmpose_dp.privacy.ledger import Ledger
@@ -127,13 +128,15 @@ def choices(cfg, folder, **arguments):
     return {choice.trainable: choice for choice in plan_budget.choices_of(cfg, args, str(folder))}
 
 
-def test_what_lost_points_in_the_benchmark_is_named(synthetic, synthetic_public, folder):
-    cfg = unvalidated(synthetic, folder / 'traps', 'projected', public_root=synthetic_public)
-    assert plan_budget.traps(cfg) == []
-    cfg.optim_wrapper.update(projector=dict(rank=6, order='noise-then-project'), optimizer=dict(type='AdamW', lr=1e-3))
-    assert "order='noise-then-project' with AdamW" in plan_budget.traps(cfg)[0]
-    cfg.optim_wrapper.optimizer = dict(type='SGD', lr=1.0)
-    assert plan_budget.traps(cfg) == []
+def test_an_optimizer_that_leaves_the_subspace_is_named(synthetic, synthetic_public, folder):
+    cfg = unvalidated(synthetic, folder / 'leaves', 'projected', public_root=synthetic_public)
+    assert out_of_subspace(cfg) == []  # of the recipe
+    for kind in ('AdamW', 'NAdam', 'RMSprop', 'Adagrad', torch.optim.Adam):
+        cfg.optim_wrapper.optimizer = dict(type=kind, lr=1e-3)
+        (found,) = out_of_subspace(cfg)
+        assert f'optim_wrapper.optimizer is {getattr(kind, "__name__", kind)}, beside optim_wrapper.projector' in found
+    cfg.optim_wrapper.projector = None
+    assert out_of_subspace(cfg) == []
 
 
 def test_lora_is_counted_where_it_is_configured(synthetic, folder):

@@ -250,6 +250,12 @@ def rows_of(
             settings={**paper(), **papers_own},
             candidates=tuple(adam(1e-3, 3e-4, 1e-4)),
         ),
+        'projected_sgd': Row(
+            'Projected DP-SGD, projected before it clips, SGD',
+            'projected_eps08',
+            settings={**paper(), PROJECTOR: {**papers, 'order': 'project-then-clip'}},
+            candidates=tuple(sgd(0.02, 0.1, 0.005)),
+        ),
         'feature': Row(
             'Feature DP',
             'feature_eps08',

@@ -108,33 +108,33 @@ def public_rows(size: Size, start: Start, plain: tuple[Settings, ...]) -> dict[s
 def mixing_rows(size: Size, dpsgd: Settings) -> dict[str, Row]:
     """The rows that train privately how much of each of several public models there is, with the settings of ``dpsgd``."""
     mixed = {**dpsgd, TRAINABLE: 'experts', 'optim_wrapper.max_grad_norm': 5e-4, **schedule(size.epochs)}
-    of_three = {
-        'ours': Row(
-            'ours, layer by layer: private weights of the same three models',
-            'dpsgd_eps08',
-            settings=mixed,
-            candidates=tuple(adam(3e-2, 1e-2, 1e-1)),
-            **EXPERTS,
-        ),
-        'ours_channels': Row(
-            'ours, channel by channel: private weights of the same three models',
-            'dpsgd_eps08',
-            settings={**mixed, TRAINABLE: 'channel_experts', **schedule(2 * size.epochs)},
-            candidates=tuple(adam(3e-2, 1e-2, 6e-2)),
-            **EXPERTS,
-        ),
-    }
-    of_four = {
-        f'{name}_four': replace(row, text=row.text.replace('three', 'four'), **FOUR) for name, row in of_three.items()
-    }
-    channels = of_four['ours_channels_four']
+    layers = Row(
+        'ours, layer by layer: private weights of the same three models',
+        'dpsgd_eps08',
+        settings=mixed,
+        candidates=tuple(adam(3e-2, 1e-2, 1e-1)),
+        **EXPERTS,
+    )
+    channels = Row(
+        'ours, channel by channel: private weights of the same three models',
+        'dpsgd_eps08',
+        settings={**mixed, TRAINABLE: 'channel_experts', **schedule(2 * size.epochs)},
+        candidates=tuple(adam(3e-2, 1e-2, 6e-2)),
+        **EXPERTS,
+    )
+    of_four = replace(channels, text=channels.text.replace('three', 'four'), **FOUR)
     best = replace(
-        channels,
+        of_four,
         text='ours, channel by channel, from the best of the same four models',
-        settings={**channels.settings, 'optim_wrapper.mix_from': 'load_from'},
+        settings={**of_four.settings, 'optim_wrapper.mix_from': 'load_from'},
         **FROM_BEST,
     )
-    return {**of_three, **of_four, 'ours_channels_best': best}
+    return {
+        'ours': layers,
+        'ours_channels': channels,
+        'ours_channels_four': of_four,
+        'ours_channels_best': best,
+    }
 
 
 def people_rows(size: Size, start: Start, public_view: Settings = DEFAULT_VIEW) -> dict[str, Row]:
@@ -154,17 +154,23 @@ def people_rows(size: Size, start: Start, public_view: Settings = DEFAULT_VIEW) 
     views = dict(start='public_people', candidates=plain)
     dpsgd = table['dpsgd'].settings
     longer = {**dpsgd, **schedule(size.few_epochs or size.epochs)}
+    from_public = Row(
+        'DP-SGD, large batch, few parameters, from public-only on public people',
+        'dpsgd_eps08',
+        'public_people',
+        longer,
+        private[::-1],
+    )
     ours_views = {**table['ours'].settings, **table['ours'].candidates[2], **few}
     return {
         **public_rows(size, start, plain),
         'nonprivate': with_('nonprivate', candidates=plain),
         **mixing_rows(size, dpsgd),
-        'few': Row(
-            'DP-SGD, large batch, few parameters, from public-only on public people',
-            'dpsgd_eps08',
-            'public_people',
-            longer,
-            private[::-1],
+        'few': from_public,
+        'few_unusual': replace(
+            from_public,
+            text='DP-SGD, large batch, few parameters, from public-only on turned public people in unusual poses',
+            start='public_unusual',
         ),
         'dpsgd': with_('dpsgd', text='DP-SGD, large batch, few parameters', settings=longer, candidates=private),
         'publiconly': with_('publiconly', **views),
