@@ -40,7 +40,9 @@ MARKS = '<!-- fit -->', '<!-- /fit -->'
 RECORDS, DELTA, EPOCH = 8000, 1 / 22000, 'train_cfg.max_epochs'  # of the benchmark (accuracy_rows.py)
 # the row that a row starts from, as accuracy_rows.py has it; the others start from the public-only row
 STARTS = {
-    **dict.fromkeys(('dpsgd', 'dpsgd_paper', 'projected', 'feature', 'hybrid_paper', 'no_views_first'), 'pretrain'),
+    **dict.fromkeys(
+        ('dpsgd', 'dpsgd_paper', 'projected', 'projected_sgd', 'feature', 'hybrid_paper', 'no_views_first'), 'pretrain'
+    ),
     'ours_pictures': 'public_pictures',
 }
 VIEWS = 200  # that the subspace is found on

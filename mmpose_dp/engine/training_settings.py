@@ -100,7 +100,7 @@ def out_of_subspace(cfg: Any) -> list[str]:
     return [
         f'optim_wrapper.optimizer is {optimizer}, beside optim_wrapper.projector: it scales each parameter by itself, so each step '
         'leaves the subspace by the full learning rate, and no gradient corrects what noise does there. It lost points in every '
-        "benchmark run with a learning rate above 1e-4. Write optimizer=dict(type='SGD', lr=0.005, momentum=0.9)"
+        "benchmark run with a learning rate above 1e-4. Write optimizer=dict(type='SGD', lr=0.002, momentum=0.9)"
     ]
 
 

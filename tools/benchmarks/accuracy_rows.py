@@ -254,7 +254,7 @@ def rows_of(
             'Projected DP-SGD, projected before it clips, SGD',
             'projected_eps08',
             settings={**paper(), PROJECTOR: {**papers, 'order': 'project-then-clip'}},
-            candidates=tuple(sgd(0.005, 0.02, 0.002)),
+            candidates=tuple(sgd(0.002, 0.005, 0.02)),
         ),
         'feature': Row(
             'Feature DP',
