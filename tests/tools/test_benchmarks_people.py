@@ -209,6 +209,8 @@ def test_the_value_of_private_people(two_sets, tmp_path):
         value.Cell(10, 20, 0.8, 'ours_channels', 39.5, 40.0, 50.0, 0.01),
         value.Cell(10, 20, 8.0, 'ours', 38.0, 40.0, 50.0, 0.05),
         value.Cell(10, 20, 8.0, 'ours_channels', 39.0, 40.0, 50.0, 1.0),
+        value.Cell(0, 20, 0.8, 'alone', 1.0, 0.0, 9.0, 1.0),
+        value.Cell(0, 20, 8.0, 'alone', 2.0, 0.0, 9.0, 1.0),
     ]
     page = tmp_path / 'page.md'
     for _ in range(2):
@@ -218,6 +220,7 @@ def test_the_value_of_private_people(two_sets, tmp_path):
         text.count('| 10 | 20 | 40.0 | **41.0** l | 39.0 c (!) | 50.0 |') == 1
         and 'right in 1 of 2 cells with public people ("it pays", always, in 1) and right in 3 of 4 runs' in text
     )
+    assert '| 0 | 20 |  | 1.0 | 2.0 | 9.0 |' in text
     assert '| cannot learn | 0.01 to 0.05 | 2 | 0 | -1.2 |' in text
     assert page.with_name('value.png').exists()
 

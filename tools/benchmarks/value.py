@@ -181,10 +181,15 @@ def better_rows(cells: Sequence[Cell]) -> dict[tuple[int, int, float], Cell]:
 
 
 def in_words(cell: Cell) -> str:
-    """A cell of the table: the score, bold if private pictures pay, which row it is of, and whether the forecast was wrong."""
-    letter = {'ours': 'l', 'ours_channels': 'c', 'alone': ''}[cell.row]
+    """A cell of the table: the score, bold if private pictures pay, which row it is of, and whether the forecast was wrong.
+
+    Without public people there is nothing to compare it with.
+    """
+    if not cell.public:
+        return f'{cell.score:.1f}'
+    letter = {'ours': 'l', 'ours_channels': 'c'}[cell.row]
     score = f'**{cell.score:.1f}**' if cell.pays else f'{cell.score:.1f}'
-    return f'{score} {letter}'.strip() + (' (!)' if cell.pays != cell.forecast else '')
+    return f'{score} {letter}' + (' (!)' if cell.pays != cell.forecast else '')
 
 
 def page_part(cells: Sequence[Cell], epsilons: Sequence[float]) -> str:
