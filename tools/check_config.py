@@ -45,6 +45,7 @@ from mmpose_dp.engine import (
     PrivacyBudgetHook,
     idle_schedules,
     left_random,
+    mostly_random,
     out_of_subspace,
     settings_in_words,
 )
@@ -486,8 +487,9 @@ def report_settings(
     whole = bool(cfg.train_cfg.get('public_epochs')) and wrapper.public_params is not None
     left = '' if filled is None or whole else left_random(model, wrapper.left_out, filled, trained_part(cfg))
     start = FROM_RANDOM if filled == set() and not wrapper.experts else ''
+    some = mostly_random(model, filled or ())
     settings = [*idle_schedules(cfg), *out_of_subspace(cfg), *idle, *unread_in_words(cfg)]
-    for warning in [*settings, *filter(None, [start, left])]:
+    for warning in [*settings, *filter(None, [start, some, left])]:
         print(f'  WARNING: {warning}')
 
 

@@ -11,7 +11,7 @@ from .leftovers import without_leftovers
 from .loops import PrivateTrainLoop
 from .optim_wrappers import DPOptimWrapper, DPOptimWrapperConstructor
 from .spelling import refuse_misspelled, refuse_unknown_top
-from .training_settings import REPLACED, idle_schedules, left_random, out_of_subspace, settings_in_words
+from .training_settings import REPLACED, idle_schedules, left_random, mostly_random, out_of_subspace, settings_in_words
 
 __all__ = [
     'REPLACED',
@@ -24,6 +24,7 @@ __all__ = [
     'checkpoint_settings',
     'idle_schedules',
     'left_random',
+    'mostly_random',
     'newest_checkpoint',
     'out_of_subspace',
     'refuse_misspelled',

@@ -104,6 +104,24 @@ def out_of_subspace(cfg: Any) -> list[str]:
     ]
 
 
+def mostly_random(model: nn.Module, loaded: Iterable[str]) -> str:
+    """A sentence if files fill some of the model's weights, but less than half of them; else empty.
+
+    Args:
+        model: the model.
+        loaded: the names of the tensors that a file fills.
+    """
+    filled = set(loaded)
+    sizes = {name: param.numel() for name, param in model.named_parameters() if param.dim() > 1}
+    known, whole = sum(size for name, size in sizes.items() if name in filled), sum(sizes.values())
+    if not filled or 2 * known >= whole:
+        return ''
+    return (
+        f'only {known:,} of {whole:,} weights of the model come from a file, and the rest starts at random. Is load_from a '
+        'checkpoint of this model? Private training rarely works from random weights'
+    )
+
+
 def left_random(model: nn.Module, left_out: Iterable[nn.Parameter], loaded: Iterable[str], trainable: str) -> str:
     """A sentence if ``trainable`` freezes weights that no file has filled, so that nothing ever trains them; else empty.
 

@@ -268,6 +268,17 @@ def test_a_file_that_fits_is_counted(synthetic, tmp_path, weights, kind):
     assert words.startswith(f'weights loaded from start.pth ({share} of {count} tensors of model; SHA-256 ')
 
 
+def test_a_file_of_another_model_is_warned_of(synthetic, tmp_path, weights):
+    """Some of its tensors fit by chance, such as a bias per joint; all of a model's own file, or all but the head, is enough."""
+    head = {k: v for k, v in weights.items() if k.startswith('head.') and v.dim() <= 1}
+    own = {k: v for k, v in weights.items() if not k.startswith('head.')}
+    for name, given, warned in (('other', head, True), ('own', own, False)):
+        torch.save(given, tmp_path / f'{name}.pth')
+        beginning(synthetic, tmp_path / name, load_from=str(tmp_path / f'{name}.pth'))
+        (log,) = (tmp_path / name).glob('*/*.log')
+        assert ('weights of the model come from a file, and the rest starts at random' in log.read_text()) == warned
+
+
 def test_a_resume_of_nothing_says_what_was_loaded(synthetic, tmp_path, weights):
     """resume=True after a kill before the first checkpoint: there is only a ledger, and the backbone is init_cfg's."""
     torch.save({f'net.{k}': v for k, v in backbone(weights).items()}, tmp_path / 'b.pth')

@@ -28,7 +28,7 @@ from ..checks.own_state import OwnStateHook, refuse_not_finite, refuse_other_mod
 from ..loops import PrivateTrainLoop
 from ..optim_wrappers import DPOptimWrapper
 from ..own_parts import names_in, own_code_in_words, own_parts
-from ..training_settings import FROM_RANDOM, idle_schedules, left_random, out_of_subspace
+from ..training_settings import FROM_RANDOM, idle_schedules, left_random, mostly_random, out_of_subspace
 from ..unread import unread_in_words
 from . import showing
 from .planning import make_plan, run_metadata_of_views
@@ -186,10 +186,13 @@ class PrivacyBudgetHook(Hook):
         if self.pretraining.startswith('none'):
             runner.logger.warning(f'{FROM_RANDOM}.')
         wrapper, settings = runner.optim_wrapper, runner.cfg.get('optim_wrapper') or {}
+        known, loaded = 'is not known' not in self.pretraining, self._watch.found('') or set()
+        words = mostly_random(unwrapped(runner.model), loaded)
+        if words and known:
+            runner.logger.warning(f'{words}.')
         if not (runner.train_loop.public_epochs and wrapper.public_params is not None):
-            model, loaded = unwrapped(runner.model), self._watch.found('') or set()
-            words = left_random(model, wrapper.left_out, loaded, settings.get('trainable', 'all'))
-            if words and 'is not known' not in self.pretraining:
+            words = left_random(unwrapped(runner.model), wrapper.left_out, loaded, settings.get('trainable', 'all'))
+            if words and known:
                 runner.logger.warning(f'{words}.')
 
     def _add_start(self, runner: Runner, start: Start) -> None:
