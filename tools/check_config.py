@@ -487,9 +487,9 @@ def report_settings(
     whole = bool(cfg.train_cfg.get('public_epochs')) and wrapper.public_params is not None
     left = '' if filled is None or whole else left_random(model, wrapper.left_out, filled, trained_part(cfg))
     start = FROM_RANDOM if filled == set() and not wrapper.experts else ''
-    some = mostly_random(model, filled or ())
-    settings = [*idle_schedules(cfg), *out_of_subspace(cfg), *idle, *unread_in_words(cfg)]
-    for warning in [*settings, *filter(None, [start, some, left])]:
+    of_config = [*idle_schedules(cfg), *out_of_subspace(cfg), *idle, *unread_in_words(cfg)]
+    of_start = filter(None, [start, mostly_random(model, filled or ()), left])
+    for warning in [*of_config, *of_start]:
         print(f'  WARNING: {warning}')
 
 

@@ -1,5 +1,5 @@
 # What every private training shares: DP-SGD with the paper's settings (arXiv 2504.10190), but for the learning rate: with the
-# paper's 1e-3, the methods scored 6 to 21 points less than with 1e-4 ("What was tried" in docs/accuracy.md). No name here is one
+# paper's 1e-3, the methods scored 6 to 22 points less than with 1e-4 ("What was tried" in docs/accuracy.md). No name here is one
 # that MMPose's configs use, so a leaf config can inherit from both; the leaf assigns each part to its key (see configs/dp/).
 dp_imports = dict(imports=['mmpose_dp'], allow_failed_imports=False)
 

@@ -117,8 +117,8 @@ def mostly_random(model: nn.Module, loaded: Iterable[str]) -> str:
     if not filled or 2 * known >= whole:
         return ''
     return (
-        f'only {known:,} of {whole:,} weights of the model come from a file, and the rest starts at random. Is load_from a '
-        'checkpoint of this model? Private training rarely works from random weights'
+        f'only {known:,} of {whole:,} weights of the model come from a file, and the rest starts at random. Private '
+        'training rarely works from random weights: load_from should be a checkpoint of this whole model'
     )
 
 

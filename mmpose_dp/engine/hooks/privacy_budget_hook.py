@@ -185,15 +185,15 @@ class PrivacyBudgetHook(Hook):
             self._add_start(runner, start)
         if self.pretraining.startswith('none'):
             runner.logger.warning(f'{FROM_RANDOM}.')
+        if 'is not known' in self.pretraining:
+            return
         wrapper, settings = runner.optim_wrapper, runner.cfg.get('optim_wrapper') or {}
-        known, loaded = 'is not known' not in self.pretraining, self._watch.found('') or set()
-        words = mostly_random(unwrapped(runner.model), loaded)
-        if words and known:
-            runner.logger.warning(f'{words}.')
+        model, loaded = unwrapped(runner.model), self._watch.found('') or set()
+        words = [mostly_random(model, loaded)]
         if not (runner.train_loop.public_epochs and wrapper.public_params is not None):
-            words = left_random(unwrapped(runner.model), wrapper.left_out, loaded, settings.get('trainable', 'all'))
-            if words and known:
-                runner.logger.warning(f'{words}.')
+            words.append(left_random(model, wrapper.left_out, loaded, settings.get('trainable', 'all')))
+        for sentence in filter(None, words):
+            runner.logger.warning(f'{sentence}.')
 
     def _add_start(self, runner: Runner, start: Start) -> None:
         """Adds the lineage of a file from which training starts, and logs it."""
