@@ -43,10 +43,9 @@ from mmpose_dp.engine import (
     REPLACED,
     DPOptimWrapper,
     PrivacyBudgetHook,
-    idle_schedules,
+    config_warnings,
     left_random,
     mostly_random,
-    out_of_subspace,
     settings_in_words,
 )
 from mmpose_dp.engine.dry_run import blank_batch, try_batch
@@ -55,7 +54,6 @@ from mmpose_dp.engine.hooks.planning import method_of
 from mmpose_dp.engine.hooks.preflight import idle_steps
 from mmpose_dp.engine.hooks.provenance import Start, idle_experts
 from mmpose_dp.engine.training_settings import FROM_RANDOM
-from mmpose_dp.engine.unread import unread_in_words
 from mmpose_dp.extras.accountability import plan_warnings
 from mmpose_dp.extras.experts import mixed_in
 from mmpose_dp.extras.schedule import Schedule, ScheduledPlan
@@ -487,9 +485,8 @@ def report_settings(
     whole = bool(cfg.train_cfg.get('public_epochs')) and wrapper.public_params is not None
     left = '' if filled is None or whole else left_random(model, wrapper.left_out, filled, trained_part(cfg))
     start = FROM_RANDOM if filled == set() and not wrapper.experts else ''
-    of_config = [*idle_schedules(cfg), *out_of_subspace(cfg), *idle, *unread_in_words(cfg)]
     of_start = filter(None, [start, mostly_random(model, filled or ()), left])
-    for warning in [*of_config, *of_start]:
+    for warning in [*config_warnings(cfg), *idle, *of_start]:
         print(f'  WARNING: {warning}')
 
 

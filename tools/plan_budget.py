@@ -45,7 +45,7 @@ from rich.console import Console
 from rich.progress import track
 
 from mmpose_dp.datasets import collate_samples
-from mmpose_dp.engine import PrivacyBudgetHook, left_random, out_of_subspace
+from mmpose_dp.engine import PrivacyBudgetHook, config_warnings, left_random
 from mmpose_dp.engine.basis import fit_basis, table_of
 from mmpose_dp.engine.optim_wrappers.constructor import experts_of
 from mmpose_dp.engine.signal import measure
@@ -534,7 +534,7 @@ def main() -> None:
             'r is of public views, which ask for other changes than pictures: see docs/plan.md, "Where r comes from".'
         )
     found['advice'] += [
-        *(f'Careful: {words}.' for words in out_of_subspace(cfg)),
+        *(f'Careful: {words}.' for words in config_warnings(cfg)),
         *frozen_at_random(cfg, filled, found),
     ]
     print(f'Config {Path(args.config).name}\n{page(found)}')

@@ -11,7 +11,8 @@ from .leftovers import without_leftovers
 from .loops import PrivateTrainLoop
 from .optim_wrappers import DPOptimWrapper, DPOptimWrapperConstructor
 from .spelling import refuse_misspelled, refuse_unknown_top
-from .training_settings import REPLACED, idle_schedules, left_random, mostly_random, out_of_subspace, settings_in_words
+from .training_settings import REPLACED, left_random, mostly_random, settings_in_words
+from .unread import config_warnings
 
 __all__ = [
     'REPLACED',
@@ -22,11 +23,10 @@ __all__ = [
     'ProvenanceHook',
     'ProjectorRefreshHook',
     'checkpoint_settings',
-    'idle_schedules',
+    'config_warnings',
     'left_random',
     'mostly_random',
     'newest_checkpoint',
-    'out_of_subspace',
     'refuse_misspelled',
     'refuse_unknown_top',
     'settings_in_words',

@@ -97,10 +97,12 @@ def out_of_subspace(cfg: Any) -> list[str]:
     optimizer = _type(_dict(wrapper.get('optimizer')))
     if not wrapper.get('projector') or not _SCALES_EACH.search(optimizer):
         return []
+    name, rate = ('hybrid', 0.25) if _dict(wrapper['projector']).get('preconditioned') else ('projected', 0.002)
     return [
         f'optim_wrapper.optimizer is {optimizer}, beside optim_wrapper.projector: it scales each parameter by itself, so each step '
         'leaves the subspace by the full learning rate, and no gradient corrects what noise does there. It lost points in every '
-        "benchmark run with a learning rate above 1e-4. Write optimizer=dict(type='SGD', lr=0.002, momentum=0.9)"
+        f"benchmark run with a learning rate above 1e-4. Write that of recipe '{name}': "
+        f"optimizer=dict(type='SGD', lr={rate}, momentum=0.9)"
     ]
 
 

@@ -20,7 +20,7 @@ from mmpose_dp.privacy.errors import ConfigError
 
 from .optim_wrappers import DPOptimWrapper
 from .spelling import TOP, VARIABLES, as_dicts, settings_of
-from .training_settings import REPLACED, WRITTEN
+from .training_settings import REPLACED, WRITTEN, idle_schedules, out_of_subspace
 
 _OFFERED = ('_', 'dp_')  # begins what configs/_base_/ offers to those that inherit
 _READ_BY_MMPOSE = {'data_mode', 'dataset_info', 'dataset_type'}
@@ -81,6 +81,11 @@ def unread_in_words(cfg: Any) -> list[str]:
         for file, name in _unread(cfg)
         if file.path == Path(cfg.filename)
     ]
+
+
+def config_warnings(cfg: Any) -> list[str]:
+    """A sentence for each thing in a config that has no effect, or not the one that its author expects."""
+    return [*idle_schedules(cfg), *out_of_subspace(cfg), *unread_in_words(cfg)]
 
 
 def _place(file: _File, name: str) -> str:

@@ -191,8 +191,8 @@ def digest_of(expert: Mapping[str, Tensor]) -> str:
 
 def add_experts(
     model: nn.Module, experts: Sequence[Mapping[str, Tensor]], by_channel: bool = False, from_mean: bool = True
-) -> int:
-    """Gives every layer with a built-in rule mixing weights of these experts' state dicts. Returns the number of these layers.
+) -> None:
+    """Gives every layer with a built-in rule mixing weights of these experts' state dicts.
 
     A layer whose tensors have other shapes in all experts (an output layer for other joints) stays as it is. So does one with a
     forward of its own, which mixing would replace, and one that shares a tensor, which can hold one mixture alone.
@@ -210,7 +210,6 @@ def add_experts(
         for name, m in model.named_modules()
         if m not in inside and _takes_experts(m) and all(owners[id(p)] == 1 for p in m.parameters(recurse=False))
     ]
-    count = 0
     for name, layer in layers:
         found = [_tensors_of(layer, f'{name}.', expert) for expert in experts]
         if any(found):
@@ -219,8 +218,6 @@ def add_experts(
             layer.experts = found
             layer.expert_weights = nn.Parameter(start)
             layer.__class__ = type(f'Mixed{type(layer).__name__}', (Mixed, type(layer)), {})
-            count += 1
-    return count
 
 
 def mixed_in(model: nn.Module, expert: int) -> dict[str, torch.Size]:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from mmpose.registry import MODELS
 
-from mmpose_dp.engine import out_of_subspace
+from mmpose_dp.engine.training_settings import out_of_subspace
 from mmpose_dp.extras import forecast
 from mmpose_dp.privacy.errors import PrivacyError
 from mmpose_dp.privacy.ledger import Ledger
@@ -135,6 +135,9 @@ def test_an_optimizer_that_leaves_the_subspace_is_named(synthetic, synthetic_pub
         cfg.optim_wrapper.optimizer = dict(type=kind, lr=1e-3)
         (found,) = out_of_subspace(cfg)
         assert f'optim_wrapper.optimizer is {getattr(kind, "__name__", kind)}, beside optim_wrapper.projector' in found
+        assert found.endswith("recipe 'projected': optimizer=dict(type='SGD', lr=0.002, momentum=0.9)")
+    cfg.optim_wrapper.projector.preconditioned = True
+    assert out_of_subspace(cfg)[0].endswith("recipe 'hybrid': optimizer=dict(type='SGD', lr=0.25, momentum=0.9)")
     cfg.optim_wrapper.projector = None
     assert out_of_subspace(cfg) == []
 

@@ -37,7 +37,7 @@ STARTING = ['pretrain', 'public_people', 'public_turned', 'public_mean']
 BEST_PUBLIC = 'public_mean'
 # the private rows, and how many numbers each trains of MoveNet: two that mix public models, and one that needs none
 NUMBERS = {'ours': 130, 'ours_channels': 35_040, 'alone': 28_024}
-CHOICES = {'ours': 'experts', 'ours_channels': 'channel_experts', 'alone': ''}
+CHOICES = {'ours': 'experts', 'ours_channels': 'channel_experts'}
 
 
 @dataclass(frozen=True)

@@ -28,8 +28,8 @@ from ..checks.own_state import OwnStateHook, refuse_not_finite, refuse_other_mod
 from ..loops import PrivateTrainLoop
 from ..optim_wrappers import DPOptimWrapper
 from ..own_parts import names_in, own_code_in_words, own_parts
-from ..training_settings import FROM_RANDOM, idle_schedules, left_random, mostly_random, out_of_subspace
-from ..unread import unread_in_words
+from ..training_settings import FROM_RANDOM, left_random, mostly_random
+from ..unread import config_warnings
 from . import showing
 from .planning import make_plan, run_metadata_of_views
 from .preflight import idle_steps, refuse_late_failures
@@ -231,8 +231,7 @@ class PrivacyBudgetHook(Hook):
                 f'for the {usual} of train_dataloader.batch_size. To use fewer, set '
                 'train_dataloader.batch_sampler.max_rows_per_record.'
             )
-        of_config = [*idle_schedules(runner.cfg), *out_of_subspace(runner.cfg), *unread_in_words(runner.cfg)]
-        for warning in [*plan_warnings(plan), *of_config]:
+        for warning in [*plan_warnings(plan), *config_warnings(runner.cfg)]:
             runner.logger.warning(warning)
 
     def before_train(self, runner: Runner) -> None:
