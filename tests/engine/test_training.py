@@ -8,10 +8,11 @@ from fractions import Fraction
 import pytest
 import torch
 from mmengine.hooks import IterTimerHook
+from mmengine.runner import Runner
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from mmpose_dp.privacy.accounting import StepEvent, epsilon
-from mmpose_dp.privacy.errors import PrivacyError
+from mmpose_dp.privacy.errors import ConfigError, PrivacyError
 from mmpose_dp.privacy.ledger import LEDGER_NAME, Ledger
 from tests.support.runs import config as full_config
 from tests.support.runs import logged, tiny, train, train_until
@@ -57,6 +58,17 @@ def test_statistics_are_learned_from_public_samples_alone(hybrid):
     assert all(v > 0 for k, v in statistics[0].items() if 'tracked' in k)
     for later in statistics[1:]:
         assert all(torch.equal(value, later[name]) for name, value in statistics[0].items())
+
+
+def test_public_epochs_that_diverge_end_before_a_private_step(synthetic, tmp_path):
+    cfg = config(synthetic, tmp_path / 'work')
+    cfg.optim_wrapper.public_optimizer = dict(type='SGD', lr=1e30)
+    runner = Runner.from_cfg(cfg)
+    with pytest.raises(
+        ConfigError, match='holds NaN or infinity.* Public epochs diverged, and no private step was made'
+    ):
+        runner.train()
+    assert runner.epoch == 1 and runner.optim_wrapper.ledger.run_steps == 0
 
 
 def test_a_schedule_by_steps_of_private_epochs_is_refused(synthetic, tmp_path):

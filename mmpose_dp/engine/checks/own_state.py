@@ -19,6 +19,14 @@ from mmpose_dp.privacy.errors import ConfigError, UnsupportedModelError
 
 _EXTRA = '_extra_state'
 _STATISTICS = 'running_mean', 'running_var'
+BEFORE_TRAINING = (
+    'It does so before training: put an intact file in the place of the one that it is from (load_from, optim_wrapper.experts or an '
+    'init_cfg)'
+)
+AFTER_PUBLIC_EPOCHS = (
+    'Public epochs diverged, and no private step was made: write a smaller learning rate for them (optim_wrapper.public_optimizer, '
+    'or optim_wrapper.optimizer without it), and another work_dir'
+)
 
 
 def own_state(model: nn.Module) -> dict[str, Tensor]:
@@ -50,14 +58,16 @@ def refuse_other_state(model: nn.Module) -> None:
         )
 
 
-def refuse_not_finite(model: nn.Module) -> None:
-    """Raises ConfigError, naming it, for a weight or a BatchNorm statistic with NaN or infinity: nothing could be learnt."""
+def refuse_not_finite(model: nn.Module, when: str = BEFORE_TRAINING) -> None:
+    """Raises ConfigError, naming it, for a weight or a BatchNorm statistic with NaN or infinity: nothing could be learnt.
+
+    ``when``: when it was found, and what to do.
+    """
     own = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     for name, value in own_state(model).items():
         if (name in own or name.endswith(_STATISTICS)) and not bool(value.isfinite().all()):
             raise ConfigError(
-                f'{name} holds NaN or infinity before training, so that steps would spend privacy and learn nothing: put an intact '
-                'file in the place of the one it is from (load_from, optim_wrapper.experts or an init_cfg)'
+                f'{name} holds NaN or infinity, so that private steps would spend privacy and learn nothing. {when}'
             )
 
 

@@ -24,7 +24,7 @@ from mmpose_dp.privacy.ledger import LEDGER_NAME, Ledger
 from mmpose_dp.privacy.plan import PrivacyPlan
 from mmpose_dp.privacy.validation import as_delta, as_given, as_positive, as_whole, rounded_up
 
-from ..checks.own_state import OwnStateHook, refuse_not_finite, refuse_other_models, restore_own_values
+from ..checks.own_state import AFTER_PUBLIC_EPOCHS, OwnStateHook, refuse_not_finite, refuse_other_models, restore_own_values
 from ..loops import PrivateTrainLoop
 from ..optim_wrappers import DPOptimWrapper
 from ..own_parts import names_in, own_code_in_words, own_parts
@@ -350,6 +350,11 @@ class PrivacyBudgetHook(Hook):
         return f'epsilon {spent}{limit} at delta {as_given(self.target_delta)}'
 
     # ---- during training -------------------------------------------------------------------------------------------
+    def before_train_epoch(self, runner: Runner) -> None:
+        """Raises ConfigError, before the first private step, if public epochs have made weights NaN or infinite."""
+        if self.plan is not None and runner.epoch == runner.train_loop.public_epochs > 0:
+            refuse_not_finite(unwrapped(runner.model), AFTER_PUBLIC_EPOCHS)
+
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: dict | None = None) -> None:
         """Stops before the step that would exceed the budget, and saves a checkpoint."""
         if self.plan is None or runner.optim_wrapper.public_only:
