@@ -155,7 +155,8 @@ def people_rows(size: Size, start: Start, public_view: Settings = DEFAULT_VIEW) 
 
     views = dict(start='public_people', candidates=plain)
     dpsgd = table['dpsgd'].settings
-    longer = {**dpsgd, **schedule(size.few_epochs or size.epochs)}
+    longer_epochs = size.few_epochs or size.epochs
+    longer = {**dpsgd, **schedule(longer_epochs)}
     from_public = Row(
         'DP-SGD, large batch, few parameters, from public-only on public people',
         'dpsgd_eps08',
@@ -163,6 +164,8 @@ def people_rows(size: Size, start: Start, public_view: Settings = DEFAULT_VIEW) 
         longer,
         private[::-1],
     )
+    # with all parameters, there is less noise for the same signal in fewer and larger batches
+    quarter = {'train_dataloader.batch_sampler.expected_batch_size': size.private // 4, **schedule(4 * longer_epochs)}
     ours_views = {**table['ours'].settings, **table['ours'].candidates[2], **few}
     return {
         **public_rows(size, start, plain),
@@ -173,6 +176,13 @@ def people_rows(size: Size, start: Start, public_view: Settings = DEFAULT_VIEW) 
             from_public,
             text='DP-SGD, large batch, few parameters, from public-only on turned public people in unusual poses',
             start='public_unusual',
+        ),
+        'quarter_unusual': replace(
+            from_public,
+            text='DP-SGD, a quarter of all people per step, all parameters, from the same model',
+            start='public_unusual',
+            settings={**dpsgd, **quarter},
+            candidates=tuple(adam(6e-4, 3e-4, 1e-3)),
         ),
         'dpsgd': with_('dpsgd', text='DP-SGD, large batch, few parameters', settings=longer, candidates=private),
         'publiconly': with_('publiconly', **views),

@@ -20,8 +20,8 @@ from mmpose_dp.privacy.errors import ConfigError, UnsupportedModelError
 _EXTRA = '_extra_state'
 _STATISTICS = 'running_mean', 'running_var'
 BEFORE_TRAINING = (
-    'It does so before training: put an intact file in the place of the one that it is from (load_from, optim_wrapper.experts or an '
-    'init_cfg)'
+    'It does so before training: put an intact file in the place of the one that it is from (load_from, optim_wrapper.experts or '
+    'an init_cfg)'
 )
 AFTER_PUBLIC_EPOCHS = (
     'Public epochs diverged, and no private step was made: write a smaller learning rate for them (optim_wrapper.public_optimizer, '

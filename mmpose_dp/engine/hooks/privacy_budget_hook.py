@@ -24,7 +24,13 @@ from mmpose_dp.privacy.ledger import LEDGER_NAME, Ledger
 from mmpose_dp.privacy.plan import PrivacyPlan
 from mmpose_dp.privacy.validation import as_delta, as_given, as_positive, as_whole, rounded_up
 
-from ..checks.own_state import AFTER_PUBLIC_EPOCHS, OwnStateHook, refuse_not_finite, refuse_other_models, restore_own_values
+from ..checks.own_state import (
+    AFTER_PUBLIC_EPOCHS,
+    OwnStateHook,
+    refuse_not_finite,
+    refuse_other_models,
+    restore_own_values,
+)
 from ..loops import PrivateTrainLoop
 from ..optim_wrappers import DPOptimWrapper
 from ..own_parts import names_in, own_code_in_words, own_parts
