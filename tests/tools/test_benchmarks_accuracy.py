@@ -4,7 +4,7 @@ import csv
 import sys
 
 import pytest
-from accuracy_page import gaps
+from accuracy_page import gaps, main_table
 from accuracy_rows import Row
 
 from tests.support.paths import REPO
@@ -44,3 +44,18 @@ def test_a_gap_that_nobody_won_back_has_no_table():
     scores = dict(dpsgd={'0': 40.0}, ours={'0': 45.0}, nonprivate={'0': 50.0})
     assert '| ours | DP-SGD | 50 % |' in gaps(rows, lambda name, _: scores[name], [0.8], 'nonprivate')
     assert gaps(rows, lambda *_: {}, [0.8], 'nonprivate') == ''
+
+
+def test_a_gap_of_real_people_begins_at_the_best_public_only_row():
+    rows = dict(
+        ours=Row('ours', 'ours'),
+        people=Row('people', 'plain', private=False, public_alone=True),
+        turned=Row('turned people', 'plain', private=False, public_alone=True),
+        views=Row('views', 'plain', private=False),
+        nonprivate=Row('all', 'plain', private=False),
+    )
+    scores = dict(ours={'0': 45.0}, people={'0': 30.0}, turned={'0': 40.0}, views={}, nonprivate={'0': 50.0})
+    found = gaps(rows, lambda name, _: scores[name], [0.8], 'nonprivate')
+    assert '| ours | turned people | 50 % |' in found and '| people |' not in found
+    page = main_table(rows, lambda name, _: scores[name], [0.8])
+    assert '| people | 30.0 |' in page and '| views |' not in page and page.endswith('Not run: *views*.\n')
