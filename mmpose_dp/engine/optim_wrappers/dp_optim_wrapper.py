@@ -322,8 +322,8 @@ class DPOptimWrapper(SteppingOptimWrapper):
                 (loss.detach().float() - values.mean()).abs().le(1e-2 * size).logical_or(~size.isfinite())
             )
             (self._add_public if self.public_only else self._add)(last)
+            self._note(values, last)
         self.micro_batches += 1
-        self._note(values, last)
         if not self.accumulating:
             self.finish_step(step_kwargs, zero_kwargs)
 
@@ -377,7 +377,8 @@ class DPOptimWrapper(SteppingOptimWrapper):
 
     def finish_step(self, step_kwargs: dict | None = None, zero_kwargs: dict | None = None) -> None:
         """Ends a logical batch: also right when it was empty."""
-        fault = self._fault()
+        with self._counted():  # a check may fail too, for want of memory
+            fault = self._fault()
         if self.public_only:
             if fault:
                 raise PrivacyError(fault)
