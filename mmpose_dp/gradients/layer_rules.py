@@ -234,5 +234,7 @@ def ghost_squares(module: nn.Linear | Convolution, a: Tensor, b: Tensor, names: 
         squares = torch.linalg.vecdot(left.flatten(1), right.flatten(1)).clamp_min(0) + _ROUNDING * most
         total += squares.view(len(a), -1).sum(1)
     if 'bias' in names:
-        total += _bias(module, b)['bias'].double().square().sum(1)
+        each, bias = b.double().flatten(1), _bias(module, b)['bias'].double()
+        most = each.shape[1] // bias.shape[1] * torch.linalg.vecdot(each, each)
+        total += bias.square().sum(1) + _ROUNDING * most
     return total
