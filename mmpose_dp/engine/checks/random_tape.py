@@ -134,6 +134,21 @@ def numbers_from(states: States) -> Iterator[None]:
 
 
 @contextmanager
+def numbers_of(seed: int) -> Iterator[None]:
+    """Inside, all generators start from ``seed``, of 64 bits. Afterwards Python's and NumPy's go on from where they were; torch's
+    keep it, since a backward may be random too."""
+    torch.manual_seed(seed)
+    before = random.getstate(), np.random.get_state()
+    random.seed(seed)
+    np.random.seed([seed % 2**32, seed >> 32])
+    try:
+        yield
+    finally:
+        random.setstate(before[0])
+        np.random.set_state(before[1])
+
+
+@contextmanager
 def torch_numbers_from(states: States) -> Iterator[None]:
     """Inside, torch's generators go on from ``states``; afterwards from where they were."""
     with torch.random.fork_rng():

@@ -34,6 +34,7 @@ from mmpose_dp.tensors import of_samples, parts_of
 from ..checks.attributes import Attributes
 from ..checks.fingerprint import Fingerprint
 from ..checks.own_state import refuse_other_state
+from ..checks.random_tape import numbers_of
 from ..checks.replay import Halved, Replay, prepared
 from .stepping import SteppingOptimWrapper
 from .validation import build_mechanism, check_settings, from_settings, private_head
@@ -214,8 +215,8 @@ class DPOptimWrapper(SteppingOptimWrapper):
         if not self.public_only and self._stood is None:
             self._stood = Fingerprint(self._model)
         # dropout and the like: from mmengine's seed, one more record would change what the others meet in a known way
-        torch.manual_seed(int(self._layers_random.uint64(1)[0]))
-        with super().optim_context(model), self._mixed_precision():
+        secret = numbers_of(int(self._layers_random.uint64(1)[0]))
+        with secret, super().optim_context(model), self._mixed_precision():
             if self.public_only:
                 yield
                 return
