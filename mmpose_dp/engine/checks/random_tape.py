@@ -121,26 +121,11 @@ class States(NamedTuple):
 
 
 @contextmanager
-def numbers_from(states: States) -> Iterator[None]:
-    """Inside, the generators of Python and NumPy go on from ``states``; afterwards from where they were."""
+def numbers_from(states: Sequence[Any]) -> Iterator[None]:
+    """Inside, the generators of Python and NumPy go on from the first two of ``states``; afterwards from where they were."""
     before = random.getstate(), np.random.get_state()
-    random.setstate(states.python)
-    np.random.set_state(states.numpy)
-    try:
-        yield
-    finally:
-        random.setstate(before[0])
-        np.random.set_state(before[1])
-
-
-@contextmanager
-def numbers_of(seed: int) -> Iterator[None]:
-    """Inside, all generators start from ``seed``, of 64 bits. Afterwards Python's and NumPy's go on from where they were; torch's
-    keep it, since a backward may be random too."""
-    torch.manual_seed(seed)
-    before = random.getstate(), np.random.get_state()
-    random.seed(seed)
-    np.random.seed([seed % 2**32, seed >> 32])
+    random.setstate(states[0])
+    np.random.set_state(states[1])
     try:
         yield
     finally:

@@ -196,10 +196,11 @@ class Replay:
         self._began, batch = True, args[0] if args else kwargs.get('data')
         if not isinstance(batch, dict) or {type(batch.get(key)) for key in ('inputs', 'data_samples')} != {list}:
             raise PrivacyError(f'model.data_preprocessor got {type(batch).__name__}: {_BATCH}')
-        self._keys.update(key for key in _keys_of(batch) if key is not None and key != PADDING)
+        keys = [sample.metainfo.get('dp_record', -1 - index) for index, sample in enumerate(batch['data_samples'])]
+        self._keys.update({*keys} - {None, PADDING})
         if self._done or self.fault:
             return
-        indices = self._samples_of_chosen(batch)
+        indices = self._samples_of_chosen(keys)
         if not indices:
             return
         part = {key: [values[index] for index in indices] for key, values in batch.items()}
@@ -219,9 +220,8 @@ class Replay:
         if tape.recorded:
             stack.enter_context(tape.play(indices, len(batch['inputs'])))
 
-    def _samples_of_chosen(self, batch: dict) -> list[int]:
-        """The places of the chosen record's samples in a batch; none if it is not in it."""
-        keys = _keys_of(batch)
+    def _samples_of_chosen(self, keys: Sequence[Any]) -> list[int]:
+        """The places of the chosen record's samples in a batch, whose records are ``keys``; none if it is not in it."""
         private = sorted({key for key in keys if key is not None and key != PADDING})
         if not private or not self.here:
             return []
@@ -349,11 +349,6 @@ class Replay:
             return None
         finally:
             self._running = False
-
-
-def _keys_of(batch: dict) -> list[Any]:
-    """The record of each sample of a collated batch, as FeatureMaskingHead.loss names it."""
-    return [sample.metainfo.get('dp_record', -1 - index) for index, sample in enumerate(batch['data_samples'])]
 
 
 def prepared(model: Any, batch: dict) -> dict:
