@@ -164,7 +164,7 @@ def _refuse_lost_annotations(images: Sequence[dict], annotations: Sequence[dict]
             f'{lost[0].get("image_id")!r}): write each image_id exactly as the id of its image, and numbers without quotes'
         )
     if lost:
-        _warn(
+        warn_in_terminal(
             f'{key}: {len(lost)} of {len(annotations)} annotations in {path} have an image_id that no image has, for example '
             f'annotation {lost[0]["id"]!r}. They are not used'
         )
@@ -187,7 +187,7 @@ def _warn_of_odd_boxes(images: Sequence[dict], annotations: Sequence[dict], path
     leaves = (low + second > 1.02 * limits + 1).any(1)
     corners = (second > low).all(1) & (second <= limits + 1).all(1)
     if len(boxes) and leaves.mean() > 0.5 and corners.mean() > 0.98:
-        _warn(
+        warn_in_terminal(
             f'{key}: {int(leaves.sum())} of {len(boxes)} boxes in {path} end outside their picture. bbox is [x, y, width, height] '
             "in COCO's format; are these [x1, y1, x2, y2]?"
         )
@@ -264,7 +264,7 @@ def _refuse_useless_samples(samples: Sequence[_Sample], key: str) -> None:
             'give joints and boxes in pixels of the same picture, and bbox as its format has it (COCO: [x, y, width, height])'
         )
     if sum(usable) < len(usable) / 2:
-        _warn(
+        warn_in_terminal(
             f'{key}: only {sum(usable)} of {len(usable)} annotations have a visible keypoint in or near their box; the others '
             'teach nothing but cost as much privacy'
         )
@@ -311,7 +311,7 @@ def _near(sample: _Sample) -> np.ndarray:
     return (distance <= _REACH * sides) & (sides > 0)
 
 
-def _warn(message: str) -> None:
-    """Prints to the terminal: Python warnings can be switched off, and a log is kept and may be published."""
+def warn_in_terminal(message: str) -> None:
+    """Prints what follows from private records to the terminal: warnings can be switched off, and a log may be published."""
     if is_main_process():
         print(f'WARNING: {message}', file=sys.stderr)

@@ -9,11 +9,11 @@ from collections.abc import Collection, Set
 from typing import Any
 
 from mmengine.dataset import BaseDataset
-from mmengine.logging import MMLogger
 from torch.utils.data import Dataset
 
 from mmpose_dp.privacy.errors import DataError
 
+from .annotations import warn_in_terminal
 from .privacy_units import all_images, digest
 
 
@@ -51,7 +51,7 @@ def refuse_private_validation(private: BaseDataset, images: Set[str], validation
             )
         shared = private_among(all_images(part), images) if isinstance(part, BaseDataset) and not _inner(part) else []
         if shared:
-            MMLogger.get_current_instance().warning(
+            warn_in_terminal(
                 f'val_dataloader.dataset shares {len(shared)} image files with the private set ({osp.basename(min(shared))}, '
                 '...): its scores, which are outside the guarantee, depend on private pictures.'
             )

@@ -22,7 +22,7 @@ Rule = Callable[[Any, Tensor, Tensor], dict[str, Tensor]]
 Convolution = nn.Conv2d | nn.ConvTranspose2d
 
 _TRAFFIC = 60  # multiplications that cost as much as one weight of a per-sample gradient to write, read and keep
-_ROUNDING = 1e-6  # float32 has 24 bits; sums of products are better than that by far, cancelled ones worse
+_ROUNDING = 1e-6  # float32 has 24 bits, and a gradient's sum has few terms: the positions of a sample
 _TRANSPARENT = ('mmcv.cnn.bricks.wrappers',)  # forwards that only add a special case for empty inputs
 
 
@@ -220,21 +220,21 @@ def ghost_is_cheaper(module: nn.Linear | Convolution, a: Tensor, b: Tensor) -> b
 
 
 def ghost_squares(module: nn.Linear | Convolution, a: Tensor, b: Tensor, names: Sequence[str]) -> Tensor:
-    """Squared norm of each sample's gradient for the parameters ``names`` of one call, (samples,), without the gradient.
+    """Squared norm of each sample's gradient for the parameters ``names`` of one call, (samples,) float64, without the gradient.
 
-    ||L R^T||^2 = sum of (L^T L) * (R^T R) (Goodfellow 2015; Li et al. 2022, ghost clipping). If the terms cancel, rounding could
-    make that too small and the record too heavy. So _ROUNDING of tr(L^T L) tr(R^T R), which no term exceeds, is added.
+    ||L R^T||^2 = sum of (L^T L) * (R^T R) (Goodfellow 2015; Li et al. 2022, ghost clipping). If the terms cancel, rounding makes
+    that too small and the record too heavy, so it is in float64: in float32, sums of thousands of equal numbers are off by 1e-5 of
+    tr(L^T L) tr(R^T R), which no term exceeds. _ROUNDING of that is added for the gradient itself, whose sum is in float32.
     """
-    total = a.new_zeros(len(a))
+    total = a.new_zeros(len(a), dtype=torch.float64)
     if 'weight' in names:
-        factors = _factors(module, a, b)
-        # or else the square of a very small factor would be 0, also beside a very large one
-        size_left, size_right = (x.abs().amax((1, 2)).clamp_min(torch.finfo(x.dtype).tiny) for x in factors)
-        left, right = factors[0] / size_left[:, None, None], factors[1] / size_right[:, None, None]
+        left, right = (x.double() for x in _factors(module, a, b))
         left, right = torch.bmm(left.transpose(1, 2), left), torch.bmm(right.transpose(1, 2), right)
         most = left.diagonal(dim1=1, dim2=2).sum(1) * right.diagonal(dim1=1, dim2=2).sum(1)
         squares = torch.linalg.vecdot(left.flatten(1), right.flatten(1)).clamp_min(0) + _ROUNDING * most
-        total += (squares * (size_left * size_right).square()).view(len(a), -1).sum(1)
+        total += squares.view(len(a), -1).sum(1)
     if 'bias' in names:
-        total += _bias(module, b)['bias'].square().sum(1)
+        each, bias = b.double().flatten(1), _bias(module, b)['bias'].double()
+        most = each.shape[1] // bias.shape[1] * torch.linalg.vecdot(each, each)
+        total += bias.square().sum(1) + _ROUNDING * most
     return total

@@ -122,6 +122,16 @@ def test_it_is_refused_in_a_step_if_it_begins_late():
     refused_step(model, wrapper, r'keeps something in model.backbone.seen')
 
 
+def test_a_step_that_ends_in_the_check_itself_is_counted():
+    model, wrapper = made()
+    step(model, wrapper)
+    ragged = torch.nested.nested_tensor([torch.zeros(2), torch.zeros(3)])  # it has no shape, which the check asks for
+    model.backbone.register_forward_hook(lambda module, inputs, outputs: vars(module).update(seen=ragged))
+    with pytest.raises(RuntimeError):
+        step(model, wrapper)
+    assert wrapper.ledger.steps == 2 and wrapper.mechanism._sum is None
+
+
 def test_what_a_hook_sets_between_two_steps_is_no_memory_of_a_forward():
     model, wrapper = made()
     for number in range(2):

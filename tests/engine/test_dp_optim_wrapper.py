@@ -1,7 +1,9 @@
 """One private step of DPOptimWrapper on real models, against plain MMPose looped over single records."""
 
 import copy
+import random
 
+import numpy as np
 import pytest
 import torch
 from scipy import stats
@@ -333,13 +335,25 @@ def test_a_wild_record_and_a_loss_that_cannot_take_it():
 
 def test_dropout_does_not_follow_mmengines_seed(hrnet):
     """From a seed that checkpoints hold, one more record would change what the others meet."""
-    model, seeds = build(hrnet, private=True), []
-    model.backbone.register_forward_pre_hook(lambda *_: seeds.append(torch.initial_seed()))
+    model, seeds, numbers = build(hrnet, private=True), [], []
+
+    def note(*_):
+        seeds.append(torch.initial_seed())
+        numbers.append((random.random(), np.random.rand()))  # of a layer of one's own
+
+    model.backbone.register_forward_pre_hook(note)
     wrapper = DPOptimWrapper(SGD(model.parameters(), 1.0), 1.0, noise_multiplier=1.0, expected_batch_size=B)
     for _ in range(2):
         torch.manual_seed(7)
+        random.seed(7)
+        np.random.seed(7)
         model.train_step(batch(hrnet, PRIVATE[:1]), wrapper)
+        after = random.random(), np.random.rand()
     assert len({7, *seeds}) == 3
+    assert all(len({*found}) == 2 for found in zip(*numbers))
+    random.seed(7)
+    np.random.seed(7)
+    assert after == (random.random(), np.random.rand())  # afterwards they go on as mmengine's seed has it
 
 
 def test_finiteness_of_all_is_one_look():

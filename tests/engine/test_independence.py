@@ -15,6 +15,7 @@ from mmengine.runner import Runner
 from mmpose.models.data_preprocessors import PoseDataPreprocessor
 from mmpose.models.pose_estimators import TopdownPoseEstimator
 from mmpose.registry import MODELS
+from mmpose.structures import PoseDataSample
 from torch import nn
 from torch.optim import SGD
 
@@ -26,6 +27,7 @@ from mmpose_dp.models import freeze_batch_norm
 from mmpose_dp.privacy.errors import PrivacyError
 from mmpose_dp.privacy.ledger import LEDGER_NAME, Ledger
 from mmpose_dp.privacy.plan import PrivacyPlan
+from mmpose_dp.privacy.records import PADDING
 from tests.support.datasets import CODEC
 from tests.support.models import batch, flat
 from tests.support.runs import train, unvalidated
@@ -116,6 +118,19 @@ class Standardised(PoseDataPreprocessor):
         data = super().forward(data, training)
         if self.awake:
             data['inputs'] = data['inputs'] + 50 * data['inputs'].mean()
+        return data
+
+
+class Rebuilt(PoseDataPreprocessor):
+    """Makes data samples anew, without their metainfo: nobody then knows which record a sample belongs to."""
+
+    awake = False
+
+    def forward(self, data, training=False):
+        data = super().forward(data, training)
+        if self.awake:
+            fresh = [dict(gt_instance_labels=x.gt_instance_labels, gt_fields=x.gt_fields) for x in data['data_samples']]
+            data['data_samples'] = [PoseDataSample(**fields) for fields in fresh]
         return data
 
 
@@ -253,7 +268,7 @@ TRUNKS = (
     Written,
     Dropping,
 )
-for _cls in (*TRUNKS, Standardised):
+for _cls in (*TRUNKS, Standardised, Rebuilt):
     MODELS.register_module(module=_cls, name=f'Independence{_cls.__name__}', force=True)
 
 
@@ -424,6 +439,19 @@ def test_statistics_of_the_batch_in_the_preprocessor():
     step(model, wrapper)
     model.data_preprocessor.awake = True
     refused_step(model, wrapper, 'from the data_preprocessor on')
+
+
+@pytest.mark.parametrize('keys', [[3] * 6, [3, 4, PADDING, PADDING]], ids=['of one record', 'blank ones among them'])
+def test_samples_that_lose_their_record_are_refused(keys):
+    """Six samples of one record would be six records, each of which weighs C, and blank samples would be somebody's."""
+    model, wrapper = made(preprocessor='IndependenceRebuilt')
+    step(model, wrapper)
+    model.data_preprocessor.awake = True
+    before = flat(wrapper.params).clone()
+    with pytest.raises(PrivacyError, match='do not name the records'):
+        model.train_step(batch(CFG, keys, dtype=torch.float32), wrapper)
+    assert wrapper.ledger.steps == 2
+    assert torch.equal(flat(wrapper.params), before)
 
 
 @pytest.mark.parametrize(('trunk', 'name'), [('Observed', 'backbone.seen'), ('Written', 'backbone.frozen')])

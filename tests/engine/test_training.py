@@ -261,16 +261,20 @@ def test_empty_draws_are_steps_of_noise_alone(synthetic, tmp_path):
     assert runner.optim_wrapper.ledger.steps == 40 and runner.train_loop.iter == 40
 
 
-def test_image_unit(synthetic, tmp_path):
+def test_image_unit(synthetic, tmp_path, capsys):
     cfg = config(
         synthetic,
         tmp_path,
         'dpsgd',
         train_dataloader__dataset__privacy_unit='image',
+        train_dataloader__batch_size=1,
         train_cfg__max_epochs=1,
     )
     runner = train(cfg)
     assert runner.optim_wrapper.plan.privacy_unit == 'image' and runner.optim_wrapper.plan.num_records < 40
+    # how many people a picture has is for the terminal alone: a log may be published
+    said, logged = capsys.readouterr().err, ''.join(path.read_text() for path in tmp_path.glob('**/*.log'))
+    assert 'A record has up to' in said and 'A record has up to' not in logged and 'Private training' in logged
 
 
 def test_a_debug_seed_says_not_private(synthetic, tmp_path):

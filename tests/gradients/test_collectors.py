@@ -10,7 +10,7 @@ from torch import nn
 
 from mmpose_dp import tensors
 from mmpose_dp.gradients import layer_rules
-from mmpose_dp.gradients.blocks import SampleSum
+from mmpose_dp.gradients.blocks import LayerBlock, SampleSum, StackBlock
 from mmpose_dp.gradients.engine import Engine
 from mmpose_dp.privacy.clipping import ClippedCoordinates, ClippedSum
 from mmpose_dp.privacy.errors import PrivacyError
@@ -180,6 +180,43 @@ def test_a_ghost_norm_is_never_too_small(monkeypatch):
     engine.backward(losses, every, *alone)
     assert every.total[0].norm() > 10 * c
     assert max(one.total()[0].norm() for one in alone) <= c * (1 + 1e-4)
+
+
+@pytest.mark.parametrize('inputs, outputs, positions', [(64, 8192, 2), (2048, 512, 4)])
+def test_a_ghost_norm_of_equal_numbers_is_not_too_small(inputs, outputs, positions):
+    """In float32, rounding goes one way in a long sum of equal numbers. The positions cancel, but for about as much as it makes."""
+    torch.manual_seed(1)
+    count, c = 200, 0.1
+    module = nn.Linear(inputs, outputs, bias=False)
+    sign = torch.tensor([1.0, -1.0]).repeat(positions // 2).view(positions, 1)
+    size = 10 ** torch.linspace(-4.5, -2, count).view(count, 1, 1)
+
+    def near(number):
+        return number * (1 + torch.rand(count, 1, 1)) * (1 + size * torch.randn(count, positions, 1))
+
+    factors = zip(near(0.1).expand(-1, -1, inputs), (near(3000.0) * sign).expand(-1, -1, outputs))
+    for a, b in factors:
+        block = LayerBlock(module, layer_rules.Layer('', layer_rules.outer_product, ['weight'], [0]))
+        block.calls.append((a[None, None], b[None, None]))
+        assert block.ghost_squares(range(1)) is not None
+        collector = ClippedSum([module.weight], Samples.from_keys([0]), c)
+        collector.add(block)
+        assert collector.total()[0].norm() <= c * (1 + 1e-4)
+
+
+def test_a_bias_whose_positions_cancel_weighs_at_most_c(monkeypatch):
+    """As they are, they cancel to nothing; times the factor that clips another gradient, rounding is left of large numbers."""
+    choose(monkeypatch, ALL_GHOST, SHIPPED[1])
+    torch.manual_seed(0)
+    module, other, c = nn.Linear(16, 256), torch.zeros(16), 0.1
+    x, y = 1e6 * torch.randn(2, 256)
+    b = torch.stack([x, y, -(x + y)])
+    block = LayerBlock(module, layer_rules.Layer('', layer_rules.outer_product, ['bias'], [0]))
+    block.calls.append((torch.randn(1, 1, 3, 16), b[None, None]))
+    collector = ClippedSum([module.bias, other], Samples.from_keys([0]), c)
+    collector.add(block)
+    collector.add(StackBlock([1], torch.ones(1, 16)))
+    assert flat(collector.total()).norm() <= c * (1 + 1e-4)
 
 
 class Product(nn.Module):

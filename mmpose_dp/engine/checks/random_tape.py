@@ -121,11 +121,11 @@ class States(NamedTuple):
 
 
 @contextmanager
-def numbers_from(states: States) -> Iterator[None]:
-    """Inside, the generators of Python and NumPy go on from ``states``; afterwards from where they were."""
+def numbers_from(states: Sequence[Any]) -> Iterator[None]:
+    """Inside, the generators of Python and NumPy go on from the first two of ``states``; afterwards from where they were."""
     before = random.getstate(), np.random.get_state()
-    random.setstate(states.python)
-    np.random.set_state(states.numpy)
+    random.setstate(states[0])
+    np.random.set_state(states[1])
     try:
         yield
     finally:

@@ -165,6 +165,7 @@ class Replay:
         self.here = True
         self.fault = ''
         self._done = self._running = self._began = False
+        self._keys: set[Any] = set()  # the private records that came to the data preprocessor of the last forward
         self._alone: list[Halved | None] | None = None
         self._indices: Sequence[int] = ()
         self._tape = RandomTape()  # the record's random numbers of torch
@@ -180,7 +181,7 @@ class Replay:
             model: the pose estimator.
             run_alone: the gradient of the loss of a batch, which is one record's, with capture switched off.
         """
-        self._began, self._alone, stack = False, None, ExitStack()
+        self._began, self._alone, self._keys, stack = False, None, set(), ExitStack()
         look = partial(self._look, run_alone, stack)
         handle = model.data_preprocessor.register_forward_pre_hook(look, with_kwargs=True)
         try:
@@ -193,11 +194,13 @@ class Replay:
         if self._running:
             return
         self._began, batch = True, args[0] if args else kwargs.get('data')
-        if self._done or self.fault:
-            return
         if not isinstance(batch, dict) or {type(batch.get(key)) for key in ('inputs', 'data_samples')} != {list}:
             raise PrivacyError(f'model.data_preprocessor got {type(batch).__name__}: {_BATCH}')
-        indices = self._samples_of_chosen(batch)
+        keys = [sample.metainfo.get('dp_record', -1 - index) for index, sample in enumerate(batch['data_samples'])]
+        self._keys.update({*keys} - {None, PADDING})
+        if self._done or self.fault:
+            return
+        indices = self._samples_of_chosen(keys)
         if not indices:
             return
         part = {key: [values[index] for index in indices] for key, values in batch.items()}
@@ -217,9 +220,8 @@ class Replay:
         if tape.recorded:
             stack.enter_context(tape.play(indices, len(batch['inputs'])))
 
-    def _samples_of_chosen(self, batch: dict) -> list[int]:
-        """The places of the chosen record's samples in a batch; none if it is not in it."""
-        keys = [sample.metainfo.get('dp_record', -1 - index) for index, sample in enumerate(batch['data_samples'])]
+    def _samples_of_chosen(self, keys: Sequence[Any]) -> list[int]:
+        """The places of the chosen record's samples in a batch, whose records are ``keys``; none if it is not in it."""
         private = sorted({key for key in keys if key is not None and key != PADDING})
         if not private or not self.here:
             return []
@@ -230,12 +232,17 @@ class Replay:
     def check_for(self, samples: Samples, scale: float) -> ReplayCheck | None:
         """What is to see the gradients of the batch that the last forward was on; None where the chosen record is not in it.
 
-        Raises PrivacyError where private samples came by another way than the data preprocessor.
+        Raises PrivacyError where private samples came by another way than the data preprocessor, or lost their record on it.
         """
         if samples.num_records and not self._began:
             raise PrivacyError(
                 'train_step did not call self.data_preprocessor inside optim_wrapper.optim_context, so that no record can be '
                 'replayed alone: write it as mmengine.model.BaseModel.train_step'
+            )
+        if self._began and self._keys != {*samples.keys}:
+            raise PrivacyError(
+                'the data samples that come to the head do not name the records that came to model.data_preprocessor, so that one '
+                'record could count as several: change data samples in place, or keep their metainfo (dp_record, dp_weight)'
             )
         if self._alone is None or self._done:
             return None

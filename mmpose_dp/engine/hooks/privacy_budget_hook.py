@@ -14,6 +14,7 @@ from mmengine.runner import Runner
 from mmpose.registry import HOOKS
 
 from mmpose_dp.datasets import refuse_private_validation
+from mmpose_dp.datasets.annotations import warn_in_terminal
 from mmpose_dp.extras.accountability import checked_decision, filled_in, plan_warnings
 from mmpose_dp.extras.evidence import intact_statement, ledger_in_statement
 from mmpose_dp.extras.risk import ceiling
@@ -232,7 +233,7 @@ class PrivacyBudgetHook(Hook):
             )
         largest, usual = runner.train_loop.sampler.largest_forward, runner.train_loop.sampler.micro_batch_size
         if largest > usual:
-            runner.logger.warning(
+            warn_in_terminal(
                 f'A record has up to {largest} samples, which go through one forward: memory is needed for {largest} samples, not '
                 f'for the {usual} of train_dataloader.batch_size. To use fewer, set '
                 'train_dataloader.batch_sampler.max_rows_per_record.'

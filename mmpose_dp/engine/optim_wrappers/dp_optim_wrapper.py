@@ -5,11 +5,13 @@ public gradient and moves the parameters. Must not hold a line of the guarantee,
 private samples but what the mechanism releases.
 """
 
+import random
 import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
+import numpy as np
 import torch
 from mmpose.registry import OPTIM_WRAPPERS
 from torch import Tensor, nn
@@ -34,6 +36,7 @@ from mmpose_dp.tensors import of_samples, parts_of
 from ..checks.attributes import Attributes
 from ..checks.fingerprint import Fingerprint
 from ..checks.own_state import refuse_other_state
+from ..checks.random_tape import numbers_from
 from ..checks.replay import Halved, Replay, prepared
 from .stepping import SteppingOptimWrapper
 from .validation import build_mechanism, check_settings, from_settings, private_head
@@ -214,8 +217,10 @@ class DPOptimWrapper(SteppingOptimWrapper):
         if not self.public_only and self._stood is None:
             self._stood = Fingerprint(self._model)
         # dropout and the like: from mmengine's seed, one more record would change what the others meet in a known way
-        torch.manual_seed(int(self._layers_random.uint64(1)[0]))
-        with super().optim_context(model), self._mixed_precision():
+        seed = int(self._layers_random.uint64(1)[0])
+        torch.manual_seed(seed)
+        others = random.Random(seed).getstate(), np.random.RandomState([seed % 2**32, seed >> 32]).get_state()
+        with numbers_from(others), super().optim_context(model), self._mixed_precision():
             if self.public_only:
                 yield
                 return
@@ -322,8 +327,8 @@ class DPOptimWrapper(SteppingOptimWrapper):
                 (loss.detach().float() - values.mean()).abs().le(1e-2 * size).logical_or(~size.isfinite())
             )
             (self._add_public if self.public_only else self._add)(last)
+            self._note(values, last)
         self.micro_batches += 1
-        self._note(values, last)
         if not self.accumulating:
             self.finish_step(step_kwargs, zero_kwargs)
 
@@ -377,7 +382,8 @@ class DPOptimWrapper(SteppingOptimWrapper):
 
     def finish_step(self, step_kwargs: dict | None = None, zero_kwargs: dict | None = None) -> None:
         """Ends a logical batch: also right when it was empty."""
-        fault = self._fault()
+        with self._counted():  # a check may fail too, for want of memory
+            fault = self._fault()
         if self.public_only:
             if fault:
                 raise PrivacyError(fault)
