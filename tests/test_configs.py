@@ -174,6 +174,14 @@ def test_three_statements_make_a_config_private(tmp_path, leaf, method):
             "'PrivateTrainLoop'; in place of max_iters write max_epochs",
         ),
         (dict(train_dataloader=dict(dataset=dict(type='CocoDataset'))), 'train_dataloader.dataset: of plain training'),
+        (
+            dict(train_cfg=dict(_delete_=True, max_iters=9)),
+            r"is private\. Private training needs 'PrivateTrainLoop'; in place of max_iters .*_delete_=True or None removes that",
+        ),
+        (
+            dict(default_hooks=dict(privacy_budget=None)),
+            r'is private\. What private\(_base_, ...\) is given is merged .* leave them out of default_hooks',
+        ),
     ],
 )
 def test_a_plain_type_is_named_and_not_the_keys_beside_it(change, message):

@@ -37,6 +37,7 @@ from mmpose.utils import register_all_modules
 from torch import nn
 
 from mmpose_dp.datasets import PublicPrivateDataset, View, collate_samples
+from mmpose_dp.datasets.failures import reason
 from mmpose_dp.datasets.resolving import is_kind, resolved
 from mmpose_dp.datasets.samplers import check_batch_size
 from mmpose_dp.engine import (
@@ -174,6 +175,8 @@ def private_data(cfg: Config) -> tuple[dict, Any]:
     """The private data set's config, and the data set itself if its files are there."""
     whole = cfg.train_dataloader.dataset
     dataset = whole.get('private', whole)
+    if not is_there(dataset):
+        return dataset, None  # some data sets read their files when they are built
     built = DATASETS.build(dict(dataset, lazy_init=True))
     if not Path(built.ann_file).is_file():
         return dataset, None
@@ -189,20 +192,30 @@ def records(settings: dict, dataset: Any, count: int) -> dict:
     Raises PrivacyError if the pipeline rejects all.
     """
     samples: list[dict] = []
+    failed = ''
     if dataset is not None:
         for i in range(len(dataset)):
-            sample = dataset.prepare_data(i) if len(samples) < count else None
+            try:
+                sample = dataset.prepare_data(i) if len(samples) < count else None
+            except Exception as error:  # as in training, such a sample contributes nothing
+                sample, failed = None, f': {type(error).__name__}: {reason(error)[:300]}'
             samples += [] if sample is None else [sample]
     else:
         rng = np.random.default_rng(0)
         meta = parse_pose_metainfo(settings.get('metainfo') or resolved(DATASETS, settings['type']).METAINFO)
         steps = settings['pipeline']
         pipeline = Compose([s for s in steps if not is_kind(TRANSFORMS, s, LoadImageFromFile)])
-        made = [pipeline(_random_person(rng, meta)) for _ in range(count)]
+        try:
+            made = [pipeline(_random_person(rng, meta)) for _ in range(count)]
+        except KeyError as error:
+            raise PrivacyError(
+                f'train_dataloader.dataset: the pipeline needs {error}, which only annotations of this data set have, so it '
+                'cannot be tried on random people: run this where the data set is'
+            ) from error
         samples = [sample for sample in made if sample is not None]
     if not samples:
         raise PrivacyError(
-            'train_dataloader.dataset: the pipeline rejects every sample, so there is nothing to train on'
+            f'train_dataloader.dataset: the pipeline rejects every sample, so there is nothing to train on{failed}'
         )
     return collate_samples([samples])
 

@@ -117,8 +117,8 @@ def merge_options(cfg: Config, options: dict) -> Config:
     """Merges ``--cfg-options`` and removes leftovers of inheritance, in place. Raises PrivacyError for a key that nothing reads."""
     from mmpose_dp.engine import refuse_misspelled, refuse_unknown_top, without_leftovers  # here, as below
     from mmpose_dp.engine.half_private import is_private
-    from mmpose_dp.engine.hooks.foreign_hooks import refuse_unbuildable
     from mmpose_dp.engine.spelling import refuse_unregistered
+    from mmpose_dp.engine.unbuildable import refuse_unbuildable, refuse_unwritable_values
     from mmpose_dp.engine.unread import refuse_unread
 
     refuse_unknown_top((key.split('.')[0] for key in options), cfg, (), '--cfg-options {}')
@@ -130,6 +130,7 @@ def merge_options(cfg: Config, options: dict) -> Config:
     if private:
         refuse_unregistered(cfg)
     refuse_misspelled(cfg)
+    refuse_unwritable_values(cfg)
     if private:
         refuse_unbuildable(cfg)
     return cfg
@@ -139,7 +140,8 @@ def refuse_no_checkpoint(path: str | Path | None) -> None:
     """Raises PrivacyError for a checkpoint that is not there or is damaged. Those on a server are not looked at."""
     if not path or '://' in str(path):
         return
-    from mmpose_dp.engine.hooks.resuming import is_intact, newest_checkpoint  # here, since most tools need no MMPose
+    # here, since most tools need no MMPose
+    from mmpose_dp.engine.hooks.resuming import damage_in_words, is_intact, newest_checkpoint
 
     file = Path(path).expanduser()
     if file.is_dir():
@@ -149,7 +151,7 @@ def refuse_no_checkpoint(path: str | Path | None) -> None:
     if not file.is_file():
         raise PrivacyError(f'{path}: there is no such checkpoint')
     if not is_intact(file):
-        raise PrivacyError(f'{path} is damaged or not a checkpoint: give an intact one')
+        raise PrivacyError(damage_in_words(file))
 
 
 def refuse_unwritable(folder: str) -> None:

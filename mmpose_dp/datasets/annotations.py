@@ -63,9 +63,11 @@ def faults_in_words(path: str) -> str:
     """
     images, annotations = _entries_of(path)
     for image in images:
-        for name in ('file_name', 'width', 'height'):
+        for name, kind, what in (('file_name', str, 'text'), ('width', Real, 'number'), ('height', Real, 'number')):
             if image.get(name) is None:
                 return f'image {image.get("id")!r} has no {name}'
+            if not isinstance(image[name], kind):
+                return f'image {image.get("id")!r} has a {name} that is no {what}'
     for annotation in annotations:
         for name, fits, what in _ANNOTATION_KEYS:
             if not fits(annotation.get(name)):
@@ -223,6 +225,7 @@ def look_at_annotations(dataset: BaseDataset, key: str) -> set[str]:
                 )
     if samples:  # empty if the data set has no joints and boxes
         _refuse_other_joints(samples[0].joints.shape[1], dataset, key)
+        _check_flips(dataset.metainfo, key)
         _refuse_useless_samples(samples, key)
     return paths
 
@@ -234,6 +237,28 @@ def _refuse_other_joints(joints: int, dataset: BaseDataset, key: str) -> None:
         raise DataError(
             f'{key}: the annotations have {joints} joints and the metainfo of {type(dataset).__name__} names {named}: give the '
             f'data set a metainfo of these joints, as MMPose\'s docs say under "Customize Datasets"'
+        )
+
+
+def _check_flips(metainfo: dict, key: str) -> None:
+    """Refuses joints that are not numbered as in the annotations, and warns of flips that move a joint without its counterpart.
+
+    MMPose takes both as they are: a flip then exchanges the wrong joints, or fails. One of its own data sets does the latter.
+    """
+    names, flips = metainfo.get('keypoint_id2name'), metainfo.get('flip_indices')
+    if not isinstance(names, dict) or not isinstance(flips, (list, tuple)) or len(flips) != len(names):
+        return
+    if [*names] != [*range(len(names))]:
+        raise DataError(
+            f'{key}: keypoint_info of the metainfo has the keys {", ".join(map(str, [*names][:4]))}, ..., so that a flip would '
+            f'exchange the wrong joints: write the joints in the order of the annotations, with the keys 0 to {len(names) - 1}'
+        )
+    alone = [number for number, other in enumerate(flips) if flips[other] != number]
+    if alone:
+        first = alone[0]
+        _warn(
+            f'{key}: in the metainfo, {names[first]} has swap={names[flips[first]]!r}, which has not swap={names[first]!r}, so '
+            f'flipped samples teach wrong joints ({len(alone)} of {len(names)}): write each pair at both of its joints'
         )
 
 

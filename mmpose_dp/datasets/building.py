@@ -20,6 +20,7 @@ from mmpose.registry import DATASETS, TRANSFORMS
 from mmpose_dp.privacy.errors import DataError, PrivacyError
 
 from .annotations import faults_in_words, look_at_annotations, refuse_unusable_file, unused_in_words
+from .failures import reason
 from .privacy_units import real_path
 from .resolving import is_kind, resolved, type_name
 
@@ -47,7 +48,7 @@ def build_part(cfg: dict, part: str) -> BaseDataset:
             _refuse_empty(path, cfg, cls, key)
         fault = faults_in_words(path) if issubclass(cls, BaseCocoStyleDataset) else ''
         raise DataError(
-            f'{key}: {cls.__name__} cannot be built from {path}: {type(error).__name__}: {error}'
+            f'{key}: {cls.__name__} cannot be built from {path}: {type(error).__name__}: {reason(error)}'
             + (f'. Probably since {fault}' if fault else '')
         ) from error
     if len(dataset) == 0:
@@ -101,7 +102,7 @@ def seen_through(dataset: BaseDataset, cfg: dict, view: dict) -> BaseDataset:
     except PrivacyError:
         raise
     except Exception as error:
-        raise DataError(f'{key}={view!r} cannot be built: {type(error).__name__}: {error}') from error
+        raise DataError(f'{key}={view!r} cannot be built: {type(error).__name__}: {reason(error)}') from error
     return views
 
 
@@ -177,7 +178,8 @@ def _annotation_file(cfg: dict, cls: type, key: str) -> str:
             'here and set ann_file to its path. Pictures may stay where they are (data_prefix.img)'
         )
     if not osp.isfile(path):
-        raise DataError(f'{key}: {path} does not exist. {_hint(cfg, cls, key)}')
+        home = ' MMPose does not replace ~ by a folder: write the whole path.' if path.startswith('~') else ''
+        raise DataError(f'{key}: {path} does not exist.{home} {_hint(cfg, cls, key)}')
     return path
 
 

@@ -22,6 +22,7 @@ from mmpose_dp.privacy.validation import as_whole
 
 from .alone import mixes, sees_others
 from .building import MIXING, build_part, left_out_by, seen_through
+from .failures import reason
 from .overlap import refuse_shared_data
 from .own_code import own_name
 from .privacy_units import (
@@ -166,7 +167,7 @@ class PublicPrivateDataset(Dataset):
                 packed = self._packed(part, sample, seeds)
                 form = None if packed is None else form_of(packed)
             except Exception as error:
-                failed = f'{type(error).__name__}: {error}'
+                failed = f'{type(error).__name__}: {reason(error)}'
                 continue
             if form is None:
                 continue
@@ -321,7 +322,7 @@ class PublicPrivateDataset(Dataset):
             self._refuse_lost_data(part)
             # a warning, not the log, since it names a sampled record
             path = part.get_data_info(number).get('img_path')
-            warnings.warn(f'{path} contributes nothing, since its pipeline failed: {error}', stacklevel=1)
+            warnings.warn(f'{path} contributes nothing, since its pipeline failed: {reason(error)}', stacklevel=1)
             return []
         usable = [packed for packed in samples if packed is not None]
         if len(usable) < len(samples):

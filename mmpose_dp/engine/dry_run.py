@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from mmpose_dp.datasets import collate_samples
+from mmpose_dp.datasets.failures import reason
 from mmpose_dp.models import FeatureMaskingHead
 from mmpose_dp.models.heads.private_head import labels_in, tensors_in
 from mmpose_dp.privacy.errors import ConfigError, PrivacyError, UnsupportedModelError
@@ -60,8 +61,8 @@ def try_batch(model: nn.Module, batch: dict, key: str, amp_dtype: torch.dtype | 
         try:
             model(**preprocessor(batch, True), mode='loss')
         except Exception as error:
-            words = ' '.join(str(error).split())[:300]
-            raise ConfigError(f'{_what_failed(seen, key, targets)}: {type(error).__name__}: {words}') from error
+            words = f'{type(error).__name__}: {reason(error)[:300]}'
+            raise ConfigError(f'{_what_failed(seen, key, targets)}: {words}') from error
     if 'head' not in seen:
         raise UnsupportedModelError(
             'model.head.loss does not call self.forward(feats), so it has no per-record losses: let it compare the '
@@ -83,9 +84,8 @@ def rehearse(wrapper: Any, batch: dict, key: str) -> None:
     except PrivacyError:
         raise
     except Exception as error:
-        message = ' '.join(str(error).split())[:300]
         raise UnsupportedModelError(
-            f'the model does not train on two samples of {key}: {type(error).__name__}: {message}'
+            f'the model does not train on two samples of {key}: {type(error).__name__}: {reason(error)[:300]}'
         ) from error
 
 

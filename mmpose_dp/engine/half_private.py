@@ -42,21 +42,29 @@ def is_private(cfg: Any, meant: bool = False) -> bool:
     """
     plain = [key for key, private in private_parts(cfg).items() if not private]
     if len(plain) < len(_NEEDED) + 1 and plain or plain and (meant or REPLACED in cfg):
+        top = plain[0].partition('.')[0]
+        place = (
+            f'What private(_base_, ...) is given is merged into what the method needs, and _delete_=True or None removes that: '
+            f'leave them out of {top}, or write what is needed too'
+            if meant
+            else f'An assignment below private() replaces what it wrote: give {top}=... to private(_base_, ...) instead'
+        )
+        instead = ' '.join(filter(None, (_instead(cfg, key) for key in plain)))
         raise ConfigError(
-            f'{", ".join(plain)}: of plain training, while the rest of this config is private. '
-            f'{" ".join(filter(None, (_instead(cfg, key) for key in plain)))} An assignment below private() replaces what it '
-            f'wrote: give {plain[0].partition(".")[0]}=... to private(_base_, ...) instead'
+            f'{", ".join(plain)}: of plain training, while the rest of this config is private.{instead and " " + instead} {place}'
         )
     return not plain
 
 
 def _instead(cfg: Any, key: str) -> str:
     """What to write in place of a part of plain training; empty where only the place is wrong."""
-    part = cfg.get(key) or {}
-    if key not in _NEEDED or 'type' not in part:
+    part = cfg.get(key)
+    if key not in _NEEDED or not isinstance(part, dict) or not {'type', 'max_iters'} & {*part}:
         return ''
-    words = f'Leave out {key}.type={type_name(part["type"])!r}, since private training needs {_NEEDED[key]!r}'
-    if 'Amp' in type_name(part['type']):
+    words = f'Private training needs {_NEEDED[key]!r}'
+    if 'type' in part:
+        words = f'Leave out {key}.type={type_name(part["type"])!r}, since private training needs {_NEEDED[key]!r}'
+    if 'Amp' in type_name(part.get('type', '')):
         words += (
             "; for mixed precision write optim_wrapper=dict(amp_dtype='bfloat16'), without loss_scale, or give --amp"
         )

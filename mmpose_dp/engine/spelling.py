@@ -205,7 +205,10 @@ def did_you_mean(key: str, names: Iterable[str], elsewhere: dict[str, str]) -> s
     names = sorted(names)
     if key in elsewhere:
         return f'did you mean {as_dicts(elsewhere[key])}?'
-    close = difflib.get_close_matches(key, names, 1, 0.75) or difflib.get_close_matches(key, [*elsewhere], 1, 0.75)
+    close = [name for name in names if name.lower() == key.lower()][:1]
+    close = (
+        close or difflib.get_close_matches(key, names, 1, 0.75) or difflib.get_close_matches(key, [*elsewhere], 1, 0.75)
+    )
     close = close or [name for name in [*names, *elsewhere] if key in name.split('_')][:1]
     close = close or difflib.get_close_matches(key, [*names, *elsewhere], 1, 0.6)
     if not close:

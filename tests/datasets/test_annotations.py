@@ -1,5 +1,6 @@
 """Annotation files as annotation tools write them: what plain MMPose can use is used, the rest is refused in one sentence."""
 
+import copy
 import json
 import re
 import shutil
@@ -9,7 +10,7 @@ import pytest
 
 from mmpose_dp.datasets import PublicPrivateDataset
 from mmpose_dp.privacy.errors import DataError
-from tests.support.coco_data import content, write
+from tests.support.coco_data import META, content, write
 from tests.support.datasets import mpii
 
 
@@ -60,6 +61,7 @@ REFUSED = {
     'a box of three': (lambda d: d['annotations'][3].update(bbox=[1, 2, 3]), 'annotation 4 has no list of four numbers'),
     'keypoints that are null': (lambda d: d['annotations'][2].update(keypoints=None), 'annotation 3 has no flat list'),
     'no category_id': (lambda d: d['annotations'][0].pop('category_id'), 'annotation 1 has no category_id'),
+    'a width as text': (lambda d: d['images'][5].update(width='48'), 'Probably since image 6 has a width that is no number'),
     'no width': (lambda d: d['images'][5].pop('width'), 'Probably since image 6 has no width'),
     'a person with fewer joints': (
         lambda d: d['annotations'][3].update(keypoints=[20.0, 20.0, 2.0]),
@@ -75,6 +77,14 @@ def test_refused_before_training(tmp_path, name):
     change(data)
     with pytest.raises(DataError, match=f'(?s)dataset.private.*{message}'):
         PublicPrivateDataset(write(tmp_path, data))
+
+
+def test_a_home_folder_is_not_looked_up(tmp_path):
+    """MMPose reads ~ as the name of a folder."""
+    with pytest.raises(
+        DataError, match=r'~/own/own.json does not exist. MMPose does not replace ~.* write the whole path'
+    ):
+        PublicPrivateDataset(dict(write(tmp_path), data_root='~/own/'))
 
 
 def test_a_data_set_without_samples_in_bytes(tmp_path):
@@ -106,6 +116,27 @@ def test_warnings_go_to_the_terminal_only(tmp_path, capfd, name):
     change(data)
     PublicPrivateDataset(write(tmp_path, data))
     assert re.search(f'WARNING: train_dataloader.dataset.private: .*{message}', capfd.readouterr().err)
+
+
+def _of_joints(change):
+    meta = copy.deepcopy(META)
+    change(meta['keypoint_info'])
+    return meta
+
+
+def test_joints_that_are_not_numbered_in_order_are_refused(tmp_path):
+    """MMPose takes the indices of a flip from the order, and the names from the numbers."""
+    reordered = _of_joints(lambda info: info.update({0: info.pop(0)}))
+    counted_from_1 = _of_joints(lambda info: [info.update({i + 1: info.pop(i)}) for i in reversed(range(5))])
+    for meta, message in ((reordered, 'keys 1, 2, 3, 4'), (counted_from_1, 'keys 5, 4, 3, 2')):
+        with pytest.raises(DataError, match=f'{message}, ...,.* in the order of the annotations, with the keys 0 to 4'):
+            PublicPrivateDataset(dict(write(tmp_path), metainfo=meta))
+
+
+def test_a_pair_that_is_written_at_one_joint_is_warned_of(tmp_path, capfd):
+    PublicPrivateDataset(dict(write(tmp_path), metainfo=_of_joints(lambda info: info[2].update(swap=''))))
+    said = capfd.readouterr().err
+    assert "left_hand has swap='right_hand', which has not swap='left_hand'" in said and '(1 of 5)' in said
 
 
 def test_what_plain_mmpose_can_use_is_used(tmp_path, capfd):

@@ -271,6 +271,16 @@ def test_steps_at_a_learning_rate_of_0_are_told(synthetic, tmp_path):
 
 
 # ---- validation ----------------------------------------------------------------------------------------------------
+class _Asserting(NME):
+    """Asserts without a word, as much of MMPose does."""
+
+    def __init__(self):
+        super().__init__('keypoint_distance')
+
+    def process(self, data_batch, data_samples):
+        raise AssertionError  # pytest gives words to an assert of its own files
+
+
 def test_an_evaluator_that_would_fail_late(synthetic, tmp_path, runner):
     evaluator = runner.val_loop.evaluator
     own, evaluator.metrics = evaluator.metrics, [NME('keypoint_distance', keypoint_indices=[0, 99])]
@@ -279,6 +289,9 @@ def test_an_evaluator_that_would_fail_late(synthetic, tmp_path, runner):
         with pytest.raises(PrivacyError, match='val_evaluator fails on two samples'):
             refuse_late_failures(runner)
         assert not evaluator.metrics[0].results
+        evaluator.metrics = [_Asserting()]
+        with pytest.raises(PrivacyError, match=r'AssertionError: test_preflight.py, line \d+: raise AssertionError'):
+            refuse_late_failures(runner)
     finally:
         evaluator.metrics = own
     cfg = tiny(config(synthetic, tmp_path, 'dpsgd'))

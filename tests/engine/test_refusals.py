@@ -35,6 +35,17 @@ class TestRefusals:
     def wrapper(self, model, **settings):
         return DPOptimWrapper(SGD(model.parameters(), 1.0), **{'max_grad_norm': 1.0, **settings})
 
+    @pytest.mark.parametrize('key', ['optimizer', 'public_optimizer'])
+    def test_a_factor_for_a_weight_decay_that_is_not_there(self, hrnet, key):
+        """mmengine says "base_wd should not be None"."""
+        settings = dict(type='AdamW', lr=1e-3, weight_decay=0.1)
+        wrapper = dict(type='DPOptimWrapper', max_grad_norm=0.1, optimizer=settings, public_optimizer=settings)
+        wrapper[key] = dict(type='AdamW', lr=1e-3)
+        with pytest.raises(
+            PrivacyError, match=rf'paramwise_cfg multiplies .* write optim_wrapper\.{key}\.weight_decay'
+        ):
+            DPOptimWrapperConstructor(wrapper, dict(norm_decay_mult=0))(build(hrnet, private=True))
+
     def test_a_head_without_per_record_losses(self, hrnet):
         model = build(hrnet, private=False)
         model.head.__class__ = torch.nn.Identity

@@ -1,6 +1,7 @@
 """A key that nothing reads is refused, with the closest name: a misspelled budget must not leave the default in force."""
 
 import sys
+from pathlib import Path
 
 import pytest
 from mmengine.config import Config
@@ -128,6 +129,15 @@ def test_a_plain_configs_wrapper_is_not_looked_at(kind):
         ('model.head', 'HeatmapHead', "must be a dict with a type, such as dict(type='...')"),
         ('optim_wrapper.optimizer', ['AdamW'], 'must be a dict with a type'),
         ('optim_wrapper.optimizer.type', 'AdamX', 'did you mean Adam?'),
+        ('optim_wrapper.optimizer.type', 'adamw', 'did you mean AdamW?'),
+        ('optim_wrapper.constructor', None, "write constructor='DPOptimWrapperConstructor'"),
+        ('optim_wrapper.constructor', 'LayerDecayOptimWrapperConstructor', "write constructor='DPOptimWrapperConstructor'"),
+        ('val_cfg', None, 'belong together: val_cfg is None or missing, and val_dataloader and val_evaluator are not'),
+        ('test_evaluator', None, 'belong together: test_evaluator is None or missing'),
+        ('custom_hooks', dict(type='EMAHook'), 'must be a list: write custom_hooks=[dict(...)]'),
+        ('default_hooks.visualization', None, 'None cannot be used: .*are off with enable=False'),
+        ('default_hooks.logger', 50, "must be a dict with a type, such as dict(type='...')"),
+        ('val_dataloader.dataset.data_root', Path('data'), 'data_root=.*which cannot be written.*write text'),
         ('param_scheduler', 'cosine', 'must be a dict with a type'),
         ('param_scheduler', [dict(end=3)], "param_scheduler[0] has no type: add type='...'"),
         ('param_scheduler', dict(type='LineareLR', _delete_=True), 'param_scheduler.type=.* did you mean LinearLR?'),

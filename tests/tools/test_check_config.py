@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import sys
 from fractions import Fraction
 
@@ -231,6 +232,13 @@ def test_a_start_that_fits_nothing_is_refused_as_in_training(check, synthetic, t
     )
 
 
+def test_a_data_set_that_reads_its_files_when_it_is_built_may_be_elsewhere(check):
+    """InterHand3D does, and its pipeline needs fields of its own."""
+    base = 'mmpose::hand_3d_keypoint/internet/interhand3d/internet_res50_4xb16-20e_interhand3d-256x256.py'
+    status, page = check(base, '', '--num-records', '800')
+    assert status == 2 and "mmpose_dp: train_dataloader.dataset: the pipeline needs 'hand_type', which only" in page
+
+
 def test_a_config_that_lost_its_private_parts_is_refused(check):
     """Each of the four in turn is in the cases above; here all are lost, so that only private()'s mark is left."""
     text = "replaced_by_private = dict(optimizer='AdamW')"
@@ -239,6 +247,15 @@ def test_a_config_that_lost_its_private_parts_is_refused(check):
         status == 2
         and 'optim_wrapper, train_dataloader.dataset, train_cfg, default_hooks.privacy_budget: of plain' in page
     )
+
+
+def test_a_picture_that_cannot_be_read_is_passed_over_as_in_training(check, synthetic, tmp_path):
+    shutil.copytree(synthetic, tmp_path / 'data')
+    people = json.loads((tmp_path / 'data/annotations/mpii_train.json').read_text())
+    (tmp_path / 'data/images' / people[0]['image']).write_bytes(b'damaged')
+    text = PRIVATE.format(data=tmp_path / 'data') + '\nval_dataloader = val_cfg = val_evaluator = None'
+    status, page = check(bases('hrnet_synthetic', 'dpsgd'), text)
+    assert status == 0 and 'This config is private and ready to train' in page and 'Traceback' not in page, page[-2000:]
 
 
 def test_public_epochs_alone_and_a_record_without_joints(check, synthetic, tmp_path):

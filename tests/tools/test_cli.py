@@ -81,6 +81,17 @@ def test_a_checkpoint_that_cannot_be_read(call, tmp_path, config, content):
     one_line(call(publish_model, path, tmp_path / 'out.pth'), message)
 
 
+def test_safetensors_are_no_checkpoint(call, tmp_path):
+    """publish_model.py writes them beside a checkpoint of the same weights."""
+    path = tmp_path / 'my.safetensors'
+    path.write_bytes(b'@' + bytes(7) + b'{"__metadata__":{}}'.ljust(64))
+    message = 'my.safetensors is a safetensors file, and a checkpoint of torch is wanted'
+    where = ['--work-dir', tmp_path / 'work']
+    one_line(call(train_tool, PRIVATE, *where, '--cfg-options', f'load_from={path}'), message)
+    one_line(call(test_tool, PLAIN, path, *where), message)
+    one_line(call(publish_model, path, tmp_path / 'out.pth'), message)
+
+
 def test_a_folder_is_no_checkpoint(call, tmp_path):
     """The message names what a user means by a work dir."""
     message = f'{tmp_path} is a folder: give a checkpoint'

@@ -10,9 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from mmengine.hooks import Hook
-from mmpose.registry import HOOKS
 
-from mmpose_dp.datasets.resolving import resolved
 from mmpose_dp.privacy.errors import ConfigError
 
 # by the name of the class or of a base class
@@ -43,22 +41,6 @@ def refuse_hooks(hooks: list[Hook]) -> None:
                 f'custom_hooks: {type(hook).__name__}.{name} reads {what}, which private training does not show: {_HIDDEN}. '
                 'Remove the hook, or change it so that it does not need them'
             )
-
-
-def refuse_unbuildable(cfg: Any) -> None:
-    """Raises ConfigError, with the place, for settings that a hook of mmengine's does not take: its own error names none."""
-    hooks = [(f'default_hooks.{name}', hook) for name, hook in (cfg.get('default_hooks') or {}).items()]
-    hooks += [(f'custom_hooks[{i}]', hook) for i, hook in enumerate(cfg.get('custom_hooks') or [])]
-    for place, settings in hooks:
-        kind = resolved(HOOKS, settings.get('type')) if isinstance(settings, dict) else None
-        if isinstance(kind, type) and kind.__module__.startswith('mmengine.'):  # to build one of these has no effect
-            try:
-                kind(**{key: value for key, value in settings.items() if key not in ('type', 'priority', '_scope_')})
-            except Exception as error:
-                words = ' '.join(str(error).split())[:300]
-                raise ConfigError(
-                    f'{place}: {kind.__name__} cannot be built: {type(error).__name__}: {words}'
-                ) from error
 
 
 def _reads(kind: type) -> Iterator[tuple[str, str]]:

@@ -25,6 +25,7 @@ from mmengine.runner.loops import ValLoop
 from torch import nn
 
 from mmpose_dp.datasets import PublicPrivateDataset
+from mmpose_dp.datasets.failures import reason
 from mmpose_dp.datasets.randomness import kept_randomness
 from mmpose_dp.models import unwrapped
 from mmpose_dp.privacy.errors import ConfigError, DataError, PrivacyError
@@ -126,7 +127,7 @@ def _try_switch(dataset: PublicPrivateDataset, model: nn.Module, dtype: Any, ste
     except PrivacyError:
         raise
     except Exception as error:  # a transform can raise anything
-        raise ConfigError(f'{key} cannot be built: {type(error).__name__}: {error}') from error
+        raise ConfigError(f'{key} cannot be built: {type(error).__name__}: {reason(error)}') from error
     finally:
         for part, pipeline in olds:
             part.pipeline = pipeline
@@ -160,7 +161,7 @@ def _try_validation(runner: Runner) -> dict[str, Any] | None:
         return metrics
     except Exception as error:
         raise ConfigError(
-            f'{stage} fails on two samples, as it would after the first epochs: {type(error).__name__}: {error}'
+            f'{stage} fails on two samples, as it would after the first epochs: {type(error).__name__}: {reason(error)}'
         ) from error
     finally:
         for metric in loop.evaluator.metrics:
@@ -237,7 +238,7 @@ def _check_folder(runner: Runner, hook: CheckpointHook) -> None:
             raise OSError(f'{free / 2**20:.0f} MiB are free, and a checkpoint is about {needed / 2**20:.0f} MiB')
     except Exception as error:  # an OSError, or anything from a storage backend
         raise ConfigError(
-            f'{where}: checkpoints cannot be written to {folder}: {type(error).__name__}: {error}'
+            f'{where}: checkpoints cannot be written to {folder}: {type(error).__name__}: {reason(error)}'
         ) from error
 
 
@@ -293,7 +294,7 @@ def _try_schedules(runner: Runner, start: int = 0) -> list[list[float]]:
     except Exception as error:
         raise ConfigError(
             f'param_scheduler: {type(scheduler).__name__} fails in epoch {epoch + 1} of {loop.max_epochs}: '
-            f'{type(error).__name__}: {error}'
+            f'{type(error).__name__}: {reason(error)}'
         ) from error
     finally:
         optimizer.param_groups = groups

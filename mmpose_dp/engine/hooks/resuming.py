@@ -93,6 +93,17 @@ def is_intact(path: Path) -> bool:
     return start[:1] == b'\x80' and start[:2] != b'PK'
 
 
+def damage_in_words(path: Path) -> str:
+    """What is wrong with a file that is not intact as a checkpoint, and what to give instead."""
+    if path.suffix != '.safetensors':
+        return f'{path} is damaged or not a checkpoint: give an intact one'
+    save = f"torch.save(dict(state_dict=safetensors.torch.load_file('{path.name}')), '{path.stem}.pth')"
+    return (
+        f'{path} is a safetensors file, and a checkpoint of torch is wanted, which can also say what its weights were trained '
+        f'on: give the .pth file of the same weights, or write one, with {save}'
+    )
+
+
 def refuse_nothing_to_resume(work_dir: str | os.PathLike[str]) -> None:
     """Raises ConfigError for a folder without a ledger, which has no checkpoint either: its name may be misspelled."""
     if not (Path(work_dir) / LEDGER_NAME).is_file():
@@ -119,7 +130,7 @@ def find_start(runner: Runner) -> None:
         if not os.path.isfile(start):
             raise ConfigError(f'load_from={start}: there is no such file')
         if not is_intact(Path(start)):
-            raise ConfigError(f'load_from={start} is damaged or not a checkpoint: write the path of an intact one')
+            raise ConfigError(f'load_from={damage_in_words(Path(start))}')
     for hook in runner.hooks:
         if isinstance(hook, CheckpointHook) and hook.max_keep_ckpts == 1:
             raise ConfigError(

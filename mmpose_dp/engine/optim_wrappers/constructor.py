@@ -10,6 +10,7 @@ from mmpose.engine.optim_wrappers import LayerDecayOptimWrapperConstructor
 from mmpose.registry import OPTIM_WRAPPER_CONSTRUCTORS
 from torch import Tensor, nn
 
+from mmpose_dp.datasets.failures import reason
 from mmpose_dp.extras.experts import digest_of
 from mmpose_dp.models import (
     choose_trainable,
@@ -48,13 +49,24 @@ class LayeredConstructor(DefaultOptimWrapperConstructor):
 
     key = 'optim_wrapper.optimizer'
 
+    def __init__(self, optim_wrapper_cfg: dict, paramwise_cfg: dict | None = None) -> None:
+        try:
+            super().__init__(optim_wrapper_cfg, paramwise_cfg)
+        except (TypeError, ValueError, AssertionError) as error:  # mmengine's
+            if 'base_wd' not in str(error):
+                raise PrivacyError(f'optim_wrapper: {reason(error)}') from error
+            raise PrivacyError(
+                f'optim_wrapper.paramwise_cfg multiplies the weight decay (decay_mult), and {self.key} has none: write '
+                f'{self.key}.weight_decay, such as 0.01, or take the keys that end in decay_mult out'
+            ) from error
+
     def __call__(self, model: nn.Module) -> Any:
         """As mmengine's. Raises PrivacyError for an optimizer that cannot be built, or cannot take a step on plain gradients."""
         settings = dict(self.optimizer_cfg)
         try:
             _try_step(settings, unwrapped(model))
         except Exception as error:  # an optimizer can raise anything
-            words = ' '.join(str(error).split())[:300]
+            words = reason(error)[:300]
             raise ConfigError(f'{self.key}={settings!r} cannot be used: {type(error).__name__}: {words}') from error
         return super().__call__(model)
 
@@ -120,14 +132,7 @@ class DPOptimWrapperConstructor(LayeredConstructor):
         if self.norm not in ('frozen', 'group'):
             raise PrivacyError(f"optim_wrapper.norm={self.norm!r} is unknown; write 'frozen' or 'group'")
         check_paramwise(paramwise_cfg)
-        try:
-            super().__init__(settings, paramwise_cfg)
-        except (
-            TypeError,
-            ValueError,
-            AssertionError,
-        ) as error:  # mmengine's, such as a decay_mult without weight_decay
-            raise PrivacyError(f'optim_wrapper: {error}') from error
+        super().__init__(settings, paramwise_cfg)
 
     def __call__(self, model: nn.Module) -> DPOptimWrapper:
         """Returns the wrapper, prepared for the model. Raises PrivacyError."""

@@ -1,0 +1,12 @@
+"""What an error of other code says, for messages. Must not name values that the code held."""
+
+import traceback
+from pathlib import Path
+
+
+def reason(error: BaseException) -> str:
+    """An error's own words in one line; if it has none, as after a bare ``assert``, the line of code that raised it."""
+    words, frames = ' '.join(str(error).split()), traceback.extract_tb(error.__traceback__)
+    if words or not frames:
+        return words
+    return f'{Path(frames[-1].filename).name}, line {frames[-1].lineno}: {frames[-1].line}'

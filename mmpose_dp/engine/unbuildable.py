@@ -1,0 +1,108 @@
+"""Refuses, with its place, what mmengine's runner would stop at with an error that names none. Must not build a model or data."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import PurePath
+from typing import Any
+
+from mmengine.config import Config
+from mmpose.engine.optim_wrappers import LayerDecayOptimWrapperConstructor
+from mmpose.registry import HOOKS, OPTIM_WRAPPER_CONSTRUCTORS
+
+from mmpose_dp.datasets.failures import reason
+from mmpose_dp.datasets.resolving import resolved
+from mmpose_dp.privacy.errors import ConfigError
+
+# the default hooks that None removes (mmengine's Runner.register_default_hooks)
+_REMOVABLE = ('runtime_info', 'timer', 'sampler_seed', 'logger', 'param_scheduler', 'checkpoint')
+
+
+def refuse_unbuildable(cfg: Any) -> None:
+    """Raises ConfigError for a hook, a constructor or a validation of a private config that cannot be built."""
+    _refuse_constructor(cfg.get('optim_wrapper') or {})
+    for name in ('val', 'test'):
+        _refuse_half_given(cfg, name)
+    for place, settings in _hooks(cfg):
+        kind = resolved(HOOKS, settings.get('type')) if isinstance(settings, dict) else None
+        if isinstance(kind, type) and kind.__module__.startswith('mmengine.'):  # to build one of these has no effect
+            try:
+                kind(**{key: value for key, value in settings.items() if key not in ('type', 'priority', '_scope_')})
+            except Exception as error:
+                raise ConfigError(
+                    f'{place}: {kind.__name__} cannot be built: {type(error).__name__}: {reason(error)[:300]}'
+                ) from error
+
+
+def refuse_unwritable_values(cfg: Config) -> None:
+    """Raises ConfigError for a value that is no Python when it is written out, as every training writes its config."""
+    for place, value in _leaves(cfg.to_dict(), ''):
+        if not _can_be_written(value):
+            raise ConfigError(
+                f'{place}={value!r} is a {type(value).__name__}, which cannot be written to the copy of the config that a training '
+                'keeps: write text, numbers, lists and dicts, such as str(...) of a path'
+            )
+
+
+def _can_be_written(value: Any) -> bool:
+    """Whether mmengine, which writes ``str(value)``, writes Python; of a path, that could be a name by chance."""
+    if value is None or isinstance(value, (str, bool, int, float, type)):
+        return True
+    try:
+        ast.parse(str(value), mode='eval')
+    except (SyntaxError, ValueError):
+        return False
+    return not isinstance(value, PurePath)
+
+
+def _leaves(node: Any, place: str) -> Iterator[tuple[str, Any]]:
+    """The values in nested dicts and lists, each with its place."""
+    if isinstance(node, dict):
+        for key, value in node.items():
+            yield from _leaves(value, f'{place}.{key}' if place else str(key))
+    elif isinstance(node, (list, tuple)):
+        for number, value in enumerate(node):
+            yield from _leaves(value, f'{place}[{number}]')
+    else:
+        yield place, node
+
+
+def _refuse_constructor(wrapper: dict) -> None:
+    """Refuses a constructor that there is not, and MMPose's for layer decay, in whose place ours is."""
+    if 'constructor' not in wrapper:
+        return
+    kind = wrapper['constructor']
+    cls = None if kind is None else resolved(OPTIM_WRAPPER_CONSTRUCTORS, kind)
+    if cls is None or cls is LayerDecayOptimWrapperConstructor:
+        raise ConfigError(
+            f"optim_wrapper.constructor={kind!r} cannot be used: write constructor='DPOptimWrapperConstructor', which also takes "
+            'the num_layers and layer_decay_rate of LayerDecayOptimWrapperConstructor in paramwise_cfg'
+        )
+
+
+def _refuse_half_given(cfg: Any, name: str) -> None:
+    keys = [f'{name}_dataloader', f'{name}_cfg', f'{name}_evaluator']
+    none = [key for key in keys if cfg.get(key) is None]
+    if none and len(none) < len(keys):
+        others = ' and '.join(key for key in keys if key not in none)
+        raise ConfigError(
+            f'{", ".join(keys)} belong together: {" and ".join(none)} {"is" if len(none) == 1 else "are"} None or missing, and '
+            f'{others} {"is" if len(none) == 2 else "are"} not. Write all three, or None for all three'
+        )
+
+
+def _hooks(cfg: Any) -> Iterator[tuple[str, Any]]:
+    """The settings of all hooks, each with its place. Raises ConfigError for what is none."""
+    for name, hook in (cfg.get('default_hooks') or {}).items():
+        place = f'default_hooks.{name}'
+        if hook is None and name not in _REMOVABLE:
+            raise ConfigError(
+                f'{place}=None cannot be used: mmengine leaves out only its own hooks this way ({", ".join(_REMOVABLE)}). '
+                'visualization and badcase are off with enable=False; remove another one from the config that names it'
+            )
+        if isinstance(hook, (str, bool, int, float, list, tuple)):
+            raise ConfigError(f"{place}={hook!r} must be a dict with a type, such as dict(type='...')")
+        yield place, hook
+    own = cfg.get('custom_hooks') or []
+    if not isinstance(own, (list, tuple)):
+        raise ConfigError('custom_hooks must be a list: write custom_hooks=[dict(...)], also for a single hook')
+    yield from ((f'custom_hooks[{number}]', hook) for number, hook in enumerate(own))

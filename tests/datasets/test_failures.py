@@ -1,0 +1,30 @@
+"""What an error of other code says."""
+
+import pytest
+
+from mmpose_dp.datasets.failures import reason
+
+
+@pytest.mark.parametrize(
+    ('fails', 'words'),
+    [
+        (lambda: int('x'), "invalid literal for int() with base 10: 'x'"),
+        (lambda: [][1], 'list index out of range'),
+        (lambda: exec('raise ValueError("two\\n  lines")'), 'two lines'),
+    ],
+)
+def test_its_own_words_come_first(fails, words):
+    with pytest.raises(Exception) as error:  # noqa: PT011
+        fails()
+    assert reason(error.value) == words
+
+
+def test_an_error_without_words_is_the_line_that_raised_it():
+    with pytest.raises(AssertionError) as error:
+        raise AssertionError from None
+    assert reason(error.value).startswith('test_failures.py, line ')
+    try:
+        exec(compile('assert 1 == 2', 'nowhere.py', 'exec'))
+    except AssertionError as without_source:
+        assert reason(without_source) == 'nowhere.py, line 1: '
+    assert reason(AssertionError()) == ''
