@@ -256,7 +256,7 @@ def _check_flips(metainfo: dict, key: str) -> None:
     alone = [number for number, other in enumerate(flips) if flips[other] != number]
     if alone:
         first = alone[0]
-        _warn(
+        warn_in_terminal(
             f'{key}: in the metainfo, {names[first]} has swap={names[flips[first]]!r}, which has not swap={names[first]!r}, so '
             f'flipped samples teach wrong joints ({len(alone)} of {len(names)}): write each pair at both of its joints'
         )

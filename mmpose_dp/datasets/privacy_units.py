@@ -29,7 +29,7 @@ def group_samples(dataset: BaseDataset, unit: str, subjects: str | None) -> list
     Args:
         dataset: the private data set.
         unit: 'instance', 'image' or 'subject'.
-        subjects: with 'subject', the source of each sample's subject; see ``annotated``.
+        subjects: with 'subject', the source of each sample's subject; see ``annotated``. 7 and '7' are one subject.
     """
     if unit not in UNITS:
         raise ConfigError(f'{_KEY}.privacy_unit={unit!r} is unknown; write one of {tuple(UNITS)}')
@@ -55,6 +55,9 @@ def group_samples(dataset: BaseDataset, unit: str, subjects: str | None) -> list
                     f'{_KEY}.subjects={subjects!r} gives {owner!r} for {_name(dataset, sample)}: every annotation needs a '
                     'subject, either a string or a whole number'
                 )
+        owners = [
+            str(owner).strip() for owner in owners
+        ]  # 7, '7' and '7 ' are one person: two would have half the protection
     records: dict[Any, list[int]] = {}
     for sample, owner in enumerate(owners):
         records.setdefault(owner, []).append(sample)

@@ -22,7 +22,9 @@ Rule = Callable[[Any, Tensor, Tensor], dict[str, Tensor]]
 Convolution = nn.Conv2d | nn.ConvTranspose2d
 
 _TRAFFIC = 60  # multiplications that cost as much as one weight of a per-sample gradient to write, read and keep
-_ROUNDING = 1e-6  # float32 has 24 bits, and a gradient's sum has few terms: the positions of a sample
+_BLOCK = 256  # products that a ghost norm sums in float32
+_UNIT = 2.0**-24  # of the rounding of float32
+_ROUNDING = 1e-6  # of a gradient: its sum has few terms, the positions of a sample
 _TRANSPARENT = ('mmcv.cnn.bricks.wrappers',)  # forwards that only add a special case for empty inputs
 
 
@@ -222,19 +224,38 @@ def ghost_is_cheaper(module: nn.Linear | Convolution, a: Tensor, b: Tensor) -> b
 def ghost_squares(module: nn.Linear | Convolution, a: Tensor, b: Tensor, names: Sequence[str]) -> Tensor:
     """Squared norm of each sample's gradient for the parameters ``names`` of one call, (samples,) float64, without the gradient.
 
-    ||L R^T||^2 = sum of (L^T L) * (R^T R) (Goodfellow 2015; Li et al. 2022, ghost clipping). If the terms cancel, rounding makes
-    that too small and the record too heavy, so it is in float64: in float32, sums of thousands of equal numbers are off by 1e-5 of
-    tr(L^T L) tr(R^T R), which no term exceeds. _ROUNDING of that is added for the gradient itself, whose sum is in float32.
+    ||L R^T||^2 = sum of (L^T L) * (R^T R) (Goodfellow 2015; Li et al. 2022, ghost clipping). If the terms cancel, rounding could
+    make that too small and the record too heavy. So a part of tr(L^T L) tr(R^T R) is added, which the sizes of all terms together
+    do not exceed: n _UNIT for each sum of n products in float32 (Higham 2002, section 3.1), and _ROUNDING for the gradient itself.
     """
     total = a.new_zeros(len(a), dtype=torch.float64)
     if 'weight' in names:
-        left, right = (x.double() for x in _factors(module, a, b))
-        left, right = torch.bmm(left.transpose(1, 2), left), torch.bmm(right.transpose(1, 2), right)
+        factors = _factors(module, a, b)
+        # or else the square of a very small factor would be 0, also beside a very large one
+        sizes = [x.abs().amax((1, 2), keepdim=True).clamp_min(torch.finfo(x.dtype).tiny) for x in factors]
+        left, right = (_products(x / size) for x, size in zip(factors, sizes))
+        lost = sum(min(x.shape[1], _BLOCK) for x in factors)
         most = left.diagonal(dim1=1, dim2=2).sum(1) * right.diagonal(dim1=1, dim2=2).sum(1)
-        squares = torch.linalg.vecdot(left.flatten(1), right.flatten(1)).clamp_min(0) + _ROUNDING * most
-        total += squares.view(len(a), -1).sum(1)
+        squares = (
+            torch.linalg.vecdot(left.flatten(1), right.flatten(1)).clamp_min(0) + (_ROUNDING + lost * _UNIT) * most
+        )
+        size = (sizes[0].double() * sizes[1].double()).flatten()
+        total += (squares * size.square()).view(len(a), -1).sum(1)
     if 'bias' in names:
-        each, bias = b.double().flatten(1), _bias(module, b)['bias'].double()
-        most = each.shape[1] // bias.shape[1] * torch.linalg.vecdot(each, each)
+        each, bias = b.flatten(1), _bias(module, b)['bias'].double()
+        most = each.shape[1] // bias.shape[1] * torch.linalg.vecdot(each, each).double()
         total += bias.square().sum(1) + _ROUNDING * most
     return total
+
+
+def _products(x: Tensor) -> Tensor:
+    """X^T X of each sample, (samples, positions, positions) float64, of (samples, features, positions).
+
+    Only _BLOCK features at a time are summed in float32, in which a long sum of equal numbers drifts. All in float64 would take
+    twice as long on a CPU, and far longer on many GPUs.
+    """
+    count = -(-x.shape[1] // _BLOCK)
+    size = -(-x.shape[1] // count)
+    missing = count * size - x.shape[1]
+    blocks = (F.pad(x, (0, 0, 0, missing)) if missing else x).reshape(-1, size, x.shape[2])
+    return torch.bmm(blocks.transpose(1, 2), blocks).unflatten(0, (len(x), count)).sum(1, dtype=torch.float64)
