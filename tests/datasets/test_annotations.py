@@ -50,6 +50,7 @@ REFUSED = {
     'joints in 0 to 1': (_joints(lambda j: np.divide(j[:, :2], 50, out=j[:, :2])), 'between 0 and 1.*multiply'),
     'joints of larger pictures': (_joints(lambda j: np.multiply(j[:, :2], 10, out=j[:, :2])), 'in or near its box'),
     'joints that are all invisible': (_joints(lambda j: j[:, 2].fill(0)), 'marked visible'),
+    'a joint below 0': (_joints(lambda j: j[:1, 2].fill(-1)), 'a visibility below 0.* Write 0 for joints'),
     'joints that are not finite': (_joints(lambda j: j[:, :2].fill(np.nan)), 'marked visible'),
     'boxes elsewhere': (each(lambda i, a: a.update(bbox=[0.0, 0.0, 2.0, 2.0])), 'in or near its box'),
     'boxes of no size': (each(lambda i, a: a.update(bbox=[12.0, 8.0, 0.0, 0.0])), 'holds no annotated person'),

@@ -6,6 +6,7 @@ from fractions import Fraction
 import pytest
 import torch
 
+from mmpose_dp.engine.hooks.planning import warn_of_many_budgets
 from mmpose_dp.extras.adaptive_norm import shares
 from mmpose_dp.extras.personal_budgets import of_group
 from mmpose_dp.privacy.accounting import StepEvent, epsilon
@@ -49,6 +50,13 @@ def test_a_schedule_is_used_and_accounted_for(synthetic, tmp_path, monkeypatch):
     assert Ledger.read(tmp_path / LEDGER_NAME).history == wrapper.ledger.history == history
     assert 7.9 < epsilon(history, 1e-3) <= 8.0
     assert 'going to' in statement_of(tmp_path)['noise_multiplier']
+
+
+def test_many_personal_budgets_are_announced(capsys):
+    for count in (8, 9):
+        warn_of_many_budgets(count)
+    (words,) = capsys.readouterr().err.splitlines()
+    assert 'personal_epsilon has 9 different values' in words
 
 
 def test_personal_budgets(synthetic, tmp_path):

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from mmpose_dp.datasets import PublicPrivateDataset
+from mmpose_dp.datasets.annotations import warn_in_terminal
 from mmpose_dp.extras.schedule import ScheduledPlan
 from mmpose_dp.privacy.errors import ConfigError
 from mmpose_dp.privacy.plan import PrivacyPlan
@@ -16,6 +17,7 @@ from mmpose_dp.privacy.plan import PrivacyPlan
 from ..loops import PrivateTrainLoop
 from ..optim_wrappers import DPOptimWrapper
 
+_MANY_BUDGETS = 8  # each takes seconds to calibrate
 _NO_BUDGET = 'write default_hooks.privacy_budget.target_epsilon, or optim_wrapper.noise_multiplier'
 
 
@@ -95,9 +97,19 @@ def _personal_plan(
     own = [min(target_epsilon if epsilon is None else epsilon for epsilon in epsilons) for epsilons in wishes]
     counts = sorted(Counter(own).items())
     order = [epsilon for epsilon, _ in counts]
+    warn_of_many_budgets(len(order))
     budgets = tuple(Budget(float(epsilon), count) for epsilon, count in counts)
     assignment = tuple(order.index(epsilon) for epsilon in own)
     return PersonalPlan.calibrate(target_epsilon=order[-1], budgets=budgets, assignment=assignment, **settings)
+
+
+def warn_of_many_budgets(count: int) -> None:
+    """Says beforehand that calibration will take long."""
+    if count > _MANY_BUDGETS:
+        warn_in_terminal(
+            f'train_dataloader.dataset.personal_epsilon has {count} different values, and the sample rate of each is searched for by '
+            'itself, which takes minutes. To start sooner, round them down to a few, such as 0.5, 1, 2 and 4'
+        )
 
 
 def method_of(has_view: bool, has_public: bool, wrapper: DPOptimWrapper, public_epochs: int) -> str:
