@@ -272,8 +272,8 @@ def _converts_joints(dataset: BaseDataset) -> bool:
 def _refuse_useless_samples(samples: Sequence[_Sample], key: str) -> None:
     if any((sample.visible < 0).any() for sample in samples):
         raise DataError(
-            f'{key}: an annotation has a visibility below 0, which is the weight of the joint in the loss: it would teach the model '
-            'to be wrong there. Write 0 for joints that are not known'
+            f'{key}: an annotation has a visibility below 0, which is the weight of the joint in the loss: it would teach the '
+            'model to be wrong there. Write 0 for joints that are not known'
         )
     marked = [_marked(sample) for sample in samples]
     if all(not one.any() for one in marked):

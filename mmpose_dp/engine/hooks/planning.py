@@ -107,8 +107,8 @@ def warn_of_many_budgets(count: int) -> None:
     """Says beforehand that calibration will take long."""
     if count > _MANY_BUDGETS:
         warn_in_terminal(
-            f'train_dataloader.dataset.personal_epsilon has {count} different values, and the sample rate of each is searched for by '
-            'itself, which takes minutes. To start sooner, round them down to a few, such as 0.5, 1, 2 and 4'
+            f'train_dataloader.dataset.personal_epsilon has {count} different values, and the sample rate of each is searched for '
+            'by itself, which takes minutes. To start sooner, round them down to a few, such as 0.5, 1, 2 and 4'
         )
 
 
