@@ -114,7 +114,11 @@ def annotated(dataset: BaseDataset, source: str, key: str) -> list[Any]:
             raise DataError(f'{_KEY}.{key}: {source} must hold {{image file name: value}}')
         values = _by_image(dataset, [info['img_path'] for info in infos], mapping, f'{_KEY}.{key}: {source}')
         if all(value is None for value in values):
-            raise DataError(f'{_KEY}.{key}: {source} names no image of {dataset.ann_file}')
+            own, image = next(iter(mapping), 'no name'), osp.basename(infos[0]['img_path'])
+            raise DataError(
+                f'{_KEY}.{key}: {source} gives no value for any image of {dataset.ann_file}: it names {own!r}, for example, and an '
+                f'image is {image!r}. Write {{image file name: value}}, with values that are not null'
+            )
         return values
     content = _read(dataset.ann_file, key)
     listed = content if isinstance(content, list) else content['annotations']

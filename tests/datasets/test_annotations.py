@@ -196,6 +196,10 @@ def test_images_of_one_name_have_values_by_their_paths(tmp_path):
     mapping.write_text(json.dumps({image['file_name']: 1.0 + i for i, image in enumerate(data['images'])}))
     dataset = PublicPrivateDataset(cfg, personal_epsilon=str(mapping))
     assert sorted(dataset.personal_epsilons) == [(1.0 + i,) for i in range(8)]
+    for others in ({'c/0.png': 1.0}, {'a/0.png': None}):
+        mapping.write_text(json.dumps(others))
+        with pytest.raises(DataError, match=f"it names '{[*others][0]}', for example, and an image is '0.png'"):
+            PublicPrivateDataset(cfg, personal_epsilon=str(mapping))
     mapping.write_text(json.dumps({'0.png': 1.0}))
     with pytest.raises(DataError, match=r'b/0\.png and .*a/0\.png have the same one: write their paths'):
         PublicPrivateDataset(cfg, personal_epsilon=str(mapping))

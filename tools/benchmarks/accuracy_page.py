@@ -40,16 +40,23 @@ def recovered(value: dict[str, float], low: dict[str, float], high: dict[str, fl
 
 
 def main_table(rows: Rows, scores: Scores, epsilons: list[float]) -> str:
-    """PCKh of each row at each epsilon. Rows without a run are named below it."""
-    lines, missing = [], []
+    """PCKh of each row at each epsilon, without the rows that were not run."""
+    lines = []
     for name, row in rows.items():
         cells = [cell(scores(name, epsilon if row.private else None)) for epsilon in epsilons]
         if any(cells):
             lines.append([row.text, *cells])
-        else:
-            missing.append(f'*{row.text}*')
-    found = table(['mean PCKh@0.5', *(f'epsilon {epsilon}' for epsilon in epsilons)], lines)
-    return found + (f'\nNot run: {"; ".join(missing)}.\n' if missing else '')
+    return table(['mean PCKh@0.5', *(f'epsilon {epsilon}' for epsilon in epsilons)], lines)
+
+
+def not_run(rows: Rows, scores: Scores, epsilons: list[float]) -> str:
+    """A sentence with the rows that were not run; empty if there are none."""
+    missing = [
+        f'*{row.text}*'
+        for name, row in rows.items()
+        if not any(scores(name, epsilon if row.private else None) for epsilon in epsilons)
+    ]
+    return f'Not run: {"; ".join(missing)}.\n' if missing else ''
 
 
 def bottoms(rows: Rows, scores: Scores) -> list[str]:
@@ -178,6 +185,7 @@ def write_page(page: Path, benchmark: Any) -> None:
     level = '###' if start else '##'  # a page of real people has one part per start
     parts = [
         main_table(benchmark.table, scores, epsilons),
+        not_run(benchmark.table, scores, epsilons),
         f'![PCKh against epsilon]({picture.name})\n',
         *(gaps(benchmark.table, scores, epsilons, top) for top in TOPS if top in benchmark.table),
         f'{level} On the other domain\n',
