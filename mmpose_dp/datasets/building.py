@@ -13,6 +13,7 @@ from mmcv.transforms import LoadImageFromFile
 from mmengine.dataset import BaseDataset, ClassBalancedDataset, Compose, ConcatDataset, RepeatDataset
 from mmpose.datasets.dataset_wrappers import CombinedDataset
 from mmpose.datasets.datasets import BaseCocoStyleDataset, MpiiDataset
+from mmpose.datasets.datasets.utils import parse_pose_metainfo
 from mmpose.datasets.transforms import GetBBoxCenterScale
 from mmpose.datasets.transforms.mix_img_transforms import MixImageTransform
 from mmpose.registry import DATASETS, TRANSFORMS
@@ -46,7 +47,8 @@ def build_part(cfg: dict, part: str) -> BaseDataset:
     except Exception as error:  # a damaged file can make a parser raise anything
         if _is_empty(cfg):
             _refuse_empty(path, cfg, cls, key)
-        fault = faults_in_words(path) if issubclass(cls, BaseCocoStyleDataset) else ''
+        own = issubclass(cls, BaseCocoStyleDataset)
+        fault = (_metainfo_fault(cfg.get('metainfo')) or faults_in_words(path)) if own else ''
         raise DataError(
             f'{key}: {cls.__name__} cannot be built from {path}: {type(error).__name__}: {reason(error)}'
             + (f'. Probably since {fault}' if fault else '')
@@ -61,6 +63,20 @@ def build_part(cfg: dict, part: str) -> BaseDataset:
     if _reads_local_files(cfg):
         _refuse_missing_images(paths, dataset, cfg, part)
     return dataset
+
+
+def _metainfo_fault(metainfo: Any) -> str:
+    """What MMPose cannot read in a metainfo, in words; empty if it can read it, or there is none."""
+    if not metainfo:
+        return ''
+    try:
+        parse_pose_metainfo(dict(metainfo))
+    except Exception as error:  # whatever MMPose meets in it
+        return (
+            f'metainfo cannot be read ({type(error).__name__}: {reason(error)}): the names in swap and skeleton_info must be those '
+            'of joints in keypoint_info, and from_file the path of a file'
+        )
+    return ''
 
 
 def _refuse_empty(path: str, cfg: dict, cls: type, key: str) -> NoReturn:

@@ -134,6 +134,14 @@ def test_joints_that_are_not_numbered_in_order_are_refused(tmp_path):
             PublicPrivateDataset(dict(write(tmp_path), metainfo=meta))
 
 
+def test_a_joint_that_the_metainfo_does_not_name(tmp_path):
+    meta = _of_joints(lambda info: info[2].update(swap='tail'))
+    with pytest.raises(
+        DataError, match="KeyError: 'tail'.* since metainfo cannot be read .*names in swap and skeleton_info"
+    ):
+        PublicPrivateDataset(dict(write(tmp_path), metainfo=meta))
+
+
 def test_a_pair_that_is_written_at_one_joint_is_warned_of(tmp_path, capfd):
     PublicPrivateDataset(dict(write(tmp_path), metainfo=_of_joints(lambda info: info[2].update(swap=''))))
     said = capfd.readouterr().err
