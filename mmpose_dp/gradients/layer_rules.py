@@ -22,9 +22,7 @@ Rule = Callable[[Any, Tensor, Tensor], dict[str, Tensor]]
 Convolution = nn.Conv2d | nn.ConvTranspose2d
 
 _TRAFFIC = 60  # multiplications that cost as much as one weight of a per-sample gradient to write, read and keep
-_BLOCK = 256  # products that a ghost norm sums in float32
-_UNIT = 2.0**-24  # of the rounding of float32
-_ROUNDING = 1e-6  # of a gradient: its sum has few terms, the positions of a sample
+_BLOCK, _ROUNDING = 256, 1e-6  # of ghost norms: products summed at once in float32; room for the gradient's own
 _TRANSPARENT = ('mmcv.cnn.bricks.wrappers',)  # forwards that only add a special case for empty inputs
 
 
@@ -224,38 +222,26 @@ def ghost_is_cheaper(module: nn.Linear | Convolution, a: Tensor, b: Tensor) -> b
 def ghost_squares(module: nn.Linear | Convolution, a: Tensor, b: Tensor, names: Sequence[str]) -> Tensor:
     """Squared norm of each sample's gradient for the parameters ``names`` of one call, (samples,) float64, without the gradient.
 
-    ||L R^T||^2 = sum of (L^T L) * (R^T R) (Goodfellow 2015; Li et al. 2022, ghost clipping). If the terms cancel, rounding could
-    make that too small and the record too heavy. So a part of tr(L^T L) tr(R^T R) is added, which the sizes of all terms together
-    do not exceed: n _UNIT for each sum of n products in float32 (Higham 2002, section 3.1), and _ROUNDING for the gradient itself.
+    ||L R^T||^2 = sum of (L^T L) * (R^T R) (Goodfellow 2015; Li et al. 2022). If the terms cancel, rounding could make that
+    too small, and the record too heavy. So a part of tr(L^T L) tr(R^T R), which the sizes of all terms do not exceed, is added:
+    n 2^-24 for each sum of n products in float32 (Higham 2002, section 3.1), and _ROUNDING for the gradient itself.
     """
     total = a.new_zeros(len(a), dtype=torch.float64)
     if 'weight' in names:
-        factors = _factors(module, a, b)
-        # or else the square of a very small factor would be 0, also beside a very large one
-        sizes = [x.abs().amax((1, 2), keepdim=True).clamp_min(torch.finfo(x.dtype).tiny) for x in factors]
-        left, right = (_products(x / size) for x, size in zip(factors, sizes))
-        lost = sum(min(x.shape[1], _BLOCK) for x in factors)
-        most = left.diagonal(dim1=1, dim2=2).sum(1) * right.diagonal(dim1=1, dim2=2).sum(1)
-        squares = (
-            torch.linalg.vecdot(left.flatten(1), right.flatten(1)).clamp_min(0) + (_ROUNDING + lost * _UNIT) * most
-        )
-        size = (sizes[0].double() * sizes[1].double()).flatten()
-        total += (squares * size.square()).view(len(a), -1).sum(1)
+        lost, sizes, products = _ROUNDING, [], []
+        for x in _factors(module, a, b):
+            # or else the square of a very small factor would be 0, also beside a very large one
+            sizes.append(x.abs().amax((1, 2), keepdim=True).clamp_min(torch.finfo(x.dtype).tiny))
+            count = -(-x.shape[1] // _BLOCK)
+            x = F.pad(x / sizes[-1], (0, 0, 0, -x.shape[1] % count)) if x.shape[1] % count else x / sizes[-1]
+            blocks = x.reshape(len(x) * count, -1, x.shape[2])
+            products.append(torch.bmm(blocks.mT, blocks).view(len(x), count, -1).sum(1, dtype=torch.float64))
+            lost += blocks.shape[1] * 2.0**-24
+        left, right = (found[:, :: x.shape[2] + 1].sum(1) for found in products)  # the traces
+        squares = torch.addcmul(torch.linalg.vecdot(*products).clamp_min(0), left, right, value=lost)
+        total += (squares * (sizes[0] * sizes[1]).flatten().double().square()).view(len(a), -1).sum(1)
     if 'bias' in names:
-        each, bias = b.flatten(1), _bias(module, b)['bias'].double()
-        most = each.shape[1] // bias.shape[1] * torch.linalg.vecdot(each, each).double()
-        total += bias.square().sum(1) + _ROUNDING * most
+        each, bias = b.flatten(1), _bias(module, b)['bias']
+        most = _ROUNDING * (each.shape[1] // bias.shape[1])
+        total += torch.add(torch.linalg.vecdot(bias, bias), torch.linalg.vecdot(each, each), alpha=most)
     return total
-
-
-def _products(x: Tensor) -> Tensor:
-    """X^T X of each sample, (samples, positions, positions) float64, of (samples, features, positions).
-
-    Only _BLOCK features at a time are summed in float32, in which a long sum of equal numbers drifts. All in float64 would take
-    twice as long on a CPU, and far longer on many GPUs.
-    """
-    count = -(-x.shape[1] // _BLOCK)
-    size = -(-x.shape[1] // count)
-    missing = count * size - x.shape[1]
-    blocks = (F.pad(x, (0, 0, 0, missing)) if missing else x).reshape(-1, size, x.shape[2])
-    return torch.bmm(blocks.transpose(1, 2), blocks).unflatten(0, (len(x), count)).sum(1, dtype=torch.float64)

@@ -110,7 +110,7 @@ def test_other_heads(base):
     wrapper = DPOptimWrapper(SGD(params, lr=1.0), max_grad_norm=C, noise_multiplier=0.0, expected_batch_size=B)
     wrapper.optimizer.register_step_pre_hook(lambda *_: seen.append(flat([p.grad for p in params])))
     model.train_step(batch(cfg, [0, 1]), wrapper)
-    assert_close(seen[0], clip(each, C).sum(0) / B)
+    assert_close(seen[0], clip(each, C).sum(0) / B, 3e-4)  # ghost norms are rounded up
 
 
 def test_micro_batches_make_one_step(hrnet, truth):

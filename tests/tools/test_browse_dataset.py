@@ -97,5 +97,5 @@ def test_what_cannot_be_done_is_said(browse, call, tmp_path, monkeypatch):
     ):
         done = call(browse_dataset, 'mmpose::none.py', *arguments)
         assert done.returncode == 2 and message in done.stderr
-    done, _ = browse('--phase', 'test', '--cfg-options', 'test_dataloader=None')
+    done, _ = browse('--phase', 'test', '--cfg-options', 'test_dataloader=None', 'test_cfg=None', 'test_evaluator=None')
     assert done.returncode == 2 and 'no test_dataloader' in done.stderr

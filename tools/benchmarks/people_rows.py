@@ -137,6 +137,39 @@ def mixing_rows(size: Size, dpsgd: Settings) -> dict[str, Row]:
     }
 
 
+def longer(size: Size, dpsgd: Settings, times: int = 1) -> Settings:
+    """``dpsgd`` with the epochs of the rows that train few parameters, this many times."""
+    return {**dpsgd, **schedule(times * (size.few_epochs or size.epochs))}
+
+
+def from_public_rows(size: Size, dpsgd: Settings, few: tuple[Settings, ...]) -> dict[str, Row]:
+    """The rows of DP-SGD, with the settings of ``dpsgd``, that begin at a model which public people have trained."""
+    first = Row(
+        'DP-SGD, large batch, few parameters, from public-only on public people',
+        'dpsgd_eps08',
+        'public_people',
+        longer(size, dpsgd),
+        few,
+    )
+    unusual = replace(
+        first,
+        text='DP-SGD, large batch, few parameters, from public-only on turned public people in unusual poses',
+        start='public_unusual',
+    )
+    # for as many steps, there is half the noise for the same signal
+    quarter = {**longer(size, dpsgd, 4), 'train_dataloader.batch_sampler.expected_batch_size': size.private // 4}
+    return {
+        'few': first,
+        'few_unusual': unusual,
+        'quarter_unusual': replace(
+            unusual,
+            text='DP-SGD, a quarter of all people per step, all parameters, from the same model',
+            settings=quarter,
+            candidates=tuple(adam(6e-4, 3e-4, 1e-3)),
+        ),
+    }
+
+
 def people_rows(size: Size, start: Start, public_view: Settings = DEFAULT_VIEW) -> dict[str, Row]:
     """The table's rows, the cheapest and most telling first."""
     table, _ = rows_of(size, IN_PROCESS, public_view)
@@ -155,36 +188,16 @@ def people_rows(size: Size, start: Start, public_view: Settings = DEFAULT_VIEW) 
 
     views = dict(start='public_people', candidates=plain)
     dpsgd = table['dpsgd'].settings
-    longer_epochs = size.few_epochs or size.epochs
-    longer = {**dpsgd, **schedule(longer_epochs)}
-    from_public = Row(
-        'DP-SGD, large batch, few parameters, from public-only on public people',
-        'dpsgd_eps08',
-        'public_people',
-        longer,
-        private[::-1],
-    )
-    # with all parameters, there is less noise for the same signal in fewer and larger batches
-    quarter = {'train_dataloader.batch_sampler.expected_batch_size': size.private // 4, **schedule(4 * longer_epochs)}
     ours_views = {**table['ours'].settings, **table['ours'].candidates[2], **few}
     return {
         **public_rows(size, start, plain),
         'nonprivate': with_('nonprivate', candidates=plain),
         **mixing_rows(size, dpsgd),
-        'few': from_public,
-        'few_unusual': replace(
-            from_public,
-            text='DP-SGD, large batch, few parameters, from public-only on turned public people in unusual poses',
-            start='public_unusual',
+        **from_public_rows(size, dpsgd, private[::-1]),
+        **from_public_rows(size, dpsgd, private[::-1]),
+        'dpsgd': with_(
+            'dpsgd', text='DP-SGD, large batch, few parameters', settings=longer(size, dpsgd), candidates=private
         ),
-        'quarter_unusual': replace(
-            from_public,
-            text='DP-SGD, a quarter of all people per step, all parameters, from the same model',
-            start='public_unusual',
-            settings={**dpsgd, **quarter},
-            candidates=tuple(adam(6e-4, 3e-4, 1e-3)),
-        ),
-        'dpsgd': with_('dpsgd', text='DP-SGD, large batch, few parameters', settings=longer, candidates=private),
         'publiconly': with_('publiconly', **views),
         'publiconly_papers': replace(
             under_papers['publiconly'], text="public-only: then on views under the paper's blur", **views
