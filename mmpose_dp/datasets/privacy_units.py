@@ -55,9 +55,8 @@ def group_samples(dataset: BaseDataset, unit: str, subjects: str | None) -> list
                     f'{_KEY}.subjects={subjects!r} gives {owner!r} for {_name(dataset, sample)}: every annotation needs a '
                     'subject, either a string or a whole number'
                 )
-        owners = [
-            str(owner).strip() for owner in owners
-        ]  # 7, '7' and '7 ' are one person: two would have half the protection
+        # 7, '7' and '7 ' are one person, who would have half the protection as two
+        owners = [str(owner).strip() for owner in owners]
     records: dict[Any, list[int]] = {}
     for sample, owner in enumerate(owners):
         records.setdefault(owner, []).append(sample)
