@@ -19,6 +19,7 @@ TEXTS = sorted(
 )
 CODE = re.compile(r'^```(\w*)\n(.*?)^```', re.MULTILINE | re.DOTALL)
 LINK = re.compile(r'\]\(([^)\s]+)\)')
+FILE = re.compile(r'`(\w[\w-]*/[\w/.-]+\.py)`')
 YOURS = ('my_', 'YOUR_')  # how the name of a file of the reader's own begins
 
 
@@ -66,6 +67,15 @@ def test_links_of_a_page_as_it_is_on_the_site_stay_within_it(path):
                 assert (DOCS / file).is_file(), link
                 target = PAGES.put_together((DOCS / file).read_text()) if file.endswith('.md') else ''
             assert not anchor or anchor in anchors(target), link
+
+
+@pytest.mark.parametrize('path', [path for path in TEXTS if path.name != 'CHANGELOG.md'], ids=ids)
+def test_files_of_the_code_that_a_text_names_exist(path):
+    """Named from the top, from the package, or, in the column of tests, from tests/."""
+    roots = REPO, REPO / 'mmpose_dp', REPO / 'tests'
+    parts = {child.name for root in roots for child in root.iterdir() if child.is_dir()}
+    named = [name for name in FILE.findall(path.read_text()) if name.partition('/')[0] in parts]
+    assert not [name for name in named if not any((root / name).exists() for root in roots)]
 
 
 def test_a_section_is_included_without_what_follows_it():
