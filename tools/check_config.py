@@ -37,7 +37,7 @@ from mmpose.utils import register_all_modules
 from torch import nn
 
 from mmpose_dp.datasets import PublicPrivateDataset, View, collate_samples
-from mmpose_dp.datasets.failures import reason
+from mmpose_dp.datasets.failures import failure
 from mmpose_dp.datasets.resolving import is_kind, resolved
 from mmpose_dp.datasets.samplers import check_batch_size
 from mmpose_dp.engine import (
@@ -198,7 +198,7 @@ def records(settings: dict, dataset: Any, count: int) -> dict:
             try:
                 sample = dataset.prepare_data(i) if len(samples) < count else None
             except Exception as error:  # as in training, such a sample contributes nothing
-                sample, failed = None, f': {type(error).__name__}: {reason(error)[:300]}'
+                sample, failed = None, f': {failure(error, 300)}'
             samples += [] if sample is None else [sample]
     else:
         rng = np.random.default_rng(0)

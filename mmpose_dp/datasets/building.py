@@ -21,7 +21,7 @@ from mmpose.registry import DATASETS, TRANSFORMS
 from mmpose_dp.privacy.errors import DataError, PrivacyError
 
 from .annotations import faults_in_words, look_at_annotations, refuse_unusable_file, unused_in_words
-from .failures import reason
+from .failures import failure
 from .privacy_units import real_path
 from .resolving import is_kind, resolved, type_name
 
@@ -50,7 +50,7 @@ def build_part(cfg: dict, part: str) -> BaseDataset:
         own = issubclass(cls, BaseCocoStyleDataset)
         fault = (_metainfo_fault(cfg.get('metainfo')) or faults_in_words(path)) if own else ''
         raise DataError(
-            f'{key}: {cls.__name__} cannot be built from {path}: {type(error).__name__}: {reason(error)}'
+            f'{key}: {cls.__name__} cannot be built from {path}: {failure(error)}'
             + (f'. Probably since {fault}' if fault else '')
         ) from error
     if len(dataset) == 0:
@@ -73,7 +73,7 @@ def _metainfo_fault(metainfo: Any) -> str:
         parse_pose_metainfo(dict(metainfo))
     except Exception as error:  # whatever MMPose meets in it
         return (
-            f'metainfo cannot be read ({type(error).__name__}: {reason(error)}): the names in swap and skeleton_info must be those '
+            f'metainfo cannot be read ({failure(error)}): the names in swap and skeleton_info must be those '
             'of joints in keypoint_info, and from_file the path of a file'
         )
     return ''
@@ -118,7 +118,7 @@ def seen_through(dataset: BaseDataset, cfg: dict, view: dict) -> BaseDataset:
     except PrivacyError:
         raise
     except Exception as error:
-        raise DataError(f'{key}={view!r} cannot be built: {type(error).__name__}: {reason(error)}') from error
+        raise DataError(f'{key}={view!r} cannot be built: {failure(error)}') from error
     return views
 
 

@@ -4,6 +4,11 @@ import traceback
 from pathlib import Path
 
 
+def failure(error: BaseException, most: int | None = None) -> str:
+    """The type of an error and its reason, of which at most ``most`` characters."""
+    return f'{type(error).__name__}: {reason(error)[:most]}'
+
+
 def reason(error: BaseException) -> str:
     """An error's own words in one line; if it has none, as after a bare ``assert``, the line of code that raised it."""
     words, frames = ' '.join(str(error).split()), traceback.extract_tb(error.__traceback__)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from mmpose_dp.datasets import collate_samples
-from mmpose_dp.datasets.failures import reason
+from mmpose_dp.datasets.failures import failure
 from mmpose_dp.models import FeatureMaskingHead
 from mmpose_dp.models.heads.private_head import labels_in, tensors_in
 from mmpose_dp.privacy.errors import ConfigError, PrivacyError, UnsupportedModelError
@@ -61,8 +61,7 @@ def try_batch(model: nn.Module, batch: dict, key: str, amp_dtype: torch.dtype | 
         try:
             model(**preprocessor(batch, True), mode='loss')
         except Exception as error:
-            words = f'{type(error).__name__}: {reason(error)[:300]}'
-            raise ConfigError(f'{_what_failed(seen, key, targets)}: {words}') from error
+            raise ConfigError(f'{_what_failed(seen, key, targets)}: {failure(error, 300)}') from error
     if 'head' not in seen:
         raise UnsupportedModelError(
             'model.head.loss does not call self.forward(feats), so it has no per-record losses: let it compare the '
@@ -85,7 +84,7 @@ def rehearse(wrapper: Any, batch: dict, key: str) -> None:
         raise
     except Exception as error:
         raise UnsupportedModelError(
-            f'the model does not train on two samples of {key}: {type(error).__name__}: {reason(error)[:300]}'
+            f'the model does not train on two samples of {key}: {failure(error, 300)}'
         ) from error
 
 

@@ -9,7 +9,7 @@ from mmengine.config import Config
 from mmpose.engine.optim_wrappers import LayerDecayOptimWrapperConstructor
 from mmpose.registry import HOOKS, OPTIM_WRAPPER_CONSTRUCTORS
 
-from mmpose_dp.datasets.failures import reason
+from mmpose_dp.datasets.failures import failure
 from mmpose_dp.datasets.resolving import resolved
 from mmpose_dp.privacy.errors import ConfigError
 
@@ -28,9 +28,7 @@ def refuse_unbuildable(cfg: Any) -> None:
             try:
                 kind(**{key: value for key, value in settings.items() if key not in ('type', 'priority', '_scope_')})
             except Exception as error:
-                raise ConfigError(
-                    f'{place}: {kind.__name__} cannot be built: {type(error).__name__}: {reason(error)[:300]}'
-                ) from error
+                raise ConfigError(f'{place}: {kind.__name__} cannot be built: {failure(error, 300)}') from error
 
 
 def refuse_unwritable_values(cfg: Config) -> None:

@@ -39,11 +39,16 @@ def recovered(value: dict[str, float], low: dict[str, float], high: dict[str, fl
     return f'{100 * (ours - bottom) / (top - bottom):.0f} %' if top > bottom else ''
 
 
+def row_cells(name: str, row: Row, scores: Scores, epsilons: list[float]) -> list[str]:
+    """A row's mean and spread at each epsilon; empty texts where it was not run."""
+    return [cell(scores(name, epsilon if row.private else None)) for epsilon in epsilons]
+
+
 def main_table(rows: Rows, scores: Scores, epsilons: list[float]) -> str:
     """PCKh of each row at each epsilon, without the rows that were not run."""
     lines = []
     for name, row in rows.items():
-        cells = [cell(scores(name, epsilon if row.private else None)) for epsilon in epsilons]
+        cells = row_cells(name, row, scores, epsilons)
         if any(cells):
             lines.append([row.text, *cells])
     return table(['mean PCKh@0.5', *(f'epsilon {epsilon}' for epsilon in epsilons)], lines)
@@ -51,11 +56,7 @@ def main_table(rows: Rows, scores: Scores, epsilons: list[float]) -> str:
 
 def not_run(rows: Rows, scores: Scores, epsilons: list[float]) -> str:
     """A sentence with the rows that were not run; empty if there are none."""
-    missing = [
-        f'*{row.text}*'
-        for name, row in rows.items()
-        if not any(scores(name, epsilon if row.private else None) for epsilon in epsilons)
-    ]
+    missing = [f'*{row.text}*' for name, row in rows.items() if not any(row_cells(name, row, scores, epsilons))]
     return f'Not run: {"; ".join(missing)}.\n' if missing else ''
 
 

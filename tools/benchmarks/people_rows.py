@@ -194,7 +194,6 @@ def people_rows(size: Size, start: Start, public_view: Settings = DEFAULT_VIEW) 
         'nonprivate': with_('nonprivate', candidates=plain),
         **mixing_rows(size, dpsgd),
         **from_public_rows(size, dpsgd, private[::-1]),
-        **from_public_rows(size, dpsgd, private[::-1]),
         'dpsgd': with_(
             'dpsgd', text='DP-SGD, large batch, few parameters', settings=longer(size, dpsgd), candidates=private
         ),

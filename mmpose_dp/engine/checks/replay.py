@@ -197,10 +197,11 @@ class Replay:
         if not isinstance(batch, dict) or {type(batch.get(key)) for key in ('inputs', 'data_samples')} != {list}:
             raise PrivacyError(f'model.data_preprocessor got {type(batch).__name__}: {_BATCH}')
         keys = [sample.metainfo.get('dp_record', -1 - index) for index, sample in enumerate(batch['data_samples'])]
-        self._keys.update({*keys} - {None, PADDING})
+        private = {*keys} - {None, PADDING}
+        self._keys |= private
         if self._done or self.fault:
             return
-        indices = self._samples_of_chosen(keys)
+        indices = self._samples_of_chosen(keys, private)
         if not indices:
             return
         part = {key: [values[index] for index in indices] for key, values in batch.items()}
@@ -220,9 +221,9 @@ class Replay:
         if tape.recorded:
             stack.enter_context(tape.play(indices, len(batch['inputs'])))
 
-    def _samples_of_chosen(self, keys: Sequence[Any]) -> list[int]:
-        """The places of the chosen record's samples in a batch, whose records are ``keys``; none if it is not in it."""
-        private = sorted({key for key in keys if key is not None and key != PADDING})
+    def _samples_of_chosen(self, keys: Sequence[Any], records: set[Any]) -> list[int]:
+        """The places in a batch, whose samples have these ``keys``, of the chosen record; none if it is not among ``records``."""
+        private = sorted(records)
         if not private or not self.here:
             return []
         if self.chosen not in private:

@@ -25,7 +25,7 @@ from mmengine.runner.loops import ValLoop
 from torch import nn
 
 from mmpose_dp.datasets import PublicPrivateDataset
-from mmpose_dp.datasets.failures import reason
+from mmpose_dp.datasets.failures import failure
 from mmpose_dp.datasets.randomness import kept_randomness
 from mmpose_dp.models import unwrapped
 from mmpose_dp.privacy.errors import ConfigError, DataError, PrivacyError
@@ -127,7 +127,7 @@ def _try_switch(dataset: PublicPrivateDataset, model: nn.Module, dtype: Any, ste
     except PrivacyError:
         raise
     except Exception as error:  # a transform can raise anything
-        raise ConfigError(f'{key} cannot be built: {type(error).__name__}: {reason(error)}') from error
+        raise ConfigError(f'{key} cannot be built: {failure(error)}') from error
     finally:
         for part, pipeline in olds:
             part.pipeline = pipeline
@@ -161,7 +161,7 @@ def _try_validation(runner: Runner) -> dict[str, Any] | None:
         return metrics
     except Exception as error:
         raise ConfigError(
-            f'{stage} fails on two samples, as it would after the first epochs: {type(error).__name__}: {reason(error)}'
+            f'{stage} fails on two samples, as it would after the first epochs: {failure(error)}'
         ) from error
     finally:
         for metric in loop.evaluator.metrics:
@@ -237,9 +237,7 @@ def _check_folder(runner: Runner, hook: CheckpointHook) -> None:
         if free < needed:
             raise OSError(f'{free / 2**20:.0f} MiB are free, and a checkpoint is about {needed / 2**20:.0f} MiB')
     except Exception as error:  # an OSError, or anything from a storage backend
-        raise ConfigError(
-            f'{where}: checkpoints cannot be written to {folder}: {type(error).__name__}: {reason(error)}'
-        ) from error
+        raise ConfigError(f'{where}: checkpoints cannot be written to {folder}: {failure(error)}') from error
 
 
 def _size_of_checkpoint(runner: Runner, hook: CheckpointHook) -> int:
@@ -294,7 +292,7 @@ def _try_schedules(runner: Runner, start: int = 0) -> list[list[float]]:
     except Exception as error:
         raise ConfigError(
             f'param_scheduler: {type(scheduler).__name__} fails in epoch {epoch + 1} of {loop.max_epochs}: '
-            f'{type(error).__name__}: {reason(error)}'
+            f'{failure(error)}'
         ) from error
     finally:
         optimizer.param_groups = groups

@@ -16,7 +16,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from mmpose_dp.datasets import PoissonBatchSampler, by_record, collate_samples
-from mmpose_dp.datasets.failures import reason
+from mmpose_dp.datasets.failures import failure
 from mmpose_dp.models import unwrapped
 from mmpose_dp.privacy.errors import PrivacyError
 
@@ -67,7 +67,7 @@ class PrivateTrainLoop(EpochBasedTrainLoop):
         except PrivacyError:
             raise
         except Exception as error:  # torch's and mmengine's, for settings of theirs
-            raise PrivacyError(f'train_dataloader cannot be built: {type(error).__name__}: {reason(error)}') from error
+            raise PrivacyError(f'train_dataloader cannot be built: {failure(error)}') from error
         self.sampler = self._checked_sampler(public_epochs)
         self.public_epochs = public_epochs
         self._check_schedulers()
@@ -116,9 +116,7 @@ class PrivateTrainLoop(EpochBasedTrainLoop):
         try:
             runner.val_loop  # noqa: B018  (a property that builds)
         except Exception as error:
-            raise PrivacyError(
-                f'val_dataloader, val_evaluator or val_cfg cannot be used: {type(error).__name__}: {reason(error)}'
-            ) from error
+            raise PrivacyError(f'val_dataloader, val_evaluator or val_cfg cannot be used: {failure(error)}') from error
 
     def _first_iter(self, epoch: int) -> int:
         """Logical steps before ``epoch``."""

@@ -10,7 +10,7 @@ from mmpose.engine.optim_wrappers import LayerDecayOptimWrapperConstructor
 from mmpose.registry import OPTIM_WRAPPER_CONSTRUCTORS
 from torch import Tensor, nn
 
-from mmpose_dp.datasets.failures import reason
+from mmpose_dp.datasets.failures import failure, reason
 from mmpose_dp.extras.experts import digest_of
 from mmpose_dp.models import (
     choose_trainable,
@@ -66,8 +66,7 @@ class LayeredConstructor(DefaultOptimWrapperConstructor):
         try:
             _try_step(settings, unwrapped(model))
         except Exception as error:  # an optimizer can raise anything
-            words = reason(error)[:300]
-            raise ConfigError(f'{self.key}={settings!r} cannot be used: {type(error).__name__}: {words}') from error
+            raise ConfigError(f'{self.key}={settings!r} cannot be used: {failure(error, 300)}') from error
         return super().__call__(model)
 
     def add_params(self, params: list[dict], module: nn.Module, prefix: str = '', **inner: Any) -> None:
