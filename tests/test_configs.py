@@ -173,14 +173,17 @@ def test_three_statements_make_a_config_private(tmp_path, leaf, method):
             dict(train_cfg=dict(type='IterBasedTrainLoop', max_iters=9)),
             "'PrivateTrainLoop'; in place of max_iters write max_epochs",
         ),
-        (dict(train_dataloader=dict(dataset=dict(type='CocoDataset'))), 'train_dataloader.dataset: of plain training'),
+        (
+            dict(train_dataloader=dict(dataset=dict(type='CocoDataset'))),
+            'train_dataloader.dataset configures plain training',
+        ),
         (
             dict(train_cfg=dict(_delete_=True, max_iters=9)),
             r"is private\. Private training needs 'PrivateTrainLoop'; in place of max_iters .*_delete_=True or None removes that",
         ),
         (
             dict(default_hooks=dict(privacy_budget=None)),
-            r'is private\. What private\(_base_, ...\) is given is merged .* leave them out of default_hooks',
+            r'is private\. The arguments of private\(_base_, ...\) are merged .* leave them out of default_hooks',
         ),
     ],
 )

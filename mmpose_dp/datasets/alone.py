@@ -28,7 +28,7 @@ def mixes(pipeline: Callable, infos: Sequence[Callable[[], dict]]) -> bool:
     """
     try:
         used = copy.deepcopy(pipeline)
-    except Exception:  # it holds an open file, or the like
+    except Exception:  # it holds an open file, for example
         return False
     runs = [(info, [turn * len(infos) + number] * 6) for turn in range(_ROUNDS) for number, info in enumerate(infos)]
     alone = [_sample(copy.deepcopy(pipeline), *run) for run in runs]

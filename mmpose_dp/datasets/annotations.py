@@ -142,7 +142,7 @@ def _refuse_ids(entries: Sequence[dict], what: str, path: str, key: str) -> None
         if not isinstance(found, allowed):
             wanted = 'a whole number' if what == 'image' else 'a whole number or a string'
             raise DataError(
-                f'{key}: {path} has an {what} whose id is {found!r}. Give every {what} an id of its own, {wanted}'
+                f'{key}: {path} has an {what} whose id is {found!r}. Give every {what} a different id, {wanted}'
                 + (', and write it as image_id in its annotations' if what == 'image' else '')
             )
         if found in seen:

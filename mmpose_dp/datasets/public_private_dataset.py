@@ -51,7 +51,7 @@ class PublicPrivateDataset(Dataset):
 
     Args:
         private: config of the private data set, any MMPose top-down data set.
-        public_view: config of a PublicView transform, or of a ``View`` of your own. The public part is then the private set
+        public_view: config of a PublicView transform, or of your own ``View``. The public part is then the private set
             seen through it (Feature DP and hybrid). It is inserted right after GetBBoxCenterScale, before anything random.
         public: config of a data set that is really public (Projected DP-SGD). Beside a public_view, its samples follow the
             views in the public part and are used as they are: with sharp pictures the model does not unlearn the detail that
@@ -143,7 +143,7 @@ class PublicPrivateDataset(Dataset):
             if own and mixes(part.pipeline, [partial(info, sample) for sample in samples]):
                 raise DataError(
                     f'{key}.pipeline: a sample is not the same after other records as it is alone, so one of '
-                    f'{", ".join(own)} keeps something of the samples before (a cache, a random generator of its own): let it use '
+                    f'{", ".join(own)} keeps something of the samples before (a cache, its own random generator): let it use '
                     'its input alone, and the generators of random, numpy.random and torch'
                 )
 

@@ -1,7 +1,7 @@
-"""Refuses a config of which only some parts are private, and one that ``private()`` made and that lost its parts afterwards.
+"""Refuses a config that is private only in part, also one that ``private()`` made and that lost some of its parts afterwards.
 
-Such a config would train, or stop with somebody else's error, without the guarantee that its file seems to promise. Must not build
-anything.
+Such a config would train without the guarantee that its file seems to promise, or stop with an error of mmengine that does not say
+why. Must not build anything.
 """
 
 from typing import Any
@@ -44,14 +44,15 @@ def is_private(cfg: Any, meant: bool = False) -> bool:
     if len(plain) < len(_NEEDED) + 1 and plain or plain and (meant or REPLACED in cfg):
         top = plain[0].partition('.')[0]
         place = (
-            f'What private(_base_, ...) is given is merged into what the method needs, and _delete_=True or None removes that: '
+            f'The arguments of private(_base_, ...) are merged into what the method needs, and _delete_=True or None removes that: '
             f'leave them out of {top}, or write what is needed too'
             if meant
             else f'An assignment below private() replaces what it wrote: give {top}=... to private(_base_, ...) instead'
         )
         instead = ' '.join(filter(None, (_instead(cfg, key) for key in plain)))
         raise ConfigError(
-            f'{", ".join(plain)}: of plain training, while the rest of this config is private.{instead and " " + instead} {place}'
+            f'{", ".join(plain)} configure{"s" * (len(plain) == 1)} plain training, while the rest of this config is private.'
+            f'{instead and " " + instead} {place}'
         )
     return not plain
 

@@ -1,8 +1,8 @@
-"""Fills forwards of private samples up to one size. Must not change a sample, and must not add one that is anybody's.
+"""Fills forwards of private samples up to one size with blank samples. Must not change a sample, or add one of a record.
 
-Kernels are chosen, and sums are ordered, by the shape of a forward. If the shape followed the number of records in a step, one
-record more would change the last bits of all others' gradients, and could tip one of their ReLUs over its kink. In forwards of
-one shape, a record's gradient is the same to the bit whoever else is there, and in whichever place (tests/test_zoo.py).
+PyTorch chooses kernels, and orders sums, by the shape of a forward. If the shape followed the number of records in a step, one
+record more would change the last bits of all others' gradients, and could move one of their ReLUs across its kink. In forwards of
+one shape, a record's gradient does not depend on the others, or on its place among them (docs/guarantee.md, "Rounding").
 """
 
 import copy
@@ -15,7 +15,7 @@ from mmpose_dp.privacy.records import PADDING
 
 
 def padded(batch: dict, size: int) -> dict:
-    """A collated batch with as many samples that are nobody's at its end as it takes to have ``size``; none if it has more."""
+    """A collated batch, filled up at its end with blank samples to ``size`` samples; unchanged if it has as many or more."""
     missing = size - len(batch['inputs'])
     if missing <= 0:
         return batch

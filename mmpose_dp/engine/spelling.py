@@ -185,7 +185,9 @@ def refuse_unknown_top(keys: Iterable[str], cfg: Any, arguments: Iterable[str], 
         if key not in TOP and not (variable and (key in VARIABLES or key not in settings_of(cfg))):
             hint = did_you_mean(key, {*arguments, *TOP}, settings_of(cfg))
             what = (
-                'is a variable, which is read no more' if variable else 'is neither an argument nor a key of the config'
+                'is a variable that nothing reads any more'
+                if variable
+                else 'is neither an argument nor a key of the config'
             )
             raise ConfigError(f'{where.format(key)} {what}: {hint}')
 
@@ -196,8 +198,10 @@ def _refuse_untyped(hooks: dict, complete: bool) -> None:
         if isinstance(hook, dict) and 'type' not in hook and (complete or name not in _HOOKS):
             hint = did_you_mean(name, {*_HOOKS, *hooks} - {name}, {})
             if name in _HOOKS:
-                hint = f'write its type, or give private(_base_, ..., default_hooks=dict({name}=dict(...))) what is to change'
-            raise ConfigError(f'default_hooks.{name} has no type, so it is no hook, and no setting of one: {hint}')
+                hint = (
+                    f'write its type, or pass the change to private(_base_, ..., default_hooks=dict({name}=dict(...)))'
+                )
+            raise ConfigError(f'default_hooks.{name} has no type, so it is neither a hook nor a setting of one: {hint}')
 
 
 def did_you_mean(key: str, names: Iterable[str], elsewhere: dict[str, str]) -> str:

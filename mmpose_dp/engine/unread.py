@@ -62,13 +62,13 @@ def refuse_unread(cfg: Any) -> None:
         where = _place(file, name)
         if name in written:
             raise ConfigError(
-                f'{where} is assigned above private(), which writes {name} itself, so that nothing is left of it: give it to '
+                f'{where} is assigned above private(), which writes {name} itself and replaces the assignment: pass it to '
                 f'private(_base_, ..., {name}=...)'
             )
         meant = _meant(name, settings)
         if meant:
             raise ConfigError(
-                f'{where} is read by nothing and would change nothing: did you mean {meant}? Give a variable of your own '
+                f'{where} is read by nothing and would change nothing: did you mean {meant}? If it is your own variable, give it '
                 'another name'
             )
 

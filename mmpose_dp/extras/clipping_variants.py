@@ -1,4 +1,4 @@
-"""The kinds of clipping that ``optim_wrapper.clipping`` names beside 'flat', each a Gaussian mechanism of its own.
+"""The kinds of clipping that ``optim_wrapper.clipping`` names beside 'flat', each as a subclass of GaussianMechanism.
 
 Must not let a record weigh more than C: whatever the kind, the noise is that of ``max_grad_norm``.
 """

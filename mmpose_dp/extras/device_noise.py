@@ -72,7 +72,7 @@ class DeviceRandomSource(RandomSource):
             super().add_gaussian(flat, deviation)
 
     def add_on_device(self, flat: Tensor, deviation: float) -> None:
-        """See RandomSource.add_gaussian, for a vector of a device. Each call has a key of its own, from the operating system."""
+        """See RandomSource.add_gaussian, for a vector of a device. Each call has a new key from the operating system."""
         check_device(flat.device)
         stream, grid = ChaCha20(os.urandom(32), flat.device), grid_of(deviation)
         for part in flat.split(2 * _PAIRS):

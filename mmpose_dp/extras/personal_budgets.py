@@ -34,7 +34,7 @@ class Budget:
 
 @dataclass(frozen=True)
 class PersonalPlan(ScheduledPlan):
-    """A plan in which groups of records have a budget of their own; ``target_epsilon`` is the largest.
+    """A plan in which groups of records have personal budgets; ``target_epsilon`` is the largest.
 
     Attributes:
         budgets: smallest first; ``calibrate`` sets their sample_rate.

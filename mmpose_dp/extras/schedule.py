@@ -1,6 +1,6 @@
 """Schedules: sigma and C change over a training as the settings say.
 
-Must not depend on anything but the settings: a schedule that follows private data would be a release of its own.
+Must not depend on anything but the settings: a schedule that follows private data would be another release.
 """
 
 from collections.abc import Sequence

@@ -92,8 +92,8 @@ class Engine:
         trained = {name: self.params[i] for i, name in self._names.items()}
         if frozen := [name for name, p in trained.items() if not p.requires_grad]:
             raise PrivacyError(
-                f'{len(frozen)} parameters were frozen after the optimizer was built ({", ".join(frozen[:3])}): freeze before, '
-                'and call model.train() before, where a backbone has frozen_stages'
+                f'{len(frozen)} parameters were frozen after the optimizer was built ({", ".join(frozen[:3])}): freeze them before '
+                'that. If a backbone has frozen_stages, call model.train() before that'
             )
         before = [p._version for p in trained.values()]
         with self._capture.entered(not self._unmixed), self._recorder if self._recorder.params else nullcontext():
@@ -105,13 +105,13 @@ class Engine:
             )
 
     def look_again(self) -> None:
-        """The next batch is looked at like the first one, after one that was nobody's."""
+        """The next batch is checked like the first one: the batch before it belonged to no record."""
         self._unmixed = False  # seen on a batch of several samples, all finite
         self._checked = {False, True} if self._kind == 'loop' else set[bool]()  # the sum, for one sample, for several
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Records nothing inside, for a forward of its own within a captured one."""
+        """Records nothing inside: for another forward within a captured one."""
         self._capture.paused = self._recorder.paused = True
         try:
             yield
@@ -126,7 +126,7 @@ class Engine:
     def backward(self, losses: Sequence[Tensor], *collectors: Collector) -> None:
         """Hands the gradients of each sample's loss to the collectors, layer by layer; consumes what ``capture`` recorded.
 
-        ``losses``: one scalar per sample. If a loss has parameters of its own, the scalars must be separate: in a (samples,) tensor
+        ``losses``: one scalar per sample. If a loss has parameters, the scalars must be separate: in a (samples,) tensor
         one sample's NaN would reach the others' gradients of these. Raises UnsupportedModelError, on the first batch and before
         anything is released, if samples mix, if a captured tensor was changed in place, or if the sum is not autograd's.
         """

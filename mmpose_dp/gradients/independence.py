@@ -26,7 +26,7 @@ class MixedSamples:
         # whose losses to look at: a sample may depend on those before it, or behind it, alone
         self.to_look_at = sorted({*telling[:1], *telling[-1:]})
         self._complete = len(finite) == len(losses) and len(self.to_look_at) == 2
-        self._seen: set[int] = set()  # samples that had a gradient of their own somewhere
+        self._seen: set[int] = set()  # samples that had a gradient at their own place somewhere
         # by place: its name, the layout that is read there, and those that keep samples apart
         self._places: dict[Hashable, tuple[str, Layout, set[Layout]]] = {}
 

@@ -102,7 +102,7 @@ def register_rule(module_type: type[nn.Module], rule: Rule) -> None:
 
     Args:
         module_type: the class, whose forward takes one tensor and returns one, both with the samples in the first dimension.
-            A subclass with a forward of its own is not served.
+            A subclass with its own forward is not served.
         rule: a pure function of the module, the input and the output's gradient, both (samples, ...) and float32 or more. It
             returns each parameter's gradient, (samples, *parameter shape), by name. The first batch shows whether the sum is
             autograd's; that each sample's gradient comes from that sample alone is for the rule to see to.

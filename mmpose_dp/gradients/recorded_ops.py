@@ -64,7 +64,7 @@ class OperationRecorder(TorchFunctionMode):
     def __init__(self, params: dict[int, Tensor], model: nn.Module) -> None:
         super().__init__()
         self.params, self._model = params, model
-        self.lost: set[int] = set()  # for good: they met a call whose output is not sliced with its inputs
+        self.lost: set[int] = set()  # need a backward per sample: an output is not sliced with its inputs
         self.clear()
 
     def clear(self) -> None:

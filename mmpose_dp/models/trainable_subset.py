@@ -82,7 +82,9 @@ def _mix(model: nn.Module, parts: list[str], experts: Sequence[Mapping[str, Tens
             'together: write both or none'
         )
     if mixing and len(parts) > 1:
-        raise ConfigError(f'optim_wrapper.trainable={"+".join(parts)!r}: {mixing[0]!r} stands alone')
+        raise ConfigError(
+            f'optim_wrapper.trainable={"+".join(parts)!r}: {mixing[0]!r} cannot be joined with other parts: write it alone'
+        )
     if mixing:
         add_experts(model, experts, mixing == ['channel_experts'], from_mean)
     for number in range(len(experts)):

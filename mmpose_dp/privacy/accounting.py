@@ -27,7 +27,7 @@ _PRV_POINTS = 1 << 23  # a longer grid takes gigabytes
 _FEW_ORDERS = (2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 48, 64, 128, 256)  # of RDP, for a bound in a millisecond
 _ROUGH_ORDERS = (1.25, 1.5, 2.5, *_FEW_ORDERS, 1000)  # with low ones, which a large epsilon needs and which are slow
 _ALL_ORDERS = (*(1 + x / 10 for x in range(1, 100)), *range(12, 64), 80, 100, 128, 180, 256, 360, 512, 720, 1000)
-_PLD_STEPS = 10**7  # dp-accounting takes a whole number to this power
+_PLD_STEPS = 10**7  # the largest power to which 'pld' raises Fourier coefficients; beyond it, RDP's bound
 _LEAST = 1e-12  # a smaller rate, or width, is taken as this: 1 - rate must differ from 1, and losses are about 1
 
 
@@ -93,7 +93,7 @@ def added_up(history: History) -> tuple[tuple[StepEvent, int], ...]:
     return tuple((event, steps) for event, steps in total.items() if steps)
 
 
-@lru_cache(maxsize=4096)  # a plan, its calibration, its budget and its statement ask for the same histories
+@lru_cache(maxsize=4096)  # a plan, its calibration, its budget and its statement need the same histories
 def _by_accountant(history: tuple[tuple[StepEvent, int], ...], delta: float, accountant: str, records: int) -> float:
     if not history:
         return 0.0
@@ -179,7 +179,7 @@ def rate_of(event: StepEvent) -> float:
     return max(float(event.sample_rate), _LEAST)
 
 
-@lru_cache(maxsize=64)  # bisections and curves ask for the same step again and again
+@lru_cache(maxsize=64)  # bisections and curves need the same step again and again
 def _pld_of_one(event: StepEvent, records: int, interval: float) -> Any:
     """Privacy loss distribution of one step, both directions, rounded so that delta only grows."""
     sigma, q, grid = event.noise_multiplier, rate_of(event), dict(value_discretization_interval=interval)

@@ -30,7 +30,7 @@ def calibrate_noise_multiplier(
 ) -> float:
     """The smallest noise multiplier that keeps ``history`` and ``steps`` more within the budget.
 
-    With a schedule it is that of the first step; ``factors`` then say how the noise goes on over the ``steps``. Rounded up, by a
+    With a schedule it is that of the first step; ``factors`` then say how the noise changes over the ``steps``. Rounded up, by a
     relative 1e-4 at most: epsilon of the result is at most ``target_epsilon``. Raises BudgetError if no noise is enough.
     """
     target_epsilon, target_delta = as_positive(target_epsilon, 'target_epsilon'), as_delta(target_delta, 'target_delta')
@@ -39,7 +39,7 @@ def calibrate_noise_multiplier(
     if spent >= _ALL_BUT_SPENT * target_epsilon:
         raise BudgetError(
             f'target_epsilon={target_epsilon} is already spent: the steps in the ledger cost {rounded_up(spent)}. Raise '
-            'target_epsilon; or, if earlier trainings on this data need not count, give another work_dir'
+            'target_epsilon, or write another work_dir, which spends a second budget on the same people'
         )
     factors = factors or ((1.0, steps),)
 

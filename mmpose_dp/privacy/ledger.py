@@ -24,7 +24,7 @@ _FORMAT = 2
 NOISE = 'float64, rounded to a grid'  # how noise.py adds it; runs of earlier versions say nothing of it, or secure_mode
 # what the statement says of a whole training: a resume must not change it; the noise and the rate may change
 _KEPT = 'privacy_unit subjects personal_budgets personal_assignment method public_view public_data num_records'.split()
-# once another value than these, in a part of a run, always another
+# if a part of a run had another value than these, the statement names that value for the whole run
 _HARMLESS = dict(secret_randomness=True, noise=NOISE, expose_private_metrics=False)
 _OLD_DIGEST = re.compile(r' \(sha256 ([0-9a-f]{12})\)\Z')  # of subjects, as it was before it had a key
 _START = hashlib.sha256(b'mmpose_dp privacy ledger').hexdigest()
@@ -33,9 +33,9 @@ _START = hashlib.sha256(b'mmpose_dp privacy ledger').hexdigest()
 class Ledger:
     """Runs and the noisy steps they took, oldest first, each line sealed with a hash over all before it.
 
-    A line is ``{"run": metadata}``, which opens a training and names it, ``{"resumed": metadata}``, or a step: noise_multiplier,
-    sample_rate as a fraction, steps. A resume has a random name too, so that copies of a ledger that go on apart differ. The chain
-    of hashes detects damage and careless editing. It does not protect against somebody who forges a whole file.
+    A run is a training with its resumes. A line is ``{"run": metadata}``, which opens one and names it, ``{"resumed": metadata}``,
+    or a step: noise_multiplier, sample_rate as a fraction, steps. A resume has a random name too, so that resumed copies differ.
+    The hashes detect damage and careless editing. They do not protect against somebody who forges a whole file.
     """
 
     def __init__(self) -> None:
@@ -233,8 +233,8 @@ class Ledger:
             then._take(line)
         if then.head != state['head'] or then.state_dict()['entries'] != state['entries']:
             raise LedgerError(
-                f'{source} is not the beginning of {LEDGER_NAME} beside it: one of them was changed, shortened or put in the '
-                'place of another. Put the file back that was written with this checkpoint'
+                f'{source} is not the beginning of {LEDGER_NAME} beside it: one of them was changed, shortened or replaced by '
+                'another. Put the file back that was written with this checkpoint'
             )
 
 

@@ -17,12 +17,12 @@ import torch
 
 from .validation import require
 
-_CHUNK = 1 << 15  # numbers made at a time, by one thread: what is made on the way stays in its cache
+_CHUNK = 1 << 15  # numbers made at a time, by one thread: intermediate results stay in its cache
 _FINER = 11  # by how many bits the grid is finer than the noise
 
 
 def grid_of(deviation: float) -> float:
-    """What noised numbers are multiples of: a power of two, between 2^-12 and 2^-11 of the noise's standard deviation."""
+    """The grid of which noised numbers are multiples: a power of two, 2^-12 to 2^-11 of the noise's standard deviation."""
     return math.ldexp(1.0, math.frexp(deviation)[1] - 1 - _FINER)
 
 
@@ -84,7 +84,7 @@ class RandomSource:
         ssl.RAND_add(os.urandom(32), 32.0)  # so that copies of this process, a machine's snapshot, differ
         with ThreadPoolExecutor(1 if self._debug else torch.get_num_threads()) as pool:  # a debug stream has an order
             list(pool.map(add, range(0, len(values), _CHUNK)))
-        flat.copy_(host)  # which does nothing where it is the same tensor
+        flat.copy_(host)  # which does nothing if it is the same tensor
 
     def _normal(self, size: int) -> np.ndarray:
         """``size`` standard normal numbers in float64, 16 random bytes per pair: a radius and an angle (Box and Muller 1958)."""

@@ -42,7 +42,7 @@ class PrivacyPlan:
     """What is guaranteed, to whom, and what it takes.
 
     Raises ConfigError, naming the field, for values that are out of range or contradict each other, and BudgetError for noise
-    that exceeds the budget. Plans whose noise changes, or whose records have budgets of their own, are subclasses (extras/).
+    that exceeds the budget. Plans whose noise changes, or whose records have personal budgets, are subclasses (extras/).
     """
 
     method: str  # 'dpsgd', 'projected', 'feature' or 'hybrid'
@@ -93,7 +93,7 @@ class PrivacyPlan:
                 )
 
     def _spending(self, target_epsilon: float) -> list[tuple[float, float]]:
-        """The budget and what the planned steps spend of it, for each group of records with a budget of its own."""
+        """The budget and what the planned steps spend of it, for each group of records with a personal budget."""
         return [(target_epsilon, self.epsilon)]
 
     @classmethod
@@ -158,7 +158,7 @@ class PrivacyPlan:
         return epsilon([*self.earlier_history, *first_steps(self.planned(), steps)], self.target_delta, self.accountant)
 
     def personal_epsilon(self, ledger: Ledger) -> dict[str, float]:
-        """Epsilon spent by each group of records that has a budget of its own: here there is none."""
+        """Epsilon spent by each group of records that has a personal budget: here there is none."""
         return {}
 
     def allowed_steps(self, ledger: Ledger) -> int:

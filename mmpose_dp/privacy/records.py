@@ -1,4 +1,4 @@
-"""What the samples of one forward are, and what a backward hands over of them. Must not compute a gradient."""
+"""Which record each sample of a forward belongs to, and how a backward passes their gradients on. Must not compute a gradient."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mmpose_dp.tensors import as_range, of_weight_0, without
 
-PADDING = 'padding'  # the key of a sample that only fills a forward up: it is nobody's, and contributes nothing
+PADDING = 'padding'  # the key of a blank sample: it fills a forward up, belongs to no record, and contributes nothing
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Samples:
 
     @classmethod
     def from_keys(cls, keys: Sequence[Any], weights: Sequence[float] = ()) -> 'Samples':
-        """From one key per sample; equal keys are one record, None is public, PADDING is nobody's."""
+        """From one key per sample; equal keys are one record, None is public, PADDING belongs to no record."""
         order: dict[int, int] = {}
         others = {None: -1, PADDING: -2}
         records = tuple(others[key] if key in others else order.setdefault(key, len(order)) for key in keys)
@@ -47,7 +47,7 @@ class Samples:
     def sum_by_record(self, values: Tensor) -> Tensor:
         """Adds (private samples, d) to (num_records, d)."""
         if self.num_records == len(self.private):
-            return values  # every sample is a record of its own, in order
+            return values  # every sample is a separate record, in order
         if values.device not in self._placed:
             self._placed[values.device] = torch.tensor([self.records[i] for i in self.private], device=values.device)
         records = self._placed[values.device]

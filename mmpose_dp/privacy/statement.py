@@ -40,7 +40,7 @@ _NOT_COVERED = [
 def build_statement(
     plan: PrivacyPlan, ledger: Ledger, *, pretraining: str, spent: float | None = None
 ) -> dict[str, Any]:
-    """Everything a privacy reviewer asks for, as plain JSON values. Epsilon is that of the ledger, not of the plan.
+    """Everything that a privacy reviewer needs, as plain JSON values. Epsilon is that of the ledger, not of the plan.
 
     ``pretraining`` says where the initial weights came from, and what is known of their training data. A verifier gives epsilon,
     ``spent``, which it has computed before; the figures beside it are then left out.

@@ -52,7 +52,7 @@ class Findings:
 
 @dataclass(frozen=True)
 class Evidence:
-    """The files that belong together: a statement, and what lies in its folder."""
+    """The files that belong together: a statement, and the files in its folder."""
 
     folder: Path
     statement: Any  # None if there is none

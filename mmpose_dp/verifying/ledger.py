@@ -16,7 +16,9 @@ def check_ledger(files: Evidence, found: Findings) -> Ledger | None:
     """The ledger as far as the statement goes, if it is there and whole."""
     data = files.ledger_file
     if data is None:
-        found.unchecked.append(f'the ledger: there is no {LEDGER_NAME} here. Ask for it, it need not be published')
+        found.unchecked.append(
+            f'the ledger: there is no {LEDGER_NAME} here. Its owner may show it to you without publishing it'
+        )
         return None
     found.looked_at.add(files.folder / LEDGER_NAME)
     try:

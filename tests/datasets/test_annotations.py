@@ -40,7 +40,7 @@ REFUSED = {
     'an id twice': (lambda d: d['annotations'][5].update(id=3), 'more than one annotation with the id 3'),
     'an annotation twice': (lambda d: d['annotations'].append(dict(d['annotations'][2])), 'annotation with the id 3'),
     'an id as 3 and 3.0': (lambda d: d['annotations'][5].update(id=3.0), 'more than one annotation with the id 3.0'),
-    'no id': (lambda d: d['annotations'][4].pop('id'), 'an annotation whose id is None.*an id of its own'),
+    'no id': (lambda d: d['annotations'][4].pop('id'), 'an annotation whose id is None.*a different id'),
     'an id that is a list': (lambda d: d['annotations'][4].update(id=[1]), r'annotation whose id is \[1\]'),
     'an image id twice': (lambda d: d['images'][1].update(id=1), 'more than one image with the id 1'),
     'an image without id': (lambda d: d['images'][1].pop('id'), 'an image whose id is None'),

@@ -23,7 +23,7 @@ class TestRefusals:
         """The last bits of the public gradient, which no noise hides, would reveal how many private samples there are."""
         model = build(hrnet, private=True)
         wrapper = self.wrapper(model, public_weight=1.0, noise_multiplier=1.0, expected_batch_size=B)
-        with pytest.raises(PrivacyError, match='the private and the public ones apart'):
+        with pytest.raises(PrivacyError, match='private and public samples separately'):
             model.train_step(batch(hrnet, [0, None]), wrapper)
 
     def test_several_records_where_the_engine_wants_one(self, hrnet):

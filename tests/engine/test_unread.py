@@ -139,7 +139,7 @@ def test_what_is_assigned_above_private_would_be_lost(config, key):
     )
     call = CALL.replace("'hybrid'", "'hybrid', val_cfg=dict(fp16=True)")
     file = config(f'{MADE.replace(str(PLAIN), "base.py")}{key} = dict()\n{call}').filename
-    with pytest.raises(ConfigError, match=rf'own.py, line 3: {key} is assigned above .*: give it to .*{key}=...\)'):
+    with pytest.raises(ConfigError, match=rf'own.py, line 3: {key} is assigned above .*: pass it to .*{key}=...\)'):
         refuse_unread(Config.fromfile(file))
 
 

@@ -147,7 +147,7 @@ def test_a_checkpoint_runs_in_plain_mmpose_and_resumes(res50):
         (dict(trainable='experts'), 'go together'),
         (dict(trainable='head', experts=[{}]), 'go together'),
         (dict(trainable='all', experts=[{}]), "trainable='experts'"),
-        (dict(trainable='experts+head', experts=[{}]), 'stands alone'),
+        (dict(trainable='experts+head', experts=[{}]), 'write it alone'),
         (dict(trainable='experts', experts=[{'other.weight': torch.ones(1)}]), r'experts\[0\]: no layer of the model'),
         (dict(trainable='experts', experts=[EveryLayer().state_dict(), {}]), r'experts\[1\]: no layer of the model'),
     ],

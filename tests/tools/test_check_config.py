@@ -188,14 +188,17 @@ globals().update(private(_base_, 'dpsgd', train_cfg=dict(max_epochs=6), optim_wr
             "model['head']['out_channels'] = 17",
             'model.head.out_channels=17 does not fit the 16 joints of train_dataloader.dataset.private',
         ),
-        ('train_cfg = dict(max_epochs=3)', 'train_cfg: of plain training, while the rest of this config is private'),
+        (
+            'train_cfg = dict(max_epochs=3)',
+            'train_cfg configures plain training, while the rest of this config is private',
+        ),
         (
             'optim_wrapper = dict(max_grad_norm=1.0); del train_cfg',
-            'optim_wrapper, train_cfg: of plain training, while the rest of this config is private',
+            'optim_wrapper, train_cfg configure plain training, while the rest of this config is private',
         ),
         (
             "train_dataloader = train_dataloader['dataset']['private']; train_dataloader = dict(dataset=train_dataloader)",
-            'train_dataloader.dataset: of plain training, while the rest of this config is private',
+            'train_dataloader.dataset configures plain training, while the rest of this config is private',
         ),
         (
             "optim_wrapper = dict(optim_wrapper, type='AmpOptimWrapper', loss_scale='dynamic')",
@@ -245,7 +248,7 @@ def test_a_config_that_lost_its_private_parts_is_refused(check):
     status, page = check(f'{REPO}/configs/_base_/hrnet_synthetic.py', text)
     assert (
         status == 2
-        and 'optim_wrapper, train_dataloader.dataset, train_cfg, default_hooks.privacy_budget: of plain' in page
+        and 'optim_wrapper, train_dataloader.dataset, train_cfg, default_hooks.privacy_budget configure plain' in page
     )
 
 

@@ -1,7 +1,7 @@
 """What a model remembers outside of its parameters and buffers: tensors and arrays in plain attributes.
 
-A model that normalises by what it saw at the step before lets a record reach the gradients of others, and no replay within one step
-shows it. Must not keep a tensor alive, and must not tell what one holds: that it is another, or was written to, is enough.
+If a model normalises by what it saw at an earlier step, a record changes the gradients of others, and no replay within one step
+shows it. Must not keep a tensor alive, and must not reveal what one holds: it reports only that one was replaced or written to.
 """
 
 import weakref

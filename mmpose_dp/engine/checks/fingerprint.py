@@ -18,7 +18,7 @@ _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int32}
 Row = tuple[str, int, tuple]  # a tensor's name, how many rows it has, and its form, which a checkpoint holds too
 Sums = tuple[list[Row], Tensor]
 _TOGETHER = 1 << 20  # numbers that are joined, so that a GPU sums up many small tensors in one go
-_ROW = 512  # numbers of one sum; a tensor begins a row of its own
+_ROW = 512  # numbers of one sum; each tensor begins a new row
 _PIECE = (
     256  # rows whose products are made at a time, so that a CPU keeps them near; a GPU takes more, in fewer operations
 )
@@ -27,7 +27,7 @@ _PIECE = (
 class Fingerprint:
     """The bit sums of a model's parameters and buffers at one moment.
 
-    Takes about 0.1 s for 28 million parameters on one core, and a few megabytes.
+    It holds one number for each row of 512 numbers. docs/performance.md says how long it takes.
     """
 
     def __init__(self, model: nn.Module) -> None:

@@ -1,6 +1,6 @@
-"""What a checkpoint may hold of a model: its parameters and buffers, as they are, and nothing that other code puts beside them.
+"""What a checkpoint may hold of a model: its parameters and buffers with their values, and nothing that other code adds.
 
-The fingerprint watches parameters and buffers alone, so a module's extra state, or a hook on its state dict, could carry values of
+The fingerprint covers parameters and buffers only, so a module's extra state, or a hook on its state dict, could put values of
 a private batch into a checkpoint. Must not call anything in a model that may make such values.
 """
 
@@ -20,8 +20,8 @@ from mmpose_dp.privacy.errors import ConfigError, UnsupportedModelError
 _EXTRA = '_extra_state'
 _STATISTICS = 'running_mean', 'running_var'
 BEFORE_TRAINING = (
-    'It does so before training: put an intact file in the place of the one that it is from (load_from, optim_wrapper.experts or '
-    'an init_cfg)'
+    'It does so before training: replace the file that it comes from (load_from, optim_wrapper.experts or an init_cfg) by an '
+    'intact one'
 )
 AFTER_PUBLIC_EPOCHS = (
     'Public epochs diverged, and no private step was made: write a smaller learning rate for them (optim_wrapper.public_optimizer, '

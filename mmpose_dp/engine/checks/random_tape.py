@@ -1,6 +1,6 @@
-"""Gives a record the random numbers of another run: those of dropout and drop paths, of Python and of NumPy.
+"""Gives a record the random numbers of an earlier run: those of dropout and drop paths, of Python and of NumPy.
 
-Must not change which numbers the other samples get, nor where any generator goes on afterwards.
+Must not change which numbers the other samples get, nor the state of any generator afterwards.
 """
 
 import random
@@ -25,7 +25,7 @@ class RandomTape(TorchDispatchMode):
 
     Attributes:
         recorded: the operations that made random numbers, with these.
-        fault: why the numbers could not be handed over; empty if they could.
+        fault: why the numbers could not be reused; empty if they could.
     """
 
     def __init__(self) -> None:
@@ -70,7 +70,7 @@ class RandomTape(TorchDispatchMode):
             self.recorded.append((func, numbers.clone()))
             return False
         if self._position == len(self.recorded) or self.recorded[self._position][0] is not func:
-            self.fault = self.fault or 'alone, the record met other random layers than among other records'
+            self.fault = self.fault or 'alone, the record ran through other random layers than among other records'
             return False
         alone = self.recorded[self._position][1]
         self._position += 1

@@ -1,7 +1,7 @@
 """One record of a batch is run again alone: its gradient must be the one that it has among the other records.
 
-That the loss of a record depends on that record alone is what per-record sensitivity rests on, and no look at the code of a
-model proves it. So every private step tests it on one record at random, from the data preprocessor on. In the order of a step:
+The sensitivity of a record rests on this: its loss depends on that record alone. The code of a model cannot prove it. So every
+private step tests it on one record, chosen at random, from the data preprocessor on. In the order of a step:
 ``Replay.expect`` says where the record is, ``Replay.armed`` runs it alone before the batch, ``ReplayCheck`` sees its gradient in
 the batch, and ``Replay.judge`` compares the two.
 
@@ -28,7 +28,7 @@ from ..padding import padded
 from .first_difference import first_difference
 from .random_tape import RandomTape, States, numbers_from, torch_numbers_from
 
-# How far the two gradients may be apart, relative to the longer one. Rounding moves a few ReLUs over their kinks, so the gaps of
+# How far the two gradients may be apart, relative to the longer one. Rounding moves a few ReLUs across their kinks, so the gaps of
 # correct models are larger than the precision: tests/test_zoo.py measures them (0.02 % in float32, 0.2 % in bfloat16).
 _LIMITS = {torch.float64: 1e-3, torch.float32: 1e-2, torch.float16: 0.1, torch.bfloat16: 0.1}
 _TF32_LIMIT = 0.1
@@ -55,14 +55,14 @@ def tolerance(dtype: torch.dtype, device: torch.device) -> float:
 
 
 class Halved(NamedTuple):
-    """A tensor as float16 in units of its largest entry: half of the memory, off by 2^-12 of each entry that counts."""
+    """A tensor in half of its memory: float16 in units of its largest entry, off by 2^-12 of each entry but the tiny ones."""
 
     largest: Tensor
     values: Tensor
 
     @classmethod
     def of(cls, x: Tensor) -> 'Halved':
-        """The tensor, halved."""
+        """The tensor in float16, with its largest entry."""
         largest = x.abs().amax().clamp_min(torch.finfo(x.dtype).tiny)
         return cls(largest, (x / largest).half())
 
@@ -77,8 +77,8 @@ class ReplayCheck:
     Args:
         alone: the gradient of the record's loss alone, one per parameter or None for zero.
         samples: the record's samples in the batch.
-        scale: the length, in units of the losses as they are scaled, to which clipping brings a long gradient: C, or less where
-            short gradients are lengthened (automatic clipping).
+        scale: C times the loss scale, the length to which clipping brings a long gradient; less if clipping also lengthens short
+            gradients (automatic clipping).
     """
 
     def __init__(self, alone: Sequence[Halved | Tensor | None], samples: Sequence[int], scale: float) -> None:
@@ -139,7 +139,7 @@ class Replay:
     Attributes:
         chosen: the record, by ``dp_record``, or None: one of the first micro-batch that has private records. Where the chosen one
             could not be read, another of its micro-batch takes its place.
-        here: whether the chosen record's micro-batch is the one at hand.
+        here: whether the current micro-batch has the chosen record.
         fixed_shape: whether forwards have one shape, whatever was sampled, so that what follows the shape reveals nothing.
         fault: why this logical batch must not be released; empty if nothing is wrong.
     """
@@ -153,7 +153,7 @@ class Replay:
         self.forget()
 
     def expect(self, record: int | None) -> None:
-        """The chosen record is in the next micro-batch, or, for None, in another one; all have ``fixed_shape`` from now on."""
+        """The chosen record is in the next micro-batch, or in another one (None). All forwards have ``fixed_shape`` from now on."""
         self.fixed_shape = True
         self.here = record is not None
         if record is not None:
@@ -259,8 +259,8 @@ class Replay:
     ) -> None:
         """Sets ``fault`` if the two gradients are farther apart than rounding explains.
 
-        Alone, a record meets other kernels than in a batch: rounding that tips one ReLU over its kink can move the gradient of a
-        small model by a few percent. If forwards have a fixed shape, a distance counts only if it is still there in that shape.
+        Alone, a record runs through other kernels than in a batch: rounding that moves one ReLU across its kink can change the
+        gradient of a small model by a few percent. If forwards have a fixed shape, a distance counts only if it shows there too.
 
         Args:
             check: has seen the gradients among other records.

@@ -245,8 +245,8 @@ def check_same_model(checkpoint: Any, model: nn.Module) -> None:
         if shapes.get(name) != value.shape:
             raise ConfigError(
                 f'the checkpoint to resume from has no {name} of shape {tuple(value.shape)}, which the model of this config has: '
-                'what it would hold instead, no statement says. Put the old model, optim_wrapper.norm and trainable back, or start '
-                'a new training with load_from'
+                'the statement could not say where its values come from. Put the old model, optim_wrapper.norm and trainable back, '
+                'or start a new training with load_from'
             )
 
 

@@ -77,8 +77,8 @@ class ShownScalars:
         if last not in {*_TIMES, 'memory'}:
             self.warn_once(
                 last,
-                f'{name} is not shown: nobody knows whether it depends on private samples. In private training only '
-                f'{", ".join(sorted(SCALARS))} and what validation measures are',
+                f'{name} is not shown, since it may depend on private samples. Private training shows only '
+                f'{", ".join(sorted(SCALARS))} and the metrics of validation',
             )
         return False
 
@@ -110,7 +110,7 @@ class GuardedMessageHub(MessageHub):
         if not is_training(self):
             self.informed.add(key)
         elif not _may_be_kept(key, value):
-            self.shown.warn_once(key, f'{key} is not kept: nobody knows whether it depends on private samples')
+            self.shown.warn_once(key, f'{key} is not kept in the message hub, since it may depend on private samples')
             return
         super().update_info(key, value, resumed)
 

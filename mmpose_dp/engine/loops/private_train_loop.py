@@ -38,9 +38,9 @@ class PrivateTrainLoop(EpochBasedTrainLoop):
         runner: the runner.
         dataloader: ``train_dataloader`` with ``batch_sampler.type='PoissonBatchSampler'``.
         max_epochs: all epochs, public-only ones included.
-        public_epochs: the first so many epochs train on public samples alone: no noise, and no privacy is spent beyond
-            what calling them public already published. "Public views first, private images second." BatchNorm learns its
-            statistics in them, as in plain training, and keeps them afterwards.
+        public_epochs: how many epochs, at the start, train on public samples only. They add no noise and spend no privacy
+            beyond what counts as public anyway. BatchNorm learns its statistics in them, as in plain training, and keeps
+            them afterwards.
         val_begin, val_interval, dynamic_intervals: as in mmengine.
         others: ``by_epoch=True`` is taken; any other key of mmengine's own loops is refused by name.
     """
@@ -140,7 +140,7 @@ class PrivateTrainLoop(EpochBasedTrainLoop):
         """All epochs. Raises PrivacyError, before the first of them, where private steps would not be counted."""
         if self.private_steps and self.runner.optim_wrapper.plan is None:
             raise PrivacyError(
-                'private steps would be counted nowhere: add privacy_budget=dict(type="PrivacyBudgetHook", ...) to default_hooks'
+                'no ledger would count the private steps: add privacy_budget=dict(type="PrivacyBudgetHook", ...) to default_hooks'
             )
         self._begin_watch()
         # a full garbage collection, about once per step, would look at all that MMPose has loaded (0.3 s); now it skips that
@@ -160,12 +160,12 @@ class PrivateTrainLoop(EpochBasedTrainLoop):
         names = [name for name, param in model.named_parameters() if id(param) in frozen]
         if names:
             raise PrivacyError(
-                f'{names[0]} was frozen by a hook after the optimizer was built: it would still get its noise. Write '
-                'optim_wrapper.trainable in the place of that hook'
+                f'a hook froze {names[0]} after the optimizer was built, which would still add noise to it. Remove that hook, and '
+                'write optim_wrapper.trainable instead'
             )
         copier = getattr(unwrapped(model), 'data_preprocessor', None)
         if self.dataloader.pin_memory and isinstance(copier, BaseDataPreprocessor):
-            copier._non_blocking = True  # its own setting: the host goes on while pictures are copied
+            copier._non_blocking = True  # mmengine's setting: the host does not wait while pictures are copied
         model.train()  # some backbones freeze their first stages in there
         self.watch.take_trained(model)
 
@@ -230,7 +230,7 @@ class PrivateTrainLoop(EpochBasedTrainLoop):
             self._refuse(wrapper, f'a logical batch made {made} counted steps')
 
     def _refuse(self, wrapper: DPOptimWrapper, why: str) -> None:
-        """Raises PrivacyError. The private step at hand is counted, since a record may have caused it."""
+        """Raises PrivacyError. The current private step is counted, since a record may have caused the fault."""
         if not wrapper.public_only and wrapper.mechanism.ledger.run_steps == self._steps_before:
             wrapper.mechanism.count()
         raise PrivacyError(f'{why}: train_step must call optim_wrapper.update_params(loss) exactly once')

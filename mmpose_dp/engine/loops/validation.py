@@ -61,7 +61,7 @@ def refuse_lost_annotations(evaluator: Any) -> None:
         file = metric.get('ann_file') if isinstance(metric, dict) else None
         if isinstance(file, str) and '://' not in file and not Path(file).is_file():
             raise PrivacyError(
-                f'val_evaluator.ann_file={file}: there is no such file. It is the one of val_dataloader.dataset'
+                f'val_evaluator.ann_file={file}: there is no such file. Write the annotation file of val_dataloader.dataset'
             )
 
 
@@ -75,15 +75,16 @@ def train_loader(settings: dict) -> dict:
     kind = resolved(FUNCTIONS, collate.get('type') if isinstance(collate, dict) else collate)
     if collate is not None and kind not in (pseudo_collate, default_collate, collate_samples):
         raise PrivacyError(
-            'train_dataloader.collate_fn: private training joins samples itself, since each must keep its record. Take it out'
+            'train_dataloader.collate_fn cannot be used: private training collates samples itself, since each must keep its '
+            'record. Take it out'
         )
     sampler = settings.get('sampler')
     if isinstance(sampler, dict):
         named = resolved(DATA_SAMPLERS, sampler.get('type'))
         if named not in (DefaultSampler, InfiniteSampler):
             raise PrivacyError(
-                f'train_dataloader.sampler.type={sampler.get("type")!r} would not be followed: every record is sampled by '
-                "itself, by batch_sampler. Write sampler=dict(type='DefaultSampler', shuffle=True)"
+                f'train_dataloader.sampler.type={sampler.get("type")!r} would have no effect: batch_sampler samples each record '
+                "independently. Write sampler=dict(type='DefaultSampler', shuffle=True)"
             )
     if settings.get('num_batch_per_epoch') is not None:
         raise PrivacyError(

@@ -86,8 +86,8 @@ class LayeredConstructor(DefaultOptimWrapperConstructor):
             del group['weight_decay']  # the optimizer's own: MMPose would put None there
         if len({group['lr'] for group in params}) == 1 and self.paramwise_cfg['layer_decay_rate'] != 1:
             raise PrivacyError(
-                'optim_wrapper.paramwise_cfg.layer_decay_rate changes no learning rate here: it is for vision transformers, whose '
-                'layers are backbone.layers. Take it and num_layers out, or write custom_keys'
+                'optim_wrapper.paramwise_cfg.layer_decay_rate changes no learning rate of this model: it is for vision '
+                'transformers, whose layers are backbone.layers. Take out layer_decay_rate and num_layers, or write custom_keys'
             )
 
 
@@ -143,7 +143,7 @@ class DPOptimWrapperConstructor(LayeredConstructor):
         before = {param for param in core.parameters() if param.requires_grad}
         if not before:
             raise PrivacyError(
-                'the model has no parameter to train: lower model.backbone.frozen_stages, or thaw its head'
+                'the model has no parameter to train: lower model.backbone.frozen_stages, or set requires_grad in its head'
             )
         experts = experts_of(self.experts)
         choose_trainable(core, **self.subset, experts=experts)

@@ -127,7 +127,7 @@ class DPOptimWrapper(SteppingOptimWrapper):
             random=(DeviceRandomSource if any(p.is_cuda for p in self.params) else RandomSource)(debug_seed),
         )
         self.adaptive_norm = getattr(self.mechanism, 'adaptive_norm', None)
-        # the norm from which on a gradient is shortened: automatic clipping lengthens those that are below
+        # longer gradients are shortened to about C, for the replay's limit; automatic clipping lengthens shorter ones
         self._long = min(max_grad_norm, STABILITY) if clipping == 'automatic' else max_grad_norm
         self._layers_random = RandomSource(debug_seed)
         self._model: Any = None
@@ -143,7 +143,9 @@ class DPOptimWrapper(SteppingOptimWrapper):
         self.mechanism.forget()
         self._public_sum: list[Tensor] | None = None
         self._public_count = 0
-        self._own_losses: list[Tensor] = []  # of each micro-batch, whether its loss was the head's; read at the end
+        self._own_losses: list[
+            Tensor
+        ] = []  # for each micro-batch, whether its loss was the head's only; read at the end
         self._attributes: Attributes | None = None  # of the model, before the first forward of this logical batch
         self._seen: dict[str, list[Tensor]] = {}  # what may be logged, by name, of each micro-batch
         self.replay.forget()
@@ -243,7 +245,7 @@ class DPOptimWrapper(SteppingOptimWrapper):
             self._model(**self._model.data_preprocessor(batch, True), mode='loss')
         last = self._taken()
         if last.samples.num_records:
-            raise PrivacyError('a private record was offered as public')
+            raise PrivacyError('public_gradients got a private record: give it public samples only')
         gradients = PerSampleGradients(self.params, range(len(last.losses)), self.loss_scale, total)
         self.engine.backward(self._scaled(last), gradients)
         return gradients.total
@@ -258,10 +260,10 @@ class DPOptimWrapper(SteppingOptimWrapper):
         return [Halved.of(x) if x is not None and x.numel() else None for x in found]
 
     def rehearse(self, batch: dict) -> None:
-        """Has the engine look at a batch of several samples that are nobody's, in full precision, before any step is counted.
+        """Runs the engine's checks on a batch of several blank samples, in full precision, before any step is counted.
 
-        The first private batches are looked at all the same. Raises PrivacyError if samples mix, if the per-sample gradients do not
-        add up to autograd's, or if the model remembers samples in plain attributes.
+        The first private batches are checked again. Raises PrivacyError if samples mix, if the per-sample gradients do not add up
+        to autograd's, or if the model remembers samples in plain attributes.
         """
         with torch.enable_grad():
             with self.engine.capture():
@@ -318,7 +320,7 @@ class DPOptimWrapper(SteppingOptimWrapper):
     def update_params(self, loss: Tensor, step_kwargs: dict | None = None, zero_kwargs: dict | None = None) -> None:
         """Adds one micro-batch to the logical batch and, unless ``accumulating``, ends the logical step.
 
-        The gradients come from the head's losses per sample. ``loss`` must be their mean: the model may add no loss of its own.
+        The gradients come from the head's losses per sample. ``loss`` must be their mean: the model may add no other loss.
         """
         with self._counted():
             last = self._taken()
@@ -342,9 +344,9 @@ class DPOptimWrapper(SteppingOptimWrapper):
         # the last bits of such a public sum, which no noise hides, would reveal how many others there are
         if private is not None and len(wanted):
             raise PrivacyError(
-                'a public sample is in one forward with private ones: give model.train_step the private and the public ones apart'
+                'a public sample is in one forward with private ones: call train_step for private and public samples separately'
             )
-        # goes on with the sum so far: a second one would cost the memory of all parameters once more
+        # continues the sum so far: another sum would need the memory of all parameters again
         public = SampleSum(self.params, wanted, self.loss_scale, self._public_sum) if len(wanted) else None
         check = self.replay.check_for(samples, self._long * self.loss_scale)
         collectors = (collector for collector in (private, public, check) if collector is not None)
@@ -367,9 +369,11 @@ class DPOptimWrapper(SteppingOptimWrapper):
         self.engine.backward(losses, *collectors)
 
     def _add_public(self, last: SampleLosses) -> None:
-        """Adds the samples' gradients in a step on public ones alone: plain training, no sample of which needs one of its own."""
+        """Adds the sum of the gradients in a step on public samples only: plain training needs no per-sample gradients."""
         if last.samples.num_records:
-            raise PrivacyError('a private record is in a step on public samples alone')
+            raise PrivacyError(
+                'a private record is in a step of a public epoch: give model.train_step public samples only'
+            )
         loss = torch.stack(last.losses).float().sum() * self.loss_scale
         found = torch.autograd.grad(loss, self.trained, allow_unused=True)
         part = [
@@ -384,7 +388,7 @@ class DPOptimWrapper(SteppingOptimWrapper):
 
     def finish_step(self, step_kwargs: dict | None = None, zero_kwargs: dict | None = None) -> None:
         """Ends a logical batch: also right when it was empty."""
-        with self._counted():  # a check may fail too, for want of memory
+        with self._counted():  # a check may fail too, for example if memory runs out
             fault = self._fault()
         if self.public_only:
             if fault:
@@ -439,9 +443,7 @@ class DPOptimWrapper(SteppingOptimWrapper):
         name = '' if self._stood is None or self._model is None else self._stood.changed(self._model)
         if not name:
             return ''
-        return (
-            f'{name} was changed by the training forward or by a hook, which would put private batches into checkpoints'
-        )
+        return f'{name} was changed by the training forward or by a hook, so a checkpoint would hold private batches without noise'
 
     def _note(self, losses: Tensor, last: SampleLosses) -> None:
         """Keeps what may be logged of a micro-batch: nothing of private samples, unless the user asked for that."""
@@ -466,8 +468,8 @@ class DPOptimWrapper(SteppingOptimWrapper):
 
 def _remembers(name: str) -> str:
     return (
-        f'a training forward keeps something in model.{name}, by which samples could reach later ones: compute it anew from each '
-        'sample, or keep it in a local variable'
+        f'a training forward keeps something in model.{name}, through which samples could influence later ones: compute it anew '
+        'from each sample, or keep it in a local variable'
     )
 
 

@@ -1,7 +1,7 @@
-"""What moves the parameters once a gradient may be seen, and what of it a checkpoint keeps.
+"""The optimizers that move the parameters after the mechanism has released a gradient, and their state in checkpoints.
 
-Plain training wants another optimizer than noised gradients do, so the steps on public samples alone may have their own. Must not
-see a gradient of private samples before it is noised.
+Noised gradients need other optimizer settings than plain training, so the steps on public samples may have their own optimizer.
+Must not get a gradient of private samples before it is noised.
 """
 
 from collections.abc import Sequence
@@ -26,10 +26,10 @@ class SteppingOptimWrapper(OptimWrapper):
 
     Attributes:
         params: what private steps train.
-        public_only: whether the steps at hand are on public samples alone.
-        trained: what the steps at hand train.
-        public_optimizer: takes the steps on public samples alone; None: ``optimizer`` does.
-        public_params: what it trains, ``params`` among them. Without noise nothing is gained by moving few.
+        public_only: whether the steps of this epoch are on public samples only.
+        trained: what the steps of this epoch train.
+        public_optimizer: takes the steps on public samples only; None: ``optimizer`` does.
+        public_params: what it trains, ``params`` among them. Without noise, training fewer parameters gains nothing.
         left_out: what ``optim_wrapper.trainable`` freezes of what the model would train.
         experts: the checkpoints of ``optim_wrapper.experts``, each with the digest of its weights.
         adaptive_norm: C, where it follows the votes of the records; None: it does not.
@@ -68,7 +68,7 @@ class SteppingOptimWrapper(OptimWrapper):
             group['lr'] = group['initial_lr'] * next((factors[p] for p in group['params'] if p in factors), common)
 
     def get_lr(self) -> dict[str, list[float]]:
-        """The learning rates of the steps at hand: of ``public_optimizer`` where it takes them. The log shows the first."""
+        """The learning rates of this epoch's steps: those of ``public_optimizer`` if it takes them. The log shows the first."""
         if not self.public_only or self.public_optimizer is None:
             return super().get_lr()
         self._move_public_rates(self.public_optimizer)
@@ -87,12 +87,12 @@ class SteppingOptimWrapper(OptimWrapper):
         raise PrivacyError(_NOT_PRIVATE.format('zero_grad'))
 
     def _scheduled(self) -> dict[nn.Parameter, float]:
-        """Where ``param_scheduler`` has got to with each parameter, in units of its first learning rate, if that is not 0."""
+        """Each parameter's learning rate under ``param_scheduler``, in units of its first learning rate, if that is not 0."""
         groups = [group for group in self.optimizer.param_groups if group.get('initial_lr', group['lr'])]
         return {p: group['lr'] / group.get('initial_lr', group['lr']) for group in groups for p in group['params']}
 
     def state_dict(self) -> dict:
-        """As mmengine's, and the public optimizer's and C's under keys of their own."""
+        """mmengine's state, with that of the public optimizer and C under two more keys."""
         state = super().state_dict()
         if self.public_optimizer is not None:
             state['public_optimizer'] = self.public_optimizer.state_dict()

@@ -59,7 +59,7 @@ class SampleLosses(NamedTuple):
 
     Attributes:
         samples: what each sample of the batch is.
-        losses: the total loss of each sample, a scalar with a graph of its own down to the outputs.
+        losses: the total loss of each sample, a scalar with a separate graph down to the outputs.
         accuracies: (samples,) by name; empty unless ``compute_acc`` is set.
     """
 
@@ -87,7 +87,7 @@ class FeatureMaskingHead:
         self.compute_acc = False
         self._last: SampleLosses | None = None
         self._outputs: Any = None
-        self._asked = False  # whether the loss of the sample at hand has called forward
+        self._asked = False  # whether the loss of the current sample has called forward
 
     def take(self) -> SampleLosses:
         """The losses of the last ``loss``, which the head then forgets. Raises PrivacyError where there was none."""
@@ -97,7 +97,7 @@ class FeatureMaskingHead:
         return last
 
     def forward(self, feats: Any) -> Any:
-        """The parent's forward; inside ``loss``, what it gave for the sample at hand."""
+        """The parent's forward; inside ``loss``, its output for the current sample."""
         self._asked = True
         return super().forward(feats) if self._outputs is None else self._outputs  # type: ignore[misc]
 
@@ -110,7 +110,7 @@ class FeatureMaskingHead:
         """The parent's losses, each of shape (samples,); accuracies are left out.
 
         A data sample whose metainfo holds ``dp_record=None`` is public; samples of equal ``dp_record`` are one record; without
-        the field every sample is a record of its own. Samples whose ``dp_record`` is PADDING get the loss 0. ``dp_weight`` is
+        the field every sample is a separate record. Samples whose ``dp_record`` is PADDING get the loss 0. ``dp_weight`` is
         Samples.weights'.
         """
         outputs, config = self.forward(feats), dict(train_cfg or {}, compute_acc=self.compute_acc)
