@@ -2,8 +2,8 @@
 
 FILE is a privacy_statement.json, a privacy_ledger.jsonl, or a checkpoint (.pth), published or not. Needs dp-accounting, numpy and
 scipy alone; with Opacus installed, epsilon is recomputed by its accountants too. Prints what was checked and what could not be,
-and exits with 0, or with 1 if anything is wrong. Must not run code of the files, and must not call a thing checked that was not.
-The checks are in verifying/, one module per thing that is checked.
+and exits with 0, or with 1 if anything is wrong. Must not run code of the files, or say that something was checked that was not.
+The checks are in verifying/, one module for each thing that is checked.
 """
 
 import argparse

@@ -121,7 +121,7 @@ def add(ledgers: list[Ledger], delta: float, out: Path | None) -> None:
     if twice(total):
         raise PrivacyError(
             'a training is in several of these ledgers, not at their beginning, and would be counted more than once: give each '
-            'once. Copies of a work dir that an earlier version resumed apart cannot be told apart'
+            'once. Nothing distinguishes the ledgers of two copies of a work dir that an earlier version resumed'
         )
     if out is not None:
         if out.exists():

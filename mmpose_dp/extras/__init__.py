@@ -1,1 +1,1 @@
-"""Optional parts of private training, loaded if a config asks for them. Must not be imported by privacy or gradients."""
+"""Optional parts of private training, and what tools and statements add. Must not be imported by privacy or gradients."""

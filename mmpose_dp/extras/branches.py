@@ -1,8 +1,8 @@
-"""Adds up ledgers that may be copies of one another: what they have in common counts once, and each branch counts.
+"""Adds up ledgers that may be copies of one another: their common beginning counts once, and each branch counts.
 
 A line's hash is over all lines before it, and every training and every resume has a random name. So two ledgers with a line in
-common have one history up to there. Must not count a step once that was taken twice: where an earlier version opened or resumed a
-training without a name, copies cannot be told apart, and what follows counts in each.
+common have one history up to there. Must not count a step once that was taken twice: if an earlier version opened or resumed a
+training without a name, nothing shows whether two ledgers are copies, and what follows counts in each.
 """
 
 from collections.abc import Sequence
@@ -14,9 +14,9 @@ from mmpose_dp.privacy.ledger import Ledger
 
 
 def add(total: Ledger, other: Ledger, shared: int = 0) -> None:
-    """Adds the runs of another ledger on the same records, which composes them, but for its first ``shared`` lines, which it has.
+    """Adds the runs of another ledger on the same records, which composes them, without its first ``shared`` lines: they are there.
 
-    What goes on from such a line opens a run: the last run of the sum may be another. Raises LedgerError if runs do not add up.
+    The steps after these lines open a run, since the last run of the sum may be another. Raises LedgerError if runs do not add up.
     """
     opening: dict[str, Any] = {}
     for number, line in enumerate(other.lines):

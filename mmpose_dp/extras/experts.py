@@ -1,7 +1,7 @@
-"""Mixing weights of experts: of each layer, a few private numbers say how much of each publicly trained model is in it.
+"""Mixing weights of experts: for each layer, a few privately trained numbers say how much of each public model is in it.
 
-The experts are models of one architecture that were trained on public data, each otherwise: on other pictures, or on turned ones.
-Must not train the experts, and must not take one that saw private records: nothing here can tell.
+The experts are models of one architecture, each trained on public data in another way: on other pictures, or on turned ones.
+Must not train the experts. They must not have seen private records, which nothing here can check.
 """
 
 import hashlib

@@ -1,6 +1,6 @@
 """The checks of ``python -m mmpose_dp.verify``, one module per thing that is checked.
 
-Must not import torch, must not run code of a file, and must not call a thing checked that was not: what cannot be checked is named.
+Must not import torch or run code of a file. Must not say of anything that it was checked if it was not: it is named as unchecked.
 
 - ``findings``: what was checked, what is wrong, what could not be checked; and the files that belong together.
 - ``schema``: the form of a statement's values.

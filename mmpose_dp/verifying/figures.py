@@ -1,6 +1,6 @@
 """Epsilon, delta and the risk figures of a statement, recomputed from the steps.
 
-Must not accept a figure below what the steps have spent.
+Must not accept a figure that is more than TOLERANCE below what the steps have spent.
 """
 
 import math

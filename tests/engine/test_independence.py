@@ -21,7 +21,7 @@ from torch.optim import SGD
 
 from mmpose_dp.engine import DPOptimWrapper
 from mmpose_dp.engine.checks.fingerprint import Fingerprint
-from mmpose_dp.engine.checks.replay import Halved, Replay, ReplayCheck
+from mmpose_dp.engine.checks.replay import HalfPrecision, Replay, ReplayCheck
 from mmpose_dp.gradients.blocks import StackBlock
 from mmpose_dp.models import freeze_batch_norm
 from mmpose_dp.privacy.errors import PrivacyError
@@ -334,7 +334,7 @@ def test_mixing_that_begins_late_stops_before_a_release(trunk, fixed_shape):
     for seed in range(3):
         step(model, wrapper, seed)
     model.backbone.wake()
-    wrapper._stood = None  # the gate is opened by hand here, by the optimizer in a training
+    wrapper._fingerprint = None  # the gate is opened by hand here, by the optimizer in a training
     wrapper.replay.chosen = 1  # the one record that holds the maximum is the same alone and among others
     refused_step(model, wrapper, MIXING[trunk])
 
@@ -380,7 +380,7 @@ def test_mixing_is_still_there_in_one_shape(gate, looks):
     wrapper.replay.fixed_shape = True
     step(model, wrapper)
     model.backbone.gate.data.fill_(gate)
-    wrapper._stood, before = None, Fingerprint(model)
+    wrapper._fingerprint, before = None, Fingerprint(model)
     refused_step(model, wrapper, 'from backbone.b on')
     assert looks == [False] and not before.changed(model)
 
@@ -625,7 +625,7 @@ def test_bit_sums_see_the_order_and_the_form_of_a_tensor(kind, dtype):
 def test_samples_that_cancel_leave_rounding_and_nothing_else(second, far):
     """Two samples of one record whose gradients cancel: each is long, and their sum is rounding."""
     grads = torch.tensor([[3.0, 4.0], [-3.0, -4.0]]) + torch.tensor([[1e-6], [0.0]])
-    check = ReplayCheck([Halved.of(torch.tensor([second - 3.0, 0.0]))], [0, 1], 1e-6)
+    check = ReplayCheck([HalfPrecision.of(torch.tensor([second - 3.0, 0.0]))], [0, 1], 1e-6)
     check.add(StackBlock([0], grads))
     assert (check.gap(1e-3) > 0.01) == far
 

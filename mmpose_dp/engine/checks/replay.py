@@ -54,14 +54,14 @@ def tolerance(dtype: torch.dtype, device: torch.device) -> float:
     return limit
 
 
-class Halved(NamedTuple):
+class HalfPrecision(NamedTuple):
     """A tensor in half of its memory: float16 in units of its largest entry, off by 2^-12 of each entry but the tiny ones."""
 
     largest: Tensor
     values: Tensor
 
     @classmethod
-    def of(cls, x: Tensor) -> 'Halved':
+    def of(cls, x: Tensor) -> 'HalfPrecision':
         """The tensor in float16, with its largest entry."""
         largest = x.abs().amax().clamp_min(torch.finfo(x.dtype).tiny)
         return cls(largest, (x / largest).half())
@@ -81,7 +81,7 @@ class ReplayCheck:
             gradients (automatic clipping).
     """
 
-    def __init__(self, alone: Sequence[Halved | Tensor | None], samples: Sequence[int], scale: float) -> None:
+    def __init__(self, alone: Sequence[HalfPrecision | Tensor | None], samples: Sequence[int], scale: float) -> None:
         self._alone = {i: x for i, x in enumerate(alone) if x is not None}
         self._samples, self.scale = samples, scale
         self._norms: dict[
@@ -93,8 +93,8 @@ class ReplayCheck:
     def add(self, block: Block) -> None:
         """See Collector.add. Reads nothing from the device."""
         for index, grads in zip(block.indices, block.per_sample(self._samples)):
-            among, halved = grads.sum(0) if len(grads) > 1 else grads[0], self._alone.pop(index, None)
-            alone = torch.zeros_like(among) if halved is None else halved.float()
+            among, kept = grads.sum(0) if len(grads) > 1 else grads[0], self._alone.pop(index, None)
+            alone = torch.zeros_like(among) if kept is None else kept.float()
             lengths = [torch.linalg.vector_norm(x) for x in (among, alone)]
             apart = torch.linalg.vector_norm(alone.sub_(among))  # in place: a step has many parameters
             self._norms[index] = [*lengths, apart, torch.linalg.vector_norm(grads) if len(grads) > 1 else lengths[0]]
@@ -106,8 +106,8 @@ class ReplayCheck:
             rounding: the relative rounding of a sample's gradient, which is taken off the distance: where the samples of a record
                 all but cancel (a residual on a flat picture), nothing else is left.
         """
-        for index, halved in self._alone.items():  # no block had these: the gradient among others is zero
-            alone = torch.linalg.vector_norm(halved.float())
+        for index, kept in self._alone.items():  # no block had these: the gradient among others is zero
+            alone = torch.linalg.vector_norm(kept.float())
             self._norms[index] = [torch.zeros_like(alone), alone, alone, torch.zeros_like(alone)]
         self._alone = {}
         if self._norms:
@@ -126,7 +126,7 @@ class ReplayCheck:
         return max(self._squares, key=lambda index: self._squares[index][2]) if self._squares else None
 
 
-RunAlone = Callable[[dict], list[Halved | None]]
+RunAlone = Callable[[dict], list[HalfPrecision | None]]
 RunAmong = Callable[[dict, Collector], None]
 
 
@@ -166,7 +166,7 @@ class Replay:
         self.fault = ''
         self._done = self._running = self._began = False
         self._keys: set[Any] = set()  # the private records that came to the data preprocessor of the last forward
-        self._alone: list[Halved | None] | None = None
+        self._alone: list[HalfPrecision | None] | None = None
         self._indices: Sequence[int] = ()
         self._tape = RandomTape()  # the record's random numbers of torch
         self._before: States | None = None  # the generators before it ran alone

@@ -20,7 +20,7 @@ class LoaderWait:
 
     def __init__(self) -> None:
         self._begun = False
-        self._told: set[bool] = set()  # the kinds of epochs, public or private, that were reported
+        self._reported: set[bool] = set()  # the kinds of epochs, public or private, that were reported
         self.share = 0.0  # of the last whole epoch
 
     def batches(self, dataloader: DataLoader) -> Iterator[dict[str, Any]]:
@@ -39,9 +39,9 @@ class LoaderWait:
 
     def report(self, runner: Runner, dataloader: DataLoader, public_only: bool) -> None:
         """One sentence in the log if the last epoch waited for more than 10 % of its time, once for each kind of epoch."""
-        if self.share <= _MUCH or public_only in self._told:
+        if self.share <= _MUCH or public_only in self._reported:
             return
-        self._told.add(public_only)
+        self._reported.add(public_only)
         cores, workers = len(os.sched_getaffinity(0)), dataloader.num_workers
         advice = [f'raise train_dataloader.num_workers (now {workers}, for {cores} cores)'] if workers < cores else []
         if workers and not dataloader.persistent_workers:

@@ -37,7 +37,7 @@ from ..checks.attributes import Attributes
 from ..checks.fingerprint import Fingerprint
 from ..checks.own_state import refuse_other_state
 from ..checks.random_tape import numbers_from
-from ..checks.replay import Halved, Replay, prepared
+from ..checks.replay import HalfPrecision, Replay, prepared
 from .stepping import SteppingOptimWrapper
 from .validation import build_mechanism, check_settings, from_settings, private_head
 
@@ -133,7 +133,7 @@ class DPOptimWrapper(SteppingOptimWrapper):
         self._model: Any = None
         self._exposed = False  # whether metrics of private samples are let through, outside the guarantee
         self.replay = Replay(RandomSource(debug_seed))
-        self._stood: Fingerprint | None = None  # the model after the last step, or before the first
+        self._fingerprint: Fingerprint | None = None  # the model after the last step, or before the first
         self.loggable_metrics: dict[str, float] = {}  # what may be logged of the last step
         self.micro_batches = 0  # that update_params has added
         self.forget_batch()
@@ -185,7 +185,7 @@ class DPOptimWrapper(SteppingOptimWrapper):
         self.engine = Engine(model, self.params, self._head.called_per_sample(), self.engine_kind)
         names = {id(param): name for name, param in model.named_parameters()}
         self._named = {names[id(param)]: param for param in self.params}
-        self._model, self._stood = model, None
+        self._model, self._fingerprint = model, None
 
     def should_sync(self) -> bool:
         """Never: clipped sums are added over ranks here, gradients are not averaged by DDP."""
@@ -217,8 +217,8 @@ class DPOptimWrapper(SteppingOptimWrapper):
             self.prepare(core)
         if not self.public_only:
             refuse_batch_statistics(self._norms)
-        if not self.public_only and self._stood is None:
-            self._stood = Fingerprint(self._model)
+        if not self.public_only and self._fingerprint is None:
+            self._fingerprint = Fingerprint(self._model)
         # of dropout and other random layers: under mmengine's seed, which checkpoints hold, one more record would change the
         # numbers of the others in a known way
         seed = int(self._layers_random.uint64(1)[0])
@@ -250,14 +250,14 @@ class DPOptimWrapper(SteppingOptimWrapper):
         self.engine.backward(self._scaled(last), gradients)
         return gradients.total
 
-    def _gradient_alone(self, part: dict) -> list[Halved | None]:
+    def _gradient_alone(self, part: dict) -> list[HalfPrecision | None]:
         """The gradient of one record's scaled loss by plain autograd, without capture: one per parameter, or None for zero."""
         with self.engine.paused():
             self._model(**prepared(self._model, part), mode='loss')
             loss = torch.stack(self._scaled(self._taken())).sum()
             found = torch.autograd.grad(loss, self.params, allow_unused=True)
         torch.clear_autocast_cache()  # the casts made here must not serve the batch, whose graph is another one
-        return [Halved.of(x) if x is not None and x.numel() else None for x in found]
+        return [HalfPrecision.of(x) if x is not None and x.numel() else None for x in found]
 
     def rehearse(self, batch: dict) -> None:
         """Runs the engine's checks on a batch of several blank samples, in full precision, before any step is counted.
@@ -416,7 +416,7 @@ class DPOptimWrapper(SteppingOptimWrapper):
         self._global_step += 1
         self.optimizer.zero_grad(**(zero_kwargs or {}))
         if self._model is not None and not self.public_only:
-            self._stood = Fingerprint(self._model)
+            self._fingerprint = Fingerprint(self._model)
         self._inner_count += 1
         self.loggable_metrics = dict(zip(means, values))
         if self.adaptive_norm is not None:
@@ -431,8 +431,8 @@ class DPOptimWrapper(SteppingOptimWrapper):
         if kept:
             return _remembers(kept)
         looks = list(self._own_losses)
-        if not self.public_only and self._stood is not None and self._model is not None:
-            looks.append(self._stood.is_that_of(self._model).to(self.params[0].device))
+        if not self.public_only and self._fingerprint is not None and self._model is not None:
+            looks.append(self._fingerprint.is_that_of(self._model).to(self.params[0].device))
         if not looks or bool(torch.stack(looks).all()):
             return ''
         name = '' if self.public_only else self.changed_outside()
@@ -440,7 +440,7 @@ class DPOptimWrapper(SteppingOptimWrapper):
 
     def changed_outside(self) -> str:
         """What moved a parameter or a buffer since the last private step other than that step, in words; empty if nothing did."""
-        name = '' if self._stood is None or self._model is None else self._stood.changed(self._model)
+        name = '' if self._fingerprint is None or self._model is None else self._fingerprint.changed(self._model)
         if not name:
             return ''
         return f'{name} was changed by the training forward or by a hook, so a checkpoint would hold private batches without noise'

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import nn
 
+from mmpose_dp.extras.clipping_variants import mechanism_of
 from mmpose_dp.models import FeatureMaskingHead, make_private
 from mmpose_dp.privacy.errors import PrivacyError
 from mmpose_dp.privacy.mechanism import GaussianMechanism
@@ -109,10 +110,6 @@ def build_mechanism(clipping: str, schedule: Any, **settings: Any) -> GaussianMe
             "optim_wrapper.clipping='per-layer' is now called 'per-parameter'", DeprecationWarning, stacklevel=3
         )
         clipping = 'per-parameter'
-    if clipping == 'flat':
-        return GaussianMechanism(**settings)
-    from mmpose_dp.extras.clipping_variants import mechanism_of
-
     if clipping == 'adaptive' and schedule is not None and schedule.max_grad_norm != 1:
         raise PrivacyError(
             f"optim_wrapper.schedule.max_grad_norm={schedule.max_grad_norm} and clipping='adaptive' both move C: "
