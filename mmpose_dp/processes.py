@@ -1,4 +1,4 @@
-"""What the processes of one training send each other, with torch alone. Must not know what a tensor means."""
+"""Sums and copies over the processes of one training. Needs torch only. Must not know what a tensor means."""
 
 from torch import Tensor, distributed
 

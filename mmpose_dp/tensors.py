@@ -1,6 +1,6 @@
-"""What privacy/ and gradients/ do with tensors: as tables, a row per sample, and otherwise on a GPU than on a CPU.
+"""Tensor operations that privacy/ and gradients/ share: tables with one row per sample, and what differs on a GPU.
 
-With torch alone. Must not know what a tensor means.
+Needs torch only. Must not know what a tensor means.
 """
 
 from collections.abc import Iterator, Sequence
@@ -54,13 +54,13 @@ def without(x: Tensor, left_out: Tensor | None) -> Tensor:
 
 # ---- on a GPU --------------------------------------------------------------------------------------------------
 def reading_waits(x: Tensor) -> bool:
-    """Whether to read a number of it is to wait for a device."""
+    """Whether reading a number of ``x`` waits for a device."""
     return x.device.type != 'cpu'
 
 
 @contextmanager
 def allowing_tf32(x: Tensor, matmul: bool, convolutions: bool) -> Iterator[None]:
-    """Inside, a GPU may round the factors of such products to 10 bits, or not; nothing changes for a tensor ``x`` of a CPU."""
+    """Inside, says whether a GPU may round the factors of such products to 10 bits; does nothing for a tensor ``x`` on a CPU."""
     if not reading_waits(x):
         yield
         return

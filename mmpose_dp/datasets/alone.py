@@ -1,6 +1,6 @@
-"""Whether a sample is the same alone as it is after other records: a cache, or a look at a neighbour, makes it another one.
+"""Tests whether a sample depends on other records: through a cache in its pipeline, or a data set that reads a neighbour.
 
-Must not show what a sample holds. It finds what mixes the few samples that are tried; what reads files by itself is not seen.
+It finds what mixes the few samples that are tried, not code that reads other files by itself. Must not show what a sample holds.
 """
 
 import copy
@@ -18,9 +18,9 @@ _ROUNDS = 4  # how often each sample is made: some transforms mix at random, or 
 
 
 def mixes(pipeline: Callable, infos: Sequence[Callable[[], dict]]) -> bool:
-    """Whether a pipeline gives a sample otherwise after others than a copy of it does that has seen none.
+    """Whether a pipeline that has made other samples gives a sample that a fresh copy of it, with the same seeds, does not give.
 
-    A pipeline that cannot be copied, or whose fresh copies differ with the same seeds, says nothing.
+    False for a pipeline that cannot be copied, or whose fresh copies differ with the same seeds: nothing can be concluded.
 
     Args:
         pipeline: it must have seen no sample; it is copied, and stays as it is.
@@ -38,7 +38,7 @@ def mixes(pipeline: Callable, infos: Sequence[Callable[[], dict]]) -> bool:
 
 
 def sees_others(dataset: BaseDataset, numbers: Sequence[int]) -> bool:
-    """Whether a data set gives the annotation of a sample otherwise if all other records were that one."""
+    """Whether a data set gives another annotation for a sample if all its records are that one."""
     for number in numbers:
         same = dataset.get_subset([number] * min(number + 2, len(dataset)))
         if _content(same.get_data_info(number)) != _content(dataset.get_data_info(number)):

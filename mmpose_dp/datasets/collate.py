@@ -1,4 +1,4 @@
-"""Packed samples are collated into batches, and batches are split into records. Must not add, drop or repeat a sample."""
+"""Collates packed samples into batches, and splits batches into records. Must not add, drop or repeat a sample."""
 
 from collections.abc import Sequence
 from typing import Any

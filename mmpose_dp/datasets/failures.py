@@ -1,4 +1,4 @@
-"""What an error of other code says, for messages. Must not name values that the code held."""
+"""Turns an error of other code into words for messages. Must not add values that the code held."""
 
 import traceback
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Which parts of a training are code that this project does not know: a user's own, or another package's.
+"""Finds which parts of a training are code that this project does not know: a user's own, or another package's.
 
 Must not judge them: the guarantee supposes that each of them treats every record by itself.
 """

@@ -1,4 +1,4 @@
-"""The random generators that transforms use: kept, seeded for one sample, and watched to find transforms that are random.
+"""Keeps and seeds the random generators that transforms use, and finds transforms that are random.
 
 Must not choose the seeds: PublicPrivateDataset takes them from the system's entropy.
 """

@@ -1,4 +1,4 @@
-"""What a config trains with, in words, and what of it can have no effect. Must not change a config or build anything."""
+"""Describes what a config trains with, and what in it can have no effect. Must not change a config or build anything."""
 
 import re
 from collections import Counter

@@ -1,4 +1,4 @@
-"""Refuses, with its place, what mmengine's runner would stop at with an error that names none. Must not build a model or data."""
+"""Refuses, with its place, what mmengine would stop at with an error that names no place. Must not build a model or data."""
 
 import ast
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""Numbers that come in and go out: settings are checked, and the figures of a guarantee are printed.
+"""Checks the numbers of settings, and prints the figures of a guarantee.
 
 A check that fails raises ConfigError, which says what to write. Must not hold limits of a mechanism, and must not print an epsilon
 below the one that was computed.

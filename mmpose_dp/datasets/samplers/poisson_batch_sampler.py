@@ -1,4 +1,4 @@
-"""Micro-batches of the logical batches that ``mmpose_dp.privacy.sampling`` decides on.
+"""Packs the records that ``mmpose_dp.privacy.sampling`` samples for a logical batch into micro-batches.
 
 Must not decide itself which records join a step, and must not drop or repeat one.
 """
@@ -41,7 +41,7 @@ class PoissonBatchSampler:
         sampling: decides which records join a step.
         private_forward: the number of samples in every private forward, to which the train loop fills up. Only a record that has
             more samples makes a larger one, which it has to itself.
-        public_only: sample public records only; an epoch is then one pass over the public part.
+        public_only: whether this epoch samples public samples only; it is then one pass over the public part.
         steps_done: steps of the current epoch that are already done; set on resume.
 
     Raises ConfigError for a setting that is out of range or contradicts the data set.
@@ -162,9 +162,9 @@ def _pack(records: list[list[int]], limit: int) -> list[list[int]]:
 
 
 def _size_that_wastes_least(expected: float, most: int) -> int:
-    """The size of forwards, up to ``most``, that processes the fewest samples, where a step has about ``expected`` of them.
+    """The size of forwards, up to ``most``, that costs the least time for a step of about ``expected`` samples.
 
-    A larger one is filled up by more, and of a smaller one there are more, each of which takes time by itself.
+    Larger forwards are filled up with more blank samples. Smaller forwards are more in number, and each costs some time by itself.
     """
     by_itself = (
         24 if torch.cuda.is_available() else 2

@@ -1,8 +1,8 @@
-"""Whether parameters and buffers are what they were: nothing but the counted, noised step may move any of them.
+"""Finds a change of parameters or buffers: nothing but the counted, noised step may change any of them.
 
-A buffer that a private batch writes, or a weight that something else moves, would be in the next checkpoint without noise. Must
-not keep copies: sums of bit patterns are compared, each number times one that belongs to its place, since an order says
-something too.
+A buffer that a private batch writes, or a weight that something else changes, would be in the next checkpoint without noise. Sums
+of bit patterns are compared. Each number is multiplied by one that belongs to its place, since an order can hold information too.
+Must not keep copies of the tensors.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -34,7 +34,7 @@ class Fingerprint:
         self._seen = bit_sums((*model.named_parameters(), *model.named_buffers()))
 
     def is_that_of(self, model: nn.Module) -> Tensor:
-        """Whether the model still has it: a bool, shape (), on its device."""
+        """Whether the model still has these bit sums: a bool, shape (), on its device."""
         (old_rows, old), (rows, sums) = self._seen, bit_sums((*model.named_parameters(), *model.named_buffers()))
         return (sums == old).all() if rows == old_rows else torch.zeros_like(sums[:1], dtype=torch.bool).view(())
 

@@ -1,4 +1,4 @@
-"""What part of an epoch the train loop waits for its data loader, and what to change if that is much.
+"""Measures for what part of an epoch the train loop waits for its data loader, and says what to change if that is much.
 
 The share is a step time summed up, and says no more of who was sampled than the log's ``time`` does. Must not look into a batch,
 and must not give the share to the message hub, which checkpoints hold.

@@ -1,4 +1,4 @@
-"""What ``train_cfg`` and the data loaders may hold; anything else is refused by name. Must not sample or train anything."""
+"""Checks ``train_cfg`` and the data loaders: what they may not hold is refused by name. Must not sample or train anything."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""Builds DPOptimWrapper for a model: its norms first, then what is trained, then the checks. Must not train anything."""
+"""Builds DPOptimWrapper for a model: treats its norms, chooses what is trained, and checks it. Must not train anything."""
 
 from contextlib import redirect_stdout
 from io import StringIO

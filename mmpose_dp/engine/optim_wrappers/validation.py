@@ -1,4 +1,4 @@
-"""What DPOptimWrapper and its model may be; anything else is refused by name. Must not train anything."""
+"""Checks the settings of DPOptimWrapper and its model: what cannot be is refused by name. Must not train anything."""
 
 import math
 import warnings
