@@ -57,7 +57,7 @@ class AuditedOptimWrapper(DPOptimWrapper):
 
     def canary_gradient(self, record: int) -> list[Tensor]:
         """What one canary adds to the sum before clipping, one tensor per parameter."""
-        length = _LENGTH * self.mechanism.now()[1]
+        length = _LENGTH * self.mechanism.noise_and_norm()[1]
         return [length * x for x in self.canaries.direction(self.canary_of[record])]
 
     def _backward(self, losses: list[Tensor], samples: Samples, *collectors: Collector) -> None:
@@ -85,7 +85,7 @@ class AuditedOptimWrapper(DPOptimWrapper):
         mechanism, release = self.mechanism, self.mechanism.release
 
         def seen(fault: str = '') -> list[Tensor]:
-            sigma, max_grad_norm = mechanism.now()
+            sigma, max_grad_norm = mechanism.noise_and_norm()
             released = release(fault)
             size = mechanism.expected_batch_size or 1
             found = self.canaries.components(released) * size / max_grad_norm

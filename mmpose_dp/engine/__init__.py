@@ -1,4 +1,7 @@
-"""Connects privacy/ and gradients/ to mmengine's runner. Must not hold a line of the guarantee."""
+"""Connects privacy/ and gradients/ to mmengine's runner, and checks what the guarantee supposes of model, data and checkpoints.
+
+Must not sample records, clip, add noise, count a step or compute epsilon by itself: privacy/ does.
+"""
 
 from .hooks import (
     PrivacyBudgetHook,

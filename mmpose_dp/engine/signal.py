@@ -36,7 +36,7 @@ class MeanLength:
         """Adds one batch of per-sample gradients, one (samples, *shape) tensor per parameter of the model."""
         count = len(gradients[0])
         samples = Samples.from_keys(range(count))
-        collector = self._mechanism.clipped(samples, clipping_norm(self._mechanism.max_grad_norm))
+        collector = self._mechanism.collector_of_norm(samples, clipping_norm(self._mechanism.max_grad_norm))
         for place, index in enumerate(self._indices):
             collector.add(StackBlock([place], gradients[index]))
         total = self._in_subspace(collector.total())

@@ -86,15 +86,15 @@ class AdaptiveMechanism(GaussianMechanism):
         super().__init__(params, max_grad_norm, *args, **settings)
         self.adaptive_norm = AdaptiveNorm(self.max_grad_norm)
 
-    def now(self) -> tuple[float | None, float]:
+    def noise_and_norm(self) -> tuple[float | None, float]:
         """The plan's sigma, and C as the votes have set it."""
-        return super().now()[0], self.adaptive_norm.max_grad_norm
+        return super().noise_and_norm()[0], self.adaptive_norm.max_grad_norm
 
-    def collector(self, records: Samples) -> VotingSum:  # type: ignore[override]
+    def collector(self, samples: Samples) -> VotingSum:  # type: ignore[override]
         """A collector whose vectors and votes together have norm C at most."""
-        inside, vote = shares(self.now()[1])
+        inside, vote = shares(self.noise_and_norm()[1])
         inside = clipping_norm(inside)
-        return VotingSum(self.clipped(records, inside), inside, vote)
+        return VotingSum(self.collector_of_norm(samples, inside), inside, vote)
 
     def map_back(self, total: list[Tensor]) -> list[Tensor]:
         """Removes the noised votes, which set the next C, and maps the rest back."""

@@ -33,9 +33,9 @@ def automatic_factors(norms: Tensor, max_grad_norm: float) -> Tensor:
 class AutomaticMechanism(GaussianMechanism):
     """The Gaussian mechanism with automatic clipping, of gradients or of their coordinates."""
 
-    def clipped(self, records: Samples, max_grad_norm: float) -> ClippedSum:
+    def collector_of_norm(self, samples: Samples, max_grad_norm: float) -> ClippedSum:
         """A collector of vectors of norm ``max_grad_norm`` at most."""
-        collector = super().clipped(records, max_grad_norm)
+        collector = super().collector_of_norm(samples, max_grad_norm)
         collector.factors = automatic_factors
         return collector
 
@@ -79,9 +79,9 @@ class PerParameterMechanism(GaussianMechanism):
                 "projector.order='noise-then-project'"
             )
 
-    def clipped(self, records: Samples, max_grad_norm: float) -> ClippedSum:
+    def collector_of_norm(self, samples: Samples, max_grad_norm: float) -> ClippedSum:
         """A collector of vectors of norm ``max_grad_norm`` at most."""
-        return PerParameterClippedSum(self.params, records, max_grad_norm, self.loss_scale)
+        return PerParameterClippedSum(self.params, samples, max_grad_norm, self.loss_scale)
 
 
 MECHANISMS: dict[str, type[GaussianMechanism]] = {

@@ -1,8 +1,8 @@
-"""Every line on which the guarantee rests: needs torch, numpy, scipy, opacus and dp-accounting, and nothing of OpenMMLab.
+"""The private mechanism. It needs torch, numpy, scipy, opacus and dp-accounting, and nothing of OpenMMLab.
 
-Read in this order: plan, sampling, records, clipping, projection, mechanism, noise, accounting, calibration, ledger,
-statement. Names are imported when they are first used, so that ``mmpose_dp.gradients``, which needs ``records`` and
-``errors``, works with torch alone. Must not hold logic.
+What model and data must be like is checked elsewhere (docs/guarantee.md). Read in this order: plan, sampling, records, clipping,
+projection, mechanism, noise, accounting, calibration, ledger, statement. Names are imported when they are first used, so that
+``mmpose_dp.gradients``, which needs ``records`` and ``errors``, works with torch alone. This file must not hold logic.
 """
 
 from importlib import import_module

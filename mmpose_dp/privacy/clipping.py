@@ -1,7 +1,7 @@
 """From per-sample gradients to one clipped sum over records: where the sensitivity C comes from.
 
-Every number that leaves this module is a sum over records of vectors whose norm is at most C, but for ``norms``, which adaptive
-clipping turns into votes that are noised. Must not add noise, average, or look at how many records were sampled.
+What leaves this module is a sum over records of vectors whose norm is at most C. The one exception is ``norms``, which adaptive
+clipping turns into votes that are noised. Must not add noise, average, or use how many records were sampled.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from .records import Block, Samples
 
 
 def clipping_norm(max_grad_norm: float) -> float:
-    """What records are clipped to, so that with the rounding of the others the sum moves by at most ``max_grad_norm``.
+    """The norm to which records are clipped, so that one of them moves the sum by at most ``max_grad_norm``, rounding included.
 
     One record more or less changes the order in which the others are added, and with it the last bits of the clipped sum: it
     moves by a little more than the one record's own vector. So records are clipped to slightly less than C, and the noise is
@@ -45,7 +45,7 @@ class ClippedSum:
     """
 
     _NARROW = 1 << 12  # a parameter with fewer numbers waits for the others
-    factors = staticmethod(clip_factors)  # other kinds of clipping set another function, as safe, here
+    factors = staticmethod(clip_factors)  # other kinds of clipping set another one, as safe, here
 
     def __init__(self, params: Sequence[Tensor], samples: Samples, max_grad_norm: float, scale: float = 1.0) -> None:
         self._params, self._samples, self._max_grad_norm, self._scale = params, samples, max_grad_norm, scale
@@ -110,7 +110,7 @@ class ClippedCoordinates(ClippedSum):
     """
 
     def __init__(self, samples: Samples, max_grad_norm: float, projector: Projector, scale: float = 1.0) -> None:
-        super().__init__([*projector.no_coordinates(1)], samples, max_grad_norm, scale)
+        super().__init__([projector.no_coordinates(1)[0]], samples, max_grad_norm, scale)  # one parameter of k entries
         self._projector, self._coordinates = projector, projector.no_coordinates(samples.num_records)
         self._stacks = [([0], self._coordinates)]
 

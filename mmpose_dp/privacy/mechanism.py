@@ -26,7 +26,7 @@ class GaussianMechanism:
 
     Per micro-batch::
 
-        collector = mechanism.collector(records)      # records says which record each sample belongs to
+        collector = mechanism.collector(samples)      # samples says which record each sample belongs to
         engine.backward(losses, collector)            # per-sample gradients, parameter by parameter
         mechanism.add(collector)
 
@@ -50,7 +50,7 @@ class GaussianMechanism:
     history is an upper bound (Abadi et al. 2016; Mironov et al. 2019; Doroshenko et al. 2022).
 
     Sharp edges: that a record's gradient depends on that record alone is a property of the model, which gradients/independence.py
-    looks at and engine/checks/replay.py tests at every step. Whatever else looks at private samples is a release of its own.
+    looks at and engine/checks/replay.py tests at every step. Anything else computed from private samples is another release.
     Other kinds of clipping are subclasses (extras/clipping_variants.py).
     """
 
@@ -84,8 +84,8 @@ class GaussianMechanism:
             setattr(self, name, planned)
         self.plan = plan
 
-    def now(self) -> tuple[float | None, float]:
-        """sigma and C of the step at hand."""
+    def noise_and_norm(self) -> tuple[float | None, float]:
+        """sigma and C of the current step."""
         if self.plan is None:
             return self.noise_multiplier, self.max_grad_norm
         step = self.ledger.run_steps
@@ -96,15 +96,15 @@ class GaussianMechanism:
         self._sum: list[Tensor] | None = None
 
     # ---- 1 and 2: clip and sum -------------------------------------------------------------------------------------
-    def collector(self, records: Samples) -> ClippedSum:
+    def collector(self, samples: Samples) -> ClippedSum:
         """What clips and adds up the records of one micro-batch."""
-        return self.clipped(records, clipping_norm(self.now()[1]))
+        return self.collector_of_norm(samples, clipping_norm(self.noise_and_norm()[1]))
 
-    def clipped(self, records: Samples, max_grad_norm: float) -> ClippedSum:
-        """A collector of vectors of norm ``max_grad_norm`` at most."""
+    def collector_of_norm(self, samples: Samples, max_grad_norm: float) -> ClippedSum:
+        """What clips each record's vector to norm ``max_grad_norm`` and adds them up; other kinds of clipping replace it."""
         if self.coordinates_of is not None:
-            return ClippedCoordinates(records, max_grad_norm, self.coordinates_of, self.loss_scale)
-        return ClippedSum(self.params, records, max_grad_norm, self.loss_scale)
+            return ClippedCoordinates(samples, max_grad_norm, self.coordinates_of, self.loss_scale)
+        return ClippedSum(self.params, samples, max_grad_norm, self.loss_scale)
 
     def add(self, collector: ClippedSum) -> None:
         """Adds one micro-batch to the logical batch."""
@@ -121,7 +121,7 @@ class GaussianMechanism:
         ``fault`` is why nothing must be released, empty if nothing is wrong. The step is counted all the same: that a record could
         stop the training is a release too. Raises PrivacyError for a fault on any process, and if sigma or B is not set.
         """
-        sigma, max_grad_norm = self.now()
+        sigma, max_grad_norm = self.noise_and_norm()
         if sigma is None or self.expected_batch_size is None:
             raise PrivacyError(
                 'noise_multiplier or expected_batch_size is not set: add PrivacyBudgetHook to default_hooks, which '
@@ -133,7 +133,7 @@ class GaussianMechanism:
         flat, shapes = torch.cat([x.flatten() for x in total]), [x.shape for x in total]
         self.forget()
         sum_over_processes(flat)
-        # once, and after the last addition: what was added to rounded noise would stand out from its grid
+        # once, and after the last addition: a number that is added to rounded noise would show beside the noise's grid
         if is_first_process():
             self.random.add_gaussian(flat, sigma * max_grad_norm)
         from_first_process(flat)

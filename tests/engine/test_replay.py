@@ -39,7 +39,7 @@ def replayed(folder, work_dir, monkeypatch, method):
     whole, added = DPOptimWrapper.finish_step, DPOptimWrapper._add
 
     def recorded(self, *args):
-        assert not self.public_only and self.mechanism.now()[1] == C
+        assert not self.public_only and self.mechanism.noise_and_norm()[1] == C
         clean = self.mechanism._sum or [torch.zeros(1)]
         sums.append(torch.cat([x.flatten().clone() for x in clean]))
         views.append(torch.cat([x.flatten().clone() for x in self._public_sum or [torch.zeros(1)]]))

@@ -36,7 +36,7 @@ def test_a_schedule_is_used_and_accounted_for(synthetic, tmp_path, monkeypatch):
     used, whole = [], GaussianMechanism.release
 
     def recorded(self, fault=''):
-        used.append(self.now())
+        used.append(self.noise_and_norm())
         return whole(self, fault)
 
     monkeypatch.setattr(GaussianMechanism, 'release', recorded)
@@ -186,7 +186,7 @@ def test_an_adaptive_norm_is_used_logged_kept_and_stated(synthetic, tmp_path, me
     used, whole = [], GaussianMechanism.release
 
     def recorded(self, fault=''):
-        norm = self.now()[1]
+        norm = self.noise_and_norm()[1]
         used.append(norm)
         if self._sum is not None:  # a whole number of votes: the records were clipped to the C of the noise
             votes = float(self._sum[-1]) / shares(norm)[1]

@@ -1,1 +1,1 @@
-"""What is checked at every private step. Must not change what the step gives."""
+"""Checks of the model, before training, at every private step and before every checkpoint. Must not change what a step gives."""

@@ -143,7 +143,7 @@ class PrivateTrainLoop(EpochBasedTrainLoop):
                 'private steps would be counted nowhere: add privacy_budget=dict(type="PrivacyBudgetHook", ...) to default_hooks'
             )
         self._begin_watch()
-        # a full garbage collection looks at all that MMPose has loaded: 0.3 s, about once per step. Now it looks at what is new
+        # a full garbage collection, about once per step, would look at all that MMPose has loaded (0.3 s); now it skips that
         gc.freeze()
         try:
             return super().run()

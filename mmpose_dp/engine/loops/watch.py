@@ -1,6 +1,6 @@
-"""Notices what a hook changed under the loop's hands: the data loader, the pipelines, what is trained.
+"""Finds what a hook changes during training: the data loader, the pipelines, which parameters are trained.
 
-The loop and the optimizer wrapper know these things from before training. Must not depend on what a private record holds.
+The loop and the optimizer wrapper were built for these as they were at first. Must not depend on what a private record holds.
 """
 
 from typing import Any
@@ -13,7 +13,7 @@ from mmpose_dp.privacy.errors import PrivacyError
 
 
 class Watch:
-    """What the loop was built with.
+    """What the loop was built for, to compare with.
 
     Args:
         dataloader: the loop's.
@@ -26,13 +26,13 @@ class Watch:
         self._trained: dict[str, bool] = {}
 
     def take_pipelines(self) -> None:
-        """The pipelines are right as they are."""
+        """Takes the pipelines as they are now for right."""
         dataset = self._parts[0]
         dataset.switched = False
         self._made_by = fingerprint(dataset)
 
     def take_trained(self, model: nn.Module) -> None:
-        """What requires a gradient is right as it is."""
+        """Takes what requires a gradient now for right."""
         self._trained = {name: param.requires_grad for name, param in model.named_parameters()}
 
     def check(self, dataloader: DataLoader, model: nn.Module) -> None:
@@ -41,18 +41,19 @@ class Watch:
         if dataloader is not self._dataloader or any(a is not b for a, b in zip(found, self._parts)):
             raise PrivacyError(
                 'a hook exchanged the data loader of train_loop, its data set or its sampler: the accountant relies on those '
-                'that training began with. Take that hook out; to switch pipelines, take mmdet.PipelineSwitchHook'
+                'with which training began. Take that hook out; to switch pipelines, use mmdet.PipelineSwitchHook'
             )
         if self._parts[0].switched:
             self.take_pipelines()
         elif not same(self._made_by, fingerprint(self._parts[0])):
             raise PrivacyError(
-                'a hook changed a pipeline inside train_dataloader.dataset, which neither the public views nor the checks on '
-                'mixing transforms would follow: assign train_dataloader.dataset.pipeline, as mmdet.PipelineSwitchHook does'
+                'a hook changed a pipeline inside train_dataloader.dataset: the public views would not change with it, and the '
+                'checks for mixing transforms would not see it. Assign train_dataloader.dataset.pipeline, as '
+                'mmdet.PipelineSwitchHook does'
             )
         for name, param in model.named_parameters():
             if param.requires_grad != self._trained.get(name, param.requires_grad):
                 raise PrivacyError(
                     f'a hook {"thawed" if param.requires_grad else "froze"} {name} during training: per-sample gradients and noise '
-                    'are for what is trained from the start. Write optim_wrapper.trainable, or start a training for each part'
+                    'are for what is trained from the start. Write optim_wrapper.trainable, or run one training for each part'
                 )

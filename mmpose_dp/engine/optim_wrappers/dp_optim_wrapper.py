@@ -1,8 +1,8 @@
 """The optimizer wrapper that makes a training step private.
 
-It connects a model and an engine to ``mmpose_dp.privacy.mechanism``, which clips, sums, counts, noises and divides, adds the
-public gradient and moves the parameters. Must not hold a line of the guarantee, and must not hand out anything computed from
-private samples but what the mechanism releases.
+It gives the per-sample gradients of a model to ``mmpose_dp.privacy.mechanism``, which clips, sums, counts, adds noise and divides.
+To what the mechanism releases, the wrapper adds the public gradient; the optimizer then moves the parameters. Must not clip, add
+noise or divide by itself, and must not hand out anything else that is computed from private samples.
 """
 
 import random
@@ -52,7 +52,7 @@ class DPOptimWrapper(SteppingOptimWrapper):
 
     Args:
         optimizer: any torch optimizer; it gets the private gradient in ``param.grad``.
-        max_grad_norm: C, the most one record's gradient can weigh.
+        max_grad_norm: C, the clipping norm: one record's gradient has at most this L2 norm in the sum.
         noise_multiplier: sigma, in units of C. None: PrivacyBudgetHook calibrates it.
         expected_batch_size: B, what the sum is divided by. None: taken from the plan.
         projector: None, or the arguments of :class:`mmpose_dp.privacy.Projector`.
@@ -65,7 +65,8 @@ class DPOptimWrapper(SteppingOptimWrapper):
         amp_dtype: None, 'bfloat16' or 'float16' to run the forward in mixed precision; norms and sums stay in float32.
         loss_scale: what the losses are multiplied by against underflow, a fixed number (1024 with 'float16'). A record
             that overflows contributes nothing; a step whose noised update is not finite is skipped, and counted.
-        secure_mode: nothing any more: all noise withstands attacks on floating-point numbers (mmpose_dp/privacy/noise.py).
+        secure_mode: deprecated, and without effect: all noise withstands attacks on floating-point numbers
+            (mmpose_dp/privacy/noise.py).
         debug_seed: for tests only; the run is then NOT PRIVATE.
 
     Examples:
@@ -216,7 +217,8 @@ class DPOptimWrapper(SteppingOptimWrapper):
             refuse_batch_statistics(self._norms)
         if not self.public_only and self._stood is None:
             self._stood = Fingerprint(self._model)
-        # dropout and the like: from mmengine's seed, one more record would change what the others meet in a known way
+        # of dropout and other random layers: under mmengine's seed, which checkpoints hold, one more record would change the
+        # numbers of the others in a known way
         seed = int(self._layers_random.uint64(1)[0])
         torch.manual_seed(seed)
         others = random.Random(seed).getstate(), np.random.RandomState([seed % 2**32, seed >> 32]).get_state()

@@ -98,7 +98,7 @@ def private_head(model: nn.Module) -> FeatureMaskingHead:
     """The model's head, made private in place. Raises PrivacyError for a head that cannot be, or several private ones."""
     heads = [m for m in model.modules() if isinstance(m, FeatureMaskingHead)]
     if len(heads) > 1:
-        raise PrivacyError(f'the model has {len(heads)} private heads; exactly one is supported')
+        raise PrivacyError(f'the model has {len(heads)} private heads, and one is supported: leave one head in model')
     return heads[0] if heads else make_private(getattr(model, 'head', None))
 
 
