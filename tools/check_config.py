@@ -518,7 +518,8 @@ def annotations_of(dataset: Any) -> Path | None:
 def is_there(dataset: Any) -> bool:
     """Whether the annotations that a data set's config names are on this machine, as far as it names a file."""
     path = annotations_of(dataset)
-    return path is None or path.is_file()  # without a name, the registry says what is wrong when it is built
+    # without a name, or with that of a folder, what builds the data set says what is wrong
+    return path is None or path.is_file() or path.is_dir()
 
 
 def missing(key: str, dataset: Any) -> str:
@@ -559,7 +560,7 @@ def verdict(cfg: Config, elsewhere: bool) -> str:
 def main() -> None:
     """Prints the report."""
     args = parse_args()
-    cfg = read_config(args.config, 'model')
+    cfg = read_config(args.config, 'model', 'train_dataloader')
     merge_options(cfg, args.cfg_options)
     register_all_modules()
     torch.manual_seed(0)

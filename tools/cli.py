@@ -9,6 +9,7 @@ import os
 import re
 import sys
 import tempfile
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -79,6 +80,23 @@ def _close_to(path: str) -> str:
     return f', did you mean {close[0]}?' if close else ''
 
 
+def _about_imports(error: Exception, words: str) -> str:
+    """What mmengine's reason for not reading a config means: what makes it a new-style one is an import above ``_base_``."""
+    if 'inheritance chain must match' in words:
+        return (
+            "a text config has _base_ = '...' above every import, and a new-style config has `with read_base(): from ... "
+            'import *` in its place, also in every file that it inherits from'
+        )
+    frames = traceback.extract_tb(error.__traceback__)
+    if isinstance(error, RuntimeError) and not words and frames[-1].filename.endswith('lazy.py'):
+        return (
+            "without _base_ = '...' above every import it is a new-style config, in which nothing imported can be called: in "
+            "place of `from mmpose_dp.configs import private`, write `from importlib import import_module` and "
+            "`globals().update(import_module('mmpose_dp.configs').private(globals(), 'dpsgd'))`, or whichever method"
+        )
+    return ''
+
+
 def read_config(path: str, *keys: str) -> Config:
     """The config of a file. Raises PrivacyError for a file that cannot be read, or that lacks one of ``keys``."""
     if not os.path.isfile(path):
@@ -92,8 +110,8 @@ def read_config(path: str, *keys: str) -> Config:
     except Exception as error:  # a config is a program, and so are those that it inherits from
         words = ' '.join(str(error).split())
         base = re.search(r'file "([^"]+)" does not exist', words)  # mmengine's words for a missing _base_
-        hint = _close_to(base[1]) if base else ''
-        raise PrivacyError(f'{path} cannot be read: {type(error).__name__}: {words}{hint}') from error
+        reason = _about_imports(error, words) or f'{type(error).__name__}: {words}'
+        raise PrivacyError(f'{path} cannot be read: {reason}{_close_to(base[1]) if base else ""}') from error
     missing = [key for key in keys if not cfg.get(key)]
     if missing:
         raise PrivacyError(
@@ -119,13 +137,15 @@ def merge_options(cfg: Config, options: dict) -> Config:
     from mmpose_dp.engine.half_private import is_private
     from mmpose_dp.engine.spelling import refuse_unregistered
     from mmpose_dp.engine.unbuildable import refuse_unbuildable, refuse_unwritable_values
-    from mmpose_dp.engine.unread import refuse_unread
+    from mmpose_dp.engine.unread import refuse_lost, refuse_unread
 
     refuse_unknown_top((key.split('.')[0] for key in options), cfg, (), '--cfg-options {}')
     merged(cfg, options)
     without_leftovers(cfg)
     trains = bool(cfg.get('train_dataloader') and cfg.get('optim_wrapper'))
     private = trains and is_private(cfg)
+    if trains and not private:
+        refuse_lost(cfg)
     refuse_unread(cfg)  # first: what follows would name what a lost custom_imports registers
     if private:
         refuse_unregistered(cfg)
