@@ -74,7 +74,7 @@ def private(base: dict, method: str, epsilon: float = 0.8, public: str | None = 
     if not isinstance(private_set, dict):
         raise ConfigError(
             'private(_base_, ...): the base has no train_dataloader.dataset; inherit from a config that trains, or, if '
-            "train_dataloader is in the same file, give private(globals(), ...) below it"
+            'train_dataloader is in the same file, give private(globals(), ...) below it'
         )
     if is_kind(DATASETS, private_set, PublicPrivateDataset):
         raise ConfigError(

@@ -22,7 +22,7 @@ import mmpose_dp  # noqa: F401  (first: checks and repairs the install)
 
 # isort: split
 from check_config import is_private
-from cli import CfgOptions, merge_options, read_config, run
+from cli import CfgOptions, building, merge_options, read_config, run
 from mmengine.config import Config
 from mmengine.runner import Runner
 
@@ -94,7 +94,8 @@ def _plain(value: Any) -> Any:
 
 def attack(cfg: Config) -> AuditHook:
     """Trains and returns the hook that attacked."""
-    runner = Runner.from_cfg(cfg)
+    with building(cfg):
+        runner = Runner.from_cfg(cfg)
     runner.train()
     return next(hook for hook in runner.hooks if isinstance(hook, AuditHook))
 

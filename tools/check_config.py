@@ -24,7 +24,7 @@ import mmpose_dp  # noqa: F401  (first: checks and repairs the install)
 # isort: split
 import numpy as np
 import torch
-from cli import CfgOptions, merge_options, read_config, run
+from cli import CfgOptions, building, merge_options, read_config, run
 from mmcv.transforms import LoadImageFromFile
 from mmengine.config import Config
 from mmengine.dataset import Compose
@@ -58,7 +58,7 @@ from mmpose_dp.engine.training_settings import FROM_RANDOM
 from mmpose_dp.extras.accountability import plan_warnings
 from mmpose_dp.extras.experts import mixed_in
 from mmpose_dp.extras.schedule import Schedule, ScheduledPlan
-from mmpose_dp.models import check_head, fit_checkpoint, unwrapped
+from mmpose_dp.models import FeatureMaskingHead, check_head, fit_checkpoint, unwrapped
 from mmpose_dp.models.joint_remap import shapes_of
 from mmpose_dp.privacy.errors import PrivacyError
 from mmpose_dp.privacy.plan import METHODS, PrivacyPlan
@@ -112,7 +112,8 @@ def private_model(cfg: Config) -> tuple[nn.Module, DPOptimWrapper]:
         print(how_to_make_private(cfg.filename))
         settings = dict(type='DPOptimWrapper', optimizer=dict(type='SGD', lr=1.0), max_grad_norm=1.0)
         settings['constructor'] = 'DPOptimWrapperConstructor'
-    model = MODELS.build(cfg.model).train()
+    with building(cfg):
+        model = MODELS.build(cfg.model).train()
     wrapper = build_optim_wrapper(model, Config(dict(settings))._cfg_dict)
     assert isinstance(wrapper, DPOptimWrapper)
     return model, wrapper
@@ -142,7 +143,8 @@ def trial(cfg: Config, folder: str) -> Runner:
             hook.pop('out_dir', None)
     if not is_there((cfg.get('val_dataloader') or {}).get('dataset')):
         cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
-    runner = Runner.from_cfg(cfg)
+    with building(cfg):
+        runner = Runner.from_cfg(cfg)
     runner.train_loop  # noqa: B018  (a property that builds)
     runner.optim_wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
     if runner.param_schedulers is not None:
@@ -155,6 +157,8 @@ def trial(cfg: Config, folder: str) -> Runner:
 
 def report_method(cfg: Config) -> None:
     """Prints the method of a private config. Raises PrivacyError if its parts do not go together."""
+    if not (cfg.get('train_dataloader') or {}).get('dataset'):
+        raise PrivacyError('train_dataloader.dataset is missing: give a config that trains')
     data, settings = cfg.train_dataloader.dataset, cfg.get('optim_wrapper') or {}
     if has_private_data(cfg) and has_private_wrapper(cfg):
         wrapper = SimpleNamespace(projector=settings.get('projector'), public_weight=settings.get('public_weight', 0.0))
@@ -238,6 +242,13 @@ def _random_person(rng: np.random.Generator, meta: dict) -> dict:
     )
 
 
+def plain_class(head: type) -> type:
+    """MMPose's own class of a private head, behind what is mixed into it."""
+    return next(
+        kind for kind in head.__mro__ if issubclass(kind, nn.Module) and not issubclass(kind, FeatureMaskingHead)
+    )
+
+
 def compare(model: nn.Module, wrapper: DPOptimWrapper, batch: dict) -> dict[str, float]:
     """Largest deviation of each parameter's gradients over the records, relative to the reference. In float64."""
     model.double()
@@ -252,7 +263,7 @@ def compare(model: nn.Module, wrapper: DPOptimWrapper, batch: dict) -> dict[str,
                     part.set_field(value.double(), key)
     wrapper.prepare(model)
     plain = copy.deepcopy(model)
-    plain.head.__class__ = type(plain.head).__mro__[2]  # MMPose's own head
+    plain.head.__class__ = plain_class(type(plain.head))
     params = [p for p in plain.parameters() if p.requires_grad]
     ours = wrapper.public_gradients(batch)
     names = [name for name, p in model.named_parameters() if p.requires_grad]
@@ -560,7 +571,7 @@ def verdict(cfg: Config, elsewhere: bool) -> str:
 def main() -> None:
     """Prints the report."""
     args = parse_args()
-    cfg = read_config(args.config, 'model', 'train_dataloader')
+    cfg = read_config(args.config, 'model')
     merge_options(cfg, args.cfg_options)
     register_all_modules()
     torch.manual_seed(0)

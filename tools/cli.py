@@ -10,7 +10,8 @@ import re
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.error import URLError
@@ -91,7 +92,7 @@ def _about_imports(error: Exception, words: str) -> str:
     if isinstance(error, RuntimeError) and not words and frames[-1].filename.endswith('lazy.py'):
         return (
             "without _base_ = '...' above every import it is a new-style config, in which nothing imported can be called: in "
-            "place of `from mmpose_dp.configs import private`, write `from importlib import import_module` and "
+            'place of `from mmpose_dp.configs import private`, write `from importlib import import_module` and '
             "`globals().update(import_module('mmpose_dp.configs').private(globals(), 'dpsgd'))`, or whichever method"
         )
     return ''
@@ -154,6 +155,19 @@ def merge_options(cfg: Config, options: dict) -> Config:
     if private:
         refuse_unbuildable(cfg)
     return cfg
+
+
+@contextmanager
+def building(cfg: Config) -> Iterator[None]:
+    """Inside, a runner or a model is built: an error is a PrivacyError that names the part of the model, or the config."""
+    from mmpose_dp.engine.unbuildable import unbuildable_in_words
+
+    try:
+        yield
+    except (PrivacyError, FileNotFoundError, URLError):
+        raise
+    except Exception as error:  # whatever the class of a part raises
+        raise PrivacyError(unbuildable_in_words(cfg, error)) from error
 
 
 def refuse_no_checkpoint(path: str | Path | None) -> None:

@@ -105,7 +105,9 @@ def _is_outside(box: Any, size: Any) -> bool:
     """Whether a COCO box of a size has none inside a picture of ``size``, width and height."""
     if not _is_numbers(box, 4) or not size or not all(isinstance(x, Real) for x in size):
         return False
-    return any(low + length <= 0 or low >= limit - 1 for low, length, limit in zip(box[:2], box[2:], size) if length > 0)
+    return any(
+        low + length <= 0 or low >= limit - 1 for low, length, limit in zip(box[:2], box[2:], size) if length > 0
+    )
 
 
 def _is_numbers(value: Any, count: int = 0) -> bool:

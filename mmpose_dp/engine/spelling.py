@@ -215,7 +215,9 @@ def did_you_mean(key: str, names: Iterable[str], elsewhere: dict[str, str]) -> s
         close or difflib.get_close_matches(key, names, 1, 0.75) or difflib.get_close_matches(key, [*elsewhere], 1, 0.75)
     )
     close = close or [name for name in [*names, *elsewhere] if key in name.split('_')][:1]
-    close = close or [n for n in [*names, *elsewhere] if len(key) > 2 and any(p.startswith(key) for p in n.split('_'))][:1]
+    close = (
+        close or [n for n in [*names, *elsewhere] if len(key) > 2 and any(p.startswith(key) for p in n.split('_'))][:1]
+    )
     close = close or difflib.get_close_matches(key, [*names, *elsewhere], 1, 0.6)
     if not close:
         return 'take it out' + (f', or write one of {", ".join(names)}' if len(names) < 20 else '')

@@ -87,7 +87,10 @@ def _calls(cfg: Any) -> Iterator[tuple[Path, str, int]]:
     for file in _files(Path(cfg.filename)) if getattr(cfg, 'filename', None) else ():
         tree = ast.parse(file.path.read_text() if file.path.suffix == '.py' else '')
         for node in ast.walk(tree) if 'mmpose_dp.configs' in ast.unparse(tree) else ():  # which has no comments
-            if isinstance(node, ast.Call) and 'private' in (getattr(node.func, 'id', ''), getattr(node.func, 'attr', '')):
+            if isinstance(node, ast.Call) and 'private' in (
+                getattr(node.func, 'id', ''),
+                getattr(node.func, 'attr', ''),
+            ):
                 yield file.path, ast.unparse(node.func), node.lineno
 
 

@@ -128,14 +128,18 @@ def test_a_private_config_whose_result_is_lost_is_not_taken_for_a_plain_one(conf
     for text in (f'{MADE}{call}\n', "_base_ = 'base.py'\n"):
         config(f'{MADE}{call}\n', 'base.py')
         cfg = Config.fromfile(config(text).filename)
-        with pytest.raises(ConfigError, match=r'line 3: what private\(\) gives is lost.* globals\(\).update\(private\('):
+        with pytest.raises(
+            ConfigError, match=r'line 3: what private\(\) gives is lost.* globals\(\).update\(private\('
+        ):
             merge_options(cfg, {})
-    plain = f"_base_ = r'{PLAIN}'\n# from mmpose_dp.configs import private\nprivate = str\nlog_level = private('INFO')\n"
+    plain = (
+        f"_base_ = r'{PLAIN}'\n# from mmpose_dp.configs import private\nprivate = str\nlog_level = private('INFO')\n"
+    )
     merge_options(Config.fromfile(config(plain).filename), {})
 
 
 def test_what_a_config_imports_by_a_star(config):
-    cfg = Config.fromfile(config(f"{MADE.replace('import private', 'import *')}{CALL}").filename)
+    cfg = Config.fromfile(config(f'{MADE.replace("import private", "import *")}{CALL}').filename)
     assert not {'FOLDER', 'METHODS', 'Path'} & {*cfg}
 
 
