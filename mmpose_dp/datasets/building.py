@@ -45,6 +45,7 @@ def build_part(cfg: dict, part: str) -> BaseDataset:
     try:
         dataset = DATASETS.build(dict(cfg, lazy_init=False))
     except Exception as error:  # a damaged file can make a parser raise anything
+        _refuse_steps(cfg.get('pipeline') or [], f'{key}.pipeline')
         if _is_empty(cfg):
             _refuse_empty(path, cfg, cls, key)
         own = issubclass(cls, BaseCocoStyleDataset)
@@ -81,8 +82,9 @@ def _metainfo_fault(cfg: dict) -> str:
         parse_pose_metainfo(dict(metainfo))
     except Exception as error:  # whatever MMPose meets in it
         return (
-            f'metainfo cannot be read ({failure(error)}): it needs dataset_name and keypoint_info, or from_file; the names in swap and skeleton_info must be those '
-            'of joints in keypoint_info, and from_file the path of a file'
+            f'metainfo cannot be read ({failure(error)}): it needs dataset_name and keypoint_info, or from_file with the '
+            'path of a file that has them; the names in swap and skeleton_info must be those '
+            'of joints in keypoint_info'
         )
     return ''
 
@@ -149,6 +151,16 @@ def left_out_by(dataset: BaseDataset) -> dict[str, list[dict]] | None:
     finally:
         vars(dataset).pop('coco', None)  # as large as the file
     return found
+
+
+def _refuse_steps(steps: list, key: str) -> None:
+    """Raises DataError, naming its place, for a transform that cannot be built, which mmengine builds with the data set."""
+    for number, step in enumerate(steps):
+        try:
+            TRANSFORMS.build(copy.deepcopy(step)) if isinstance(step, dict) else Compose([step])
+        except Exception as error:  # whatever the transform raises
+            name = type_name(step['type']) if isinstance(step, dict) and 'type' in step else repr(step)
+            raise DataError(f'{key}[{number}]: {name} cannot be built: {failure(error)}') from error
 
 
 def _refuse_mixing(pipeline: Any, key: str) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from mmpose_dp.datasets import PublicPrivateDataset
 from mmpose_dp.privacy.errors import DataError
-from tests.support.coco_data import META, content, write
+from tests.support.coco_data import META, PIPELINE, content, write
 from tests.support.datasets import mpii
 
 
@@ -102,6 +102,11 @@ SETTINGS = {
     'a folder': (dict(ann_file='img'), "private.ann_file='img' is the folder .*/img: write the path of a file"),
     'a prefix of another name': (dict(data_prefix=dict(images='img/')), r"write data_prefix=dict\(img='...'\)"),
     'a data set of other keys': (dict(type='CocoWholeBodyDataset'), 'annotation 1 has no foot_kpts'),
+    'a transform': (
+        dict(pipeline=[PIPELINE[0], dict(type='TopdownAffine', input_size=32), *PIPELINE[2:]]),
+        r'private\.pipeline\[1\]: TopdownAffine cannot be built: AssertionError: Invalid input_size 32',
+    ),
+    'no transform': (dict(pipeline=['LoadImage', *PIPELINE[1:]]), r"private\.pipeline\[0\]: 'LoadImage' cannot be built"),
     'a picture': (dict(ann_file='img/00.png'), 'the file is not JSON in UTF-8'),
     'a metainfo without joints': (dict(metainfo=dict(classes=['person'])), 'it needs dataset_name and keypoint_info'),
     'numbers of joints as text': (
