@@ -24,7 +24,7 @@ import mmpose_dp  # noqa: F401  (first: checks and repairs the install)
 # isort: split
 import numpy as np
 import torch
-from cli import CfgOptions, building, merge_options, read_config, run
+from cli import CfgOptions, building, merge_options, positive, read_config, run
 from mmcv.transforms import LoadImageFromFile
 from mmengine.config import Config
 from mmengine.dataset import Compose
@@ -71,10 +71,10 @@ def parse_args() -> argparse.Namespace:
     """The arguments."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('config', help='config file, private or not yet')
-    parser.add_argument('--records', type=int, default=2, help='number of samples to compare (default 2)')
+    parser.add_argument('--records', type=positive, default=2, help='number of samples to compare (default 2)')
     parser.add_argument(
         '--num-records',
-        type=int,
+        type=positive,
         help='number of records N, if the data set is on another machine: its data are not checked',
     )
     parser.add_argument('--cfg-options', nargs='+', action=CfgOptions, default={}, metavar='KEY=VALUE')

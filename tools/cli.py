@@ -41,6 +41,13 @@ class CfgOptions(DictAction):
 _DICT = re.compile(r'([\[(].*)?(dict\(|\{.*:)|\{\}$')
 
 
+def positive(text: str) -> int:
+    """An option that is a whole number above 0."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f'{text!r} must be a whole number above 0')
+    return int(text)
+
+
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments that MMPose's train.py and test.py both have."""
     parser.add_argument('--work-dir', help='where logs, checkpoints and the privacy statement go')
@@ -100,6 +107,8 @@ def _about_imports(error: Exception, words: str) -> str:
 
 def read_config(path: str, *keys: str) -> Config:
     """The config of a file. Raises PrivacyError for a file that cannot be read, or that lacks one of ``keys``."""
+    if os.path.isdir(path):
+        raise PrivacyError(f'{path} is a folder: give a config file in it')
     if not os.path.isfile(path):
         raise PrivacyError(f'{path}: there is no such config file{_close_to(path)}')
     if Path(path).suffix in ('.pth', '.pt', '.safetensors'):
@@ -200,15 +209,30 @@ def refuse_unwritable(folder: str) -> None:
         ) from error
 
 
+_LAUNCHERS = {
+    'pytorch': ('RANK', 'torchrun'),
+    'slurm': ('SLURM_PROCID', 'srun'),
+    'mpi': ('OMPI_COMM_WORLD_RANK', 'mpirun'),
+}
+
+
 def start_ranks_on_cpu(cfg: Config) -> None:
     """Starts this process of several on the CPU. mmengine cannot: it sets a CUDA device.
 
-    Does nothing with a GPU, or without --launcher pytorch. Exits if the backend needs a GPU.
+    Does nothing with a GPU, or without --launcher pytorch. Exits if the backend needs a GPU. Raises PrivacyError if the launcher
+    did not start this process.
     """
-    if cfg.launcher != 'pytorch' or torch.cuda.is_available():
-        return
-    if cfg.env_cfg.dist_cfg.backend != 'gloo':
+    on_cpu = cfg.launcher == 'pytorch' and not torch.cuda.is_available()
+    if on_cpu and cfg.env_cfg.dist_cfg.backend != 'gloo':
         sys.exit('no GPU found. To use the CPU: --cfg-options env_cfg.dist_cfg.backend=gloo')
+    rank, starter = _LAUNCHERS.get(cfg.launcher, ('', ''))
+    if rank and rank not in os.environ:
+        raise PrivacyError(
+            f'--launcher {cfg.launcher}: {starter} did not start this process, since the environment has no {rank}. Start it '
+            f'with {starter}, or leave out --launcher for a single process'
+        )
+    if not on_cpu:
+        return
     torch.distributed.init_process_group('gloo')
     unused = cfg.get('find_unused_parameters', False)
     wrapper = dict(broadcast_buffers=False, find_unused_parameters=unused, device_ids=None)

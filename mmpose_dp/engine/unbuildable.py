@@ -74,7 +74,7 @@ def unbuildable_in_words(cfg: Any, error: Exception) -> str:
 
 def _place(error: Exception) -> str:
     """Where an error was raised; empty if that was where arguments are passed."""
-    frames = traceback.extract_tb(error.__traceback__)
+    frames = [one for one in traceback.extract_tb(error.__traceback__) if not one.filename.startswith('<frozen')]
     last = frames[-1] if frames else None
     if last is None or last.filename.endswith('build_functions.py'):
         return ''

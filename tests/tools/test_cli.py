@@ -6,12 +6,13 @@ import json
 import audit
 import audit_view
 import check_config
+import plan_budget
 import publish_model
 import pytest
 import test as test_tool
 import torch
 import train as train_tool
-from cli import CfgOptions, merged, run
+from cli import CfgOptions, merged, positive, run, start_ranks_on_cpu
 from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
@@ -35,7 +36,7 @@ PLAIN = REPO / 'configs/dp/hrnet_synthetic_nonprivate.py'
 TOOLS = (train_tool, test_tool, check_config, audit, audit_view)
 WRONG = {
     'nowhere.py': (None, 'nowhere.py: there is no such config file'),
-    'a_folder.py': ('', 'a_folder.py: there is no such config file'),
+    'a_folder.py': ('', 'a_folder.py is a folder: give a config file in it'),
     'base.py': ("_base_ = './nowhere.py'", 'base.py cannot be read: FileNotFoundError'),
     'private_base.py': (
         "_base_ = 'mmpose_dp::dp/hrnet_mpii_hybrid_esp08.py'",
@@ -193,3 +194,23 @@ def test_a_download_that_fails_is_one_sentence(tmp_path, capsys):
     with pytest.raises(SystemExit, match='2'):
         run(lambda: torch.hub.load_state_dict_from_url('http://nowhere.invalid/x.pth', tmp_path))
     assert capsys.readouterr().err.startswith('mmpose_dp: a download failed (<urlopen error ')
+
+
+@pytest.mark.parametrize(('launcher', 'rank'), [('pytorch', 'RANK'), ('slurm', 'SLURM_PROCID')])
+def test_a_launcher_that_did_not_start_this_process(monkeypatch, launcher, rank):
+    monkeypatch.delenv(rank, raising=False)
+    with pytest.raises(PrivacyError, match=f'did not start this process, since the environment has no {rank}'):
+        start_ranks_on_cpu(Config(dict(launcher=launcher, env_cfg=dict(dist_cfg=dict(backend='gloo')))))
+
+
+@pytest.mark.parametrize('text', ['0', '-3', '1e4', 'many', ''])
+def test_a_number_of_records_is_a_whole_number_above_0(call, text, tmp_path):
+    """-3 was taken for the size of the data set, and 0 for no option."""
+    with pytest.raises(argparse.ArgumentTypeError, match='must be a whole number above 0'):
+        positive(text)
+    assert positive('22246') == 22246
+    for tool in (check_config, plan_budget):
+        done = call(tool, PRIVATE, f'--num-records={text}')
+        assert (
+            done.returncode == 2 and f'argument --num-records: {text!r} must be a whole number above 0' in done.stderr
+        )
