@@ -60,15 +60,13 @@ def _can_be_written(value: Any) -> bool:
 def unbuildable_in_words(cfg: Any, error: Exception) -> str:
     """The part of a config's model that cannot be built, if it is one, and why; ``error`` is that of the whole."""
     model = cfg.get('model') or {}
-    for name in ('data_preprocessor', 'backbone', 'neck', 'head'):
-        part = model.get(name)
+    parts = {f'model.{name}': model.get(name) for name in ('data_preprocessor', 'backbone', 'neck', 'head')}
+    for place, part in (parts | {'model': model}).items():
         if isinstance(part, dict):
             try:
                 MODELS.build(copy.deepcopy(part))
             except Exception as inner:  # its own, or that of the whole once more
-                return (
-                    f'model.{name}: {type_name(part.get("type"))} cannot be built: {failure(inner, 300)}{_place(inner)}'
-                )
+                return f'{place}: {type_name(part.get("type"))} cannot be built: {failure(inner, 300)}{_place(inner)}'
     return f'the config cannot be built: {failure(error, 300)}{_place(error)}'
 
 

@@ -217,7 +217,7 @@ globals().update(private(_base_, 'dpsgd', train_cfg=dict(max_epochs=6), optim_wr
         ),
         (
             "model['test_cgf'] = {}",
-            'the config cannot be built: TypeError: TopdownPoseEstimator.__init__() got an unexpected',
+            'model: TopdownPoseEstimator cannot be built: TypeError: TopdownPoseEstimator.__init__() got an unexpected',
         ),
         ('max_epoch = 3', 'own.py, line 11: max_epoch is read by nothing'),
         ("default_hooks['privacy_budget']['target_delta'] = 0.5", 'target_delta=0.5 is too large for 40 records'),
