@@ -30,7 +30,7 @@ from mmengine.config import Config
 from mmengine.dataset import Compose
 from mmengine.hooks import CheckpointHook
 from mmengine.optim import build_optim_wrapper
-from mmengine.runner import CheckpointLoader, Runner
+from mmengine.runner import Runner
 from mmpose.datasets.datasets.utils import parse_pose_metainfo
 from mmpose.registry import DATASETS, HOOKS, MODELS, OPTIM_WRAPPERS, TRANSFORMS
 from mmpose.utils import register_all_modules
@@ -58,7 +58,7 @@ from mmpose_dp.engine.training_settings import FROM_RANDOM
 from mmpose_dp.extras.accountability import plan_warnings
 from mmpose_dp.extras.experts import mixed_in
 from mmpose_dp.extras.schedule import Schedule, ScheduledPlan
-from mmpose_dp.models import FeatureMaskingHead, check_head, fit_checkpoint, unwrapped
+from mmpose_dp.models import FeatureMaskingHead, check_head, fit_checkpoint, read_checkpoint, unwrapped
 from mmpose_dp.models.joint_remap import shapes_of
 from mmpose_dp.privacy.errors import PrivacyError
 from mmpose_dp.privacy.plan import METHODS, PrivacyPlan
@@ -453,7 +453,7 @@ def filled_by_load_from(cfg: Config, model: nn.Module, metainfo: dict | None) ->
     path = Path(cfg.get('load_from') or '').expanduser()
     if not cfg.get('load_from') or not path.is_file():
         return None if cfg.get('load_from') else set()
-    checkpoint = CheckpointLoader.load_checkpoint(str(path), 'cpu')
+    checkpoint = read_checkpoint(str(path), 'load_from')
     start = Start.of('load_from', str(path), '', checkpoint)
     wanted = shapes_of(model)
     found = {name for name, shape in start.shapes.items() if wanted.get(name) == shape}
@@ -474,7 +474,7 @@ def report_experts(cfg: Config, model: nn.Module, wrapper: DPOptimWrapper) -> No
             f'Experts: {len(mixed_in(model, number)):,} of {wanted:,} tensors of the model are mixed with those of {expert}'
         )
     if wrapper.experts and path.is_file():
-        for words in idle_experts(wrapper.experts, CheckpointLoader.load_checkpoint(str(path), 'cpu')):
+        for words in idle_experts(wrapper.experts, read_checkpoint(str(path), 'load_from')):
             print(f'  WARNING: {words}')
 
 

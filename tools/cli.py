@@ -181,11 +181,12 @@ def building(cfg: Config) -> Iterator[None]:
 
 def refuse_no_checkpoint(path: str | Path | None) -> None:
     """Raises PrivacyError for a checkpoint that is not there or is damaged. Those on a server are not looked at."""
+    # here, since most tools need no MMPose
+    from mmpose_dp.engine.hooks.resuming import damage_in_words, is_intact, newest_checkpoint, refuse_no_path
+
+    refuse_no_path(path)
     if not path or '://' in str(path):
         return
-    # here, since most tools need no MMPose
-    from mmpose_dp.engine.hooks.resuming import damage_in_words, is_intact, newest_checkpoint
-
     file = Path(path).expanduser()
     if file.is_dir():
         newest = newest_checkpoint(str(file))

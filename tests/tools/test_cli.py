@@ -2,6 +2,10 @@
 
 import argparse
 import json
+import pickle
+import sys
+import zipfile
+from types import ModuleType, SimpleNamespace
 
 import audit
 import audit_view
@@ -17,6 +21,7 @@ from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 
+from mmpose_dp.engine.hooks.resuming import find_start
 from mmpose_dp.privacy.errors import PrivacyError
 from mmpose_dp.privacy.validation import rounded_up
 from mmpose_dp.verify import verify
@@ -99,6 +104,45 @@ def test_safetensors_are_no_checkpoint(call, tmp_path):
     one_line(call(train_tool, PRIVATE, *where, '--cfg-options', f'load_from={path}'), message)
     one_line(call(test_tool, PLAIN, path, *where), message)
     one_line(call(publish_model, path, tmp_path / 'out.pth'), message)
+
+
+def test_what_looks_like_a_checkpoint_and_is_none(call, tmp_path):
+    """A zip archive and a pickle of other code, TorchScript, and a checkpoint that needs a package that is not installed."""
+    with zipfile.ZipFile(tmp_path / 'zip.pth', 'w') as archive:
+        archive.writestr('a/b', 'c')
+    (tmp_path / 'pickle.pth').write_bytes(pickle.dumps(dict(state_dict={})))
+    torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), tmp_path / 'script.pth')
+    torch.save(dict(state_dict={}, meta=of_a_missing_module()), tmp_path / 'other.pth')
+    damaged = 'is damaged or not a checkpoint: give an intact one'
+    for name, message in (
+        ('zip', damaged),
+        ('pickle', damaged),
+        ('script', 'script.pth is a TorchScript archive: save its'),
+    ):
+        one_line(call(test_tool, PLAIN, tmp_path / f'{name}.pth'), message)
+        with pytest.raises(PrivacyError, match=message):
+            find_start(start_at(tmp_path / f'{name}.pth'))
+    sys.modules.pop('gone')
+    with pytest.raises(PrivacyError, match="other.pth cannot be read: ModuleNotFoundError: No module named 'gone'"):
+        find_start(start_at(tmp_path / 'other.pth'))
+    for wrong in (True, 3, ['a.pth']):
+        with pytest.raises(PrivacyError, match='must be the path of one checkpoint'):
+            find_start(start_at(wrong))
+    torch.save(dict(state_dict={}), tmp_path / 'older.pth', _use_new_zipfile_serialization=False)
+    find_start(start_at(tmp_path / 'older.pth'))
+
+
+def start_at(load_from):
+    """As much of a runner as is asked where it starts."""
+    return SimpleNamespace(_load_from=load_from, _resume=False, hooks=[], work_dir='')
+
+
+def of_a_missing_module():
+    """An object of a class whose module no other process finds."""
+    module = ModuleType('gone')
+    module.Gone = type('Gone', (), dict(__module__='gone'))
+    sys.modules['gone'] = module
+    return module.Gone()
 
 
 def test_a_folder_is_no_checkpoint(call, tmp_path):
