@@ -248,10 +248,12 @@ def default_hook(cfg: Config, key: str, kind: str) -> dict:
 
 
 def run(main: Callable[[], None]) -> None:
-    """Runs a tool. A PrivacyError, a missing file or a failed download is one message, with exit status 2; Ctrl-C is 130."""
+    """Runs a tool. What is refused, a file that cannot be used, and a failed download are one message, with exit
+    status 2; Ctrl-C is 130.
+    """
     try:
         main()
-    except (PrivacyError, FileNotFoundError) as error:
+    except PrivacyError as error:
         print(f'mmpose_dp: {error}', file=sys.stderr)
         sys.exit(2)
     except URLError as error:
@@ -260,6 +262,11 @@ def run(main: Callable[[], None]) -> None:
             'address, as load_from or in init_cfg',
             file=sys.stderr,
         )
+        sys.exit(2)
+    except OSError as error:
+        if error.filename is None and not isinstance(error, FileNotFoundError):
+            raise
+        print(f'mmpose_dp: {error}', file=sys.stderr)  # it says what cannot be done, and with which file
         sys.exit(2)
     except KeyboardInterrupt as stop:
         print(f'\nmmpose_dp: interrupted. {stop}'.rstrip(), file=sys.stderr)

@@ -152,6 +152,21 @@ def test_a_folder_is_no_checkpoint(call, tmp_path):
     torch.save(dict(state_dict={}, meta=dict(iter=1)), tmp_path / 'epoch_1.pth')
     one_line(call(publish_model, tmp_path, tmp_path / 'out'), f'{message} in it, such as {tmp_path}/epoch_1.pth')
     one_line(call(test_tool, PLAIN, tmp_path), message)
+    for ending in ('.pt', '.safetensors', '.onnx'):
+        out = call(publish_model, tmp_path / 'epoch_1.pth', tmp_path / f'my{ending}')
+        one_line(out, f'my{ending}: give the name of a folder')
+
+
+@pytest.mark.parametrize('kind', [PermissionError, IsADirectoryError, NotADirectoryError, OSError])
+def test_a_file_that_cannot_be_used_is_one_sentence(tmp_path, capsys, kind):
+    def fails(*name):
+        raise kind(28, 'No space left on device', *name)
+
+    with pytest.raises(SystemExit, match='2'):
+        run(lambda: fails('report.html'))
+    assert capsys.readouterr().err == "mmpose_dp: [Errno 28] No space left on device: 'report.html'\n"
+    with pytest.raises(kind):  # whose file is not known
+        run(fails)
 
 
 def test_a_missing_file_of_pretrained_weights(call, synthetic, tmp_path):
