@@ -48,6 +48,17 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def share(text: str) -> float:
+    """An option that is a number between 0 and 1."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(f'{text!r} must be a number above 0 and below 1')
+    return value
+
+
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments that MMPose's train.py and test.py both have."""
     parser.add_argument('--work-dir', help='where logs, checkpoints and the privacy statement go')
