@@ -22,12 +22,17 @@ from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config, ConfigDict
+from mmpose.registry import DATASETS
 
+from mmpose_dp.datasets import PublicPrivateDataset
+from mmpose_dp.datasets.resolving import is_kind
 from mmpose_dp.engine.half_private import is_private
 from mmpose_dp.engine.leftovers import without_deletions
 from mmpose_dp.engine.spelling import refuse_misspelled, refuse_unknown_top
 from mmpose_dp.engine.training_settings import REPLACED, WRITTEN, settings_in_words
 from mmpose_dp.privacy.errors import ConfigError
+
+__all__ = ['private']  # a config's variables are what it imports by *
 
 FOLDER = Path(__file__).parent / '.mim/configs'  # in a checkout, a link to configs/
 METHODS = ('dpsgd', 'projected', 'experts', 'feature', 'first_stage', 'hybrid')
@@ -68,7 +73,14 @@ def private(base: dict, method: str, epsilon: float = 0.8, public: str | None = 
     private_set = ((base or {}).get('train_dataloader') or {}).get('dataset')
     if not isinstance(private_set, dict):
         raise ConfigError(
-            'private(_base_, ...): the base has no train_dataloader.dataset; inherit from a config that trains'
+            'private(_base_, ...): the base has no train_dataloader.dataset; inherit from a config that trains, or, if '
+            'train_dataloader is in the same file, give private(globals(), ...) below it'
+        )
+    if is_kind(DATASETS, private_set, PublicPrivateDataset):
+        raise ConfigError(
+            'private(_base_, ...): the base is private already. Give the plain config that it inherits from, or leave '
+            'private() out and write only what changes, such as '
+            'default_hooks = dict(privacy_budget=dict(target_epsilon=2.0))'
         )
     refuse_unknown_top(changes, base, ('method', 'epsilon', 'public'), 'private(_base_, ..., {}=...)')
     recipe = _parts(method)

@@ -215,7 +215,16 @@ def test_changes_are_merged_or_replace():
     ('base', 'arguments', 'message'),
     [
         (dict(train_dataloader=dict(dataset=dict())), dict(method='hybird'), "'hybird'.*write one of dpsgd, projected"),
-        (dict(model=dict()), dict(method='hybrid'), 'no train_dataloader.dataset'),
+        (
+            dict(model=dict()),
+            dict(method='hybrid'),
+            'no train_dataloader.dataset.* in the same file, give private.globals',
+        ),
+        (
+            dict(train_dataloader=dict(dataset=dict(type='PublicPrivateDataset'))),
+            dict(method='dpsgd'),
+            'the base is private already. Give the plain config that it inherits from',
+        ),
         (dict(train_dataloader=dict(dataset=dict())), dict(method='dpsgd', public='coco'), "write 'coco_as_mpii'"),
     ],
 )

@@ -22,7 +22,7 @@ import mmpose_dp  # noqa: F401  (first: checks and repairs the install)
 
 # isort: split
 from check_config import is_private
-from cli import CfgOptions, merge_options, read_config, run
+from cli import CfgOptions, building, merge_options, positive, read_config, run, share
 from mmengine.config import Config
 from mmengine.runner import Runner
 
@@ -45,11 +45,11 @@ def parse_args() -> argparse.Namespace:
         'config', help='private config (with lira, plain ones too); the audit takes as long as its training'
     )
     parser.add_argument('--attack', choices=['one-run', 'lira'], default='one-run', help='default: one-run')
-    parser.add_argument('--shadows', type=int, default=16, help='lira: number of models (default 16)')
-    parser.add_argument('--records', type=int, help='lira: records to guess, chosen at random (default: all)')
+    parser.add_argument('--shadows', type=positive, default=16, help='lira: number of models (default 16)')
+    parser.add_argument('--records', type=positive, help='lira: records to guess, chosen at random (default: all)')
     parser.add_argument('--seed', type=int, default=0, help='lira: of the halves and the plain trainings (default 0)')
-    parser.add_argument('--canaries', type=int, help='records to turn into canaries (default: all)')
-    parser.add_argument('--confidence', type=float, default=0.95, help='confidence of the lower bounds (default 0.95)')
+    parser.add_argument('--canaries', type=positive, help='records to turn into canaries (default: all)')
+    parser.add_argument('--confidence', type=share, default=0.95, help='confidence of the lower bounds (default 0.95)')
     parser.add_argument(
         '--work-dir', help='folder for ledger and log, a new one for each audit (default work_dirs/audit)'
     )
@@ -94,7 +94,8 @@ def _plain(value: Any) -> Any:
 
 def attack(cfg: Config) -> AuditHook:
     """Trains and returns the hook that attacked."""
-    runner = Runner.from_cfg(cfg)
+    with building(cfg):
+        runner = Runner.from_cfg(cfg)
     runner.train()
     return next(hook for hook in runner.hooks if isinstance(hook, AuditHook))
 

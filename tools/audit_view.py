@@ -23,7 +23,7 @@ import mmpose_dp  # noqa: F401  (first: checks and repairs the install)
 # isort: split
 import cv2
 import numpy as np
-from cli import CfgOptions, merge_options, read_config, run
+from cli import CfgOptions, merge_options, positive, read_config, run
 from html_page import picture, write_page
 from mmengine.config import Config
 from mmengine.dataset import BaseDataset, Compose
@@ -95,7 +95,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('config', nargs='?', help='config with a public_view')
     parser.add_argument('--table', action='store_true', help='compare the views on --public-images instead')
     parser.add_argument('--work-dir', help="where to write the audit (default: the config's work dir)")
-    parser.add_argument('--images', type=int, default=24, help='number of people to reconstruct (default 24)')
+    parser.add_argument('--images', type=positive, default=24, help='number of people to reconstruct (default 24)')
     parser.add_argument('--public-images', help='folder of public pictures of one person each, to train the network on')
     parser.add_argument('--minutes', type=float, default=4.0, help='how long to train the network (default 4)')
     parser.add_argument(

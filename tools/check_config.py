@@ -24,13 +24,13 @@ import mmpose_dp  # noqa: F401  (first: checks and repairs the install)
 # isort: split
 import numpy as np
 import torch
-from cli import CfgOptions, merge_options, read_config, run
+from cli import CfgOptions, building, merge_options, positive, read_config, run
 from mmcv.transforms import LoadImageFromFile
 from mmengine.config import Config
 from mmengine.dataset import Compose
 from mmengine.hooks import CheckpointHook
 from mmengine.optim import build_optim_wrapper
-from mmengine.runner import CheckpointLoader, Runner
+from mmengine.runner import Runner
 from mmpose.datasets.datasets.utils import parse_pose_metainfo
 from mmpose.registry import DATASETS, HOOKS, MODELS, OPTIM_WRAPPERS, TRANSFORMS
 from mmpose.utils import register_all_modules
@@ -58,7 +58,7 @@ from mmpose_dp.engine.training_settings import FROM_RANDOM
 from mmpose_dp.extras.accountability import plan_warnings
 from mmpose_dp.extras.experts import mixed_in
 from mmpose_dp.extras.schedule import Schedule, ScheduledPlan
-from mmpose_dp.models import check_head, fit_checkpoint, unwrapped
+from mmpose_dp.models import FeatureMaskingHead, check_head, fit_checkpoint, read_checkpoint, unwrapped
 from mmpose_dp.models.joint_remap import shapes_of
 from mmpose_dp.privacy.errors import PrivacyError
 from mmpose_dp.privacy.plan import METHODS, PrivacyPlan
@@ -71,10 +71,10 @@ def parse_args() -> argparse.Namespace:
     """The arguments."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('config', help='config file, private or not yet')
-    parser.add_argument('--records', type=int, default=2, help='number of samples to compare (default 2)')
+    parser.add_argument('--records', type=positive, default=2, help='number of samples to compare (default 2)')
     parser.add_argument(
         '--num-records',
-        type=int,
+        type=positive,
         help='number of records N, if the data set is on another machine: its data are not checked',
     )
     parser.add_argument('--cfg-options', nargs='+', action=CfgOptions, default={}, metavar='KEY=VALUE')
@@ -112,7 +112,8 @@ def private_model(cfg: Config) -> tuple[nn.Module, DPOptimWrapper]:
         print(how_to_make_private(cfg.filename))
         settings = dict(type='DPOptimWrapper', optimizer=dict(type='SGD', lr=1.0), max_grad_norm=1.0)
         settings['constructor'] = 'DPOptimWrapperConstructor'
-    model = MODELS.build(cfg.model).train()
+    with building(cfg):
+        model = MODELS.build(cfg.model).train()
     wrapper = build_optim_wrapper(model, Config(dict(settings))._cfg_dict)
     assert isinstance(wrapper, DPOptimWrapper)
     return model, wrapper
@@ -142,7 +143,8 @@ def trial(cfg: Config, folder: str) -> Runner:
             hook.pop('out_dir', None)
     if not is_there((cfg.get('val_dataloader') or {}).get('dataset')):
         cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
-    runner = Runner.from_cfg(cfg)
+    with building(cfg):
+        runner = Runner.from_cfg(cfg)
     runner.train_loop  # noqa: B018  (a property that builds)
     runner.optim_wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
     if runner.param_schedulers is not None:
@@ -155,6 +157,8 @@ def trial(cfg: Config, folder: str) -> Runner:
 
 def report_method(cfg: Config) -> None:
     """Prints the method of a private config. Raises PrivacyError if its parts do not go together."""
+    if not (cfg.get('train_dataloader') or {}).get('dataset'):
+        raise PrivacyError('train_dataloader.dataset is missing: give a config that trains')
     data, settings = cfg.train_dataloader.dataset, cfg.get('optim_wrapper') or {}
     if has_private_data(cfg) and has_private_wrapper(cfg):
         wrapper = SimpleNamespace(projector=settings.get('projector'), public_weight=settings.get('public_weight', 0.0))
@@ -238,6 +242,13 @@ def _random_person(rng: np.random.Generator, meta: dict) -> dict:
     )
 
 
+def plain_class(head: type) -> type:
+    """MMPose's own class of a private head, behind what is mixed into it."""
+    return next(
+        kind for kind in head.__mro__ if issubclass(kind, nn.Module) and not issubclass(kind, FeatureMaskingHead)
+    )
+
+
 def compare(model: nn.Module, wrapper: DPOptimWrapper, batch: dict) -> dict[str, float]:
     """Largest deviation of each parameter's gradients over the records, relative to the reference. In float64."""
     model.double()
@@ -252,7 +263,7 @@ def compare(model: nn.Module, wrapper: DPOptimWrapper, batch: dict) -> dict[str,
                     part.set_field(value.double(), key)
     wrapper.prepare(model)
     plain = copy.deepcopy(model)
-    plain.head.__class__ = type(plain.head).__mro__[2]  # MMPose's own head
+    plain.head.__class__ = plain_class(type(plain.head))
     params = [p for p in plain.parameters() if p.requires_grad]
     ours = wrapper.public_gradients(batch)
     names = [name for name, p in model.named_parameters() if p.requires_grad]
@@ -442,7 +453,7 @@ def filled_by_load_from(cfg: Config, model: nn.Module, metainfo: dict | None) ->
     path = Path(cfg.get('load_from') or '').expanduser()
     if not cfg.get('load_from') or not path.is_file():
         return None if cfg.get('load_from') else set()
-    checkpoint = CheckpointLoader.load_checkpoint(str(path), 'cpu')
+    checkpoint = read_checkpoint(str(path), 'load_from')
     start = Start.of('load_from', str(path), '', checkpoint)
     wanted = shapes_of(model)
     found = {name for name, shape in start.shapes.items() if wanted.get(name) == shape}
@@ -463,7 +474,7 @@ def report_experts(cfg: Config, model: nn.Module, wrapper: DPOptimWrapper) -> No
             f'Experts: {len(mixed_in(model, number)):,} of {wanted:,} tensors of the model are mixed with those of {expert}'
         )
     if wrapper.experts and path.is_file():
-        for words in idle_experts(wrapper.experts, CheckpointLoader.load_checkpoint(str(path), 'cpu')):
+        for words in idle_experts(wrapper.experts, read_checkpoint(str(path), 'load_from')):
             print(f'  WARNING: {words}')
 
 
@@ -518,7 +529,8 @@ def annotations_of(dataset: Any) -> Path | None:
 def is_there(dataset: Any) -> bool:
     """Whether the annotations that a data set's config names are on this machine, as far as it names a file."""
     path = annotations_of(dataset)
-    return path is None or path.is_file()  # without a name, the registry says what is wrong when it is built
+    # without a name, or with that of a folder, what builds the data set says what is wrong
+    return path is None or path.is_file() or path.is_dir()
 
 
 def missing(key: str, dataset: Any) -> str:

@@ -9,7 +9,9 @@ import os
 import re
 import sys
 import tempfile
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.error import URLError
@@ -37,6 +39,24 @@ class CfgOptions(DictAction):
 
 
 _DICT = re.compile(r'([\[(].*)?(dict\(|\{.*:)|\{\}$')
+
+
+def positive(text: str) -> int:
+    """An option that is a whole number above 0."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f'{text!r} must be a whole number above 0')
+    return int(text)
+
+
+def share(text: str) -> float:
+    """An option that is a number between 0 and 1."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(f'{text!r} must be a number above 0 and below 1')
+    return value
 
 
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
@@ -79,8 +99,27 @@ def _close_to(path: str) -> str:
     return f', did you mean {close[0]}?' if close else ''
 
 
+def _about_imports(error: Exception, words: str) -> str:
+    """What mmengine's reason for not reading a config means: what makes it a new-style one is an import above ``_base_``."""
+    if 'inheritance chain must match' in words:
+        return (
+            "a text config has _base_ = '...' above every import, and a new-style config has `with read_base(): from ... "
+            'import *` in its place, also in every file that it inherits from'
+        )
+    frames = traceback.extract_tb(error.__traceback__)
+    if isinstance(error, RuntimeError) and not words and frames[-1].filename.endswith('lazy.py'):
+        return (
+            "without _base_ = '...' above every import it is a new-style config, in which nothing imported can be called: in "
+            'place of `from mmpose_dp.configs import private`, write `from importlib import import_module` and '
+            "`globals().update(import_module('mmpose_dp.configs').private(globals(), 'dpsgd'))`, or whichever method"
+        )
+    return ''
+
+
 def read_config(path: str, *keys: str) -> Config:
     """The config of a file. Raises PrivacyError for a file that cannot be read, or that lacks one of ``keys``."""
+    if os.path.isdir(path):
+        raise PrivacyError(f'{path} is a folder: give a config file in it')
     if not os.path.isfile(path):
         raise PrivacyError(f'{path}: there is no such config file{_close_to(path)}')
     if Path(path).suffix in ('.pth', '.pt', '.safetensors'):
@@ -92,8 +131,8 @@ def read_config(path: str, *keys: str) -> Config:
     except Exception as error:  # a config is a program, and so are those that it inherits from
         words = ' '.join(str(error).split())
         base = re.search(r'file "([^"]+)" does not exist', words)  # mmengine's words for a missing _base_
-        hint = _close_to(base[1]) if base else ''
-        raise PrivacyError(f'{path} cannot be read: {type(error).__name__}: {words}{hint}') from error
+        reason = _about_imports(error, words) or f'{type(error).__name__}: {words}'
+        raise PrivacyError(f'{path} cannot be read: {reason}{_close_to(base[1]) if base else ""}') from error
     missing = [key for key in keys if not cfg.get(key)]
     if missing:
         raise PrivacyError(
@@ -119,13 +158,15 @@ def merge_options(cfg: Config, options: dict) -> Config:
     from mmpose_dp.engine.half_private import is_private
     from mmpose_dp.engine.spelling import refuse_unregistered
     from mmpose_dp.engine.unbuildable import refuse_unbuildable, refuse_unwritable_values
-    from mmpose_dp.engine.unread import refuse_unread
+    from mmpose_dp.engine.unread import refuse_lost, refuse_unread
 
     refuse_unknown_top((key.split('.')[0] for key in options), cfg, (), '--cfg-options {}')
     merged(cfg, options)
     without_leftovers(cfg)
     trains = bool(cfg.get('train_dataloader') and cfg.get('optim_wrapper'))
     private = trains and is_private(cfg)
+    if trains and not private:
+        refuse_lost(cfg)
     refuse_unread(cfg)  # first: what follows would name what a lost custom_imports registers
     if private:
         refuse_unregistered(cfg)
@@ -136,13 +177,27 @@ def merge_options(cfg: Config, options: dict) -> Config:
     return cfg
 
 
+@contextmanager
+def building(cfg: Config) -> Iterator[None]:
+    """Inside, a runner or a model is built: an error is a PrivacyError that names the part of the model, or the config."""
+    from mmpose_dp.engine.unbuildable import unbuildable_in_words
+
+    try:
+        yield
+    except (PrivacyError, FileNotFoundError, URLError):
+        raise
+    except Exception as error:  # whatever the class of a part raises
+        raise PrivacyError(unbuildable_in_words(cfg, error)) from error
+
+
 def refuse_no_checkpoint(path: str | Path | None) -> None:
     """Raises PrivacyError for a checkpoint that is not there or is damaged. Those on a server are not looked at."""
+    # here, since most tools need no MMPose
+    from mmpose_dp.engine.hooks.resuming import damage_in_words, is_intact, newest_checkpoint, refuse_no_path
+
+    refuse_no_path(path)
     if not path or '://' in str(path):
         return
-    # here, since most tools need no MMPose
-    from mmpose_dp.engine.hooks.resuming import damage_in_words, is_intact, newest_checkpoint
-
     file = Path(path).expanduser()
     if file.is_dir():
         newest = newest_checkpoint(str(file))
@@ -166,15 +221,30 @@ def refuse_unwritable(folder: str) -> None:
         ) from error
 
 
+_LAUNCHERS = {
+    'pytorch': ('RANK', 'torchrun'),
+    'slurm': ('SLURM_PROCID', 'srun'),
+    'mpi': ('OMPI_COMM_WORLD_RANK', 'mpirun'),
+}
+
+
 def start_ranks_on_cpu(cfg: Config) -> None:
     """Starts this process of several on the CPU. mmengine cannot: it sets a CUDA device.
 
-    Does nothing with a GPU, or without --launcher pytorch. Exits if the backend needs a GPU.
+    Does nothing with a GPU, or without --launcher pytorch. Exits if the backend needs a GPU. Raises PrivacyError if the launcher
+    did not start this process.
     """
-    if cfg.launcher != 'pytorch' or torch.cuda.is_available():
-        return
-    if cfg.env_cfg.dist_cfg.backend != 'gloo':
+    on_cpu = cfg.launcher == 'pytorch' and not torch.cuda.is_available()
+    if on_cpu and cfg.env_cfg.dist_cfg.backend != 'gloo':
         sys.exit('no GPU found. To use the CPU: --cfg-options env_cfg.dist_cfg.backend=gloo')
+    rank, starter = _LAUNCHERS.get(cfg.launcher, ('', ''))
+    if rank and rank not in os.environ:
+        raise PrivacyError(
+            f'--launcher {cfg.launcher}: {starter} did not start this process, since the environment has no {rank}. Start it '
+            f'with {starter}, or leave out --launcher for a single process'
+        )
+    if not on_cpu:
+        return
     torch.distributed.init_process_group('gloo')
     unused = cfg.get('find_unused_parameters', False)
     wrapper = dict(broadcast_buffers=False, find_unused_parameters=unused, device_ids=None)
@@ -189,10 +259,12 @@ def default_hook(cfg: Config, key: str, kind: str) -> dict:
 
 
 def run(main: Callable[[], None]) -> None:
-    """Runs a tool. A PrivacyError, a missing file or a failed download is one message, with exit status 2; Ctrl-C is 130."""
+    """Runs a tool. What is refused, a file that cannot be used, and a failed download are one message, with exit
+    status 2; Ctrl-C is 130.
+    """
     try:
         main()
-    except (PrivacyError, FileNotFoundError) as error:
+    except PrivacyError as error:
         print(f'mmpose_dp: {error}', file=sys.stderr)
         sys.exit(2)
     except URLError as error:
@@ -201,6 +273,11 @@ def run(main: Callable[[], None]) -> None:
             'address, as load_from or in init_cfg',
             file=sys.stderr,
         )
+        sys.exit(2)
+    except OSError as error:
+        if error.filename is None and not isinstance(error, FileNotFoundError):
+            raise
+        print(f'mmpose_dp: {error}', file=sys.stderr)  # it says what cannot be done, and with which file
         sys.exit(2)
     except KeyboardInterrupt as stop:
         print(f'\nmmpose_dp: interrupted. {stop}'.rstrip(), file=sys.stderr)

@@ -1,11 +1,11 @@
 """Make a synthetic data set in the MPII format. See mmpose_dp.datasets.synthetic; must not hold logic of its own."""
 
 import argparse
-import sys
 import time
 
+from cli import run
+
 from mmpose_dp.datasets.synthetic import make_synthetic_mpii
-from mmpose_dp.privacy.errors import PrivacyError
 
 
 def main() -> None:
@@ -21,21 +21,10 @@ def main() -> None:
     parser.add_argument('--force', action='store_true', help='overwrite another data set in --out')
     args = parser.parse_args()
     start = time.time()
-    try:
-        out = make_synthetic_mpii(
-            args.out,
-            args.domain,
-            args.train,
-            args.val,
-            args.seed,
-            args.image_size,
-            args.workers,
-            args.force,
-        )
-    except PrivacyError as error:
-        sys.exit(f'mmpose_dp: {error}')
+    sizes = args.train, args.val, args.seed, args.image_size, args.workers
+    out = make_synthetic_mpii(args.out, args.domain, *sizes, args.force)
     print(f'{args.train} + {args.val} people ({args.domain}) in {out}, {time.time() - start:.0f} s')
 
 
 if __name__ == '__main__':
-    main()
+    run(main)

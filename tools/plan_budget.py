@@ -37,9 +37,9 @@ from check_config import (
     trial,
     without_downloads,
 )
-from cli import CfgOptions, merge_options, read_config, run
+from cli import CfgOptions, merge_options, positive, read_config, run
 from mmengine.config import Config
-from mmengine.runner import CheckpointLoader, Runner
+from mmengine.runner import Runner
 from mmpose.utils import register_all_modules
 from rich.console import Console
 from rich.progress import track
@@ -52,7 +52,7 @@ from mmpose_dp.engine.signal import measure
 from mmpose_dp.extras import forecast
 from mmpose_dp.extras.accountability import plan_warnings
 from mmpose_dp.extras.forecast import Choice
-from mmpose_dp.models import choose_trainable, weights_of
+from mmpose_dp.models import choose_trainable, read_checkpoint, weights_of
 from mmpose_dp.models.trainable_subset import MIXING
 from mmpose_dp.privacy.errors import ConfigError, PrivacyError
 from mmpose_dp.privacy.plan import PrivacyPlan
@@ -75,14 +75,14 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('config', help='a private config')
     parser.add_argument(
-        '--num-records', type=int, help='number of records N, if the data set is not there to be counted'
+        '--num-records', type=positive, help='number of records N, if the data set is not there to be counted'
     )
-    parser.add_argument('--subjects', type=int, help='number of people that the records are of')
+    parser.add_argument('--subjects', type=positive, help='number of people that the records are of')
     parser.add_argument('--r', type=float, help='length of the mean clipped gradient, in units of max_grad_norm')
     parser.add_argument(
         '--measure',
         nargs='?',
-        type=int,
+        type=positive,
         const=SAMPLES,
         metavar='SAMPLES',
         help=f'measure r on so many public samples (default {SAMPLES}), with the weights of load_from',
@@ -122,7 +122,7 @@ def filled_by_files(cfg: Config) -> set[str] | None:
     path = cfg.get('load_from')
     if path and not Path(path).is_file() or any('Pretrained' in str(value) for value in init_cfgs(cfg.model)):
         return None
-    return set(weights_of(CheckpointLoader.load_checkpoint(path, 'cpu'), f'load_from={path}')) if path else set()
+    return set(weights_of(read_checkpoint(path, 'load_from'), f'load_from={path}')) if path else set()
 
 
 def plan_of(cfg: Config, args: argparse.Namespace, folder: str) -> PrivacyPlan:

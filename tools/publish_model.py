@@ -256,6 +256,10 @@ def main() -> None:
     parser.add_argument('--overwrite', action='store_true', help='replace what was published before')
     args = parser.parse_args()
     refuse_no_checkpoint(args.checkpoint)
+    if args.out.suffix in ('.pt', '.safetensors', '.onnx'):
+        raise PrivacyError(
+            f'{args.out}: give the name of a folder, which has such files in it, or of one file that ends in .pth'
+        )
     _refuse_existing(args.out, args.checkpoint, args.overwrite)
     if args.out.suffix == '.pth':
         given, lacking = publish(args.checkpoint, args.out), []

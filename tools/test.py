@@ -12,6 +12,7 @@ import mmpose_dp  # noqa: F401  (first: checks and repairs the install)
 import mmengine
 from cli import (
     add_common_arguments,
+    building,
     default_hook,
     merge_common,
     merge_options,
@@ -94,7 +95,8 @@ def main() -> None:
     cfg = merge_args(read_config(args.config, 'model', 'test_dataloader'), args)
     refuse_no_checkpoint(cfg.load_from)
     start_ranks_on_cpu(cfg)
-    runner = Runner.from_cfg(cfg)
+    with building(cfg):
+        runner = Runner.from_cfg(cfg)
     runner.register_hook(WholeLayers())
     if args.out:
         runner.register_hook(SaveMetrics(args.out), 'LOWEST')

@@ -12,6 +12,7 @@ import mmpose_dp  # noqa: F401  (first: checks and repairs the install)
 # isort: split
 from cli import (
     add_common_arguments,
+    building,
     merge_common,
     merge_options,
     merged,
@@ -125,7 +126,8 @@ def main() -> None:
     refuse_unwritable(cfg.work_dir)
     refuse_no_checkpoint(cfg.get('load_from'))
     start_ranks_on_cpu(cfg)
-    runner = Runner.from_cfg(cfg)
+    with building(cfg):
+        runner = Runner.from_cfg(cfg)
     if not any(isinstance(hook, (PrivacyBudgetHook, ProvenanceHook)) for hook in runner.hooks):
         runner.register_hook(ProvenanceHook())  # so that a plain training passes on what is known of those before it
     try:

@@ -41,11 +41,7 @@ def refuse_unusable_file(path: str, cls: type, key: str) -> None:
         DataError: if an id is missing, is repeated or has a type that MMPose cannot use, if no annotation has an image, or
             if MpiiDataset cannot turn a picture's name into a number.
     """
-    try:
-        with open(path) as file:
-            content = json.load(file)
-    except (OSError, ValueError):
-        return
+    content = _content(path)
     if isinstance(content, list) and issubclass(cls, MpiiDataset):
         _refuse_names_without_number(content, path, key)
     if isinstance(content, dict) and isinstance(content.get('annotations'), list):
@@ -56,11 +52,18 @@ def refuse_unusable_file(path: str, cls: type, key: str) -> None:
         _warn_of_odd_boxes(images, annotations, path, key)
 
 
-def faults_in_words(path: str) -> str:
+def faults_in_words(path: str, error: BaseException) -> str:
     """What of a COCO-style file a data set probably could not read: an image or annotation by its id, and a key; else empty.
 
-    MMPose's own error names neither. No value is named.
+    MMPose's own ``error`` names neither. No value is named.
     """
+    content = _content(path)
+    if isinstance(error, (json.JSONDecodeError, UnicodeDecodeError)):
+        return 'the file is not JSON in UTF-8'
+    for part in ('images', 'annotations'):
+        for number, one in enumerate(_listed(content, part)):
+            if not isinstance(one, dict):
+                return f'{part}[{number}] is no object'
     images, annotations = _entries_of(path)
     for image in images:
         for name, kind, what in (('file_name', str, 'text'), ('width', Real, 'number'), ('height', Real, 'number')):
@@ -72,20 +75,39 @@ def faults_in_words(path: str) -> str:
         for name, fits, what in _ANNOTATION_KEYS:
             if not fits(annotation.get(name)):
                 return f'annotation {annotation.get("id")!r} has {what}'
-    return ''
+    name = error.args[0] if isinstance(error, KeyError) and error.args else None
+    lacking = [one for one in annotations if name not in one]
+    if isinstance(name, str) and any(name in one for one in images):
+        return ''
+    return f'annotation {lacking[0].get("id")!r} has no {name}' if isinstance(name, str) and lacking else ''
 
 
 def unused_in_words(path: str) -> str:
     """Why MMPose leaves out each annotation of a COCO-style file, with how many it is; empty for another file."""
-    _, annotations = _entries_of(path)
+    images, annotations = _entries_of(path)
+    if images and not annotations:
+        return 'the file has no annotations'
+    sizes = {image.get('id'): (image.get('width'), image.get('height')) for image in images}
     reasons = {
         'without keypoints': lambda one: not isinstance(one.get('keypoints'), list) or not any(one['keypoints']),
         'with num_keypoints=0': lambda one: one.get('num_keypoints') == 0,
-        'with iscrowd=1': lambda one: bool(one.get('iscrowd')),
+        'with iscrowd=1': lambda one: bool(one.get('iscrowd')) and not isinstance(one['iscrowd'], str),
+        'with an iscrowd that is text, which counts as 1': lambda one: isinstance(one.get('iscrowd'), str),
         'without bbox': lambda one: not one.get('bbox'),
+        'with a box outside of its picture': lambda one: _is_outside(one.get('bbox'), sizes.get(one.get('image_id'))),
     }
     counts = {words: sum(map(applies, annotations)) for words, applies in reasons.items()}
-    return ', '.join(f'{count} {words}' for words, count in counts.items() if count)
+    unused = ', '.join(f'{count} {words}' for words, count in counts.items() if count)
+    return f'MMPose leaves out annotations: {unused}' if unused else ''
+
+
+def _is_outside(box: Any, size: Any) -> bool:
+    """Whether a COCO box of a size has none inside a picture of ``size``, width and height."""
+    if not _is_numbers(box, 4) or not size or not all(isinstance(x, Real) for x in size):
+        return False
+    return any(
+        low + length <= 0 or low >= limit - 1 for low, length, limit in zip(box[:2], box[2:], size) if length > 0
+    )
 
 
 def _is_numbers(value: Any, count: int = 0) -> bool:
@@ -108,15 +130,25 @@ _ANNOTATION_KEYS: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
 )
 
 
-def _entries_of(path: str) -> tuple[list[dict], list[dict]]:
-    """The images and annotations of a COCO-style file; none of a file that is something else."""
+def _content(path: str) -> Any:
+    """What a JSON file holds; None if it cannot be read."""
     try:
         with open(path) as file:
-            content = json.load(file)
+            return json.load(file)
     except (OSError, ValueError):
-        return [], []
-    content = content if isinstance(content, dict) else {}
-    return _dicts(content.get('images')), _dicts(content.get('annotations'))
+        return None
+
+
+def _listed(content: Any, name: str) -> list:
+    """A list of a COCO-style file; an empty one where there is none."""
+    found = content.get(name) if isinstance(content, dict) else None
+    return found if isinstance(found, list) else []
+
+
+def _entries_of(path: str) -> tuple[list[dict], list[dict]]:
+    """The images and annotations of a COCO-style file; none of a file that is something else."""
+    content = _content(path)
+    return _dicts(_listed(content, 'images')), _dicts(_listed(content, 'annotations'))
 
 
 def _dicts(entries: Any) -> list[dict]:
@@ -138,8 +170,9 @@ def _refuse_ids(entries: Sequence[dict], what: str, path: str, key: str) -> None
     seen = set()
     for entry in entries:
         found = entry.get('id')
-        allowed = (Real,) if what == 'image' else (Real, str)  # MMPose computes with the ids of images
-        if not isinstance(found, allowed):
+        # MMPose computes with the ids of images, and leaves out those with a fraction
+        allowed = _is_whole(found) if what == 'image' else isinstance(found, (Real, str))
+        if not allowed:
             wanted = 'a whole number' if what == 'image' else 'a whole number or a string'
             raise DataError(
                 f'{key}: {path} has an {what} whose id is {found!r}. Give every {what} a different id, {wanted}'
@@ -153,6 +186,10 @@ def _refuse_ids(entries: Sequence[dict], what: str, path: str, key: str) -> None
                 + (', and write the new ids as image_id in the annotations' if what == 'image' else '')
             )
         seen.add(found)
+
+
+def _is_whole(value: Any) -> bool:
+    return not isinstance(value, bool) and (isinstance(value, int) or isinstance(value, float) and value.is_integer())
 
 
 def _refuse_lost_annotations(images: Sequence[dict], annotations: Sequence[dict], path: str, key: str) -> None:
@@ -177,14 +214,12 @@ def _warn_of_odd_boxes(images: Sequence[dict], annotations: Sequence[dict], path
     sizes = {image['id']: (image.get('width'), image.get('height')) for image in images}
     pairs = [(ann.get('bbox'), sizes.get(ann.get('image_id'))) for ann in annotations]
     try:
-        boxes = np.array([box for box, size in pairs if size is not None and box is not None], dtype=float).reshape(
-            -1, 4
-        )
-        limits = np.array([size for box, size in pairs if size is not None and box is not None], dtype=float).reshape(
-            -1, 2
-        )
+        boxes = np.array([box for box, size in pairs if size is not None and box is not None], dtype=float)
+        limits = np.array([size for box, size in pairs if size is not None and box is not None], dtype=float)
     except (TypeError, ValueError):
         return
+    if boxes.shape != (len(boxes), 4) or limits.shape != (len(boxes), 2):
+        return  # boxes of other than four numbers, which the data set names
     low, second = boxes[:, :2], boxes[:, 2:]
     leaves = (low + second > 1.02 * limits + 1).any(1)
     corners = (second > low).all(1) & (second <= limits + 1).all(1)
@@ -226,6 +261,7 @@ def look_at_annotations(dataset: BaseDataset, key: str) -> set[str]:
     if samples:  # empty if the data set has no joints and boxes
         _refuse_other_joints(samples[0].joints.shape[1], dataset, key)
         _check_flips(dataset.metainfo, key)
+        _warn_of_order(dataset, key)
         _refuse_useless_samples(samples, key)
     return paths
 
@@ -248,6 +284,11 @@ def _check_flips(metainfo: dict, key: str) -> None:
     names, flips = metainfo.get('keypoint_id2name'), metainfo.get('flip_indices')
     if not isinstance(names, dict) or not isinstance(flips, (list, tuple)) or len(flips) != len(names):
         return
+    if any(isinstance(number, str) for number in names):
+        raise DataError(
+            f'{key}: keypoint_info of the metainfo has the keys {", ".join(map(repr, [*names][:2]))}, ..., which are text and must '
+            'be numbers. JSON has no others: write the metainfo in a Python file, and metainfo=dict(from_file=...) with its path'
+        )
     if [*names] != [*range(len(names))]:
         raise DataError(
             f'{key}: keypoint_info of the metainfo has the keys {", ".join(map(str, [*names][:4]))}, ..., so that a flip would '
@@ -260,6 +301,21 @@ def _check_flips(metainfo: dict, key: str) -> None:
             f'{key}: in the metainfo, {names[first]} has swap={names[flips[first]]!r}, which has not swap={names[first]!r}, so '
             f'flipped samples teach wrong joints ({len(alone)} of {len(names)}): write each pair at both of its joints'
         )
+
+
+def _warn_of_order(dataset: BaseDataset, key: str) -> None:
+    """Warns if the file's own category names joints at other places than the metainfo, which MMPose never compares."""
+    places = dataset.metainfo.get('keypoint_name2id') or {}
+    categories = [] if _converts_joints(dataset) else _dicts(dataset.metainfo.get('CLASSES'))
+    for category in categories:
+        for number, name in enumerate(_listed(category, 'keypoints')):
+            if isinstance(name, str) and places.get(name, number) != number:
+                warn_in_terminal(
+                    f'{key}: {name} is joint {number} in the categories of {dataset.ann_file}, and joint {places[name]} in the '
+                    'metainfo, whose order counts: if the annotations have the order of their file, every name is wrong, and a '
+                    'flip exchanges the wrong joints. Write keypoint_info in the order of the file'
+                )
+                return
 
 
 def _converts_joints(dataset: BaseDataset) -> bool:

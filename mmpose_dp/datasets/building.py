@@ -45,10 +45,11 @@ def build_part(cfg: dict, part: str) -> BaseDataset:
     try:
         dataset = DATASETS.build(dict(cfg, lazy_init=False))
     except Exception as error:  # a damaged file can make a parser raise anything
+        _refuse_steps(cfg.get('pipeline') or [], f'{key}.pipeline')
         if _is_empty(cfg):
             _refuse_empty(path, cfg, cls, key)
         own = issubclass(cls, BaseCocoStyleDataset)
-        fault = (_metainfo_fault(cfg.get('metainfo')) or faults_in_words(path)) if own else ''
+        fault = (_metainfo_fault(cfg) or _prefix_fault(cfg, error) or faults_in_words(path, error)) if own else ''
         raise DataError(
             f'{key}: {cls.__name__} cannot be built from {path}: {failure(error)}'
             + (f'. Probably since {fault}' if fault else '')
@@ -65,16 +66,25 @@ def build_part(cfg: dict, part: str) -> BaseDataset:
     return dataset
 
 
-def _metainfo_fault(metainfo: Any) -> str:
+def _prefix_fault(cfg: dict, error: BaseException) -> str:
+    """What a data_prefix lacks, in words, if that is what ``error`` is about."""
+    prefix = cfg.get('data_prefix') or {}
+    lacks = isinstance(error, KeyError) and error.args == ('img',) and prefix and 'img' not in prefix
+    return "data_prefix has no img: write data_prefix=dict(img='...'), the folder of the pictures" if lacks else ''
+
+
+def _metainfo_fault(cfg: dict) -> str:
     """What MMPose cannot read in a metainfo, in words; empty if it can read it, or there is none."""
+    metainfo = cfg.get('metainfo')
     if not metainfo:
         return ''
     try:
         parse_pose_metainfo(dict(metainfo))
     except Exception as error:  # whatever MMPose meets in it
         return (
-            f'metainfo cannot be read ({failure(error)}): the names in swap and skeleton_info must be those '
-            'of joints in keypoint_info, and from_file the path of a file'
+            f'metainfo cannot be read ({failure(error)}): it needs dataset_name and keypoint_info, or from_file with the '
+            'path of a file that has them; the names in swap and skeleton_info must be those '
+            'of joints in keypoint_info'
         )
     return ''
 
@@ -87,7 +97,7 @@ def _refuse_empty(path: str, cfg: dict, cls: type, key: str) -> NoReturn:
         else f', and {folder} does not exist. {_hint(cfg, cls, key)}'
     )
     unused = unused_in_words(path)
-    unused = f' (MMPose leaves out annotations: {unused})' if unused else ''
+    unused = f' ({unused})' if unused else ''
     raise DataError(f'{key}: {path} holds no annotated person whose box has a size{unused}{hint}')
 
 
@@ -143,6 +153,16 @@ def left_out_by(dataset: BaseDataset) -> dict[str, list[dict]] | None:
     return found
 
 
+def _refuse_steps(steps: list, key: str) -> None:
+    """Raises DataError, naming its place, for a transform that cannot be built, which mmengine builds with the data set."""
+    for number, step in enumerate(steps):
+        try:
+            TRANSFORMS.build(copy.deepcopy(step)) if isinstance(step, dict) else Compose([step])
+        except Exception as error:  # whatever the transform raises
+            name = type_name(step['type']) if isinstance(step, dict) and 'type' in step else repr(step)
+            raise DataError(f'{key}[{number}]: {name} cannot be built: {failure(error)}') from error
+
+
 def _refuse_mixing(pipeline: Any, key: str) -> None:
     for step in _steps(pipeline):
         name, cls = type_name(step['type']), resolved(TRANSFORMS, step['type'])
@@ -193,6 +213,10 @@ def _annotation_file(cfg: dict, cls: type, key: str) -> str:
             f'{key}: the annotation file {path} must be on this machine, since records are counted and compared by it: copy it '
             'here and set ann_file to its path. Pictures may stay where they are (data_prefix.img)'
         )
+    if not cfg.get('ann_file'):
+        raise DataError(f'{key} has no ann_file: write the path of its annotation file, relative to data_root')
+    if osp.isdir(path):
+        raise DataError(f'{key}.ann_file={cfg["ann_file"]!r} is the folder {path}: write the path of a file in it')
     if not osp.isfile(path):
         home = ' MMPose does not replace ~ by a folder: write the whole path.' if path.startswith('~') else ''
         raise DataError(f'{key}: {path} does not exist.{home} {_hint(cfg, cls, key)}')

@@ -59,9 +59,16 @@ def try_batch(model: nn.Module, batch: dict, key: str, amp_dtype: torch.dtype | 
         warnings.simplefilter('ignore')
         warnings.filterwarnings('error', message='Using a target size')  # torch would broadcast one to the other
         try:
-            model(**preprocessor(batch, True), mode='loss')
+            prepared = preprocessor(batch, True)
+            finite = all(bool(x.isfinite().all()) for x in tensors_in(prepared['inputs']))
+            model(**prepared, mode='loss')
         except Exception as error:
             raise ConfigError(f'{_what_failed(seen, key, targets)}: {failure(error, 300)}') from error
+    if not finite:
+        raise ConfigError(
+            f'model.data_preprocessor makes numbers that are not finite of the images of {key}, so that no record would teach '
+            'anything: write a std above 0 for each channel'
+        )
     if 'head' not in seen:
         raise UnsupportedModelError(
             'model.head.loss does not call self.forward(feats), so it has no per-record losses: let it compare the '

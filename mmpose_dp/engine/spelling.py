@@ -69,6 +69,7 @@ _BESIDE = {
     },
     PrivateTrainLoop: {'by_epoch'},
 }
+_RENAMED = {'dataset_info': 'metainfo', 'img_prefix': 'data_prefix'}
 _HOOKS = {  # the names that mmengine, MMPose and mmpose_dp give their hooks
     *('runtime_info', 'timer', 'sampler_seed', 'logger', 'param_scheduler', 'checkpoint', 'visualization', 'badcase'),
     *('privacy_budget', 'public_data'),
@@ -155,7 +156,7 @@ def _built(cfg: Any) -> Iterator[tuple[str, Registry, Any]]:
 
 
 def _transforms(place: str, dataset: dict) -> Iterator[tuple[str, Registry, Any]]:
-    """The steps of the pipelines of a data set and of those in it, but for those of other packages."""
+    """A data set, those in it, and the steps of their pipelines, but for those of other packages."""
     if dataset.get('_scope_', 'mmpose') != 'mmpose':
         return
     yield from _each(f'{place}.pipeline', TRANSFORMS, dataset.get('pipeline'))
@@ -163,6 +164,8 @@ def _transforms(place: str, dataset: dict) -> Iterator[tuple[str, Registry, Any]
         for inner, _, one in _each(f'{place}.{key}', DATASETS, dataset.get(key)):
             if isinstance(one, dict):
                 yield from _transforms(inner, one)
+    if dataset:
+        yield place, DATASETS, dataset
 
 
 def _each(key: str, registry: Registry, nodes: Any) -> Iterator[tuple[str, Registry, Any]]:
@@ -207,6 +210,8 @@ def _refuse_untyped(hooks: dict, complete: bool) -> None:
 def did_you_mean(key: str, names: Iterable[str], elsewhere: dict[str, str]) -> str:
     """What to write in place of ``key``: the closest of ``names``, or a setting with its place from ``elsewhere``."""
     names = sorted(names)
+    if _RENAMED.get(key) in names:
+        return f'did you mean {_RENAMED[key]}, its name since MMPose 1.0?'
     if key in elsewhere:
         return f'did you mean {as_dicts(elsewhere[key])}?'
     close = [name for name in names if name.lower() == key.lower()][:1]
@@ -214,6 +219,9 @@ def did_you_mean(key: str, names: Iterable[str], elsewhere: dict[str, str]) -> s
         close or difflib.get_close_matches(key, names, 1, 0.75) or difflib.get_close_matches(key, [*elsewhere], 1, 0.75)
     )
     close = close or [name for name in [*names, *elsewhere] if key in name.split('_')][:1]
+    close = (
+        close or [n for n in [*names, *elsewhere] if len(key) > 2 and any(p.startswith(key) for p in n.split('_'))][:1]
+    )
     close = close or difflib.get_close_matches(key, [*names, *elsewhere], 1, 0.6)
     if not close:
         return 'take it out' + (f', or write one of {", ".join(names)}' if len(names) < 20 else '')

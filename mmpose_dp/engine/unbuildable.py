@@ -1,16 +1,21 @@
-"""Refuses, with its place, what mmengine would stop at with an error that names no place. Must not build a model or data."""
+"""Refuses, with its place, what mmengine would stop at with an error that names no place.
+
+Must build nothing but hooks of mmengine, and the parts of a model that could not be built.
+"""
 
 import ast
+import copy
+import traceback
 from collections.abc import Iterator
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Any
 
 from mmengine.config import Config
 from mmpose.engine.optim_wrappers import LayerDecayOptimWrapperConstructor
-from mmpose.registry import HOOKS, OPTIM_WRAPPER_CONSTRUCTORS
+from mmpose.registry import HOOKS, MODELS, OPTIM_WRAPPER_CONSTRUCTORS
 
 from mmpose_dp.datasets.failures import failure
-from mmpose_dp.datasets.resolving import resolved
+from mmpose_dp.datasets.resolving import resolved, type_name
 from mmpose_dp.privacy.errors import ConfigError
 
 # the default hooks that None removes (mmengine's Runner.register_default_hooks)
@@ -50,6 +55,28 @@ def _can_be_written(value: Any) -> bool:
     except (SyntaxError, ValueError):
         return False
     return not isinstance(value, PurePath)
+
+
+def unbuildable_in_words(cfg: Any, error: Exception) -> str:
+    """The part of a config's model that cannot be built, if it is one, and why; ``error`` is that of the whole."""
+    model = cfg.get('model') or {}
+    parts = {f'model.{name}': model.get(name) for name in ('data_preprocessor', 'backbone', 'neck', 'head')}
+    for place, part in (parts | {'model': model}).items():
+        if isinstance(part, dict):
+            try:
+                MODELS.build(copy.deepcopy(part))
+            except Exception as inner:  # its own, or that of the whole once more
+                return f'{place}: {type_name(part.get("type"))} cannot be built: {failure(inner, 300)}{_place(inner)}'
+    return f'the config cannot be built: {failure(error, 300)}{_place(error)}'
+
+
+def _place(error: Exception) -> str:
+    """Where an error was raised; empty if that was where arguments are passed."""
+    frames = [one for one in traceback.extract_tb(error.__traceback__) if not one.filename.startswith('<frozen')]
+    last = frames[-1] if frames else None
+    if last is None or last.filename.endswith('build_functions.py'):
+        return ''
+    return f' ({Path(last.filename).name}, line {last.lineno})'
 
 
 def _leaves(node: Any, place: str) -> Iterator[tuple[str, Any]]:

@@ -73,6 +73,27 @@ def refuse_unread(cfg: Any) -> None:
             )
 
 
+def refuse_lost(cfg: Any) -> None:
+    """Raises ConfigError for a plain config that calls ``private()`` and leaves its result unused: it would train plainly."""
+    for path, name, line in _calls(cfg):
+        raise ConfigError(
+            f'{path.name}, line {line}: what {name}() gives is lost, and without it the config is that of a plain training: '
+            f'write globals().update({name}(...))'
+        )
+
+
+def _calls(cfg: Any) -> Iterator[tuple[Path, str, int]]:
+    """The calls of ``private()`` in a config's files in Python that import mmpose_dp.configs, each with its file and line."""
+    for file in _files(Path(cfg.filename)) if getattr(cfg, 'filename', None) else ():
+        tree = ast.parse(file.path.read_text() if file.path.suffix == '.py' else '')
+        for node in ast.walk(tree) if 'mmpose_dp.configs' in ast.unparse(tree) else ():  # which has no comments
+            if isinstance(node, ast.Call) and 'private' in (
+                getattr(node.func, 'id', ''),
+                getattr(node.func, 'attr', ''),
+            ):
+                yield file.path, ast.unparse(node.func), node.lineno
+
+
 def unread_in_words(cfg: Any) -> list[str]:
     """A sentence for each name in a config's own file that nothing reads."""
     return [

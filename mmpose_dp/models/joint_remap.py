@@ -12,6 +12,7 @@ import torch
 from mmengine.runner import CheckpointLoader
 from torch import Tensor, nn
 
+from mmpose_dp.datasets.failures import failure
 from mmpose_dp.extras.checkpoint_file import without_updates
 from mmpose_dp.privacy.errors import ConfigError
 
@@ -165,7 +166,7 @@ def read_checkpoint(path: str, key: str) -> Any:
     try:
         return CheckpointLoader.load_checkpoint(path, 'cpu')
     except Exception as error:  # a file or an address can be wrong in any way
-        raise ConfigError(f'{key}: checkpoint={path} cannot be read: {error}') from error
+        raise ConfigError(f'{key}: checkpoint={path} cannot be read: {failure(error, 300)}') from error
 
 
 def weights_of(checkpoint: Any, where: str) -> dict[str, Tensor]:

@@ -10,7 +10,7 @@ import pytest
 
 from mmpose_dp.datasets import PublicPrivateDataset
 from mmpose_dp.privacy.errors import DataError
-from tests.support.coco_data import META, content, write
+from tests.support.coco_data import META, PIPELINE, content, write
 from tests.support.datasets import mpii
 
 
@@ -55,6 +55,15 @@ REFUSED = {
     'boxes elsewhere': (each(lambda i, a: a.update(bbox=[0.0, 0.0, 2.0, 2.0])), 'in or near its box'),
     'boxes of no size': (each(lambda i, a: a.update(bbox=[12.0, 8.0, 0.0, 0.0])), 'holds no annotated person'),
     'nobody with keypoints': (each(lambda i, a: a.pop('keypoints')), 'leaves out annotations: 8 without keypoints'),
+    'crowds as text': (each(lambda i, a: a.update(iscrowd='0')), '8 with an iscrowd that is text, which counts as 1'),
+    'boxes outside': (each(lambda i, a: a.update(bbox=[500.0, 9.0, 9.0, 9.0])), '8 with a box outside of its picture'),
+    'no annotations': (lambda d: d.update(annotations=[]), r'\(the file has no annotations\)'),
+    'an annotation that is null': (lambda d: d['annotations'].append(None), r'annotations\[8\] is no object'),
+    'boxes with a score': (each(lambda i, a: a['bbox'].append(0.9)), 'annotation 1 has no list of four numbers'),
+    'image ids with a fraction': (
+        each(lambda i, a: (i.update(id=i['id'] + 0.5), a.update(image_id=i['id']))), r'image whose id is 1\.5.*a whole number',
+    ),
+    'an image id that is true': (lambda d: d['images'][0].update(id=True), 'image whose id is True.*a whole number'),
     'crowds': (each(lambda i, a: a.update(iscrowd=1)), 'leaves out annotations: 8 with iscrowd=1'),
     'no boxes': (each(lambda i, a: a.pop('bbox')), 'leaves out annotations: 8 without bbox'),
     'num_keypoints of 0': (each(lambda i, a: a.update(num_keypoints=0)), 'leaves out annotations: 8 with num_keypoints=0'),
@@ -88,6 +97,32 @@ def test_a_home_folder_is_not_looked_up(tmp_path):
         PublicPrivateDataset(dict(write(tmp_path), data_root='~/own/'))
 
 
+SETTINGS = {
+    'no ann_file': (dict(ann_file=''), 'private has no ann_file: write the path'),
+    'a folder': (dict(ann_file='img'), "private.ann_file='img' is the folder .*/img: write the path of a file"),
+    'a prefix of another name': (dict(data_prefix=dict(images='img/')), r"write data_prefix=dict\(img='...'\)"),
+    'a data set of other keys': (dict(type='CocoWholeBodyDataset'), 'annotation 1 has no foot_kpts'),
+    'a transform': (
+        dict(pipeline=[PIPELINE[0], dict(type='TopdownAffine', input_size=32), *PIPELINE[2:]]),
+        r'private\.pipeline\[1\]: TopdownAffine cannot be built: AssertionError: Invalid input_size 32',
+    ),
+    'no transform': (dict(pipeline=['LoadImage', *PIPELINE[1:]]), r"private\.pipeline\[0\]: 'LoadImage' cannot be built"),
+    'a picture': (dict(ann_file='img/00.png'), 'the file is not JSON in UTF-8'),
+    'a metainfo without joints': (dict(metainfo=dict(classes=['person'])), 'it needs dataset_name and keypoint_info'),
+    'numbers of joints as text': (
+        dict(metainfo=dict(META, keypoint_info={str(i): one for i, one in META['keypoint_info'].items()})),
+        r"has the keys '0', '1', ..., which are text and must be numbers.*metainfo=dict\(from_file=...\)",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize('name', SETTINGS)
+def test_settings_that_name_no_annotations(tmp_path, name):
+    changes, message = SETTINGS[name]
+    with pytest.raises(DataError, match=message):
+        PublicPrivateDataset(dict(write(tmp_path), **changes))
+
+
 def test_a_data_set_without_samples_in_bytes(tmp_path):
     data = content()
     each(lambda image, ann: ann.update(bbox=[12.0, 8.0, 24.0, 0.0]))(data)
@@ -103,6 +138,10 @@ def _as_corners(image, ann):
 WARNINGS = {
     'boxes as two corners': (each(_as_corners), r'8 of 8 boxes.*are these \[x1, y1, x2, y2\]'),
     'an annotation of no image': (lambda d: d['annotations'][6].update(image_id=99), '1 of 8 annotations'),
+    'joints in another order': (
+        lambda d: d['categories'][0].update(keypoints=['head', 'right_hand', 'left_hand', 'left_foot', 'right_foot']),
+        'right_hand is joint 1 in the categories of .*own.json, and joint 2 in the metainfo',
+    ),
     'most have no joint': (
         lambda d: [ann.update(keypoints=[400.0, 400.0, 2.0] * 5) for ann in d['annotations'][:6]],
         'only 2 of 8 annotations',

@@ -102,6 +102,10 @@ def test_the_model_sees_nothing_of_a_private_record(runner):
         (dict(backbone=dict(in_channels=1)), 'model.backbone does not take the images of here'),
         (dict(head=dict(decoder=dict(input_size=(32, 32)))), 'model.head.decoder.input_size'),
         (dict(neck=dict(type='FeatureMapProcessor', select_index=7)), 'model.neck'),
+        (
+            dict(data_preprocessor=dict(std=[0.0, 0.0, 0.0])),
+            'model.data_preprocessor makes numbers that are not finite of the images of here.* a std above 0',
+        ),
     ],
 )
 def test_parts_of_a_model_that_do_not_fit(runner, change, message):

@@ -44,6 +44,7 @@ def nested(path, value=1):
     [
         ('epsilom', 'epsilon'),
         ('epsilons', 'epsilon'),
+        ('eps', 'epsilon'),
         ('epsilon_target', 'epsilon'),
         ('optim_wraper', 'optim_wrapper'),
         ('delta', 'default_hooks=dict(privacy_budget=dict(target_delta=...))'),
@@ -148,6 +149,8 @@ def test_a_plain_configs_wrapper_is_not_looked_at(kind):
         ('default_hooks.checkpoint', dict(type='CheckpointHook', save_best='PCK'), 'CheckpointHook cannot be built: .* rule must'),
         ('visualizer.vis_backends', [dict(type='TensorBoardVisBackend')], 'did you mean TensorboardVisBackend?'),
         ('train_dataloader.dataset.private.pipeline', [dict(type='LoadImages')], 'did you mean LoadImage?'),
+        ('train_dataloader.dataset.private.type', 'TopDownMpiiDataset', 'did you mean MpiiDataset?'),
+        ('train_dataloader.dataset.private.dataset_info', {}, 'did you mean metainfo, its name since MMPose 1.0?'),
         ('train_dataloader.dataset.private', dict(type='CombinedDataset', datasets=[dict(pipeline=[dict(type='X')])]),
          'datasets[0].pipeline[0].type=.* correct it, or list the module'),
         ('val_dataloader.dataset.pipeline', [dict(kind='LoadImage')], 'dataset.pipeline[0] has no type'),

@@ -122,6 +122,27 @@ def test_a_file_that_mmengine_wrote_and_a_plain_config_are_not(config):
     refuse_unread(Config(dict(optim_wrapper=dict(type='OptimWrapper')), filename=config('max_epoch = 3').filename))
 
 
+@pytest.mark.parametrize('call', ["private(_base_, 'hybrid')", "mine = private(_base_, 'hybrid')"])
+def test_a_private_config_whose_result_is_lost_is_not_taken_for_a_plain_one(config, call):
+    """It would train without privacy."""
+    for text in (f'{MADE}{call}\n', "_base_ = 'base.py'\n"):
+        config(f'{MADE}{call}\n', 'base.py')
+        cfg = Config.fromfile(config(text).filename)
+        with pytest.raises(
+            ConfigError, match=r'line 3: what private\(\) gives is lost.* globals\(\).update\(private\('
+        ):
+            merge_options(cfg, {})
+    plain = (
+        f"_base_ = r'{PLAIN}'\n# from mmpose_dp.configs import private\nprivate = str\nlog_level = private('INFO')\n"
+    )
+    merge_options(Config.fromfile(config(plain).filename), {})
+
+
+def test_what_a_config_imports_by_a_star(config):
+    cfg = Config.fromfile(config(f'{MADE.replace("import private", "import *")}{CALL}').filename)
+    assert not {'FOLDER', 'METHODS', 'Path'} & {*cfg}
+
+
 def test_the_tools_ask(config):
     cfg = Config.fromfile(config(f'{LEAF}target_epsilom = 8\n').filename)
     with pytest.raises(ConfigError, match='own.py, line 2: target_epsilom'):

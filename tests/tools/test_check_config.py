@@ -10,7 +10,9 @@ import check_config
 import pytest
 import torch
 from mmengine.config import Config
+from mmpose.registry import MODELS
 
+from mmpose_dp.models.heads.private_head import KNOWN
 from mmpose_dp.privacy.calibration import calibrate_noise_multiplier
 from tests.support.paths import REPO
 from tests.support.processes import run
@@ -212,6 +214,14 @@ globals().update(private(_base_, 'dpsgd', train_cfg=dict(max_epochs=6), optim_wr
             "val_evaluator = [dict(type='CocoMetrics')]",
             "val_evaluator[0].type='CocoMetrics' is registered nowhere: did you mean CocoM",
         ),
+        (
+            "model['head']['out_chanels'] = 16",
+            'model.head: PrivateSimCCHead cannot be built: TypeError: SimCCHead.__init__() got an unexpected keyword argument',
+        ),
+        (
+            "model['test_cgf'] = {}",
+            'model: TopdownPoseEstimator cannot be built: TypeError: TopdownPoseEstimator.__init__() got an unexpected',
+        ),
         ('max_epoch = 3', 'own.py, line 11: max_epoch is read by nothing'),
         ("default_hooks['privacy_budget']['target_delta'] = 0.5", 'target_delta=0.5 is too large for 40 records'),
     ],
@@ -221,6 +231,17 @@ def test_a_config_that_cannot_be_made_private_is_refused(check, synthetic, chang
     assert status == 2 and 'can be made private' not in page
     assert 'mmpose_dp: ' in page and message in page, page[-2000:]
     assert 'Traceback' not in page
+
+
+def test_without_a_training_set_there_is_nothing_to_check(check):
+    status, page = check(bases('hrnet_synthetic'), 'train_dataloader = None')
+    assert status == 2 and 'train_dataloader.dataset is missing: give a config that trains' in page
+
+
+@pytest.mark.parametrize('head', KNOWN)
+def test_gradients_are_compared_with_those_of_the_plain_head(head):
+    """Behind VisPredictHead's class is one that is no module."""
+    assert check_config.plain_class(MODELS.get(f'Private{head.__name__}')) is head
 
 
 def test_a_start_that_fits_nothing_is_refused_as_in_training(check, synthetic, tmp_path):

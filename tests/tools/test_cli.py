@@ -2,20 +2,26 @@
 
 import argparse
 import json
+import pickle
+import sys
+import zipfile
+from types import ModuleType, SimpleNamespace
 
 import audit
 import audit_view
 import check_config
+import plan_budget
 import publish_model
 import pytest
 import test as test_tool
 import torch
 import train as train_tool
-from cli import CfgOptions, merged, run
+from cli import CfgOptions, merged, positive, run, share, start_ranks_on_cpu
 from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 
+from mmpose_dp.engine.hooks.resuming import find_start
 from mmpose_dp.privacy.errors import PrivacyError
 from mmpose_dp.privacy.validation import rounded_up
 from mmpose_dp.verify import verify
@@ -35,13 +41,21 @@ PLAIN = REPO / 'configs/dp/hrnet_synthetic_nonprivate.py'
 TOOLS = (train_tool, test_tool, check_config, audit, audit_view)
 WRONG = {
     'nowhere.py': (None, 'nowhere.py: there is no such config file'),
-    'a_folder.py': ('', 'a_folder.py: there is no such config file'),
+    'a_folder.py': ('', 'a_folder.py is a folder: give a config file in it'),
     'base.py': ("_base_ = './nowhere.py'", 'base.py cannot be read: FileNotFoundError'),
     'private_base.py': (
         "_base_ = 'mmpose_dp::dp/hrnet_mpii_hybrid_esp08.py'",
         'hrnet_mpii_hybrid_esp08.py" does not exist, did you mean hrnet_mpii_hybrid_eps08.py?',
     ),
     'mmpose_base.py': ("_base_ = 'mmpose::nowhere.py'", 'mmpose_base.py cannot be read: ValueError'),
+    'after.py': (
+        f"from mmpose_dp.configs import private\n_base_ = '{PLAIN}'\nglobals().update(private(_base_, 'dpsgd'))",
+        "after.py cannot be read: a text config has _base_ = '...' above every import",
+    ),
+    'no_base.py': (
+        "from mmpose_dp.configs import private\nglobals().update(private(globals(), 'dpsgd'))",
+        "no_base.py cannot be read: without _base_ = '...' above every import it is a new-style config",
+    ),
     'open.py': ('a = (', 'open.py cannot be read: SyntaxError'),
     'error.py': ('a = 1 / 0', 'error.py cannot be read: ZeroDivisionError'),
     'epoch_3.pth': ('weights', 'epoch_3.pth is a checkpoint, and a config is wanted in its place'),
@@ -53,7 +67,7 @@ def one_line(done, message):
     """Whether a tool ended with one sentence and exit status 2."""
     assert done.returncode == 2 and message in done.stderr
     (said,) = [line for line in done.stderr.splitlines() if line.startswith('mmpose_dp: ')]
-    assert 'Traceback' not in done.stderr and len(said) < 400
+    assert 'Traceback' not in done.stderr and len(said) < 500
 
 
 @pytest.mark.parametrize('tool', TOOLS, ids=lambda tool: tool.__name__)
@@ -92,6 +106,45 @@ def test_safetensors_are_no_checkpoint(call, tmp_path):
     one_line(call(publish_model, path, tmp_path / 'out.pth'), message)
 
 
+def test_what_looks_like_a_checkpoint_and_is_none(call, tmp_path):
+    """A zip archive and a pickle of other code, TorchScript, and a checkpoint that needs a package that is not installed."""
+    with zipfile.ZipFile(tmp_path / 'zip.pth', 'w') as archive:
+        archive.writestr('a/b', 'c')
+    (tmp_path / 'pickle.pth').write_bytes(pickle.dumps(dict(state_dict={})))
+    torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), tmp_path / 'script.pth')
+    torch.save(dict(state_dict={}, meta=of_a_missing_module()), tmp_path / 'other.pth')
+    damaged = 'is damaged or not a checkpoint: give an intact one'
+    for name, message in (
+        ('zip', damaged),
+        ('pickle', damaged),
+        ('script', 'script.pth is a TorchScript archive: save its'),
+    ):
+        one_line(call(test_tool, PLAIN, tmp_path / f'{name}.pth'), message)
+        with pytest.raises(PrivacyError, match=message):
+            find_start(start_at(tmp_path / f'{name}.pth'))
+    sys.modules.pop('gone')
+    with pytest.raises(PrivacyError, match="other.pth cannot be read: ModuleNotFoundError: No module named 'gone'"):
+        find_start(start_at(tmp_path / 'other.pth'))
+    for wrong in (True, 3, ['a.pth']):
+        with pytest.raises(PrivacyError, match='must be the path of one checkpoint'):
+            find_start(start_at(wrong))
+    torch.save(dict(state_dict={}), tmp_path / 'older.pth', _use_new_zipfile_serialization=False)
+    find_start(start_at(tmp_path / 'older.pth'))
+
+
+def start_at(load_from):
+    """As much of a runner as is asked where it starts."""
+    return SimpleNamespace(_load_from=load_from, _resume=False, hooks=[], work_dir='')
+
+
+def of_a_missing_module():
+    """An object of a class whose module no other process finds."""
+    module = ModuleType('gone')
+    module.Gone = type('Gone', (), dict(__module__='gone'))
+    sys.modules['gone'] = module
+    return module.Gone()
+
+
 def test_a_folder_is_no_checkpoint(call, tmp_path):
     """The message names what a user means by a work dir."""
     message = f'{tmp_path} is a folder: give a checkpoint'
@@ -99,6 +152,21 @@ def test_a_folder_is_no_checkpoint(call, tmp_path):
     torch.save(dict(state_dict={}, meta=dict(iter=1)), tmp_path / 'epoch_1.pth')
     one_line(call(publish_model, tmp_path, tmp_path / 'out'), f'{message} in it, such as {tmp_path}/epoch_1.pth')
     one_line(call(test_tool, PLAIN, tmp_path), message)
+    for ending in ('.pt', '.safetensors', '.onnx'):
+        out = call(publish_model, tmp_path / 'epoch_1.pth', tmp_path / f'my{ending}')
+        one_line(out, f'my{ending}: give the name of a folder')
+
+
+@pytest.mark.parametrize('kind', [PermissionError, IsADirectoryError, NotADirectoryError, OSError])
+def test_a_file_that_cannot_be_used_is_one_sentence(tmp_path, capsys, kind):
+    def fails(*name):
+        raise kind(28, 'No space left on device', *name)
+
+    with pytest.raises(SystemExit, match='2'):
+        run(lambda: fails('report.html'))
+    assert capsys.readouterr().err == "mmpose_dp: [Errno 28] No space left on device: 'report.html'\n"
+    with pytest.raises(kind):  # whose file is not known
+        run(fails)
 
 
 def test_a_missing_file_of_pretrained_weights(call, synthetic, tmp_path):
@@ -185,3 +253,25 @@ def test_a_download_that_fails_is_one_sentence(tmp_path, capsys):
     with pytest.raises(SystemExit, match='2'):
         run(lambda: torch.hub.load_state_dict_from_url('http://nowhere.invalid/x.pth', tmp_path))
     assert capsys.readouterr().err.startswith('mmpose_dp: a download failed (<urlopen error ')
+
+
+@pytest.mark.parametrize(('launcher', 'rank'), [('pytorch', 'RANK'), ('slurm', 'SLURM_PROCID')])
+def test_a_launcher_that_did_not_start_this_process(monkeypatch, launcher, rank):
+    monkeypatch.delenv(rank, raising=False)
+    with pytest.raises(PrivacyError, match=f'did not start this process, since the environment has no {rank}'):
+        start_ranks_on_cpu(Config(dict(launcher=launcher, env_cfg=dict(dist_cfg=dict(backend='gloo')))))
+
+
+@pytest.mark.parametrize('text', ['0', '-3', '1e4', 'many', ''])
+def test_a_number_of_records_is_a_whole_number_above_0(call, text, tmp_path):
+    """-3 was taken for the size of the data set, and 0 for no option."""
+    with pytest.raises(argparse.ArgumentTypeError, match='must be a whole number above 0'):
+        positive(text)
+    with pytest.raises(argparse.ArgumentTypeError, match='must be a number above 0 and below 1'):
+        share(text.replace('1e4', '1'))
+    assert positive('22246') == 22246 and share('0.95') == 0.95
+    for tool in (check_config, plan_budget):
+        done = call(tool, PRIVATE, f'--num-records={text}')
+        assert (
+            done.returncode == 2 and f'argument --num-records: {text!r} must be a whole number above 0' in done.stderr
+        )

@@ -5,12 +5,12 @@
     python tools/benchmarks/accuracy.py --mpii start.pth       # the same on data/mpii, from a checkpoint trained on public data
     python tools/benchmarks/accuracy.py --people ../shared/data/people --start movenet --weights ../shared/data/weights
 
-The people are synthetic (tools/make_synthetic_mpii.py): pretraining uses the public domain, private training the other one. With
---people they are real: two sets in MPII's layout (tools/convert_people.py), and docs/accuracy_people.md is the page. The
-settings of a row are chosen among its candidates with one seed at the largest epsilon, on people that the table does not report;
-each row has the same number of candidates. Each run is written to results.csv in --out when it ends and is not run again: an
-interrupted benchmark continues, and with a copy of docs/accuracy.csv there, the published one does. Must not choose anything by
-the reported people.
+The people are synthetic (tools/make_synthetic_mpii.py): pretraining uses the public domain, private training the other one.
+With --people they are real: two sets in MPII's layout (tools/convert_people.py), and docs/accuracy_people.md is the page; by
+default their grid fits in one night on 2 cores. With --tuned, the settings of a row are chosen among its candidates with one
+seed at the first epsilon, on people that the table does not report; each row has the same number of candidates. Each run is
+written to results.csv in --out when it ends and is not run again: an interrupted benchmark continues, and with a copy of
+docs/accuracy.csv there, the published one does. Must not choose anything by the reported people.
 """
 
 import argparse
@@ -84,7 +84,7 @@ class Benchmark:
             self._set_usual(args, view)
         self.trains_on = {**self.folders, 'tuning': self.folders['tuning' if args.people else 'reported']}
         self.rows: dict[str, Row] = {**self.table, **self.levers, **self.wide}
-        if args.quick or args.untuned:
+        if not (self.size.tuned if args.tuned is None else args.tuned):
             self.rows = {name: replace(row, candidates=row.candidates[:1]) for name, row in self.rows.items()}
         self.epsilons, self.seeds = args.epsilons or self.size.epsilons, args.seeds or self.size.seeds
         self.starts = {
@@ -243,8 +243,8 @@ def parse_args(given: list[str] | None = None) -> argparse.Namespace:
     """The arguments, those of the command by default."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--only', nargs='+', metavar='ROW', help='rows of accuracy_rows.py; all of them by default')
-    parser.add_argument('--epsilons', nargs='+', type=float, help='instead of all')
-    parser.add_argument('--seeds', type=int, help='instead of three')
+    parser.add_argument('--epsilons', nargs='+', type=float, help='instead of the default ones')
+    parser.add_argument('--seeds', type=int, help='instead of three; one on real people')
     parser.add_argument('--lanes', type=int, default=os.cpu_count(), help='trainings at once, one thread each')
     parser.add_argument('--quick', action='store_true', help='a small one: fewer people, one seed, epsilon 8, untuned')
     parser.add_argument(
@@ -267,7 +267,11 @@ def parse_args(given: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         '--weights', type=Path, metavar='FOLDER', help='of real people: where the weights of --start are'
     )
-    parser.add_argument('--untuned', action='store_true', help='the first candidate of each row alone')
+    parser.add_argument(
+        '--tuned',
+        action=argparse.BooleanOptionalAction,
+        help='compare the candidates of each row; by default on synthetic people alone, without --quick',
+    )
     parser.add_argument('--out', type=Path, help='folder of results.csv (work_dirs/accuracy...)')
     parser.add_argument('--data', type=Path, default=REPO / 'data/accuracy', help='folder of the synthetic people')
     parser.add_argument(
@@ -283,7 +287,8 @@ def parse_args(given: list[str] | None = None) -> argparse.Namespace:
             parser.error(
                 f'{args.people / name} is no set in MPII layout: see --people-sets and tools/convert_people.py'
             )
-    of_a_part = args.only or args.epsilons or args.seeds or args.quick or args.mpii
+    fewer_seeds = args.seeds and args.seeds < 3 and not args.people
+    of_a_part = args.only or args.epsilons or fewer_seeds or args.quick or args.mpii
     args.out = args.out or REPO / 'work_dirs' / (f'accuracy_people_{args.start}' if args.people else 'accuracy')
     name = 'accuracy_people.md' if args.people else 'accuracy_papers_blur.md' if args.papers_blur else 'accuracy.md'
     args.page = args.page or (args.out if of_a_part else REPO / 'docs') / name

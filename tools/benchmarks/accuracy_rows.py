@@ -44,11 +44,12 @@ class Row:
 
 @dataclass(frozen=True)
 class Size:
-    """Size of the benchmark: numbers of people, epochs of each stage, and the default epsilons and seeds.
+    """Size of the benchmark: numbers of people, epochs of each stage, and what is run by default.
 
     Attributes:
         few_epochs: of rows that train few parameters; twice ``epochs`` by default.
         plain_epochs: of the non-private rows; by default they see as many images as *ours*.
+        tuned: whether each row's candidates are compared; else its first one is taken.
     """
 
     public: int = 6000
@@ -59,6 +60,7 @@ class Size:
     epochs: int = 2
     epsilons: tuple[float, ...] = (0.8, 0.2, 0.4, 0.6)
     seeds: int = 3
+    tuned: bool = True
     few_epochs: int | None = None
     plain_epochs: int | None = None
 
@@ -78,7 +80,9 @@ class Size:
 
 
 FULL = Size()
-QUICK = Size(public=3000, private=3000, tested=600, pretrain_epochs=5, public_epochs=4, epsilons=(8.0,), seeds=1)
+QUICK = Size(
+    public=3000, private=3000, tested=600, pretrain_epochs=5, public_epochs=4, epsilons=(8.0,), seeds=1, tuned=False
+)
 MPII = Size(private=22246, public_epochs=10, epochs=25)
 
 OPTIMIZER = 'optim_wrapper.optimizer'

@@ -2,9 +2,9 @@
 
     python tools/benchmarks/value.py --people FOLDER_OF_PEOPLE --weights FOLDER_OF_WEIGHTS
 
-The start is MoveNet. Each cell is a pair of sets with the first people of both, and untuned rows of accuracy.py on it. Rewrites the
-tables and the plot of docs/accuracy_people.md between its marks, and value.csv beside it. An interrupted run continues, and a run
-that has ended is not run again. Must not choose settings by the reported people.
+The start is MoveNet. Each cell is a pair of sets with the first people of both, and rows of accuracy.py on it, untuned. Rewrites
+the tables and the plot of docs/accuracy_people.md between its marks, and value.csv beside it. An interrupted run continues, and a
+run that has ended is not run again. Must not choose settings by the reported people.
 """
 
 import argparse
@@ -123,7 +123,7 @@ class Surface:
         people, names = self.args.data / 'sets', (f'private_{private}', f'public_{public}')
         for source, name, count in zip(self.args.people_sets, names, (private, max(public, 1))):
             first_people(self.args.people / source, count, people / name)
-        given = ['--people', people, '--people-sets', *names, '--weights', self.args.weights, '--out', out, '--untuned']
+        given = ['--people', people, '--people-sets', *names, '--weights', self.args.weights, '--out', out]
         given += ['--lanes', self.args.lanes, '--data', self.args.data / f'{private}_{public}']
         made = accuracy.Benchmark(accuracy.parse_args([str(part) for part in given]))
         made.rows.update(alone(made.size))

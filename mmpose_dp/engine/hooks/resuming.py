@@ -7,6 +7,7 @@ import ast
 import contextlib
 import glob
 import os
+import pickle
 import re
 import zipfile
 from collections.abc import Sequence
@@ -17,9 +18,11 @@ from mmengine.dist import broadcast_object_list, is_main_process
 from mmengine.hooks import CheckpointHook
 from mmengine.runner import CheckpointLoader, Runner
 from torch import nn
+from torch.serialization import MAGIC_NUMBER
 
 from mmpose_dp.extras.checkpoint_file import plain_values
 from mmpose_dp.extras.evidence import STATEMENT_NAME, intact_statement
+from mmpose_dp.models import read_checkpoint
 from mmpose_dp.privacy.errors import ConfigError, LedgerError
 from mmpose_dp.privacy.ledger import LEDGER_NAME, Ledger
 
@@ -84,17 +87,34 @@ def checkpoint_settings(runner: Runner) -> dict[str, Any]:
     return {} if hook is None else dict(out_dir=hook.out_dir, filename_tmpl=hook.filename_tmpl)
 
 
+_OLDER = pickle.dumps(MAGIC_NUMBER, protocol=2)  # begins a checkpoint of torch before 1.6
+_OF_SCRIPTS = 'constants.pkl'
+
+
 def is_intact(path: Path) -> bool:
     """Whether a file can be a complete checkpoint: torch's zip archive with its end, or the older pickle."""
     if zipfile.is_zipfile(path):
-        return True
+        members = _members(path)
+        return 'data.pkl' in members and _OF_SCRIPTS not in members
     with open(path, 'rb') as file:
-        start = file.read(4)
-    return start[:1] == b'\x80' and start[:2] != b'PK'
+        return file.read(len(_OLDER)) == _OLDER
+
+
+def _members(path: Path) -> set[str]:
+    """The names of the files in a zip archive, without their folder."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return {name.partition('/')[2] for name in archive.namelist()}
+    except (zipfile.BadZipFile, OSError):
+        return set()
 
 
 def damage_in_words(path: Path) -> str:
     """What is wrong with a file that is not intact as a checkpoint, and what to give instead."""
+    if zipfile.is_zipfile(path) and _OF_SCRIPTS in _members(path):
+        return (
+            f'{path} is a TorchScript archive: save its weights, with torch.save(torch.jit.load(...).state_dict(), ...)'
+        )
     if path.suffix != '.safetensors':
         return f'{path} is damaged or not a checkpoint: give an intact one'
     save = f"torch.save(dict(state_dict=safetensors.torch.load_file('{path.name}')), '{path.stem}.pth')"
@@ -102,6 +122,12 @@ def damage_in_words(path: Path) -> str:
         f'{path} is a safetensors file, and a checkpoint of torch is wanted, which can also say what its weights were trained '
         f'on: give the .pth file of the same weights, or write one, with {save}'
     )
+
+
+def refuse_no_path(load_from: Any) -> None:
+    """Raises ConfigError for a load_from that is neither a path nor nothing."""
+    if load_from and not isinstance(load_from, (str, os.PathLike)):
+        raise ConfigError(f'load_from={load_from!r} must be the path of one checkpoint, as text')
 
 
 def refuse_nothing_to_resume(work_dir: str | os.PathLike[str]) -> None:
@@ -125,12 +151,14 @@ def find_start(runner: Runner) -> None:
         if chosen[0] is None:
             refuse_nothing_to_resume(runner.work_dir)
     start = runner._load_from
+    refuse_no_path(start)
     if start and '://' not in str(start):
         start = runner._load_from = os.path.expanduser(start)  # as mmengine does
         if not os.path.isfile(start):
             raise ConfigError(f'load_from={start}: there is no such file')
         if not is_intact(Path(start)):
             raise ConfigError(f'load_from={damage_in_words(Path(start))}')
+        read_checkpoint(start, 'load_from')
     for hook in runner.hooks:
         if isinstance(hook, CheckpointHook) and hook.max_keep_ckpts == 1:
             raise ConfigError(
