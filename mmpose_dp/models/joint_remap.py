@@ -12,7 +12,6 @@ import torch
 from mmengine.runner import CheckpointLoader
 from torch import Tensor, nn
 
-from mmpose_dp.datasets.failures import failure
 from mmpose_dp.extras.checkpoint_file import without_updates
 from mmpose_dp.privacy.errors import ConfigError
 
@@ -166,7 +165,8 @@ def read_checkpoint(path: str, key: str) -> Any:
     try:
         return CheckpointLoader.load_checkpoint(path, 'cpu')
     except Exception as error:  # a file or an address can be wrong in any way
-        raise ConfigError(f'{key}: checkpoint={path} cannot be read: {failure(error, 300)}') from error
+        words = f'{type(error).__name__}: {" ".join(str(error).split())[:300]}'
+        raise ConfigError(f'{key}: checkpoint={path} cannot be read: {words}') from error
 
 
 def weights_of(checkpoint: Any, where: str) -> dict[str, Tensor]:

@@ -274,11 +274,7 @@ def parse_args(given: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument('--out', type=Path, help='folder of results.csv (work_dirs/accuracy...)')
     parser.add_argument('--data', type=Path, default=REPO / 'data/accuracy', help='folder of the synthetic people')
-    parser.add_argument(
-        '--page',
-        type=Path,
-        help='whose tables, plot and CSV are replaced (in docs; of a part, in --out)',
-    )
+    parser.add_argument('--page', type=Path, help='replace its tables, plot and CSV (in docs; of a part, in --out)')
     args = parser.parse_args(given)
     if args.people and not args.weights:
         parser.error('--people needs --weights: the folder with the weights that --start names')
