@@ -48,7 +48,7 @@ def positive(text: str) -> int:
     return int(text)
 
 
-def share(text: str) -> float:
+def fraction(text: str) -> float:
     """An option that is a number between 0 and 1."""
     try:
         value = float(text)

@@ -16,7 +16,7 @@ import pytest
 import test as test_tool
 import torch
 import train as train_tool
-from cli import CfgOptions, merged, positive, run, share, start_ranks_on_cpu
+from cli import CfgOptions, fraction, merged, positive, run, start_ranks_on_cpu
 from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
@@ -268,8 +268,8 @@ def test_a_number_of_records_is_a_whole_number_above_0(call, text, tmp_path):
     with pytest.raises(argparse.ArgumentTypeError, match='must be a whole number above 0'):
         positive(text)
     with pytest.raises(argparse.ArgumentTypeError, match='must be a number above 0 and below 1'):
-        share(text.replace('1e4', '1'))
-    assert positive('22246') == 22246 and share('0.95') == 0.95
+        fraction(text.replace('1e4', '1'))
+    assert positive('22246') == 22246 and fraction('0.95') == 0.95
     for tool in (check_config, plan_budget):
         done = call(tool, PRIVATE, f'--num-records={text}')
         assert (
