@@ -56,6 +56,10 @@ WRONG = {
         "from mmpose_dp.configs import private\nglobals().update(private(globals(), 'dpsgd'))",
         "no_base.py cannot be read: without _base_ = '...' above every import it is a new-style config",
     ),
+    'imports.py': (
+        "_base_ = []\ncustom_imports = dict(imports=['nowhere_at_all'], allow_failed_imports=False)",
+        "imports.py cannot be read: custom_imports fail: ModuleNotFoundError: No module named 'nowhere_at_all'. Correct",
+    ),
     'open.py': ('a = (', 'open.py cannot be read: SyntaxError'),
     'error.py': ('a = 1 / 0', 'error.py cannot be read: ZeroDivisionError'),
     'epoch_3.pth': ('weights', 'epoch_3.pth is a checkpoint, and a config is wanted in its place'),
