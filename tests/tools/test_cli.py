@@ -180,6 +180,23 @@ def test_a_missing_file_of_pretrained_weights(call, synthetic, tmp_path):
     one_line(call(train_tool, tmp_path / 'own.py'), 'nowhere.pth')
 
 
+@pytest.mark.parametrize(
+    ('settings', 'words'),
+    [
+        (
+            dict(momentun=0.1),
+            "TypeError: ExponentialMovingAverage.__init__() got an unexpected keyword argument 'momentun'",
+        ),
+        (dict(momentum=2.0), 'AssertionError: momentum must be in range'),
+    ],
+)
+def test_a_hook_that_fails_before_training(call, synthetic, tmp_path, settings, words):
+    cfg = unvalidated(synthetic, tmp_path / 'work')
+    cfg.custom_hooks = [dict(type='EMAHook', **settings)]
+    cfg.dump(tmp_path / 'own.py')
+    one_line(call(train_tool, tmp_path / 'own.py'), f'the hook EMAHook fails before training: {words}')
+
+
 @HOOKS.register_module()
 class CtrlC(Hook):
     """What Ctrl-C raises after some steps."""
