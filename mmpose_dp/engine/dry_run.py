@@ -47,7 +47,7 @@ def try_batch(model: nn.Module, batch: dict, key: str, amp_dtype: torch.dtype | 
 
     Raises:
         ConfigError: if a part of the model does not fit the data; the message names it.
-        UnsupportedModelError: if the head computes its loss without calling its own forward.
+        UnsupportedModelError: if the head computes its loss without calling its own forward, or the model has other losses too.
     """
     head = next(m for m in model.modules() if isinstance(m, FeatureMaskingHead))
     labels = batch['data_samples'][0].get('gt_instance_labels')
@@ -61,7 +61,7 @@ def try_batch(model: nn.Module, batch: dict, key: str, amp_dtype: torch.dtype | 
         try:
             prepared = preprocessor(batch, True)
             finite = all(bool(x.isfinite().all()) for x in tensors_in(prepared['inputs']))
-            model(**prepared, mode='loss')
+            losses = model(**prepared, mode='loss')
         except Exception as error:
             raise ConfigError(f'{_what_failed(seen, key, targets)}: {failure(error, 300)}') from error
     if not finite:
@@ -74,7 +74,24 @@ def try_batch(model: nn.Module, batch: dict, key: str, amp_dtype: torch.dtype | 
             'model.head.loss does not call self.forward(feats), so it has no per-record losses: let it compare the '
             'output of self.forward(feats) with the data samples'
         )
+    _refuse_other_losses(losses, seen)
     _check_decoder(head, batch, key)
+
+
+def _refuse_other_losses(losses: dict, seen: dict) -> None:
+    """Refuses a model that trains on something else than the losses of its head, which private training takes by sample."""
+    added = [name for name in losses if 'loss' in name and name not in seen['losses']]
+    if added:
+        raise UnsupportedModelError(
+            f'the model adds {", ".join(added)} to the losses of model.head, which is not one number per sample: move it into the '
+            "head, whose loss may use what its own forward gives"
+        )
+    for name, value in seen['losses'].items():
+        if 'loss' in name and not (isinstance(value, Tensor) and value.numel() == 1):
+            given = f'{value.numel()} numbers' if isinstance(value, Tensor) else f'a {type(value).__name__}'
+            raise UnsupportedModelError(
+                f'model.head gives {name} as {given} and must give one number: average or add it in the loss of the head'
+            )
 
 
 def rehearse(wrapper: Any, batch: dict, key: str) -> None:
@@ -132,7 +149,9 @@ def _traced(model: nn.Module, head: nn.Module) -> Iterator[dict]:
 
     def loss(feats: Any, batch_data_samples: list, train_cfg: dict | None = None) -> dict:
         seen.setdefault('feats', _shapes(feats))
-        return plain_loss(feats, batch_data_samples, dict(train_cfg or {}, compute_acc=False))
+        found = plain_loss(feats, batch_data_samples, dict(train_cfg or {}, compute_acc=False))
+        seen['losses'] = found
+        return found
 
     def note(name: str) -> Any:
         return lambda module, inputs, outputs: seen.update({name: _shapes(outputs)})

@@ -148,6 +148,37 @@ def test_a_head_whose_loss_does_without_its_forward(runner):
         try_batch(model, blank_batch(runner.train_dataloader.dataset[0][0]), 'here')
 
 
+@pytest.mark.parametrize(
+    ('change', 'words'), [(lambda x: [x, x], 'as a list'), (lambda x: x.expand(5), 'as 5 numbers')], ids=['list', 'vector']
+)
+def test_a_loss_that_is_not_one_number(runner, change, words):
+    """Plain MMPose takes its mean; here "'list' object has no attribute 'reshape'" was all there was."""
+    model = MODELS.build(copy.deepcopy(runner.cfg.model))
+
+    class Several(type(model.head)):
+        def loss(self, *args, **kwargs):
+            return {name: change(value) for name, value in super().loss(*args, **kwargs).items()}
+
+    model.head.__class__ = Several
+    make_private(model.head)
+    with pytest.raises(UnsupportedModelError, match=f'model.head gives loss_kpt {words} and must give one number'):
+        try_batch(model, blank_batch(runner.train_dataloader.dataset[0][0]), 'here')
+
+
+def test_a_model_with_a_loss_of_its_own(runner):
+    """It ended the first private step, which was counted."""
+    model = MODELS.build(copy.deepcopy(runner.cfg.model))
+
+    class Auxiliary(type(model)):
+        def loss(self, inputs, data_samples):
+            return dict(super().loss(inputs, data_samples), loss_size=inputs.mean())
+
+    model.__class__ = Auxiliary
+    make_private(model.head)
+    with pytest.raises(UnsupportedModelError, match='adds loss_size to the losses of model.head.* move it into the head'):
+        try_batch(model, blank_batch(runner.train_dataloader.dataset[0][0]), 'here')
+
+
 # ---- hooks and schedulers ------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(
     ('settings', 'message'),
