@@ -84,7 +84,7 @@ def _refuse_other_losses(losses: dict, seen: dict) -> None:
     if added:
         raise UnsupportedModelError(
             f'the model adds {", ".join(added)} to the losses of model.head, which is not one number per sample: move it into the '
-            "head, whose loss may use what its own forward gives"
+            'head, whose loss may use what its own forward gives'
         )
     for name, value in seen['losses'].items():
         if 'loss' in name and not (isinstance(value, Tensor) and value.numel() == 1):

@@ -149,7 +149,9 @@ def test_a_head_whose_loss_does_without_its_forward(runner):
 
 
 @pytest.mark.parametrize(
-    ('change', 'words'), [(lambda x: [x, x], 'as a list'), (lambda x: x.expand(5), 'as 5 numbers')], ids=['list', 'vector']
+    ('change', 'words'),
+    [(lambda x: [x, x], 'as a list'), (lambda x: x.expand(5), 'as 5 numbers')],
+    ids=['list', 'vector'],
 )
 def test_a_loss_that_is_not_one_number(runner, change, words):
     """Plain MMPose takes its mean; here "'list' object has no attribute 'reshape'" was all there was."""
@@ -175,7 +177,9 @@ def test_a_model_with_a_loss_of_its_own(runner):
 
     model.__class__ = Auxiliary
     make_private(model.head)
-    with pytest.raises(UnsupportedModelError, match='adds loss_size to the losses of model.head.* move it into the head'):
+    with pytest.raises(
+        UnsupportedModelError, match='adds loss_size to the losses of model.head.* move it into the head'
+    ):
         try_batch(model, blank_batch(runner.train_dataloader.dataset[0][0]), 'here')
 
 
