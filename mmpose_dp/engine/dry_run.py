@@ -19,6 +19,8 @@ from mmpose_dp.models import FeatureMaskingHead
 from mmpose_dp.models.heads.private_head import labels_in, tensors_in
 from mmpose_dp.privacy.errors import ConfigError, PrivacyError, UnsupportedModelError
 
+from .checks.replay import prepared
+
 
 def blank_batch(packed: dict, count: int = 1) -> dict:
     """A batch of ``count`` samples like the packed one, with noise in the place of pictures and targets."""
@@ -59,9 +61,9 @@ def try_batch(model: nn.Module, batch: dict, key: str, amp_dtype: torch.dtype | 
         warnings.simplefilter('ignore')
         warnings.filterwarnings('error', message='Using a target size')  # torch would broadcast one to the other
         try:
-            prepared = preprocessor(batch, True)
-            finite = all(bool(x.isfinite().all()) for x in tensors_in(prepared['inputs']))
-            losses = model(**prepared, mode='loss')
+            ready = preprocessor(batch, True)
+            finite = all(bool(x.isfinite().all()) for x in tensors_in(ready['inputs']))
+            losses = model(**ready, mode='loss')
         except Exception as error:
             raise ConfigError(f'{_what_failed(seen, key, targets)}: {failure(error, 300)}') from error
     if not finite:
@@ -110,6 +112,26 @@ def rehearse(wrapper: Any, batch: dict, key: str) -> None:
         raise UnsupportedModelError(
             f'the model does not train on two samples of {key}: {failure(error, 300)}'
         ) from error
+
+
+def refuse_mixing_preprocessor(model: nn.Module, batch: dict, key: str) -> None:
+    """Raises UnsupportedModelError if a sample comes out of the data preprocessor otherwise among others than alone.
+
+    The test of each step sees that in gradients, which hardly depend on the picture where the last layer begins near zero. A
+    preprocessor that is random is left to that test.
+    """
+    with torch.no_grad():
+        alone = [prepared(model, {name: [values[0]] for name, values in batch.items()})['inputs'] for _ in range(2)]
+        among = prepared(model, batch)['inputs']
+    if not all(isinstance(x, Tensor) for x in (*alone, among)) or not torch.equal(*alone):
+        return
+    if alone[0].shape[1:] != among.shape[1:] or not torch.allclose(
+        alone[0][0], among[0], rtol=1e-3, atol=1e-5, equal_nan=True
+    ):
+        raise UnsupportedModelError(
+            f'model.data_preprocessor makes something else of a sample of {key} among others than alone, so that records mix: '
+            'let it treat each sample by itself'
+        )
 
 
 def _check_joints(head: nn.Module, labels: Any, key: str) -> None:

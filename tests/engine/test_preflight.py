@@ -2,7 +2,7 @@
 
 import copy
 import re
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import pytest
@@ -14,7 +14,7 @@ from mmengine.runner import Runner
 from mmpose.evaluation import NME
 from mmpose.registry import MODELS
 
-from mmpose_dp.engine.dry_run import blank_batch, try_batch
+from mmpose_dp.engine.dry_run import blank_batch, refuse_mixing_preprocessor, try_batch
 from mmpose_dp.engine.hooks.foreign_hooks import refuse_hooks
 from mmpose_dp.engine.hooks.preflight import idle_steps, indices_of_parts, refuse_late_failures
 from mmpose_dp.engine.loops.validation import check_train_cfg, train_loader
@@ -165,6 +165,24 @@ def test_a_loss_that_is_not_one_number(runner, change, words):
     make_private(model.head)
     with pytest.raises(UnsupportedModelError, match=f'model.head gives loss_kpt {words} and must give one number'):
         try_batch(model, blank_batch(runner.train_dataloader.dataset[0][0]), 'here')
+
+
+@pytest.mark.parametrize('noise', [0.0, 1.0], ids=['fixed', 'random'])
+def test_a_preprocessor_that_mixes_samples(runner, noise):
+    """Its gradients could pass the replay: those of a new last layer hardly depend on the picture. What is random is left to it."""
+    model = MODELS.build(copy.deepcopy(runner.cfg.model))
+
+    class Mixing(type(model.data_preprocessor)):
+        def forward(self, data, training=False):
+            data = super().forward(data, training)
+            inputs = data['inputs'] + noise * torch.rand(())
+            return dict(data, inputs=0.9 * inputs + 0.1 * inputs.flip(0))
+
+    batch = blank_batch(runner.train_dataloader.dataset[0][0], 3)
+    refuse_mixing_preprocessor(model, batch, 'here')
+    model.data_preprocessor.__class__ = Mixing
+    with nullcontext() if noise else pytest.raises(UnsupportedModelError, match='of here among others than alone'):
+        refuse_mixing_preprocessor(model, batch, 'here')
 
 
 def test_a_model_with_a_loss_of_its_own(runner):
