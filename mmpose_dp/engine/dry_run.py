@@ -114,24 +114,45 @@ def rehearse(wrapper: Any, batch: dict, key: str) -> None:
         ) from error
 
 
-def refuse_mixing_preprocessor(model: nn.Module, batch: dict, key: str) -> None:
-    """Raises UnsupportedModelError if a sample comes out of the data preprocessor otherwise among others than alone.
+def refuse_early_mixing(model: nn.Module, batch: dict, key: str) -> None:
+    """Raises UnsupportedModelError if a sample is not the same among others as alone where it comes to the first layer.
 
-    The test of each step sees that in gradients, which hardly depend on the picture where the last layer begins near zero. A
-    preprocessor that is random is left to that test.
+    From there on, gradients at the layers tell whether samples mix. Before it, only those of parameters do, in the test of each
+    step, and they hardly depend on the picture where the last layer begins near zero. What is random is left to that test.
     """
     with torch.no_grad():
-        alone = [prepared(model, {name: [values[0]] for name, values in batch.items()})['inputs'] for _ in range(2)]
-        among = prepared(model, batch)['inputs']
-    if not all(isinstance(x, Tensor) for x in (*alone, among)) or not torch.equal(*alone):
-        return
-    if alone[0].shape[1:] != among.shape[1:] or not torch.allclose(
-        alone[0][0], among[0], rtol=1e-3, atol=1e-5, equal_nan=True
-    ):
-        raise UnsupportedModelError(
-            f'model.data_preprocessor makes something else of a sample of {key} among others than alone, so that records mix: '
-            'let it treat each sample by itself'
-        )
+        seen = [_before_layers(model, {name: values[:count] for name, values in batch.items()}) for count in (1, 1, 3)]
+    for (place, alone), (_, again), (_, among) in zip(*seen):
+        same_form = isinstance(among, Tensor) and alone.shape[1:] == among.shape[1:]
+        if not same_form or not torch.equal(alone, again):
+            return
+        if not torch.allclose(alone[0], among[0], rtol=1e-3, atol=1e-3 * float(alone.abs().max()), equal_nan=True):
+            raise UnsupportedModelError(
+                f'{place} gives something else for a sample of {key} among others than alone, so that records mix, there or '
+                'before it: let each sample be treated by itself'
+            )
+
+
+def _before_layers(model: nn.Module, batch: dict) -> list[tuple[str, Any]]:
+    """What comes out of the data preprocessor, and out of the first layer that gives pictures, each with its name."""
+    ready = prepared(model, batch)
+    seen: list[tuple[str, Any]] = [('model.data_preprocessor', ready['inputs'])]
+
+    def keep(name: str) -> Any:
+        def look(module: nn.Module, inputs: Any, output: Any) -> None:
+            if len(seen) < 2 and isinstance(output, Tensor) and output.dim() == 4:
+                seen.append((f'model.{name}', output.clone()))
+
+        return look
+
+    leaves = [(name, module) for name, module in model.named_modules() if not [*module.children()]]
+    handles = [module.register_forward_hook(keep(name)) for name, module in leaves]
+    try:
+        model(**ready, mode='loss')
+    finally:
+        for handle in handles:
+            handle.remove()
+    return seen
 
 
 def _check_joints(head: nn.Module, labels: Any, key: str) -> None:

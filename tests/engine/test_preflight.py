@@ -14,7 +14,7 @@ from mmengine.runner import Runner
 from mmpose.evaluation import NME
 from mmpose.registry import MODELS
 
-from mmpose_dp.engine.dry_run import blank_batch, refuse_mixing_preprocessor, try_batch
+from mmpose_dp.engine.dry_run import blank_batch, refuse_early_mixing, try_batch
 from mmpose_dp.engine.hooks.foreign_hooks import refuse_hooks
 from mmpose_dp.engine.hooks.preflight import idle_steps, indices_of_parts, refuse_late_failures
 from mmpose_dp.engine.loops.validation import check_train_cfg, train_loader
@@ -179,10 +179,26 @@ def test_a_preprocessor_that_mixes_samples(runner, noise):
             return dict(data, inputs=0.9 * inputs + 0.1 * inputs.flip(0))
 
     batch = blank_batch(runner.train_dataloader.dataset[0][0], 3)
-    refuse_mixing_preprocessor(model, batch, 'here')
+    refuse_early_mixing(model, batch, 'here')
     model.data_preprocessor.__class__ = Mixing
-    with nullcontext() if noise else pytest.raises(UnsupportedModelError, match='of here among others than alone'):
-        refuse_mixing_preprocessor(model, batch, 'here')
+    with (
+        nullcontext()
+        if noise
+        else pytest.raises(UnsupportedModelError, match='preprocessor gives .* here among others')
+    ):
+        refuse_early_mixing(model, batch, 'here')
+
+
+def test_a_model_that_mixes_samples_before_its_first_layer(runner):
+    model = MODELS.build(copy.deepcopy(runner.cfg.model))
+
+    class Centred(type(model)):
+        def extract_feat(self, inputs):
+            return super().extract_feat(inputs - 0.1 * inputs.mean(0))
+
+    model.__class__ = Centred
+    with pytest.raises(UnsupportedModelError, match='model.backbone.* gives something else .* there or before it'):
+        refuse_early_mixing(model, blank_batch(runner.train_dataloader.dataset[0][0], 3), 'here')
 
 
 def test_a_model_with_a_loss_of_its_own(runner):
