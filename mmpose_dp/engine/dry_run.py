@@ -65,6 +65,7 @@ def try_batch(model: nn.Module, batch: dict, key: str, amp_dtype: torch.dtype | 
             finite = all(bool(x.isfinite().all()) for x in tensors_in(ready['inputs']))
             losses = model(**ready, mode='loss')
         except Exception as error:
+            _check_decoder(head, batch, key)  # then the pictures are of another size than all parts are for
             raise ConfigError(f'{_what_failed(seen, key, targets)}: {failure(error, 300)}') from error
     if not finite:
         raise ConfigError(
@@ -175,7 +176,7 @@ def _check_decoder(head: nn.Module, batch: dict, key: str) -> None:
     if size is not None and tuple(int(x) for x in size) != (width, height):
         raise ConfigError(
             f'model.head.decoder.input_size={tuple(size)} does not fit the images of {key}, which are {(width, height)} (width, '
-            'height), so predictions would have another scale: use one codec for both'
+            'height), so predictions would have another scale: use one codec for both, and TopdownAffine with its input_size in the pipeline'
         )
 
 

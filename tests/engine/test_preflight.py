@@ -127,6 +127,14 @@ def _merge(cfg, key, value):
         cfg[key] = value
 
 
+def test_pictures_of_another_size_than_all_parts_are_for(runner):
+    """TopdownAffine is missing from the pipeline: the head is right."""
+    packed = copy.deepcopy(runner.train_dataloader.dataset[0][0])
+    packed['inputs'] = packed['inputs'].repeat(1, 2, 2)
+    with pytest.raises(PrivacyError, match='does not fit the images of here, .* and TopdownAffine with its input_size'):
+        try_batch(runner.model, blank_batch(packed), 'here')
+
+
 def test_a_target_that_is_missing(runner):
     batch = blank_batch(runner.train_dataloader.dataset[0][0])
     del batch['data_samples'][0].gt_instance_labels.keypoint_x_labels
