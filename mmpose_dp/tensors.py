@@ -52,6 +52,11 @@ def without(x: Tensor, left_out: Tensor | None) -> Tensor:
     return x if left_out is None else x.masked_fill(left_out.view(-1, *[1] * (x.dim() - 1)), 0)
 
 
+def summed(x: Tensor, weights: Tensor | None = None) -> Tensor:
+    """The sum of (samples, ...) over the samples, times ``weights`` (samples,); one of weight 0 adds nothing, NaN or not."""
+    return x.sum(0) if weights is None else torch.tensordot(weights, without(x, of_weight_0(weights)), dims=1)
+
+
 # ---- on a GPU --------------------------------------------------------------------------------------------------
 def reading_waits(x: Tensor) -> bool:
     """Whether reading a number of ``x`` waits for a device."""

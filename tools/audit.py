@@ -22,7 +22,7 @@ import mmpose_dp  # noqa: F401  (first: checks and repairs the install)
 
 # isort: split
 from check_config import is_private
-from cli import CfgOptions, building, merge_options, positive, read_config, run, share
+from cli import CfgOptions, building, fraction, merge_options, positive, read_config, run
 from mmengine.config import Config
 from mmengine.runner import Runner
 
@@ -49,7 +49,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--records', type=positive, help='lira: records to guess, chosen at random (default: all)')
     parser.add_argument('--seed', type=int, default=0, help='lira: of the halves and the plain trainings (default 0)')
     parser.add_argument('--canaries', type=positive, help='records to turn into canaries (default: all)')
-    parser.add_argument('--confidence', type=share, default=0.95, help='confidence of the lower bounds (default 0.95)')
+    parser.add_argument(
+        '--confidence', type=fraction, default=0.95, help='confidence of the lower bounds (default 0.95)'
+    )
     parser.add_argument(
         '--work-dir', help='folder for ledger and log, a new one for each audit (default work_dirs/audit)'
     )

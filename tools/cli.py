@@ -48,7 +48,7 @@ def positive(text: str) -> int:
     return int(text)
 
 
-def share(text: str) -> float:
+def fraction(text: str) -> float:
     """An option that is a number between 0 and 1."""
     try:
         value = float(text)
@@ -100,7 +100,15 @@ def _close_to(path: str) -> str:
 
 
 def _about_imports(error: Exception, words: str) -> str:
-    """What mmengine's reason for not reading a config means: what makes it a new-style one is an import above ``_base_``."""
+    """What mmengine's reason for not reading a config means, if it is about imports: empty for another."""
+    if words.startswith('Failed to import custom modules'):
+        first: BaseException = error
+        while first.__cause__ or first.__context__:
+            first = first.__cause__ or first.__context__ or first
+        return (
+            f'custom_imports fail: {type(first).__name__}: {first}. Correct the name or install what is missing; the folder of '
+            'a module of your own must be in PYTHONPATH'
+        )
     if 'inheritance chain must match' in words:
         return (
             "a text config has _base_ = '...' above every import, and a new-style config has `with read_base(): from ... "

@@ -32,7 +32,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--longest-side', type=cli.positive, default=112, help='larger people are reduced to it, in pixels'
     )
-    parser.add_argument('--val-share', type=cli.share, default=0.2, help='share of people to validate on')
+    parser.add_argument('--val-share', type=cli.fraction, default=0.2, help='share of people to validate on')
     parser.add_argument('--seed', type=int, default=0, help='another seed divides the people differently')
     parser.add_argument('--force', action='store_true', help='overwrite another data set in --out')
     args = parser.parse_args()

@@ -27,6 +27,7 @@ from mmengine.optim import AmpOptimWrapper, OptimWrapper
 from mmengine.runner import Runner
 from mmpose.registry import OPTIM_WRAPPERS
 
+from mmpose_dp.datasets.failures import failure
 from mmpose_dp.datasets.resolving import resolved
 from mmpose_dp.engine import (
     DPOptimWrapper,
@@ -119,6 +120,17 @@ def _kept(runner: Runner) -> str:
     return f'{spent}{checkpoint} is kept: the same command with --resume goes on from there.'
 
 
+def _hook_that_cannot_begin(error: Exception) -> str | None:
+    """The class of the hook whose before_run raised ``error``, which is before the first step; None if it was raised elsewhere."""
+    trace = error.__traceback__
+    while trace is not None:
+        seen = trace.tb_frame.f_locals
+        if trace.tb_frame.f_code.co_name == 'call_hook' and seen.get('fn_name') == 'before_run':
+            return type(seen.get('hook')).__name__
+        trace = trace.tb_next
+    return None
+
+
 def main() -> None:
     """Builds the runner and trains."""
     args = parse_args()
@@ -134,6 +146,14 @@ def main() -> None:
         runner.train()
     except KeyboardInterrupt as stop:
         raise KeyboardInterrupt(_kept(runner)) from stop
+    except (PrivacyError, OSError):
+        raise
+    except Exception as error:
+        hook = _hook_that_cannot_begin(error)
+        if hook is None:
+            raise
+        words = failure(error, 300).partition(' in <')[0]  # mmengine appends the hook's address
+        raise PrivacyError(f'the hook {hook} fails before training: {words}') from error
 
 
 if __name__ == '__main__':

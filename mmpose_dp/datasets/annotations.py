@@ -75,11 +75,11 @@ def faults_in_words(path: str, error: BaseException) -> str:
         for name, fits, what in _ANNOTATION_KEYS:
             if not fits(annotation.get(name)):
                 return f'annotation {annotation.get("id")!r} has {what}'
-    name = error.args[0] if isinstance(error, KeyError) and error.args else None
-    lacking = [one for one in annotations if name not in one]
-    if isinstance(name, str) and any(name in one for one in images):
-        return ''
-    return f'annotation {lacking[0].get("id")!r} has no {name}' if isinstance(name, str) and lacking else ''
+    lost = error.args[0] if isinstance(error, KeyError) and error.args else None
+    lacking = [one for one in annotations if lost not in one]
+    if isinstance(lost, str) and lacking and not any(lost in one for one in images):
+        return f'annotation {lacking[0].get("id")!r} has no {lost}'
+    return ''
 
 
 def unused_in_words(path: str) -> str:

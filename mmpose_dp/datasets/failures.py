@@ -9,6 +9,16 @@ def failure(error: BaseException, most: int | None = None) -> str:
     return f'{type(error).__name__}: {reason(error)[:most]}'
 
 
+def step_in_words(error: BaseException) -> str:
+    """', in NAME' with the transform that raised an error; empty if none did."""
+    names = [
+        type(frame.f_locals.get('self')).__name__
+        for frame, _ in traceback.walk_tb(error.__traceback__)
+        if frame.f_code.co_name == 'transform' and 'self' in frame.f_locals
+    ]
+    return f', in {names[-1]}' if names else ''
+
+
 def reason(error: BaseException) -> str:
     """An error's own words in one line; if it has none, as after a bare ``assert``, the line of code that raised it."""
     words, frames = ' '.join(str(error).split()), traceback.extract_tb(error.__traceback__)

@@ -22,7 +22,7 @@ from mmpose_dp.privacy.validation import as_whole
 
 from .alone import mixes, sees_others
 from .building import MIXING, build_part, left_out_by, seen_through
-from .failures import failure, reason
+from .failures import failure, reason, step_in_words
 from .overlap import refuse_shared_data
 from .own_code import own_name
 from .privacy_units import (
@@ -167,7 +167,7 @@ class PublicPrivateDataset(Dataset):
                 packed = self._packed(part, sample, seeds)
                 form = None if packed is None else form_of(packed)
             except Exception as error:
-                failed = f'{failure(error)}'
+                failed = f'{failure(error)}{step_in_words(error)}'
                 continue
             if form is None:
                 continue

@@ -19,6 +19,8 @@ from mmpose_dp.models import FeatureMaskingHead
 from mmpose_dp.models.heads.private_head import labels_in, tensors_in
 from mmpose_dp.privacy.errors import ConfigError, PrivacyError, UnsupportedModelError
 
+from .checks.replay import prepared
+
 
 def blank_batch(packed: dict, count: int = 1) -> dict:
     """A batch of ``count`` samples like the packed one, with noise in the place of pictures and targets."""
@@ -47,7 +49,7 @@ def try_batch(model: nn.Module, batch: dict, key: str, amp_dtype: torch.dtype | 
 
     Raises:
         ConfigError: if a part of the model does not fit the data; the message names it.
-        UnsupportedModelError: if the head computes its loss without calling its own forward.
+        UnsupportedModelError: if the head computes its loss without calling its own forward, or the model has other losses too.
     """
     head = next(m for m in model.modules() if isinstance(m, FeatureMaskingHead))
     labels = batch['data_samples'][0].get('gt_instance_labels')
@@ -59,10 +61,11 @@ def try_batch(model: nn.Module, batch: dict, key: str, amp_dtype: torch.dtype | 
         warnings.simplefilter('ignore')
         warnings.filterwarnings('error', message='Using a target size')  # torch would broadcast one to the other
         try:
-            prepared = preprocessor(batch, True)
-            finite = all(bool(x.isfinite().all()) for x in tensors_in(prepared['inputs']))
-            model(**prepared, mode='loss')
+            ready = preprocessor(batch, True)
+            finite = all(bool(x.isfinite().all()) for x in tensors_in(ready['inputs']))
+            losses = model(**ready, mode='loss')
         except Exception as error:
+            _check_decoder(head, batch, key)  # then the pictures are of another size than all parts are for
             raise ConfigError(f'{_what_failed(seen, key, targets)}: {failure(error, 300)}') from error
     if not finite:
         raise ConfigError(
@@ -74,7 +77,24 @@ def try_batch(model: nn.Module, batch: dict, key: str, amp_dtype: torch.dtype | 
             'model.head.loss does not call self.forward(feats), so it has no per-record losses: let it compare the '
             'output of self.forward(feats) with the data samples'
         )
+    _refuse_other_losses(losses, seen)
     _check_decoder(head, batch, key)
+
+
+def _refuse_other_losses(losses: dict, seen: dict) -> None:
+    """Refuses a model that trains on something else than the losses of its head, which private training takes by sample."""
+    added = [name for name in losses if 'loss' in name and name not in seen['losses']]
+    if added:
+        raise UnsupportedModelError(
+            f'the model adds {", ".join(added)} to the losses of model.head, which is not one number per sample: move it into the '
+            'head, whose loss may use what its own forward gives'
+        )
+    for name, value in seen['losses'].items():
+        if 'loss' in name and not (isinstance(value, Tensor) and value.numel() == 1):
+            given = f'{value.numel()} numbers' if isinstance(value, Tensor) else f'a {type(value).__name__}'
+            raise UnsupportedModelError(
+                f'model.head gives {name} as {given} and must give one number: average or add it in the loss of the head'
+            )
 
 
 def rehearse(wrapper: Any, batch: dict, key: str) -> None:
@@ -93,6 +113,47 @@ def rehearse(wrapper: Any, batch: dict, key: str) -> None:
         raise UnsupportedModelError(
             f'the model does not train on two samples of {key}: {failure(error, 300)}'
         ) from error
+
+
+def refuse_early_mixing(model: nn.Module, batch: dict, key: str) -> None:
+    """Raises UnsupportedModelError if a sample is not the same among others as alone where it comes to the first layer.
+
+    From there on, gradients at the layers tell whether samples mix. Before it, only those of parameters do, in the test of each
+    step, and they hardly depend on the picture where the last layer begins near zero. What is random is left to that test.
+    """
+    with torch.no_grad():
+        seen = [_before_layers(model, {name: values[:count] for name, values in batch.items()}) for count in (1, 1, 3)]
+    for (place, alone), (_, again), (_, among) in zip(*seen):
+        same_form = isinstance(among, Tensor) and alone.shape[1:] == among.shape[1:]
+        if not same_form or not torch.equal(alone, again):
+            return
+        if not torch.allclose(alone[0], among[0], rtol=1e-3, atol=1e-3 * float(alone.abs().max()), equal_nan=True):
+            raise UnsupportedModelError(
+                f'{place} gives something else for a sample of {key} among others than alone, so that records mix, there or '
+                'before it: let each sample be treated by itself'
+            )
+
+
+def _before_layers(model: nn.Module, batch: dict) -> list[tuple[str, Any]]:
+    """What comes out of the data preprocessor, and out of the first layer that gives pictures, each with its name."""
+    ready = prepared(model, batch)
+    seen: list[tuple[str, Any]] = [('model.data_preprocessor', ready['inputs'])]
+
+    def keep(name: str) -> Any:
+        def look(module: nn.Module, inputs: Any, output: Any) -> None:
+            if len(seen) < 2 and isinstance(output, Tensor) and output.dim() == 4:
+                seen.append((f'model.{name}', output.clone()))
+
+        return look
+
+    leaves = [(name, module) for name, module in model.named_modules() if not [*module.children()]]
+    handles = [module.register_forward_hook(keep(name)) for name, module in leaves]
+    try:
+        model(**ready, mode='loss')
+    finally:
+        for handle in handles:
+            handle.remove()
+    return seen
 
 
 def _check_joints(head: nn.Module, labels: Any, key: str) -> None:
@@ -115,7 +176,7 @@ def _check_decoder(head: nn.Module, batch: dict, key: str) -> None:
     if size is not None and tuple(int(x) for x in size) != (width, height):
         raise ConfigError(
             f'model.head.decoder.input_size={tuple(size)} does not fit the images of {key}, which are {(width, height)} (width, '
-            'height), so predictions would have another scale: use one codec for both'
+            'height), so predictions would have another scale: use one codec for both, and TopdownAffine with its input_size in the pipeline'
         )
 
 
@@ -132,7 +193,9 @@ def _traced(model: nn.Module, head: nn.Module) -> Iterator[dict]:
 
     def loss(feats: Any, batch_data_samples: list, train_cfg: dict | None = None) -> dict:
         seen.setdefault('feats', _shapes(feats))
-        return plain_loss(feats, batch_data_samples, dict(train_cfg or {}, compute_acc=False))
+        found = plain_loss(feats, batch_data_samples, dict(train_cfg or {}, compute_acc=False))
+        seen['losses'] = found
+        return found
 
     def note(name: str) -> Any:
         return lambda module, inputs, outputs: seen.update({name: _shapes(outputs)})

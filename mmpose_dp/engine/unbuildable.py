@@ -11,6 +11,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from mmengine.config import Config
+from mmengine.runner.priority import Priority, get_priority
 from mmpose.engine.optim_wrappers import LayerDecayOptimWrapperConstructor
 from mmpose.registry import HOOKS, MODELS, OPTIM_WRAPPER_CONSTRUCTORS
 
@@ -28,6 +29,7 @@ def refuse_unbuildable(cfg: Any) -> None:
     for name in ('val', 'test'):
         _refuse_half_given(cfg, name)
     for place, settings in _hooks(cfg):
+        _refuse_priority(place, settings)
         kind = resolved(HOOKS, settings.get('type')) if isinstance(settings, dict) else None
         if isinstance(kind, type) and kind.__module__.startswith('mmengine.'):  # to build one of these has no effect
             try:
@@ -102,6 +104,15 @@ def _refuse_constructor(wrapper: dict) -> None:
             f"optim_wrapper.constructor={kind!r} cannot be used: write constructor='DPOptimWrapperConstructor', which also takes "
             'the num_layers and layer_decay_rate of LayerDecayOptimWrapperConstructor in paramwise_cfg'
         )
+
+
+def _refuse_priority(place: str, settings: Any) -> None:
+    priority = settings.get('priority') if isinstance(settings, dict) else None
+    try:
+        get_priority('NORMAL' if priority is None else priority)
+    except (KeyError, TypeError, ValueError):
+        names = ', '.join(one.name for one in Priority)
+        raise ConfigError(f'{place}.priority={priority!r}: write a number from 0 to 100, or one of {names}') from None
 
 
 def _refuse_half_given(cfg: Any, name: str) -> None:

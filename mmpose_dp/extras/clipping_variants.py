@@ -57,7 +57,7 @@ class PerParameterClippedSum(ClippedSum):
         """See Collector.add. In float32: TF32 could find norms too short."""
         share = self._max_grad_norm / math.sqrt(len(self._params))
         for index, grads in zip(block.indices, block.per_sample(self._private)):
-            stack = self._samples.sum_by_record(as_vectors(grads))
+            stack = self._samples.sum_by_record(as_vectors(grads), self._private)
             with without_tf32(stack):
                 norms = torch.linalg.vecdot(stack, stack).sqrt() / self._scale
                 factors = self.factors(norms, share) / self._scale

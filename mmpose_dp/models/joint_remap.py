@@ -180,7 +180,7 @@ def weights_of(checkpoint: Any, where: str) -> dict[str, Tensor]:
         )
     weights = checkpoint.get('state_dict', checkpoint)
     weights = weights if isinstance(weights, dict) else {}
-    found = {re.sub(r'^module\.', '', str(name)): value for name, value in weights.items() if isinstance(value, Tensor)}
+    found = {_as_loaded(str(name)): value for name, value in weights.items() if isinstance(value, Tensor)}
     if not found:
         holds = [
             key
@@ -194,6 +194,11 @@ def weights_of(checkpoint: Any, where: str) -> dict[str, Tensor]:
         )
         raise ConfigError(f'{where} holds no weights where mmengine looks for them. {advice}')
     return found
+
+
+def _as_loaded(name: str) -> str:
+    """The name by which mmengine and MMPose load a tensor of a checkpoint: that of several processes, or of MMPose before 1.0."""
+    return re.sub(r'^keypoint_head\.', 'head.', re.sub(r'^module\.', '', name))
 
 
 def explain_misfit(given: dict[str, torch.Size], wanted: dict[str, torch.Size], into: str) -> str:

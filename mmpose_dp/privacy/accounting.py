@@ -1,8 +1,7 @@
 """Epsilon from a history of noisy steps.
 
-The mechanism is the Poisson-subsampled Gaussian under add/remove adjacency. The curves come from well-kept libraries: RDP and
-PRV from Opacus (RDP without it from dp-accounting), PLD from dp-accounting. Must not round a rate or a step count, and must not
-return less than an upper bound.
+The mechanism is the Poisson-subsampled Gaussian under add/remove adjacency. The curves come from libraries: RDP and PRV from
+Opacus (RDP without it from dp-accounting), PLD from dp-accounting. Must not round rates or steps, or return less than a bound.
 """
 
 import math

@@ -5,6 +5,7 @@ clipping turns into votes that are noised. Must not add noise, average, or use h
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -49,32 +50,34 @@ class ClippedSum:
 
     def __init__(self, params: Sequence[Tensor], samples: Samples, max_grad_norm: float, scale: float = 1.0) -> None:
         self._params, self._samples, self._max_grad_norm, self._scale = params, samples, max_grad_norm, scale
-        self._private, self.norms = samples.private, torch.zeros(0)
+        self._alone, self._together = samples.apart
+        self._private, self.norms = samples.private if self._together else self._alone, torch.zeros(0)
         self._squares = [torch.zeros(samples.num_records, dtype=torch.float32, device=params[0].device)]
         self._whole: list[Block] = []
         self._narrow: list[tuple[int, Tensor]] = []  # (parameter, (samples, its size)): joined, for a GPU's sake
         self._stacks: list[tuple[list[int], Tensor]] = []  # (parameters, (records, their sizes together))
 
     def add(self, block: Block) -> None:
-        """See Collector.add. Norms are taken over all parameters together, and in float32: TF32 could find them too short."""
-        single = self._samples.num_records == len(self._private)
+        """See Collector.add. TF32 could find norms too short. Those at once, rounded up, are of all records of one sample."""
         with without_tf32(self._squares[0]):
-            squares = block.ghost_squares(self._private) if single else None
+            squares = block.ghost_squares(self._alone) if self._alone else None
         if squares is None:
-            return self._take(block)
-        self._squares.append(squares.float())
+            return self._take(block, self._private)
+        self._squares.append(self._samples.sum_by_record(squares.float()[:, None], self._alone)[:, 0])
         self._whole.append(block)
+        if self._together:
+            self._take(block, self._together)
 
-    def _take(self, block: Block) -> None:
-        for index, grads in zip(block.indices, block.per_sample(self._private)):
+    def _take(self, block: Block, samples: Sequence[int]) -> None:
+        for index, grads in zip(block.indices, block.per_sample(samples)):
             vectors = as_vectors(grads)
-            if vectors.shape[1] < self._NARROW:
+            if vectors.shape[1] < self._NARROW and samples is self._private:
                 self._narrow.append((index, vectors))
             else:
-                self._keep([index], vectors)
+                self._keep([index], vectors, samples)
 
-    def _keep(self, indices: list[int], vectors: Tensor) -> None:
-        stack = self._samples.sum_by_record(vectors)
+    def _keep(self, indices: list[int], vectors: Tensor, samples: Sequence[int]) -> None:
+        stack = self._samples.sum_by_record(vectors, samples)
         with without_tf32(self._squares[0]):
             self._squares.append(torch.linalg.vecdot(stack, stack))
         self._stacks.append((indices, stack))
@@ -86,19 +89,20 @@ class ClippedSum:
         """The sum, one float32 tensor per parameter. Records whose norm is not finite are left out: 0 * NaN is NaN."""
         narrow, self._narrow = self._narrow, []
         if narrow:
-            self._keep([index for index, _ in narrow], torch.cat([vectors for _, vectors in narrow], 1))
+            self._keep([index for index, _ in narrow], torch.cat([vectors for _, vectors in narrow], 1), self._private)
         self.norms = self._norms() / self._scale
         weights = self.factors(self.norms, self._max_grad_norm) / self._scale
-        total: list[Tensor | None] = [None] * len(self._params)
+        total: list[Any] = [None] * len(self._params)
         left_out = of_weight_0(weights)
+        alone = weights[self._samples.record_of(self._alone, weights.device)] if self._together else weights
         with without_tf32(self._squares[0]):
-            for block in self._whole if self._private else []:
-                for index, grads in zip(block.indices, block.weighted_sum(self._private, weights)):
+            for block in self._whole:
+                for index, grads in zip(block.indices, block.weighted_sum(self._alone, alone)):
                     total[index] = grads
             for indices, stack in self._stacks:
                 parts = parts_of(weights @ without(stack, left_out), [self._params[index].shape for index in indices])
                 for index, part in zip(indices, parts):
-                    total[index] = part
+                    total[index] = part if total[index] is None else total[index] + part
         return [torch.zeros_like(p, dtype=torch.float32) if x is None else x for p, x in zip(self._params, total)]
 
 
@@ -116,10 +120,10 @@ class ClippedCoordinates(ClippedSum):
 
     def add(self, block: Block) -> None:
         """See Collector.add."""
-        self._take(block)
+        self._take(block, self._private)
 
-    def _keep(self, indices: list[int], vectors: Tensor) -> None:
-        self._coordinates += self._samples.sum_by_record(self._projector.coordinates(indices, vectors))
+    def _keep(self, indices: list[int], vectors: Tensor, samples: Sequence[int]) -> None:
+        self._coordinates += self._samples.sum_by_record(self._projector.coordinates(indices, vectors), samples)
 
     def _norms(self) -> Tensor:
         return self._coordinates.norm(dim=1)

@@ -27,11 +27,8 @@ def grid_of(deviation: float) -> float:
 
 
 class RandomSource:
-    """Uniform bits and Gaussian noise.
-
-    Args:
-        debug_seed: None (default) reads the system's entropy. A number makes the stream repeatable, for tests only: whoever knows
-            it can subtract the noise, so the run is then NOT PRIVATE.
+    """Uniform bits and Gaussian noise, of the system's entropy. A ``debug_seed`` makes the stream repeatable, for tests only:
+    whoever knows it can subtract the noise, so the run is then NOT PRIVATE.
     """
 
     def __init__(self, debug_seed: int | None = None) -> None:

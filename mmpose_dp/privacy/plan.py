@@ -1,7 +1,6 @@
 """The one plan of a private training: everything the guarantee depends on, checked together, and frozen.
 
-It is made once before training; the wrapper, the hook and the statement read it. Must not be changed afterwards, and cannot be
-made from parts that contradict each other.
+It is made once before training; wrapper, hook and statement read it. Must not be changed afterwards, nor contradict itself.
 """
 
 from collections.abc import Callable

@@ -1,7 +1,6 @@
 """Which records join a step: the random decision whose amplification the accountant claims.
 
-It comes from the operating system's entropy and from nothing else: not from mmengine's seed, not from a shuffle. Must not drop,
-repeat or round what was sampled.
+It comes from the operating system's entropy alone, not from mmengine's seed or a shuffle. Must not drop, repeat or round it.
 """
 
 from collections.abc import Sequence

@@ -1,7 +1,6 @@
 """The privacy statement: what a finished run guarantees, to whom, and what it does not, in words and numbers.
 
-Must not say more than the plan and the ledger support, must hold nothing computed from private records, and must not import torch,
-which a verifier does not have.
+Must not say more than plan and ledger support, hold anything computed from private records, or import torch: a verifier has none.
 """
 
 import contextlib

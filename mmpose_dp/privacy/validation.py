@@ -1,7 +1,6 @@
 """Checks the numbers of settings, and prints the figures of a guarantee.
 
-A check that fails raises ConfigError, which says what to write. Must not hold limits of a mechanism, and must not print an epsilon
-below the one that was computed.
+A failed check raises ConfigError, which says what to write. Must not hold limits of a mechanism, nor print a smaller epsilon.
 """
 
 import math

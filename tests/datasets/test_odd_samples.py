@@ -92,8 +92,9 @@ def test_what_is_odd_in_the_first_samples_is_refused_before_training(own, what):
         ):
             PublicPrivateDataset(cfg)
         return
-    with pytest.raises(DataError, match='dataset.private: the pipeline fails on its first samples'):
+    with pytest.raises(DataError, match='dataset.private: the pipeline fails on its first samples') as error:
         PublicPrivateDataset(cfg)
+    assert (what == 'raises') == str(error.value).endswith('OSError: a damaged file, in Spoil')
 
 
 @pytest.mark.parametrize(

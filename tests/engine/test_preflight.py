@@ -2,7 +2,7 @@
 
 import copy
 import re
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import pytest
@@ -14,7 +14,7 @@ from mmengine.runner import Runner
 from mmpose.evaluation import NME
 from mmpose.registry import MODELS
 
-from mmpose_dp.engine.dry_run import blank_batch, try_batch
+from mmpose_dp.engine.dry_run import blank_batch, refuse_early_mixing, try_batch
 from mmpose_dp.engine.hooks.foreign_hooks import refuse_hooks
 from mmpose_dp.engine.hooks.preflight import idle_steps, indices_of_parts, refuse_late_failures
 from mmpose_dp.engine.loops.validation import check_train_cfg, train_loader
@@ -127,6 +127,14 @@ def _merge(cfg, key, value):
         cfg[key] = value
 
 
+def test_pictures_of_another_size_than_all_parts_are_for(runner):
+    """TopdownAffine is missing from the pipeline: the head is right."""
+    packed = copy.deepcopy(runner.train_dataloader.dataset[0][0])
+    packed['inputs'] = packed['inputs'].repeat(1, 2, 2)
+    with pytest.raises(PrivacyError, match='does not fit the images of here, .* and TopdownAffine with its input_size'):
+        try_batch(runner.model, blank_batch(packed), 'here')
+
+
 def test_a_target_that_is_missing(runner):
     batch = blank_batch(runner.train_dataloader.dataset[0][0])
     del batch['data_samples'][0].gt_instance_labels.keypoint_x_labels
@@ -145,6 +153,75 @@ def test_a_head_whose_loss_does_without_its_forward(runner):
     model.head.__class__ = Shortcut
     make_private(model.head)
     with pytest.raises(UnsupportedModelError, match='does not call self.forward'):
+        try_batch(model, blank_batch(runner.train_dataloader.dataset[0][0]), 'here')
+
+
+@pytest.mark.parametrize(
+    ('change', 'words'),
+    [(lambda x: [x, x], 'as a list'), (lambda x: x.expand(5), 'as 5 numbers')],
+    ids=['list', 'vector'],
+)
+def test_a_loss_that_is_not_one_number(runner, change, words):
+    """Plain MMPose takes its mean; here "'list' object has no attribute 'reshape'" was all there was."""
+    model = MODELS.build(copy.deepcopy(runner.cfg.model))
+
+    class Several(type(model.head)):
+        def loss(self, *args, **kwargs):
+            return {name: change(value) for name, value in super().loss(*args, **kwargs).items()}
+
+    model.head.__class__ = Several
+    make_private(model.head)
+    with pytest.raises(UnsupportedModelError, match=f'model.head gives loss_kpt {words} and must give one number'):
+        try_batch(model, blank_batch(runner.train_dataloader.dataset[0][0]), 'here')
+
+
+@pytest.mark.parametrize('noise', [0.0, 1.0], ids=['fixed', 'random'])
+def test_a_preprocessor_that_mixes_samples(runner, noise):
+    """Its gradients could pass the replay: those of a new last layer hardly depend on the picture. What is random is left to it."""
+    model = MODELS.build(copy.deepcopy(runner.cfg.model))
+
+    class Mixing(type(model.data_preprocessor)):
+        def forward(self, data, training=False):
+            data = super().forward(data, training)
+            inputs = data['inputs'] + noise * torch.rand(())
+            return dict(data, inputs=0.9 * inputs + 0.1 * inputs.flip(0))
+
+    batch = blank_batch(runner.train_dataloader.dataset[0][0], 3)
+    refuse_early_mixing(model, batch, 'here')
+    model.data_preprocessor.__class__ = Mixing
+    with (
+        nullcontext()
+        if noise
+        else pytest.raises(UnsupportedModelError, match='preprocessor gives .* here among others')
+    ):
+        refuse_early_mixing(model, batch, 'here')
+
+
+def test_a_model_that_mixes_samples_before_its_first_layer(runner):
+    model = MODELS.build(copy.deepcopy(runner.cfg.model))
+
+    class Centred(type(model)):
+        def extract_feat(self, inputs):
+            return super().extract_feat(inputs - 0.1 * inputs.mean(0))
+
+    model.__class__ = Centred
+    with pytest.raises(UnsupportedModelError, match='model.backbone.* gives something else .* there or before it'):
+        refuse_early_mixing(model, blank_batch(runner.train_dataloader.dataset[0][0], 3), 'here')
+
+
+def test_a_model_with_a_loss_of_its_own(runner):
+    """It ended the first private step, which was counted."""
+    model = MODELS.build(copy.deepcopy(runner.cfg.model))
+
+    class Auxiliary(type(model)):
+        def loss(self, inputs, data_samples):
+            return dict(super().loss(inputs, data_samples), loss_size=inputs.mean())
+
+    model.__class__ = Auxiliary
+    make_private(model.head)
+    with pytest.raises(
+        UnsupportedModelError, match='adds loss_size to the losses of model.head.* move it into the head'
+    ):
         try_batch(model, blank_batch(runner.train_dataloader.dataset[0][0]), 'here')
 
 

@@ -135,6 +135,8 @@ def test_a_plain_configs_wrapper_is_not_looked_at(kind):
         ('optim_wrapper.constructor', 'LayerDecayOptimWrapperConstructor', "write constructor='DPOptimWrapperConstructor'"),
         ('val_cfg', None, 'belong together: val_cfg is None or missing, and val_dataloader and val_evaluator are not'),
         ('test_evaluator', None, 'belong together: test_evaluator is None or missing'),
+        ('custom_hooks', [dict(type='EMAHook', priority='FIRST')], "custom_hooks[0].priority='FIRST': write a number from 0 to"),
+        ('default_hooks.logger.priority', 500, 'default_hooks.logger.priority=500: write a number from 0 to 100, or one of HIGH'),
         ('custom_hooks', dict(type='EMAHook'), 'must be a list: write custom_hooks=[dict(...)]'),
         ('default_hooks.visualization', None, 'None cannot be used: .*are off with enable=False'),
         ('default_hooks.logger', 50, "must be a dict with a type, such as dict(type='...')"),

@@ -5,7 +5,7 @@ import re
 import pytest
 import torch
 
-from mmpose_dp.models import fit_joints
+from mmpose_dp.models import fit_joints, weights_of
 
 NAMES = ['nose', 'left_knee', 'right_knee', 'left_ankle']
 
@@ -36,3 +36,10 @@ def test_advice(own, words):
     else:
         (line,) = lines
         assert re.search(words, line)
+
+
+def test_the_names_of_mmpose_before_1_0():
+    """check_config.py called the head of such a checkpoint new, which MMPose loads under its new name."""
+    weights = {f'module.{part}.weight': torch.ones(2) for part in ('backbone.conv1', 'keypoint_head.final_layer')}
+    assert [*weights_of(dict(state_dict=weights), '')] == ['backbone.conv1.weight', 'head.final_layer.weight']
+    assert [*weights_of({'head.keypoint_head.weight': torch.ones(2)}, '')] == ['head.keypoint_head.weight']

@@ -6,10 +6,11 @@ from torch import nn
 
 from mmpose_dp.extras.clipping_variants import automatic_factors
 from mmpose_dp.gradients import layer_rules
+from mmpose_dp.gradients.blocks import LayerBlock
 from mmpose_dp.gradients.engine import Engine
 from mmpose_dp.privacy.clipping import ClippedCoordinates, ClippedSum, clip_factors
 from mmpose_dp.privacy.projection import Projector
-from mmpose_dp.privacy.records import Samples
+from mmpose_dp.privacy.records import PADDING, Samples
 from tests.support.core import loop_engine, mechanism, place
 
 C = 0.1
@@ -110,6 +111,27 @@ def test_one_record_moves_the_sum_by_at_most_c(model, scale, kind):
     moved = total(x) - total(x[[0, 1, 3]])
     assert moved.isfinite().all()
     assert moved.norm() <= C  # with the rounding of all the others
+
+
+@pytest.mark.parametrize('kind', ['flat', 'automatic', 'adaptive'])
+def test_a_record_of_two_samples_leaves_the_norms_of_the_others(kind):
+    """Norms that are found without the gradient are rounded up, by much where a record's positions all but cancel."""
+    torch.manual_seed(0)
+    layer, x, grads = nn.Linear(256, 256), torch.randn(8, 1, 256).repeat(1, 2, 1), torch.randn(1, 256)
+    grads = torch.stack([grads, -grads], 1).repeat(8, 1, 1) + 1e-3 * torch.randn(256)
+    grads[6:] = 0  # these two samples add nothing by themselves
+
+    def total(*keys):
+        collector = mechanism(list(layer.parameters()), C, clipping=kind).collector(Samples.from_keys(keys))
+        block = LayerBlock(layer, layer_rules.Layer('', layer_rules.outer_product, ['weight', 'bias'], [0, 1]))
+        block.calls = [(x[:, None], grads[:, None])]
+        assert block.ghost_squares(range(8)) is not None
+        collector.add(block)
+        return flat(collector.total())
+
+    alone = total(0, 1, 2, 3, 4, 5, PADDING, PADDING)
+    assert alone.norm() > C / 10
+    assert (total(0, 1, 2, 3, 4, 5, 6, 6) - alone).norm() <= C
 
 
 def test_coordinates_are_projected_then_clipped(model):

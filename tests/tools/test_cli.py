@@ -16,7 +16,7 @@ import pytest
 import test as test_tool
 import torch
 import train as train_tool
-from cli import CfgOptions, merged, positive, run, share, start_ranks_on_cpu
+from cli import CfgOptions, fraction, merged, positive, run, start_ranks_on_cpu
 from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
@@ -55,6 +55,10 @@ WRONG = {
     'no_base.py': (
         "from mmpose_dp.configs import private\nglobals().update(private(globals(), 'dpsgd'))",
         "no_base.py cannot be read: without _base_ = '...' above every import it is a new-style config",
+    ),
+    'imports.py': (
+        "_base_ = []\ncustom_imports = dict(imports=['nowhere_at_all'], allow_failed_imports=False)",
+        "imports.py cannot be read: custom_imports fail: ModuleNotFoundError: No module named 'nowhere_at_all'. Correct",
     ),
     'open.py': ('a = (', 'open.py cannot be read: SyntaxError'),
     'error.py': ('a = 1 / 0', 'error.py cannot be read: ZeroDivisionError'),
@@ -176,6 +180,23 @@ def test_a_missing_file_of_pretrained_weights(call, synthetic, tmp_path):
     one_line(call(train_tool, tmp_path / 'own.py'), 'nowhere.pth')
 
 
+@pytest.mark.parametrize(
+    ('settings', 'words'),
+    [
+        (
+            dict(momentun=0.1),
+            "TypeError: ExponentialMovingAverage.__init__() got an unexpected keyword argument 'momentun'",
+        ),
+        (dict(momentum=2.0), 'AssertionError: momentum must be in range'),
+    ],
+)
+def test_a_hook_that_fails_before_training(call, synthetic, tmp_path, settings, words):
+    cfg = unvalidated(synthetic, tmp_path / 'work')
+    cfg.custom_hooks = [dict(type='EMAHook', **settings)]
+    cfg.dump(tmp_path / 'own.py')
+    one_line(call(train_tool, tmp_path / 'own.py'), f'the hook EMAHook fails before training: {words}')
+
+
 @HOOKS.register_module()
 class CtrlC(Hook):
     """What Ctrl-C raises after some steps."""
@@ -268,8 +289,8 @@ def test_a_number_of_records_is_a_whole_number_above_0(call, text, tmp_path):
     with pytest.raises(argparse.ArgumentTypeError, match='must be a whole number above 0'):
         positive(text)
     with pytest.raises(argparse.ArgumentTypeError, match='must be a number above 0 and below 1'):
-        share(text.replace('1e4', '1'))
-    assert positive('22246') == 22246 and share('0.95') == 0.95
+        fraction(text.replace('1e4', '1'))
+    assert positive('22246') == 22246 and fraction('0.95') == 0.95
     for tool in (check_config, plan_budget):
         done = call(tool, PRIVATE, f'--num-records={text}')
         assert (
