@@ -58,7 +58,7 @@ class ClippedSum:
         self._stacks: list[tuple[list[int], Tensor]] = []  # (parameters, (records, their sizes together))
 
     def add(self, block: Block) -> None:
-        """See Collector.add. TF32 could find norms too short. Those at once, rounded up, are of all records of one sample."""
+        """See Collector.add. A record of one sample has ghost norms, whatever the others have. TF32 could find norms too short."""
         with without_tf32(self._squares[0]):
             squares = block.ghost_squares(self._alone) if self._alone else None
         if squares is None:
