@@ -86,8 +86,8 @@ def _refuse_other_losses(losses: dict, seen: dict) -> None:
     added = [name for name in losses if 'loss' in name and name not in seen['losses']]
     if added:
         raise UnsupportedModelError(
-            f'the model adds {", ".join(added)} to the losses of model.head, which is not one number per sample: move it into the '
-            'head, whose loss may use what its own forward gives'
+            f'the model adds {", ".join(added)} to the losses of model.head, and private training needs one loss per sample, from '
+            'the head alone: move it into the head, whose loss may use what its forward(feats) returns'
         )
     for name, value in seen['losses'].items():
         if 'loss' in name and not (isinstance(value, Tensor) and value.numel() == 1):
@@ -116,10 +116,10 @@ def rehearse(wrapper: Any, batch: dict, key: str) -> None:
 
 
 def refuse_early_mixing(model: nn.Module, batch: dict, key: str) -> None:
-    """Raises UnsupportedModelError if a sample is not the same among others as alone where it comes to the first layer.
+    """Raises UnsupportedModelError if the data preprocessor or the first layer changes a sample when others are beside it.
 
-    From there on, gradients at the layers tell whether samples mix. Before it, only those of parameters do, in the test of each
-    step, and they hardly depend on the picture where the last layer begins near zero. What is random is left to that test.
+    From the first layer on, gradients at the layers show whether samples mix. Before it, only the gradients of parameters do, in
+    the replay, and these hardly depend on the picture if the last layer begins near zero. The replay also tests what is random.
     """
     with torch.no_grad():
         seen = [_before_layers(model, {name: values[:count] for name, values in batch.items()}) for count in (1, 1, 3)]
@@ -129,8 +129,8 @@ def refuse_early_mixing(model: nn.Module, batch: dict, key: str) -> None:
             return
         if not torch.allclose(alone[0], among[0], rtol=1e-3, atol=1e-3 * float(alone.abs().max()), equal_nan=True):
             raise UnsupportedModelError(
-                f'{place} gives something else for a sample of {key} among others than alone, so that records mix, there or '
-                'before it: let each sample be treated by itself'
+                f'{place} gives a sample of {key} another output among others than alone, so records mix there or before it: let '
+                'it treat each sample by itself'
             )
 
 

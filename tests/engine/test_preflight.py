@@ -192,7 +192,7 @@ def test_a_preprocessor_that_mixes_samples(runner, noise):
     with (
         nullcontext()
         if noise
-        else pytest.raises(UnsupportedModelError, match='preprocessor gives .* here among others')
+        else pytest.raises(UnsupportedModelError, match='preprocessor gives .* here another output among others')
     ):
         refuse_early_mixing(model, batch, 'here')
 
@@ -205,7 +205,10 @@ def test_a_model_that_mixes_samples_before_its_first_layer(runner):
             return super().extract_feat(inputs - 0.1 * inputs.mean(0))
 
     model.__class__ = Centred
-    with pytest.raises(UnsupportedModelError, match='model.backbone.* gives something else .* there or before it'):
+    with pytest.raises(
+        UnsupportedModelError,
+        match='model.backbone.* gives a sample of .* another output among others .* there or before it',
+    ):
         refuse_early_mixing(model, blank_batch(runner.train_dataloader.dataset[0][0], 3), 'here')
 
 
