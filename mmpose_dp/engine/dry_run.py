@@ -176,8 +176,8 @@ def _check_decoder(head: nn.Module, batch: dict, key: str) -> None:
     if size is not None and tuple(int(x) for x in size) != (width, height):
         raise ConfigError(
             f'model.head.decoder.input_size={tuple(size)} does not fit the images of {key}, which are {(width, height)} (width, '
-            'height), so predictions would have another scale: use one codec for both, and TopdownAffine with its input_size in the '
-            'pipeline'
+            'height), so predictions would have another scale: use one codec for both, and TopdownAffine with its input_size in '
+            'the pipeline'
         )
 
 

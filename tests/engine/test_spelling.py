@@ -45,6 +45,7 @@ def nested(path, value=1):
         ('epsilom', 'epsilon'),
         ('epsilons', 'epsilon'),
         ('eps', 'epsilon'),
+        ('optim_wrapper.dtype', 'amp_dtype'),
         ('epsilon_target', 'epsilon'),
         ('optim_wraper', 'optim_wrapper'),
         ('delta', 'default_hooks=dict(privacy_budget=dict(target_delta=...))'),
