@@ -209,7 +209,7 @@ def did_you_mean(key: str, names: Iterable[str], elsewhere: dict[str, str]) -> s
     if _RENAMED.get(key) in names:
         return f'did you mean {_RENAMED[key]}, its name since MMPose 1.0?'
     if key in elsewhere:
-        here = next((name for name in names if key in name.split('_')), None)  # amp_dtype for dtype
+        here = next((name for name in names if len(key) > 4 and name.endswith(f'_{key}')), None)  # amp_dtype for dtype
         return f'did you mean {here or as_dicts(elsewhere[key])}?'
     close = [name for name in names if name.lower() == key.lower()][:1]
     close = (
