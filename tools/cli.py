@@ -7,8 +7,10 @@ import argparse
 import difflib
 import os
 import re
+import signal
 import sys
 import tempfile
+import threading
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -266,12 +268,31 @@ def default_hook(cfg: Config, key: str, kind: str) -> dict:
     return cfg.default_hooks[key]
 
 
-def run(main: Callable[[], None]) -> None:
+@contextmanager
+def _ended_by_a_closed_pipe(end: bool) -> Iterator[None]:
+    """Inside, a pipe that is closed early (``| head``) ends the process, as it ends other commands, if ``end``.
+
+    Otherwise the error is raised somewhere in a print of other code, where it looks like that code's own.
+    """
+    if not end or not hasattr(signal, 'SIGPIPE') or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGPIPE, before)
+
+
+def run(main: Callable[[], None], may_lose_its_output: bool = False) -> None:
     """Runs a tool. What is refused, a file that cannot be used, and a failed download are one message, with exit
     status 2; Ctrl-C is 130.
+
+    ``may_lose_its_output``: whether the tool goes on if nobody reads what it prints, as a training does.
     """
     try:
-        main()
+        with _ended_by_a_closed_pipe(not may_lose_its_output):
+            main()
     except PrivacyError as error:
         print(f'mmpose_dp: {error}', file=sys.stderr)
         sys.exit(2)
@@ -280,6 +301,11 @@ def run(main: Callable[[], None]) -> None:
             f'mmpose_dp: a download failed ({error}). Save the file on this machine, and write its path in place of the '
             'address, as load_from or in init_cfg',
             file=sys.stderr,
+        )
+        sys.exit(2)
+    except BrokenPipeError as error:
+        print(
+            f'mmpose_dp: nobody reads what is printed any more ({error}): write the output to a file', file=sys.stderr
         )
         sys.exit(2)
     except OSError as error:

@@ -157,4 +157,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    run(main)
+    run(main, may_lose_its_output=True)

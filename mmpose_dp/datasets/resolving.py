@@ -15,6 +15,8 @@ def resolved(registry: Registry, kind: Any) -> Any:
         return kind
     try:
         return registry.get(kind)
+    except BrokenPipeError:  # of its own print: says nothing about the name
+        raise
     except Exception:  # a path into a module that does not exist
         return None
 

@@ -213,7 +213,8 @@ def did_you_mean(key: str, names: Iterable[str], elsewhere: dict[str, str]) -> s
     if _RENAMED.get(key) in names:
         return f'did you mean {_RENAMED[key]}, its name since MMPose 1.0?'
     if key in elsewhere:
-        return f'did you mean {as_dicts(elsewhere[key])}?'
+        here = next((name for name in names if len(key) > 4 and name.endswith(f'_{key}')), None)  # amp_dtype for dtype
+        return f'did you mean {here or as_dicts(elsewhere[key])}?'
     close = [name for name in names if name.lower() == key.lower()][:1]
     close = (
         close or difflib.get_close_matches(key, names, 1, 0.75) or difflib.get_close_matches(key, [*elsewhere], 1, 0.75)

@@ -1,6 +1,6 @@
 """Refuses, with its place, what mmengine would stop at with an error that names no place.
 
-Must build nothing but hooks of mmengine, and the parts of a model that could not be built.
+Must build nothing but hooks and schedules of mmengine, and the parts of a model that could not be built.
 """
 
 import ast
@@ -10,10 +10,12 @@ from collections.abc import Iterator
 from pathlib import Path, PurePath
 from typing import Any
 
+import torch
 from mmengine.config import Config
 from mmengine.runner.priority import Priority, get_priority
 from mmpose.engine.optim_wrappers import LayerDecayOptimWrapperConstructor
-from mmpose.registry import HOOKS, MODELS, OPTIM_WRAPPER_CONSTRUCTORS
+from mmpose.registry import HOOKS, MODELS, OPTIM_WRAPPER_CONSTRUCTORS, PARAM_SCHEDULERS
+from torch.optim import AdamW
 
 from mmpose_dp.datasets.failures import failure
 from mmpose_dp.datasets.resolving import resolved, type_name
@@ -28,6 +30,9 @@ def refuse_unbuildable(cfg: Any) -> None:
     _refuse_constructor(cfg.get('optim_wrapper') or {})
     for name in ('val', 'test'):
         _refuse_half_given(cfg, name)
+    schedules = cfg.get('param_scheduler')
+    for number, settings in enumerate(schedules if isinstance(schedules, (list, tuple)) else [schedules]):
+        _refuse_schedule(f'param_scheduler[{number}]', settings)
     for place, settings in _hooks(cfg):
         _refuse_priority(place, settings)
         kind = resolved(HOOKS, settings.get('type')) if isinstance(settings, dict) else None
@@ -104,6 +109,18 @@ def _refuse_constructor(wrapper: dict) -> None:
             f"optim_wrapper.constructor={kind!r} cannot be used: write constructor='DPOptimWrapperConstructor', which also takes "
             'the num_layers and layer_decay_rate of LayerDecayOptimWrapperConstructor in paramwise_cfg'
         )
+
+
+def _refuse_schedule(place: str, settings: Any) -> None:
+    """Refuses a schedule of mmengine's whose settings it does not take."""
+    kind = resolved(PARAM_SCHEDULERS, settings.get('type')) if isinstance(settings, dict) else None
+    if not isinstance(kind, type) or not kind.__module__.startswith('mmengine.'):
+        return
+    given = {key: value for key, value in settings.items() if key not in ('type', 'convert_to_iter_based', '_scope_')}
+    try:
+        kind(AdamW([torch.nn.Parameter(torch.zeros(1))], lr=1e-3), **given)
+    except Exception as error:
+        raise ConfigError(f'{place}: {kind.__name__} cannot be built: {failure(error, 300)}') from error
 
 
 def _refuse_priority(place: str, settings: Any) -> None:

@@ -74,12 +74,19 @@ def test_layer_decay_without_layers_is_refused(synthetic, tmp_path):
         (dict(layer_decay_rate=0.5), 'layer_decay_rate and num_layers go together'),
         (dict(layer_decay_rate='half', num_layers=12), "layer_decay_rate='half'"),
         (['norm'], 'must be a dict'),
+        (
+            dict(custom_keys=dict(backbone=0.1)),
+            r"custom_keys\['backbone'\]=0.1 must be a dict of numbers named lr_mult",
+        ),
+        (dict(custom_keys=dict(head=dict(lr_mult='0.1'))), 'must be a dict of numbers'),
+        (dict(custom_keys=dict(head=dict(weight_decay=0.0))), 'must be a dict of numbers named lr_mult and decay_mult'),
     ],
 )
 def test_odd_paramwise_settings(settings, message):
     with pytest.raises(PrivacyError, match=message):
         check_paramwise(settings)
     check_paramwise(dict(norm_decay_mult=0.0, custom_keys={}))
+    check_paramwise(dict(custom_keys=dict(bias=dict(decay_multi=0.0), norm=dict(lr_mult=0, decay_mult=0.0))))
 
 
 # ---- checkpoints ---------------------------------------------------------------------------------------------------

@@ -2,7 +2,9 @@
 
 import argparse
 import json
+import os
 import pickle
+import signal
 import sys
 import zipfile
 from types import ModuleType, SimpleNamespace
@@ -296,3 +298,22 @@ def test_a_number_of_records_is_a_whole_number_above_0(call, text, tmp_path):
         assert (
             done.returncode == 2 and f'argument --num-records: {text!r} must be a whole number above 0' in done.stderr
         )
+
+
+def test_a_pipe_that_is_closed_early_ends_a_tool_as_it_ends_other_commands():
+    """check_config.py | head -1 said that train_cfg is of plain training: the registry's own print had failed."""
+    before = signal.getsignal(signal.SIGPIPE)
+    ends = []
+    for keeps in (False, True):
+        reader, writer = os.pipe()
+        child = os.fork()
+        if not child:
+            os.close(reader)
+            try:
+                run(lambda pipe=writer: os.write(pipe, b'x'), may_lose_its_output=keeps)
+            except SystemExit as end:
+                os._exit(end.code)
+        os.close(reader), os.close(writer)
+        ends.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+    run(lambda: None)
+    assert ends == [-signal.SIGPIPE, 2] and signal.getsignal(signal.SIGPIPE) == before

@@ -23,6 +23,11 @@ _PARAMWISE = {
     ),
     *('bypass_duplicate', 'custom_keys'),
 }
+_FACTORS = {
+    'lr_mult',
+    'decay_mult',
+    'decay_multi',
+}  # the last is in MMPose's configs of ViTPose, where nothing reads it
 _LAYER_DECAY = {'layer_decay_rate', 'num_layers'}
 
 
@@ -70,6 +75,13 @@ def check_paramwise(paramwise_cfg: Any) -> None:
             f'optim_wrapper.paramwise_cfg.{unknown[0]} is unknown to DPOptimWrapperConstructor, which takes '
             f'{", ".join(sorted(_PARAMWISE | _LAYER_DECAY))}: take it out'
         )
+    custom = paramwise_cfg.get('custom_keys')
+    for name, factors in custom.items() if isinstance(custom, dict) else ():
+        if not isinstance(factors, dict) or set(factors) - _FACTORS or not all(map(is_number, factors.values())):
+            raise PrivacyError(
+                f'optim_wrapper.paramwise_cfg.custom_keys[{name!r}]={factors!r} must be a dict of numbers named lr_mult and '
+                'decay_mult, which multiply lr and weight_decay'
+            )
     given = _LAYER_DECAY & set(paramwise_cfg)
     if not given:
         return
