@@ -6,6 +6,7 @@ Must not look at pictures or keypoints.
 import hashlib
 import json
 import os.path as osp
+import unicodedata
 from typing import Any
 
 import numpy as np
@@ -55,8 +56,8 @@ def group_samples(dataset: BaseDataset, unit: str, subjects: str | None) -> list
                     f'{_KEY}.subjects={subjects!r} gives {owner!r} for {_name(dataset, sample)}: every annotation needs a '
                     'subject, either a string or a whole number'
                 )
-        # 7, '7' and '7 ' are one person, who would have half the protection as two
-        owners = [str(owner).strip() for owner in owners]
+        # 7, '7' and '7 ' are one person, who would have half the protection as two; so are two spellings of one 'é' in Unicode
+        owners = [unicodedata.normalize('NFC', str(owner)).strip() for owner in owners]
     records: dict[Any, list[int]] = {}
     for sample, owner in enumerate(owners):
         records.setdefault(owner, []).append(sample)

@@ -4,6 +4,7 @@ Every one is right on the first steps, and begins to mix later, as in the middle
 """
 
 import random
+import sys
 
 import numpy as np
 import pytest
@@ -418,6 +419,15 @@ def test_a_step_that_an_error_ends_is_counted(where, replayed):
     model.backbone.wake()
     wrapper.begin_micro_batch(is_last=True, replayed=0 if replayed else None)
     with pytest.raises(ArithmeticError, match='singular'):
+        step(model, wrapper)
+    assert wrapper.ledger.steps == 2 and wrapper.mechanism._sum is None
+
+
+def test_a_step_in_which_a_layer_ends_the_program_is_counted():
+    model, wrapper = made()
+    step(model, wrapper)
+    model.backbone.register_forward_hook(lambda *_: sys.exit(3))
+    with pytest.raises(SystemExit):
         step(model, wrapper)
     assert wrapper.ledger.steps == 2 and wrapper.mechanism._sum is None
 

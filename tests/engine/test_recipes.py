@@ -7,7 +7,7 @@ from mmpose.datasets.datasets.utils import parse_pose_metainfo
 from torch import nn
 
 from mmpose_dp.privacy.errors import PrivacyError
-from tests.support.runs import config, train
+from tests.support.runs import config, tiny, train
 
 
 def epochs(synthetic, work_dir, **options):
@@ -33,6 +33,14 @@ def test_group_norm_and_a_subset(synthetic, tmp_path):
     saved = torch.load(tmp_path / 'epoch_1.pth', weights_only=False)['state_dict']
     assert saved.keys() == runner.model.state_dict().keys()
     assert all(torch.equal(v, saved[k]) for k, v in runner.model.state_dict().items())
+
+
+def test_a_runner_that_has_trained_tests(synthetic, tmp_path):
+    runner = train(tiny(epochs(synthetic, tmp_path)))
+    before = {path: path.read_bytes() for path in tmp_path.glob('privacy_*')}
+    assert len(before) > 1 and runner.test().keys() == runner.val().keys()
+    runner.train()  # nothing is left to do
+    assert before == {path: path.read_bytes() for path in before}
 
 
 def test_low_rank_updates_train_and_resume(synthetic, tmp_path):

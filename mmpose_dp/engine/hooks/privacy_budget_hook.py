@@ -132,6 +132,10 @@ class PrivacyBudgetHook(Hook):
             if (runner.cfg.get('optim_wrapper') or {}).get('norm') == 'group':
                 replace_batch_norm(unwrapped(runner.model))
             return
+        self._stated = self.plan is not None and (loop.stop_training or loop.epoch >= loop.max_epochs)
+        if self._stated:  # testing after this runner's training, whose ledger and statement stay
+            self._watch = self._run_metadata = None
+            return
         wrapper = runner.optim_wrapper
         _refuse_parts(runner)
         # A mean over ranks is not exact to the bit, and there is nothing to sync: the loop broadcasts what public epochs learn.

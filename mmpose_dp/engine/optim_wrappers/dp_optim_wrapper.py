@@ -196,7 +196,7 @@ class DPOptimWrapper(SteppingOptimWrapper):
         """Counts the private step that an error inside ends: that a record could end the training is a release too."""
         try:
             yield
-        except Exception:
+        except (Exception, SystemExit):  # a layer that calls sys.exit() too
             if not self.public_only:
                 self.mechanism.count()
             self.forget_batch()
