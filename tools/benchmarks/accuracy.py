@@ -95,7 +95,7 @@ class Benchmark:
         self.results = Results(self.out / 'results.csv')
 
     def _set_usual(self, args: argparse.Namespace, view: dict) -> None:
-        self.family, self.weights = 'mpii' if args.mpii else 'synthetic', None
+        self.family, self.weights, self.page_part = 'mpii' if args.mpii else 'synthetic', None, ''
         self.size = MPII if args.mpii else QUICK if args.quick else FULL
         self.table, self.levers = rows_of(self.size, {} if args.mpii else SYNTHETIC, view)
         if args.mpii:  # the start is given, and MPII's config has no public people
@@ -105,10 +105,11 @@ class Benchmark:
             make_people(self.data, self.size)
 
     def _set_people(self, args: argparse.Namespace, view: dict) -> None:
-        self.family, self.weights = args.start, str(args.weights.resolve())
+        start = STARTS[args.start]
+        self.family, self.weights, self.page_part = start.model, str(args.weights.resolve()), f'_{args.start}'
         private, public = (args.people.resolve() / name for name in args.people_sets)
         self.size = people_size(private, public, args.quick)
-        self.table = people_rows(self.size, STARTS[args.start], view)
+        self.table = people_rows(self.size, start, view)
         tuning = make_tuning_people(private, self.data / f'{private.name}_tuning')
         unusual = make_unusual_people(public, self.data / f'{public.name}_unusual')
         self.folders = {'reported': private, 'tuning': tuning, 'other domain': public, 'unusual': unusual}

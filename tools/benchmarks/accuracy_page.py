@@ -168,7 +168,7 @@ def write_page(page: Path, benchmark: Any) -> None:
     accuracy.csv holds the runs on synthetic people of every page. A page of real people has marks, a plot and a CSV per start.
     """
     results = benchmark.results
-    start = f'_{benchmark.family}' if benchmark.weights else ''
+    start = benchmark.page_part
     picture = page.with_name(f'{page.stem}{start}.png')
 
     def scores(name: str, epsilon: float | None, kept: str = 'pckh') -> dict[str, float]:

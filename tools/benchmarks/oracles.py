@@ -71,7 +71,7 @@ class Oracles:
 
     def job(self, settings: dict | None = None) -> dict:
         """A job as accuracy_worker.py knows it."""
-        job = dict(family=self.args.start, weights=str(self.args.weights), config='nonprivate', seed=0)
+        job = dict(family=STARTS[self.args.start].model, weights=str(self.args.weights), config='nonprivate', seed=0)
         return dict(job, settings={**IN_PROCESS, **(settings or {})}, folder=str(self.work))
 
     def test_config(self, root: str, training: bool) -> Config:

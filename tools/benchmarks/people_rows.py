@@ -36,12 +36,14 @@ class Start:
 
     Attributes:
         text: what the page calls it.
+        model: the name of its plain config in people/.
         few: the parameters that *ours* trains privately.
         pretrain: settings of the training of a head on public people, and of the features if they are no people's yet.
         rates: AdamW's learning rates that are tried where every parameter is trained without noise.
     """
 
     text: str
+    model: str
     few: str
     pretrain: Settings
     rates: tuple[float, ...]
@@ -50,17 +52,24 @@ class Start:
 STARTS = {
     'movenet': Start(
         'MoveNet Lightning',
+        'movenet',
         'head+backbone.net.lateral.[123].*+backbone.net.smooth.*+backbone.net.stem.*',
         {'model.backbone.frozen': True, **adam(3e-3)[0], **schedule(6)},
         (2e-4, 1e-4, 4e-4),
     ),
     'mobilenetv2': Start(
         'MobileNetV2, ImageNet',
+        'mobilenetv2',
         'norms+backbone.conv1.*+backbone.layer1.*+head.final_layer.*',
         {**adam(1e-3)[0], **schedule(15)},
         (2e-4, 1e-4, 4e-4),
     ),
 }
+STARTS['mobilenetv2_longer'] = replace(
+    STARTS['mobilenetv2'],
+    text='MobileNetV2, ImageNet, twice the epochs',
+    pretrain={**STARTS['mobilenetv2'].pretrain, **schedule(30)},
+)
 
 
 def people_size(private: Path, public: Path, quick: bool = False) -> Size:
