@@ -4,7 +4,7 @@ Needs torch only. Must not know what a tensor means.
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -80,9 +80,22 @@ def allowing_tf32(x: Tensor, matmul: bool, convolutions: bool) -> Iterator[None]
             flag.allow_tf32 = allowed
 
 
-def without_tf32(x: Tensor) -> AbstractContextManager[None]:
-    """Inside, no factor of a product is rounded to 10 bits."""
-    return allowing_tf32(x, matmul=False, convolutions=False)
+@contextmanager
+def without_tf32(x: Tensor) -> Iterator[None]:
+    """Inside, a product of matrices rounds no factor: neither to TF32 on a GPU, nor to bfloat16 on a CPU that has AMX."""
+    products = getattr(
+        torch.backends.mkldnn, 'matmul', None
+    )  # what float32_matmul_precision sets; older torch has none
+    before = getattr(products, 'fp32_precision', 'none')
+    narrows = before not in ('none', 'ieee')
+    if narrows:
+        products.fp32_precision = 'ieee'
+    try:
+        with allowing_tf32(x, matmul=False, convolutions=False):
+            yield
+    finally:
+        if narrows:
+            products.fp32_precision = before
 
 
 Pair = Sequence[int]

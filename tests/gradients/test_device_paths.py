@@ -94,6 +94,21 @@ def test_a_norm_and_what_it_is_the_norm_of_are_in_full_precision(as_on_a_gpu):
     assert before == (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32)
 
 
+def test_a_norm_is_in_full_precision_on_a_cpu_that_may_round_factors(monkeypatch):
+    """float32_matmul_precision 'medium' makes products bfloat16 on a CPU with AMX, beyond the room that ghost norms have."""
+    monkeypatch.setattr(Watching, '_flags', lambda self: (torch.backends.mkldnn.matmul.fp32_precision,))
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision('medium')
+    try:
+        block, collector = Watching(), ClippedSum([torch.zeros(2)], Samples.from_keys([0, 1]), 1.0)
+        collector.add(block)
+        collector.total()
+        after = torch.get_float32_matmul_precision()
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert block.seen == [('norm', 'ieee'), ('sum', 'ieee')] and after == 'medium'
+
+
 def test_per_parameter_clipping_is_in_full_precision_too(as_on_a_gpu, monkeypatch):
     seen, dot = [], torch.linalg.vecdot
 
