@@ -83,9 +83,8 @@ def allowing_tf32(x: Tensor, matmul: bool, convolutions: bool) -> Iterator[None]
 @contextmanager
 def without_tf32(x: Tensor) -> Iterator[None]:
     """Inside, a product of matrices rounds no factor: neither to TF32 on a GPU, nor to bfloat16 on a CPU that has AMX."""
-    products = getattr(
-        torch.backends.mkldnn, 'matmul', None
-    )  # what float32_matmul_precision sets; older torch has none
+    # what torch.set_float32_matmul_precision sets; older torch has none
+    products: Any = getattr(torch.backends.mkldnn, 'matmul', None)
     before = getattr(products, 'fp32_precision', 'none')
     narrows = before not in ('none', 'ieee')
     if narrows:
