@@ -12,7 +12,6 @@ from types import ModuleType, SimpleNamespace
 import audit
 import audit_view
 import check_config
-import plan_budget
 import publish_model
 import pytest
 import test as test_tool
@@ -293,11 +292,8 @@ def test_a_number_of_records_is_a_whole_number_above_0(call, text, tmp_path):
     with pytest.raises(argparse.ArgumentTypeError, match='must be a number above 0 and below 1'):
         fraction(text.replace('1e4', '1'))
     assert positive('22246') == 22246 and fraction('0.95') == 0.95
-    for tool in (check_config, plan_budget):
-        done = call(tool, PRIVATE, f'--num-records={text}')
-        assert (
-            done.returncode == 2 and f'argument --num-records: {text!r} must be a whole number above 0' in done.stderr
-        )
+    done = call(check_config, PRIVATE, f'--num-records={text}')
+    assert done.returncode == 2 and f'argument --num-records: {text!r} must be a whole number above 0' in done.stderr
 
 
 def test_a_pipe_that_is_closed_early_ends_a_tool_as_it_ends_other_commands():
