@@ -10,7 +10,7 @@ from torch.optim import SGD
 
 from mmpose_dp.engine import DPOptimWrapper
 from mmpose_dp.engine.checks.replay import ReplayCheck
-from mmpose_dp.engine.dry_run import blank_batch, try_batch
+from mmpose_dp.engine.dry_run import blank_batch, refuse_early_mixing, try_batch
 from mmpose_dp.engine.padding import padded
 from mmpose_dp.gradients.blocks import PerSampleGradients
 from tests.support.datasets import records, with_targets_in
@@ -123,7 +123,9 @@ def test_the_clipped_sum_is_the_reference(name, synthetic):
     gradients = reference_gradients(calm(build(cfg, private=False)), data)
     C = float(norms(gradients).mean())
     model = calm(build(cfg, private=True))
-    try_batch(model, blank_batch({key: values[0] for key, values in data.items()}), 'data')  # as before training
+    packed = {key: values[0] for key, values in data.items()}
+    try_batch(model, blank_batch(packed), 'data')  # as before training
+    refuse_early_mixing(model, blank_batch(packed, 3), 'data')
     params = {n: p for n, p in model.named_parameters() if p.requires_grad}
     buffers = {n: b.clone() for n, b in model.named_buffers()}
     got = {}

@@ -37,7 +37,7 @@ from check_config import (
     trial,
     without_downloads,
 )
-from cli import CfgOptions, merge_options, positive, read_config, run
+from cli import CfgOptions, merge_options, read_config, run
 from mmengine.config import Config
 from mmengine.runner import Runner
 from mmpose.utils import register_all_modules
@@ -75,14 +75,14 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('config', help='a private config')
     parser.add_argument(
-        '--num-records', type=positive, help='number of records N, if the data set is not there to be counted'
+        '--num-records', type=int, help='number of records N, if the data set is not there to be counted'
     )
-    parser.add_argument('--subjects', type=positive, help='number of people that the records are of')
+    parser.add_argument('--subjects', type=int, help='number of people that the records are of')
     parser.add_argument('--r', type=float, help='length of the mean clipped gradient, in units of max_grad_norm')
     parser.add_argument(
         '--measure',
         nargs='?',
-        type=positive,
+        type=int,
         const=SAMPLES,
         metavar='SAMPLES',
         help=f'measure r on so many public samples (default {SAMPLES}), with the weights of load_from',
