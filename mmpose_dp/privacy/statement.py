@@ -24,14 +24,14 @@ _EXPOSED = (
     'hub of the checkpoints (expose_private_metrics=True): keep those files as private as the data'
 )
 _NOT_COVERED = [
-    'trainings on the same data whose steps are not in this ledger, hyper-parameter search and what went on from a copy or a '
-    'restored backup of the work dir among them: add their ledgers (tools/privacy_ledger.py add), or tune on public data',
+    'other trainings on the same data, whose steps are not in this ledger: hyper-parameter search, or a training that went on in '
+    'a copy or a restored backup of the work dir. Add their ledgers (tools/privacy_ledger.py add), or tune on public data',
     'choosing a checkpoint by its score on private data',
     'anything else computed from private records and released: logs, losses, statistics, pictures',
     'the machine that trains: whoever can read its memory or disk sees the private data',
-    'that a training ended early by an error in a private step: a record can cause it, and no noise covers that',
-    'how long steps take and how much memory, which the log shows, and when files were written: it hints at how many records '
-    'were sampled: keep logs to yourself',
+    'that an error in a private step ended a training early: a record can cause the error, and no noise covers that',
+    'the time and memory that steps take, which the log shows, and when files were written: they hint at how many records were '
+    'sampled. Do not publish logs',
     'the number of records, num_records',
 ]
 
@@ -117,9 +117,9 @@ def _protection(plan: PrivacyPlan, public_data: list[str]) -> dict[str, Any]:
         'whether a record is in the training set (membership)': feature,
         f'what other records show of a person: the crops of neighbours in the same picture{views} '
         "(privacy_unit='image' counts a picture as one record)": unit != 'image',
-        'what the public view of a picture shows of anybody in it, of the neighbours of a person too': together,
-        'what several pictures of a subject, such as the frames of a video, show together: each has a public view of its own, '
-        'and together they hold more than one': feature and unit == 'subject',
+        'what the public view of a picture shows of anybody in it, also of the neighbours of a person': together,
+        'what several pictures of a subject, such as the frames of a video, show together: each has its own public view, and '
+        'together these show more than one of them': feature and unit == 'subject',
         **{f'the public data set: {name}': True for name in public_data},
         f'which pictures and annotations are of one subject (the mapping by {plan.subjects})': bool(plan.subjects),
         'which personal budget a record has': bool(plan.run_metadata['personal_budgets']),
