@@ -63,7 +63,7 @@ def test_layer_decay_is_that_of_mmpose(synthetic, tmp_path):
 
 
 def test_layer_decay_without_layers_is_refused(synthetic, tmp_path):
-    with pytest.raises(PrivacyError, match='layer_decay_rate changes no learning rate here'):
+    with pytest.raises(PrivacyError, match='layer_decay_rate changes no learning rate of this model'):
         wrapper_of(synthetic, tmp_path, dict(num_layers=12, layer_decay_rate=0.5))
 
 
