@@ -30,8 +30,8 @@ _NOT_COVERED = [
     'anything else computed from private records and released: logs, losses, statistics, pictures',
     'the machine that trains: whoever can read its memory or disk sees the private data',
     'that an error in a private step ended a training early: a record can cause the error, and no noise covers that',
-    'the time and memory that steps take, which the log shows, and when files were written: they hint at how many records were '
-    'sampled. Do not publish logs',
+    'how long steps take and how much memory they need, which the log shows, and when files were written: they hint at how many '
+    'records were sampled. Do not publish logs',
     'the number of records, num_records',
 ]
 
