@@ -22,11 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config, ConfigDict
-from mmpose.registry import DATASETS
 
-from mmpose_dp.datasets import PublicPrivateDataset
-from mmpose_dp.datasets.resolving import is_kind
-from mmpose_dp.engine.half_private import is_private
+from mmpose_dp.engine.half_private import is_private, private_parts
 from mmpose_dp.engine.leftovers import without_deletions
 from mmpose_dp.engine.spelling import refuse_misspelled, refuse_unknown_top
 from mmpose_dp.engine.training_settings import REPLACED, WRITTEN, settings_in_words
@@ -76,7 +73,7 @@ def private(base: dict, method: str, epsilon: float = 0.8, public: str | None = 
             'private(_base_, ...): the base has no train_dataloader.dataset; inherit from a config that trains, or, if '
             'train_dataloader is in the same file, give private(globals(), ...) below it'
         )
-    if is_kind(DATASETS, private_set, PublicPrivateDataset):
+    if private_parts(base)['train_dataloader.dataset']:
         raise ConfigError(
             'private(_base_, ...): the base is private already. Give the plain config that it inherits from, or leave '
             'private() out and write only what changes, such as '

@@ -5,6 +5,7 @@ Must hold nothing of the guarantee, which is in the config and the package.
 
 import argparse
 import copy
+import traceback
 from pathlib import Path
 
 import mmpose_dp  # noqa: F401  (first: checks and repairs the install)
@@ -122,12 +123,9 @@ def _kept(runner: Runner) -> str:
 
 def _hook_that_cannot_begin(error: Exception) -> str | None:
     """The class of the hook whose before_run raised ``error``, which is before the first step; None if it was raised elsewhere."""
-    trace = error.__traceback__
-    while trace is not None:
-        seen = trace.tb_frame.f_locals
-        if trace.tb_frame.f_code.co_name == 'call_hook' and seen.get('fn_name') == 'before_run':
-            return type(seen.get('hook')).__name__
-        trace = trace.tb_next
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        if frame.f_code.co_name == 'call_hook' and frame.f_locals.get('fn_name') == 'before_run':
+            return type(frame.f_locals.get('hook')).__name__
     return None
 
 

@@ -64,7 +64,7 @@ def faults_in_words(path: str, error: BaseException) -> str:
         for number, one in enumerate(_listed(content, part)):
             if not isinstance(one, dict):
                 return f'{part}[{number}] is no object'
-    images, annotations = _entries_of(path)
+    images, annotations = _entries_of(content)
     for image in images:
         for name, kind, what in (('file_name', str, 'text'), ('width', Real, 'number'), ('height', Real, 'number')):
             if image.get(name) is None:
@@ -84,7 +84,7 @@ def faults_in_words(path: str, error: BaseException) -> str:
 
 def unused_in_words(path: str) -> str:
     """Why MMPose leaves out each annotation of a COCO-style file, with how many it is; empty for another file."""
-    images, annotations = _entries_of(path)
+    images, annotations = _entries_of(_content(path))
     if images and not annotations:
         return 'the file has no annotations'
     sizes = {image.get('id'): (image.get('width'), image.get('height')) for image in images}
@@ -145,9 +145,8 @@ def _listed(content: Any, name: str) -> list:
     return found if isinstance(found, list) else []
 
 
-def _entries_of(path: str) -> tuple[list[dict], list[dict]]:
-    """The images and annotations of a COCO-style file; none of a file that is something else."""
-    content = _content(path)
+def _entries_of(content: Any) -> tuple[list[dict], list[dict]]:
+    """The images and annotations in what a COCO-style file holds; none of something else."""
     return _dicts(_listed(content, 'images')), _dicts(_listed(content, 'annotations'))
 
 
