@@ -10,8 +10,11 @@ import check_config
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.hub import get_config
 from mmpose.registry import MODELS
 
+from mmpose_dp.configs import private
+from mmpose_dp.engine import settings_in_words
 from mmpose_dp.models.heads.private_head import KNOWN
 from mmpose_dp.privacy.calibration import calibrate_noise_multiplier
 from tests.support.paths import REPO
@@ -146,6 +149,16 @@ def test_joints_that_are_not_visible_leave_no_gradient(check, synthetic, tmp_pat
     assert re.search(r'WARNING: \d of \d samples that were tried have no finite gradient', page), page[-2000:]
     status, page = check(bases('hrnet_synthetic'), DSNT.format(data=tmp_path / 'people', weighed=False))
     assert status == 0 and 'no finite gradient' not in page
+
+
+def test_layer_wise_rates_that_private_leaves_out_are_told():
+    """ViTPose's config has them, and ``private`` takes the method's optimizer: nothing said that they are gone."""
+    base = get_config('mmpose::body_2d_keypoint/topdown_heatmap/coco/td-hm_ViTPose-small_8xb64-210e_coco-256x192.py')
+    kept = private(base, 'dpsgd', optim_wrapper=dict(paramwise_cfg=dict(num_layers=12, layer_decay_rate=0.8)))
+    old = settings_in_words(base)['optimizer']
+    assert old.endswith(', with paramwise_cfg (custom_keys, layer_decay_rate, num_layers)')
+    assert 'paramwise_cfg' not in settings_in_words(private(base, 'dpsgd'))['optimizer']
+    assert settings_in_words(kept)['optimizer'] == 'AdamW, lr 0.0001, with paramwise_cfg (layer_decay_rate, num_layers)'
 
 
 def test_what_a_public_view_shows_is_printed_without_the_data_too():
