@@ -151,7 +151,9 @@ def test_an_epoch_that_the_budget_ends_is_not_validated(synthetic, tmp_path):
     log = log_of(tmp_path)
     assert len(re.findall(r'Epoch\(val\) \[1\].*PCK', log)) == 1 and len(best) == 1
     assert {path.name: path.read_bytes() for path in tmp_path.glob('best_*')} == best
-    assert re.search(r'spent: training stops\. budget_spent_iter_\d+\.pth is the last checkpoint, and was not validated', log)
+    assert re.search(
+        r'spent: training stops\. budget_spent_iter_\d+\.pth is the last checkpoint, and was not validated', log
+    )
 
 
 def test_a_resume_of_nothing_spends_nothing(synthetic, tmp_path):
