@@ -140,10 +140,9 @@ def _annotations_of(dataset: BaseDataset, infos: list[dict], source: str, key: s
     listed = content if isinstance(content, list) else content['annotations']
     by_id = dict(enumerate(listed)) if isinstance(content, list) else {ann['id']: ann for ann in listed}
     names = {} if isinstance(content, list) else {one.get('id'): one for one in content.get('images') or ()}
-    found = [by_id.get(info['id']) for info in infos]
-    if _has_sample_per_hand(dataset) or any(  # it renumbers its samples
-        annotation is None or not _may_be_of(annotation, info, names) for annotation, info in zip(found, infos)
-    ):
+    found = [by_id[info['id']] for info in infos if info['id'] in by_id]
+    same = len(found) == len(infos) and all(_may_be_of(one, info, names) for one, info in zip(found, infos))
+    if not same or _has_sample_per_hand(dataset):  # it renumbers its samples
         raise DataError(
             f'{_KEY}.{key}={source!r}: {type(dataset).__name__} does not say which annotation a sample comes from. '
             f'{_IN_A_FILE}'
