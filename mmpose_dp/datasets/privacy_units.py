@@ -136,7 +136,7 @@ def annotated(dataset: BaseDataset, source: str, key: str) -> list[Any]:
 
 def _annotations_of(dataset: BaseDataset, infos: list[dict], source: str, key: str) -> list[dict]:
     """The annotation of each sample, found by its number. Raises DataError where that is the number of something else."""
-    content = _read(dataset.ann_file, key)
+    content = _read(dataset.ann_file, key, f'. In it, {source!r} would be looked for. {_IN_A_FILE}')
     listed = content if isinstance(content, list) else content['annotations']
     by_id = dict(enumerate(listed)) if isinstance(content, list) else {ann['id']: ann for ann in listed}
     names = {} if isinstance(content, list) else {one.get('id'): one for one in content.get('images') or ()}
@@ -230,9 +230,9 @@ def _name(dataset: BaseDataset, sample: int) -> str:
     return f'annotation {info.get("id", sample)} ({osp.basename(info["img_path"])})'
 
 
-def _read(path: str, key: str) -> Any:
+def _read(path: str, key: str, more: str = '') -> Any:
     try:
         with open(path) as file:
             return json.load(file)
     except (OSError, ValueError) as error:
-        raise DataError(f'{_KEY}.{key}: {path} cannot be read: {error}') from error
+        raise DataError(f'{_KEY}.{key}: {path} cannot be read as JSON: {error}{more}') from error

@@ -86,6 +86,15 @@ def test_samples_that_a_data_set_of_ones_own_numbers_anew(tmp_path, form):
         annotated(dataset, 'img_path', 'subjects')
 
 
+def test_annotations_that_are_no_json_have_no_fields(tmp_path):
+    dataset = Listed(tmp_path, [(0, 'a')], [])
+    (tmp_path / 'annotations.json').write_text('image,who\n0.jpg,anna\n')
+    with pytest.raises(
+        PrivacyError, match="cannot be read as JSON: .*'who' would be looked for. Write the path of a JSON"
+    ):
+        annotated(dataset, 'who', 'subjects')
+
+
 def test_a_number_and_its_text_are_one_subject(synthetic, tmp_path):
     path = tmp_path / 'subjects.json'
     names = [person['image'] for person in json.loads((synthetic / 'annotations/mpii_train.json').read_text())]

@@ -416,6 +416,10 @@ def test_an_evaluator_that_would_fail_late(synthetic, tmp_path, runner):
         (dict(others=dict(fp16=True)), 'train_cfg.fp16=True'),
         (dict(max_epochs=None), 'train_cfg.max_epochs=None must be a whole number'),
         (dict(max_epochs='3'), "train_cfg.max_epochs='3' must be a whole number"),
+        (
+            dict(public_epochs=10),
+            'public_epochs=10 must be .* between 0 and max_epochs=3: write both in train_cfg, since',
+        ),
         (dict(val_interval=0), 'train_cfg.val_interval=0 must be'),
         (dict(val_begin='late'), "train_cfg.val_begin='late'"),
         (dict(dynamic_intervals=[(2, 0)]), 'train_cfg.dynamic_intervals'),
