@@ -142,6 +142,16 @@ def test_a_checkpoint_with_all_steps_has_lost_none(synthetic, tmp_path):
     assert 'all 8 private steps are spent, and nothing is left to do' in log_of(tmp_path)
 
 
+def test_a_resume_from_the_start_is_told_how_to_go_on(feature, synthetic, tmp_path):
+    """A notebook sets ``resume`` after an interruption, and its ``load_from`` is still that of the start."""
+    start = shutil.copy(feature / 'epoch_1.pth', tmp_path / 'start.pth')
+    again = config(synthetic, feature, 'feature', resume=True, load_from=str(start))
+    with pytest.raises(
+        PrivacyError, match=r'is missing, so what .*start.pth has spent.* To go on from .*/epoch_1\.pth, write load_f'
+    ):
+        train(again)
+
+
 def test_an_epoch_that_the_budget_ends_is_not_validated(synthetic, tmp_path):
     """Its scores had the number of the last whole epoch, and so had the best checkpoint that replaced that of this epoch."""
     options = dict(train_cfg__max_epochs=2, train_cfg__val_interval=1, default_hooks__checkpoint__save_best='PCK')
