@@ -45,7 +45,11 @@ def choose_trainable(
     Raises ConfigError for a part that matches no parameter, and for settings of other types.
     """
     if not isinstance(trainable, str):
-        raise ConfigError(f'optim_wrapper.trainable={trainable!r} must be a string')
+        parts = trainable if isinstance(trainable, (list, tuple)) else ()
+        example = '+'.join(map(str, parts)) or 'head+norms'
+        raise ConfigError(
+            f'optim_wrapper.trainable={trainable!r} must be a string, with + between its parts: write {example!r}'
+        )
     lora_rank = as_whole(lora_rank, 'optim_wrapper.lora_rank')
     if mix_from not in MIX_FROM:
         raise ConfigError(f"optim_wrapper.mix_from={mix_from!r} is unknown; write 'mean' or 'load_from'")

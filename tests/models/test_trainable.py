@@ -68,6 +68,12 @@ def test_what_matches_nothing(res50, trainable):
         choose_trainable(build(res50, private=True), trainable)
 
 
+def test_a_list_of_patterns_is_told_to_be_one_string(res50):
+    trainable = ['head.*', 'backbone.layer4.*']
+    with pytest.raises(PrivacyError, match=r"with \+ between its parts: write 'head\.\*\+backbone\.layer4\.\*'"):
+        choose_trainable(build(res50, private=True), trainable)
+
+
 @pytest.mark.parametrize(
     ('config', 'first', 'last'),
     [

@@ -76,7 +76,7 @@ class PoissonBatchSampler:
         if self.public_batch_size > dataset.num_public:
             raise ConfigError(
                 f'{key}.public_batch_size={public_batch_size} is more than the {dataset.num_public} public records of '
-                'train_dataloader.dataset'
+                f'train_dataloader.dataset: write at most {dataset.num_public}'
             )
         shard = range(rank, self.num_records, world)
         self.sampling = PoissonSampling(self.num_records, self.expected_batch_size, shard, RandomSource(debug_seed))

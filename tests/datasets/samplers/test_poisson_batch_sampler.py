@@ -142,7 +142,7 @@ def test_a_resumed_epoch_has_only_its_remaining_steps():
     [
         (dict(expected_batch_size=61), 'expected_batch_size=61.*60'),
         (dict(expected_batch_size=0), 'expected_batch_size=0'),
-        (dict(public_batch_size=31), 'public_batch_size=31.*30 public'),
+        (dict(public_batch_size=31), 'public_batch_size=31.*30 public.*: write at most 30'),
     ],
 )
 def test_bad_settings(settings, message):
