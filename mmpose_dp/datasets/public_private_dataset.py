@@ -37,7 +37,7 @@ from .privacy_units import (
 from .randomness import fixed_randomness, random_step
 from .sample_form import IMAGE, Form, difference, form_of
 from .steps import OfStep
-from .switching import nested, switch_pipeline
+from .switching import switch_pipeline, with_held
 from .transforms import View
 from .transforms.view import check_view
 
@@ -139,7 +139,7 @@ class PublicPrivateDataset(Dataset):
                 'could reach the samples of others: let it return its own picture and annotation alone'
             )
         for part, info in ((self.private, self.private.get_data_info), (self.views, self.view_info)):
-            own = [] if part is None else [*filter(None, map(own_name, nested(part.pipeline.transforms)))]
+            own = [] if part is None else [*filter(None, map(own_name, with_held(part.pipeline.transforms)))]
             if own and mixes(part.pipeline, [partial(info, sample) for sample in samples]):
                 raise DataError(
                     f'{key}.pipeline: a sample is not the same after other records as it is alone, so one of '

@@ -68,6 +68,16 @@ def nested(transforms: Any) -> Iterator[Any]:
         yield from nested(getattr(step, 'transforms', ()))
 
 
+def with_held(transforms: Any) -> Iterator[Any]:
+    """Every transform, with what it holds in attributes: the codecs of GenerateTarget, which make the targets, and the like."""
+    for step in nested(transforms):
+        yield step
+        for value in getattr(step, '__dict__', {}).values():
+            for one in value if isinstance(value, (list, tuple)) else [value]:
+                if hasattr(one, '__dict__') and not isinstance(one, dict):
+                    yield from nested(one)
+
+
 def _index_of_box(transforms: list[Any]) -> int:
     found = [i for i, step in enumerate(transforms) if isinstance(step, GetBBoxCenterScale)]
     if not found:

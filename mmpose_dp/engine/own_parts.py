@@ -11,7 +11,7 @@ from torch import nn
 
 from mmpose_dp.datasets.overlap import with_inner
 from mmpose_dp.datasets.own_code import own_name
-from mmpose_dp.datasets.switching import nested
+from mmpose_dp.datasets.switching import with_held
 from mmpose_dp.models import unwrapped
 
 _NONE = 'none'
@@ -50,7 +50,7 @@ def _parts(runner: Runner) -> Iterator[Any]:
             found = value.values() if name.endswith('_hooks') and isinstance(value, dict) else [value]
             yield from (getattr(one, 'func', one) for one in found if hasattr(one, '__dict__'))
     for part in loader.dataset.parts().values():
-        yield from (part, *nested(part.pipeline.transforms))
+        yield from (part, *with_held(part.pipeline.transforms))
     for hook in runner.hooks:  # such as the averaged model of EMAHook
         yield from (value for value in vars(hook).values() if isinstance(value, nn.Module))
     validation = getattr(runner, '_val_loop', None)

@@ -7,9 +7,10 @@ import torch
 from mmengine.hooks import EMAHook, Hook
 from mmengine.model import ExponentialMovingAverage
 from mmengine.runner import Runner
+from mmpose.codecs import SimCCLabel
 from mmpose.evaluation import PCKAccuracy
 from mmpose.models.heads import SimCCHead
-from mmpose.registry import DATASETS, METRICS, MODELS
+from mmpose.registry import DATASETS, KEYPOINT_CODECS, METRICS, MODELS
 from publish_model import published
 from torch import nn
 from torch.utils.data import Dataset
@@ -71,6 +72,11 @@ class OwnMetric(PCKAccuracy):
     """A metric for validation."""
 
 
+@KEYPOINT_CODECS.register_module()
+class OwnLabel(SimCCLabel):
+    """A codec inside of a transform, GenerateTarget."""
+
+
 @pytest.fixture(scope='module')
 def saved(synthetic, tmp_path_factory):
     """(runner, its last checkpoint) of a training with HookedHead and averaged weights."""
@@ -78,6 +84,9 @@ def saved(synthetic, tmp_path_factory):
     cfg.val_dataloader.dataset = dict(type='Wrapped', inner=cfg.val_dataloader.dataset)
     cfg.val_evaluator = dict(type='OwnMetric')
     cfg.model.head.type = 'HookedHead'
+    for step in cfg.train_dataloader.dataset.private.pipeline:
+        if step['type'] == 'GenerateTarget':
+            step['encoder'] = dict(step['encoder'], type='OwnLabel')
     cfg.custom_hooks = [dict(type='EMAHook', ema_type='Averaged')]
     runner = Runner.from_cfg(cfg)
     runner.register_hook(Begin())
@@ -115,7 +124,15 @@ def test_nothing_else_is_published(saved):
 
 def test_the_statement_names_the_code_that_is_neither_ours_nor_openmmlabs(saved):
     runner, checkpoint = saved
-    kinds = 'Begin', 'HookedHead', 'HookedHead._put', 'Averaged', 'Wrapped', 'OwnMetric'  # _put is a hook of torch's
+    kinds = (
+        'Begin',
+        'HookedHead',
+        'HookedHead._put',
+        'Averaged',
+        'Wrapped',
+        'OwnMetric',
+        'OwnLabel',
+    )  # _put: a hook of torch's
     names = {f'{__name__}.{kind}' for kind in kinds}
     statement = checkpoint['privacy']['statement']
     assert own_parts(runner) == names_in(statement) == names
