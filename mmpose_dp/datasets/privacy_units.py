@@ -183,6 +183,19 @@ def _annotations(dataset: BaseDataset) -> list[Any]:
     return owners
 
 
+def records_digest(dataset: BaseDataset, records: list[list[int]]) -> str:
+    """SHA-256 of who is in which record, wherever a machine keeps the pictures. Must not be published, or kept."""
+    whole = hashlib.sha256()
+    for samples in records:
+        for info in map(dataset.get_data_info, samples):
+            parts = [
+                np.asarray(info[key]).tobytes() for key in ('bbox', 'keypoints', 'keypoints_visible') if key in info
+            ]
+            whole.update(repr((osp.basename(info['img_path']), parts)).encode())
+        whole.update(b'\n')
+    return whole.hexdigest()
+
+
 def digest(path: str) -> str:
     """SHA-256 of a file."""
     with open(path, 'rb') as file:

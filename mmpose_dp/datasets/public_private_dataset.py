@@ -31,6 +31,7 @@ from .privacy_units import (
     image_paths,
     personal_epsilons,
     real_path,
+    records_digest,
     source_in_words,
     subjects_digest,
 )
@@ -278,6 +279,10 @@ class PublicPrivateDataset(Dataset):
     def public_samples(self) -> range:
         """Indices of the public part."""
         return range(len(self.private), len(self))
+
+    def records_digest(self) -> str:
+        """SHA-256 of who is in which record: processes that share them out must have the same ones. Not to be published."""
+        return records_digest(self.private, self._records)
 
     def samples_of(self, record: int) -> list[int]:
         """Indices that make up a private record."""

@@ -38,7 +38,7 @@ from ..own_parts import names_in, own_code_in_words, own_parts
 from ..training_settings import FROM_RANDOM, left_random, mostly_random
 from ..unread import config_warnings
 from . import showing
-from .planning import make_plan, run_metadata_of_views
+from .planning import make_plan, refuse_other_plans, run_metadata_of_views
 from .preflight import idle_steps, refuse_late_failures
 from .provenance import (
     CHECKPOINT_KEY,
@@ -248,13 +248,14 @@ class PrivacyBudgetHook(Hook):
     def before_train(self, runner: Runner) -> None:
         """Opens this training in the ledger and finds how many steps the budget still allows.
 
-        Raises ConfigError if the training would start from a file that fits nothing of the model, from NaN, or from
-        different weights on different processes.
+        Raises ConfigError if the training would start from a file that fits nothing of the model, from NaN, or with
+        different weights, settings or records on different processes.
         """
         if self._watch is not None:
             self._report_start(runner)
         refuse_not_finite(unwrapped(runner.model))
         refuse_other_models(unwrapped(runner.model), runner.optim_wrapper.experts)
+        refuse_other_plans(self.plan, runner.train_loop.dataloader.dataset)
         if self._run_metadata is None:
             return
         self._written = WrittenCheckpoints(runner.work_dir)
