@@ -236,6 +236,7 @@ def test_a_model_with_a_loss_of_its_own(runner):
         (dict(save_best='auto'), "rule is needed with save_best='auto'"),
         (dict(filename_tmpl='last.pth'), "filename_tmpl='last.pth' must hold one"),
         (dict(filename_tmpl='{epoch}.pth'), 'filename_tmpl'),
+        (dict(published_keys=['meta', 'state_dict']), 'published_keys=.* does not say what its training has spent'),
         (dict(interval='often'), "interval='often' must be a whole number"),
         (dict(out_dir=__file__), 'out_dir: checkpoints cannot be written'),
         (dict(backend_args=dict(backend='nowhere')), 'checkpoints cannot be written'),

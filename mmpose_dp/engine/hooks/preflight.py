@@ -189,6 +189,13 @@ def _check_checkpoint_settings(hook: CheckpointHook) -> None:
     for name in ('interval', 'max_keep_ckpts', 'save_begin'):
         if type(getattr(hook, name, 0)) is not int:
             raise ConfigError(f'{key}.{name}={getattr(hook, name)!r} must be a whole number')
+    published = getattr(hook, 'published_keys', None)
+    if published:
+        raise ConfigError(
+            f'{key}.published_keys={published!r} writes a file that does not say what its training has spent, so that a training '
+            "from it would not know either, and its meta holds the config's paths: take it out, and give the checkpoint to "
+            'tools/publish_model.py'
+        )
     try:
         distinct = hook.filename_tmpl.format(1) != hook.filename_tmpl.format(2)
     except (AttributeError, IndexError, KeyError, ValueError):

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from mmengine.hooks import Hook
+from mmengine.hooks import CheckpointHook, Hook
 from mmengine.model import PretrainedInit
 from mmengine.runner import CheckpointLoader, Runner
 from mmpose.registry import HOOKS
@@ -286,7 +286,7 @@ def refuse_other_experts(experts: Sequence[tuple[str, str]], checkpoint: Any) ->
 class ProvenanceHook(Hook):
     """Passes the lineage of a start through a training without privacy; tools/train.py adds it to plain trainings.
 
-    MMPose ignores the key that it puts into checkpoints. Must not stop or change a training.
+    MMPose ignores the key that it puts into checkpoints, also into published ones. Must not stop or change a training.
     """
 
     priority = 'VERY_LOW'
@@ -300,6 +300,10 @@ class ProvenanceHook(Hook):
 
     def before_train(self, runner: Runner) -> None:
         """Adds the files that the model loaded by itself, and the training data."""
+        for hook in runner.hooks:
+            keys = getattr(hook, 'published_keys', None) if isinstance(hook, CheckpointHook) else None
+            if keys:  # of the last checkpoint, the others are left out
+                hook.published_keys = [*dict.fromkeys([*keys, CHECKPOINT_KEY])]
         model = unwrapped(runner.model)
         for _, settings in [] if runner._resume and runner._load_from else loaded_by_init_cfg(model):
             path = str(settings.get('checkpoint'))
