@@ -444,7 +444,7 @@ class PrivacyBudgetHook(Hook):
             pretraining=self.pretraining,
             decision=self.decision,
             own_code=own_code_in_words(self._own),
-            checkpoints={} if self._written is None else self._written.hashes(),
+            checkpoints={} if self._written is None else self._written.hashes(runner.optim_wrapper.ledger),
             budgets=budgets_in_words(self._budgets(runner.optim_wrapper.ledger)),
             finished=finished,
             before=part_of(self._loaded, 'statement'),
