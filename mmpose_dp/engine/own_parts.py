@@ -22,7 +22,7 @@ _SUPPOSED = (
 
 
 def own_parts(runner: Runner) -> set[str]:
-    """Module and class of each such model part, data set, transform, hook, optimizer, schedule, loop and metric."""
+    """Module and class of each such model part, data set, transform, codec, hook, optimizer, schedule, loop, metric and backend."""
     return {name for name in map(own_name, _parts(runner)) if name}
 
 
@@ -41,6 +41,8 @@ def _parts(runner: Runner) -> Iterator[Any]:
     wrapper, loader = runner.optim_wrapper, runner.train_dataloader
     yield from (runner, wrapper, wrapper.optimizer, runner.train_loop)
     yield from (loader, loader.batch_sampler, loader.collate_fn, loader.dataset, *runner.hooks)
+    shown = runner.visualizer._vis_backends.values()  # each inside of showing.GuardedVisBackend
+    yield from (runner.log_processor, runner.visualizer, *(getattr(one, 'backend', one) for one in shown))
     schedulers = runner.param_schedulers or []
     yield from schedulers if isinstance(schedulers, list) else (one for part in schedulers.values() for one in part)
     for module in unwrapped(runner.model).modules():
@@ -55,5 +57,7 @@ def _parts(runner: Runner) -> Iterator[Any]:
         yield from (value for value in vars(hook).values() if isinstance(value, nn.Module))
     validation = getattr(runner, '_val_loop', None)
     if isinstance(validation, BaseLoop):
-        yield from (validation, *with_inner(validation.dataloader.dataset))
+        for part in with_inner(validation.dataloader.dataset):
+            yield from (part, *with_held(getattr(getattr(part, 'pipeline', None), 'transforms', ())))
+        yield validation
         yield from getattr(getattr(validation, 'evaluator', None), 'metrics', ())
