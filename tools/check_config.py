@@ -12,9 +12,10 @@ download or leave anything behind.
 
 import argparse
 import copy
+import math
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -249,8 +250,11 @@ def plain_class(head: type) -> type:
     )
 
 
-def compare(model: nn.Module, wrapper: DPOptimWrapper, batch: dict) -> dict[str, float]:
-    """Largest deviation of each parameter's gradients over the records, relative to the reference. In float64."""
+def compare(model: nn.Module, wrapper: DPOptimWrapper, batch: dict) -> tuple[dict[str, float], int]:
+    """Largest deviation of each parameter's gradients over the records, relative to the reference. In float64.
+
+    Also, how many of the records were left out, since their gradient is finite neither here nor in plain MMPose.
+    """
     model.double()
     for module in model.modules():
         if 'Drop' in type(module).__name__:
@@ -269,25 +273,37 @@ def compare(model: nn.Module, wrapper: DPOptimWrapper, batch: dict) -> dict[str,
     names = [name for name, p in model.named_parameters() if p.requires_grad]
     order = {id(p): i for i, p in enumerate(wrapper.params)}
     places = [order[id(p)] for p in model.parameters() if p.requires_grad]
-    gaps = dict.fromkeys(names, 0.0)
+    gaps, left_out = dict.fromkeys(names, 0.0), 0
     for index in range(len(batch['inputs'])):
         alone = plain.data_preprocessor({key: [values[index]] for key, values in batch.items()}, True)
         losses = plain(**alone, mode='loss')
         total = sum(value.sum() for key, value in losses.items() if 'loss' in key)
         grads = torch.autograd.grad(total, params, allow_unused=True)
+        if not all_finite(grads) and not all_finite([ours[place][index] for place in places]):
+            left_out += 1
+            continue
         size = float(torch.stack([g.norm() for g in grads if g is not None]).norm())
         for name, place, grad in zip(names, places, grads):
             want = torch.zeros_like(ours[place][index]) if grad is None else grad
             scale = max(float(want.norm()), 1e-3 * size)  # of a gradient near zero only rounding is left
             gap = float((ours[place][index].double() - want).norm())
             # a sample without a usable joint has no gradient
-            gaps[name] = max(gaps[name], gap / scale if scale else gap)
-    return gaps
+            gap = gap / scale if scale else gap
+            gaps[name] = max(gaps[name], math.inf if math.isnan(gap) else gap)
+    return gaps, left_out
+
+
+def all_finite(grads: Sequence[torch.Tensor | None]) -> bool:
+    """Whether no gradient has a NaN or an infinity."""
+    return all(bool(grad.isfinite().all()) for grad in grads if grad is not None)
 
 
 def report_gradients(model: nn.Module, wrapper: DPOptimWrapper, batch: dict) -> bool:
-    """Prints how gradients are computed and how far they are from the reference. Returns whether they are right."""
-    gaps = compare(model, wrapper, copy.deepcopy(batch))
+    """Prints how gradients are computed and how far they are from the reference. Returns whether they are right.
+
+    Raises PrivacyError if no sample has a finite gradient.
+    """
+    gaps, left_out = compare(model, wrapper, copy.deepcopy(batch))
     methods = wrapper.engine.gradient_methods()
     owner = {
         f'{n}.{key}': type(m).__name__ for n, m in model.named_modules() for key, _ in m.named_parameters(recurse=False)
@@ -306,6 +322,17 @@ def report_gradients(model: nn.Module, wrapper: DPOptimWrapper, batch: dict) -> 
     worst = max(gaps, key=lambda name: gaps[name])
     trained, count = sum(p.numel() for p in wrapper.params), sum(p.numel() for p in model.parameters())
     print(f'  {trained:,} of {count:,} parameters are trained')
+    tried = len(batch['inputs'])
+    if left_out == tried:
+        raise PrivacyError(
+            f'none of the {tried} samples that were tried has a finite gradient, here or in plain MMPose, so training would learn '
+            'nothing: change the loss of model.head, or the weights with which it begins'
+        )
+    if left_out:
+        print(
+            f'WARNING: {left_out} of {tried} samples that were tried have no finite gradient, here or in plain MMPose: such a '
+            'sample teaches nothing'
+        )
     print(f'Against plain MMPose, one sample at a time: largest deviation {gaps[worst]:.1e} ({worst})')
     return gaps[worst] <= TOLERANCE
 

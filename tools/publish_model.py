@@ -39,6 +39,7 @@ from published_folder import (
     input_size,
     model_card,
     onnx_of,
+    own_modules,
     plain_model,
     safetensors_of,
 )
@@ -191,6 +192,7 @@ def publish_folder(source: Path, out: Path) -> tuple[dict, list[str]]:
         )
     cfg = inference_config(text)
     files, exported, lacking = _other_files(cfg, given['state_dict'], out.name)
+    lacking += [f'no code of {one}, which {CONFIG_NAME} imports: give it away too' for one in own_modules(cfg)]
     hashes = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
     given = _with_origin(given, source, sha256, published_files=hashes)
     folder = out.with_name(f'{out.name}.partial')

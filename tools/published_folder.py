@@ -34,6 +34,7 @@ SIMCC = ('simcc_x', 'simcc_y')  # as MMDeploy names them; rtmlib takes them in t
 _REGISTRIES = (MODELS, TRANSFORMS, KEYPOINT_CODECS, DATASETS)
 _TOLERANCE = 1e-4  # of onnxruntime's outputs, relative to the largest of torch's
 _OURS = 'mmpose_dp'
+_MMPOSES = ('mmpose', 'mmdet', 'mmpretrain', 'mmcv', 'mmengine', 'torch', 'torchvision')  # what whoever has MMPose has
 
 
 # ---- the config --------------------------------------------------------------------------------------------------------
@@ -58,18 +59,48 @@ def inference_config(text: str) -> Config:
     others = [one for one in ([modules] if isinstance(modules, str) else modules) if one.partition('.')[0] != _OURS]
     cfg = dict(
         default_scope=whole.get('default_scope') or 'mmpose',
-        dataset_type=whole.get('dataset_type') or test.get('type') or 'CocoDataset',
+        dataset_type=_mmposes_dataset(whole.get('dataset_type') or test.get('type') or 'CocoDataset'),
         data_mode=test.get('data_mode', 'topdown'),
         codec=copy.deepcopy(whole.get('codec')),
         model=_without_weights(model),
         test_dataloader=dict(dataset=dict(pipeline=copy.deepcopy(pipeline))),
         visualizer=dict(type='PoseLocalVisualizer', name='visualizer', vis_backends=[dict(type='LocalVisBackend')]),
     )
-    if others:
-        cfg['custom_imports'] = dict(imports=others, allow_failed_imports=False)
     for key, value in cfg.items():
         _refuse_ours(value, key)
+    if not any(_top(kind) not in _MMPOSES for kind in _classes(cfg)):  # what is imported for training alone
+        others = [one for one in others if one.partition('.')[0] in _MMPOSES]
+    if others:
+        cfg['custom_imports'] = dict(imports=others, allow_failed_imports=False)
     return Config(cfg)
+
+
+def own_modules(cfg: Config) -> list[str]:
+    """The modules of the user's own that an inference config imports, and that MMPose does not bring."""
+    modules = (cfg.get('custom_imports') or {}).get('imports', [])
+    return [one for one in modules if one.partition('.')[0] not in _MMPOSES]
+
+
+def _mmposes_dataset(kind: Any) -> str:
+    """The name of a data set's class, or of the class of MMPose that it inherits from: by it, MMPose chooses a detector."""
+    found = resolved(DATASETS, kind)
+    if not isinstance(found, type) or _top(found) in _MMPOSES:
+        return _short(kind)
+    return next((one.__name__ for one in found.__mro__ if _top(one) in _MMPOSES), 'CocoDataset')
+
+
+def _top(kind: type) -> str:
+    """The package of a class."""
+    return kind.__module__.partition('.')[0]
+
+
+def _classes(node: Any) -> Iterator[type]:
+    """The classes that a config names, as far as they are registered here."""
+    if isinstance(node, dict):
+        found = (resolved(registry, node['type']) for registry in _REGISTRIES) if node.get('type') else ()
+        yield from (one for one in found if isinstance(one, type))
+    for value in node.values() if isinstance(node, dict) else node if isinstance(node, (list, tuple)) else ():
+        yield from _classes(value)
 
 
 def _innermost(dataset: dict) -> dict:
@@ -281,7 +312,7 @@ Pretraining, which is treated as public: {pretraining}.
 ## Use
 
 ```python
-# MMPose alone; with mmcv-lite, which lacks compiled operators, write import mmpose_dp above this line
+# {needs}; with mmcv-lite, which lacks compiled operators, write import mmpose_dp above this line
 from mmpose.apis import inference_topdown, init_model
 
 model = init_model('{config}', '{checkpoint}', device='cpu')
@@ -333,6 +364,7 @@ def model_card(
         risk='\n'.join(f'- {one}' for one in risk_in_words(statement['risk'], guessed(statement))),
         files=rows,
         config=CONFIG_NAME,
+        needs=' and '.join(['MMPose', *own_modules(cfg)]) if own_modules(cfg) else 'MMPose alone',
         checkpoint=next(one for one in files if one.endswith('.pth')),
         onnx='' if exported is None else _onnx_words(cfg, exported),
     )

@@ -94,8 +94,22 @@ def merge_args(cfg: Config, args: argparse.Namespace) -> Config:
         cfg.auto_scale_lr.enable = True
     if 'preprocess_cfg' in cfg:
         cfg.model.setdefault('data_preprocessor', cfg.preprocess_cfg)
-    cfg = merge_options(cfg, args.cfg_options)
+    cfg = merge_options(
+        cfg, _without_start(cfg, args.cfg_options) if private and cfg.get('resume') else args.cfg_options
+    )
     return without_recordings(cfg) if private else cfg
+
+
+def _without_start(cfg: Config, options: dict) -> dict:
+    """The options of a resume without a ``load_from`` elsewhere: the command is that of the start, and the weights are loaded.
+
+    mmengine would resume from that file. One in the work dir is kept: it is a checkpoint of this training.
+    """
+    start = options.get('load_from')
+    folder = Path(_whole(cfg, options).work_dir)
+    if not start or Path(str(start)).expanduser().resolve().parent == folder.expanduser().resolve():
+        return options
+    return {key: value for key, value in options.items() if key != 'load_from'}
 
 
 def _whole(cfg: Config, options: dict) -> Config:

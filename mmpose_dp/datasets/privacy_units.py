@@ -17,6 +17,7 @@ from mmpose_dp.privacy.plan import UNITS
 from mmpose_dp.privacy.validation import as_positive
 
 _KEY = 'train_dataloader.dataset'
+_IN_A_FILE = 'Write the path of a JSON file {image file name: value} instead'
 _SAMPLE_PER_HAND = (
     'CocoWholeBodyHandDataset'  # the only data set of MMPose that makes several samples of one annotation
 )
@@ -120,18 +121,40 @@ def annotated(dataset: BaseDataset, source: str, key: str) -> list[Any]:
                 f'image is {image!r}. Write {{image file name: value}}, with values that are not null'
             )
         return values
-    content = _read(dataset.ann_file, key)
+    values = [annotation.get(source) for annotation in _annotations_of(dataset, infos, source, key)]
+    if all(value is None for value in values):
+        raise DataError(
+            f'{_KEY}.{key}={source!r}: no annotation in {dataset.ann_file} has that field'
+            + (
+                f', which {type(dataset).__name__} adds by itself. {_IN_A_FILE}'
+                if any(source in x for x in infos)
+                else ''
+            )
+        )
+    return values
+
+
+def _annotations_of(dataset: BaseDataset, infos: list[dict], source: str, key: str) -> list[dict]:
+    """The annotation of each sample, found by its number. Raises DataError where that is the number of something else."""
+    content = _read(dataset.ann_file, key, f'. In it, {source!r} would be looked for. {_IN_A_FILE}')
     listed = content if isinstance(content, list) else content['annotations']
     by_id = dict(enumerate(listed)) if isinstance(content, list) else {ann['id']: ann for ann in listed}
-    if _has_sample_per_hand(dataset) or any(info['id'] not in by_id for info in infos):  # it renumbers its samples
+    names = {} if isinstance(content, list) else {one.get('id'): one for one in content.get('images') or ()}
+    found = [by_id[info['id']] for info in infos if info['id'] in by_id]
+    same = len(found) == len(infos) and all(_may_be_of(one, info, names) for one, info in zip(found, infos))
+    if not same or _has_sample_per_hand(dataset):  # it renumbers its samples
         raise DataError(
-            f'{_KEY}.{key}={source!r}: {type(dataset).__name__} does not say which annotation a sample comes from: write the '
-            'path of a JSON file {image file name: value}'
+            f'{_KEY}.{key}={source!r}: {type(dataset).__name__} does not say which annotation a sample comes from. '
+            f'{_IN_A_FILE}'
         )
-    values = [by_id[info['id']].get(source) for info in infos]
-    if all(value is None for value in values):
-        raise DataError(f'{_KEY}.{key}={source!r}: no annotation in {dataset.ann_file} has that field')
-    return values
+    return found
+
+
+def _may_be_of(annotation: dict, info: dict, images: dict) -> bool:
+    """Whether an annotation may be that of a sample: as far as both name a picture, it is the same one."""
+    named = annotation.get('image') or images.get(annotation.get('image_id'), {}).get('file_name')
+    path = info.get('img_path')
+    return not isinstance(named, str) or not isinstance(path, str) or osp.basename(named) == osp.basename(path)
 
 
 def _by_image(dataset: BaseDataset, paths: list[str], mapping: dict, source: str) -> list[Any]:
@@ -220,9 +243,9 @@ def _name(dataset: BaseDataset, sample: int) -> str:
     return f'annotation {info.get("id", sample)} ({osp.basename(info["img_path"])})'
 
 
-def _read(path: str, key: str) -> Any:
+def _read(path: str, key: str, more: str = '') -> Any:
     try:
         with open(path) as file:
             return json.load(file)
     except (OSError, ValueError) as error:
-        raise DataError(f'{_KEY}.{key}: {path} cannot be read: {error}') from error
+        raise DataError(f'{_KEY}.{key}: {path} cannot be read as JSON: {error}{more}') from error

@@ -115,6 +115,33 @@ def rehearse(wrapper: Any, batch: dict, key: str) -> None:
         ) from error
 
 
+def refuse_loss_of_unseen_joints(wrapper: Any, packed: dict, key: str) -> None:
+    """Raises ConfigError if a joint that is not visible makes the gradient of a sample NaN or infinite.
+
+    Such a sample teaches nothing, and in most data sets nearly every sample has one: a budget would be spent for nothing. Two
+    blank samples are compared, so nothing of a record is seen.
+
+    Args:
+        wrapper: a DPOptimWrapper.
+        packed: a packed sample, for the form of the blank ones.
+        key: of the config, where it comes from.
+    """
+    batch = blank_batch(packed, 2)
+    labels = batch['data_samples'][1].get('gt_instance_labels')
+    weights = None if labels is None else labels.get('keypoint_weights')
+    if not isinstance(weights, Tensor) or not weights.numel():
+        return
+    weights[..., 0] = 0
+    if wrapper.finite_gradients(batch) == [True, False]:
+        raise ConfigError(
+            f'the loss of model.head has no finite gradient for a sample of {key} in which a joint is not visible '
+            '(keypoint_weights of 0). It has none in plain MMPose either, and such a sample would teach nothing: write a loss that '
+            'leaves these joints out. For JSDiscretLoss write use_target_weight=False: the target of such a joint is empty, which '
+            'gives the joint no '
+            'gradient'
+        )
+
+
 def refuse_early_mixing(model: nn.Module, batch: dict, key: str) -> None:
     """Raises UnsupportedModelError if the data preprocessor or the first layer changes a sample when others are beside it.
 

@@ -20,12 +20,13 @@ def settings_in_words(cfg: Any) -> dict[str, str]:
     """Optimizer, epochs, schedule, validation and checkpoints of a config, one short text each."""
     loop, wrapper, hooks = (_dict(cfg.get(key)) for key in ('train_cfg', 'optim_wrapper', 'default_hooks'))
     optimizer, backbone = _dict(wrapper.get('optimizer')), _dict(_dict(cfg.get('model')).get('backbone'))
-    public = _dict(wrapper.get('public_optimizer'))
+    public, factors = _dict(wrapper.get('public_optimizer')), sorted(_dict(wrapper.get('paramwise_cfg')))
+    by_part = f', with paramwise_cfg ({", ".join(factors)})' if factors else ''
     epochs = f'{loop["max_epochs"]}' if 'max_epochs' in loop else f'{loop.get("max_iters", "not set")} steps'
     public_epochs = f', {loop["public_epochs"]} of them public' if loop.get('public_epochs') else ''
     interval = _dict(hooks.get('checkpoint')).get('interval', 1)
     return {
-        'optimizer': _optimizer(optimizer) + (f'; {_optimizer(public)} in public epochs' if public else ''),
+        'optimizer': _optimizer(optimizer) + (f'; {_optimizer(public)} in public epochs' if public else '') + by_part,
         'epochs': epochs + public_epochs,
         'schedule': ', '.join(map(_schedule, _listed(cfg.get('param_scheduler')))) or 'none',
         'validation': f'every {loop.get("val_interval", 1)} epochs',

@@ -74,6 +74,9 @@ def unbuildable_in_words(cfg: Any, error: Exception) -> str:
                 MODELS.build(copy.deepcopy(part))
             except Exception as inner:  # its own, or that of the whole once more
                 return f'{place}: {type_name(part.get("type"))} cannot be built: {failure(inner, 300)}{_place(inner)}'
+    synced = [place for place, value in _leaves(model, 'model') if value == 'SyncBN']
+    if synced and 'SyncBatchNorm' in str(error):
+        return f"{synced[0]}='SyncBN': several processes can use it on GPUs only. Write 'BN', or train in one process"
     return f'the config cannot be built: {failure(error, 300)}{_place(error)}'
 
 

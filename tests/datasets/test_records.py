@@ -1,6 +1,7 @@
 """Which samples make up a record, and which budget counts in it."""
 
 import json
+from contextlib import nullcontext
 
 import pytest
 from mmengine.dataset import BaseDataset
@@ -56,7 +57,7 @@ def test_samples_that_are_renumbered_have_no_annotation(tmp_path):
     people = [dict(id=0, wish=1.0), dict(id=1, wish=2.0), dict(id=2, wish=3.0)]
     hands = CocoWholeBodyHandDataset(tmp_path, [(0, 'a'), (1, 'a'), (2, 'b')], people)
     with pytest.raises(
-        PrivacyError, match='does not say which annotation a sample comes from: write the path of a JSON file'
+        PrivacyError, match='does not say which annotation a sample comes from. Write the path of a JSON file'
     ):
         annotated(hands, 'wish', 'personal_epsilon')
     with pytest.raises(PrivacyError, match="a sample for each hand.*privacy_unit='image'"):
@@ -64,6 +65,34 @@ def test_samples_that_are_renumbered_have_no_annotation(tmp_path):
     assert group_samples(hands, 'image', None) == [[0, 1], [2]]
     with pytest.raises(PrivacyError, match='does not say which annotation'):
         annotated(Listed(tmp_path, [(0, 'a'), (5, 'a')], people), 'wish', 'personal_epsilon')
+
+
+@pytest.mark.parametrize('form', ['MPII', 'COCO'])
+def test_samples_that_a_data_set_of_ones_own_numbers_anew(tmp_path, form):
+    """It leaves people out and numbers the others 0, 1, ...: each had the subject of somebody else, without a word."""
+    people = [dict(id=i, image_id=i, image=f'{i}.jpg', who=who) for i, who in enumerate('abc')]
+    images = [dict(id=i, file_name=f'folder/{i}.jpg') for i in range(3)]
+    if form == 'COCO':
+        people = [{key: value for key, value in person.items() if key != 'image'} for person in people]
+    for samples, right in (([(0, '/x/0.jpg'), (1, '/x/2.jpg')], False), ([(0, '/x/0.jpg'), (2, '/x/2.jpg')], True)):
+        dataset = Listed(tmp_path, samples, people)
+        content = people if form == 'MPII' else dict(images=images, annotations=people)
+        (tmp_path / 'annotations.json').write_text(json.dumps(content))
+        with nullcontext() if right else pytest.raises(PrivacyError, match='does not say which annotation a sample'):
+            assert annotated(dataset, 'who', 'subjects') == ['a', 'c']
+    with pytest.raises(
+        PrivacyError, match=r'no annotation in \S+ has that field, which Listed adds by itself\. Write the path'
+    ):
+        annotated(dataset, 'img_path', 'subjects')
+
+
+def test_annotations_that_are_no_json_have_no_fields(tmp_path):
+    dataset = Listed(tmp_path, [(0, 'a')], [])
+    (tmp_path / 'annotations.json').write_text('image,who\n0.jpg,anna\n')
+    with pytest.raises(
+        PrivacyError, match="cannot be read as JSON: .*'who' would be looked for. Write the path of a JSON"
+    ):
+        annotated(dataset, 'who', 'subjects')
 
 
 def test_a_number_and_its_text_are_one_subject(synthetic, tmp_path):

@@ -14,7 +14,7 @@ from mmengine.runner import Runner
 from mmpose.evaluation import NME
 from mmpose.registry import MODELS
 
-from mmpose_dp.engine.dry_run import blank_batch, refuse_early_mixing, try_batch
+from mmpose_dp.engine.dry_run import blank_batch, refuse_early_mixing, refuse_loss_of_unseen_joints, try_batch
 from mmpose_dp.engine.hooks.foreign_hooks import refuse_hooks
 from mmpose_dp.engine.hooks.preflight import idle_steps, indices_of_parts, refuse_late_failures
 from mmpose_dp.engine.loops.validation import check_train_cfg, train_loader
@@ -173,6 +173,28 @@ def test_a_loss_that_is_not_one_number(runner, change, words):
     make_private(model.head)
     with pytest.raises(UnsupportedModelError, match=f'model.head gives loss_kpt {words} and must give one number'):
         try_batch(model, blank_batch(runner.train_dataloader.dataset[0][0]), 'here')
+
+
+class JointsBySoftness(MODELS.get('KLDiscretLoss')):
+    """As MMPose's JSDiscretLoss does, it multiplies predictions by their weights before a logarithm: 0 log 0 has no gradient."""
+
+    def forward(self, pred_simcc, gt_simcc, target_weight):
+        weighed = [x.softmax(-1) * target_weight[..., None] for x in pred_simcc]
+        return sum(torch.xlogy(x, x + 1e-24).sum() - torch.xlogy(x, 0.5 * x).sum() for x in weighed)
+
+
+@pytest.mark.parametrize('bad', [False, True])
+def test_a_loss_without_gradient_where_a_joint_is_not_visible(runner, bad):
+    """MMPose's DSNT, with a torch of today: a budget was spent on zeros, and check_config.py found no deviation."""
+    wrapper, packed = runner.optim_wrapper, runner.train_dataloader.dataset[0][0]
+    loss, head = runner.model.head.loss_module, runner.model.head
+    try:
+        if bad:
+            head.loss_module = JointsBySoftness()
+        with pytest.raises(PrivacyError, match='no finite gradient for a sample of here') if bad else nullcontext():
+            refuse_loss_of_unseen_joints(wrapper, packed, 'here')
+    finally:
+        head.loss_module = loss
 
 
 @pytest.mark.parametrize('noise', [0.0, 1.0], ids=['fixed', 'random'])
@@ -395,6 +417,10 @@ def test_an_evaluator_that_would_fail_late(synthetic, tmp_path, runner):
         (dict(others=dict(fp16=True)), 'train_cfg.fp16=True'),
         (dict(max_epochs=None), 'train_cfg.max_epochs=None must be a whole number'),
         (dict(max_epochs='3'), "train_cfg.max_epochs='3' must be a whole number"),
+        (
+            dict(public_epochs=10),
+            'public_epochs=10 must be .* between 0 and max_epochs=3: write both in train_cfg, since',
+        ),
         (dict(val_interval=0), 'train_cfg.val_interval=0 must be'),
         (dict(val_begin='late'), "train_cfg.val_begin='late'"),
         (dict(dynamic_intervals=[(2, 0)]), 'train_cfg.dynamic_intervals'),

@@ -187,6 +187,9 @@ def test_what_nobody_recorded_is_of_unknown_origin():
     known = Lineage.of(dict(privacy=dict(descent=dict(unknown=['coco.pth']))), 'x.pth')
     assert 'descend from coco.pth, of unknown origin' in known.in_words('x.pth')
     assert 'descend' not in Lineage(unknown=('x.pth',)).in_words('x.pth')
+    words = Lineage(private=True, public_views=('a blur',), plain_data_sets=('LSP',)).in_words('x.pth')
+    assert words.startswith(', which a private') and '; they were trained on public views (a blur)' in words
+    assert words.count(', which') == 1 and '; they were trained on LSP without privacy' in words
     assert pretraining_in(dict(privacy=dict(pretraining='weights loaded from coco.pth'))).endswith('treated as public')
 
 

@@ -2,10 +2,12 @@
 
 import pytest
 import torch
+from mmengine.config import Config
 from torch.optim import SGD
 
 from mmpose_dp.engine import DPOptimWrapper
 from mmpose_dp.engine.optim_wrappers import DPOptimWrapperConstructor
+from mmpose_dp.engine.unbuildable import unbuildable_in_words
 from mmpose_dp.privacy.errors import PrivacyError
 from tests.support.models import batch, build, small_hrnet
 
@@ -135,3 +137,17 @@ def test_an_optimizer_that_would_fail_at_its_first_step(hrnet, optimizer, reason
     model = build(hrnet, private=True).float()
     with pytest.raises(PrivacyError, match=f'optim_wrapper.{key}=.* cannot be used: .*{reason}'):
         DPOptimWrapperConstructor(wrapper)(model)
+
+
+def test_synced_batch_norm_in_several_processes_without_gpus(tmp_path):
+    """As RTMPose's configs have it: torch's sentence names no key, and private training would keep the statistics anyway."""
+    backbone = dict(type='ResNet', depth=18, norm_cfg=dict(type='SyncBN'))
+    head = dict(type='HeatmapHead', in_channels=512, out_channels=3)
+    cfg = Config(dict(model=dict(type='TopdownPoseEstimator', backbone=backbone, head=head)))
+    torch.distributed.init_process_group('gloo', init_method=f'file://{tmp_path}/group', rank=0, world_size=1)
+    try:
+        with pytest.raises(ValueError, match='SyncBatchNorm') as error:
+            torch.nn.parallel.DistributedDataParallel(torch.nn.SyncBatchNorm(2))
+    finally:
+        torch.distributed.destroy_process_group()
+    assert unbuildable_in_words(cfg, error.value).startswith("model.backbone.norm_cfg.type='SyncBN': several processes")

@@ -16,7 +16,8 @@ from mmpose_dp.privacy.errors import PrivacyError
 from mmpose_dp.privacy.ledger import LEDGER_NAME, Ledger
 from mmpose_dp.verify import verify
 from tests.support.paths import REPO
-from tests.support.runs import logged, train, train_until
+from tests.support.runs import config as validated
+from tests.support.runs import logged, tiny, train, train_until
 from tests.support.runs import unvalidated as config
 from tests.support.statements import write_work_dir
 
@@ -139,6 +140,30 @@ def test_a_checkpoint_with_all_steps_has_lost_none(synthetic, tmp_path):
         train(config(synthetic, tmp_path, train_cfg__max_epochs=2, resume=True))
     assert list(tmp_path.glob('budget_spent_iter_*.pth'))
     assert 'all 8 private steps are spent, and nothing is left to do' in log_of(tmp_path)
+
+
+def test_a_resume_from_the_start_is_told_how_to_go_on(feature, synthetic, tmp_path):
+    """A notebook sets ``resume`` after an interruption, and its ``load_from`` is still that of the start."""
+    start = shutil.copy(feature / 'epoch_1.pth', tmp_path / 'start.pth')
+    again = config(synthetic, feature, 'feature', resume=True, load_from=str(start))
+    with pytest.raises(
+        PrivacyError, match=r'is missing, so what .*start.pth has spent.* To go on from .*/epoch_1\.pth, write load_f'
+    ):
+        train(again)
+
+
+def test_an_epoch_that_the_budget_ends_is_not_validated(synthetic, tmp_path):
+    """Its scores had the number of the last whole epoch, and so had the best checkpoint that replaced that of this epoch."""
+    options = dict(train_cfg__max_epochs=2, train_cfg__val_interval=1, default_hooks__checkpoint__save_best='PCK')
+    train_until(tiny(validated(synthetic, tmp_path, 'dpsgd', **options)), 5)
+    best = {path.name: path.read_bytes() for path in tmp_path.glob('best_*')}
+    train(tiny(validated(synthetic, tmp_path, 'dpsgd', resume=True, **options)))
+    log = log_of(tmp_path)
+    assert len(re.findall(r'Epoch\(val\) \[1\].*PCK', log)) == 1 and len(best) == 1
+    assert {path.name: path.read_bytes() for path in tmp_path.glob('best_*')} == best
+    assert re.search(
+        r'spent: training stops\. budget_spent_iter_\d+\.pth is the last checkpoint, and was not validated', log
+    )
 
 
 def test_a_resume_of_nothing_spends_nothing(synthetic, tmp_path):

@@ -10,8 +10,11 @@ import check_config
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.hub import get_config
 from mmpose.registry import MODELS
 
+from mmpose_dp.configs import private
+from mmpose_dp.engine import settings_in_words
 from mmpose_dp.models.heads.private_head import KNOWN
 from mmpose_dp.privacy.calibration import calibrate_noise_multiplier
 from tests.support.paths import REPO
@@ -115,6 +118,47 @@ def test_what_it_prints_for_a_plain_config_can_be_pasted(tmp_path, top):
     own.write_text((plain.read_text() if top else '') + '\n'.join(lines))
     cfg = Config.fromfile(own)
     assert cfg.train_dataloader.dataset.type == 'PublicPrivateDataset' and cfg.model.head.out_channels == 4
+
+
+DSNT = """
+codec = dict(type='IntegralRegressionLabel', input_size=(64, 64), heatmap_size=(16, 16), sigma=1.5, normalize=True)
+losses = [dict(type='SmoothL1Loss', use_target_weight=True), dict(type='JSDiscretLoss', use_target_weight={weighed})]
+model = dict(
+    backbone=dict(_delete_=True, type='OwnBackbone'),
+    head=dict(
+        _delete_=True, type='DSNTHead', in_channels=16, in_featuremap_size=(16, 16), num_joints=16, decoder=codec,
+        deconv_out_channels=None, loss=dict(type='MultipleLossWrapper', losses=losses)))
+steps = _base_.train_dataloader.dataset.pipeline
+steps = [dict(s, encoder=codec) if s['type'] == 'GenerateTarget' else s for s in steps]
+steps = [dict(s, input_size=(64, 64)) if s['type'] == 'TopdownAffine' else s for s in steps]
+train_dataloader = dict(dataset=dict(data_root=r'{data}', pipeline=steps))
+custom_imports = dict(imports=['mmpose_dp', 'own_backbone'])
+"""
+
+
+def test_joints_that_are_not_visible_leave_no_gradient(check, synthetic, tmp_path):
+    """JSDiscretLoss with a torch of today: MMPose's gradient is NaN too, which was taken for no deviation."""
+    shutil.copytree(synthetic, tmp_path / 'people')
+    path = tmp_path / 'people/annotations/mpii_train.json'
+    people = json.loads(path.read_text())
+    for number, person in enumerate(people):
+        person['joints_vis'] = [1] * 16
+        person['joints_vis'][3] = number % 2
+    path.write_text(json.dumps(people))
+    status, page = check(bases('hrnet_synthetic'), DSNT.format(data=tmp_path / 'people', weighed=True))
+    assert re.search(r'WARNING: \d of \d samples that were tried have no finite gradient', page), page[-2000:]
+    status, page = check(bases('hrnet_synthetic'), DSNT.format(data=tmp_path / 'people', weighed=False))
+    assert status == 0 and 'no finite gradient' not in page
+
+
+def test_layer_wise_rates_that_private_leaves_out_are_told():
+    """ViTPose's config has them, and ``private`` takes the method's optimizer: nothing said that they are gone."""
+    base = get_config('mmpose::body_2d_keypoint/topdown_heatmap/coco/td-hm_ViTPose-small_8xb64-210e_coco-256x192.py')
+    kept = private(base, 'dpsgd', optim_wrapper=dict(paramwise_cfg=dict(num_layers=12, layer_decay_rate=0.8)))
+    old = settings_in_words(base)['optimizer']
+    assert old.endswith(', with paramwise_cfg (custom_keys, layer_decay_rate, num_layers)')
+    assert 'paramwise_cfg' not in settings_in_words(private(base, 'dpsgd'))['optimizer']
+    assert settings_in_words(kept)['optimizer'] == 'AdamW, lr 0.0001, with paramwise_cfg (layer_decay_rate, num_layers)'
 
 
 def test_what_a_public_view_shows_is_printed_without_the_data_too():

@@ -3,6 +3,7 @@
 import argparse
 import json
 import pickle
+import shutil
 import signal
 import sys
 import zipfile
@@ -235,8 +236,11 @@ def test_ctrl_c_says_what_is_kept_and_a_resume_what_is_left(call, synthetic, tmp
     assert not found.wrong and any(text.startswith('epoch_1.pth is a checkpoint of') for text in found.checked)
     assert json.loads((work / 'privacy_statement.json').read_text())['steps'] == 6
 
-    done = call(train_tool, tmp_path / 'own.py', '--resume', '--cfg-options', 'custom_hooks=[]')
-    assert done.returncode == 0
+    start = shutil.copy(
+        work / 'epoch_1.pth', tmp_path / 'start.pth'
+    )  # "the same command", with the start that it named
+    done = call(train_tool, tmp_path / 'own.py', '--resume', '--cfg-options', 'custom_hooks=[]', f'load_from={start}')
+    assert done.returncode == 0, done.stderr[-500:]
     assert f'Resumed: 6 private steps are spent (epsilon {spent} of 8 at delta 0.001), 2 are left. 2 of the' in logs(
         work
     )

@@ -96,7 +96,7 @@ def test_on_the_real_pictures(tmp_path):
     # Going back to an earlier checkpoint gives no budget back: its two later steps are spent.
     options += ['train_cfg.max_epochs=3', 'default_hooks.privacy_budget.target_epsilon=200']
     done = train(tmp_path, '--resume', run_folder / 'epoch_1.pth', options=options)
-    assert 'All 4 private steps are spent: training stops.' in done.stdout + done.stderr
+    assert 'All 4 private steps are spent: training stops. budget_spent_iter_' in done.stdout + done.stderr
     assert ledger_steps(run_folder / 'epoch_2.pth') == 4
     statement = json.loads((run_folder / 'privacy_statement.json').read_text())
     assert statement['private'] and statement['steps'] == 4 and 60 < statement['epsilon'] <= 200

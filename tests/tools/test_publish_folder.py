@@ -321,3 +321,42 @@ def test_heads_get_mmposes_names_and_weights_that_do_not_fit_are_refused(source)
     without = {name: value for name, value in weights.items() if 'running_mean' not in name}
     with pytest.raises(PrivacyError, match="norm='group'"):
         published_folder.built(cfg, without)
+
+
+OWN_PARTS = """
+from mmpose.datasets import CocoDataset
+from mmpose.models import ResNet
+from mmpose.registry import DATASETS, MODELS
+
+
+@DATASETS.register_module()
+class DatasetOfOnesOwn(CocoDataset):
+    pass
+
+
+@MODELS.register_module()
+class BackboneOfOnesOwn(ResNet):
+    pass
+"""
+
+
+def test_code_of_ones_own_is_imported_only_if_the_model_needs_it(source, tmp_path, monkeypatch):
+    """Whoever got the folder of a model of MMPose's, trained on a data set of one's own, could not load its config."""
+    (tmp_path / 'parts_of_ones_own.py').write_text(OWN_PARTS)
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def own_data(cfg):
+        cfg.custom_imports = dict(imports=['mmpose_dp', 'parts_of_ones_own', 'mmpose.models'])
+        cfg.dataset_type = cfg.test_dataloader.dataset.type = 'DatasetOfOnesOwn'
+
+    def own_model(cfg):
+        own_data(cfg)
+        cfg.model.backbone = dict(type='BackboneOfOnesOwn', depth=18)
+
+    cfg = published_folder.inference_config(text_of(source, own_data))
+    assert cfg.custom_imports.imports == ['mmpose.models'] and cfg.dataset_type == 'CocoDataset'
+    cfg = published_folder.inference_config(text_of(source, own_model))
+    assert published_folder.own_modules(cfg) == ['parts_of_ones_own'] and cfg.dataset_type == 'CocoDataset'
+    statement = json.loads((source.parent / 'privacy_statement.json').read_text())
+    card = published_folder.model_card('x', cfg, statement, 16, ['x.pth'], None)
+    assert '# MMPose and parts_of_ones_own; with mmcv-lite' in card

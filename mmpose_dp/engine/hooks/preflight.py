@@ -31,7 +31,7 @@ from mmpose_dp.models import unwrapped
 from mmpose_dp.privacy.errors import ConfigError, DataError, PrivacyError
 from mmpose_dp.privacy.noise import RandomSource
 
-from ..dry_run import blank_batch, refuse_early_mixing, rehearse, try_batch
+from ..dry_run import blank_batch, refuse_early_mixing, refuse_loss_of_unseen_joints, rehearse, try_batch
 from ..padding import padded
 from ..unread import refuse_unread
 from .foreign_hooks import refuse_hooks
@@ -95,6 +95,7 @@ def _try_records(runner: Runner) -> None:
             try_batch(model, blank_batch(packed), f'train_dataloader.dataset.{name}', wrapper.amp_dtype)
             refuse_early_mixing(model, blank_batch(packed, 3), f'train_dataloader.dataset.{name}')
             rehearse(wrapper, padded(blank_batch(packed, 2), 3), f'train_dataloader.dataset.{name}')
+            refuse_loss_of_unseen_joints(wrapper, packed, f'train_dataloader.dataset.{name}')
     for hook in runner.hooks:
         steps = getattr(hook, 'switch_pipeline', None)
         if isinstance(steps, (list, tuple)):

@@ -378,11 +378,12 @@ class PrivacyBudgetHook(Hook):
                 if planned
                 else f'The budget of epsilon {self.target_epsilon} is'
             )
-            runner.logger.warning(f'{why} spent: training stops.')
+            name = f'budget_spent_iter_{runner.iter}.pth'
+            runner.logger.warning(f'{why} spent: training stops. {name} is the last checkpoint, and was not validated.')
             runner.train_loop.end_here()
             # mmengine would write one iteration more, since it saves before it counts the one that has ended
             meta = dict(epoch=runner.epoch, iter=runner.iter)
-            runner.save_checkpoint(runner.work_dir, f'budget_spent_iter_{runner.iter}.pth', meta=meta, by_epoch=False)
+            runner.save_checkpoint(runner.work_dir, name, meta=meta, by_epoch=False)
             return
         self._steps_left -= 1
 

@@ -87,7 +87,7 @@ class Lineage:
         words += [
             f', {_UNKNOWN}' if name == file else f', which descend from {file}, {_UNKNOWN}' for file in self.unknown
         ]
-        return ''.join(words)
+        return ''.join(words[:1]) + ''.join(one.replace(', which', '; they', 1) for one in words[1:])
 
 
 @dataclass(frozen=True)

@@ -188,9 +188,11 @@ def open_ledger(runner: Runner) -> Ledger:
             'back, or write another work_dir'
         )
     if shared[0] is None and resuming:
+        newest = newest_checkpoint(runner.work_dir, **checkpoint_settings(runner))  # load_from may still be the start
         raise LedgerError(
             f'{path} is missing, so what {runner._load_from} has spent is unknown: put the ledger back beside the '
             'checkpoint. To start a new private training from its weights, use load_from without resume'
+            + (f'. To go on from {newest}, write load_from=None' if newest else '')
         )
     ledger = Ledger.parse(shared[0] or b'', str(path))
     if is_main_process():

@@ -133,8 +133,12 @@ class PrivateTrainLoop(EpochBasedTrainLoop):
         return (self._max_epochs - self.public_epochs) * self.sampler.steps_per_epoch(False)
 
     def end_here(self) -> None:
-        """Ends training before the next step. The epoch does not count, and no checkpoint of it is written."""
+        """Ends training before the next step. The epoch does not count: no checkpoint of it is written, and it is not validated.
+
+        mmengine would give the scores, and the best checkpoint, the number of the last whole epoch.
+        """
         self.stop_training = self._cut = True
+        self.val_begin = self._max_epochs + 1
 
     def run(self) -> nn.Module:
         """All epochs. Raises PrivacyError, before the first of them, where private steps would not be counted."""

@@ -38,7 +38,8 @@ def check_train_cfg(
         raise PrivacyError(f'train_cfg.max_epochs={max_epochs!r} must be a whole number')
     if type(public_epochs) is not int or not 0 <= public_epochs <= max_epochs:
         raise PrivacyError(
-            f'train_cfg.public_epochs={public_epochs!r} must be a whole number between 0 and max_epochs={max_epochs!r}'
+            f'train_cfg.public_epochs={public_epochs!r} must be a whole number between 0 and max_epochs={max_epochs!r}: write '
+            'both in train_cfg, since without a number of yours public_epochs is that of the recipe'
         )
     for key, value, low in (('val_begin', val_begin, 0), ('val_interval', val_interval, 1)):
         if type(value) is not int or value < low:

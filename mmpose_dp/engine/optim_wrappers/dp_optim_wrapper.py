@@ -272,6 +272,16 @@ class DPOptimWrapper(SteppingOptimWrapper):
         self._refuse_memory(batch)
         self.engine.look_again()
 
+    def finite_gradients(self, batch: dict) -> list[bool]:
+        """Whether each blank sample has a finite loss whose gradient is finite too, by plain autograd."""
+        with torch.enable_grad(), self.engine.paused():
+            self._model(**prepared(self._model, batch), mode='loss')
+            found = []
+            for loss in self._taken().losses:
+                grads = torch.autograd.grad(loss, self.params, retain_graph=True, allow_unused=True)
+                found.append(all(bool(x.isfinite().all()) for x in (loss, *grads) if x is not None))
+        return found
+
     def _refuse_memory(self, batch: dict) -> None:
         """Raises UnsupportedModelError where another forward changes what the model holds in plain attributes."""
         before, other = Attributes(self._model, numbers=True), {**batch, 'inputs': [x // 2 for x in batch['inputs']]}
