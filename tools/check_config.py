@@ -37,7 +37,6 @@ from mmpose.utils import register_all_modules
 from torch import nn
 
 from mmpose_dp.datasets import PublicPrivateDataset, View, collate_samples
-from mmpose_dp.datasets.failures import failure
 from mmpose_dp.datasets.resolving import is_kind, resolved
 from mmpose_dp.datasets.samplers import check_batch_size
 from mmpose_dp.engine import (
@@ -58,6 +57,7 @@ from mmpose_dp.engine.training_settings import FROM_RANDOM
 from mmpose_dp.extras.accountability import plan_warnings
 from mmpose_dp.extras.experts import mixed_in
 from mmpose_dp.extras.schedule import Schedule, ScheduledPlan
+from mmpose_dp.messages import failure
 from mmpose_dp.models import FeatureMaskingHead, check_head, fit_checkpoint, read_checkpoint, unwrapped
 from mmpose_dp.models.joint_remap import shapes_of
 from mmpose_dp.privacy.errors import PrivacyError

@@ -28,7 +28,6 @@ from mmengine.optim import AmpOptimWrapper, OptimWrapper
 from mmengine.runner import Runner
 from mmpose.registry import OPTIM_WRAPPERS
 
-from mmpose_dp.datasets.failures import failure
 from mmpose_dp.datasets.resolving import resolved
 from mmpose_dp.engine import (
     DPOptimWrapper,
@@ -39,6 +38,7 @@ from mmpose_dp.engine import (
 )
 from mmpose_dp.engine.hooks.resuming import refuse_nothing_to_resume
 from mmpose_dp.engine.hooks.showing import without_recordings
+from mmpose_dp.messages import failure
 from mmpose_dp.privacy.errors import PrivacyError
 from mmpose_dp.privacy.ledger import LEDGER_NAME
 

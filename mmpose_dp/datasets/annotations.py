@@ -4,17 +4,16 @@ Refuses what cannot be trained on. Must not log: figures over private annotation
 """
 
 import json
-import sys
 from collections.abc import Callable, Sequence
 from numbers import Real
 from typing import Any, NamedTuple
 
 import numpy as np
 from mmengine.dataset import BaseDataset
-from mmengine.dist import is_main_process
 from mmpose.datasets.datasets import MpiiDataset
 from mmpose.datasets.transforms import KeypointConverter
 
+from mmpose_dp.messages import warn_in_terminal
 from mmpose_dp.privacy.errors import DataError
 
 # in longer sides of the box: no crop shows a joint that is further from the box's centre, whatever the augmentation
@@ -394,9 +393,3 @@ def _near(sample: _Sample) -> np.ndarray:
     sides = (high - low).max(-1)
     distance = np.abs(sample.joints - (low + high) / 2).max(-1)
     return (distance <= _REACH * sides) & (sides > 0)
-
-
-def warn_in_terminal(message: str) -> None:
-    """Prints what follows from private records to the terminal: warnings can be switched off, and a log may be published."""
-    if is_main_process():
-        print(f'WARNING: {message}', file=sys.stderr)

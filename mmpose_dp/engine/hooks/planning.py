@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from mmpose_dp.datasets import PublicPrivateDataset
-from mmpose_dp.datasets.annotations import warn_in_terminal
 from mmpose_dp.extras.schedule import ScheduledPlan
+from mmpose_dp.messages import warn_in_terminal
 from mmpose_dp.privacy.errors import ConfigError
 from mmpose_dp.privacy.plan import PrivacyPlan
 

@@ -25,8 +25,8 @@ from mmengine.runner.loops import ValLoop
 from torch import nn
 
 from mmpose_dp.datasets import PublicPrivateDataset
-from mmpose_dp.datasets.failures import failure
 from mmpose_dp.datasets.randomness import kept_randomness
+from mmpose_dp.messages import failure
 from mmpose_dp.models import unwrapped
 from mmpose_dp.privacy.errors import ConfigError, DataError, PrivacyError
 from mmpose_dp.privacy.noise import RandomSource

@@ -14,11 +14,11 @@ from mmengine.runner import Runner
 from mmpose.registry import HOOKS
 
 from mmpose_dp.datasets import refuse_private_validation
-from mmpose_dp.datasets.annotations import warn_in_terminal
 from mmpose_dp.extras.accountability import checked_decision, filled_in, plan_warnings
 from mmpose_dp.extras.evidence import intact_statement, ledger_in_statement
 from mmpose_dp.extras.risk import ceiling
 from mmpose_dp.extras.statement_page import write_statement
+from mmpose_dp.messages import warn_in_terminal
 from mmpose_dp.models import LoadWatch, fit_checkpoint, replace_batch_norm, unwrapped
 from mmpose_dp.privacy.errors import ConfigError, PrivacyError
 from mmpose_dp.privacy.ledger import LEDGER_NAME, Ledger
