@@ -212,6 +212,17 @@ def test_a_model_that_mixes_samples_before_its_first_layer(runner):
         refuse_early_mixing(model, blank_batch(runner.train_dataloader.dataset[0][0], 3), 'here')
 
 
+def test_a_look_at_the_first_layer_runs_no_other(runner):
+    model = MODELS.build(copy.deepcopy(runner.cfg.model))
+
+    class Unreached(type(model.head)):
+        def forward(self, feats):
+            raise AssertionError
+
+    model.head.__class__ = Unreached
+    refuse_early_mixing(model, blank_batch(runner.train_dataloader.dataset[0][0], 3), 'here')
+
+
 def test_a_model_with_a_loss_of_its_own(runner):
     """It ended the first private step, which was counted."""
     model = MODELS.build(copy.deepcopy(runner.cfg.model))
