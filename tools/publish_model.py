@@ -44,6 +44,7 @@ from published_folder import (
 )
 
 from mmpose_dp.engine.checks.own_state import own_state
+from mmpose_dp.engine.hooks.provenance import kept_lineage
 from mmpose_dp.engine.view_audit import with_audit
 from mmpose_dp.extras.accountability import with_membership_audit
 from mmpose_dp.extras.checkpoint_file import CheckpointFile, without_updates
@@ -81,9 +82,8 @@ def published(checkpoint: dict, folder: Path | None = None) -> dict:
     meta = dict(
         dataset_meta=_joints_of(checkpoint.get('meta', {}).get('dataset_meta')),
         mmpose_dp_version=mmpose_dp.__version__,
-        descent=privacy.get(
-            'descent'
-        ),  # what the trainings before it used, for the statement of a training that starts from it
+        # what the trainings before it used, for the statement of a training that starts from it
+        lineage=kept_lineage(privacy) or None,
     )
     statement = {key: value for key, value in privacy['statement'].items() if key != 'checkpoints'}  # of the others
     if folder is not None:

@@ -183,8 +183,11 @@ def test_what_nobody_recorded_is_of_unknown_origin():
         dict(meta={'x': 1}),
     ):
         assert Lineage.of(odd, 'x.pth') == Lineage(unknown=('x.pth',))
-    known = Lineage.of(dict(privacy=dict(descent=dict(unknown=['coco.pth']))), 'x.pth')
-    assert 'descend from coco.pth, of unknown origin' in known.in_words('x.pth')
+    for key in ('lineage', 'descent'):  # older checkpoints have the second
+        kept = {key: dict(unknown=['coco.pth'])}
+        for checkpoint in (dict(privacy=kept), dict(privacy_statement=dict(private=True), meta=kept)):
+            known = Lineage.of(checkpoint, 'x.pth')
+            assert 'descend from coco.pth, of unknown origin' in known.in_words('x.pth')
     assert 'descend' not in Lineage(unknown=('x.pth',)).in_words('x.pth')
     assert pretraining_in(dict(privacy=dict(pretraining='weights loaded from coco.pth'))).endswith('treated as public')
 

@@ -134,7 +134,7 @@ def test_the_dist_scripts_train_and_test_on_two_cpu_processes(synthetic, tmp_pat
     assert trained.returncode == 0, trained.stderr[-2000:]
     checkpoint = tmp_path / 'epoch_1.pth'
     assert 'Epoch(train) [1][2/2]' in trained.stderr + trained.stdout  # 40 records, 2 x 10 a step
-    behind = torch.load(checkpoint, weights_only=False)['privacy']['descent']
+    behind = torch.load(checkpoint, weights_only=False)['privacy']['lineage']
     assert behind['plain_data_sets'] == ('MpiiDataset mpii_train.json',)  # passed on to trainings that start from it
 
     scores, predictions = tmp_path / 'scores.json', tmp_path / 'predictions.pkl'

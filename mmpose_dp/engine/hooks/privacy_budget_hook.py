@@ -472,7 +472,7 @@ class PrivacyBudgetHook(Hook):
                 ledger=ledger.state_dict(),
                 statement=statement,
                 pretraining=self.pretraining,
-                descent=asdict(lineage),
+                lineage=asdict(lineage),
                 experts=[digest for _, digest in runner.optim_wrapper.experts],
                 marking='' if statement is None or statement['private'] else 'NOT PRIVATE: a debug seed or no noise',
             )
