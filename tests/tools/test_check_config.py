@@ -11,6 +11,7 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmpose.registry import MODELS
+from reference_gradients import plain_class
 
 from mmpose_dp.models.heads.private_head import KNOWN
 from mmpose_dp.privacy.calibration import calibrate_noise_multiplier
@@ -241,7 +242,7 @@ def test_without_a_training_set_there_is_nothing_to_check(check):
 @pytest.mark.parametrize('head', KNOWN)
 def test_gradients_are_compared_with_those_of_the_plain_head(head):
     """Behind VisPredictHead's class is one that is no module."""
-    assert check_config.plain_class(MODELS.get(f'Private{head.__name__}')) is head
+    assert plain_class(MODELS.get(f'Private{head.__name__}')) is head
 
 
 def test_a_start_that_fits_nothing_is_refused_as_in_training(check, synthetic, tmp_path):
