@@ -49,7 +49,6 @@ from mmpose_dp.datasets.resolving import is_kind
 from mmpose_dp.engine import (
     REPLACED,
     DPOptimWrapper,
-    PrivacyBudgetHook,
     config_warnings,
     left_random,
     mostly_random,
@@ -215,8 +214,7 @@ def report(cfg: Config, args: argparse.Namespace, folder: str) -> bool:
         runner = trial(cfg, folder)
         model, wrapper, whole = runner.model, runner.optim_wrapper, runner.train_dataloader.dataset
         dataset, largest = whole.private, runner.train_loop.sampler.largest_forward
-        hook = next(hook for hook in runner.hooks if isinstance(hook, PrivacyBudgetHook))
-        plan = None if args.num_records else hook.plan
+        plan = None if args.num_records else wrapper.plan
         view, idle = whole.view_description, idle_steps(runner)
         inside = f', in {whole.num_records:,} records (one record: one {whole.privacy_unit})'
     else:

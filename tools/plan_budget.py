@@ -45,7 +45,7 @@ from trial import (
 )
 
 from mmpose_dp.datasets import collate_samples
-from mmpose_dp.engine import PrivacyBudgetHook, config_warnings, left_random
+from mmpose_dp.engine import config_warnings, left_random
 from mmpose_dp.engine.basis import fit_basis, table_of
 from mmpose_dp.engine.half_private import is_private
 from mmpose_dp.engine.optim_wrappers.constructor import experts_of
@@ -135,12 +135,7 @@ def plan_of(cfg: Config, args: argparse.Namespace, folder: str) -> PrivacyPlan:
             'ann_file or data_root, or, if the data are on another machine, give --num-records N (and --subjects, with '
             "privacy_unit='subject')"
         )
-    return hook_of(trial(cfg, folder)).plan
-
-
-def hook_of(runner: Runner) -> Any:
-    """The runner's budget hook."""
-    return next(hook for hook in runner.hooks if isinstance(hook, PrivacyBudgetHook))
+    return trial(cfg, folder).optim_wrapper.plan
 
 
 def subsets(

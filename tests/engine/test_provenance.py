@@ -207,7 +207,7 @@ def beginning(data, work_dir, backbone=None, **options):
     runner.register_hook(Begun())
     with pytest.raises(Interruption):
         runner.train()
-    return next(hook for hook in runner.hooks if isinstance(hook, PrivacyBudgetHook)).pretraining
+    return next(hook for hook in runner.hooks if isinstance(hook, PrivacyBudgetHook)).origin.pretraining
 
 
 @pytest.fixture(scope='module')

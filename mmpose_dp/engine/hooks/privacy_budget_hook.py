@@ -19,7 +19,7 @@ from mmpose_dp.extras.evidence import intact_statement, ledger_in_statement
 from mmpose_dp.extras.risk import ceiling
 from mmpose_dp.extras.statement_page import write_statement
 from mmpose_dp.messages import warn_in_terminal
-from mmpose_dp.models import LoadWatch, fit_checkpoint, replace_batch_norm, unwrapped
+from mmpose_dp.models import replace_batch_norm, unwrapped
 from mmpose_dp.privacy.errors import ConfigError, PrivacyError
 from mmpose_dp.privacy.ledger import LEDGER_NAME, Ledger
 from mmpose_dp.privacy.plan import PrivacyPlan
@@ -35,24 +35,12 @@ from ..checks.own_state import (
 from ..loops import PrivateTrainLoop
 from ..optim_wrappers import DPOptimWrapper
 from ..own_parts import names_in, own_code_in_words, own_parts
-from ..training_settings import FROM_RANDOM, left_random, mostly_random
 from ..unread import config_warnings
 from . import showing
+from .origin import Origin
 from .planning import make_plan, run_metadata_of_views
 from .preflight import idle_steps, refuse_late_failures
-from .provenance import (
-    CHECKPOINT_KEY,
-    Lineage,
-    Start,
-    idle_experts,
-    part_of,
-    pretraining_in,
-    pretraining_of,
-    refuse_other_experts,
-    spent_in,
-    starts_of_experts,
-    starts_of_init_cfg,
-)
+from .provenance import CHECKPOINT_KEY, Lineage, part_of, refuse_other_experts, spent_in
 from .resuming import (
     budgets_in_words,
     changed_budget,
@@ -108,11 +96,7 @@ class PrivacyBudgetHook(Hook):
         self.accountant = accountant
         self.interval = None if interval is None else as_whole(interval, 'default_hooks.privacy_budget.interval')
         self.plan: PrivacyPlan | None = None
-        self.pretraining = 'none: random weights'
-        self.lineage = Lineage()
-        self._starts: list[Start] = []
-        self._watch: LoadWatch | None = None
-        self._own_loads: int | None = None  # number of loads before that of load_from
+        self.origin = Origin()
         self._run_metadata: dict | None = None  # what the ledger keeps of this training
         self._steps_left = 0
         self._loaded: dict = {}  # what the checkpoint to resume from says of privacy
@@ -134,7 +118,8 @@ class PrivacyBudgetHook(Hook):
             return
         self._stated = self.plan is not None and (loop.stop_training or loop.epoch >= loop.max_epochs)
         if self._stated:  # testing after this runner's training, whose ledger and statement stay
-            self._watch = self._run_metadata = None
+            self.origin.forget_watch()
+            self._run_metadata = None
             return
         wrapper = runner.optim_wrapper
         _refuse_parts(runner)
@@ -152,9 +137,7 @@ class PrivacyBudgetHook(Hook):
             showing.release(runner)
             raise
         if not (runner._resume and runner._load_from):  # resume=True without a checkpoint is a first start
-            model = unwrapped(runner.model)
-            self._starts, self._watch = starts_of_init_cfg(model), LoadWatch(model)
-            self._starts += starts_of_experts(wrapper.experts, model, loop.dataloader.dataset.metainfo)
+            self.origin.watch(runner)
 
     def _plan(self, runner: Runner, loop: PrivateTrainLoop, wrapper: DPOptimWrapper) -> None:
         """Opens the ledger and fixes the noise; for a training on public views only, fixes what the ledger keeps of it."""
@@ -183,37 +166,6 @@ class PrivacyBudgetHook(Hook):
                     'public views alone: write another work_dir'
                 )
             self._run_metadata = run_metadata_of_views(loop, wrapper)
-
-    def _report_start(self, runner: Runner) -> None:
-        """Logs where the weights come from: tensors that ``load_from`` lacks may still come from an ``init_cfg``.
-
-        Raises ConfigError for a file that fits nothing of the model.
-        """
-        assert self._watch is not None
-        self._watch.close()
-        self.pretraining = pretraining_of(self._starts, self._watch, self._own_loads)
-        for start in self._starts:
-            self._add_start(runner, start)
-        if self.pretraining.startswith('none'):
-            runner.logger.warning(f'{FROM_RANDOM}.')
-        if 'is not known' in self.pretraining:
-            return
-        wrapper, settings = runner.optim_wrapper, runner.cfg.get('optim_wrapper') or {}
-        model, loaded = unwrapped(runner.model), self._watch.found('') or set()
-        words = [mostly_random(model, loaded)]
-        if not (runner.train_loop.public_epochs and wrapper.public_params is not None):
-            words.append(left_random(model, wrapper.left_out, loaded, settings.get('trainable', 'all')))
-        for sentence in filter(None, words):
-            runner.logger.warning(f'{sentence}.')
-
-    def _add_start(self, runner: Runner, start: Start) -> None:
-        """Adds the lineage of a file from which training starts, and logs it."""
-        self.lineage = self.lineage.joined(start.lineage)
-        words = f'{start.key}={start.path}{start.lineage.in_words(Path(start.path).name)}.'
-        if start.lineage.private:
-            runner.logger.warning(f'{words} Add its ledger with tools/privacy_ledger.py add, or resume its training.')
-        else:
-            runner.logger.warning(words)
 
     def _announce(self, runner: Runner, wrapper: DPOptimWrapper) -> None:
         plan = self.plan
@@ -251,8 +203,7 @@ class PrivacyBudgetHook(Hook):
         Raises ConfigError if the training would start from a file that fits nothing of the model, from NaN, or from
         different weights on different processes.
         """
-        if self._watch is not None:
-            self._report_start(runner)
+        self.origin.report(runner)
         refuse_not_finite(unwrapped(runner.model))
         refuse_other_models(unwrapped(runner.model), runner.optim_wrapper.experts)
         if self._run_metadata is None:
@@ -440,7 +391,7 @@ class PrivacyBudgetHook(Hook):
             self.plan,
             runner.optim_wrapper.ledger,
             runner,
-            pretraining=self.pretraining,
+            pretraining=self.origin.pretraining,
             decision=self.decision,
             own_code=own_code_in_words(self._own),
             checkpoints={} if self._written is None else self._written.hashes(),
@@ -467,11 +418,13 @@ class PrivacyBudgetHook(Hook):
             statement, self._saved = (None if self.plan is None else self._state(runner)), True
             ledger = runner.optim_wrapper.ledger
             view, data = ((self._run_metadata or {}).get(key) for key in ('public_view', 'public_data'))
-            lineage = self.lineage.joined(Lineage(ledger.steps > 0, (view,) if view else (), (data,) if data else ()))
+            lineage = self.origin.lineage.joined(
+                Lineage(ledger.steps > 0, (view,) if view else (), (data,) if data else ())
+            )
             checkpoint[CHECKPOINT_KEY] = dict(
                 ledger=ledger.state_dict(),
                 statement=statement,
-                pretraining=self.pretraining,
+                pretraining=self.origin.pretraining,
                 lineage=asdict(lineage),
                 experts=[digest for _, digest in runner.optim_wrapper.experts],
                 marking='' if statement is None or statement['private'] else 'NOT PRIVATE: a debug seed or no noise',
@@ -488,16 +441,10 @@ class PrivacyBudgetHook(Hook):
         if not isinstance(runner.optim_wrapper, DPOptimWrapper):
             return
         if not runner._resume:
-            assert self._watch is not None
-            self._starts.append(Start.of('load_from', str(runner._load_from), '', checkpoint))
-            self._own_loads = len(self._watch.loads)
-            for words in idle_experts(runner.optim_wrapper.experts, checkpoint):
-                runner.logger.warning(f'{words}.')
-            _fit(runner, checkpoint)
+            self.origin.start_from(runner, checkpoint)
             return
         self._resumed, self._loaded = True, part_of(checkpoint, CHECKPOINT_KEY)
-        self.lineage = Lineage.of(checkpoint, Path(str(runner._load_from)).name)
-        self.pretraining = pretraining_in(checkpoint)
+        self.origin.go_on_from(runner, checkpoint)
         if self.plan is not None:
             check_resumed(checkpoint, runner.optim_wrapper.ledger)
         elif spent_in(checkpoint):
@@ -509,12 +456,6 @@ class PrivacyBudgetHook(Hook):
         refuse_other_experts(runner.optim_wrapper.experts, checkpoint)
         check_same_model(checkpoint, unwrapped(runner.model))
         showing.drop_resumed(checkpoint)
-
-
-def _fit(runner: Runner, checkpoint: dict) -> None:
-    """Fits a checkpoint to the model's joints, and logs which of its tensors do not fit."""
-    for line in fit_checkpoint(checkpoint, unwrapped(runner.model), runner.train_dataloader.dataset.metainfo):
-        runner.logger.warning(f'load_from: {line}')
 
 
 def _refuse_parts(runner: Runner) -> None:
