@@ -14,11 +14,10 @@ from mmengine.runner import Runner
 from mmpose.registry import HOOKS
 
 from mmpose_dp.datasets import refuse_private_validation
-from mmpose_dp.extras.accountability import checked_decision, filled_in, plan_warnings
+from mmpose_dp.extras.accountability import checked_decision, filled_in
 from mmpose_dp.extras.evidence import intact_statement, ledger_in_statement
 from mmpose_dp.extras.risk import ceiling
 from mmpose_dp.extras.statement_page import write_statement
-from mmpose_dp.messages import warn_in_terminal
 from mmpose_dp.models import replace_batch_norm, unwrapped
 from mmpose_dp.privacy.errors import ConfigError, PrivacyError
 from mmpose_dp.privacy.ledger import LEDGER_NAME, Ledger
@@ -35,15 +34,13 @@ from ..checks.own_state import (
 from ..loops import PrivateTrainLoop
 from ..optim_wrappers import DPOptimWrapper
 from ..own_parts import names_in, own_code_in_words, own_parts
-from ..unread import config_warnings
 from . import showing
+from .budget_words import announce, budgets_in_words, changed_budget, finished_in_words, resumed_in_words
 from .origin import Origin
 from .planning import make_plan, run_metadata_of_views
 from .preflight import idle_steps, refuse_late_failures
 from .provenance import CHECKPOINT_KEY, Lineage, part_of, refuse_other_experts, spent_in
 from .resuming import (
-    budgets_in_words,
-    changed_budget,
     check_resumed,
     check_same_model,
     check_same_optimizer,
@@ -157,7 +154,7 @@ class PrivacyBudgetHook(Hook):
             self._run_metadata = dict(self.plan.run_metadata, target_epsilon=self.target_epsilon)
             if self.plan.record_rates:
                 loop.sampler.sampling.set_rates(self.plan.record_rates)
-            self._announce(runner, wrapper)
+            announce(runner, self.plan)
         elif loop.dataloader.dataset.public_view is not None:
             wrapper.mechanism.ledger = open_ledger(runner)
             if wrapper.ledger.steps and not runner._resume:
@@ -166,36 +163,6 @@ class PrivacyBudgetHook(Hook):
                     'public views alone: write another work_dir'
                 )
             self._run_metadata = run_metadata_of_views(loop, wrapper)
-
-    def _announce(self, runner: Runner, wrapper: DPOptimWrapper) -> None:
-        plan = self.plan
-        assert plan is not None
-        count = sum(p.numel() for p in unwrapped(runner.model).parameters())
-        runner.logger.info(
-            f'Private training ({plan.method}): epsilon {plan.target_epsilon}, delta {as_given(plan.target_delta)}, '
-            f'noise_multiplier {plan.noise_multiplier:.4f}, max_grad_norm {plan.max_grad_norm}, sample_rate '
-            f'{plan.event.sample_rate}, {plan.steps} steps, accountant {plan.accountant}; '
-            f'{sum(p.numel() for p in wrapper.params):,} of {count:,} parameters are trained.'
-        )
-        if plan.is_feature_dp:
-            runner.logger.warning(
-                'FEATURE DP: the guarantee covers what the public view removes. The view itself '
-                f'({plan.public_view}), keypoint labels, boxes and membership are treated as public.'
-            )
-        if plan.earlier_history:
-            spent = wrapper.ledger.epsilon(plan.target_delta, plan.accountant)
-            runner.logger.warning(
-                f'Earlier trainings in {runner.work_dir} have spent epsilon {rounded_up(spent)} of the budget.'
-            )
-        largest, usual = runner.train_loop.sampler.largest_forward, runner.train_loop.sampler.micro_batch_size
-        if largest > usual:
-            warn_in_terminal(
-                f'A record has up to {largest} samples, which go through one forward: memory is needed for {largest} samples, not '
-                f'for the {usual} of train_dataloader.batch_size. To use fewer, set '
-                'train_dataloader.batch_sampler.max_rows_per_record.'
-            )
-        for warning in [*plan_warnings(plan), *config_warnings(runner.cfg)]:
-            runner.logger.warning(warning)
 
     def before_train(self, runner: Runner) -> None:
         """Opens this training in the ledger and finds how many steps the budget still allows.
@@ -237,20 +204,9 @@ class PrivacyBudgetHook(Hook):
         if not (finished or spent):
             return False
         ledger.check_resumes(**(self._run_metadata or {}))  # else resume_run does
-        epochs, budget = 'train_cfg.max_epochs', 'default_hooks.privacy_budget.target_epsilon'
-        if finished:
-            why, more = f'the checkpoint has all {runner.max_epochs} epochs', [epochs] + [budget] * spent
-        elif self.plan is not None and ledger.run_steps >= self.plan.steps:
-            why = f'all {self.plan.steps} private steps are spent'
-            if self._lost(ledger) > 0:
-                why += ', those after this checkpoint too although their result is lost'
-            more = [epochs, budget]
-        else:
-            why, more = f'the budget of epsilon {self.target_epsilon} is spent', [budget]
-        runner.logger.info(
-            f'Training is finished: {why}, and nothing is left to do. Ledger and checkpoints stay as they are. For more '
-            f'{"epochs" if finished else "steps"}, write a larger {" and a larger ".join(more)}.'
-        )
+        epochs = runner.max_epochs if finished else None
+        words = finished_in_words(self.plan, ledger, epochs, spent, self._lost(ledger), self.target_epsilon)
+        runner.logger.info(words)
         # a kill may have come before it was written; whichever checkpoint is resumed from, it is the statement of all steps
         named = (stated.get('checkpoint') or {}).get('file', '')
         whole = stated.get('ledger') == ledger_in_statement(ledger)
@@ -263,23 +219,10 @@ class PrivacyBudgetHook(Hook):
         return ledger.steps - sum(entry[2] for entry in self._loaded.get('ledger', {}).get('entries', ()))
 
     def _report_resume(self, runner: Runner, ledger: Ledger) -> None:
-        """Logs what this training has spent so far and how many steps are left. A kill loses steps, and they count."""
-        assert self.plan is not None
-        loop = runner.train_loop
-        ahead = loop.private_steps_from(runner.iter)
-        left = min(self._steps_left, ahead)
-        words = f'Resumed: {ledger.run_steps} private steps are spent ({self._spent(runner)}), {left} are left.'
-        lost = self._lost(ledger)
-        if lost > 0:
-            words += f' {lost} of the spent steps came after the checkpoint: they count although their result is lost.'
-        if left < ahead:
-            why = (
-                'because of them'
-                if 0 < ahead - left <= lost
-                else f'since the budget of epsilon {self.target_epsilon} allows no more'
-            )
-            words += f' Training stops {ahead - left} step{"s" if ahead - left > 1 else ""} before its end, {why}.'
-        runner.logger.info(words)
+        """Logs what this training has spent, what is left, and what is not as it was."""
+        ahead = runner.train_loop.private_steps_from(runner.iter)
+        spent, lost = self._spent(runner), self._lost(ledger)
+        runner.logger.info(resumed_in_words(ledger, spent, ahead, self._steps_left, lost, self.target_epsilon))
         if elsewhere := ledger_elsewhere(runner):
             runner.logger.warning(elsewhere)
         changed = changed_budget(self._budgets(ledger)[-2], self.target_epsilon)
