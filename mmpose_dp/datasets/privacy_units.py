@@ -17,9 +17,8 @@ from mmpose_dp.privacy.plan import UNITS
 from mmpose_dp.privacy.validation import as_positive
 
 _KEY = 'train_dataloader.dataset'
-_SAMPLE_PER_HAND = (
-    'CocoWholeBodyHandDataset'  # the only data set of MMPose that makes several samples of one annotation
-)
+# the only data set of MMPose that makes several samples of one annotation
+_SAMPLE_PER_HAND = 'CocoWholeBodyHandDataset'
 
 
 def group_samples(dataset: BaseDataset, unit: str, subjects: str | None) -> list[list[int]]:

@@ -38,14 +38,8 @@ from mmpose_dp.privacy.projection import Projector
 from .loops import PrivateTrainLoop
 from .optim_wrappers import DPOptimWrapper
 
-_GIVEN = {
-    'self',
-    'runner',
-    'dataloader',
-    'sampler',
-    'optimizer',
-    'cfg',
-}  # by whoever builds the object, not by the config
+# by whoever builds the object, not by the config
+_GIVEN = {'self', 'runner', 'dataloader', 'sampler', 'optimizer', 'cfg'}
 _RUNNER = {*inspect.signature(Runner.__init__).parameters} - {'self', 'cfg'}
 TOP = {
     *_RUNNER,
