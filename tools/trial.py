@@ -20,6 +20,7 @@ from mmpose_dp.datasets import PublicPrivateDataset
 from mmpose_dp.datasets.resolving import is_kind, resolved
 from mmpose_dp.datasets.samplers import check_batch_size
 from mmpose_dp.engine import DPOptimWrapper
+from mmpose_dp.engine.hooks.planning import plan_for
 from mmpose_dp.engine.hooks.provenance import Start
 from mmpose_dp.extras.schedule import Schedule, ScheduledPlan
 from mmpose_dp.models import check_head, read_checkpoint
@@ -184,9 +185,5 @@ def planned(cfg: Config, num_records: int, size: int) -> PrivacyPlan:
         schedule=Schedule(**cfg.optim_wrapper.get('schedule') or {}),
     )
     check_batch_size(size, num_records)
-    sigma, target = cfg.optim_wrapper.get('noise_multiplier'), budget.get('target_epsilon')
-    if sigma is None and target is None:
-        raise PrivacyError('give PrivacyBudgetHook a target_epsilon, or DPOptimWrapper a noise_multiplier')
-    if sigma is None:
-        return ScheduledPlan.calibrate(target_epsilon=target, **settings)
-    return ScheduledPlan(noise_multiplier=sigma, target_epsilon=target, **settings)
+    noise_multiplier = cfg.optim_wrapper.get('noise_multiplier')
+    return plan_for(ScheduledPlan, noise_multiplier, budget.get('target_epsilon'), **settings)
