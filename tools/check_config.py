@@ -57,8 +57,8 @@ from mmpose_dp.engine import (
 from mmpose_dp.engine.dry_run import blank_batch, try_batch
 from mmpose_dp.engine.half_private import is_private
 from mmpose_dp.engine.hooks.planning import method_of
-from mmpose_dp.engine.hooks.preflight import idle_steps
 from mmpose_dp.engine.hooks.provenance import Start, idle_experts
+from mmpose_dp.engine.schedules import idle_steps
 from mmpose_dp.engine.training_settings import FROM_RANDOM
 from mmpose_dp.extras.accountability import plan_warnings
 from mmpose_dp.extras.experts import mixed_in

@@ -14,6 +14,8 @@ from mmpose_dp.datasets.own_code import own_name
 from mmpose_dp.datasets.switching import nested
 from mmpose_dp.models import unwrapped
 
+from .schedules import schedulers_of
+
 _NONE = 'none'
 _SUPPOSED = (
     'the guarantee supposes that these treat each record by itself, and that those for validation read no private record; '
@@ -41,8 +43,7 @@ def _parts(runner: Runner) -> Iterator[Any]:
     wrapper, loader = runner.optim_wrapper, runner.train_dataloader
     yield from (runner, wrapper, wrapper.optimizer, runner.train_loop)
     yield from (loader, loader.batch_sampler, loader.collate_fn, loader.dataset, *runner.hooks)
-    schedulers = runner.param_schedulers or []
-    yield from schedulers if isinstance(schedulers, list) else (one for part in schedulers.values() for one in part)
+    yield from schedulers_of(runner)
     for module in unwrapped(runner.model).modules():
         yield module
         for name, value in vars(module).items():

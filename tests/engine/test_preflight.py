@@ -16,8 +16,9 @@ from mmpose.registry import MODELS
 
 from mmpose_dp.engine.dry_run import blank_batch, refuse_early_mixing, try_batch
 from mmpose_dp.engine.hooks.foreign_hooks import refuse_hooks
-from mmpose_dp.engine.hooks.preflight import idle_steps, indices_of_parts, refuse_late_failures
+from mmpose_dp.engine.hooks.preflight import indices_of_parts, refuse_late_failures
 from mmpose_dp.engine.loops.validation import check_train_cfg, train_loader
+from mmpose_dp.engine.schedules import idle_steps
 from mmpose_dp.models.heads.private_head import make_private
 from mmpose_dp.privacy.errors import PrivacyError, UnsupportedModelError
 from mmpose_dp.privacy.ledger import LEDGER_NAME, Ledger

@@ -34,11 +34,12 @@ from ..checks.own_state import (
 from ..loops import PrivateTrainLoop
 from ..optim_wrappers import DPOptimWrapper
 from ..own_parts import names_in, own_code_in_words, own_parts
+from ..schedules import idle_steps
 from . import showing
 from .budget_words import announce, budgets_in_words, changed_budget, finished_in_words, resumed_in_words
 from .origin import Origin
 from .planning import make_plan, run_metadata_of_views
-from .preflight import idle_steps, refuse_late_failures
+from .preflight import refuse_late_failures
 from .provenance import CHECKPOINT_KEY, Lineage, part_of, refuse_other_experts, spent_in
 from .resuming import (
     check_resumed,
