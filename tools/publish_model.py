@@ -50,6 +50,7 @@ from mmpose_dp.extras.accountability import with_membership_audit
 from mmpose_dp.extras.checkpoint_file import CheckpointFile, without_updates
 from mmpose_dp.extras.evidence import STATEMENT_NAME, file_sha256, intact_statement, is_checkpoint_of, plain_sha256
 from mmpose_dp.extras.statement_page import complete, write_statement
+from mmpose_dp.messages import reason
 from mmpose_dp.privacy.errors import PrivacyError
 
 _JOINTS = {  # as mmpose.datasets.datasets.utils.parse_pose_metainfo makes them of a file in configs/_base_/datasets
@@ -230,7 +231,7 @@ def _other_files(cfg: Any, weights: dict, name: str) -> tuple[dict[str, bytes], 
             if exported.difference is None:
                 lacking.append(f'{ONNX_NAME} was not compared with torch: pip install onnxruntime')
         except Exception as error:  # torch.onnx raises errors of many kinds for what it cannot export
-            lacking.append(f'no ONNX file: {" ".join(str(error).split())[:300]}')
+            lacking.append(f'no ONNX file: {reason(error)[:300]}')
     return files, exported, lacking
 
 
