@@ -334,10 +334,10 @@ class PublicPrivateDataset(Dataset):
 
     def _located(self, index: int) -> tuple[BaseDataset, int]:
         """The data set that an index is in, and the number of the sample there."""
-        for part in (self.private, self.views, self.public):
-            if part is not None and index < len(part):
+        for part in self.parts().values():
+            if index < len(part):
                 return part, index
-            index -= 0 if part is None else len(part)
+            index -= len(part)
         raise IndexError(f'PublicPrivateDataset has {len(self)} samples')
 
     def _packed(self, part: BaseDataset, number: int, seeds: Sequence[int]) -> dict | None:
