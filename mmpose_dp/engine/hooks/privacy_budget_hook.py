@@ -15,7 +15,7 @@ from mmpose.registry import HOOKS
 
 from mmpose_dp.datasets import refuse_private_validation
 from mmpose_dp.extras.accountability import checked_decision, filled_in
-from mmpose_dp.extras.evidence import intact_statement, ledger_in_statement
+from mmpose_dp.extras.evidence import PAGE_NAME, intact_statement, ledger_in_statement
 from mmpose_dp.extras.risk import ceiling
 from mmpose_dp.extras.statement_page import write_statement
 from mmpose_dp.models import replace_batch_norm, unwrapped
@@ -311,7 +311,7 @@ class PrivacyBudgetHook(Hook):
         steps, loss = runner.optim_wrapper.ledger.run_steps, runner.message_hub.log_scalars.get('train/loss_public')
         seen = '' if loss is None else f', public loss {loss.mean(runner.log_processor.window_size):.4f}'
         runner.logger.info(f'Spent in {steps} private steps: {self._spent(runner)}{seen}.')
-        runner.logger.info(f'Privacy statement: {runner.work_dir}/privacy_statement.md')
+        runner.logger.info(f'Privacy statement: {runner.work_dir}/{PAGE_NAME}')
 
     def after_run(self, runner: Runner) -> None:
         """Lets a later runner, which may have the same hub and visualizer, show what it likes."""
