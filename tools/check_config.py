@@ -62,7 +62,7 @@ from mmpose_dp.engine.schedules import idle_steps
 from mmpose_dp.engine.training_settings import FROM_RANDOM
 from mmpose_dp.extras.accountability import plan_warnings
 from mmpose_dp.extras.experts import mixed_in
-from mmpose_dp.models import fit_checkpoint, unwrapped
+from mmpose_dp.models import fit_checkpoint, unwrapped, weights_of
 from mmpose_dp.models.joint_remap import shapes_of
 from mmpose_dp.privacy.errors import PrivacyError
 from mmpose_dp.privacy.plan import METHODS, PrivacyPlan
@@ -259,7 +259,7 @@ def report_experts(start: tuple[Start, Any] | None, model: nn.Module, wrapper: D
 
 
 def report_start(cfg: Config, start: tuple[Start, Any] | None, model: nn.Module, metainfo: dict | None) -> set[str]:
-    """Prints how much of the model load_from fills, which joints too, and returns the names.
+    """Prints how much of the model load_from fills, which joints too, and returns the names, fitted output layers among them.
 
     ``start``: as ``start_of`` returns it. Raises PrivacyError for a file that fits nothing, as training does.
     """
@@ -274,7 +274,8 @@ def report_start(cfg: Config, start: tuple[Start, Any] | None, model: nn.Module,
     print(f'Weights: {len(found):,} of {len(wanted):,} tensors of the model are those of {Path(file.path).name}')
     for line in () if metainfo is None else fit_checkpoint(checkpoint, model, metainfo):
         print(f'  {line}')
-    return found
+    fitted = weights_of(checkpoint, 'load_from')
+    return {name for name, value in fitted.items() if wanted.get(name) == value.shape}
 
 
 def report_settings(

@@ -13,6 +13,7 @@ from mmengine.config import Config
 from mmpose.registry import MODELS
 from reference_gradients import plain_class
 
+from mmpose_dp.engine.hooks.provenance import Start
 from mmpose_dp.models.heads.private_head import KNOWN
 from mmpose_dp.privacy.calibration import calibrate_noise_multiplier
 from tests.support.paths import REPO
@@ -157,6 +158,17 @@ globals().update(private(_base_, 'dpsgd', train_cfg=dict(max_epochs=6), optim_wr
     assert re.search(
         r"WARNING: optim_wrapper.trainable='norms.first_stage' leaves backbone .*, head \(\S+ numbers\) at random", page
     )
+
+
+def test_an_output_layer_for_other_joints_counts_as_loaded():
+    """As in training, which fits it to the joints: check_config.py said that it was left at random weights."""
+    joints = [dict(num_keypoints=n, keypoint_id2name=dict(enumerate('abc'[:n]))) for n in (2, 3)]
+    weights = {'0.weight': torch.ones(2, 4, 1, 1), '0.bias': torch.ones(2)}
+    checkpoint = dict(state_dict=weights, meta=dict(dataset_meta=joints[0]))
+    cfg = Config(dict(model=dict(head=dict(out_channels=3))))
+    start = Start.of('load_from', 'start.pth', '', checkpoint), checkpoint
+    model = torch.nn.Sequential(torch.nn.Conv2d(4, 3, 1))
+    assert check_config.report_start(cfg, start, model, joints[1]) == {*weights}
 
 
 @pytest.mark.parametrize(
