@@ -42,7 +42,7 @@ def replayed(folder, work_dir, monkeypatch, method):
         assert not self.public_only and self.mechanism.noise_and_norm()[1] == C
         clean = self.mechanism._sum or [torch.zeros(1)]
         sums.append(torch.cat([x.flatten().clone() for x in clean]))
-        views.append(torch.cat([x.flatten().clone() for x in self.public_sum.total or [torch.zeros(1)]]))
+        views.append(torch.cat([x.flatten().clone() for x in self._public_sum or [torch.zeros(1)]]))
         batches.append({*taken})
         taken.clear()
         return whole(self, *args)

@@ -30,14 +30,14 @@ from mmpose_dp.privacy.noise import RandomSource
 from mmpose_dp.privacy.plan import PrivacyPlan
 from mmpose_dp.privacy.projection import Projector
 from mmpose_dp.privacy.records import Collector, Samples
-from mmpose_dp.tensors import of_samples
+from mmpose_dp.processes import several_processes, sum_over_processes
+from mmpose_dp.tensors import of_samples, parts_of
 
 from ..checks.attributes import Attributes
 from ..checks.fingerprint import Fingerprint
 from ..checks.own_state import refuse_other_state
 from ..checks.random_tape import numbers_from
 from ..checks.replay import HalfPrecision, Replay, prepared
-from .public_sum import PublicSum
 from .stepping import SteppingOptimWrapper
 from .validation import build_mechanism, check_settings, from_settings, private_head
 
@@ -141,7 +141,8 @@ class DPOptimWrapper(SteppingOptimWrapper):
     def forget_batch(self) -> None:
         """Drops the logical batch, also an unfinished one that an interruption left: a record counts once in a sum."""
         self.mechanism.forget()
-        self.public_sum = PublicSum()
+        self._public_sum: list[Tensor] | None = None
+        self._public_count = 0
         # for each micro-batch, whether its loss was the head's only; read at the end
         self._own_losses: list[Tensor] = []
         self._attributes: Attributes | None = None  # of the model, before the first forward of this logical batch
@@ -345,7 +346,7 @@ class DPOptimWrapper(SteppingOptimWrapper):
                 'a public sample is in one forward with private ones: call train_step for private and public samples separately'
             )
         # continues the sum so far: another sum would need the memory of all parameters again
-        public = SampleSum(self.params, wanted, self.loss_scale, self.public_sum.total) if len(wanted) else None
+        public = SampleSum(self.params, wanted, self.loss_scale, self._public_sum) if len(wanted) else None
         check = self.replay.check_for(samples, self._long * self.loss_scale)
         collectors = (collector for collector in (private, public, check) if collector is not None)
         self._backward(self._scaled(last), samples, *collectors)
@@ -359,7 +360,8 @@ class DPOptimWrapper(SteppingOptimWrapper):
         if private is not None:
             self.mechanism.add(private)
         if public is not None:
-            self.public_sum.continued(public.total, len(wanted))
+            self._public_sum = public.total
+            self._public_count += len(wanted)
 
     def _backward(self, losses: list[Tensor], samples: Samples, *collectors: Collector) -> None:
         """Gives the gradients of a step's samples to the collectors; an audit replaces those of its canaries here."""
@@ -377,13 +379,27 @@ class DPOptimWrapper(SteppingOptimWrapper):
             torch.zeros_like(p, dtype=torch.float32) if g is None else g.float() for p, g in zip(self.trained, found)
         ]
         part = [*torch._foreach_div(part, self.loss_scale)]  # not in place: autograd may give one tensor twice
-        self.public_sum.add(part, len(last.samples.public))
+        if self._public_sum is None:
+            self._public_sum = part
+        else:
+            torch._foreach_add_(self._public_sum, part)
+        self._public_count += len(last.samples.public)
 
     def finish_step(self, step_kwargs: dict | None = None, zero_kwargs: dict | None = None) -> None:
         """Ends a logical batch: also right when it was empty."""
         with self._counted():  # a check may fail too, for example if memory runs out
             fault = self._fault()
-        update = self._update(fault)
+        if self.public_only:
+            if fault:
+                raise PrivacyError(fault)
+            update, weight = [torch.zeros_like(p, dtype=torch.float32) for p in self.trained], 1.0
+        else:
+            update = self.mechanism.release(fault)
+            weight = self.public_weight
+        if weight:
+            public = self._public_mean()
+            torch._foreach_mul_(public, weight)
+            torch._foreach_add_(update, public)
         for param, gradient in zip(self.trained, update):
             param.grad = gradient.to(param.dtype)
         # an overflow is skipped as in AmpOptimWrapper. The noised update alone decides: a private sample must not
@@ -404,24 +420,6 @@ class DPOptimWrapper(SteppingOptimWrapper):
         if self.adaptive_norm is not None:
             self.loggable_metrics['max_grad_norm'] = self.adaptive_norm.max_grad_norm
         self.forget_batch()
-
-    def _update(self, fault: str) -> list[Tensor]:
-        """The gradient of the step: what the mechanism releases, and the public mean times its weight.
-
-        Raises PrivacyError if there is a ``fault``.
-        """
-        if self.public_only:
-            if fault:
-                raise PrivacyError(fault)
-            update, weight = [torch.zeros_like(p, dtype=torch.float32) for p in self.trained], 1.0
-        else:
-            update = self.mechanism.release(fault)
-            weight = self.public_weight
-        if weight:
-            public = self.public_sum.mean(self.trained)
-            torch._foreach_mul_(public, weight)
-            torch._foreach_add_(update, public)
-        return update
 
     def _fault(self) -> str:
         """Why the logical batch must not be released, in words; empty if nothing is wrong. One read from the device."""
@@ -454,6 +452,16 @@ class DPOptimWrapper(SteppingOptimWrapper):
             for name, values in {'loss': losses, **last.accuracies}.items():
                 private = of_samples(values, samples.private).to(losses.device)
                 self._seen.setdefault(f'{name}_private', []).append(private)
+
+    def _public_mean(self) -> list[Tensor]:
+        total = self._public_sum or [torch.zeros_like(p, dtype=torch.float32) for p in self.trained]
+        count = torch.tensor(float(self._public_count))
+        if several_processes():
+            flat = torch.cat([*(x.flatten() for x in total), count.to(total[0].device).view(1)])
+            sum_over_processes(flat)
+            *total, count = parts_of(flat, [*(x.shape for x in total), count.shape])
+        torch._foreach_div_(total, count.clamp_min(1))
+        return total
 
 
 def _remembers(name: str) -> str:
