@@ -22,6 +22,7 @@ from mmpose_dp.datasets.samplers import check_batch_size
 from mmpose_dp.engine import DPOptimWrapper
 from mmpose_dp.engine.hooks.planning import plan_for
 from mmpose_dp.engine.hooks.provenance import Start
+from mmpose_dp.engine.hooks.resuming import refuse_no_path
 from mmpose_dp.extras.schedule import Schedule, ScheduledPlan
 from mmpose_dp.models import check_head, read_checkpoint
 from mmpose_dp.privacy.errors import PrivacyError
@@ -72,7 +73,7 @@ def is_there(dataset: Any) -> bool:
 def start_of(cfg: Config) -> tuple[Start, Any] | None:
     """load_from as training starts from it, and the checkpoint itself; None without it, or if the file is elsewhere.
 
-    Raises PrivacyError for a file that cannot be read or holds no weights.
+    Raises PrivacyError for what is no path, and for a file that cannot be read or holds no weights.
     """
     path = _load_from(cfg)
     if path is None or not path.is_file():
@@ -84,7 +85,7 @@ def start_of(cfg: Config) -> tuple[Start, Any] | None:
 def is_start_known(cfg: Config) -> bool:
     """Whether ``start_of`` tells all tensors that files fill; to be asked before ``without_downloads``.
 
-    It does not if load_from is elsewhere, or if the model has files of its own.
+    It does not if load_from is elsewhere, or if the model has files of its own. Raises PrivacyError for what is no path.
     """
     path = _load_from(cfg)
     own_files = any('Pretrained' in str(one) for one in _init_cfgs(cfg.model))
@@ -92,6 +93,7 @@ def is_start_known(cfg: Config) -> bool:
 
 
 def _load_from(cfg: Config) -> Path | None:
+    refuse_no_path(cfg.get('load_from'))
     return Path(cfg.load_from).expanduser() if cfg.get('load_from') else None
 
 

@@ -236,6 +236,7 @@ def test_an_output_layer_for_other_joints_counts_as_loaded():
             'model: TopdownPoseEstimator cannot be built: TypeError: TopdownPoseEstimator.__init__() got an unexpected',
         ),
         ('max_epoch = 3', 'own.py, line 11: max_epoch is read by nothing'),
+        ("load_from = ['a.pth']", "load_from=['a.pth'] must be the path of one checkpoint"),
         ("default_hooks['privacy_budget']['target_delta'] = 0.5", 'target_delta=0.5 is too large for 40 records'),
     ],
 )
