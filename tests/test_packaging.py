@@ -19,11 +19,7 @@ from tests.support.paths import REPO, shared
 PACKAGE = REPO / 'mmpose_dp'
 MODULES = sorted(PACKAGE.rglob('*.py'))
 TOOLS = sorted((REPO / 'tools').rglob('*.py'))
-OWN_FILES = [
-    *MODULES,
-    *TOOLS,
-    *sorted((REPO / 'tests').rglob('*.py')),
-]
+OWN_FILES = [*MODULES, *TOOLS, *sorted((REPO / 'tests').rglob('*.py'))]
 # tools -> configs -> auditing -> engine -> datasets, models -> extras -> gradients, privacy: what each part may import
 CORE = {'privacy', 'gradients', 'tensors', 'processes'}
 ALLOWED = {
@@ -242,10 +238,7 @@ def test_no_file_names_a_registry_or_a_download_host():
     # the user's pip, conda or mim knows where packages come from; weights are the user's choice
     hosts = r'pypi\.org|pythonhosted|anaconda\.org|(download|files|cdn)[\w-]*\.[\w-]+\.(com|org|io|net)'
     listed = subprocess.run(
-        ['git', 'ls-files', '-co', '--exclude-standard', '-z'],
-        cwd=REPO,
-        capture_output=True,
-        text=True,
+        ['git', 'ls-files', '-co', '--exclude-standard', '-z'], cwd=REPO, capture_output=True, text=True
     )
     if listed.returncode:
         pytest.skip('not a git checkout')

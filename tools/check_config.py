@@ -46,14 +46,7 @@ from trial import (
 
 from mmpose_dp.datasets import View
 from mmpose_dp.datasets.resolving import is_kind
-from mmpose_dp.engine import (
-    REPLACED,
-    DPOptimWrapper,
-    config_warnings,
-    left_random,
-    mostly_random,
-    settings_in_words,
-)
+from mmpose_dp.engine import REPLACED, DPOptimWrapper, config_warnings, left_random, mostly_random, settings_in_words
 from mmpose_dp.engine.dry_run import blank_batch, try_batch
 from mmpose_dp.engine.half_private import is_private
 from mmpose_dp.engine.hooks.planning import method_of

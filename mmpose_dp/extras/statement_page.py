@@ -136,10 +136,7 @@ def write_statement(statement: dict[str, Any], out_dir: str | os.PathLike[str]) 
     """Writes privacy_statement.json, with its seal, and privacy_statement.md, each completely or not at all."""
     if 'schema_version' in statement:
         statement = complete(statement)
-    for name, text in (
-        (STATEMENT_NAME, statement_json(statement)),
-        (PAGE_NAME, statement_markdown(statement)),
-    ):
+    for name, text in ((STATEMENT_NAME, statement_json(statement)), (PAGE_NAME, statement_markdown(statement))):
         path = Path(out_dir) / name
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_suffix(path.suffix + '.partial')

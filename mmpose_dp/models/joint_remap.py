@@ -18,10 +18,7 @@ from mmpose_dp.privacy.errors import ConfigError
 
 
 def fit_joints(
-    saved: dict[str, Tensor],
-    wanted: dict[str, Tensor],
-    saved_joints: Sequence[str],
-    wanted_joints: Sequence[str],
+    saved: dict[str, Tensor], wanted: dict[str, Tensor], saved_joints: Sequence[str], wanted_joints: Sequence[str]
 ) -> list[str]:
     """Makes ``saved`` fit a model with other joints, in place. Returns a line per tensor that did not fit, and what to do.
 

@@ -58,13 +58,7 @@ def small(data):
         ['--resume', 'some.pth', '--auto-scale-lr', '--launcher', 'pytorch'],
         ['--amp'],
         ['--show', '--show-dir', 'pictures', '--interval', '3', '--wait-time', '0.5'],
-        [
-            '--show-dir',
-            'pictures',
-            '--cfg-options',
-            'train_cfg.max_epochs=3',
-            'codec.sigma="[1,2]"',
-        ],
+        ['--show-dir', 'pictures', '--cfg-options', 'train_cfg.max_epochs=3', 'codec.sigma="[1,2]"'],
     ],
     ids=' '.join,
 )

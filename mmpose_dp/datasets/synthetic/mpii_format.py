@@ -56,12 +56,7 @@ def make_synthetic_mpii(
         raise ConfigError('--train, --val and --workers must be at least 1, --image-size at least 64')
     out = Path(out)
     settings = dict(
-        version=VERSION,
-        domain=domain,
-        num_train=num_train,
-        num_val=num_val,
-        seed=seed,
-        image_size=image_size,
+        version=VERSION, domain=domain, num_train=num_train, num_val=num_val, seed=seed, image_size=image_size
     )
     record = out / 'synthetic.json'
     if record.exists() and json.loads(record.read_text()) == settings:

@@ -41,14 +41,7 @@ from .origin import Origin
 from .planning import make_plan, run_metadata_of_views
 from .preflight import refuse_late_failures
 from .provenance import CHECKPOINT_KEY, Lineage, part_of, refuse_other_experts, spent_in
-from .resuming import (
-    check_resumed,
-    check_same_model,
-    check_same_optimizer,
-    find_start,
-    ledger_elsewhere,
-    open_ledger,
-)
+from .resuming import check_resumed, check_same_model, check_same_optimizer, find_start, ledger_elsewhere, open_ledger
 from .stating import WrittenCheckpoints, full_statement
 
 _HINTS = ('time', 'data_time', 'memory', 'eta')  # in the message hub: they hint at how many records were sampled
@@ -281,11 +274,7 @@ class PrivacyBudgetHook(Hook):
         self._steps_left -= 1
 
     def after_train_iter(
-        self,
-        runner: Runner,
-        batch_idx: int,
-        data_batch: dict | None = None,
-        outputs: dict | None = None,
+        self, runner: Runner, batch_idx: int, data_batch: dict | None = None, outputs: dict | None = None
     ) -> None:
         """Logs the epsilon spent and, after the first batch, how per-sample gradients are computed."""
         if not (self._engine_reported or runner.optim_wrapper.public_only):
