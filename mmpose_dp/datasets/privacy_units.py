@@ -18,9 +18,8 @@ from mmpose_dp.privacy.validation import as_positive
 
 _KEY = 'train_dataloader.dataset'
 _IN_A_FILE = 'Write the path of a JSON file {image file name: value} instead'
-_SAMPLE_PER_HAND = (
-    'CocoWholeBodyHandDataset'  # the only data set of MMPose that makes several samples of one annotation
-)
+# the only data set of MMPose that makes several samples of one annotation
+_SAMPLE_PER_HAND = 'CocoWholeBodyHandDataset'
 
 
 def group_samples(dataset: BaseDataset, unit: str, subjects: str | None) -> list[list[int]]:

@@ -16,13 +16,13 @@ from mmpose.datasets.transforms import GetBBoxCenterScale
 from mmpose.registry import DATASETS, TRANSFORMS
 from torch.utils.data import Dataset
 
+from mmpose_dp.messages import failure, reason, step_in_words
 from mmpose_dp.privacy.errors import ConfigError, DataError
 from mmpose_dp.privacy.noise import RandomSource
 from mmpose_dp.privacy.validation import as_whole
 
 from .alone import mixes, sees_others
 from .building import MIXING, build_part, left_out_by, seen_through
-from .failures import failure, reason, step_in_words
 from .overlap import refuse_shared_data
 from .own_code import own_name
 from .privacy_units import (
@@ -339,10 +339,10 @@ class PublicPrivateDataset(Dataset):
 
     def _located(self, index: int) -> tuple[BaseDataset, int]:
         """The data set that an index is in, and the number of the sample there."""
-        for part in (self.private, self.views, self.public):
-            if part is not None and index < len(part):
+        for part in self.parts().values():
+            if index < len(part):
                 return part, index
-            index -= 0 if part is None else len(part)
+            index -= len(part)
         raise IndexError(f'PublicPrivateDataset has {len(self)} samples')
 
     def _packed(self, part: BaseDataset, number: int, seeds: Sequence[int]) -> dict | None:

@@ -48,8 +48,7 @@ def switch_pipeline(dataset: 'PublicPrivateDataset', pipeline: Any, mixing: tupl
 
 def fingerprint(dataset: 'PublicPrivateDataset') -> list[Any]:
     """All that decides what a sample looks like: data sets, pipelines, every transform, and the description of the view."""
-    parts = [part for part in (dataset.private, dataset.views, dataset.public) if part is not None]
-    objects = [x for part in parts for x in (part, part.pipeline, *nested(part.pipeline.transforms))]
+    objects = [x for part in dataset.parts().values() for x in (part, part.pipeline, *nested(part.pipeline.transforms))]
     return [*objects, dataset.view_description]
 
 

@@ -14,6 +14,8 @@ from mmpose_dp.datasets.own_code import own_name
 from mmpose_dp.datasets.switching import with_held
 from mmpose_dp.models import unwrapped
 
+from .schedules import schedulers_of
+
 _NONE = 'none'
 _SUPPOSED = (
     'the guarantee supposes that these treat each record by itself, and that those for validation read no private record; '
@@ -43,8 +45,7 @@ def _parts(runner: Runner) -> Iterator[Any]:
     yield from (loader, loader.batch_sampler, loader.collate_fn, loader.dataset, *runner.hooks)
     shown = runner.visualizer._vis_backends.values()  # each inside of showing.GuardedVisBackend
     yield from (runner.log_processor, runner.visualizer, *(getattr(one, 'backend', one) for one in shown))
-    schedulers = runner.param_schedulers or []
-    yield from schedulers if isinstance(schedulers, list) else (one for part in schedulers.values() for one in part)
+    yield from schedulers_of(runner)
     for module in unwrapped(runner.model).modules():
         yield module
         for name, value in vars(module).items():

@@ -184,8 +184,11 @@ def test_what_nobody_recorded_is_of_unknown_origin():
         dict(meta={'x': 1}),
     ):
         assert Lineage.of(odd, 'x.pth') == Lineage(unknown=('x.pth',))
-    known = Lineage.of(dict(privacy=dict(descent=dict(unknown=['coco.pth']))), 'x.pth')
-    assert 'descend from coco.pth, of unknown origin' in known.in_words('x.pth')
+    for key in ('lineage', 'descent'):  # older checkpoints have the second
+        kept = {key: dict(unknown=['coco.pth'])}
+        for checkpoint in (dict(privacy=kept), dict(privacy_statement=dict(private=True), meta=kept)):
+            known = Lineage.of(checkpoint, 'x.pth')
+            assert 'descend from coco.pth, of unknown origin' in known.in_words('x.pth')
     assert 'descend' not in Lineage(unknown=('x.pth',)).in_words('x.pth')
     words = Lineage(private=True, public_views=('a blur',), plain_data_sets=('LSP',)).in_words('x.pth')
     assert words.startswith(', which a private') and '; they were trained on public views (a blur)' in words
@@ -208,7 +211,7 @@ def beginning(data, work_dir, backbone=None, **options):
     runner.register_hook(Begun())
     with pytest.raises(Interruption):
         runner.train()
-    return next(hook for hook in runner.hooks if isinstance(hook, PrivacyBudgetHook)).pretraining
+    return next(hook for hook in runner.hooks if isinstance(hook, PrivacyBudgetHook)).origin.pretraining
 
 
 @pytest.fixture(scope='module')

@@ -57,11 +57,7 @@ def movement(settings, keys, noise_multiplier=0.0, steps=1):
         batches = [[r.view(-1, *p.shape) for r, p in zip(parts, params)]]
         fit_basis(settings['projector'], table_of(batches, len(parts[0]), torch.float32))
     wrapper = DPOptimWrapper(
-        SGD(params, lr=LR),
-        max_grad_norm=0.05,
-        expected_batch_size=B,
-        noise_multiplier=noise_multiplier,
-        **settings,
+        SGD(params, lr=LR), max_grad_norm=0.05, expected_batch_size=B, noise_multiplier=noise_multiplier, **settings
     )
     runner_model = model
     if get_dist_info()[1] > 1:

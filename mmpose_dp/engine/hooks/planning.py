@@ -11,8 +11,8 @@ import torch
 from mmengine.dist import all_gather_object, get_world_size
 
 from mmpose_dp.datasets import PublicPrivateDataset
-from mmpose_dp.datasets.annotations import warn_in_terminal
 from mmpose_dp.extras.schedule import ScheduledPlan
+from mmpose_dp.messages import warn_in_terminal
 from mmpose_dp.privacy.errors import ConfigError
 from mmpose_dp.privacy.plan import PrivacyPlan
 
@@ -45,8 +45,15 @@ def make_plan(
         kind, settings['schedule'] = ScheduledPlan, wrapper.schedule
     if any(epsilon is not None for epsilons in dataset.personal_epsilons for epsilon in epsilons):
         return _personal_plan(dataset.personal_epsilons, target_epsilon, wrapper, settings)
-    if wrapper.mechanism.noise_multiplier is not None:
-        return kind(noise_multiplier=wrapper.mechanism.noise_multiplier, target_epsilon=target_epsilon, **settings)
+    return plan_for(kind, wrapper.mechanism.noise_multiplier, target_epsilon, **settings)
+
+
+def plan_for(
+    kind: type[PrivacyPlan], noise_multiplier: float | None, target_epsilon: float | None, **settings: Any
+) -> PrivacyPlan:
+    """The plan of this ``kind`` with the given noise, or else calibrated to the budget. Raises ConfigError without either."""
+    if noise_multiplier is not None:
+        return kind(noise_multiplier=noise_multiplier, target_epsilon=target_epsilon, **settings)
     if target_epsilon is None:
         raise ConfigError(_NO_BUDGET)
     return kind.calibrate(target_epsilon=target_epsilon, **settings)
