@@ -22,21 +22,9 @@ from typing import Any
 # mmpose.
 REQUIRED = {
     'torch': ('2.1', ('torch',), 'pip install torch'),
-    'mmengine': (
-        '0.10.0',
-        ('mmengine', 'onedl-mmengine', 'mmengine-lite'),
-        'pip install onedl-mmengine',
-    ),
-    'mmcv': (
-        '2.0.0',
-        ('mmcv', 'onedl-mmcv', 'mmcv-lite'),
-        'pip install --no-deps onedl-mmcv',
-    ),
-    'mmdet': (
-        '3.0.0',
-        ('mmdet', 'onedl-mmdetection'),
-        'pip install --no-deps onedl-mmdetection',
-    ),
+    'mmengine': ('0.10.0', ('mmengine', 'onedl-mmengine', 'mmengine-lite'), 'pip install onedl-mmengine'),
+    'mmcv': ('2.0.0', ('mmcv', 'onedl-mmcv', 'mmcv-lite'), 'pip install --no-deps onedl-mmcv'),
+    'mmdet': ('3.0.0', ('mmdet', 'onedl-mmdetection'), 'pip install --no-deps onedl-mmdetection'),
     'mmpose': ('1.3.0', ('mmpose',), 'pip install --no-deps "mmpose>=1.3.2"'),
     'opacus': ('1.5.0', ('opacus',), 'pip install --no-deps "opacus>=1.5.0" opt-einsum'),
     'dp_accounting': ('0.4.4', ('dp-accounting',), 'pip install "dp-accounting>=0.4.4"'),

@@ -404,6 +404,17 @@ def test_a_checkpoint_whose_hash_nobody_has_is_named(forged):
     assert 'epoch_2.pth: its weights' in unchecked(forged / 'epoch_2.pth') and not wrong(forged / 'epoch_2.pth')
 
 
+def test_a_checkpoint_without_a_ledger_is_none_of_the_statement(forged):
+    """Weights that a plain training left in the work dir, and whose hash the statement has."""
+    torch.save(
+        dict(state_dict=torch.load(forged / 'epoch_1.pth', weights_only=False)['state_dict']), forged / 'plain.pth'
+    )
+    assert 'plain.pth: where it is from' in unchecked(forged) and not wrong(forged)
+    known = statement_of(forged)['checkpoints']
+    amend(forged, checkpoints={**known, 'plain.pth': evidence.file_sha256(forged / 'plain.pth')})
+    assert 'plain.pth: this statement names it as a checkpoint, and no private training wrote it' in wrong(forged)
+
+
 def test_publishing_reads_a_checkpoint_once_for_its_hash(forged, monkeypatch):
     hashed, plain = [], evidence.file_sha256
     for module in (evidence, publish_model):

@@ -21,7 +21,6 @@ from typing import Any
 import mmpose_dp  # noqa: F401  (first: checks and repairs the install)
 
 # isort: split
-from check_config import is_private
 from cli import CfgOptions, building, fraction, merge_options, positive, read_config, run
 from mmengine.config import Config
 from mmengine.runner import Runner
@@ -29,6 +28,7 @@ from mmengine.runner import Runner
 from mmpose_dp.auditing.audited_training import AuditHook
 from mmpose_dp.auditing.membership import AttackResult, attack_result, likelihood_ratios
 from mmpose_dp.auditing.shadow_training import train_shadows
+from mmpose_dp.engine.half_private import is_private
 from mmpose_dp.extras.accountability import record_audit
 from mmpose_dp.extras.evidence import file_sha256, intact_statement
 from mmpose_dp.privacy.errors import PrivacyError

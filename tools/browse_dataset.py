@@ -42,6 +42,7 @@ from mmpose_dp.datasets import PublicPrivateDataset, PublicView
 from mmpose_dp.datasets.randomness import fixed_randomness
 from mmpose_dp.datasets.resolving import type_name
 from mmpose_dp.datasets.transforms.public_view import eight_bits
+from mmpose_dp.messages import failure
 from mmpose_dp.privacy.errors import PrivacyError
 
 ITERATIONS, SIZE = 200, 128  # of the inversion, and the side in pixels to which it reduces boxes
@@ -177,7 +178,7 @@ def panels(dataset: Any, mode: str, count: int) -> Iterator[tuple[str, list[Show
                 path = item['img_path'] if mode == 'original' else item['data_samples'].img_path
                 shown = [_shown('picture', item, mode)]
         except Exception as error:  # whatever the pipeline raises for a damaged file or annotation
-            print(f'sample {number} is left out, since its pipeline fails: {type(error).__name__}: {error}')
+            print(f'sample {number} is left out, since its pipeline fails: {failure(error)}')
             continue
         yield f'{number:06d}_{Path(path).stem}', shown
 

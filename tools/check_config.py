@@ -12,10 +12,8 @@ download or leave anything behind.
 
 import argparse
 import copy
-import math
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,49 +21,45 @@ from typing import Any
 import mmpose_dp  # noqa: F401  (first: checks and repairs the install)
 
 # isort: split
-import numpy as np
 import torch
-from cli import CfgOptions, building, merge_options, positive, read_config, run
-from mmcv.transforms import LoadImageFromFile
+from cli import CfgOptions, merge_options, positive, read_config, run
 from mmengine.config import Config
-from mmengine.dataset import Compose
-from mmengine.hooks import CheckpointHook
-from mmengine.optim import build_optim_wrapper
-from mmengine.runner import Runner
-from mmpose.datasets.datasets.utils import parse_pose_metainfo
-from mmpose.registry import DATASETS, HOOKS, MODELS, OPTIM_WRAPPERS, TRANSFORMS
+from mmpose.registry import TRANSFORMS
 from mmpose.utils import register_all_modules
+from reference_gradients import TOLERANCE, compare, records
 from torch import nn
-
-from mmpose_dp.datasets import PublicPrivateDataset, View, collate_samples
-from mmpose_dp.datasets.failures import failure
-from mmpose_dp.datasets.resolving import is_kind, resolved
-from mmpose_dp.datasets.samplers import check_batch_size
-from mmpose_dp.engine import (
-    REPLACED,
-    DPOptimWrapper,
-    PrivacyBudgetHook,
-    config_warnings,
-    left_random,
-    mostly_random,
-    settings_in_words,
+from trial import (
+    annotations_of,
+    check_head_of,
+    has_private_data,
+    has_private_wrapper,
+    is_start_known,
+    is_there,
+    planned,
+    private_data,
+    private_model,
+    start_of,
+    trained_part,
+    trial,
+    without_downloads,
 )
+
+from mmpose_dp.datasets import View
+from mmpose_dp.datasets.resolving import is_kind
+from mmpose_dp.engine import REPLACED, DPOptimWrapper, config_warnings, left_random, mostly_random, settings_in_words
 from mmpose_dp.engine.dry_run import blank_batch, try_batch
 from mmpose_dp.engine.half_private import is_private
 from mmpose_dp.engine.hooks.planning import method_of
-from mmpose_dp.engine.hooks.preflight import idle_steps
 from mmpose_dp.engine.hooks.provenance import Start, idle_experts
+from mmpose_dp.engine.schedules import idle_steps
 from mmpose_dp.engine.training_settings import FROM_RANDOM
 from mmpose_dp.extras.accountability import plan_warnings
 from mmpose_dp.extras.experts import mixed_in
-from mmpose_dp.extras.schedule import Schedule, ScheduledPlan
-from mmpose_dp.models import FeatureMaskingHead, check_head, fit_checkpoint, read_checkpoint, unwrapped
+from mmpose_dp.models import fit_checkpoint, unwrapped, weights_of
 from mmpose_dp.models.joint_remap import shapes_of
 from mmpose_dp.privacy.errors import PrivacyError
 from mmpose_dp.privacy.plan import METHODS, PrivacyPlan
 from mmpose_dp.privacy.validation import as_given, rounded_up
-
-TOLERANCE = 1e-4  # relative deviation of a parameter's gradient in float64: a larger one is a wrong rule, not rounding
 
 
 def parse_args() -> argparse.Namespace:
@@ -82,16 +76,6 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def check_head_of(cfg: Config) -> None:
-    """Raises PrivacyError if the config has no head, or one that private training cannot use."""
-    head = cfg.model.get('head')
-    if not isinstance(head, dict):
-        raise PrivacyError('model.head is missing: private training is for top-down models, whose head has the loss')
-    kind = resolved(MODELS, head.get('type'))
-    if kind is not None:  # else MODELS.build names what is missing
-        check_head(kind)
-
-
 def how_to_make_private(file: str | None) -> str:
     """What to write for the plain config in ``file``."""
     if file and Config._is_lazy_import(file):
@@ -106,56 +90,6 @@ def how_to_make_private(file: str | None) -> str:
     )
 
 
-def private_model(cfg: Config) -> tuple[nn.Module, DPOptimWrapper]:
-    """The model and the wrapper that the config asks for, without noise. Raises PrivacyError."""
-    settings = cfg.get('optim_wrapper') or {}
-    if not has_private_wrapper(cfg):
-        print(how_to_make_private(cfg.filename))
-        settings = dict(type='DPOptimWrapper', optimizer=dict(type='SGD', lr=1.0), max_grad_norm=1.0)
-        settings['constructor'] = 'DPOptimWrapperConstructor'
-    with building(cfg):
-        model = MODELS.build(cfg.model).train()
-    wrapper = build_optim_wrapper(model, Config(dict(settings))._cfg_dict)
-    assert isinstance(wrapper, DPOptimWrapper)
-    return model, wrapper
-
-
-def has_private_wrapper(cfg: Config) -> bool:
-    """Whether optim_wrapper is a private one."""
-    return is_kind(OPTIM_WRAPPERS, cfg.get('optim_wrapper') or {}, DPOptimWrapper)
-
-
-def has_private_data(cfg: Config) -> bool:
-    """Whether train_dataloader.dataset says what is private."""
-    return is_kind(DATASETS, cfg.train_dataloader.dataset, PublicPrivateDataset)
-
-
-def trial(cfg: Config, folder: str) -> Runner:
-    """Builds the runner of a private config and does all that training does before its first step. Raises PrivacyError.
-
-    It writes to ``folder`` only. Hooks from outside mmpose_dp are built but not called.
-    """
-    cfg = copy.deepcopy(cfg)
-    cfg.work_dir, cfg.launcher, cfg.log_level, cfg.resume = folder, 'none', 'ERROR', False
-    if isinstance(cfg.get('visualizer'), dict):
-        cfg.visualizer.vis_backends = []
-    for hook in (cfg.get('default_hooks') or {}).values():
-        if isinstance(hook, dict) and is_kind(HOOKS, hook, CheckpointHook):
-            hook.pop('out_dir', None)
-    if not is_there((cfg.get('val_dataloader') or {}).get('dataset')):
-        cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
-    with building(cfg):
-        runner = Runner.from_cfg(cfg)
-    runner.train_loop  # noqa: B018  (a property that builds)
-    runner.optim_wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
-    if runner.param_schedulers is not None:
-        runner.param_schedulers = runner.build_param_scheduler(runner.param_schedulers)
-    for hook in runner.hooks:
-        if type(hook).__module__.startswith('mmpose_dp.'):
-            hook.before_run(runner)
-    return runner
-
-
 def report_method(cfg: Config) -> None:
     """Prints the method of a private config. Raises PrivacyError if its parts do not go together."""
     if not (cfg.get('train_dataloader') or {}).get('dataset'):
@@ -165,137 +99,6 @@ def report_method(cfg: Config) -> None:
         wrapper = SimpleNamespace(projector=settings.get('projector'), public_weight=settings.get('public_weight', 0.0))
         public = (data.get(part) is not None for part in ('public_view', 'public'))
         print(f'Method: {METHODS[method_of(*public, wrapper, (cfg.get("train_cfg") or {}).get("public_epochs", 0))]}')
-
-
-def without_downloads(node: Any) -> None:
-    """Takes pretrained weights out of a model's config, in place, so that building it downloads nothing."""
-    if isinstance(node, dict):
-        if isinstance(node.get('init_cfg'), dict) and node['init_cfg'].get('type') == 'Pretrained':
-            node['init_cfg'] = None
-        for value in node.values():
-            without_downloads(value)
-
-
-def private_data(cfg: Config) -> tuple[dict, Any]:
-    """The private data set's config, and the data set itself if its files are there."""
-    whole = cfg.train_dataloader.dataset
-    dataset = whole.get('private', whole)
-    if not is_there(dataset):
-        return dataset, None  # some data sets read their files when they are built
-    built = DATASETS.build(dict(dataset, lazy_init=True))
-    if not Path(built.ann_file).is_file():
-        return dataset, None
-    if has_private_data(cfg):  # refuses what is wrong with the private or the public part
-        return dataset, DATASETS.build(whole).private
-    built.full_init()
-    return dataset, built
-
-
-def records(settings: dict, dataset: Any, count: int) -> dict:
-    """``count`` samples from the training pipeline: the first usable ones of the data set, or random pictures with random joints.
-
-    Raises PrivacyError if the pipeline rejects all.
-    """
-    samples: list[dict] = []
-    failed = ''
-    if dataset is not None:
-        for i in range(len(dataset)):
-            try:
-                sample = dataset.prepare_data(i) if len(samples) < count else None
-            except Exception as error:  # as in training, such a sample contributes nothing
-                sample, failed = None, f': {failure(error, 300)}'
-            samples += [] if sample is None else [sample]
-    else:
-        rng = np.random.default_rng(0)
-        meta = parse_pose_metainfo(settings.get('metainfo') or resolved(DATASETS, settings['type']).METAINFO)
-        steps = settings['pipeline']
-        pipeline = Compose([s for s in steps if not is_kind(TRANSFORMS, s, LoadImageFromFile)])
-        try:
-            made = [pipeline(_random_person(rng, meta)) for _ in range(count)]
-        except KeyError as error:
-            raise PrivacyError(
-                f'train_dataloader.dataset: the pipeline needs {error}, which only annotations of this data set have, so it '
-                'cannot be tried on random people: run this where the data set is'
-            ) from error
-        samples = [sample for sample in made if sample is not None]
-    if not samples:
-        raise PrivacyError(
-            f'train_dataloader.dataset: the pipeline rejects every sample, so there is nothing to train on{failed}'
-        )
-    return collate_samples([samples])
-
-
-def _random_person(rng: np.random.Generator, meta: dict) -> dict:
-    joints, side = meta['num_keypoints'], 256
-    return dict(
-        copy.deepcopy(meta),
-        img=rng.integers(0, 255, (side, side, 3), dtype=np.uint8),
-        img_shape=(side, side),
-        ori_shape=(side, side),
-        img_path='random',
-        id=0,
-        img_id=0,
-        category_id=1,
-        bbox=np.array([[24, 24, 232, 232]], dtype=np.float32),
-        bbox_score=np.ones(1, dtype=np.float32),
-        keypoints=rng.uniform(40, 216, (1, joints, 2)).astype(np.float32),
-        keypoints_visible=np.ones((1, joints), dtype=np.float32),
-    )
-
-
-def plain_class(head: type) -> type:
-    """MMPose's own class of a private head, behind what is mixed into it."""
-    return next(
-        kind for kind in head.__mro__ if issubclass(kind, nn.Module) and not issubclass(kind, FeatureMaskingHead)
-    )
-
-
-def compare(model: nn.Module, wrapper: DPOptimWrapper, batch: dict) -> tuple[dict[str, float], int]:
-    """Largest deviation of each parameter's gradients over the records, relative to the reference. In float64.
-
-    Also, how many of the records were left out, since their gradient is finite neither here nor in plain MMPose.
-    """
-    model.double()
-    for module in model.modules():
-        if 'Drop' in type(module).__name__:
-            module.eval()  # or no two forwards are the same
-    for sample in batch['data_samples']:
-        sample.set_metainfo({'dp_record': None})  # a sample by itself, whose gradient may be compared
-        for part in (sample.gt_instance_labels, sample.get('gt_fields')):
-            for key, value in part.items() if part is not None else ():
-                if isinstance(value, torch.Tensor) and value.is_floating_point():
-                    part.set_field(value.double(), key)
-    wrapper.prepare(model)
-    plain = copy.deepcopy(model)
-    plain.head.__class__ = plain_class(type(plain.head))
-    params = [p for p in plain.parameters() if p.requires_grad]
-    ours = wrapper.public_gradients(batch)
-    names = [name for name, p in model.named_parameters() if p.requires_grad]
-    order = {id(p): i for i, p in enumerate(wrapper.params)}
-    places = [order[id(p)] for p in model.parameters() if p.requires_grad]
-    gaps, left_out = dict.fromkeys(names, 0.0), 0
-    for index in range(len(batch['inputs'])):
-        alone = plain.data_preprocessor({key: [values[index]] for key, values in batch.items()}, True)
-        losses = plain(**alone, mode='loss')
-        total = sum(value.sum() for key, value in losses.items() if 'loss' in key)
-        grads = torch.autograd.grad(total, params, allow_unused=True)
-        if not all_finite(grads) and not all_finite([ours[place][index] for place in places]):
-            left_out += 1
-            continue
-        size = float(torch.stack([g.norm() for g in grads if g is not None]).norm())
-        for name, place, grad in zip(names, places, grads):
-            want = torch.zeros_like(ours[place][index]) if grad is None else grad
-            scale = max(float(want.norm()), 1e-3 * size)  # of a gradient near zero only rounding is left
-            gap = float((ours[place][index].double() - want).norm())
-            # a sample without a usable joint has no gradient
-            gap = gap / scale if scale else gap
-            gaps[name] = max(gaps[name], math.inf if math.isnan(gap) else gap)
-    return gaps, left_out
-
-
-def all_finite(grads: Sequence[torch.Tensor | None]) -> bool:
-    """Whether no gradient has a NaN or an infinity."""
-    return all(bool(grad.isfinite().all()) for grad in grads if grad is not None)
 
 
 def report_gradients(model: nn.Module, wrapper: DPOptimWrapper, batch: dict) -> bool:
@@ -365,29 +168,6 @@ def report_budget(cfg: Config, num_records: int | None, plan: PrivacyPlan | None
         print(f'  {warning}')
 
 
-def planned(cfg: Config, num_records: int, size: int) -> PrivacyPlan:
-    """The plan for ``num_records`` and an expected batch of ``size``. Raises PrivacyError for a budget that cannot be met."""
-    budget, dataset = cfg.default_hooks.privacy_budget, cfg.train_dataloader.dataset
-    settings = dict(
-        method='dpsgd',  # the noise of every method is that of DP-SGD
-        privacy_unit=dataset.get('privacy_unit', 'instance'),
-        num_records=num_records,
-        expected_batch_size=size,
-        steps=(cfg.train_cfg.max_epochs - cfg.train_cfg.get('public_epochs', 0)) * (num_records // size),
-        max_grad_norm=cfg.optim_wrapper.max_grad_norm,
-        target_delta=budget.target_delta,
-        accountant=budget.get('accountant', 'pld'),
-        schedule=Schedule(**cfg.optim_wrapper.get('schedule') or {}),
-    )
-    check_batch_size(size, num_records)
-    sigma, target = cfg.optim_wrapper.get('noise_multiplier'), budget.get('target_epsilon')
-    if sigma is None and target is None:
-        raise PrivacyError('give PrivacyBudgetHook a target_epsilon, or DPOptimWrapper a noise_multiplier')
-    if sigma is None:
-        return ScheduledPlan.calibrate(target_epsilon=target, **settings)
-    return ScheduledPlan(noise_multiplier=sigma, target_epsilon=target, **settings)
-
-
 def report_memory(cfg: Config, model: nn.Module, wrapper: DPOptimWrapper, batch: dict, largest_forward: int) -> None:
     """Prints the memory that training is expected to need, from the tensors that one forward of the records keeps.
 
@@ -435,17 +215,18 @@ def report(cfg: Config, args: argparse.Namespace, folder: str) -> bool:
     check_head_of(cfg)
     report_method(cfg)
     settings, words = cfg.train_dataloader.dataset, settings_in_words(cfg)
-    own_files = any('Pretrained' in str(one) for one in init_cfgs(cfg.model))
+    start_known = is_start_known(cfg)
     without_downloads(cfg.model)
     if is_private(cfg) and is_there(cfg.train_dataloader.dataset.get('private')):
         runner = trial(cfg, folder)
         model, wrapper, whole = runner.model, runner.optim_wrapper, runner.train_dataloader.dataset
         dataset, largest = whole.private, runner.train_loop.sampler.largest_forward
-        hook = next(hook for hook in runner.hooks if isinstance(hook, PrivacyBudgetHook))
-        plan = None if args.num_records else hook.plan
+        plan = None if args.num_records else wrapper.plan
         view, idle = whole.view_description, idle_steps(runner)
         inside = f', in {whole.num_records:,} records (one record: one {whole.privacy_unit})'
     else:
+        if not has_private_wrapper(cfg):
+            print(how_to_make_private(cfg.filename))
         model, wrapper = private_model(cfg)
         settings, dataset = private_data(cfg)
         inside, view = '', described(cfg.train_dataloader.dataset.get('public_view'))
@@ -453,14 +234,15 @@ def report(cfg: Config, args: argparse.Namespace, folder: str) -> bool:
     if view:
         print(f'Public view, which is treated as published: {view}')
     print(f'Samples: {"random" if dataset is None else f"{len(dataset):,} of {type(dataset).__name__}{inside}"}')
-    filled = filled_by_load_from(cfg, unwrapped(model), None if dataset is None else dataset.metainfo)
-    report_experts(cfg, unwrapped(model), wrapper)
+    start = start_of(cfg)
+    report_experts(start, unwrapped(model), wrapper)  # first: below, the checkpoint is fitted to the model's joints
+    filled = report_start(cfg, start, unwrapped(model), None if dataset is None else dataset.metainfo)
     batch = records(settings, dataset, args.records)
     for index in range(len(batch['inputs'])):
         one = {key: values[index] for key, values in batch.items()}
         try_batch(model, blank_batch(one), 'train_dataloader.dataset')
     right = report_gradients(model, wrapper, batch)
-    report_settings(cfg, words, model, wrapper, None if own_files else filled, idle)
+    report_settings(cfg, words, model, wrapper, filled if start_known else None, idle)
     known = len(dataset) if dataset is not None and plan is None and is_private(cfg) else None
     report_budget(cfg, args.num_records or known, plan)
     report_memory(cfg, model, wrapper, batch, largest)
@@ -472,45 +254,35 @@ def described(view: Any) -> str:
     return TRANSFORMS.build(view).description if is_kind(TRANSFORMS, view or {}, View) else ''
 
 
-def filled_by_load_from(cfg: Config, model: nn.Module, metainfo: dict | None) -> set[str] | None:
-    """Prints how much of the model load_from fills, which joints too, and returns the names; None if the file is elsewhere.
-
-    Raises PrivacyError for a file that fits nothing, as training does.
-    """
-    path = Path(cfg.get('load_from') or '').expanduser()
-    if not cfg.get('load_from') or not path.is_file():
-        return None if cfg.get('load_from') else set()
-    checkpoint = read_checkpoint(str(path), 'load_from')
-    start = Start.of('load_from', str(path), '', checkpoint)
-    wanted = shapes_of(model)
-    found = {name for name, shape in start.shapes.items() if wanted.get(name) == shape}
-    joints = [cfg.model.head.get('out_channels')]  # of an output layer for other joints, training keeps what fits
-    if not found and not any([*wanted.get(name, ())[:1]] == joints for name in start.shapes):
-        raise PrivacyError(start.misfit(wanted))
-    print(f'Weights: {len(found):,} of {len(wanted):,} tensors of the model are those of {path.name}')
-    for line in () if metainfo is None else fit_checkpoint(checkpoint, model, metainfo):
-        print(f'  {line}')
-    return found
-
-
-def report_experts(cfg: Config, model: nn.Module, wrapper: DPOptimWrapper) -> None:
+def report_experts(start: tuple[Start, Any] | None, model: nn.Module, wrapper: DPOptimWrapper) -> None:
     """Prints how much of the model is mixed with each of ``optim_wrapper.experts``, and which of them can change nothing."""
-    wanted, path = len(shapes_of(model)), Path(cfg.get('load_from') or '').expanduser()
+    wanted = len(shapes_of(model))
     for number, (expert, _) in enumerate(wrapper.experts):
         print(
             f'Experts: {len(mixed_in(model, number)):,} of {wanted:,} tensors of the model are mixed with those of {expert}'
         )
-    if wrapper.experts and path.is_file():
-        for words in idle_experts(wrapper.experts, read_checkpoint(str(path), 'load_from')):
-            print(f'  WARNING: {words}')
+    for words in () if start is None else idle_experts(wrapper.experts, start[1]):
+        print(f'  WARNING: {words}')
 
 
-def init_cfgs(node: Any) -> Iterator[Any]:
-    """The init_cfg of every part of a model's config."""
-    if isinstance(node, dict):
-        yield node.get('init_cfg')
-    for value in node.values() if isinstance(node, dict) else node if isinstance(node, (list, tuple)) else ():
-        yield from init_cfgs(value)
+def report_start(cfg: Config, start: tuple[Start, Any] | None, model: nn.Module, metainfo: dict | None) -> set[str]:
+    """Prints how much of the model load_from fills, which joints too, and returns the names, fitted output layers among them.
+
+    ``start``: as ``start_of`` returns it. Raises PrivacyError for a file that fits nothing, as training does.
+    """
+    if start is None:
+        return set()
+    file, checkpoint = start
+    wanted = shapes_of(model)
+    found = {name for name, shape in file.shapes.items() if wanted.get(name) == shape}
+    joints = [cfg.model.head.get('out_channels')]  # of an output layer for other joints, training keeps what fits
+    if not found and not any([*wanted.get(name, ())[:1]] == joints for name in file.shapes):
+        raise PrivacyError(file.misfit(wanted))
+    print(f'Weights: {len(found):,} of {len(wanted):,} tensors of the model are those of {Path(file.path).name}')
+    for line in () if metainfo is None else fit_checkpoint(checkpoint, model, metainfo):
+        print(f'  {line}')
+    fitted = weights_of(checkpoint, 'load_from')
+    return {name for name, value in fitted.items() if wanted.get(name) == value.shape}
 
 
 def report_settings(
@@ -539,25 +311,6 @@ def report_settings(
     of_start = filter(None, [start, mostly_random(model, filled or ()), left])
     for warning in [*config_warnings(cfg), *idle, *of_start]:
         print(f'  WARNING: {warning}')
-
-
-def trained_part(cfg: Config) -> str:
-    """What the config trains in private steps."""
-    return str(cfg.optim_wrapper.get('trainable', 'all'))
-
-
-def annotations_of(dataset: Any) -> Path | None:
-    """The annotation file that a data set's config names; None if it names none."""
-    if not isinstance(dataset, dict) or not isinstance(dataset.get('ann_file'), str):
-        return None
-    return Path(dataset.get('data_root') or '') / dataset['ann_file']
-
-
-def is_there(dataset: Any) -> bool:
-    """Whether the annotations that a data set's config names are on this machine, as far as it names a file."""
-    path = annotations_of(dataset)
-    # without a name, or with that of a folder, what builds the data set says what is wrong
-    return path is None or path.is_file() or path.is_dir()
 
 
 def missing(key: str, dataset: Any) -> str:

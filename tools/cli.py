@@ -21,6 +21,7 @@ from urllib.error import URLError
 import torch
 from mmengine.config import Config, DictAction
 
+from mmpose_dp.messages import failure
 from mmpose_dp.privacy.errors import PrivacyError
 
 
@@ -141,7 +142,7 @@ def read_config(path: str, *keys: str) -> Config:
     except Exception as error:  # a config is a program, and so are those that it inherits from
         words = ' '.join(str(error).split())
         base = re.search(r'file "([^"]+)" does not exist', words)  # mmengine's words for a missing _base_
-        reason = _about_imports(error, words) or f'{type(error).__name__}: {words}'
+        reason = _about_imports(error, words) or failure(error)
         raise PrivacyError(f'{path} cannot be read: {reason}{_close_to(base[1]) if base else ""}') from error
     missing = [key for key in keys if not cfg.get(key)]
     if missing:

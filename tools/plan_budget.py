@@ -23,50 +23,44 @@ from typing import Any
 import mmpose_dp  # noqa: F401  (first: checks and repairs the install)
 
 # isort: split
-import matplotlib
 import torch
-from check_config import (
-    annotations_of,
-    check_head_of,
-    init_cfgs,
-    is_private,
-    is_there,
-    planned,
-    private_model,
-    trained_part,
-    trial,
-    without_downloads,
-)
 from cli import CfgOptions, merge_options, read_config, run
+from forecast_page import SUBSPACE, advice, page, plot
 from mmengine.config import Config
 from mmengine.runner import Runner
 from mmpose.utils import register_all_modules
 from rich.console import Console
 from rich.progress import track
+from trial import (
+    annotations_of,
+    check_head_of,
+    is_start_known,
+    is_there,
+    planned,
+    private_model,
+    start_of,
+    trained_part,
+    trial,
+    without_downloads,
+)
 
 from mmpose_dp.datasets import collate_samples
-from mmpose_dp.engine import PrivacyBudgetHook, config_warnings, left_random
+from mmpose_dp.engine import config_warnings, left_random
 from mmpose_dp.engine.basis import fit_basis, table_of
+from mmpose_dp.engine.half_private import is_private
 from mmpose_dp.engine.optim_wrappers.constructor import experts_of
 from mmpose_dp.engine.signal import measure
 from mmpose_dp.extras import forecast
 from mmpose_dp.extras.accountability import plan_warnings
 from mmpose_dp.extras.forecast import Choice
-from mmpose_dp.models import choose_trainable, read_checkpoint, weights_of
+from mmpose_dp.models import choose_trainable
 from mmpose_dp.models.trainable_subset import MIXING
 from mmpose_dp.privacy.errors import ConfigError, PrivacyError
 from mmpose_dp.privacy.plan import PrivacyPlan
 from mmpose_dp.privacy.projection import Projector
-from mmpose_dp.privacy.validation import as_given, as_whole, rounded_up
-
-matplotlib.use('Agg')
-import matplotlib.pyplot as plt  # noqa: E402
+from mmpose_dp.privacy.validation import as_whole
 
 SUBSETS = ('all', 'head+last_stage+norms', 'norms+first_stage', 'norms', 'bias', 'head')
-SUBSPACE = 'subspace'  # the coordinates of the configured projector
-MEANINGS = ('can learn', 'may learn a little', 'cannot learn')
-BETTER = 1.1  # a smaller gain is not worth a change
-UNITS = dict(instance='records', image='images', subject='subjects')
 SAMPLES, TOGETHER = 256, 8  # public samples for r, and how many gradients are held at once
 
 
@@ -95,13 +89,13 @@ def parse_args() -> argparse.Namespace:
 
 # ---- from the config -------------------------------------------------------------------------------------------------
 def private_config(args: argparse.Namespace) -> tuple[Config, set[str] | None]:
-    """The config, and which tensors files fill, as ``filled_by_files`` returns it.
+    """The config, and the names of the tensors that files fill; None where that is not known from here.
 
     Raises PrivacyError for a config that is missing, not private, or makes no private step.
     """
     cfg = read_config(args.config, 'model', 'train_dataloader', 'train_cfg')
     merge_options(cfg, args.cfg_options)
-    filled = filled_by_files(cfg)
+    start, known = start_of(cfg), is_start_known(cfg)
     without_downloads(cfg.model)
     register_all_modules()
     check_head_of(cfg)
@@ -114,15 +108,8 @@ def private_config(args: argparse.Namespace) -> tuple[Config, set[str] | None]:
         raise PrivacyError(
             'train_cfg.public_epochs is as many as max_epochs: no private step is made, so nothing is to plan'
         )
-    return cfg, filled
-
-
-def filled_by_files(cfg: Config) -> set[str] | None:
-    """The names of the tensors that load_from or the model's own files fill; None where that is not known from here."""
-    path = cfg.get('load_from')
-    if path and not Path(path).is_file() or any('Pretrained' in str(value) for value in init_cfgs(cfg.model)):
-        return None
-    return set(weights_of(read_checkpoint(path, 'load_from'), f'load_from={path}')) if path else set()
+    filled = set() if start is None else {*start[0].shapes}
+    return cfg, filled if known else None
 
 
 def plan_of(cfg: Config, args: argparse.Namespace, folder: str) -> PrivacyPlan:
@@ -148,12 +135,7 @@ def plan_of(cfg: Config, args: argparse.Namespace, folder: str) -> PrivacyPlan:
             'ann_file or data_root, or, if the data are on another machine, give --num-records N (and --subjects, with '
             "privacy_unit='subject')"
         )
-    return hook_of(trial(cfg, folder)).plan
-
-
-def hook_of(runner: Runner) -> Any:
-    """The runner's budget hook."""
-    return next(hook for hook in runner.hooks if isinstance(hook, PrivacyBudgetHook))
+    return trial(cfg, folder).optim_wrapper.plan
 
 
 def subsets(
@@ -334,52 +316,10 @@ def _bounded(people: list[tuple[int, float]]) -> list[tuple[int, float | None]]:
     return [(count, spent if math.isfinite(spent) else None) for count, spent in people]
 
 
-def advice(found: dict[str, Any]) -> list[str]:
-    """The verdict in words, and what to change."""
-    rows, own = found['choices'], next(row for row in found['choices'] if row['configured'])
-    people = f'{found["num_records"]:,} {UNITS[found["privacy_unit"]]} at epsilon {rounded_up(found["epsilon"], 3)}'
-    lines = []
-    for meaning in MEANINGS:
-        names = [in_words(row['trainable']) for row in rows if row['verdict'] == meaning]
-        if names:
-            lines.append(f'With {people}, {meaning}: {", ".join(names)}.')
-    whole = next(row for row in rows if row['trainable'] == 'all')
-    above, most = found['most_numbers']
-    if most is not None and most < whole['numbers']:
-        lines.append(
-            f'At r = {whole["r"]:.3g}, at most some {_two_digits(above):,} numbers stand above their noise (ratio 1), and '
-            f'beyond some {_two_digits(most):,} nothing can learn.'
-        )
-    lines.append(f'The config trains {in_words(own["trainable"])}, which {own["verdict"]}.')
-    best = max(rows, key=lambda row: row['useful'])
-    if best['verdict'] == MEANINGS[2]:
-        needed = best['thresholds']['may_learn_a_little'] / best['ratio'] if best['ratio'] else math.inf
-        times = (
-            f'{needed:.1f} times as many records, or about as much more epsilon' if needed < math.inf else 'a larger r'
-        )
-        lines.append(
-            f'Change: {in_words(best["trainable"])} would need {times}. Without that, train on public data alone.'
-        )
-    elif not best['configured'] and best['useful'] > BETTER * own['useful']:
-        bare = ' without a projector' if own['trainable'].startswith(SUBSPACE) else ''
-        lines.append(
-            f"Change: optim_wrapper.trainable='{best['trainable']}'{bare} should learn more (useful: {best['useful']:.2g} "
-            f'instead of {own["useful"]:.2g}).'
-        )
-    by_size = {batch['size']: batch for batch in found['batches']}
-    now, best_one = by_size.get(found['expected_batch_size']), by_size[found['best_batch']]
-    if now is not None and best_one['strength'] > BETTER * now['strength']:
-        lines.append(
-            f'Change: write train_dataloader.batch_sampler.expected_batch_size={best_one["size"]}: the same epsilon then gives '
-            f'{best_one["strength"] / now["strength"]:.1f} times the ratio, in {best_one["steps"]:,} steps.'
-        )
-    return lines
-
-
 def frozen_at_random(cfg: Config, filled: set[str] | None, found: dict[str, Any]) -> list[str]:
     """A warning for what the config trains, and for what the forecast suggests, if it leaves random weights frozen.
 
-    ``filled``: as ``filled_by_files`` returns it.
+    ``filled``: as ``private_config`` returns it.
     """
     public = cfg.train_cfg.get('public_epochs') and cfg.optim_wrapper.get('public_optimizer')
     if filled is None or public:
@@ -396,120 +336,6 @@ def frozen_at_random(cfg: Config, filled: set[str] | None, found: dict[str, Any]
         words = left_random(model, wrapper.left_out, filled, name)
         lines += [f'Careful: the ratio does not see that {words}.'] if words else []
     return lines
-
-
-def in_words(trainable: str) -> str:
-    """A choice of ``trainable`` in words."""
-    return 'the whole model' if trainable == 'all' else trainable.replace('+', ' + ')
-
-
-def _two_digits(number: int) -> int:
-    """Rounded down to two significant digits."""
-    unit = 10 ** max(len(str(number)) - 2, 0)
-    return number // unit * unit
-
-
-def page(found: dict[str, Any]) -> str:
-    """The forecast as text."""
-    head = (
-        f'N {found["num_records"]:,} (one record: one {found["privacy_unit"]}), expected batch {found["expected_batch_size"]:,}, '
-        f'{found["steps"]:,} private steps, epsilon {rounded_up(found["epsilon"])}, delta {as_given(found["delta"])} '
-        f'({found["accountant"]})\nnoise_multiplier {found["noise_multiplier"]:.4f}; Gaussian DP: mu '
-        f'{_or_unknown(found["gdp_mu"])}, of which the steps use {found["mu_of_the_steps"]:.4g} for the signal\n'
-    )
-    choices = [
-        [
-            row['trainable'] + (' *' if row['configured'] else ''),
-            f'{row["numbers"]:,}',
-            f'{row["r"]:.3f} {row["source"]}',
-        ]
-        + [f'{row["ratio"]:.3g}', f'{row["useful"]:.2g}', row['verdict']]
-        for row in found['choices']
-    ]
-    epochs = [[f'{epoch:.1f}', rounded_up(spent)] for epoch, spent in found['epsilon_by_epoch']]
-    batches = [
-        [f'{batch["size"]:,}' + (' *' if batch['size'] == found['expected_batch_size'] else '')]
-        + [f'{batch["steps"]:,}', f'{batch["noise_multiplier"]:.3f}', f'{batch["strength"] / found["strength"]:.2f}']
-        for batch in found['batches']
-    ]
-    people = [[str(count), 'not computed' if spent is None else rounded_up(spent)] for count, spent in found['people']]
-    more, second = found['more_epochs'], found['second_training']
-    parts = [
-        head,
-        'What can be trained (* as configured)\n'
-        '  ratio: signal to noise of the whole training, r N mu / sqrt(d). useful: r times the cosine of update and signal',
-        _table(['trainable', 'numbers d', 'r', 'ratio', 'useful', 'verdict'], choices),
-        *found['advice'],
-        '\nEpsilon by private epoch',
-        _table(['epoch', 'epsilon spent'], epochs),
-        '\nWhich batch, for this epsilon and as many epochs (ratio: times that of the config)',
-        _table(['expected batch', 'steps', 'noise_multiplier', 'ratio'], batches),
-        best_batch_in_words(found),
-        f'\n{more["epochs"]} more epochs: in the same budget noise_multiplier {more["noise_multiplier"]:.4f} and '
-        f'{more["gain"]:.2f} times the ratio; with the same noise they spend epsilon '
-        f'{rounded_up(more["epsilon_with_the_same_noise"])} in all.',
-        '\nPeople with several records',
-        _table(['records of one person', 'epsilon'], people),
-        *(
-            ['  not computed: k times epsilon is beyond any use, and the privacy statement says so too']
-            if None in dict(found['people']).values()
-            else []
-        ),
-        f'\nA second training like this one: epsilon {rounded_up(second["epsilon_of_both"])} for both together. If both are to '
-        f'stay within the budget: noise_multiplier {second["noise_multiplier_for_one_budget"]:.4f}, and each has '
-        f'{second["left_of_the_ratio"]:.2f} times the ratio.',
-    ]
-    return '\n'.join(parts)
-
-
-def best_batch_in_words(found: dict[str, Any]) -> str:
-    """Which batch is best, and what it was compared with."""
-    enough = [batch for batch in found['batches'] if batch['steps'] >= forecast.LEAST_STEPS]
-    if not enough:
-        return f'Best: {found["best_batch"]:,}, the smallest with nine tenths of the largest ratio.'
-    words = (
-        f'Best: {found["best_batch"]:,}. Of the batches with {forecast.LEAST_STEPS} steps or more, it is the smallest with nine '
-        'tenths of their largest ratio.'
-    )
-    most = max(batch['strength'] for batch in enough)
-    if any(batch['strength'] > most for batch in found['batches'] if batch not in enough):
-        words += ' Larger ones have a larger ratio but fewer steps: train more epochs to use them.'
-    return words
-
-
-def _or_unknown(value: float | None) -> str:
-    return 'not bounded' if value is None else f'{value:.4g}'
-
-
-def _table(head: list[str], rows: list[list[str]]) -> str:
-    """Columns of one width each, numbers on the right."""
-    widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
-    lines = []
-    for row in [head, *rows]:
-        cells = [cell.ljust(width) if i == 0 else cell.rjust(width) for i, (cell, width) in enumerate(zip(row, widths))]
-        lines.append('  ' + '  '.join(cells).rstrip())
-    return '\n'.join(lines)
-
-
-def plot(found: dict[str, Any], path: Path) -> None:
-    """Ratio by choice, epsilon by epoch, and ratio by batch."""
-    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(14, 4), layout='constrained')
-    rows = found['choices'][::-1]
-    left.barh([row['trainable'] for row in rows], [max(row['ratio'], 1e-4) for row in rows])
-    for name, color in (('can_learn', 'black'), ('may_learn_a_little', 'grey')):
-        places = [row['thresholds'][name] for row in rows]
-        left.plot(places, range(len(rows)), '|', markersize=20, color=color, label=name.replace('_', ' '))
-    left.set(xscale='log', xlabel='signal / noise of the whole training')
-    left.legend(fontsize=7)
-    middle.plot(*zip(*[(0.0, 0.0), *found['epsilon_by_epoch']]), marker='o')
-    middle.set(xlabel='private epoch', ylabel='epsilon spent')
-    sizes, strengths = zip(*((batch['size'], batch['strength']) for batch in found['batches']))
-    right.plot(sizes, [value / found['strength'] for value in strengths], marker='o')
-    right.axvline(found['expected_batch_size'], linestyle='--', color='grey', label='as configured')
-    right.set(xscale='log', xlabel='expected batch', ylabel='ratio, times that of the config')
-    right.legend(fontsize=7)
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
 
 
 def main() -> None:

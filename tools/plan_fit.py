@@ -23,11 +23,11 @@ from typing import Any
 import mmpose_dp  # noqa: F401  (first: checks and repairs the install)
 
 # isort: split
-from check_config import trial
 from mmengine.config import Config
 from mmpose.registry import MODELS
 from mmpose.utils import register_all_modules
 from plan_budget import SUBSETS, measured_on, subsets
+from trial import trial
 
 from mmpose_dp.datasets.synthetic import make_synthetic_mpii
 from mmpose_dp.engine.hooks.preflight import indices_of_parts

@@ -45,11 +45,13 @@ from published_folder import (
 )
 
 from mmpose_dp.engine.checks.own_state import own_state
+from mmpose_dp.engine.hooks.provenance import kept_lineage
 from mmpose_dp.engine.view_audit import with_audit
 from mmpose_dp.extras.accountability import with_membership_audit
 from mmpose_dp.extras.checkpoint_file import CheckpointFile, without_updates
 from mmpose_dp.extras.evidence import STATEMENT_NAME, file_sha256, intact_statement, is_checkpoint_of, plain_sha256
 from mmpose_dp.extras.statement_page import complete, write_statement
+from mmpose_dp.messages import reason
 from mmpose_dp.privacy.errors import PrivacyError
 
 _JOINTS = {  # as mmpose.datasets.datasets.utils.parse_pose_metainfo makes them of a file in configs/_base_/datasets
@@ -82,9 +84,8 @@ def published(checkpoint: dict, folder: Path | None = None) -> dict:
     meta = dict(
         dataset_meta=_joints_of(checkpoint.get('meta', {}).get('dataset_meta')),
         mmpose_dp_version=mmpose_dp.__version__,
-        descent=privacy.get(
-            'descent'
-        ),  # what the trainings before it used, for the statement of a training that starts from it
+        # what the trainings before it used, for the statement of a training that starts from it
+        lineage=kept_lineage(privacy) or None,
     )
     statement = {key: value for key, value in privacy['statement'].items() if key != 'checkpoints'}  # of the others
     if folder is not None:
@@ -232,7 +233,7 @@ def _other_files(cfg: Any, weights: dict, name: str) -> tuple[dict[str, bytes], 
             if exported.difference is None:
                 lacking.append(f'{ONNX_NAME} was not compared with torch: pip install onnxruntime')
         except Exception as error:  # torch.onnx raises errors of many kinds for what it cannot export
-            lacking.append(f'no ONNX file: {" ".join(str(error).split())[:300]}')
+            lacking.append(f'no ONNX file: {reason(error)[:300]}')
     return files, exported, lacking
 
 

@@ -27,6 +27,7 @@ from mmpose.utils import register_all_modules
 from mmpose_dp.datasets.resolving import resolved
 from mmpose_dp.extras.risk import risk_in_words
 from mmpose_dp.extras.statement_page import guessed
+from mmpose_dp.messages import failure
 from mmpose_dp.privacy.errors import PrivacyError
 
 CONFIG_NAME, ONNX_NAME, CARD_NAME = 'config.py', 'model.onnx', 'README.md'
@@ -153,7 +154,7 @@ def plain_model(text: str) -> torch.nn.Module:
         return MODELS.build(_without_weights(cfg.model.to_dict()))
     except Exception as error:  # a part of the user's can raise anything
         raise PrivacyError(
-            f"the model of the checkpoint's config cannot be built here: {type(error).__name__}: {error}. List the modules that "
+            f"the model of the checkpoint's config cannot be built here: {failure(error)}. List the modules that "
             'register its parts in custom_imports'
         ) from error
 

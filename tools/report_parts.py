@@ -26,6 +26,7 @@ from mmpose_dp.datasets.building import build_part
 from mmpose_dp.datasets.overlap import private_among
 from mmpose_dp.datasets.privacy_units import digest, image_paths
 from mmpose_dp.engine.view_audit import AUDIT_NAME, PICTURES_NAME, PRIVATE, VALIDATION, figure_rows
+from mmpose_dp.messages import failure
 from mmpose_dp.privacy.accounting import History, epsilon
 from mmpose_dp.privacy.errors import PrivacyError
 from mmpose_dp.privacy.validation import rounded_up
@@ -279,7 +280,7 @@ def example_people(predictions: Path, config: Path) -> list[str]:
         raise
     except (OSError, ValueError, LookupError, TypeError, AttributeError, cv2.error) as error:
         raise PrivacyError(
-            f'--predictions {predictions}: no picture can be drawn from it ({type(error).__name__}: {error}). Give a file that '
+            f'--predictions {predictions}: no picture can be drawn from it ({failure(error)}). Give a file that '
             'tools/test.py --dump wrote, in the folder where it wrote it'
         ) from error
 

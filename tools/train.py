@@ -28,17 +28,11 @@ from mmengine.optim import AmpOptimWrapper, OptimWrapper
 from mmengine.runner import Runner
 from mmpose.registry import OPTIM_WRAPPERS
 
-from mmpose_dp.datasets.failures import failure
 from mmpose_dp.datasets.resolving import resolved
-from mmpose_dp.engine import (
-    DPOptimWrapper,
-    PrivacyBudgetHook,
-    ProvenanceHook,
-    checkpoint_settings,
-    newest_checkpoint,
-)
+from mmpose_dp.engine import DPOptimWrapper, PrivacyBudgetHook, ProvenanceHook, checkpoint_settings, newest_checkpoint
 from mmpose_dp.engine.hooks.resuming import refuse_nothing_to_resume
 from mmpose_dp.engine.hooks.showing import without_recordings
+from mmpose_dp.messages import failure
 from mmpose_dp.privacy.errors import PrivacyError
 from mmpose_dp.privacy.ledger import LEDGER_NAME
 
@@ -56,9 +50,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--amp', action='store_true', help='mixed precision (bfloat16 if private)')
     parser.add_argument('--no-validate', action='store_true', help='train without validation')
     parser.add_argument(
-        '--auto-scale-lr',
-        action='store_true',
-        help='scale the learning rate to the batch size (plain training only)',
+        '--auto-scale-lr', action='store_true', help='scale the learning rate to the batch size (plain training only)'
     )
     add_common_arguments(parser)
     return parser.parse_args()

@@ -48,11 +48,7 @@ val_pipeline = [
 train_dataloader = dict(batch_size=128, dataset=dict(data_root=data_root, pipeline=train_pipeline))
 val_dataloader = dict(
     batch_size=128,
-    dataset=dict(
-        data_root=data_root,
-        headbox_file=f'{data_root}annotations/mpii_gt_val.mat',
-        pipeline=val_pipeline,
-    ),
+    dataset=dict(data_root=data_root, headbox_file=f'{data_root}annotations/mpii_gt_val.mat', pipeline=val_pipeline),
 )
 test_dataloader = val_dataloader
 default_hooks = dict(checkpoint=dict(interval=100, save_best=None), logger=dict(interval=20))

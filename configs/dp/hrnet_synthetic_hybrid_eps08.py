@@ -15,9 +15,6 @@ globals().update(
             projector=dict(_delete_=True, rank=100, refresh_interval=5, dtype='bfloat16'),
         ),
         param_scheduler=[dict(type='CosineAnnealingLR', eta_min=0.03, T_max=5, by_epoch=True)],
-        default_hooks=dict(
-            public_data=dict(_delete_=True, type='ProjectorRefreshHook'),
-            logger=dict(interval=5),
-        ),
+        default_hooks=dict(public_data=dict(_delete_=True, type='ProjectorRefreshHook'), logger=dict(interval=5)),
     )
 )

@@ -63,9 +63,8 @@ class AuditedOptimWrapper(DPOptimWrapper):
     def _backward(self, losses: list[Tensor], samples: Samples, *collectors: Collector) -> None:
         """Passes on the real gradients, with those of canaries replaced; the first sample of a record carries it."""
         gradients = PerSampleGradients(self.params, range(len(losses)))
-        checks = [
-            collector for collector in collectors if isinstance(collector, ReplayCheck)
-        ]  # these see the real gradients
+        # these see the real gradients
+        checks = [collector for collector in collectors if isinstance(collector, ReplayCheck)]
         super()._backward(losses, samples, gradients, *checks)
         real = gradients.total
         for local, key in enumerate(samples.keys):

@@ -18,10 +18,11 @@ from mmpose.datasets.transforms import GetBBoxCenterScale
 from mmpose.datasets.transforms.mix_img_transforms import MixImageTransform
 from mmpose.registry import DATASETS, TRANSFORMS
 
+from mmpose_dp.messages import failure
 from mmpose_dp.privacy.errors import DataError, PrivacyError
 
-from .annotations import faults_in_words, look_at_annotations, refuse_unusable_file, unused_in_words
-from .failures import failure
+from .annotation_file import faults_in_words, refuse_unusable_file, unused_in_words
+from .annotations import look_at_annotations
 from .privacy_units import real_path
 from .resolving import is_kind, resolved, type_name
 

@@ -15,10 +15,8 @@ from scipy.io import savemat
 JOINTS = (
     'r_ankle r_knee r_hip l_hip l_knee l_ankle pelvis thorax neck head r_wrist r_elbow r_shoulder l_shoulder l_elbow l_wrist'
 ).split()
-HEAD_PER_TORSO, HEAD_PER_SIZE = (
-    0.5,
-    0.15,
-)  # medians of Leeds Sports Pose Extended: the head, of shoulders to hips and of the person
+# medians of Leeds Sports Pose Extended: the head, of shoulders to hips and of the person
+HEAD_PER_TORSO, HEAD_PER_SIZE = 0.5, 0.15
 BIAS = 0.6  # MPII's head size is this part of the head box's diagonal
 
 

@@ -11,9 +11,9 @@ from typing import Any
 from mmengine.dataset import BaseDataset
 from torch.utils.data import Dataset
 
+from mmpose_dp.messages import warn_in_terminal
 from mmpose_dp.privacy.errors import DataError
 
-from .annotations import warn_in_terminal
 from .privacy_units import all_images, digest
 
 

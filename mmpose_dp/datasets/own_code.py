@@ -7,7 +7,8 @@ import sys
 from typing import Any
 
 _OURS = 'mmpose_dp'
-KNOWN = frozenset({_OURS, 'mmpose', 'mmengine', 'mmcv', 'mmdet', 'torch', *sys.stdlib_module_names})
+# albumentations: what MMPose's Albumentation wraps
+KNOWN = frozenset({_OURS, 'mmpose', 'mmengine', 'mmcv', 'mmdet', 'albumentations', 'torch', *sys.stdlib_module_names})
 
 
 def own_name(part: Any) -> str:

@@ -18,9 +18,8 @@ from mmpose_dp.privacy.validation import as_positive
 
 _KEY = 'train_dataloader.dataset'
 _IN_A_FILE = 'Write the path of a JSON file {image file name: value} instead'
-_SAMPLE_PER_HAND = (
-    'CocoWholeBodyHandDataset'  # the only data set of MMPose that makes several samples of one annotation
-)
+# the only data set of MMPose that makes several samples of one annotation
+_SAMPLE_PER_HAND = 'CocoWholeBodyHandDataset'
 
 
 def group_samples(dataset: BaseDataset, unit: str, subjects: str | None) -> list[list[int]]:
@@ -204,6 +203,19 @@ def _annotations(dataset: BaseDataset) -> list[Any]:
         parts = [np.asarray(info[key]).tobytes() for key in ('bbox', 'keypoints', 'keypoints_visible') if key in info]
         owners.append((real_path(info['img_path']), *parts) if parts else sample)
     return owners
+
+
+def records_digest(dataset: BaseDataset, records: list[list[int]]) -> str:
+    """SHA-256 of who is in which record, wherever a machine keeps the pictures. Must not be published, or kept."""
+    whole = hashlib.sha256()
+    for samples in records:
+        for info in map(dataset.get_data_info, samples):
+            parts = [
+                np.asarray(info[key]).tobytes() for key in ('bbox', 'keypoints', 'keypoints_visible') if key in info
+            ]
+            whole.update(repr((osp.basename(info['img_path']), parts)).encode())
+        whole.update(b'\n')
+    return whole.hexdigest()
 
 
 def digest(path: str) -> str:

@@ -16,13 +16,13 @@ from mmpose.datasets.transforms import GetBBoxCenterScale
 from mmpose.registry import DATASETS, TRANSFORMS
 from torch.utils.data import Dataset
 
+from mmpose_dp.messages import failure, reason, step_in_words
 from mmpose_dp.privacy.errors import ConfigError, DataError
 from mmpose_dp.privacy.noise import RandomSource
 from mmpose_dp.privacy.validation import as_whole
 
 from .alone import mixes, sees_others
 from .building import MIXING, build_part, left_out_by, seen_through
-from .failures import failure, reason, step_in_words
 from .overlap import refuse_shared_data
 from .own_code import own_name
 from .privacy_units import (
@@ -31,13 +31,14 @@ from .privacy_units import (
     image_paths,
     personal_epsilons,
     real_path,
+    records_digest,
     source_in_words,
     subjects_digest,
 )
 from .randomness import fixed_randomness, random_step
 from .sample_form import IMAGE, Form, difference, form_of
 from .steps import OfStep
-from .switching import nested, switch_pipeline
+from .switching import switch_pipeline, with_held
 from .transforms import View
 from .transforms.view import check_view
 
@@ -139,7 +140,7 @@ class PublicPrivateDataset(Dataset):
                 'could reach the samples of others: let it return its own picture and annotation alone'
             )
         for part, info in ((self.private, self.private.get_data_info), (self.views, self.view_info)):
-            own = [] if part is None else [*filter(None, map(own_name, nested(part.pipeline.transforms)))]
+            own = [] if part is None else [*filter(None, map(own_name, with_held(part.pipeline.transforms)))]
             if own and mixes(part.pipeline, [partial(info, sample) for sample in samples]):
                 raise DataError(
                     f'{key}.pipeline: a sample is not the same after other records as it is alone, so one of '
@@ -279,6 +280,10 @@ class PublicPrivateDataset(Dataset):
         """Indices of the public part."""
         return range(len(self.private), len(self))
 
+    def records_digest(self) -> str:
+        """SHA-256 of who is in which record: processes that share them out must have the same ones. Not to be published."""
+        return records_digest(self.private, self._records)
+
     def samples_of(self, record: int) -> list[int]:
         """Indices that make up a private record."""
         return self._records[record]
@@ -334,10 +339,10 @@ class PublicPrivateDataset(Dataset):
 
     def _located(self, index: int) -> tuple[BaseDataset, int]:
         """The data set that an index is in, and the number of the sample there."""
-        for part in (self.private, self.views, self.public):
-            if part is not None and index < len(part):
+        for part in self.parts().values():
+            if index < len(part):
                 return part, index
-            index -= 0 if part is None else len(part)
+            index -= len(part)
         raise IndexError(f'PublicPrivateDataset has {len(self)} samples')
 
     def _packed(self, part: BaseDataset, number: int, seeds: Sequence[int]) -> dict | None:

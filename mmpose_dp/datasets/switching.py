@@ -48,8 +48,7 @@ def switch_pipeline(dataset: 'PublicPrivateDataset', pipeline: Any, mixing: tupl
 
 def fingerprint(dataset: 'PublicPrivateDataset') -> list[Any]:
     """All that decides what a sample looks like: data sets, pipelines, every transform, and the description of the view."""
-    parts = [part for part in (dataset.private, dataset.views, dataset.public) if part is not None]
-    objects = [x for part in parts for x in (part, part.pipeline, *nested(part.pipeline.transforms))]
+    objects = [x for part in dataset.parts().values() for x in (part, part.pipeline, *nested(part.pipeline.transforms))]
     return [*objects, dataset.view_description]
 
 
@@ -66,6 +65,16 @@ def nested(transforms: Any) -> Iterator[Any]:
             continue
         yield step
         yield from nested(getattr(step, 'transforms', ()))
+
+
+def with_held(transforms: Any) -> Iterator[Any]:
+    """Every transform, with what it holds in attributes: the codecs of GenerateTarget, which make the targets, and the like."""
+    for step in nested(transforms):
+        yield step
+        for value in getattr(step, '__dict__', {}).values():
+            for one in value if isinstance(value, (list, tuple)) else [value]:
+                if hasattr(one, '__dict__') and not isinstance(one, dict):
+                    yield from nested(one)
 
 
 def _index_of_box(transforms: list[Any]) -> int:

@@ -3,13 +3,7 @@
 Must not sample records, clip, add noise, count a step or compute epsilon by itself: privacy/ does.
 """
 
-from .hooks import (
-    PrivacyBudgetHook,
-    ProjectorRefreshHook,
-    ProvenanceHook,
-    checkpoint_settings,
-    newest_checkpoint,
-)
+from .hooks import PrivacyBudgetHook, ProjectorRefreshHook, ProvenanceHook, checkpoint_settings, newest_checkpoint
 from .leftovers import without_leftovers
 from .loops import PrivateTrainLoop
 from .optim_wrappers import DPOptimWrapper, DPOptimWrapperConstructor

@@ -6,7 +6,7 @@ Must not show values: the batch is noise, and messages hold shapes only.
 import copy
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from mmpose_dp.datasets import collate_samples
-from mmpose_dp.datasets.failures import failure
+from mmpose_dp.messages import failure
 from mmpose_dp.models import FeatureMaskingHead
 from mmpose_dp.models.heads.private_head import labels_in, tensors_in
 from mmpose_dp.privacy.errors import ConfigError, PrivacyError, UnsupportedModelError
@@ -168,19 +168,25 @@ def _before_layers(model: nn.Module, batch: dict) -> list[tuple[str, Any]]:
 
     def keep(name: str) -> Any:
         def look(module: nn.Module, inputs: Any, output: Any) -> None:
-            if len(seen) < 2 and isinstance(output, Tensor) and output.dim() == 4:
+            if isinstance(output, Tensor) and output.dim() == 4:
                 seen.append((f'model.{name}', output.clone()))
+                raise _Seen
 
         return look
 
     leaves = [(name, module) for name, module in model.named_modules() if not [*module.children()]]
     handles = [module.register_forward_hook(keep(name)) for name, module in leaves]
     try:
-        model(**ready, mode='loss')
+        with suppress(_Seen):
+            model(**ready, mode='loss')
     finally:
         for handle in handles:
             handle.remove()
     return seen
+
+
+class _Seen(BaseException):
+    """Ends a forward of which no more is needed. It is no Exception, which a model may catch."""
 
 
 def _check_joints(head: nn.Module, labels: Any, key: str) -> None:

@@ -11,8 +11,10 @@ from torch import nn
 
 from mmpose_dp.datasets.overlap import with_inner
 from mmpose_dp.datasets.own_code import own_name
-from mmpose_dp.datasets.switching import nested
+from mmpose_dp.datasets.switching import with_held
 from mmpose_dp.models import unwrapped
+
+from .schedules import schedulers_of
 
 _NONE = 'none'
 _SUPPOSED = (
@@ -22,7 +24,7 @@ _SUPPOSED = (
 
 
 def own_parts(runner: Runner) -> set[str]:
-    """Module and class of each such model part, data set, transform, hook, optimizer, schedule, loop and metric."""
+    """Module and class of each such model part, data set, transform, codec, hook, optimizer, schedule, loop, metric and backend."""
     return {name for name in map(own_name, _parts(runner)) if name}
 
 
@@ -41,8 +43,9 @@ def _parts(runner: Runner) -> Iterator[Any]:
     wrapper, loader = runner.optim_wrapper, runner.train_dataloader
     yield from (runner, wrapper, wrapper.optimizer, runner.train_loop)
     yield from (loader, loader.batch_sampler, loader.collate_fn, loader.dataset, *runner.hooks)
-    schedulers = runner.param_schedulers or []
-    yield from schedulers if isinstance(schedulers, list) else (one for part in schedulers.values() for one in part)
+    shown = runner.visualizer._vis_backends.values()  # each inside of showing.GuardedVisBackend
+    yield from (runner.log_processor, runner.visualizer, *(getattr(one, 'backend', one) for one in shown))
+    yield from schedulers_of(runner)
     for module in unwrapped(runner.model).modules():
         yield module
         for name, value in vars(module).items():
@@ -50,10 +53,12 @@ def _parts(runner: Runner) -> Iterator[Any]:
             found = value.values() if name.endswith('_hooks') and isinstance(value, dict) else [value]
             yield from (getattr(one, 'func', one) for one in found if hasattr(one, '__dict__'))
     for part in loader.dataset.parts().values():
-        yield from (part, *nested(part.pipeline.transforms))
+        yield from (part, *with_held(part.pipeline.transforms))
     for hook in runner.hooks:  # such as the averaged model of EMAHook
         yield from (value for value in vars(hook).values() if isinstance(value, nn.Module))
     validation = getattr(runner, '_val_loop', None)
     if isinstance(validation, BaseLoop):
-        yield from (validation, *with_inner(validation.dataloader.dataset))
+        for part in with_inner(validation.dataloader.dataset):
+            yield from (part, *with_held(getattr(getattr(part, 'pipeline', None), 'transforms', ())))
+        yield validation
         yield from getattr(getattr(validation, 'evaluator', None), 'metrics', ())

@@ -38,14 +38,8 @@ from mmpose_dp.privacy.projection import Projector
 from .loops import PrivateTrainLoop
 from .optim_wrappers import DPOptimWrapper
 
-_GIVEN = {
-    'self',
-    'runner',
-    'dataloader',
-    'sampler',
-    'optimizer',
-    'cfg',
-}  # by whoever builds the object, not by the config
+# by whoever builds the object, not by the config
+_GIVEN = {'self', 'runner', 'dataloader', 'sampler', 'optimizer', 'cfg'}
 _RUNNER = {*inspect.signature(Runner.__init__).parameters} - {'self', 'cfg'}
 TOP = {
     *_RUNNER,
@@ -215,18 +209,24 @@ def did_you_mean(key: str, names: Iterable[str], elsewhere: dict[str, str]) -> s
     if key in elsewhere:
         here = next((name for name in names if len(key) > 4 and name.endswith(f'_{key}')), None)  # amp_dtype for dtype
         return f'did you mean {here or as_dicts(elsewhere[key])}?'
-    close = [name for name in names if name.lower() == key.lower()][:1]
-    close = (
-        close or difflib.get_close_matches(key, names, 1, 0.75) or difflib.get_close_matches(key, [*elsewhere], 1, 0.75)
-    )
-    close = close or [name for name in [*names, *elsewhere] if key in name.split('_')][:1]
-    close = (
-        close or [n for n in [*names, *elsewhere] if len(key) > 2 and any(p.startswith(key) for p in n.split('_'))][:1]
-    )
-    close = close or difflib.get_close_matches(key, [*names, *elsewhere], 1, 0.6)
+    close = _closest(key, names, [*elsewhere])
     if not close:
         return 'take it out' + (f', or write one of {", ".join(names)}' if len(names) < 20 else '')
-    return f'did you mean {close[0] if close[0] in names else as_dicts(elsewhere[close[0]])}?'
+    return f'did you mean {close if close in names else as_dicts(elsewhere[close])}?'
+
+
+def _closest(key: str, names: list[str], elsewhere: list[str]) -> str:
+    """The name that is most like ``key``, here if possible; empty if none is like it."""
+    every = [*names, *elsewhere]
+    found = (
+        [name for name in names if name.lower() == key.lower()],
+        difflib.get_close_matches(key, names, 1, 0.75),
+        difflib.get_close_matches(key, elsewhere, 1, 0.75),
+        [name for name in every if key in name.split('_')],
+        [name for name in every if len(key) > 2 and any(word.startswith(key) for word in name.split('_'))],
+        difflib.get_close_matches(key, every, 1, 0.6),
+    )
+    return next((close[0] for close in found if close), '')
 
 
 def as_dicts(path: str) -> str:
@@ -258,9 +258,9 @@ def _part(node: Any, *keys: str) -> Any:
 
 def _nodes(cfg: Any) -> Iterator[tuple[str, dict, set[str]]]:
     """The parts of a config whose keys are known: their place, themselves, and the names that are read."""
-    loader = _part(cfg, 'train_dataloader')
-    ours = _part(loader, 'batch_sampler').get('type') is not None and _part(loader, 'dataset').get('type') is not None
-    if ours and _kind(DATASETS, loader['dataset']) is PublicPrivateDataset:
+    loader, wrapper = _part(cfg, 'train_dataloader'), _part(cfg, 'optim_wrapper')
+    sampled = _part(loader, 'batch_sampler').get('type') is not None
+    if sampled and _kind(DATASETS, _part(loader, 'dataset')) is PublicPrivateDataset:
         yield 'train_dataloader', loader, _LOADER
     typed: list[tuple[str, Registry, Any]] = [
         ('train_dataloader.batch_sampler', DATA_SAMPLERS, _part(loader, 'batch_sampler')),
@@ -272,18 +272,17 @@ def _nodes(cfg: Any) -> Iterator[tuple[str, dict, set[str]]]:
         ('train_dataloader.dataset.public_view', TRANSFORMS, _part(loader, 'dataset', 'public_view')),
         ('train_cfg', LOOPS, _part(cfg, 'train_cfg')),
     ]
-    # what other wrappers take, their constructors know
-    if _kind(OPTIM_WRAPPERS, _part(cfg, 'optim_wrapper')) is DPOptimWrapper:
-        typed.append(('optim_wrapper', OPTIM_WRAPPERS, cfg['optim_wrapper']))
+    private = _kind(OPTIM_WRAPPERS, wrapper) is DPOptimWrapper  # what other wrappers take, their constructors know
+    if private:
+        typed.append(('optim_wrapper', OPTIM_WRAPPERS, wrapper))
     typed += [(f'default_hooks.{name}', HOOKS, hook) for name, hook in _part(cfg, 'default_hooks').items()]
     typed += [(f'custom_hooks[{i}]', HOOKS, hook) for i, hook in enumerate(_listed(cfg.get('custom_hooks')))]
     for path, registry, node in typed:
         names = _names(_kind(registry, node))
         if names:
             yield path, node, names | ({'priority'} if registry is HOOKS else set())
-    for name in ('projector', 'schedule'):
-        if _kind(OPTIM_WRAPPERS, _part(cfg, 'optim_wrapper')) is DPOptimWrapper:
-            yield f'optim_wrapper.{name}', _part(cfg, 'optim_wrapper', name), _names(_PLACES[f'optim_wrapper.{name}'])
+    for name in ('projector', 'schedule') if private else ():
+        yield f'optim_wrapper.{name}', _part(wrapper, name), _names(_PLACES[f'optim_wrapper.{name}'])
 
 
 def _listed(node: Any) -> list:

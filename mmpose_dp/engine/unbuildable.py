@@ -17,8 +17,8 @@ from mmpose.engine.optim_wrappers import LayerDecayOptimWrapperConstructor
 from mmpose.registry import HOOKS, MODELS, OPTIM_WRAPPER_CONSTRUCTORS, PARAM_SCHEDULERS
 from torch.optim import AdamW
 
-from mmpose_dp.datasets.failures import failure
 from mmpose_dp.datasets.resolving import resolved, type_name
+from mmpose_dp.messages import failure
 from mmpose_dp.privacy.errors import ConfigError
 
 # the default hooks that None removes (mmengine's Runner.register_default_hooks)

@@ -87,11 +87,12 @@ def _calls(cfg: Any) -> Iterator[tuple[Path, str, int]]:
     for file in _files(Path(cfg.filename)) if getattr(cfg, 'filename', None) else ():
         tree = ast.parse(file.path.read_text() if file.path.suffix == '.py' else '')
         for node in ast.walk(tree) if 'mmpose_dp.configs' in ast.unparse(tree) else ():  # which has no comments
-            if isinstance(node, ast.Call) and 'private' in (
-                getattr(node.func, 'id', ''),
-                getattr(node.func, 'attr', ''),
-            ):
+            if isinstance(node, ast.Call) and _calls_private(node):
                 yield file.path, ast.unparse(node.func), node.lineno
+
+
+def _calls_private(call: ast.Call) -> bool:
+    return 'private' in (getattr(call.func, 'id', ''), getattr(call.func, 'attr', ''))
 
 
 def unread_in_words(cfg: Any) -> list[str]:
@@ -170,7 +171,7 @@ def _python(path: Path) -> _File:
     for node in ast.walk(tree):
         if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load):
             read.add(node.id)
-        if isinstance(node, ast.Call) and 'private' in (getattr(node.func, 'id', ''), getattr(node.func, 'attr', '')):
+        if isinstance(node, ast.Call) and _calls_private(node):
             first = node.args[0] if node.args else None  # globals() of a new-style config has what stands above it
             private_at = node.lineno if isinstance(first, ast.Name) and first.id == '_base_' else 0
         if isinstance(node, ast.ImportFrom) and node.level:  # from .._base_.mine import *

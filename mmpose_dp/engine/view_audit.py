@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mmpose_dp.extras.accountability import PRIVATE_PICTURES, with_private_figures
+from mmpose_dp.extras.evidence import STATEMENT_NAME
 from mmpose_dp.extras.statement_page import write_statement
 
 AUDIT_NAME = 'view_audit.json'
@@ -65,7 +66,7 @@ def with_audit(statement: dict[str, Any], work_dir: str | os.PathLike[str]) -> d
 def update_statement(work_dir: str | os.PathLike[str]) -> bool:
     """Puts the figures of the audit in a work dir into the statement there; False if there are none for its views."""
     try:
-        statement = json.loads((Path(work_dir) / 'privacy_statement.json').read_text())
+        statement = json.loads((Path(work_dir) / STATEMENT_NAME).read_text())
     except FileNotFoundError:
         return False
     if all(recoverable_from_view(work_dir, view) == NOT_EXAMINED for view in statement.get('public_views', [])):

@@ -41,9 +41,8 @@ class ChaCha20:
             raise OverflowError('a key of ChaCha20 has 2**32 blocks: take another key')
         start = self._start.repeat(1, 1, count)
         start[3, 0] = torch.arange(first, first + count, device=start.device).to(torch.int32)  # wraps around
-        a, b, c, d = (
-            row.clone() for row in start
-        )  # rows of the matrix of 4 x 4 words: a quarter round has four columns
+        # rows of the matrix of 4 x 4 words: a quarter round has four columns
+        a, b, c, d = (row.clone() for row in start)
         for _ in range(10):
             _quarter_rounds(a, b, c, d)
             b, c, d = b.roll(-1, 0), c.roll(-2, 0), d.roll(-3, 0)  # its diagonals become columns

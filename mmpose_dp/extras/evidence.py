@@ -22,7 +22,7 @@ from mmpose_dp.privacy.ledger import LEDGER_NAME, Ledger
 from mmpose_dp.version import __version__
 
 SCHEMA_VERSION = '1.0'
-STATEMENT_NAME = 'privacy_statement.json'
+STATEMENT_NAME, PAGE_NAME = 'privacy_statement.json', 'privacy_statement.md'
 _ROOT = Path(__file__).parents[2]
 _PACKAGES = {name: name for name in ('mmpose_dp', 'torch', 'numpy', 'opacus', 'dp-accounting', 'mmpose')}
 _PACKAGES |= dict.fromkeys(('mmengine', 'mmengine-lite', 'onedl-mmengine'), 'mmengine')  # distributions of one package

@@ -38,6 +38,7 @@ from mmpose_dp.privacy.statement import epsilon_of_group
 
 from .risk import TradeOff
 
+MEANINGS = 'can learn', 'may learn a little', 'cannot learn'  # verdicts
 # where the verdict changes, ratios of signal to noise of the whole training; the runs behind it are in docs/plan.md
 LEARNS, LITTLE = 0.02, 0.005
 # the same for mixing weights, which begin where they are already good: docs/accuracy_people.md, "Where private pictures pay"
@@ -126,9 +127,9 @@ def limits(trainable: str = '') -> tuple[float, float]:
 
 
 def verdict(value: float, trainable: str = '') -> str:
-    """What a ratio means for this ``trainable``: 'can learn', 'may learn a little' or 'cannot learn'."""
+    """What a ratio means for this ``trainable``, one of MEANINGS."""
     learns, little = limits(trainable)
-    return 'can learn' if value >= learns else 'may learn a little' if value >= little else 'cannot learn'
+    return MEANINGS[0 if value >= learns else 1 if value >= little else 2]
 
 
 # ---- what if ---------------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from typing import Any
 
 from mmpose_dp.privacy.validation import as_given, rounded_up
 
-from .evidence import sealed
+from .evidence import PAGE_NAME, STATEMENT_NAME, sealed
 from .risk import risk_in_words
 
 _RATES = 'true_positive_rate_at'
@@ -72,7 +72,7 @@ def further_facts(statement: dict[str, Any]) -> dict[str, str]:
         if key in _LAST or key in _SENTENCES:
             continue
         if key == 'checkpoints':
-            value = f'SHA-256 of {len(value)}, in privacy_statement.json'
+            value = f'SHA-256 of {len(value)}, in {STATEMENT_NAME}'
         if key == 'ledger':
             value = f'{value["lines"]} lines, the last with hash {value["head"]}'
         if isinstance(value, dict):
@@ -136,10 +136,7 @@ def write_statement(statement: dict[str, Any], out_dir: str | os.PathLike[str]) 
     """Writes privacy_statement.json, with its seal, and privacy_statement.md, each completely or not at all."""
     if 'schema_version' in statement:
         statement = complete(statement)
-    for name, text in (
-        ('privacy_statement.json', statement_json(statement)),
-        ('privacy_statement.md', statement_markdown(statement)),
-    ):
+    for name, text in ((STATEMENT_NAME, statement_json(statement)), (PAGE_NAME, statement_markdown(statement))):
         path = Path(out_dir) / name
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_suffix(path.suffix + '.partial')

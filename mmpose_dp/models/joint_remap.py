@@ -13,14 +13,12 @@ from mmengine.runner import CheckpointLoader
 from torch import Tensor, nn
 
 from mmpose_dp.extras.checkpoint_file import without_updates
+from mmpose_dp.messages import failure
 from mmpose_dp.privacy.errors import ConfigError
 
 
 def fit_joints(
-    saved: dict[str, Tensor],
-    wanted: dict[str, Tensor],
-    saved_joints: Sequence[str],
-    wanted_joints: Sequence[str],
+    saved: dict[str, Tensor], wanted: dict[str, Tensor], saved_joints: Sequence[str], wanted_joints: Sequence[str]
 ) -> list[str]:
     """Makes ``saved`` fit a model with other joints, in place. Returns a line per tensor that did not fit, and what to do.
 
@@ -165,8 +163,7 @@ def read_checkpoint(path: str, key: str) -> Any:
     try:
         return CheckpointLoader.load_checkpoint(path, 'cpu')
     except Exception as error:  # a file or an address can be wrong in any way
-        words = f'{type(error).__name__}: {" ".join(str(error).split())[:300]}'
-        raise ConfigError(f'{key}: checkpoint={path} cannot be read: {words}') from error
+        raise ConfigError(f'{key}: checkpoint={path} cannot be read: {failure(error, 300)}') from error
 
 
 def weights_of(checkpoint: Any, where: str) -> dict[str, Tensor]:

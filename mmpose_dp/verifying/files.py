@@ -70,7 +70,10 @@ def _check_unpublished(
         check_inside(path.name, privacy['statement'], statement, found)
     state = privacy.get('ledger')
     if not isinstance(state, dict):
-        found.unchecked.append(f'{path.name}: where it is from. No private training of this project wrote it')
+        if same:  # a statement names the checkpoints of its training, and no others
+            found.wrong.append(f'{path.name}: {whose} names it as a checkpoint, and no private training wrote it')
+        else:
+            found.unchecked.append(f'{path.name}: where it is from. No private training of this project wrote it')
     elif files.ledger_file is not None:
         _check_covered(path.name, state, files, found)
 

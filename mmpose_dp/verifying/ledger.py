@@ -51,9 +51,8 @@ def check_ledger(files: Evidence, found: Findings) -> Ledger | None:
     if len(lines) > stated['lines'] and isinstance(files.statement.get('delta'), float):
         spent = rounded_up(epsilon(whole.history, files.statement['delta'], 'pld'))
         words = f'{whole.steps - ledger.steps} steps that the ledger has after this statement: with them epsilon is {spent} (pld)'
-        (found.warnings if files.opened is None else found.unchecked).append(
-            words
-        )  # an older checkpoint has an older statement
+        # an older checkpoint has an older statement
+        (found.warnings if files.opened is None else found.unchecked).append(words)
     return ledger
 
 

@@ -37,7 +37,8 @@ _OPCODES = set(  # what torch.save needs for tensors and plain values; each does
     'EMPTY_DICT SETITEM SETITEMS EMPTY_LIST APPEND APPENDS EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 GLOBAL BINPERSID REDUCE'.split()
 )
 _CONTENT = {'state_dict', 'meta', 'privacy_statement'}
-_META = {'dataset_meta', 'mmpose_dp_version', 'descent'}
+_META = {'dataset_meta', 'mmpose_dp_version', 'lineage'}
+_META_BEFORE = {'dataset_meta', 'mmpose_dp_version', 'descent'}  # what older versions wrote
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ def read_published(data: bytes) -> Published:
         if not isinstance(values, dict) or set(values) != _CONTENT:
             raise ValueError(f'it does not hold {", ".join(sorted(_CONTENT))} alone')
         weights, meta, statement = values['state_dict'], values['meta'], values['privacy_statement']
-        if type(meta) is not dict or set(meta) != _META:
+        if type(meta) is not dict or set(meta) not in (_META, _META_BEFORE):
             raise ValueError(f'meta in it does not hold {", ".join(sorted(_META))} alone')
         if type(statement) is not dict or not _is_plain(meta) or not _is_plain(statement):
             raise ValueError('there is something else than plain values in meta or in the statement')

@@ -2,14 +2,12 @@
 
 import json
 
-from mmpose_dp.extras.evidence import SCHEMA_VERSION, STATEMENT_NAME, file_sha256, seal_of
+from mmpose_dp.extras.evidence import PAGE_NAME, SCHEMA_VERSION, STATEMENT_NAME, file_sha256, seal_of
 from mmpose_dp.extras.statement_page import complete, statement_json
 from mmpose_dp.version import __version__
 
 from .findings import Evidence, Findings
 from .schema import SCHEMA, schema_faults
-
-PAGE_NAME = 'privacy_statement.md'
 
 
 def check_form(files: Evidence, found: Findings) -> bool:

@@ -12,13 +12,8 @@ import cv2
 from mmpose_dp.datasets.mpii_files import JOINTS
 from mmpose_dp.datasets.synthetic import make_synthetic_mpii
 
-FIVE = (
-    'head',
-    'l_wrist',
-    'r_wrist',
-    'l_ankle',
-    'r_ankle',
-)  # MPII's names of the joints of datasets/five_joints_dataset.py
+# MPII's names of the joints of datasets/five_joints_dataset.py
+FIVE = ('head', 'l_wrist', 'r_wrist', 'l_ankle', 'r_ankle')
 
 
 def annotations(people: list[dict], pictures: Path) -> dict:

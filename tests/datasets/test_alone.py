@@ -4,8 +4,9 @@ import cv2
 import numpy as np
 import pytest
 from mmcv.transforms import BaseTransform
+from mmpose.codecs import SimCCLabel
 from mmpose.datasets.datasets import MpiiDataset
-from mmpose.registry import DATASETS, TRANSFORMS
+from mmpose.registry import DATASETS, KEYPOINT_CODECS, TRANSFORMS
 
 from mmpose_dp.datasets import PublicPrivateDataset
 from mmpose_dp.privacy.errors import DataError
@@ -39,6 +40,21 @@ class Stateful(BaseTransform):
         if self.how == 'new generator':
             results['img'] = np.roll(image, np.random.default_rng().integers(20), 0)
         return results
+
+
+@KEYPOINT_CODECS.register_module()
+class Centred(SimCCLabel):
+    """Moves people to the mean of those that it has encoded, or to one place."""
+
+    remembers = True
+
+    def __init__(self, *args, **settings):
+        super().__init__(*args, **settings)
+        self.seen = []
+
+    def encode(self, keypoints, keypoints_visible=None):
+        self.seen = [*(self.seen if self.remembers else ()), keypoints.mean(1, keepdims=True)]
+        return super().encode(keypoints - self.seen[-1] + np.mean(self.seen, 0), keypoints_visible)
 
 
 @DATASETS.register_module()
@@ -83,6 +99,23 @@ def test_it_is_refused_inside_another_one_and_in_a_pipeline_that_a_hook_switches
     dataset = built(synthetic, tmp_path)
     with pytest.raises(DataError, match='Stateful'):
         dataset.pipeline = [*dataset.pipeline.transforms[:-1], Stateful('mean'), dataset.pipeline.transforms[-1]]
+
+
+@pytest.mark.parametrize('several', [False, True])
+def test_a_codec_that_keeps_something_of_other_records_is_refused(synthetic, tmp_path, monkeypatch, several):
+    """It makes the targets, and is no transform, but inside one."""
+    cfg = config(synthetic, tmp_path, 'dpsgd')
+    step = next(step for step in cfg.train_dataloader.dataset.private.pipeline if step['type'] == 'GenerateTarget')
+    step['encoder'] = dict(step['encoder'], type='Centred')
+    if several:
+        step.update(encoder=[step['encoder'], dict(step['encoder'])], multilevel=True)
+    settings = {key: value for key, value in cfg.train_dataloader.dataset.items() if key != 'type'}
+    with pytest.raises(
+        DataError, match=r'private.pipeline: a sample is not the same .*test_alone.Centred keeps something'
+    ):
+        PublicPrivateDataset(**settings)
+    monkeypatch.setattr(Centred, 'remembers', False)
+    assert len(PublicPrivateDataset(**settings))
 
 
 @pytest.mark.parametrize('how', ['nothing', 'random', 'new generator'])

@@ -23,10 +23,10 @@ def launch(*command):
 
 
 @pytest.fixture(scope='module')
-def ranks(tmp_path_factory):
+def ranks(synthetic, tmp_path_factory):
     out = tmp_path_factory.mktemp('ranks')
     launcher = ('-m', 'torch.distributed.run', '--nproc_per_node=2', f'--master_port={free_port()}')
-    launch(sys.executable, *launcher, '-m', 'tests.support.rank_steps', out)
+    launch(sys.executable, *launcher, '-m', 'tests.support.rank_steps', out, synthetic)
     return [torch.load(out / f'rank{rank}.pt') for rank in range(2)]
 
 
@@ -62,6 +62,14 @@ def test_ranks_that_start_with_different_files_are_refused(ranks):
         assert not same and all('process 1 starts with other weights or experts' in words for words in different)
 
 
+def test_ranks_with_other_records_or_another_norm_are_refused(ranks):
+    """Each samples its share by number: a person in another place could be in both and weigh 2 C; rank 0 makes the noise."""
+    for rank in ranks:
+        same, order, norm = rank['refused with other records']
+        assert not same and 'process 1 has other records (annotation file, or its order) than process 0' in order
+        assert 'process 1 has other max_grad_norm than process 0' in norm
+
+
 def options(data, method, **more):
     """--cfg-options of a small training."""
     settings = {
@@ -89,6 +97,26 @@ def test_a_hybrid_training_on_two_processes(synthetic, tmp_path):
     launch(REPO / 'tools/dist_train.sh', *config, '--work-dir', tmp_path, *given)
     statement = json.loads((tmp_path / 'privacy_statement.json').read_text())
     assert statement['private'] and statement['steps'] == 4 and statement['num_records'] == 40
+
+
+def test_two_machines_with_another_annotation_file_each_take_no_step(synthetic, tmp_path):
+    people = json.loads((synthetic / 'annotations/mpii_train.json').read_text())
+    for rank in range(2):
+        (tmp_path / f'of_rank{rank}.json').write_text(json.dumps(people[rank:] + people[:rank]))
+    (config, _), given = options(synthetic, 'dpsgd')
+    own = tmp_path / 'own.py'
+    own.write_text(
+        f"""
+import os
+_base_ = '{config}'
+rank = os.environ['RANK']
+train_dataloader = dict(dataset=dict(private=dict(ann_file=f'{tmp_path}/of_rank{{rank}}.json')))
+"""
+    )
+    command = [REPO / 'tools/dist_train.sh', own, 2, '--work-dir', tmp_path / 'run', *given]
+    done = run(*command, PYTHON=sys.executable, PORT=free_port())
+    assert done.returncode and 'process 1 has other records' in done.stderr
+    assert not (tmp_path / 'run' / LEDGER_NAME).exists()
 
 
 def process_of_rank(rank, work_dir):

@@ -77,10 +77,7 @@ def assert_close(got, want, tolerance=1e-5):
 def test_a_step_without_noise_is_the_reference(hrnet, truth, method, engine):
     private, public, C, basis = truth
     V = torch.cat([b.flatten(1) for b in basis], 1).double()
-    full, coordinates = (
-        clip(private, C).double().sum(0) / B,
-        clip(private.double() @ V.T, C / 2).double(),
-    )
+    full, coordinates = (clip(private, C).double().sum(0) / B, clip(private.double() @ V.T, C / 2).double())
     inside = V.T @ coordinates.sum(0) / B
     want, settings = {
         'dpsgd': (full, {}),

@@ -4,12 +4,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from mmcv.transforms import BaseTransform
 from mmengine.hooks import EMAHook, Hook
 from mmengine.model import ExponentialMovingAverage
-from mmengine.runner import Runner
+from mmengine.runner import LogProcessor, Runner
+from mmengine.visualization import LocalVisBackend
+from mmpose.codecs import SimCCLabel
 from mmpose.evaluation import PCKAccuracy
 from mmpose.models.heads import SimCCHead
-from mmpose.registry import DATASETS, METRICS, MODELS
+from mmpose.registry import DATASETS, KEYPOINT_CODECS, LOG_PROCESSORS, METRICS, MODELS, TRANSFORMS, VISBACKENDS
 from publish_model import published
 from torch import nn
 from torch.utils.data import Dataset
@@ -71,13 +74,42 @@ class OwnMetric(PCKAccuracy):
     """A metric for validation."""
 
 
+@KEYPOINT_CODECS.register_module()
+class OwnLabel(SimCCLabel):
+    """A codec inside of a transform, GenerateTarget."""
+
+
+@TRANSFORMS.register_module()
+class OwnStep(BaseTransform):
+    """A transform for validation."""
+
+    def transform(self, results):
+        return results
+
+
+@VISBACKENDS.register_module()
+class OwnBackend(LocalVisBackend):
+    """Shows what a training shows."""
+
+
+@LOG_PROCESSORS.register_module()
+class OwnLogProcessor(LogProcessor):
+    """Makes the lines of the log."""
+
+
 @pytest.fixture(scope='module')
 def saved(synthetic, tmp_path_factory):
     """(runner, its last checkpoint) of a training with HookedHead and averaged weights."""
     cfg = tiny(config(synthetic, tmp_path_factory.mktemp('own_state'), 'dpsgd', train_cfg__max_epochs=1))
+    cfg.val_dataloader.dataset.pipeline.insert(0, dict(type='OwnStep'))
+    cfg.visualizer.vis_backends = [dict(type='OwnBackend')]
+    cfg.log_processor.type = 'OwnLogProcessor'
     cfg.val_dataloader.dataset = dict(type='Wrapped', inner=cfg.val_dataloader.dataset)
     cfg.val_evaluator = dict(type='OwnMetric')
     cfg.model.head.type = 'HookedHead'
+    for step in cfg.train_dataloader.dataset.private.pipeline:
+        if step['type'] == 'GenerateTarget':
+            step['encoder'] = dict(step['encoder'], type='OwnLabel')
     cfg.custom_hooks = [dict(type='EMAHook', ema_type='Averaged')]
     runner = Runner.from_cfg(cfg)
     runner.register_hook(Begin())
@@ -115,7 +147,8 @@ def test_nothing_else_is_published(saved):
 
 def test_the_statement_names_the_code_that_is_neither_ours_nor_openmmlabs(saved):
     runner, checkpoint = saved
-    kinds = 'Begin', 'HookedHead', 'HookedHead._put', 'Averaged', 'Wrapped', 'OwnMetric'  # _put is a hook of torch's
+    kinds = 'Begin HookedHead Averaged Wrapped OwnMetric OwnLabel OwnStep OwnBackend OwnLogProcessor'.split()
+    kinds.append('HookedHead._put')  # a hook of torch's
     names = {f'{__name__}.{kind}' for kind in kinds}
     statement = checkpoint['privacy']['statement']
     assert own_parts(runner) == names_in(statement) == names

@@ -16,8 +16,9 @@ from mmpose.registry import MODELS
 
 from mmpose_dp.engine.dry_run import blank_batch, refuse_early_mixing, refuse_loss_of_unseen_joints, try_batch
 from mmpose_dp.engine.hooks.foreign_hooks import refuse_hooks
-from mmpose_dp.engine.hooks.preflight import idle_steps, indices_of_parts, refuse_late_failures
+from mmpose_dp.engine.hooks.preflight import indices_of_parts, refuse_late_failures
 from mmpose_dp.engine.loops.validation import check_train_cfg, train_loader
+from mmpose_dp.engine.schedules import idle_steps
 from mmpose_dp.models.heads.private_head import make_private
 from mmpose_dp.privacy.errors import PrivacyError, UnsupportedModelError
 from mmpose_dp.privacy.ledger import LEDGER_NAME, Ledger
@@ -234,6 +235,17 @@ def test_a_model_that_mixes_samples_before_its_first_layer(runner):
         refuse_early_mixing(model, blank_batch(runner.train_dataloader.dataset[0][0], 3), 'here')
 
 
+def test_a_look_at_the_first_layer_runs_no_other(runner):
+    model = MODELS.build(copy.deepcopy(runner.cfg.model))
+
+    class Unreached(type(model.head)):
+        def forward(self, feats):
+            raise AssertionError
+
+    model.head.__class__ = Unreached
+    refuse_early_mixing(model, blank_batch(runner.train_dataloader.dataset[0][0], 3), 'here')
+
+
 def test_a_model_with_a_loss_of_its_own(runner):
     """It ended the first private step, which was counted."""
     model = MODELS.build(copy.deepcopy(runner.cfg.model))
@@ -258,6 +270,7 @@ def test_a_model_with_a_loss_of_its_own(runner):
         (dict(save_best='auto'), "rule is needed with save_best='auto'"),
         (dict(filename_tmpl='last.pth'), "filename_tmpl='last.pth' must hold one"),
         (dict(filename_tmpl='{epoch}.pth'), 'filename_tmpl'),
+        (dict(published_keys=['meta', 'state_dict']), 'published_keys=.* does not say what its training has spent'),
         (dict(interval='often'), "interval='often' must be a whole number"),
         (dict(out_dir=__file__), 'out_dir: checkpoints cannot be written'),
         (dict(backend_args=dict(backend='nowhere')), 'checkpoints cannot be written'),

@@ -139,7 +139,7 @@ def plain(data, work_dir, load_from=None, resume=False, epochs=1):
     for key in ('val_cfg', 'val_dataloader', 'val_evaluator', 'test_cfg', 'test_dataloader', 'test_evaluator'):
         cfg[key] = None
     cfg.train_cfg.max_epochs = epochs
-    cfg.default_hooks.checkpoint.interval = 1
+    cfg.default_hooks.checkpoint.update(interval=1, published_keys=['meta', 'state_dict'])
     runner = Runner.from_cfg(cfg)
     runner.register_hook(ProvenanceHook())
     runner.train()
@@ -155,7 +155,8 @@ def test_a_plain_training_in_between_hands_it_on(views, synthetic, tmp_path):
     first = plain(synthetic, tmp_path / 'a', load_from=views / 'epoch_1.pth')
     second = plain(synthetic, tmp_path / 'a', load_from=first, resume=True, epochs=2)
     third = plain(synthetic, tmp_path / 'b', load_from=second)
-    for path in (first, second, third):
+    (mmengines,) = third.parent.glob('epoch_1-*.pth')  # which it publishes, with published_keys alone
+    for path in (first, second, third, mmengines):
         found = lineage_in(path)
         assert found.plain_data_sets == ('MpiiDataset mpii_train.json',) and not found.unknown
         assert len(found.public_views) == 1 and 'Gaussian blur' in found.public_views[0]
@@ -183,8 +184,11 @@ def test_what_nobody_recorded_is_of_unknown_origin():
         dict(meta={'x': 1}),
     ):
         assert Lineage.of(odd, 'x.pth') == Lineage(unknown=('x.pth',))
-    known = Lineage.of(dict(privacy=dict(descent=dict(unknown=['coco.pth']))), 'x.pth')
-    assert 'descend from coco.pth, of unknown origin' in known.in_words('x.pth')
+    for key in ('lineage', 'descent'):  # older checkpoints have the second
+        kept = {key: dict(unknown=['coco.pth'])}
+        for checkpoint in (dict(privacy=kept), dict(privacy_statement=dict(private=True), meta=kept)):
+            known = Lineage.of(checkpoint, 'x.pth')
+            assert 'descend from coco.pth, of unknown origin' in known.in_words('x.pth')
     assert 'descend' not in Lineage(unknown=('x.pth',)).in_words('x.pth')
     words = Lineage(private=True, public_views=('a blur',), plain_data_sets=('LSP',)).in_words('x.pth')
     assert words.startswith(', which a private') and '; they were trained on public views (a blur)' in words
@@ -207,7 +211,7 @@ def beginning(data, work_dir, backbone=None, **options):
     runner.register_hook(Begun())
     with pytest.raises(Interruption):
         runner.train()
-    return next(hook for hook in runner.hooks if isinstance(hook, PrivacyBudgetHook)).pretraining
+    return next(hook for hook in runner.hooks if isinstance(hook, PrivacyBudgetHook)).origin.pretraining
 
 
 @pytest.fixture(scope='module')

@@ -75,20 +75,14 @@ class TestRefusals:
         model.register_buffer('seen', torch.zeros(1))
         model.backbone.register_forward_pre_hook(lambda *_: model.seen.add_(1) and None)
         with pytest.raises(PrivacyError, match='seen was changed by the training forward'):
-            model.train_step(
-                batch(hrnet, PRIVATE),
-                self.wrapper(model, noise_multiplier=0.0, expected_batch_size=B),
-            )
+            model.train_step(batch(hrnet, PRIVATE), self.wrapper(model, noise_multiplier=0.0, expected_batch_size=B))
 
     def test_a_loss_beside_the_head(self, hrnet):
         model = build(hrnet, private=True)
         inner = model.loss
         model.loss = lambda *a: dict(inner(*a), loss_extra=torch.ones(()))
         with pytest.raises(PrivacyError, match='private head'):
-            model.train_step(
-                batch(hrnet, PRIVATE),
-                self.wrapper(model, noise_multiplier=0.0, expected_batch_size=B),
-            )
+            model.train_step(batch(hrnet, PRIVATE), self.wrapper(model, noise_multiplier=0.0, expected_batch_size=B))
 
     def test_a_loss_scale_that_could_hide_a_gradient_from_clipping(self, hrnet):
         """1e-20 of it has squares that are 0 in float32: its norm would be 0, and nothing would be clipped."""

@@ -104,11 +104,7 @@ def another_face(person, image):
 
 @pytest.mark.parametrize(
     ('method', 'change', 'at_most'),
-    [
-        ('dpsgd', nobody, C),
-        ('dpsgd', another_person, 2 * C),
-        ('hybrid', another_face, 2 * C),
-    ],
+    [('dpsgd', nobody, C), ('dpsgd', another_person, 2 * C), ('hybrid', another_face, 2 * C)],
 )
 def test_one_record_changed(lossless, tmp_path, monkeypatch, method, change, at_most):
     number = changed(lossless, tmp_path / 'data', change)

@@ -9,7 +9,8 @@ from fractions import Fraction
 import pytest
 import torch
 
-from mmpose_dp.engine.hooks.resuming import budgets_in_words, changed_budget, refuse_older_ledger
+from mmpose_dp.engine.hooks.budget_words import budgets_in_words, changed_budget
+from mmpose_dp.engine.hooks.resuming import refuse_older_ledger
 from mmpose_dp.extras.accountability import record_decision
 from mmpose_dp.privacy.accounting import StepEvent, epsilon
 from mmpose_dp.privacy.errors import PrivacyError

@@ -131,8 +131,7 @@ class Uploading(BaseVisBackend):
 
 
 @pytest.mark.parametrize(
-    ('given', 'left'),
-    [(('.json', '.log', '.py', 'yaml'), ('.py', 'yaml')), ('.jsonl', ()), (('.pth', ''), ('.pth',))],
+    ('given', 'left'), [(('.json', '.log', '.py', 'yaml'), ('.py', 'yaml')), ('.jsonl', ()), (('.pth', ''), ('.pth',))]
 )
 def test_log_and_ledger_are_not_uploaded(tmp_path, given, left):
     backend = Uploading(tmp_path, given)

@@ -81,18 +81,7 @@ def test_a_schedule_by_steps_of_private_epochs_is_refused(synthetic, tmp_path):
 
 def test_no_private_loss_is_logged_or_kept(hybrid):
     runner, work_dir = hybrid
-    allowed = {
-        'loss_public',
-        'epsilon',
-        'epsilon_target',
-        'lr',
-        'data_time',
-        'time',
-        'memory',
-        'iter',
-        'epoch',
-        'step',
-    }
+    allowed = {'loss_public', 'epsilon', 'epsilon_target', 'lr', 'data_time', 'time', 'memory', 'iter', 'epoch', 'step'}
     assert {k for k in logged(work_dir) if 'PCK' not in k} <= allowed | {'coco/AP'}
     kept = torch.load(work_dir / 'epoch_3.pth', weights_only=False)['message_hub']
     assert {k.split('/')[1] for k in kept['log_scalars'] if k.startswith('train/')} <= allowed
@@ -190,13 +179,7 @@ def test_a_checkpoint_that_a_kill_cut_off_is_passed_over(synthetic, tmp_path):
 
 def test_the_ledger_survives_save_optimizer_false(synthetic, tmp_path):
     train(
-        config(
-            synthetic,
-            tmp_path,
-            'dpsgd',
-            default_hooks__checkpoint__save_optimizer=False,
-            train_cfg__max_epochs=1,
-        )
+        config(synthetic, tmp_path, 'dpsgd', default_hooks__checkpoint__save_optimizer=False, train_cfg__max_epochs=1)
     )
     kept = torch.load(tmp_path / 'epoch_1.pth', weights_only=False)['privacy']['ledger']['entries']
     assert [entry[1:] for entry in kept] == [['1/4', 4]]
@@ -210,13 +193,7 @@ def test_a_checkpoint_without_ledger_is_for_load_from_only(hybrid, synthetic, tm
     with pytest.raises(PrivacyError, match='no privacy ledger.*load_from'):
         train(config(synthetic, tmp_path / 'a', load_from=str(tmp_path / 'bare.pth'), resume=True))
     runner = train(
-        config(
-            synthetic,
-            tmp_path / 'b',
-            'dpsgd',
-            load_from=str(tmp_path / 'bare.pth'),
-            train_cfg__max_epochs=1,
-        )
+        config(synthetic, tmp_path / 'b', 'dpsgd', load_from=str(tmp_path / 'bare.pth'), train_cfg__max_epochs=1)
     )
     assert runner.optim_wrapper.ledger.steps == 4
     statement = json.loads((tmp_path / 'b/privacy_statement.json').read_text())
@@ -251,11 +228,7 @@ def test_the_other_methods(synthetic, synthetic_public, tmp_path, method):
 
 def test_empty_draws_are_steps_of_noise_alone(synthetic, tmp_path):
     cfg = config(
-        synthetic,
-        tmp_path,
-        'dpsgd',
-        train_dataloader__batch_sampler__expected_batch_size=1,
-        train_cfg__max_epochs=1,
+        synthetic, tmp_path, 'dpsgd', train_dataloader__batch_sampler__expected_batch_size=1, train_cfg__max_epochs=1
     )
     runner = train(cfg)
     assert runner.optim_wrapper.ledger.steps == 40 and runner.train_loop.iter == 40
@@ -303,11 +276,7 @@ def test_a_debug_seed_says_not_private(synthetic, tmp_path):
         ('dpsgd', dict(optim_wrapper__clip_grad=dict(max_norm=1)), 'optim_wrapper.clip_grad'),
         ('dpsgd', dict(optim_wrapper__projector=dict(rank=2)), 'projector needs public data'),
         ('dpsgd', dict(auto_scale_lr__enable=True), 'auto_scale_lr'),
-        (
-            'dpsgd',
-            dict(train_dataloader__dataset__private__data_root='/nowhere'),
-            '(?s)/nowhere.*make_synthetic_mpii',
-        ),
+        ('dpsgd', dict(train_dataloader__dataset__private__data_root='/nowhere'), '(?s)/nowhere.*make_synthetic_mpii'),
         ('dpsgd', dict(optim_wrapper__constructor='DefaultOptimWrapperConstructor'), 'train mode'),
         ('dpsgd', dict(optim_wrapper__type='OptimWrapper'), 'DPOptimWrapper'),
         (
@@ -320,11 +289,7 @@ def test_a_debug_seed_says_not_private(synthetic, tmp_path):
             dict(default_hooks__public_data__num_samples=50),
             'needs 50 public samples but .* has 40: lower default_hooks.public_data.num_samples,',
         ),
-        (
-            'hybrid',
-            dict(train_dataloader__dataset__public_view=None),
-            'public_batch_size=8 is more than the 0',
-        ),
+        ('hybrid', dict(train_dataloader__dataset__public_view=None), 'public_batch_size=8 is more than the 0'),
         ('feature', dict(optim_wrapper__public_weight=0.0), 'public part that nothing uses'),
     ],
 )

@@ -48,10 +48,7 @@ def config(tmp_path, hybrid):
         ('max_epoch = 3', 'train_cfg=dict(max_epochs=...)'),
         ('num_epochs = 3', 'train_cfg=dict(max_epochs=...)'),
         ('max_grad_nrom = 3', 'optim_wrapper=dict(max_grad_norm=...)'),
-        (
-            'expected_batchsize = 64',
-            'train_dataloader=dict(batch_sampler=dict(expected_batch_size=...))',
-        ),
+        ('expected_batchsize = 64', 'train_dataloader=dict(batch_sampler=dict(expected_batch_size=...))'),
         ('defualt_hooks = dict(privacy_budget=dict(target_epsilon=8))', 'default_hooks=...'),
         ("load_form = 'x.pth'", 'load_from=...'),
         ('train_cgf = dict(max_epochs=3)', 'train_cfg=...'),

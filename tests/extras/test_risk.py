@@ -23,11 +23,7 @@ def test_gaussian_mechanisms_have_closed_forms(sigma, steps):
     mu, found = math.sqrt(steps) / sigma, risk_of(history(sigma, 1, steps), 1e-5)
     for name, exact in (('add_or_remove', mu), ('replace_one', 2 * mu)):
         figures = found[name]
-        wanted = {
-            'gdp_mu': exact,
-            'advantage': 2 * norm.cdf(exact / 2) - 1,
-            'guess_right_at_most': norm.cdf(exact / 2),
-        }
+        wanted = {'gdp_mu': exact, 'advantage': 2 * norm.cdf(exact / 2) - 1, 'guess_right_at_most': norm.cdf(exact / 2)}
         for key, value in wanted.items():
             assert value * (1 - 1e-6) <= figures[key] <= value * 1.002 + 2e-6, (name, key)
         for rate in FALSE_POSITIVE_RATES:

@@ -15,10 +15,7 @@ class Residual(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.conv1, self.conv2 = (
-            nn.Conv2d(4, 4, 3, padding=1),
-            nn.Conv2d(4, 4, 3, padding=1, bias=False),
-        )
+        self.conv1, self.conv2 = (nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1, bias=False))
         self.norm1, self.norm2 = nn.BatchNorm2d(4).eval(), nn.BatchNorm2d(4).eval()
         self.relu = nn.ReLU(inplace=True)
         for norm in (self.norm1, self.norm2):

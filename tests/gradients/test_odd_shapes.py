@@ -131,10 +131,7 @@ SERVED = {
     'bag': lambda: (bag(padding_idx=2), indices(4)),
     'bag sum': lambda: (bag(mode='sum', sparse=True), indices(4)),
     'bag max': lambda: (bag(mode='max'), indices(4)),
-    'bag offsets': lambda: (
-        Around(bag(), lambda m, x: m(x.flatten(), torch.arange(len(x)) * x.shape[1])),
-        indices(4),
-    ),
+    'bag offsets': lambda: (Around(bag(), lambda m, x: m(x.flatten(), torch.arange(len(x)) * x.shape[1])), indices(4)),
     'bag weights': lambda: (
         Around(bag(mode='sum'), lambda m, x: m(x, per_sample_weights=torch.cos(x.to(m.weight.dtype)))),
         indices(4),

@@ -85,11 +85,7 @@ def test_samples_of_one_record_are_added_before_the_norm(model):
 
 KINDS = [
     *('flat', 'automatic', 'adaptive', 'per-parameter'),
-    *(
-        'flat, projected',
-        'automatic, projected',
-        'adaptive, projected',
-    ),
+    *('flat, projected', 'automatic, projected', 'adaptive, projected'),
 ]
 
 
@@ -141,10 +137,7 @@ def test_coordinates_are_projected_then_clipped(model):
     V = torch.cat([b.flatten(1) for b in projector.basis], 1)
     want = clip(reference(model, x) @ V.T).sum(0)
     torch.testing.assert_close(
-        collect(ClippedCoordinates(samples_of(4), C, projector), model, x),
-        want,
-        rtol=1e-4,
-        atol=1e-6,
+        collect(ClippedCoordinates(samples_of(4), C, projector), model, x), want, rtol=1e-4, atol=1e-6
     )
 
 

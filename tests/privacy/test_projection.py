@@ -43,10 +43,7 @@ def test_expand_and_project_are_v_and_v_vt():
     c, g = torch.randn(4), torch.randn(1, 53)
     torch.testing.assert_close(join([x[None] for x in projector.expand(c)])[0], c @ V)
     torch.testing.assert_close(
-        join([x[None] for x in projector.project([p[0] for p in split(g)])])[0],
-        g[0] @ V.T @ V,
-        rtol=1e-4,
-        atol=1e-5,
+        join([x[None] for x in projector.project([p[0] for p in split(g)])])[0], g[0] @ V.T @ V, rtol=1e-4, atol=1e-5
     )
 
 

@@ -16,10 +16,7 @@ from mmpose_dp.privacy.plan import PrivacyPlan
 from tests.support.runs import unvalidated
 
 STEPS = 12
-QUICK = dict(
-    default_hooks__privacy_budget__interval=1000,
-    default_hooks__logger__interval=1000,
-)
+QUICK = dict(default_hooks__privacy_budget__interval=1000, default_hooks__logger__interval=1000)
 
 
 class Release(Hook):

@@ -1,9 +1,10 @@
 """A program that test_distributed.py starts: each rank takes one step of each method on its share of the samples, and saves
 how the parameters moved.
 
-python -m torch.distributed.run --nproc_per_node 2 -m tests.support.rank_steps OUT
+python -m torch.distributed.run --nproc_per_node 2 -m tests.support.rank_steps OUT SYNTHETIC
 """
 
+import json
 import sys
 from pathlib import Path
 
@@ -13,14 +14,17 @@ from mmengine.dist import get_dist_info
 from mmengine.model import MMDistributedDataParallel
 from torch.optim import SGD
 
+from mmpose_dp.datasets import PublicPrivateDataset
 from mmpose_dp.engine import DPOptimWrapper
 from mmpose_dp.engine.basis import fit_basis, table_of
 from mmpose_dp.engine.checks.own_state import refuse_other_models
+from mmpose_dp.engine.hooks.planning import refuse_other_plans
 from mmpose_dp.privacy.errors import ConfigError
 from mmpose_dp.privacy.plan import PrivacyPlan
 from mmpose_dp.privacy.projection import Projector
 from tests.support.models import batch, build, flat, take
 from tests.support.paths import REPO
+from tests.support.runs import config as config_of_run
 
 SAMPLES = [0, 1, 2, 3, 4, None, None, None, None]
 METHODS = {
@@ -53,11 +57,7 @@ def movement(settings, keys, noise_multiplier=0.0, steps=1):
         batches = [[r.view(-1, *p.shape) for r, p in zip(parts, params)]]
         fit_basis(settings['projector'], table_of(batches, len(parts[0]), torch.float32))
     wrapper = DPOptimWrapper(
-        SGD(params, lr=LR),
-        max_grad_norm=0.05,
-        expected_batch_size=B,
-        noise_multiplier=noise_multiplier,
-        **settings,
+        SGD(params, lr=LR), max_grad_norm=0.05, expected_batch_size=B, noise_multiplier=noise_multiplier, **settings
     )
     runner_model = model
     if get_dist_info()[1] > 1:
@@ -74,22 +74,25 @@ def movement(settings, keys, noise_multiplier=0.0, steps=1):
     return (before - flat(params)) / LR
 
 
+def plan(max_grad_norm=0.05, noise_multiplier=3.0):
+    """A plan of three steps."""
+    return PrivacyPlan(
+        method='dpsgd',
+        privacy_unit='instance',
+        num_records=100,
+        expected_batch_size=B,
+        steps=3,
+        max_grad_norm=max_grad_norm,
+        noise_multiplier=noise_multiplier,
+        target_delta=1e-3,
+    )
+
+
 def ledger():
     """The ledger of a rank after three steps of a plan."""
     model = build(config(), private=True)
     wrapper = DPOptimWrapper(SGD(model.parameters(), lr=LR), max_grad_norm=0.05)
-    wrapper.mechanism.attach(
-        PrivacyPlan(
-            method='dpsgd',
-            privacy_unit='instance',
-            num_records=100,
-            expected_batch_size=B,
-            steps=3,
-            max_grad_norm=0.05,
-            noise_multiplier=3.0,
-            target_delta=1e-3,
-        )
-    )
+    wrapper.mechanism.attach(plan())
     wrapper.prepare(model)
     for _ in range(3):
         wrapper.finish_step()
@@ -108,6 +111,20 @@ def refused_for(weight, expert):
     return ''
 
 
+def refused_with(folder, people, **settings):
+    """The message of the error for a rank with these people in an annotation file of its own, and a plan of its own."""
+    file = Path(folder, f'rank{get_dist_info()[0]}', 'train.json')
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(json.dumps(people))
+    dataset = config_of_run(sys.argv[2], folder, 'dpsgd').train_dataloader.dataset
+    dataset = PublicPrivateDataset(private=dict(dataset.private, ann_file=str(file)))
+    try:
+        refuse_other_plans(plan(**settings), dataset)
+    except ConfigError as error:
+        return str(error)
+    return ''
+
+
 def main():
     """Saves {method: movement} of this rank."""
     torch.distributed.init_process_group('gloo')
@@ -121,6 +138,12 @@ def main():
     moved['noise'] = movement({}, [], noise_multiplier=3.0)
     moved['ledger'] = ledger()
     moved['refused'] = [refused_for(1.0, 'a'), refused_for(1.0 + rank, 'a'), refused_for(1.0, 'ab'[rank])]
+    people = json.loads(Path(sys.argv[2], 'annotations/mpii_train.json').read_text())
+    moved['refused with other records'] = [
+        refused_with(sys.argv[1], people, noise_multiplier=3.0 + rank),  # the first one makes the noise
+        refused_with(sys.argv[1], people[rank:] + people[:rank]),  # the same people, in another order
+        refused_with(sys.argv[1], people, max_grad_norm=0.05 * (1 + rank)),
+    ]
     torch.save(moved, Path(sys.argv[1]) / f'rank{rank}.pt')
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()

@@ -15,14 +15,7 @@ import value
 from accuracy_rows import adam
 from accuracy_worker import config_of, plain_or_private, run_job
 from mmpose.registry import MODELS
-from people_rows import (
-    STARTS,
-    make_tuning_people,
-    make_unusual_people,
-    people_rows,
-    people_size,
-    unusualness,
-)
+from people_rows import STARTS, make_tuning_people, make_unusual_people, people_rows, people_size, unusualness
 from scipy.io import loadmat
 
 from mmpose_dp.datasets.mpii_files import estimated_head_boxes, write_mpii_split

@@ -12,9 +12,11 @@ import torch
 from mmengine.config import Config
 from mmengine.hub import get_config
 from mmpose.registry import MODELS
+from reference_gradients import plain_class
 
 from mmpose_dp.configs import private
 from mmpose_dp.engine import settings_in_words
+from mmpose_dp.engine.hooks.provenance import Start
 from mmpose_dp.models.heads.private_head import KNOWN
 from mmpose_dp.privacy.calibration import calibrate_noise_multiplier
 from tests.support.paths import REPO
@@ -202,6 +204,17 @@ globals().update(private(_base_, 'dpsgd', train_cfg=dict(max_epochs=6), optim_wr
     )
 
 
+def test_an_output_layer_for_other_joints_counts_as_loaded():
+    """As in training, which fits it to the joints: check_config.py said that it was left at random weights."""
+    joints = [dict(num_keypoints=n, keypoint_id2name=dict(enumerate('abc'[:n]))) for n in (2, 3)]
+    weights = {'0.weight': torch.ones(2, 4, 1, 1), '0.bias': torch.ones(2)}
+    checkpoint = dict(state_dict=weights, meta=dict(dataset_meta=joints[0]))
+    cfg = Config(dict(model=dict(head=dict(out_channels=3))))
+    start = Start.of('load_from', 'start.pth', '', checkpoint), checkpoint
+    model = torch.nn.Sequential(torch.nn.Conv2d(4, 3, 1))
+    assert check_config.report_start(cfg, start, model, joints[1]) == {*weights}
+
+
 @pytest.mark.parametrize(
     ('change', 'message'),
     [
@@ -267,6 +280,7 @@ globals().update(private(_base_, 'dpsgd', train_cfg=dict(max_epochs=6), optim_wr
             'model: TopdownPoseEstimator cannot be built: TypeError: TopdownPoseEstimator.__init__() got an unexpected',
         ),
         ('max_epoch = 3', 'own.py, line 11: max_epoch is read by nothing'),
+        ("load_from = ['a.pth']", "load_from=['a.pth'] must be the path of one checkpoint"),
         ("default_hooks['privacy_budget']['target_delta'] = 0.5", 'target_delta=0.5 is too large for 40 records'),
     ],
 )
@@ -285,7 +299,7 @@ def test_without_a_training_set_there_is_nothing_to_check(check):
 @pytest.mark.parametrize('head', KNOWN)
 def test_gradients_are_compared_with_those_of_the_plain_head(head):
     """Behind VisPredictHead's class is one that is no module."""
-    assert check_config.plain_class(MODELS.get(f'Private{head.__name__}')) is head
+    assert plain_class(MODELS.get(f'Private{head.__name__}')) is head
 
 
 def test_a_start_that_fits_nothing_is_refused_as_in_training(check, synthetic, tmp_path):

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import plan_budget
 import pytest
 import torch
+from forecast_page import best_batch_in_words
 from mmpose.registry import MODELS
 
 from mmpose_dp.engine.training_settings import out_of_subspace
@@ -192,10 +193,10 @@ def test_the_best_batch_is_compared_with_those_that_make_enough_steps():
             best_batch=9, batches=[dict(size=size, steps=steps, strength=ratio) for size, steps, ratio in batches]
         )
 
-    words = plan_budget.best_batch_in_words(found((9, 48, 0.83), (18, 24, 1.0), (37, 12, 1.2)))
+    words = best_batch_in_words(found((9, 48, 0.83), (18, 24, 1.0), (37, 12, 1.2)))
     assert words.startswith('Best: 9. Of the batches with 30 steps or more') and 'train more epochs' in words
-    assert 'train more' not in plan_budget.best_batch_in_words(found((9, 48, 0.83), (18, 24, 0.8)))
-    assert '30 steps' not in plan_budget.best_batch_in_words(found((9, 12, 0.83)))
+    assert 'train more' not in best_batch_in_words(found((9, 48, 0.83), (18, 24, 0.8)))
+    assert '30 steps' not in best_batch_in_words(found((9, 12, 0.83)))
 
 
 def test_people_with_several_records_get_what_the_statement_says():

@@ -58,7 +58,7 @@ def test_a_published_checkpoint_holds_nothing_else(searched, tmp_path):
     given = publish_model.published(checkpoint)
     assert given['meta']['dataset_meta'].keys() == joints.keys()
     assert set(given) == {'state_dict', 'meta', 'privacy_statement'}
-    assert set(given['meta']) == {'dataset_meta', 'mmpose_dp_version', 'descent'}
+    assert set(given['meta']) == {'dataset_meta', 'mmpose_dp_version', 'lineage'}
     assert given['privacy_statement']['private'] and given['privacy_statement']['steps'] == 4
     torch.save(given, tmp_path / 'model.pth')
     data = (tmp_path / 'model.pth').read_bytes()

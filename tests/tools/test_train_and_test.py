@@ -58,13 +58,7 @@ def small(data):
         ['--resume', 'some.pth', '--auto-scale-lr', '--launcher', 'pytorch'],
         ['--amp'],
         ['--show', '--show-dir', 'pictures', '--interval', '3', '--wait-time', '0.5'],
-        [
-            '--show-dir',
-            'pictures',
-            '--cfg-options',
-            'train_cfg.max_epochs=3',
-            'codec.sigma="[1,2]"',
-        ],
+        ['--show-dir', 'pictures', '--cfg-options', 'train_cfg.max_epochs=3', 'codec.sigma="[1,2]"'],
     ],
     ids=' '.join,
 )
@@ -134,7 +128,7 @@ def test_the_dist_scripts_train_and_test_on_two_cpu_processes(synthetic, tmp_pat
     assert trained.returncode == 0, trained.stderr[-2000:]
     checkpoint = tmp_path / 'epoch_1.pth'
     assert 'Epoch(train) [1][2/2]' in trained.stderr + trained.stdout  # 40 records, 2 x 10 a step
-    behind = torch.load(checkpoint, weights_only=False)['privacy']['descent']
+    behind = torch.load(checkpoint, weights_only=False)['privacy']['lineage']
     assert behind['plain_data_sets'] == ('MpiiDataset mpii_train.json',)  # passed on to trainings that start from it
 
     scores, predictions = tmp_path / 'scores.json', tmp_path / 'predictions.pkl'

@@ -28,7 +28,7 @@ WEIGHTS = {
 META = dict(
     dataset_meta={0: 'knee', 'sigmas': [0.1, 1e-300, None]},
     mmpose_dp_version='1',
-    descent={'private': True, 'x': (1, 'y')},
+    lineage={'private': True, 'x': (1, 'y')},
 )
 
 
@@ -51,6 +51,13 @@ def fault_of(data):
     with pytest.raises(ValueError) as caught:
         read_published(data)
     return str(caught.value)
+
+
+def test_what_an_older_publish_model_wrote_is_read_too():
+    before = {**META, 'descent': META['lineage']}
+    del before['lineage']
+    assert read_published(saved(changed(meta=before))).statement == content()['privacy_statement']
+    assert 'meta in it does not hold' in fault_of(saved(changed(meta={**META, **before})))
 
 
 def test_what_publish_model_writes_is_read_as_torch_reads_it(tmp_path):
@@ -206,7 +213,7 @@ def changed(**parts):
 
 def setting():
     values = content()
-    values['meta']['descent'] = Calls(operator.setitem, values['state_dict'], 'd', torch.zeros(3))
+    values['meta']['lineage'] = Calls(operator.setitem, values['state_dict'], 'd', torch.zeros(3))
     return values
 
 
@@ -249,16 +256,16 @@ PICKLES = {
     'another key': lambda: changed(pictures=torch.rand(3)),
     'a plain key': lambda: changed(notes='x'),
     'a key less': lambda: {k: v for k, v in content().items() if k != 'meta'},
-    'a tensor in meta': lambda: changed(meta={**META, 'descent': torch.ones(3)}),
+    'a tensor in meta': lambda: changed(meta={**META, 'lineage': torch.ones(3)}),
     'another key in meta': lambda: changed(meta={**META, 'seed': 3}),
     'a tensor in the statement': lambda: changed(privacy_statement={'x': [torch.ones(3)]}),
-    'an array in meta': lambda: changed(meta={**META, 'descent': np.ones(3)}),
-    'a set in meta': lambda: changed(meta={**META, 'descent': {1}}),
-    'bytes in meta': lambda: changed(meta={**META, 'descent': b'x'}),
-    'a class in meta': lambda: changed(meta={**META, 'descent': OrderedDict}),
-    'code': lambda: changed(meta={**META, 'descent': Calls(os.system, 'false')}),
-    'a function of builtins': lambda: changed(meta={**META, 'descent': Calls(print)}),
-    'a dict with items': lambda: changed(meta={**META, 'descent': OrderedDict(a=1)}),
+    'an array in meta': lambda: changed(meta={**META, 'lineage': np.ones(3)}),
+    'a set in meta': lambda: changed(meta={**META, 'lineage': {1}}),
+    'bytes in meta': lambda: changed(meta={**META, 'lineage': b'x'}),
+    'a class in meta': lambda: changed(meta={**META, 'lineage': OrderedDict}),
+    'code': lambda: changed(meta={**META, 'lineage': Calls(os.system, 'false')}),
+    'a function of builtins': lambda: changed(meta={**META, 'lineage': Calls(print)}),
+    'a dict with items': lambda: changed(meta={**META, 'lineage': OrderedDict(a=1)}),
     'a list': lambda: [content()],
     'set when loaded': setting,
 }

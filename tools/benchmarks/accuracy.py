@@ -87,9 +87,8 @@ class Benchmark:
         if not (self.size.tuned if args.tuned is None else args.tuned):
             self.rows = {name: replace(row, candidates=row.candidates[:1]) for name, row in self.rows.items()}
         self.epsilons, self.seeds = args.epsilons or self.size.epsilons, args.seeds or self.size.seeds
-        self.starts = {
-            name for row in self.rows.values() for name in (row.start, *row.experts)
-        }  # whose weights others need
+        # whose weights others need
+        self.starts = {name for row in self.rows.values() for name in (row.start, *row.experts)}
         self.needed: set[tuple[str, int]] = set()
         self.start, self.lanes = args.mpii, args.lanes
         self.results = Results(self.out / 'results.csv')

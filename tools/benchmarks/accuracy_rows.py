@@ -166,166 +166,205 @@ def sgd(*rates: float) -> list[Settings]:
     return [{OPTIMIZER: dict(_delete_=True, type='SGD', lr=lr, momentum=0.9)} for lr in rates]
 
 
+# the choices of several rows
+PAPERS_RATES, PLAIN_RATES = tuple(adam(1e-3, 3e-4, 1e-4)), tuple(adam(3e-3, 6e-3, 1.2e-2))
+PAPERS_PROJECTOR = dict(_delete_=True, rank=100, order='noise-then-project', refresh_interval=50, dtype='bfloat16')
+BEST = sgd(0.25)[0]  # of ours in a subspace
+PLAIN = dict(private=False)
+NO_VIEWS_FIRST: Settings = {'train_cfg.public_epochs': 0}
+DATA, SAMPLER = 'train_dataloader.dataset', 'train_dataloader.batch_sampler'
+
+
+def projector(**changed: Any) -> Settings:
+    """The projector of ours, with changes."""
+    ours = dict(rank=100, order='project-then-clip', refresh_interval=8, preconditioned=True, dtype='bfloat16')
+    return {PROJECTOR: dict(_delete_=True, **{**ours, **changed})}
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows of a benchmark.
+
+    Attributes:
+        size: its size.
+        common: settings of all rows.
+        public_view: the view of the rows that have one.
+    """
+
+    size: Size
+    common: Settings
+    public_view: Settings
+
+    def private(self, batch: int, public: int = 0, epochs: int | None = None) -> Settings:
+        """Settings of private epochs with expected batches of ``batch``, and of ``public`` samples beside them."""
+        view = {f'{DATA}.public_view': self.public_view} if public else {}
+        sizes = {f'{SAMPLER}.expected_batch_size': batch}
+        sizes |= {f'{SAMPLER}.public_batch_size': public} if public else {}
+        return {**self.common, **view, **sizes, **schedule(self.size.epochs if epochs is None else epochs)}
+
+    def paper(self, public: int = 0) -> Settings:
+        """As ``private``, of the paper."""
+        return {**self.private(self.size.papers_batch, public), **papers_schedule(self.size.epochs)}
+
+    def views(self, epochs: int, samples: int) -> Settings:
+        """Settings of public epochs alone, on so many samples."""
+        steps = epochs * (samples // 64)  # public epochs have a length of their own
+        cosine = dict(type='CosineAnnealingLR', eta_min=0.0, T_max=steps, by_epoch=False)
+        first = {'param_scheduler': [cosine], 'train_cfg.public_epochs': epochs}
+        return {**self.private(self.size.large_batch, 64, epochs), **first}
+
+    @property
+    def ours(self) -> Settings:
+        """Settings of ours."""
+        return {
+            **self.private(self.size.large_batch, 64),
+            **projector(),
+            **NO_VIEWS_FIRST,  # it starts from the row that trained on them
+            'default_hooks.public_data.num_samples': 200,
+            PUBLIC_WEIGHT: 0.005,
+        }
+
+    @property
+    def few(self) -> Settings:
+        """A choice of ours: so few parameters that their noise is small in the whole space, norms+first_stage."""
+        return {
+            PROJECTOR: None,
+            'optim_wrapper.trainable': 'norms+backbone.conv1.*+backbone.layer1.*',
+            PUBLIC_WEIGHT: 0.02,
+            **adam(3e-3)[0],
+            **schedule(self.size.few_epochs or 2 * self.size.epochs),
+        }
+
+    def starts(self) -> dict[str, Row]:
+        """The rows on public data alone, from which the others start."""
+        size, both = self.size, self.size.with_pictures(self.size.public_epochs)
+        pretrain = {**self.common, **schedule(size.pretrain_epochs)}
+        return {
+            'pretrain': Row('pretrained on public people', 'pretrain', None, pretrain, **PLAIN),
+            'publiconly': Row(
+                'public-only: then on the public views',
+                'hybrid_eps08',
+                'pretrain',
+                self.views(size.public_epochs, size.private),
+                PLAIN_RATES,
+                **PLAIN,
+            ),
+            'public_pictures': Row(
+                'public-only: on the public views and public people',
+                'hybrid_eps08',
+                'pretrain',
+                self.views(both, size.private + size.public),
+                PLAIN_RATES,
+                pictures=True,
+                **PLAIN,
+            ),
+        }
+
+    def papers(self) -> dict[str, Row]:
+        """DP-SGD, and the rows of the paper."""
+        own = {PROJECTOR: PAPERS_PROJECTOR}
+        projected_first = {PROJECTOR: {**PAPERS_PROJECTOR, 'order': 'project-then-clip'}}
+        views = self.paper(self.size.papers_batch)
+        hybrid = {**views, **own, **NO_VIEWS_FIRST, PUBLIC_WEIGHT: 0.1}
+        return {
+            'dpsgd_paper': Row(
+                "DP-SGD, the paper's batch", 'dpsgd_eps08', settings=self.paper(), candidates=PAPERS_RATES
+            ),
+            'dpsgd': Row(
+                'DP-SGD, large batch',
+                'dpsgd_eps08',
+                settings=self.private(self.size.large_batch),
+                candidates=tuple(adam(2e-3, 1e-3, 5e-4)),
+            ),
+            'projected': Row(
+                "Projected DP-SGD, the paper's order",
+                'projected_eps08',
+                settings={**self.paper(), **own},
+                candidates=PAPERS_RATES,
+            ),
+            'projected_sgd': Row(
+                'Projected DP-SGD, projected before it clips, SGD',
+                'projected_eps08',
+                settings={**self.paper(), **projected_first},
+                candidates=tuple(sgd(0.002, 0.005, 0.02)),
+            ),
+            'feature': Row(
+                'Feature DP', 'feature_eps08', settings={**views, PUBLIC_WEIGHT: 1.0}, candidates=PAPERS_RATES
+            ),
+            'hybrid_paper': Row("hybrid, the paper's form", 'hybrid_eps08', settings=hybrid, candidates=PAPERS_RATES),
+        }
+
+    def own(self) -> dict[str, Row]:
+        """The rows of ours, from both starts on views."""
+        few = {**self.few, **adam(1e-3)[0]}
+        choices = (BEST, {**projector(rank=25), **BEST}, self.few)
+        text, both = 'ours, from public-only on views', (BEST, few, self.few)
+        return {
+            'ours': Row(text, 'hybrid_eps08', 'publiconly', self.ours, choices),
+            'ours_pictures': Row(f'{text} and public people', 'hybrid_eps08', 'public_pictures', self.ours, both),
+        }
+
+    def plain(self) -> dict[str, Row]:
+        """The rows without privacy, which by default see as many images as ours."""
+        size, both = self.size, self.size.with_pictures(self.size.public_epochs)
+        alone = size.plain_epochs or size.public_epochs + size.epochs
+        together = size.plain_epochs or both + size.with_pictures(2 * size.epochs)
+        return {
+            'nonprivate': Row(
+                'non-private',
+                'nonprivate',
+                settings={**self.common, **schedule(alone)},
+                candidates=PLAIN_RATES,
+                **PLAIN,
+            ),
+            'nonprivate_pictures': Row(
+                'non-private, on public people too',
+                'nonprivate',
+                settings={**self.common, **schedule(together)},
+                candidates=PLAIN_RATES,
+                pictures=True,
+                **PLAIN,
+            ),
+        }
+
+    def changes(self) -> dict[str, tuple[str, Settings]]:
+        """Changes of ours in a subspace, each with its words."""
+        whole = {PROJECTOR: None, PUBLIC_WEIGHT: 0.02, **adam(1e-3)[0]}
+        first_stage = {'optim_wrapper.trainable': self.few['optim_wrapper.trainable']}
+        by_parameter = {**whole, 'optim_wrapper.clipping': 'per-parameter'}
+        papers_order = projector(order='noise-then-project', preconditioned=False)
+        return {
+            'noise_then_project': ("the paper's order of projection", papers_order),
+            'not_preconditioned': ('without the preconditioner', projector(preconditioned=False)),
+            'no_public_gradient': ('without the public gradient', {PUBLIC_WEIGHT: 0.0}),
+            'papers_batch': ("at the paper's batch", self.private(self.size.papers_batch, 64)),
+            'rank_25': ('rank 25', projector(rank=25)),
+            'refresh_2': ('subspace refreshed every 2 steps', projector(refresh_interval=2)),
+            'head': ("the paper's subset", {'optim_wrapper.trainable': 'head+last_stage+norms'}),
+            'first_stage': ('norms and first stage alone', first_stage),
+            'small_norm': ('C 0.01, lr 2.5', {'optim_wrapper.max_grad_norm': 0.01, **sgd(2.5)[0]}),
+            'large_norm': ('C 1, lr 0.025', {'optim_wrapper.max_grad_norm': 1.0, **sgd(0.025)[0]}),
+            'whole_model': ('without a projector, AdamW', whole),
+            'per_layer': ('without a projector, AdamW, per-parameter clipping', by_parameter),
+            'automatic': ('automatic clipping', {'optim_wrapper.clipping': 'automatic'}),
+            'adaptive': ('adaptive clipping', {'optim_wrapper.clipping': 'adaptive'}),
+            'augmentations': ('two augmentations per record', {f'{DATA}.augmentations': 2}),
+            'average': ('averaged weights (EMA)', {'custom_hooks': [AVERAGE]}),
+        }
+
+    def levers(self) -> dict[str, Row]:
+        """Ours in a subspace, and that with one change."""
+        base = {**self.ours, **BEST}
+        levers = {'subspace': Row('in a subspace of rank 100, SGD', 'hybrid_eps08', 'publiconly', base)}
+        for name, (text, change) in self.changes().items():
+            levers[name] = Row(f'the same, {text}', 'hybrid_eps08', 'publiconly', {**base, **change})
+        levers['no_views_first'] = Row('the same, without views first', 'hybrid_eps08', 'pretrain', base)
+        return levers
+
+
 def rows_of(
     size: Size, common: Settings = SYNTHETIC, public_view: Settings = DEFAULT_VIEW
 ) -> tuple[dict[str, Row], dict[str, Row]]:
     """The table's rows, with ``common`` in their settings, and the levers: ``ours`` in a subspace, and that with one change."""
-    data, sampler = 'train_dataloader.dataset', 'train_dataloader.batch_sampler'
-    view = {f'{data}.public_view': public_view}
-
-    def private(batch: int, public: int = 0, epochs: int = size.epochs) -> Settings:
-        sizes = {
-            f'{sampler}.expected_batch_size': batch,
-            **({f'{sampler}.public_batch_size': public} if public else {}),
-        }
-        return {**common, **(view if public else {}), **sizes, **schedule(epochs)}
-
-    def paper(public: int = 0) -> Settings:
-        return {**private(size.papers_batch, public), **papers_schedule(size.epochs)}
-
-    def projector(**changed: Any) -> Settings:
-        ours = dict(rank=100, order='project-then-clip', refresh_interval=8, preconditioned=True, dtype='bfloat16')
-        return {PROJECTOR: dict(_delete_=True, **{**ours, **changed})}
-
-    no_views_first = {'train_cfg.public_epochs': 0}
-    papers = dict(_delete_=True, rank=100, order='noise-then-project', refresh_interval=50, dtype='bfloat16')
-    papers_own = {PROJECTOR: papers}
-    ours = {
-        **private(size.large_batch, 64),
-        **projector(),
-        **no_views_first,  # it starts from the row that trained on them
-        'default_hooks.public_data.num_samples': 200,
-        PUBLIC_WEIGHT: 0.005,
-    }
-    best = sgd(0.25)[0]
-    # so few that their noise is small in the whole space: norms+first_stage
-    few = {
-        PROJECTOR: None,
-        'optim_wrapper.trainable': 'norms+backbone.conv1.*+backbone.layer1.*',
-        PUBLIC_WEIGHT: 0.02,
-        **adam(3e-3)[0],
-        **schedule(size.few_epochs or 2 * size.epochs),
-    }
-    # as many images as ours sees
-    plain_epochs = size.plain_epochs or size.public_epochs + size.epochs
-    epochs, plain = {**common, **schedule(plain_epochs)}, dict(private=False)
-    both = size.with_pictures(size.public_epochs)
-    plain_both = size.plain_epochs or both + size.with_pictures(2 * size.epochs)
-
-    def views(epochs: int, samples: int) -> Settings:
-        steps = epochs * (samples // 64)  # public epochs have a length of their own
-        cosine = dict(type='CosineAnnealingLR', eta_min=0.0, T_max=steps, by_epoch=False)
-        first = {'param_scheduler': [cosine], 'train_cfg.public_epochs': epochs}
-        return {**private(size.large_batch, 64, epochs), **first}
-
-    table = {
-        'pretrain': Row(
-            'pretrained on public people', 'pretrain', None, {**common, **schedule(size.pretrain_epochs)}, **plain
-        ),
-        'publiconly': Row(
-            'public-only: then on the public views',
-            'hybrid_eps08',
-            'pretrain',
-            views(size.public_epochs, size.private),
-            tuple(adam(3e-3, 6e-3, 1.2e-2)),
-            **plain,
-        ),
-        'public_pictures': Row(
-            'public-only: on the public views and public people',
-            'hybrid_eps08',
-            'pretrain',
-            views(both, size.private + size.public),
-            tuple(adam(3e-3, 6e-3, 1.2e-2)),
-            pictures=True,
-            **plain,
-        ),
-        'dpsgd_paper': Row(
-            "DP-SGD, the paper's batch", 'dpsgd_eps08', settings=paper(), candidates=tuple(adam(1e-3, 3e-4, 1e-4))
-        ),
-        'dpsgd': Row(
-            'DP-SGD, large batch',
-            'dpsgd_eps08',
-            settings=private(size.large_batch),
-            candidates=tuple(adam(2e-3, 1e-3, 5e-4)),
-        ),
-        'projected': Row(
-            "Projected DP-SGD, the paper's order",
-            'projected_eps08',
-            settings={**paper(), **papers_own},
-            candidates=tuple(adam(1e-3, 3e-4, 1e-4)),
-        ),
-        'projected_sgd': Row(
-            'Projected DP-SGD, projected before it clips, SGD',
-            'projected_eps08',
-            settings={**paper(), PROJECTOR: {**papers, 'order': 'project-then-clip'}},
-            candidates=tuple(sgd(0.002, 0.005, 0.02)),
-        ),
-        'feature': Row(
-            'Feature DP',
-            'feature_eps08',
-            settings={**paper(size.papers_batch), PUBLIC_WEIGHT: 1.0},
-            candidates=tuple(adam(1e-3, 3e-4, 1e-4)),
-        ),
-        'hybrid_paper': Row(
-            "hybrid, the paper's form",
-            'hybrid_eps08',
-            settings={**paper(size.papers_batch), **papers_own, **no_views_first, PUBLIC_WEIGHT: 0.1},
-            candidates=tuple(adam(1e-3, 3e-4, 1e-4)),
-        ),
-        'ours': Row(
-            'ours, from public-only on views',
-            'hybrid_eps08',
-            'publiconly',
-            ours,
-            (best, {**projector(rank=25), **best}, few),
-        ),
-        'ours_pictures': Row(
-            'ours, from public-only on views and public people',
-            'hybrid_eps08',
-            'public_pictures',
-            ours,
-            (best, {**few, **adam(1e-3)[0]}, few),
-        ),
-        'nonprivate': Row(
-            'non-private', 'nonprivate', settings=epochs, candidates=tuple(adam(3e-3, 6e-3, 1.2e-2)), **plain
-        ),
-        'nonprivate_pictures': Row(
-            'non-private, on public people too',
-            'nonprivate',
-            settings={**common, **schedule(plain_both)},
-            candidates=tuple(adam(3e-3, 6e-3, 1.2e-2)),
-            pictures=True,
-            **plain,
-        ),
-    }
-    whole = {PROJECTOR: None, PUBLIC_WEIGHT: 0.02, **adam(1e-3)[0]}
-    changes: dict[str, tuple[str, Settings]] = {
-        'noise_then_project': (
-            "the paper's order of projection",
-            projector(order='noise-then-project', preconditioned=False),
-        ),
-        'not_preconditioned': ('without the preconditioner', projector(preconditioned=False)),
-        'no_public_gradient': ('without the public gradient', {PUBLIC_WEIGHT: 0.0}),
-        'papers_batch': ("at the paper's batch", private(size.papers_batch, 64)),
-        'rank_25': ('rank 25', projector(rank=25)),
-        'refresh_2': ('subspace refreshed every 2 steps', projector(refresh_interval=2)),
-        'head': ("the paper's subset", {'optim_wrapper.trainable': 'head+last_stage+norms'}),
-        'first_stage': ('norms and first stage alone', {'optim_wrapper.trainable': few['optim_wrapper.trainable']}),
-        'small_norm': ('C 0.01, lr 2.5', {'optim_wrapper.max_grad_norm': 0.01, **sgd(2.5)[0]}),
-        'large_norm': ('C 1, lr 0.025', {'optim_wrapper.max_grad_norm': 1.0, **sgd(0.025)[0]}),
-        'whole_model': ('without a projector, AdamW', whole),
-        'per_layer': (
-            'without a projector, AdamW, per-parameter clipping',
-            {**whole, 'optim_wrapper.clipping': 'per-parameter'},
-        ),
-        'automatic': ('automatic clipping', {'optim_wrapper.clipping': 'automatic'}),
-        'adaptive': ('adaptive clipping', {'optim_wrapper.clipping': 'adaptive'}),
-        'augmentations': ('two augmentations per record', {f'{data}.augmentations': 2}),
-        'average': ('averaged weights (EMA)', {'custom_hooks': [AVERAGE]}),
-    }
-    base = {**ours, **best}
-    levers = {'subspace': Row('in a subspace of rank 100, SGD', 'hybrid_eps08', 'publiconly', base)}
-    for name, (text, change) in changes.items():
-        levers[name] = Row(f'the same, {text}', 'hybrid_eps08', 'publiconly', {**base, **change})
-    levers['no_views_first'] = Row('the same, without views first', 'hybrid_eps08', 'pretrain', base)
-    return table, levers
+    rows = Rows(size, common, public_view)
+    return {**rows.starts(), **rows.papers(), **rows.own(), **rows.plain()}, rows.levers()

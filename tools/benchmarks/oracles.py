@@ -115,10 +115,7 @@ class Oracles:
             power.append(torch.stack([spectrum[band == number].mean() for number in range(BANDS)]))
         gains = (power[1] / power[0]).sqrt()
         gains[0] = 1.0
-        settings = {
-            'model.data_preprocessor.type': 'BandPreprocessor',
-            'model.data_preprocessor.gains': gains.tolist(),
-        }
+        settings = {'model.data_preprocessor.type': 'BandPreprocessor', 'model.data_preprocessor.gains': gains.tolist()}
         return score(self.job(settings), checkpoint, self.private)
 
     def batch_norm(self, checkpoint: str) -> float:

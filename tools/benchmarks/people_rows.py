@@ -138,12 +138,7 @@ def mixing_rows(size: Size, dpsgd: Settings) -> dict[str, Row]:
         settings={**of_four.settings, 'optim_wrapper.mix_from': 'load_from'},
         **FROM_BEST,
     )
-    return {
-        'ours': layers,
-        'ours_channels': channels,
-        'ours_channels_four': of_four,
-        'ours_channels_best': best,
-    }
+    return {'ours': layers, 'ours_channels': channels, 'ours_channels_four': of_four, 'ours_channels_best': best}
 
 
 def longer(size: Size, dpsgd: Settings, times: int = 1) -> Settings:

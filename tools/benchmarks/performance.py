@@ -39,13 +39,7 @@ from performance_worker import BASIS, METHODS, PLAIN, PROJECTED, serve, turns_of
 REPO = Path(__file__).resolve().parents[2]
 CONFIGS = tuple(
     f'configs/dp/{name}_hybrid_eps08.py'
-    for name in (
-        'hrnet_mpii',
-        'td-hm_res50_mpii',
-        'rtmpose-m_mpii',
-        'vitpose-small_mpii',
-        'td-hm_mobilenetv2_mpii',
-    )
+    for name in ('hrnet_mpii', 'td-hm_res50_mpii', 'rtmpose-m_mpii', 'vitpose-small_mpii', 'td-hm_mobilenetv2_mpii')
 )
 HRNET, SMALL, TINY = CONFIGS[0], CONFIGS[-1], 'configs/dp/hrnet_synthetic_hybrid_eps08.py'
 SAMPLES, BATCH, RANK = 8, 32, 50  # in memory at once; in a logical batch, as in the paper; rank of the projector

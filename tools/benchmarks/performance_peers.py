@@ -54,10 +54,7 @@ def hooks(model: nn.Module, batch: dict, micro_batches: int) -> Callable[[], Any
 def ghost(model: nn.Module, batch: dict, micro_batches: int) -> Callable[[], Any]:
     """DP-SGD by fast gradient clipping, ghost norms where Opacus has them."""
     wrapped = GradSampleModuleFastGradientClipping(
-        _prepared(model),
-        loss_reduction='sum',
-        max_grad_norm=SETTINGS['max_grad_norm'],
-        use_ghost_clipping=True,
+        _prepared(model), loss_reduction='sum', max_grad_norm=SETTINGS['max_grad_norm'], use_ghost_clipping=True
     )
     expected = len(batch['inputs']) * micro_batches
     optimizer = DPOptimizerFastGradientClipping(

@@ -138,11 +138,7 @@ def examine_view(out: Path) -> None:
 
 def report(run: Path) -> Path:
     """The page of the hybrid training, beside the other models; its people are synthetic and may be shown."""
-    names = {
-        'start': 'before',
-        'publiconly': 'public views alone',
-        'nonprivate': 'without privacy',
-    }
+    names = {'start': 'before', 'publiconly': 'public views alone', 'nonprivate': 'without privacy'}
     scores = [f'{name}={run / folder}_test/scores.json' for folder, name in names.items()]
     pictures = ['--view-pictures', '--predictions', run / 'hybrid_test/predictions.pkl']
     call(run / 'report.log', 'make_report.py', run / 'hybrid', '--scores', *scores, *pictures)

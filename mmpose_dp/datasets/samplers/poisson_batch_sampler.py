@@ -166,9 +166,8 @@ def _size_that_wastes_least(expected: float, most: int) -> int:
 
     Larger forwards are filled up with more blank samples. Smaller forwards are more in number, and each costs some time by itself.
     """
-    by_itself = (
-        24 if torch.cuda.is_available() else 2
-    )  # in samples: HRNet-w32's plain step on an H200, and on two CPU cores
+    # in samples: HRNet-w32's plain step on an H200, and on two CPU cores
+    by_itself = 24 if torch.cuda.is_available() else 2
     counts = np.arange(int(expected + 10 * expected**0.5) + 2)
     likely = poisson.pmf(counts, expected)
     costs = [float(likely @ -(-counts // size)) * (size + by_itself) for size in range(1, most + 1)]

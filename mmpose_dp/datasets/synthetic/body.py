@@ -59,15 +59,7 @@ def random_angles(rng: np.random.Generator, energy: float) -> dict[str, float]:
 
     angles = {name: angle(name) for name in ('lean', 'tilt', 'head_pitch', 'head_roll')}
     for side in ('r', 'l'):
-        for name in (
-            'arm_raise',
-            'arm_spread',
-            'elbow',
-            'elbow_turn',
-            'thigh_raise',
-            'thigh_spread',
-            'knee',
-        ):
+        for name in ('arm_raise', 'arm_spread', 'elbow', 'elbow_turn', 'thigh_raise', 'thigh_spread', 'knee'):
             angles[f'{side}_{name}'] = angle(name)
     if rng.random() < 0.15 + 0.25 * energy:  # sitting or squatting: both legs together
         for name in ('thigh_raise', 'knee'):

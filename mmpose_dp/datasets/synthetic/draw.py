@@ -37,10 +37,7 @@ def _limb(image: np.ndarray, a: np.ndarray, b: np.ndarray, wide: float, narrow: 
 
 
 def _torso(image: np.ndarray, j: np.ndarray, size: float, clothes: Clothes) -> None:
-    hips, shoulders = (
-        (j[INDEX['r_hip']], j[INDEX['l_hip']]),
-        (j[INDEX['l_shoulder']], j[INDEX['r_shoulder']]),
-    )
+    hips, shoulders = ((j[INDEX['r_hip']], j[INDEX['l_hip']]), (j[INDEX['l_shoulder']], j[INDEX['r_shoulder']]))
     grow = 0.035 * size * clothes.thickness
     points = np.stack([*hips, *shoulders])
     hull = cv2.convexHull(points.astype(np.float32))[:, 0]
@@ -72,11 +69,7 @@ def _head(image: np.ndarray, j: np.ndarray, size: float, subject: Subject, yaw: 
     facing, turn = np.cos(np.radians(yaw)), np.sin(np.radians(yaw))
 
     def ellipse(
-        center: np.ndarray,
-        axes: tuple[float, float],
-        colour: Colour,
-        start: float = 0,
-        stop: float = 360,
+        center: np.ndarray, axes: tuple[float, float], colour: Colour, start: float = 0, stop: float = 360
     ) -> None:
         across, along = (max(int(a * 2**_SHIFT), 1) for a in axes)
         cv2.ellipse(image, _fixed(center), (across, along), angle, start, stop, colour, -1, shift=_SHIFT)
@@ -97,20 +90,11 @@ def _head(image: np.ndarray, j: np.ndarray, size: float, subject: Subject, yaw: 
         ellipse(face - up * tall * 0.12, (wide * 0.1, tall * 0.16), dark)
         ellipse(middle + up * tall * 0.12, (wide * 1.04, tall * 0.98), subject.hair, 190, 350)
     else:  # from behind: hair all over
-        ellipse(
-            middle + up * tall * 0.1,
-            (wide * 1.02, tall * (0.85 + 0.2 * subject.hair_length)),
-            subject.hair,
-        )
+        ellipse(middle + up * tall * 0.1, (wide * 1.02, tall * (0.85 + 0.2 * subject.hair_length)), subject.hair)
 
 
 def draw_person(
-    image: np.ndarray,
-    joints: np.ndarray,
-    size: float,
-    subject: Subject,
-    clothes: Clothes,
-    yaw: float,
+    image: np.ndarray, joints: np.ndarray, size: float, subject: Subject, clothes: Clothes, yaw: float
 ) -> None:
     """Draws one person in place, the parts that are furthest from the camera first.
 
@@ -124,39 +108,20 @@ def draw_person(
 
     def limb(a: str, b: str, wide: float, narrow: float, colour: Colour) -> None:
         i, k = INDEX[a], INDEX[b]
-        parts.append(
-            (
-                (depth[i] + depth[k]) / 2,
-                lambda: _limb(image, j[i], j[k], wide * w, narrow * w, colour),
-            )
-        )
+        parts.append(((depth[i] + depth[k]) / 2, lambda: _limb(image, j[i], j[k], wide * w, narrow * w, colour)))
 
     for s in ('l', 'r'):
         limb(f'{s}_hip', f'{s}_knee', 0.05, 0.036, clothes.trousers)
         limb(f'{s}_knee', f'{s}_ankle', 0.034, 0.022, skin if clothes.shorts else clothes.trousers)
         limb(f'{s}_shoulder', f'{s}_elbow', 0.034, 0.025, clothes.shirt)
-        limb(
-            f'{s}_elbow',
-            f'{s}_wrist',
-            0.023,
-            0.015,
-            skin if clothes.short_sleeves else clothes.shirt,
-        )
+        limb(f'{s}_elbow', f'{s}_wrist', 0.023, 0.015, skin if clothes.short_sleeves else clothes.shirt)
         wrist, elbow = j[INDEX[f'{s}_wrist']], j[INDEX[f'{s}_elbow']]
         hand = wrist + (wrist - elbow) * 0.18
-        parts.append(
-            (
-                depth[INDEX[f'{s}_wrist']],
-                partial(_limb, image, wrist, hand, 0.017 * w, 0.015 * w, skin),
-            )
-        )
+        parts.append((depth[INDEX[f'{s}_wrist']], partial(_limb, image, wrist, hand, 0.017 * w, 0.015 * w, skin)))
         ankle = j[INDEX[f'{s}_ankle']]
         toe = ankle + np.array([np.sin(np.radians(yaw)) * 0.08, 0.03]) * size
         parts.append(
-            (
-                depth[INDEX[f'{s}_ankle']],
-                partial(_limb, image, ankle, toe, 0.022 * w, 0.018 * w, clothes.shoes),
-            )
+            (depth[INDEX[f'{s}_ankle']], partial(_limb, image, ankle, toe, 0.022 * w, 0.018 * w, clothes.shoes))
         )
     parts.append((float(depth[[2, 3, 12, 13]].mean()), lambda: _torso(image, j, size, clothes)))
     i, k = INDEX['thorax'], INDEX['neck']
@@ -177,11 +142,7 @@ def draw_place(rng: np.random.Generator, shape: tuple[int, int], domain: Domain)
         image = image + cv2.resize(texture, (width, height), interpolation=cv2.INTER_CUBIC)
     image = np.clip(image, 0, 255).astype(np.uint8)
     for _ in range(rng.integers(*domain.clutter)):
-        draw_thing(
-            image,
-            rng,
-            random_colour(rng, domain) if rng.random() < 0.5 else colours[rng.integers(4)],
-        )
+        draw_thing(image, rng, random_colour(rng, domain) if rng.random() < 0.5 else colours[rng.integers(4)])
     return image, colours
 
 
@@ -199,14 +160,7 @@ def draw_thing(image: np.ndarray, rng: np.random.Generator, colour: Colour, cent
     else:  # poles look like limbs
         angle = rng.uniform(0, np.pi)
         end = np.array([x, y]) + reach * rng.uniform(1, 3) * np.array([np.cos(angle), np.sin(angle)])
-        cv2.line(
-            image,
-            (int(x), int(y)),
-            tuple(int(v) for v in end),
-            colour,
-            max(int(reach * 0.12), 2),
-            cv2.LINE_AA,
-        )
+        cv2.line(image, (int(x), int(y)), tuple(int(v) for v in end), colour, max(int(reach * 0.12), 2), cv2.LINE_AA)
 
 
 def photograph(image: np.ndarray, rng: np.random.Generator, domain: Domain) -> np.ndarray:

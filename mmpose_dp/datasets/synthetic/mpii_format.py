@@ -56,12 +56,7 @@ def make_synthetic_mpii(
         raise ConfigError('--train, --val and --workers must be at least 1, --image-size at least 64')
     out = Path(out)
     settings = dict(
-        version=VERSION,
-        domain=domain,
-        num_train=num_train,
-        num_val=num_val,
-        seed=seed,
-        image_size=image_size,
+        version=VERSION, domain=domain, num_train=num_train, num_val=num_val, seed=seed, image_size=image_size
     )
     record = out / 'synthetic.json'
     if record.exists() and json.loads(record.read_text()) == settings:
@@ -137,10 +132,7 @@ def _place(joints: np.ndarray, size: float, center: np.ndarray, rng: np.random.G
 def _annotation(name: str, identity: int, joints: np.ndarray, head: float, shape: tuple[int, int]) -> dict[str, Any]:
     inside = ((joints >= 0) & (joints <= np.array(shape[::-1]) - 1)).all(1)
     low, high = joints.min(0), joints.max(0)
-    center, extent = (
-        (low + high) / 2,
-        float((high - low).max()) + head,
-    )  # hands, feet and hair reach beyond the joints
+    center, extent = (low + high) / 2, float((high - low).max()) + head  # hands, feet and hair reach beyond the joints
     scale = extent / 200.0
     center[1] -= 15 * scale  # MpiiDataset moves every centre down by the same amount
     middle = joints[INDEX['neck']] * 0.45 + joints[INDEX['head']] * 0.55

@@ -19,9 +19,8 @@ Row = tuple[str, int, tuple]  # a tensor's name, how many rows it has, and its f
 Sums = tuple[list[Row], Tensor]
 _TOGETHER = 1 << 20  # numbers that are joined, so that a GPU sums up many small tensors in one go
 _ROW = 512  # numbers of one sum; each tensor begins a new row
-_PIECE = (
-    256  # rows whose products are made at a time, so that a CPU keeps them near; a GPU takes more, in fewer operations
-)
+# rows whose products are made at a time, so that a CPU keeps them near; a GPU takes more, in fewer operations
+_PIECE = 256
 
 
 class Fingerprint:

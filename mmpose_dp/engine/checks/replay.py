@@ -84,9 +84,8 @@ class ReplayCheck:
     def __init__(self, alone: Sequence[HalfPrecision | Tensor | None], samples: Sequence[int], scale: float) -> None:
         self._alone = {i: x for i, x in enumerate(alone) if x is not None}
         self._samples, self.scale = samples, scale
-        self._norms: dict[
-            int, list[Tensor]
-        ] = {}  # by parameter: among others, alone, apart, by sample; read once at the end
+        # by parameter: among others, alone, apart, by sample; read once at the end
+        self._norms: dict[int, list[Tensor]] = {}
         self._squares: dict[int, list[float]] = {}
         self.alone_is_finite = True  # whether the gradient alone is; known after ``gap``
 

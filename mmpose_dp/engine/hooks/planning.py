@@ -4,13 +4,15 @@ Must not decide what is private: it names what it finds or refuses it.
 """
 
 from collections import Counter
+from dataclasses import asdict
 from typing import Any
 
 import torch
+from mmengine.dist import all_gather_object, get_world_size
 
 from mmpose_dp.datasets import PublicPrivateDataset
-from mmpose_dp.datasets.annotations import warn_in_terminal
 from mmpose_dp.extras.schedule import ScheduledPlan
+from mmpose_dp.messages import warn_in_terminal
 from mmpose_dp.privacy.errors import ConfigError
 from mmpose_dp.privacy.plan import PrivacyPlan
 
@@ -18,6 +20,8 @@ from ..loops import PrivateTrainLoop
 from ..optim_wrappers import DPOptimWrapper
 
 _MANY_BUDGETS = 8  # each takes seconds to calibrate
+_RECORDS = 'records (annotation file, or its order)'
+_OF_THE_FIRST = ('noise_multiplier', 'earlier_history', 'arithmetic')  # which process 0 alone uses
 _NO_BUDGET = 'write default_hooks.privacy_budget.target_epsilon, or optim_wrapper.noise_multiplier'
 
 
@@ -41,11 +45,36 @@ def make_plan(
         kind, settings['schedule'] = ScheduledPlan, wrapper.schedule
     if any(epsilon is not None for epsilons in dataset.personal_epsilons for epsilon in epsilons):
         return _personal_plan(dataset.personal_epsilons, target_epsilon, wrapper, settings)
-    if wrapper.mechanism.noise_multiplier is not None:
-        return kind(noise_multiplier=wrapper.mechanism.noise_multiplier, target_epsilon=target_epsilon, **settings)
+    return plan_for(kind, wrapper.mechanism.noise_multiplier, target_epsilon, **settings)
+
+
+def plan_for(
+    kind: type[PrivacyPlan], noise_multiplier: float | None, target_epsilon: float | None, **settings: Any
+) -> PrivacyPlan:
+    """The plan of this ``kind`` with the given noise, or else calibrated to the budget. Raises ConfigError without either."""
+    if noise_multiplier is not None:
+        return kind(noise_multiplier=noise_multiplier, target_epsilon=target_epsilon, **settings)
     if target_epsilon is None:
         raise ConfigError(_NO_BUDGET)
     return kind.calibrate(target_epsilon=target_epsilon, **settings)
+
+
+def refuse_other_plans(plan: PrivacyPlan | None, dataset: PublicPrivateDataset) -> None:
+    """Raises ConfigError, on every process, if they have different plans or records: each machine reads its own files.
+
+    Each process samples its own share of the records, by their numbers, and clips them to its own C; the first one adds the noise
+    and keeps the ledger. So with other records, or in another order, a person could be in two shares, and weigh 2 C.
+    """
+    if get_world_size() == 1:
+        return
+    own = {} if plan is None else {key: repr(value) for key, value in asdict(plan).items() if key not in _OF_THE_FIRST}
+    held = all_gather_object({**own, _RECORDS: dataset.records_digest()})
+    for rank, one in enumerate(held):
+        if other := sorted(key for key in {*one, *held[0]} if one.get(key) != held[0].get(key)):
+            raise ConfigError(
+                f'process {rank} has other {", ".join(other)} than process 0, so that a record could weigh more than its noise '
+                'covers: put the same config and the same annotation files on every machine'
+            )
 
 
 def run_metadata_of_views(loop: PrivateTrainLoop, wrapper: DPOptimWrapper) -> dict[str, Any]:

@@ -25,14 +25,15 @@ from mmengine.runner.loops import ValLoop
 from torch import nn
 
 from mmpose_dp.datasets import PublicPrivateDataset
-from mmpose_dp.datasets.failures import failure
 from mmpose_dp.datasets.randomness import kept_randomness
+from mmpose_dp.messages import failure
 from mmpose_dp.models import unwrapped
 from mmpose_dp.privacy.errors import ConfigError, DataError, PrivacyError
 from mmpose_dp.privacy.noise import RandomSource
 
 from ..dry_run import blank_batch, refuse_early_mixing, refuse_loss_of_unseen_joints, rehearse, try_batch
 from ..padding import padded
+from ..schedules import schedulers_of, try_schedules
 from ..unread import refuse_unread
 from .foreign_hooks import refuse_hooks
 from .resuming import checkpoint_folders
@@ -50,7 +51,7 @@ def refuse_late_failures(runner: Runner) -> None:
             metrics = _try_validation(runner)
     _check_checkpoints(runner, metrics)
     _check_monitors(runner, metrics)
-    _try_schedules(runner)
+    try_schedules(runner)
 
 
 @contextmanager
@@ -176,7 +177,7 @@ def _foreign(hooks: list[Hook]) -> list[Hook]:
     return [hook for hook, module in named if module.split('.')[0] not in ('mmengine', 'mmpose_dp')]
 
 
-# ---- hooks and schedulers ------------------------------------------------------------------------------------------
+# ---- hooks ---------------------------------------------------------------------------------------------------------
 def _check_checkpoints(runner: Runner, metrics: dict[str, Any] | None) -> None:
     for hook in runner.hooks:
         if isinstance(hook, CheckpointHook):
@@ -190,6 +191,13 @@ def _check_checkpoint_settings(hook: CheckpointHook) -> None:
     for name in ('interval', 'max_keep_ckpts', 'save_begin'):
         if type(getattr(hook, name, 0)) is not int:
             raise ConfigError(f'{key}.{name}={getattr(hook, name)!r} must be a whole number')
+    published = getattr(hook, 'published_keys', None)
+    if published:
+        raise ConfigError(
+            f'{key}.published_keys={published!r} writes a file that does not say what its training has spent, so that a training '
+            "from it would not know either, and its meta holds the config's paths: take it out, and give the checkpoint to "
+            'tools/publish_model.py'
+        )
     try:
         distinct = hook.filename_tmpl.format(1) != hook.filename_tmpl.format(2)
     except (AttributeError, IndexError, KeyError, ValueError):
@@ -253,76 +261,9 @@ def _check_monitors(runner: Runner, metrics: dict[str, Any] | None) -> None:
     if metrics is None:
         return
     waiting = [('EarlyStoppingHook', hook.monitor) for hook in runner.hooks if isinstance(hook, EarlyStoppingHook)]
-    waiting += [('param_scheduler', s.monitor) for s in _schedulers(runner) if hasattr(s, 'monitor')]
+    waiting += [('param_scheduler', s.monitor) for s in schedulers_of(runner) if hasattr(s, 'monitor')]
     for name, monitor in waiting:
         if monitor not in metrics:
             raise ConfigError(
                 f'{name}.monitor={monitor!r}: val_evaluator gives {", ".join(metrics)}; write one of them'
             )
-
-
-def _schedulers(runner: Runner) -> list[Any]:
-    found = runner.param_schedulers or []
-    return found if isinstance(found, list) else [s for part in found.values() for s in part]
-
-
-def _try_schedules(runner: Runner, start: int = 0) -> list[list[float]]:
-    """Runs every scheduler through all steps of the epochs from ``start`` on, for one group of parameters, and restores all.
-
-    Returns the learning rate of each step, by epoch.
-    """
-    optimizer, schedulers, loop = runner.optim_wrapper.optimizer, _schedulers(runner), runner.train_loop
-    groups, states = optimizer.param_groups, [dict(vars(s)) for s in schedulers]
-    optimizer.param_groups = [dict(group, params=[]) for group in groups[:1]]
-    base = runner.optim_wrapper.base_param_settings
-    kept = None if base is None else dict(base)
-    rates: list[list[float]] = []
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter('ignore')
-            for epoch in range(start, loop.max_epochs):
-                rates.append([])
-                for _ in range(loop.sampler.steps_per_epoch(epoch < loop.public_epochs)):
-                    rates[-1] += [group['lr'] for group in optimizer.param_groups]
-                    for scheduler in [s for s in schedulers if not s.by_epoch]:
-                        scheduler.verbose = False
-                        scheduler.step()
-                for scheduler in [s for s in schedulers if s.by_epoch]:
-                    scheduler.verbose = False
-                    scheduler.step()
-        return rates
-    except Exception as error:
-        raise ConfigError(
-            f'param_scheduler: {type(scheduler).__name__} fails in epoch {epoch + 1} of {loop.max_epochs}: '
-            f'{failure(error)}'
-        ) from error
-    finally:
-        optimizer.param_groups = groups
-        for scheduler, state in zip(schedulers, states):
-            vars(scheduler).clear()
-            vars(scheduler).update(state)
-        if base is not None:
-            base.update(kept)
-
-
-def idle_steps(runner: Runner) -> list[str]:
-    """A sentence if private steps that are still to come have a learning rate of 0, or next to it."""
-    loop, start = runner.train_loop, runner.epoch
-    rates = dict(enumerate(_try_schedules(runner, start), start + 1))
-    least = 1e-6 * max(
-        (group['initial_lr'] for group in runner.optim_wrapper.param_groups if 'initial_lr' in group), default=0
-    )
-    private = [(epoch, x) for epoch, each in rates.items() if epoch > loop.public_epochs for x in each]
-    idle = [epoch for epoch, x in private if x <= least]
-    if not idle:
-        return []
-    words = 'let the schedule end later, or write its eta_min'
-    if start:
-        words = (
-            'a resume keeps the schedule of its checkpoint. To go on with another one, write load_from=<the checkpoint> without '
-            'resume, in this work dir, where all steps count'
-        )
-    return [
-        f'param_scheduler: the learning rate is 0 in {len(idle)} of {len(private)} private steps to come, first in epoch '
-        f'{idle[0]}. They spend privacy and change nothing: {words}'
-    ]

@@ -14,12 +14,11 @@ from mmengine.runner import Runner
 from mmpose.registry import HOOKS
 
 from mmpose_dp.datasets import refuse_private_validation
-from mmpose_dp.datasets.annotations import warn_in_terminal
-from mmpose_dp.extras.accountability import checked_decision, filled_in, plan_warnings
-from mmpose_dp.extras.evidence import intact_statement, ledger_in_statement
+from mmpose_dp.extras.accountability import checked_decision, filled_in
+from mmpose_dp.extras.evidence import PAGE_NAME, intact_statement, ledger_in_statement
 from mmpose_dp.extras.risk import ceiling
 from mmpose_dp.extras.statement_page import write_statement
-from mmpose_dp.models import LoadWatch, fit_checkpoint, replace_batch_norm, unwrapped
+from mmpose_dp.models import replace_batch_norm, unwrapped
 from mmpose_dp.privacy.errors import ConfigError, PrivacyError
 from mmpose_dp.privacy.ledger import LEDGER_NAME, Ledger
 from mmpose_dp.privacy.plan import PrivacyPlan
@@ -35,34 +34,14 @@ from ..checks.own_state import (
 from ..loops import PrivateTrainLoop
 from ..optim_wrappers import DPOptimWrapper
 from ..own_parts import names_in, own_code_in_words, own_parts
-from ..training_settings import FROM_RANDOM, left_random, mostly_random
-from ..unread import config_warnings
+from ..schedules import idle_steps
 from . import showing
-from .planning import make_plan, run_metadata_of_views
-from .preflight import idle_steps, refuse_late_failures
-from .provenance import (
-    CHECKPOINT_KEY,
-    Lineage,
-    Start,
-    idle_experts,
-    part_of,
-    pretraining_in,
-    pretraining_of,
-    refuse_other_experts,
-    spent_in,
-    starts_of_experts,
-    starts_of_init_cfg,
-)
-from .resuming import (
-    budgets_in_words,
-    changed_budget,
-    check_resumed,
-    check_same_model,
-    check_same_optimizer,
-    find_start,
-    ledger_elsewhere,
-    open_ledger,
-)
+from .budget_words import announce, budgets_in_words, changed_budget, finished_in_words, resumed_in_words
+from .origin import Origin
+from .planning import make_plan, refuse_other_plans, run_metadata_of_views
+from .preflight import refuse_late_failures
+from .provenance import CHECKPOINT_KEY, Lineage, part_of, refuse_other_experts, spent_in
+from .resuming import check_resumed, check_same_model, check_same_optimizer, find_start, ledger_elsewhere, open_ledger
 from .stating import WrittenCheckpoints, full_statement
 
 _HINTS = ('time', 'data_time', 'memory', 'eta')  # in the message hub: they hint at how many records were sampled
@@ -108,11 +87,7 @@ class PrivacyBudgetHook(Hook):
         self.accountant = accountant
         self.interval = None if interval is None else as_whole(interval, 'default_hooks.privacy_budget.interval')
         self.plan: PrivacyPlan | None = None
-        self.pretraining = 'none: random weights'
-        self.lineage = Lineage()
-        self._starts: list[Start] = []
-        self._watch: LoadWatch | None = None
-        self._own_loads: int | None = None  # number of loads before that of load_from
+        self.origin = Origin()
         self._run_metadata: dict | None = None  # what the ledger keeps of this training
         self._steps_left = 0
         self._loaded: dict = {}  # what the checkpoint to resume from says of privacy
@@ -134,7 +109,8 @@ class PrivacyBudgetHook(Hook):
             return
         self._stated = self.plan is not None and (loop.stop_training or loop.epoch >= loop.max_epochs)
         if self._stated:  # testing after this runner's training, whose ledger and statement stay
-            self._watch = self._run_metadata = None
+            self.origin.forget_watch()
+            self._run_metadata = None
             return
         wrapper = runner.optim_wrapper
         _refuse_parts(runner)
@@ -152,9 +128,7 @@ class PrivacyBudgetHook(Hook):
             showing.release(runner)
             raise
         if not (runner._resume and runner._load_from):  # resume=True without a checkpoint is a first start
-            model = unwrapped(runner.model)
-            self._starts, self._watch = starts_of_init_cfg(model), LoadWatch(model)
-            self._starts += starts_of_experts(wrapper.experts, model, loop.dataloader.dataset.metainfo)
+            self.origin.watch(runner)
 
     def _plan(self, runner: Runner, loop: PrivateTrainLoop, wrapper: DPOptimWrapper) -> None:
         """Opens the ledger and fixes the noise; for a training on public views only, fixes what the ledger keeps of it."""
@@ -174,7 +148,7 @@ class PrivacyBudgetHook(Hook):
             self._run_metadata = dict(self.plan.run_metadata, target_epsilon=self.target_epsilon)
             if self.plan.record_rates:
                 loop.sampler.sampling.set_rates(self.plan.record_rates)
-            self._announce(runner, wrapper)
+            announce(runner, self.plan)
         elif loop.dataloader.dataset.public_view is not None:
             wrapper.mechanism.ledger = open_ledger(runner)
             if wrapper.ledger.steps and not runner._resume:
@@ -184,77 +158,16 @@ class PrivacyBudgetHook(Hook):
                 )
             self._run_metadata = run_metadata_of_views(loop, wrapper)
 
-    def _report_start(self, runner: Runner) -> None:
-        """Logs where the weights come from: tensors that ``load_from`` lacks may still come from an ``init_cfg``.
-
-        Raises ConfigError for a file that fits nothing of the model.
-        """
-        assert self._watch is not None
-        self._watch.close()
-        self.pretraining = pretraining_of(self._starts, self._watch, self._own_loads)
-        for start in self._starts:
-            self._add_start(runner, start)
-        if self.pretraining.startswith('none'):
-            runner.logger.warning(f'{FROM_RANDOM}.')
-        if 'is not known' in self.pretraining:
-            return
-        wrapper, settings = runner.optim_wrapper, runner.cfg.get('optim_wrapper') or {}
-        model, loaded = unwrapped(runner.model), self._watch.found('') or set()
-        words = [mostly_random(model, loaded)]
-        if not (runner.train_loop.public_epochs and wrapper.public_params is not None):
-            words.append(left_random(model, wrapper.left_out, loaded, settings.get('trainable', 'all')))
-        for sentence in filter(None, words):
-            runner.logger.warning(f'{sentence}.')
-
-    def _add_start(self, runner: Runner, start: Start) -> None:
-        """Adds the lineage of a file from which training starts, and logs it."""
-        self.lineage = self.lineage.joined(start.lineage)
-        words = f'{start.key}={start.path}{start.lineage.in_words(Path(start.path).name)}.'
-        if start.lineage.private:
-            runner.logger.warning(f'{words} Add its ledger with tools/privacy_ledger.py add, or resume its training.')
-        else:
-            runner.logger.warning(words)
-
-    def _announce(self, runner: Runner, wrapper: DPOptimWrapper) -> None:
-        plan = self.plan
-        assert plan is not None
-        count = sum(p.numel() for p in unwrapped(runner.model).parameters())
-        runner.logger.info(
-            f'Private training ({plan.method}): epsilon {plan.target_epsilon}, delta {as_given(plan.target_delta)}, '
-            f'noise_multiplier {plan.noise_multiplier:.4f}, max_grad_norm {plan.max_grad_norm}, sample_rate '
-            f'{plan.event.sample_rate}, {plan.steps} steps, accountant {plan.accountant}; '
-            f'{sum(p.numel() for p in wrapper.params):,} of {count:,} parameters are trained.'
-        )
-        if plan.is_feature_dp:
-            runner.logger.warning(
-                'FEATURE DP: the guarantee covers what the public view removes. The view itself '
-                f'({plan.public_view}), keypoint labels, boxes and membership are treated as public.'
-            )
-        if plan.earlier_history:
-            spent = wrapper.ledger.epsilon(plan.target_delta, plan.accountant)
-            runner.logger.warning(
-                f'Earlier trainings in {runner.work_dir} have spent epsilon {rounded_up(spent)} of the budget.'
-            )
-        largest, usual = runner.train_loop.sampler.largest_forward, runner.train_loop.sampler.micro_batch_size
-        if largest > usual:
-            warn_in_terminal(
-                f'A record has up to {largest} samples, which go through one forward: memory is needed for {largest} samples, not '
-                f'for the {usual} of train_dataloader.batch_size. To use fewer, set '
-                'train_dataloader.batch_sampler.max_rows_per_record.'
-            )
-        for warning in [*plan_warnings(plan), *config_warnings(runner.cfg)]:
-            runner.logger.warning(warning)
-
     def before_train(self, runner: Runner) -> None:
         """Opens this training in the ledger and finds how many steps the budget still allows.
 
-        Raises ConfigError if the training would start from a file that fits nothing of the model, from NaN, or from
-        different weights on different processes.
+        Raises ConfigError if the training would start from a file that fits nothing of the model, from NaN, or with
+        different weights, settings or records on different processes.
         """
-        if self._watch is not None:
-            self._report_start(runner)
+        self.origin.report(runner)
         refuse_not_finite(unwrapped(runner.model))
         refuse_other_models(unwrapped(runner.model), runner.optim_wrapper.experts)
+        refuse_other_plans(self.plan, runner.train_loop.dataloader.dataset)
         if self._run_metadata is None:
             return
         self._written = WrittenCheckpoints(runner.work_dir)
@@ -286,20 +199,9 @@ class PrivacyBudgetHook(Hook):
         if not (finished or spent):
             return False
         ledger.check_resumes(**(self._run_metadata or {}))  # else resume_run does
-        epochs, budget = 'train_cfg.max_epochs', 'default_hooks.privacy_budget.target_epsilon'
-        if finished:
-            why, more = f'the checkpoint has all {runner.max_epochs} epochs', [epochs] + [budget] * spent
-        elif self.plan is not None and ledger.run_steps >= self.plan.steps:
-            why = f'all {self.plan.steps} private steps are spent'
-            if self._lost(ledger) > 0:
-                why += ', those after this checkpoint too although their result is lost'
-            more = [epochs, budget]
-        else:
-            why, more = f'the budget of epsilon {self.target_epsilon} is spent', [budget]
-        runner.logger.info(
-            f'Training is finished: {why}, and nothing is left to do. Ledger and checkpoints stay as they are. For more '
-            f'{"epochs" if finished else "steps"}, write a larger {" and a larger ".join(more)}.'
-        )
+        epochs = runner.max_epochs if finished else None
+        words = finished_in_words(self.plan, ledger, epochs, spent, self._lost(ledger), self.target_epsilon)
+        runner.logger.info(words)
         # a kill may have come before it was written; whichever checkpoint is resumed from, it is the statement of all steps
         named = (stated.get('checkpoint') or {}).get('file', '')
         whole = stated.get('ledger') == ledger_in_statement(ledger)
@@ -312,23 +214,10 @@ class PrivacyBudgetHook(Hook):
         return ledger.steps - sum(entry[2] for entry in self._loaded.get('ledger', {}).get('entries', ()))
 
     def _report_resume(self, runner: Runner, ledger: Ledger) -> None:
-        """Logs what this training has spent so far and how many steps are left. A kill loses steps, and they count."""
-        assert self.plan is not None
-        loop = runner.train_loop
-        ahead = loop.private_steps_from(runner.iter)
-        left = min(self._steps_left, ahead)
-        words = f'Resumed: {ledger.run_steps} private steps are spent ({self._spent(runner)}), {left} are left.'
-        lost = self._lost(ledger)
-        if lost > 0:
-            words += f' {lost} of the spent steps came after the checkpoint: they count although their result is lost.'
-        if left < ahead:
-            why = (
-                'because of them'
-                if 0 < ahead - left <= lost
-                else f'since the budget of epsilon {self.target_epsilon} allows no more'
-            )
-            words += f' Training stops {ahead - left} step{"s" if ahead - left > 1 else ""} before its end, {why}.'
-        runner.logger.info(words)
+        """Logs what this training has spent, what is left, and what is not as it was."""
+        ahead = runner.train_loop.private_steps_from(runner.iter)
+        spent, lost = self._spent(runner), self._lost(ledger)
+        runner.logger.info(resumed_in_words(ledger, spent, ahead, self._steps_left, lost, self.target_epsilon))
         if elsewhere := ledger_elsewhere(runner):
             runner.logger.warning(elsewhere)
         changed = changed_budget(self._budgets(ledger)[-2], self.target_epsilon)
@@ -387,11 +276,7 @@ class PrivacyBudgetHook(Hook):
         self._steps_left -= 1
 
     def after_train_iter(
-        self,
-        runner: Runner,
-        batch_idx: int,
-        data_batch: dict | None = None,
-        outputs: dict | None = None,
+        self, runner: Runner, batch_idx: int, data_batch: dict | None = None, outputs: dict | None = None
     ) -> None:
         """Logs the epsilon spent and, after the first batch, how per-sample gradients are computed."""
         if not (self._engine_reported or runner.optim_wrapper.public_only):
@@ -417,7 +302,7 @@ class PrivacyBudgetHook(Hook):
         steps, loss = runner.optim_wrapper.ledger.run_steps, runner.message_hub.log_scalars.get('train/loss_public')
         seen = '' if loss is None else f', public loss {loss.mean(runner.log_processor.window_size):.4f}'
         runner.logger.info(f'Spent in {steps} private steps: {self._spent(runner)}{seen}.')
-        runner.logger.info(f'Privacy statement: {runner.work_dir}/privacy_statement.md')
+        runner.logger.info(f'Privacy statement: {runner.work_dir}/{PAGE_NAME}')
 
     def after_run(self, runner: Runner) -> None:
         """Lets a later runner, which may have the same hub and visualizer, show what it likes."""
@@ -441,10 +326,10 @@ class PrivacyBudgetHook(Hook):
             self.plan,
             runner.optim_wrapper.ledger,
             runner,
-            pretraining=self.pretraining,
+            pretraining=self.origin.pretraining,
             decision=self.decision,
             own_code=own_code_in_words(self._own),
-            checkpoints={} if self._written is None else self._written.hashes(),
+            checkpoints={} if self._written is None else self._written.hashes(runner.optim_wrapper.ledger),
             budgets=budgets_in_words(self._budgets(runner.optim_wrapper.ledger)),
             finished=finished,
             before=part_of(self._loaded, 'statement'),
@@ -468,12 +353,14 @@ class PrivacyBudgetHook(Hook):
             statement, self._saved = (None if self.plan is None else self._state(runner)), True
             ledger = runner.optim_wrapper.ledger
             view, data = ((self._run_metadata or {}).get(key) for key in ('public_view', 'public_data'))
-            lineage = self.lineage.joined(Lineage(ledger.steps > 0, (view,) if view else (), (data,) if data else ()))
+            lineage = self.origin.lineage.joined(
+                Lineage(ledger.steps > 0, (view,) if view else (), (data,) if data else ())
+            )
             checkpoint[CHECKPOINT_KEY] = dict(
                 ledger=ledger.state_dict(),
                 statement=statement,
-                pretraining=self.pretraining,
-                descent=asdict(lineage),
+                pretraining=self.origin.pretraining,
+                lineage=asdict(lineage),
                 experts=[digest for _, digest in runner.optim_wrapper.experts],
                 marking='' if statement is None or statement['private'] else 'NOT PRIVATE: a debug seed or no noise',
             )
@@ -489,16 +376,10 @@ class PrivacyBudgetHook(Hook):
         if not isinstance(runner.optim_wrapper, DPOptimWrapper):
             return
         if not runner._resume:
-            assert self._watch is not None
-            self._starts.append(Start.of('load_from', str(runner._load_from), '', checkpoint))
-            self._own_loads = len(self._watch.loads)
-            for words in idle_experts(runner.optim_wrapper.experts, checkpoint):
-                runner.logger.warning(f'{words}.')
-            _fit(runner, checkpoint)
+            self.origin.start_from(runner, checkpoint)
             return
         self._resumed, self._loaded = True, part_of(checkpoint, CHECKPOINT_KEY)
-        self.lineage = Lineage.of(checkpoint, Path(str(runner._load_from)).name)
-        self.pretraining = pretraining_in(checkpoint)
+        self.origin.go_on_from(runner, checkpoint)
         if self.plan is not None:
             check_resumed(checkpoint, runner.optim_wrapper.ledger)
         elif spent_in(checkpoint):
@@ -510,12 +391,6 @@ class PrivacyBudgetHook(Hook):
         refuse_other_experts(runner.optim_wrapper.experts, checkpoint)
         check_same_model(checkpoint, unwrapped(runner.model))
         showing.drop_resumed(checkpoint)
-
-
-def _fit(runner: Runner, checkpoint: dict) -> None:
-    """Fits a checkpoint to the model's joints, and logs which of its tensors do not fit."""
-    for line in fit_checkpoint(checkpoint, unwrapped(runner.model), runner.train_dataloader.dataset.metainfo):
-        runner.logger.warning(f'load_from: {line}')
 
 
 def _refuse_parts(runner: Runner) -> None:

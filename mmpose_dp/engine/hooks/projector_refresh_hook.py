@@ -62,9 +62,8 @@ class ProjectorRefreshHook(Hook):
         assert projector is not None
         if get_rank() == 0:
             count = self.num_samples or projector.max_rank
-            if (
-                not projector.basis
-            ):  # the first one: it takes as long as many steps, and nothing else is logged meanwhile
+            if not projector.basis:
+                # the first one takes as long as many steps, and nothing else is logged meanwhile
                 runner.logger.info(f'Finding the subspace on {count} public samples.')
             projector.place(torch.zeros(0, 0), [])  # its memory is needed
             fit_basis(projector, self._gradients(runner, wrapper, count))

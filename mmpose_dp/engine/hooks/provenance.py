@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from mmengine.hooks import Hook
+from mmengine.hooks import CheckpointHook, Hook
 from mmengine.model import PretrainedInit
 from mmengine.runner import CheckpointLoader, Runner
 from mmpose.registry import HOOKS
@@ -21,7 +21,7 @@ from mmpose_dp.extras.experts import WEIGHTS, digest_of, mixed_in
 from mmpose_dp.models import LoadWatch, explain_misfit, is_within, moved_joints, read_checkpoint, unwrapped, weights_of
 from mmpose_dp.privacy.errors import ConfigError
 
-CHECKPOINT_KEY = 'privacy'  # of the ledger, the statement, pretraining and lineage (as 'descent') in a checkpoint
+CHECKPOINT_KEY = 'privacy'  # of the ledger, the statement, pretraining and lineage in a checkpoint
 
 _EXPERTS = 'optim_wrapper.experts'
 _DIGITS = 16  # of a file's SHA-256: enough to tell files of one name apart
@@ -53,7 +53,7 @@ class Lineage:
         if not statement and not privacy:
             return cls(unknown=(name,))
         # a published checkpoint (tools/publish_model.py) has a statement, and its lineage in 'meta'
-        kept = part_of(privacy, 'descent') or part_of(part_of(checkpoint, 'meta'), 'descent')
+        kept = kept_lineage(privacy) or kept_lineage(part_of(checkpoint, 'meta'))
         private = bool(statement or spent_in(checkpoint) or kept.get('private', False))
         lists = ('public_views', 'public_data_sets', 'plain_data_sets', 'unknown')
         found = cls(private, *(_each_once(kept.get(key), statement.get(key)) for key in lists))
@@ -197,9 +197,14 @@ def pretraining_in(checkpoint: Any) -> str:
     """What a checkpoint of ours says about the weights from which its training started."""
     privacy = part_of(checkpoint, CHECKPOINT_KEY)
     words = str(privacy.get('pretraining', 'not known'))
-    if 'unknown' in part_of(privacy, 'descent') or words.startswith('none'):
+    if 'unknown' in kept_lineage(privacy) or words.startswith('none'):
         return words
     return f'{words}. What it was trained on is treated as public'  # older versions did not say so
+
+
+def kept_lineage(holder: dict) -> dict:
+    """The fields of a Lineage in a part of a checkpoint, where older ones call them 'descent'; empty if there are none."""
+    return part_of(holder, 'lineage') or part_of(holder, 'descent')
 
 
 def part_of(whole: Any, key: str) -> dict:
@@ -286,7 +291,7 @@ def refuse_other_experts(experts: Sequence[tuple[str, str]], checkpoint: Any) ->
 class ProvenanceHook(Hook):
     """Passes the lineage of a start through a training without privacy; tools/train.py adds it to plain trainings.
 
-    MMPose ignores the key that it puts into checkpoints. Must not stop or change a training.
+    MMPose ignores the key that it puts into checkpoints, also into published ones. Must not stop or change a training.
     """
 
     priority = 'VERY_LOW'
@@ -300,6 +305,10 @@ class ProvenanceHook(Hook):
 
     def before_train(self, runner: Runner) -> None:
         """Adds the files that the model loaded by itself, and the training data."""
+        for hook in runner.hooks:
+            keys = getattr(hook, 'published_keys', None) if isinstance(hook, CheckpointHook) else None
+            if keys:  # of the last checkpoint, the others are left out
+                hook.published_keys = [*dict.fromkeys([*keys, CHECKPOINT_KEY])]
         model = unwrapped(runner.model)
         for _, settings in [] if runner._resume and runner._load_from else loaded_by_init_cfg(model):
             path = str(settings.get('checkpoint'))
@@ -314,7 +323,7 @@ class ProvenanceHook(Hook):
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Puts the lineage into every checkpoint."""
         checkpoint[CHECKPOINT_KEY] = dict(
-            descent=asdict(self.lineage), marking='NOT PRIVATE: made by a training without privacy'
+            lineage=asdict(self.lineage), marking='NOT PRIVATE: made by a training without privacy'
         )
 
 

@@ -10,7 +10,6 @@ import os
 import pickle
 import re
 import zipfile
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -293,23 +292,3 @@ def _optimizer_in(text: str, key: str) -> str:
 def _argument(node: Any, name: str) -> Any:
     """The argument ``name`` of a call such as dict(...); None if there is none."""
     return next((one.value for one in getattr(node, 'keywords', ()) if one.arg == name), None)
-
-
-def changed_budget(old: float | None, new: float | None) -> str:
-    """A sentence if a resume has another target_epsilon than the training had before; else empty."""
-    if old is None or old == new:
-        return ''
-    if new is not None and new < old:
-        return f'The budget was epsilon {old:g} and is now {new:g}: what was spent stays spent.'
-    now = 'there is none' if new is None else f'it is {new:g}'
-    return (
-        f'THE BUDGET WAS RAISED: it was epsilon {old:g} and now {now}, so this training may spend more than was promised before; '
-        'the privacy statement says so.'
-    )
-
-
-def budgets_in_words(budgets: Sequence[float | None]) -> str | None:
-    """The target_epsilon of a training and of its resumes, for the statement; None if it was always the same."""
-    words = ['none' if budget is None else f'{budget:g}' for budget in budgets]
-    kept = [word for before, word in zip([None, *words], words) if word != before]
-    return None if len(kept) < 2 else f'{kept[0]} at first, then by a resume {", then ".join(kept[1:])}'

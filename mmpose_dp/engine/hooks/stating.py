@@ -11,7 +11,7 @@ from typing import Any
 from mmengine.runner import Runner
 
 from mmpose_dp.extras.accountability import answers, with_membership_audit
-from mmpose_dp.extras.checkpoint_file import CheckpointFile
+from mmpose_dp.extras.checkpoint_file import CheckpointFile, plain_values
 from mmpose_dp.extras.evidence import (
     SCHEMA_VERSION,
     checkpoints_in,
@@ -29,6 +29,7 @@ from mmpose_dp.privacy.statement import build_statement
 from mmpose_dp.privacy.validation import as_given
 
 from ..view_audit import with_audit
+from .provenance import CHECKPOINT_KEY, part_of
 from .resuming import checkpoint_settings, newest_checkpoint
 
 # what follows from the config, and not from the ledger
@@ -97,7 +98,8 @@ class WrittenCheckpoints:
     """The SHA-256 of each checkpoint that a training and those before it in a work dir wrote there.
 
     Each is read once, when the next statement is written. The statement carries the hashes over a kill and a resume; a checkpoint
-    that a kill followed at once has none. A file that lay there before, and that no statement names, gets none either.
+    that a kill followed at once has none. A file that lay there before, and that no statement names, gets none either, and neither
+    does one that something else puts there meanwhile: a plain training in the same work dir, say.
     """
 
     def __init__(self, work_dir: str | os.PathLike[str]) -> None:
@@ -105,11 +107,14 @@ class WrittenCheckpoints:
         self._seen, earlier = self._marks(), intact_statement(self._folder)
         self._hashes = checkpoints_in(earlier) if earlier else {}
 
-    def hashes(self) -> dict[str, str]:
-        """The hashes of those that are still there, by name."""
+    def hashes(self, ledger: Ledger) -> dict[str, str]:
+        """The hashes of those that are still there, by name. ``ledger``: of this training, in which their last line is."""
         marks = self._marks()
-        for name in [name for name, mark in marks.items() if mark != self._seen.get(name)]:
-            self._hashes[name] = file_sha256(self._folder / name)
+        changed = [self._folder / name for name, mark in marks.items() if mark != self._seen.get(name)]
+        heads = {line['hash'] for line in ledger.lines} if changed else set()
+        for path in changed:
+            if part_of(part_of(plain_values(path), CHECKPOINT_KEY), 'ledger').get('head') in heads:
+                self._hashes[path.name] = file_sha256(path)
         self._seen = marks
         return {name: self._hashes[name] for name in sorted(marks) if name in self._hashes}
 

@@ -16,7 +16,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from mmpose_dp.datasets import PoissonBatchSampler, by_record, collate_samples
-from mmpose_dp.datasets.failures import failure
+from mmpose_dp.messages import failure
 from mmpose_dp.models import unwrapped
 from mmpose_dp.privacy.errors import PrivacyError
 

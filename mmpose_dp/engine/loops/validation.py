@@ -14,12 +14,8 @@ from mmpose_dp.privacy.errors import PrivacyError
 
 from ..leftovers import without_deletions
 
-_WORKERS = (
-    'persistent_workers',
-    'prefetch_factor',
-    'multiprocessing_context',
-    'timeout',
-)  # mean nothing without workers
+# what means nothing without workers
+_WORKERS = ('persistent_workers', 'prefetch_factor', 'multiprocessing_context', 'timeout')
 
 
 def check_train_cfg(

@@ -10,8 +10,8 @@ from mmpose.engine.optim_wrappers import LayerDecayOptimWrapperConstructor
 from mmpose.registry import OPTIM_WRAPPER_CONSTRUCTORS
 from torch import Tensor, nn
 
-from mmpose_dp.datasets.failures import failure, reason
 from mmpose_dp.extras.experts import digest_of
+from mmpose_dp.messages import failure, reason
 from mmpose_dp.models import (
     choose_trainable,
     freeze_batch_norm,

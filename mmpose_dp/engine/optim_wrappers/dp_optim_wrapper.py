@@ -143,9 +143,8 @@ class DPOptimWrapper(SteppingOptimWrapper):
         self.mechanism.forget()
         self._public_sum: list[Tensor] | None = None
         self._public_count = 0
-        self._own_losses: list[
-            Tensor
-        ] = []  # for each micro-batch, whether its loss was the head's only; read at the end
+        # for each micro-batch, whether its loss was the head's only; read at the end
+        self._own_losses: list[Tensor] = []
         self._attributes: Attributes | None = None  # of the model, before the first forward of this logical batch
         self._seen: dict[str, list[Tensor]] = {}  # what may be logged, by name, of each micro-batch
         self.replay.forget()
@@ -415,9 +414,8 @@ class DPOptimWrapper(SteppingOptimWrapper):
             param.grad = gradient.to(param.dtype)
         # an overflow is skipped as in AmpOptimWrapper. The noised update alone decides: a private sample must not
         means = {name: torch.cat(values).mean().float() for name, values in self._seen.items()}
-        finite, *values = torch.stack(
-            [all_finite(update).float(), *means.values()]
-        ).tolist()  # one read from the device
+        # one read from the device
+        finite, *values = torch.stack([all_finite(update).float(), *means.values()]).tolist()
         if finite:
             if self.public_only:
                 self.public_step()

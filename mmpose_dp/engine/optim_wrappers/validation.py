@@ -13,21 +13,11 @@ from mmpose_dp.privacy.mechanism import GaussianMechanism
 
 # what mmengine's DefaultOptimWrapperConstructor reads, and what MMPose's LayerDecayOptimWrapperConstructor reads
 _PARAMWISE = {
-    *(
-        'bias_lr_mult',
-        'bias_decay_mult',
-        'norm_decay_mult',
-        'flat_decay_mult',
-        'dwconv_decay_mult',
-        'dcn_offset_lr_mult',
-    ),
-    *('bypass_duplicate', 'custom_keys'),
+    *('bias_lr_mult', 'bias_decay_mult', 'norm_decay_mult', 'flat_decay_mult', 'dwconv_decay_mult'),
+    *('dcn_offset_lr_mult', 'bypass_duplicate', 'custom_keys'),
 }
-_FACTORS = {
-    'lr_mult',
-    'decay_mult',
-    'decay_multi',
-}  # the last is in MMPose's configs of ViTPose, where nothing reads it
+# the last is in MMPose's configs of ViTPose, where nothing reads it
+_FACTORS = {'lr_mult', 'decay_mult', 'decay_multi'}
 _LAYER_DECAY = {'layer_decay_rate', 'num_layers'}
 
 

@@ -100,10 +100,7 @@ def test_public_samples_are_independent_of_the_private_ones():
             private.append(sampled[:60]), public.append(sampled[60:])
     # the view of record i is public sample i: whether they are sampled must not be correlated
     for shift in (0, 1):
-        records, views = (
-            np.array(private)[:, shift : shift + 29].ravel(),
-            np.array(public)[:, :29].ravel(),
-        )
+        records, views = (np.array(private)[:, shift : shift + 29].ravel(), np.array(public)[:, :29].ravel())
         assert abs(np.corrcoef(records, views)[0, 1]) < 0.03
 
 

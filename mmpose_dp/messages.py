@@ -1,7 +1,10 @@
-"""Turns an error of other code into words for messages. Must not add values that the code held."""
+"""What the user reads: errors of other code in words, and warnings in the terminal. Must not add values that the code held."""
 
+import sys
 import traceback
 from pathlib import Path
+
+from .processes import is_first_process
 
 
 def failure(error: BaseException, most: int | None = None) -> str:
@@ -25,3 +28,9 @@ def reason(error: BaseException) -> str:
     if words or not frames:
         return words
     return f'{Path(frames[-1].filename).name}, line {frames[-1].lineno}: {frames[-1].line}'
+
+
+def warn_in_terminal(message: str) -> None:
+    """Prints what follows from private records to the terminal: warnings can be switched off, and a log may be published."""
+    if is_first_process():
+        print(f'WARNING: {message}', file=sys.stderr)

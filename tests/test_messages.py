@@ -2,7 +2,7 @@
 
 import pytest
 
-from mmpose_dp.datasets.failures import reason
+from mmpose_dp.messages import reason
 
 
 @pytest.mark.parametrize(
@@ -22,7 +22,7 @@ def test_its_own_words_come_first(fails, words):
 def test_an_error_without_words_is_the_line_that_raised_it():
     with pytest.raises(AssertionError) as error:
         raise AssertionError from None
-    assert reason(error.value).startswith('test_failures.py, line ')
+    assert reason(error.value).startswith('test_messages.py, line ')
     try:
         exec(compile('assert 1 == 2', 'nowhere.py', 'exec'))
     except AssertionError as without_source:

@@ -1,0 +1,80 @@
+"""Runs the schedules of a training ahead of it: what would fail in a later epoch, and what steps would change nothing.
+
+Must not leave a trace in an optimizer or a scheduler.
+"""
+
+import warnings
+from typing import Any
+
+from mmengine.runner import Runner
+
+from mmpose_dp.messages import failure
+from mmpose_dp.privacy.errors import ConfigError
+
+
+def schedulers_of(runner: Runner) -> list[Any]:
+    """A runner's schedulers, of whatever optimizer."""
+    found = runner.param_schedulers or []
+    return found if isinstance(found, list) else [s for part in found.values() for s in part]
+
+
+def try_schedules(runner: Runner, start: int = 0) -> list[list[float]]:
+    """Runs every scheduler through all steps of the epochs from ``start`` on, for one group of parameters, and restores all.
+
+    Returns the learning rate of each step, by epoch. Raises ConfigError for a scheduler that fails.
+    """
+    optimizer, schedulers, loop = runner.optim_wrapper.optimizer, schedulers_of(runner), runner.train_loop
+    groups, states = optimizer.param_groups, [dict(vars(s)) for s in schedulers]
+    optimizer.param_groups = [dict(group, params=[]) for group in groups[:1]]
+    base = runner.optim_wrapper.base_param_settings
+    kept = None if base is None else dict(base)
+    rates: list[list[float]] = []
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')
+            for epoch in range(start, loop.max_epochs):
+                rates.append([])
+                for _ in range(loop.sampler.steps_per_epoch(epoch < loop.public_epochs)):
+                    rates[-1] += [group['lr'] for group in optimizer.param_groups]
+                    for scheduler in [s for s in schedulers if not s.by_epoch]:
+                        scheduler.verbose = False
+                        scheduler.step()
+                for scheduler in [s for s in schedulers if s.by_epoch]:
+                    scheduler.verbose = False
+                    scheduler.step()
+        return rates
+    except Exception as error:
+        raise ConfigError(
+            f'param_scheduler: {type(scheduler).__name__} fails in epoch {epoch + 1} of {loop.max_epochs}: '
+            f'{failure(error)}'
+        ) from error
+    finally:
+        optimizer.param_groups = groups
+        for scheduler, state in zip(schedulers, states):
+            vars(scheduler).clear()
+            vars(scheduler).update(state)
+        if base is not None:
+            base.update(kept)
+
+
+def idle_steps(runner: Runner) -> list[str]:
+    """A sentence if private steps that are still to come have a learning rate of 0, or next to it."""
+    loop, start = runner.train_loop, runner.epoch
+    rates = dict(enumerate(try_schedules(runner, start), start + 1))
+    least = 1e-6 * max(
+        (group['initial_lr'] for group in runner.optim_wrapper.param_groups if 'initial_lr' in group), default=0
+    )
+    private = [(epoch, x) for epoch, each in rates.items() if epoch > loop.public_epochs for x in each]
+    idle = [epoch for epoch, x in private if x <= least]
+    if not idle:
+        return []
+    words = 'let the schedule end later, or write its eta_min'
+    if start:
+        words = (
+            'a resume keeps the schedule of its checkpoint. To go on with another one, write load_from=<the checkpoint> without '
+            'resume, in this work dir, where all steps count'
+        )
+    return [
+        f'param_scheduler: the learning rate is 0 in {len(idle)} of {len(private)} private steps to come, first in epoch '
+        f'{idle[0]}. They spend privacy and change nothing: {words}'
+    ]
