@@ -4,7 +4,7 @@ It finds what mixes the few samples that are tried, not code that reads other fi
 """
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -44,6 +44,15 @@ def sees_others(dataset: BaseDataset, numbers: Sequence[int]) -> bool:
         if _content(same.get_data_info(number)) != _content(dataset.get_data_info(number)):
             return True
     return False
+
+
+def texts_in(value: Any) -> Iterator[str]:
+    """Every text in nested containers."""
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
+    if isinstance(value, str):
+        yield value
+    for one in parts:
+        yield from texts_in(one)
 
 
 def _sample(pipeline: Callable, info: Callable[[], dict], seeds: Sequence[int]) -> Any:

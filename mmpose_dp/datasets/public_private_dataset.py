@@ -21,7 +21,7 @@ from mmpose_dp.privacy.errors import ConfigError, DataError
 from mmpose_dp.privacy.noise import RandomSource
 from mmpose_dp.privacy.validation import as_whole
 
-from .alone import mixes, sees_others
+from .alone import mixes, sees_others, texts_in
 from .building import MIXING, build_part, left_out_by, seen_through
 from .overlap import refuse_shared_data
 from .own_code import own_name
@@ -139,6 +139,11 @@ class PublicPrivateDataset(Dataset):
                 f'{key}.type={name.rpartition(".")[2]}: get_data_info gives a record something of another one, so that a record '
                 'could reach the samples of others: let it return its own picture and annotation alone'
             )
+        if name and any(self._names_others(sample) for sample in samples):
+            raise DataError(
+                f'{key}.type={name.rpartition(".")[2]}: the annotation of a record names a picture of another record, so that a '
+                "transform could read it: leave it out, or make them one record (privacy_unit='subject')"
+            )
         for part, info in ((self.private, self.private.get_data_info), (self.views, self.view_info)):
             own = [] if part is None else [*filter(None, map(own_name, with_held(part.pipeline.transforms)))]
             if own and mixes(part.pipeline, [partial(info, sample) for sample in samples]):
@@ -147,6 +152,15 @@ class PublicPrivateDataset(Dataset):
                     f'{", ".join(own)} keeps something of the samples before (a cache, its own random generator): let it use '
                     'its input alone, and the generators of random, numpy.random and torch'
                 )
+
+    def _names_others(self, sample: int) -> bool:
+        """Whether a sample's annotation has the path, or the name in its folder, of a picture that its record does not have."""
+        info, own = self.private.get_data_info(sample), self._records[self._record_of[sample]]
+        folder = osp.dirname(info['img_path'])
+        named = {
+            real_path(path) for text in texts_in(info) for path in (text, osp.join(folder, text)) if '\0' not in text
+        }
+        return bool((named & self.images) - {real_path(self.private.get_data_info(one)['img_path']) for one in own})
 
     def parts(self) -> dict[str, BaseDataset]:
         """The data sets by config key, in the order of their indices."""

@@ -1,5 +1,8 @@
 """One record in the sample of another: through a cache in a transform, or a data set that looks at a neighbour."""
 
+import json
+from pathlib import Path
+
 import cv2
 import numpy as np
 import pytest
@@ -63,6 +66,13 @@ class Neighbour(MpiiDataset):
 
     how = 'img_path'
 
+    def load_data_list(self):
+        people = super().load_data_list()
+        for person, other in zip(people, people[1:] + people[:1]) if self.how.startswith('loaded') else ():
+            path = other['img_path']
+            person['frames'] = dict(before=[path if self.how == 'loaded' else Path(path).name])
+        return people
+
     def get_data_info(self, idx):
         info, other = super().get_data_info(idx), super().get_data_info((idx + 1) % len(self))
         if self.how == 'img_path':
@@ -74,14 +84,14 @@ class Neighbour(MpiiDataset):
         return info
 
 
-def built(data, tmp_path, *steps, method='dpsgd', kind=None):
+def built(data, tmp_path, *steps, method='dpsgd', kind=None, **settings):
     dataset = config(data, tmp_path, method).train_dataloader.dataset
     pipeline = dataset.private.pipeline
     place = next(i for i, step in enumerate(pipeline) if step['type'] == 'TopdownAffine') + 1
     pipeline[place:place] = steps
     if kind:
         dataset.private.type = kind
-    return PublicPrivateDataset(**{key: value for key, value in dataset.items() if key != 'type'})
+    return PublicPrivateDataset(**{key: value for key, value in {**dataset, **settings}.items() if key != 'type'})
 
 
 @pytest.mark.parametrize('how', ['mean', 'late', 'seldom', 'label', 'own generator'])
@@ -121,6 +131,18 @@ def test_a_codec_that_keeps_something_of_other_records_is_refused(synthetic, tmp
 @pytest.mark.parametrize('how', ['nothing', 'random', 'new generator'])
 def test_what_treats_each_sample_by_itself_is_not(synthetic, tmp_path, how):
     assert len(built(synthetic, tmp_path, dict(type='Stateful', how=how)))
+
+
+@pytest.mark.parametrize('how', ['loaded', 'loaded by name'])
+def test_a_data_set_that_loads_a_neighbours_picture_is_refused(synthetic, tmp_path, monkeypatch, how):
+    """As data sets of videos do: a transform may read it. Frames of one subject are one record."""
+    monkeypatch.setattr(Neighbour, 'how', how)
+    with pytest.raises(DataError, match=r'private.type=Neighbour: .* names a picture of another record'):
+        built(synthetic, tmp_path, kind='Neighbour')
+    file = tmp_path / 'subjects.json'
+    people = json.loads((synthetic / 'annotations/mpii_train.json').read_text())
+    file.write_text(json.dumps({person['image']: 'the same' for person in people}))
+    assert built(synthetic, tmp_path, kind='Neighbour', privacy_unit='subject', subjects=str(file)).num_records == 1
 
 
 @pytest.mark.parametrize('how', ['img_path', 'previous', 'own'])
