@@ -128,6 +128,19 @@ def test_private_steps_without_the_hook_are_refused(synthetic, tmp_path):
     assert not list(tmp_path.glob('*.pth'))
 
 
+class _OneMore(Hook):
+    def after_train_epoch(self, runner):
+        runner.train_loop._max_epochs = 2
+
+
+def test_a_hook_cannot_add_private_steps_to_a_training_on_views(synthetic, tmp_path):
+    runner = Runner.from_cfg(config(synthetic, tmp_path, 'feature', **VIEWS, optim_wrapper__noise_multiplier=1.0))
+    runner.register_hook(_OneMore())
+    with pytest.raises(PrivacyError, match='no ledger would count.*let no hook change the number of epochs'):
+        runner.train()
+    assert not (tmp_path / 'epoch_2.pth').exists()
+
+
 # ---- trainings without privacy in between --------------------------------------------------------------------------
 def plain(data, work_dir, load_from=None, resume=False, epochs=1):
     """A training of MMPose's own, as tools/train.py runs it, of one epoch."""

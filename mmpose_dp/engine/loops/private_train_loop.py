@@ -26,6 +26,11 @@ from .loader_wait import LoaderWait
 from .validation import check_train_cfg, refuse_lost_annotations, train_loader, without_idle_workers
 from .watch import Watch
 
+_UNCOUNTED = (
+    'no ledger would count the private steps: add privacy_budget=dict(type="PrivacyBudgetHook", ...) to default_hooks, and let no '
+    'hook change the number of epochs'
+)
+
 
 @LOOPS.register_module()
 class PrivateTrainLoop(EpochBasedTrainLoop):
@@ -143,9 +148,7 @@ class PrivateTrainLoop(EpochBasedTrainLoop):
     def run(self) -> nn.Module:
         """All epochs. Raises PrivacyError, before the first of them, where private steps would not be counted."""
         if self.private_steps and self.runner.optim_wrapper.plan is None:
-            raise PrivacyError(
-                'no ledger would count the private steps: add privacy_budget=dict(type="PrivacyBudgetHook", ...) to default_hooks'
-            )
+            raise PrivacyError(_UNCOUNTED)
         self._begin_watch()
         # a full garbage collection, about once per step, would look at all that MMPose has loaded (0.3 s); now it skips that
         gc.freeze()
@@ -179,6 +182,8 @@ class PrivateTrainLoop(EpochBasedTrainLoop):
         assert isinstance(wrapper, DPOptimWrapper)
         self.watch.check(self.dataloader, self.runner.model)
         public_only = self._epoch < self.public_epochs
+        if not public_only and wrapper.plan is None:  # a hook has added epochs to a training on public samples alone
+            raise PrivacyError(_UNCOUNTED)
         wrapper.begin_epoch(self.runner.model, public_only)
         self._epoch_start = self._first_iter(self._epoch)
         self.sampler.begin_epoch(public_only, self._iter - self._epoch_start)
@@ -230,7 +235,7 @@ class PrivateTrainLoop(EpochBasedTrainLoop):
     def _refuse_uncounted(self, wrapper: DPOptimWrapper) -> None:
         """Raises PrivacyError unless the logical batch made exactly one step, and a counted one if it was private."""
         made = wrapper.mechanism.ledger.run_steps - self._steps_before
-        if wrapper.accumulating or made != (0 if wrapper.public_only or wrapper.mechanism.plan is None else 1):
+        if wrapper.accumulating or made != (0 if wrapper.public_only else 1):
             self._refuse(wrapper, f'a logical batch made {made} counted steps')
 
     def _refuse(self, wrapper: DPOptimWrapper, why: str) -> None:
