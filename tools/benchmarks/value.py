@@ -229,7 +229,8 @@ def plot(cells: Sequence[Cell], epsilons: Sequence[float], path: Path) -> None:
         values = [[better[public, private, epsilon].gain for epsilon in epsilons] for private in rows]
         axis.imshow(values, cmap='RdBu', vmin=-most, vmax=most, aspect='auto', origin='lower')
         for (y, line), x in product(enumerate(values), range(len(epsilons))):
-            axis.text(x, y, f'{line[x]:+.1f}', ha='center', va='center')
+            color = 'white' if abs(line[x]) > most / 2 else 'black'
+            axis.text(x, y, f'{line[x]:+.1f}', ha='center', va='center', color=color)
         axis.set_xticks(range(len(epsilons)), [f'{epsilon:g}' for epsilon in epsilons])
         axis.set_yticks(range(len(rows)), [str(row) for row in rows])
         axis.set(xlabel='epsilon', ylabel='private people', title=f'{public} public people: PCKh gained')
