@@ -24,7 +24,7 @@ from mmengine.registry import init_default_scope
 from mmpose.registry import DATASETS, KEYPOINT_CODECS, MODELS, TRANSFORMS
 from mmpose.utils import register_all_modules
 
-from mmpose_dp.datasets.resolving import resolved
+from mmpose_dp.datasets.resolving import every_dict, resolved
 from mmpose_dp.extras.risk import risk_in_words
 from mmpose_dp.extras.statement_page import guessed
 from mmpose_dp.messages import failure
@@ -69,7 +69,7 @@ def inference_config(text: str) -> Config:
     )
     for key, value in cfg.items():
         _refuse_ours(value, key)
-    if not any(_top(kind) not in _MMPOSES for kind in _classes(cfg)):  # what is imported for training alone
+    if all(_top(kind) in _MMPOSES for kind in _classes(cfg)):  # what is imported for training alone
         others = [one for one in others if one.partition('.')[0] in _MMPOSES]
     if others:
         cfg['custom_imports'] = dict(imports=others, allow_failed_imports=False)
@@ -97,11 +97,9 @@ def _top(kind: type) -> str:
 
 def _classes(node: Any) -> Iterator[type]:
     """The classes that a config names, as far as they are registered here."""
-    if isinstance(node, dict):
-        found = (resolved(registry, node['type']) for registry in _REGISTRIES) if node.get('type') else ()
-        yield from (one for one in found if isinstance(one, type))
-    for value in node.values() if isinstance(node, dict) else node if isinstance(node, (list, tuple)) else ():
-        yield from _classes(value)
+    kinds = [part['type'] for part in every_dict(node) if part.get('type')]
+    found = (resolved(registry, kind) for kind in kinds for registry in _REGISTRIES)
+    return (one for one in found if isinstance(one, type))
 
 
 def _innermost(dataset: dict) -> dict:
@@ -353,6 +351,7 @@ def model_card(
     tags = ['pose-estimation', 'mmpose', 'differential-privacy', *(['onnx'] if exported else [])]
     front = yaml.safe_dump(dict(library_name='mmpose', pipeline_tag='keypoint-detection', tags=tags), sort_keys=False)
     rows = '\n'.join(f'| `{one}` | {_WHAT[Path(one).suffix]} |' for one in files if one != CARD_NAME)
+    own = own_modules(cfg)
     return f'---\n{front}---\n' + _CARD.format(
         name=name,
         kind=f'{_short(cfg.model.backbone.type)}, {_short(cfg.model.head.type)}',
@@ -365,7 +364,7 @@ def model_card(
         risk='\n'.join(f'- {one}' for one in risk_in_words(statement['risk'], guessed(statement))),
         files=rows,
         config=CONFIG_NAME,
-        needs=' and '.join(['MMPose', *own_modules(cfg)]) if own_modules(cfg) else 'MMPose alone',
+        needs=' and '.join(['MMPose', *own]) if own else 'MMPose alone',
         checkpoint=next(one for one in files if one.endswith('.pth')),
         onnx='' if exported is None else _onnx_words(cfg, exported),
     )

@@ -5,7 +5,6 @@ Not a tool itself. The reference is a loop over single samples by plain autograd
 
 import copy
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -19,6 +18,7 @@ from torch import nn
 from mmpose_dp.datasets import collate_samples
 from mmpose_dp.datasets.resolving import is_kind, resolved
 from mmpose_dp.engine import DPOptimWrapper
+from mmpose_dp.engine.optim_wrappers.dp_optim_wrapper import all_finite
 from mmpose_dp.messages import failure
 from mmpose_dp.models import FeatureMaskingHead
 from mmpose_dp.privacy.errors import PrivacyError
@@ -114,10 +114,11 @@ def compare(model: nn.Module, wrapper: DPOptimWrapper, batch: dict) -> tuple[dic
         losses = plain(**alone, mode='loss')
         total = sum(value.sum() for key, value in losses.items() if 'loss' in key)
         grads = torch.autograd.grad(total, params, allow_unused=True)
-        if not all_finite(grads) and not all_finite([ours[place][index] for place in places]):
+        found = [grad for grad in grads if grad is not None]
+        if not all_finite(found) and not all_finite([ours[place][index] for place in places]):
             left_out += 1
             continue
-        size = float(torch.stack([g.norm() for g in grads if g is not None]).norm())
+        size = float(torch.stack([g.norm() for g in found]).norm())
         for name, place, grad in zip(names, places, grads):
             want = torch.zeros_like(ours[place][index]) if grad is None else grad
             scale = max(float(want.norm()), 1e-3 * size)  # of a gradient near zero only rounding is left
@@ -126,8 +127,3 @@ def compare(model: nn.Module, wrapper: DPOptimWrapper, batch: dict) -> tuple[dic
             gap = gap / scale if scale else gap
             gaps[name] = max(gaps[name], math.inf if math.isnan(gap) else gap)
     return gaps, left_out
-
-
-def all_finite(grads: Sequence[torch.Tensor | None]) -> bool:
-    """Whether no gradient has a NaN or an infinity."""
-    return all(bool(grad.isfinite().all()) for grad in grads if grad is not None)

@@ -98,8 +98,10 @@ def _without_start(cfg: Config, options: dict) -> dict:
     mmengine would resume from that file. One in the work dir is kept: it is a checkpoint of this training.
     """
     start = options.get('load_from')
-    folder = Path(_whole(cfg, options).work_dir)
-    if not start or Path(str(start)).expanduser().resolve().parent == folder.expanduser().resolve():
+    if not start:
+        return options
+    folder = Path(_whole(cfg, options).work_dir).expanduser().resolve()
+    if Path(str(start)).expanduser().resolve().parent == folder:
         return options
     return {key: value for key, value in options.items() if key != 'load_from'}
 

@@ -4,7 +4,6 @@ Not a tool itself. Must not train, download or print anything, and writes nothin
 """
 
 import copy
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from mmpose.registry import DATASETS, HOOKS, MODELS, OPTIM_WRAPPERS
 from torch import nn
 
 from mmpose_dp.datasets import PublicPrivateDataset
-from mmpose_dp.datasets.resolving import is_kind, resolved
+from mmpose_dp.datasets.resolving import every_dict, is_kind, resolved
 from mmpose_dp.datasets.samplers import check_batch_size
 from mmpose_dp.engine import DPOptimWrapper
 from mmpose_dp.engine.hooks.planning import plan_for
@@ -88,7 +87,7 @@ def is_start_known(cfg: Config) -> bool:
     It does not if load_from is elsewhere, or if the model has files of its own. Raises PrivacyError for what is no path.
     """
     path = _load_from(cfg)
-    own_files = any('Pretrained' in str(one) for one in _init_cfgs(cfg.model))
+    own_files = any('Pretrained' in str(part.get('init_cfg')) for part in every_dict(cfg.model))
     return (path is None or path.is_file()) and not own_files
 
 
@@ -97,21 +96,11 @@ def _load_from(cfg: Config) -> Path | None:
     return Path(cfg.load_from).expanduser() if cfg.get('load_from') else None
 
 
-def _init_cfgs(node: Any) -> Iterator[Any]:
-    """The init_cfg of every part of a model's config."""
-    if isinstance(node, dict):
-        yield node.get('init_cfg')
-    for value in node.values() if isinstance(node, dict) else node if isinstance(node, (list, tuple)) else ():
-        yield from _init_cfgs(value)
-
-
 def without_downloads(node: Any) -> None:
     """Takes pretrained weights out of a model's config, in place, so that building it downloads nothing."""
-    if isinstance(node, dict):
-        if isinstance(node.get('init_cfg'), dict) and node['init_cfg'].get('type') == 'Pretrained':
-            node['init_cfg'] = None
-        for value in node.values():
-            without_downloads(value)
+    for part in every_dict(node):
+        if isinstance(part.get('init_cfg'), dict) and part['init_cfg'].get('type') == 'Pretrained':
+            part['init_cfg'] = None
 
 
 # ---- what training would build -------------------------------------------------------------------------------------

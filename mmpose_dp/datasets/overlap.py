@@ -66,11 +66,15 @@ def with_inner(dataset: Any) -> list[Any]:
 
 
 def _inner(dataset: Any) -> list[Dataset]:
-    """The data sets in the attributes of a data set, alone or in lists and dicts."""
+    return [one for one in held_by(dataset) if isinstance(one, Dataset)]
+
+
+def held_by(owner: Any) -> list[Any]:
+    """What is in the attributes of an object, alone or in lists and dicts."""
     held: list[Any] = []
-    for value in getattr(dataset, '__dict__', {}).values():
+    for value in getattr(owner, '__dict__', {}).values():
         held += value if isinstance(value, (list, tuple)) else value.values() if isinstance(value, dict) else [value]
-    return [one for one in held if isinstance(one, Dataset)]
+    return held
 
 
 def private_among(shown: Collection[str], private: Collection[str]) -> list[str]:

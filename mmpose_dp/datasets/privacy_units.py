@@ -122,14 +122,9 @@ def annotated(dataset: BaseDataset, source: str, key: str) -> list[Any]:
         return values
     values = [annotation.get(source) for annotation in _annotations_of(dataset, infos, source, key)]
     if all(value is None for value in values):
-        raise DataError(
-            f'{_KEY}.{key}={source!r}: no annotation in {dataset.ann_file} has that field'
-            + (
-                f', which {type(dataset).__name__} adds by itself. {_IN_A_FILE}'
-                if any(source in x for x in infos)
-                else ''
-            )
-        )
+        added = any(source in info for info in infos)
+        more = f', which {type(dataset).__name__} adds by itself. {_IN_A_FILE}' if added else ''
+        raise DataError(f'{_KEY}.{key}={source!r}: no annotation in {dataset.ann_file} has that field{more}')
     return values
 
 
@@ -200,9 +195,13 @@ def _annotations(dataset: BaseDataset) -> list[Any]:
     owners = []
     for sample in range(len(dataset)):
         info = dataset.get_data_info(sample)
-        parts = [np.asarray(info[key]).tobytes() for key in ('bbox', 'keypoints', 'keypoints_visible') if key in info]
+        parts = _box_and_joints(info)
         owners.append((real_path(info['img_path']), *parts) if parts else sample)
     return owners
+
+
+def _box_and_joints(info: dict) -> list[bytes]:
+    return [np.asarray(info[key]).tobytes() for key in ('bbox', 'keypoints', 'keypoints_visible') if key in info]
 
 
 def records_digest(dataset: BaseDataset, records: list[list[int]]) -> str:
@@ -210,10 +209,7 @@ def records_digest(dataset: BaseDataset, records: list[list[int]]) -> str:
     whole = hashlib.sha256()
     for samples in records:
         for info in map(dataset.get_data_info, samples):
-            parts = [
-                np.asarray(info[key]).tobytes() for key in ('bbox', 'keypoints', 'keypoints_visible') if key in info
-            ]
-            whole.update(repr((osp.basename(info['img_path']), parts)).encode())
+            whole.update(repr((osp.basename(info['img_path']), _box_and_joints(info))).encode())
         whole.update(b'\n')
     return whole.hexdigest()
 

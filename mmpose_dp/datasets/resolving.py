@@ -4,6 +4,7 @@ A type may be a name ('LoadImage'), a name with a scope ('mmpose.LoadImage'), a 
 in mmengine's pure Python configs, the class itself. Must not build anything.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 from mmengine.registry import Registry
@@ -30,3 +31,11 @@ def is_kind(registry: Registry, cfg: Any, cls: type) -> bool:
 def type_name(kind: Any) -> str:
     """The name of a ``type`` for messages, without scope or module."""
     return kind.rpartition('.')[2] if isinstance(kind, str) else getattr(kind, '__name__', str(kind))
+
+
+def every_dict(node: Any) -> Iterator[dict]:
+    """Every dict in nested dicts and lists, each before those in it, so that a caller may change it in between."""
+    if isinstance(node, dict):
+        yield node
+    for part in node.values() if isinstance(node, dict) else node if isinstance(node, (list, tuple)) else ():
+        yield from every_dict(part)

@@ -13,6 +13,8 @@ from mmpose.datasets.transforms.mix_img_transforms import MixImageTransform
 
 from mmpose_dp.privacy.errors import DataError
 
+from .overlap import held_by
+
 if TYPE_CHECKING:
     from .public_private_dataset import PublicPrivateDataset
 
@@ -71,10 +73,9 @@ def with_held(transforms: Any) -> Iterator[Any]:
     """Every transform, with what it holds in attributes: the codecs of GenerateTarget, which make the targets, and the like."""
     for step in nested(transforms):
         yield step
-        for value in getattr(step, '__dict__', {}).values():
-            for one in value if isinstance(value, (list, tuple)) else [value]:
-                if hasattr(one, '__dict__') and not isinstance(one, dict):
-                    yield from nested(one)
+        for one in held_by(step):
+            if hasattr(one, '__dict__') and not isinstance(one, dict):
+                yield from nested(one)
 
 
 def _index_of_box(transforms: list[Any]) -> int:

@@ -137,8 +137,7 @@ def refuse_loss_of_unseen_joints(wrapper: Any, packed: dict, key: str) -> None:
             f'the loss of model.head has no finite gradient for a sample of {key} in which a joint is not visible '
             '(keypoint_weights of 0). It has none in plain MMPose either, and such a sample would teach nothing: write a loss that '
             'leaves these joints out. For JSDiscretLoss write use_target_weight=False: the target of such a joint is empty, which '
-            'gives the joint no '
-            'gradient'
+            'gives the joint no gradient'
         )
 
 

@@ -9,17 +9,14 @@ from typing import Any
 from mmengine.config import Config
 from mmpose.registry import LOOPS
 
-from mmpose_dp.datasets.resolving import resolved
+from mmpose_dp.datasets.resolving import every_dict, resolved
 from mmpose_dp.privacy.errors import ConfigError
 
 
 def without_deletions(node: Any) -> Any:
     """Removes every ``_delete_`` from nested dicts and lists, in place, and returns ``node``."""
-    if isinstance(node, dict):
-        node.pop('_delete_', None)
-    parts = node.values() if isinstance(node, dict) else node if isinstance(node, (list, tuple)) else ()
-    for part in parts:
-        without_deletions(part)
+    for part in every_dict(node):
+        part.pop('_delete_', None)
     return node
 
 

@@ -278,7 +278,7 @@ class DPOptimWrapper(SteppingOptimWrapper):
             found = []
             for loss in self._taken().losses:
                 grads = torch.autograd.grad(loss, self.params, retain_graph=True, allow_unused=True)
-                found.append(all(bool(x.isfinite().all()) for x in (loss, *grads) if x is not None))
+                found.append(bool(all_finite([loss, *(x for x in grads if x is not None)])))
         return found
 
     def _refuse_memory(self, batch: dict) -> None:
