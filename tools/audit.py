@@ -21,7 +21,7 @@ from typing import Any
 import mmpose_dp  # noqa: F401  (first: checks and repairs the install)
 
 # isort: split
-from cli import CfgOptions, building, fraction, merge_options, positive, read_config, run
+from cli import CFG_OPTIONS_HELP, CfgOptions, building, fraction, merge_options, positive, read_config, run
 from mmengine.config import Config
 from mmengine.runner import Runner
 
@@ -47,16 +47,22 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--attack', choices=['one-run', 'lira'], default='one-run', help='default: one-run')
     parser.add_argument('--shadows', type=positive, default=16, help='lira: number of models (default 16)')
     parser.add_argument('--records', type=positive, help='lira: records to guess, chosen at random (default: all)')
-    parser.add_argument('--seed', type=int, default=0, help='lira: of the halves and the plain trainings (default 0)')
-    parser.add_argument('--canaries', type=positive, help='records to turn into canaries (default: all)')
+    parser.add_argument(
+        '--seed', type=int, default=0, help='lira: seed of the random halves and of plain trainings (default 0)'
+    )
+    parser.add_argument('--canaries', type=positive, help='one-run: records to turn into canaries (default: all)')
     parser.add_argument(
         '--confidence', type=fraction, default=0.95, help='confidence of the lower bounds (default 0.95)'
     )
     parser.add_argument(
-        '--work-dir', help='folder for ledger and log, a new one for each audit (default work_dirs/audit)'
+        '--work-dir', help='one-run: folder for ledger and log, a new one for each audit (default work_dirs/audit)'
     )
-    parser.add_argument('--report-to', type=Path, help='work dir of the training: its statement then has the result')
-    parser.add_argument('--cfg-options', nargs='+', action=CfgOptions, default={}, metavar='KEY=VALUE')
+    parser.add_argument(
+        '--report-to', type=Path, help='one-run: work dir of the training, whose statement then has the result'
+    )
+    parser.add_argument(
+        '--cfg-options', nargs='+', action=CfgOptions, default={}, metavar='KEY=VALUE', help=CFG_OPTIONS_HELP
+    )
     return parser.parse_args()
 
 
@@ -156,7 +162,7 @@ def main() -> None:
     if args.attack == 'lira':
         if any(given is not None for given in (args.report_to, args.canaries, args.work_dir)):
             raise PrivacyError(
-                '--report-to, --canaries and --work-dir belong to --attack one-run, whose result the statement has'
+                '--report-to, --canaries and --work-dir belong to --attack one-run: leave them out with --attack lira'
             )
         if lira(cfg, args.shadows, args.records, args.seed, args.confidence):
             sys.exit(1)

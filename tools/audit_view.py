@@ -23,7 +23,7 @@ import mmpose_dp  # noqa: F401  (first: checks and repairs the install)
 # isort: split
 import cv2
 import numpy as np
-from cli import CfgOptions, merge_options, positive, read_config, run
+from cli import CFG_OPTIONS_HELP, CfgOptions, merge_options, positive, read_config, run
 from html_page import picture, write_page
 from mmengine.config import Config
 from mmengine.dataset import BaseDataset, Compose
@@ -101,7 +101,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--size', type=int, default=128, help='side in pixels to which boxes are reduced, a multiple of 8 (default 128)'
     )
-    parser.add_argument('--cfg-options', nargs='+', action=CfgOptions, default={}, metavar='KEY=VALUE')
+    parser.add_argument(
+        '--cfg-options', nargs='+', action=CfgOptions, default={}, metavar='KEY=VALUE', help=CFG_OPTIONS_HELP
+    )
     return parser.parse_args()
 
 
@@ -254,7 +256,9 @@ def audit_config(args: argparse.Namespace) -> None:
     people = people_of(source, args.images, args.size)
     public = _public_people(args, dataset)
     if not people:
-        raise PrivacyError('no picture of the sample can be used')
+        raise PrivacyError(
+            f'no picture of {sample} can be used (see above), so there is nothing to reconstruct: check the folder of pictures'
+        )
     found, pictures = examine(view, people, public, args.minutes, args.size)
     audit = dict(view=dataset.view_description, **found, sample=sample, note='')
     if paints_over(view):
@@ -287,7 +291,7 @@ def _public_people(args: argparse.Namespace, dataset: PublicPrivateDataset) -> l
 def print_comparison(args: argparse.Namespace) -> None:
     """Prints all views, compared on public pictures, as a Markdown table."""
     if not args.public_images:
-        raise PrivacyError('--table needs --public-images FOLDER')
+        raise PrivacyError('--table needs public pictures to compare the views on: write --public-images FOLDER')
     people = people_in(args.public_images, 2 * PUBLIC_PEOPLE, args.size)
     tested, trained = people[::2], people[1::2]
     tested = [tested[i] for i in np.unique(np.linspace(0, len(tested) - 1, args.images).astype(int))]
@@ -306,7 +310,7 @@ def main() -> None:
     """Examines a config, or compares the views."""
     args = parse_args()
     if args.size < 16 or args.size % 8 or args.images < 1 or not args.minutes > 0:
-        raise PrivacyError('--size must be a multiple of 8 from 16 on, --images and --minutes above 0')
+        raise PrivacyError('--size must be a multiple of 8, 16 or above; --images and --minutes must be above 0')
     register_all_modules(init_default_scope=False)
     if args.table:
         print_comparison(args)

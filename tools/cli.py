@@ -41,6 +41,7 @@ class CfgOptions(DictAction):
         super().__call__(parser, namespace, values, option_string)
 
 
+CFG_OPTIONS_HELP = 'override config keys: a.b=1 c="[1,2]" d="[(1,2),(3,4)]", without spaces inside'
 _DICT = re.compile(r'([\[(].*)?(dict\(|\{.*:)|\{\}$')
 
 
@@ -64,22 +65,32 @@ def fraction(text: str) -> float:
 
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments that MMPose's train.py and test.py both have."""
-    parser.add_argument('--work-dir', help='where logs, checkpoints and the privacy statement go')
+    parser.add_argument(
+        '--work-dir',
+        help='where logs, checkpoints and the privacy statement go (default: work_dirs/NAME_OF_THE_CONFIG)',
+    )
     parser.add_argument('--show-dir', help='where to save pictures of the predictions')
     parser.add_argument('--show', action='store_true', help='show the predictions in a window')
-    parser.add_argument('--interval', type=int, default=1, help='save or show every N-th sample')
-    parser.add_argument('--wait-time', type=float, default=1, help='seconds that a window stays open')
+    parser.add_argument('--interval', type=int, default=1, help='save or show every N-th sample (default 1)')
+    parser.add_argument('--wait-time', type=float, default=1, help='seconds that a window stays open (default 1)')
     parser.add_argument(
         '--cfg-options',
         nargs='+',
         action=CfgOptions,
         default={},
         metavar='KEY=VALUE',
-        help='override config keys: a.b=1 c="[1,2]" d="[(1,2),(3,4)]", without spaces inside',
+        help=CFG_OPTIONS_HELP,
     )
-    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
+    parser.add_argument(
+        '--launcher',
+        choices=['none', 'pytorch', 'slurm', 'mpi'],
+        default='none',
+        help='what starts several processes (default none: a single process)',
+    )
     # torchrun sets LOCAL_RANK; torch.distributed.launch passes it as an argument
-    parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
+    parser.add_argument(
+        '--local_rank', '--local-rank', type=int, default=0, help='set by torch.distributed.launch; leave it out'
+    )
 
 
 def merge_common(cfg: Config, args: argparse.Namespace) -> None:
@@ -265,7 +276,7 @@ def start_ranks_on_cpu(cfg: Config) -> None:
 def default_hook(cfg: Config, key: str, kind: str) -> dict:
     """The config of a default hook. Exits if the config has none."""
     if key not in cfg.default_hooks:
-        sys.exit(f"the config has no default_hooks.{key}: write {key}=dict(type='{kind}')")
+        sys.exit(f"the config has no default_hooks.{key}: write default_hooks=dict({key}=dict(type='{kind}'))")
     return cfg.default_hooks[key]
 
 

@@ -54,7 +54,9 @@ def composed(one: Evidence, other: Evidence) -> tuple[History, str]:
     """
     a, b = one.statement, other.statement
     if _unit(a) != _unit(b):
-        raise PrivacyError(f'they have the units {_unit(a)!r} and {_unit(b)!r}, whose epsilons do not add up')
+        raise PrivacyError(
+            f'the statements have the privacy units {_unit(a)!r} and {_unit(b)!r}, whose epsilons do not add up'
+        )
     first, second = _ledger(one), _ledger(other)
     if first is not None and second is not None:
         shorter, longer = sorted((first, second), key=lambda ledger: len(ledger.lines))

@@ -1,4 +1,4 @@
-"""Makes a data set in MPII's layout of Leeds Sports Pose (extended or not) or of COCO's people.
+"""Make a data set in MPII's layout from Leeds Sports Pose (extended or not) or from COCO's people.
 
     python tools/convert_people.py --lsp FOLDER --out data/people/lspet           # FOLDER has joints.mat and images/
     python tools/convert_people.py --coco person_keypoints_val2017.json --images val2017 --out data/people/coco_val2017
@@ -24,16 +24,20 @@ def parse_args() -> argparse.Namespace:
     source.add_argument(
         '--coco', type=Path, metavar='FILE', help='keypoints of COCO, such as person_keypoints_val2017.json'
     )
-    parser.add_argument('--images', type=Path, metavar='FOLDER', help='of COCO: the pictures that its file names')
+    parser.add_argument(
+        '--images', type=Path, metavar='FOLDER', help='COCO: folder of the pictures that its file names'
+    )
     parser.add_argument('--out', type=Path, required=True, help='folder to write, laid out as data/mpii')
     parser.add_argument(
-        '--least-joints', type=int, help='people with fewer annotated joints are left out (LSP 8, COCO 6)'
+        '--least-joints', type=int, help='people with fewer annotated joints are left out (default: LSP 8, COCO 6)'
     )
     parser.add_argument(
-        '--longest-side', type=cli.positive, default=112, help='larger people are reduced to it, in pixels'
+        '--longest-side', type=cli.positive, default=112, help='pixels; larger people are reduced to it (default 112)'
     )
-    parser.add_argument('--val-share', type=cli.fraction, default=0.2, help='share of people to validate on')
-    parser.add_argument('--seed', type=int, default=0, help='another seed divides the people differently')
+    parser.add_argument(
+        '--val-share', type=cli.fraction, default=0.2, help='share of people to validate on (default 0.2)'
+    )
+    parser.add_argument('--seed', type=int, default=0, help='another seed divides the people differently (default 0)')
     parser.add_argument('--force', action='store_true', help='overwrite another data set in --out')
     args = parser.parse_args()
     if args.coco and not args.images:

@@ -24,7 +24,7 @@ import mmpose_dp  # noqa: F401  (first: checks and repairs the install)
 
 # isort: split
 import torch
-from cli import CfgOptions, merge_options, read_config, run
+from cli import CFG_OPTIONS_HELP, CfgOptions, merge_options, read_config, run
 from forecast_page import SUBSPACE, advice, page, plot
 from mmengine.config import Config
 from mmengine.runner import Runner
@@ -83,7 +83,9 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument('--json', type=Path, metavar='FILE', help='write everything as JSON')
     parser.add_argument('--plot', type=Path, metavar='FILE', help='write a plot')
-    parser.add_argument('--cfg-options', nargs='+', action=CfgOptions, default={}, metavar='KEY=VALUE')
+    parser.add_argument(
+        '--cfg-options', nargs='+', action=CfgOptions, default={}, metavar='KEY=VALUE', help=CFG_OPTIONS_HELP
+    )
     return parser.parse_args()
 
 
@@ -106,7 +108,8 @@ def private_config(args: argparse.Namespace) -> tuple[Config, set[str] | None]:
         )
     if cfg.train_cfg.get('public_epochs', 0) >= cfg.train_cfg.max_epochs:
         raise PrivacyError(
-            'train_cfg.public_epochs is as many as max_epochs: no private step is made, so nothing is to plan'
+            'train_cfg.public_epochs is as large as max_epochs: no private step is made, so there is nothing to plan. Write fewer '
+            'public_epochs'
         )
     filled = set() if start is None else {*start[0].shapes}
     return cfg, filled if known else None
@@ -121,7 +124,9 @@ def plan_of(cfg: Config, args: argparse.Namespace, folder: str) -> PrivacyPlan:
         ('default_hooks.privacy_budget', (cfg.get('default_hooks') or {}).get('privacy_budget')),
     ):
         if not value:
-            raise PrivacyError(f'{key} is not set, so there is no budget to plan')
+            raise PrivacyError(
+                f'{key} is not set, so there is no budget to plan: set it, or make the config with mmpose_dp.configs.private()'
+            )
     records = args.num_records
     if unit == 'subject' and (records is not None or args.subjects is not None):
         if args.subjects is None:

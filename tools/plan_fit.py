@@ -61,7 +61,7 @@ class Trial:
         ratio: signal to noise of the whole training.
         useful: r times the cosine between update and signal.
         score, start: PCKh of the run, and of the start that it began from.
-        learning_rate: of the run's optimizer, and its name.
+        learning_rate: the run's optimizer and its learning rate, in words.
         noise_first: whether the noised gradient was projected, the paper's order.
         group: runs of one group differ in the choice alone: start, seed, people, view and epsilon.
     """

@@ -125,7 +125,7 @@ def add(ledgers: list[Ledger], delta: float, out: Path | None) -> None:
         )
     if out is not None:
         if out.exists():
-            raise PrivacyError(f'--out {out} exists; a ledger is never overwritten')
+            raise PrivacyError(f'--out {out} exists, and a ledger is never overwritten: give another name')
         total.keep_at(out)
     print(*shared, sep='\n', end='\n' if shared else '')
     report(total, delta)
@@ -146,7 +146,7 @@ def main() -> None:
             report(ledger, delta_of(args.delta, [statement]))
         return
     if any(path.suffix == '.pth' for path in args.ledgers):
-        raise PrivacyError('add needs ledgers: give the work dir of a checkpoint')
+        raise PrivacyError('add needs ledgers, and a checkpoint holds none: give its work dir')
     add([ledger for ledger, _ in found], delta_of(args.delta, [statement for _, statement in found]), args.out)
 
 

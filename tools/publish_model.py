@@ -67,7 +67,9 @@ def published(checkpoint: dict, folder: Path | None = None) -> dict:
     Raises PrivacyError for a checkpoint that is not private.
     """
     if 'state_dict' not in checkpoint:
-        raise PrivacyError('the checkpoint has no state_dict: nothing to publish')
+        raise PrivacyError(
+            'the checkpoint has no state_dict, so there is nothing to publish: give one that tools/train.py wrote'
+        )
     if 'privacy' not in checkpoint:
         raise PrivacyError(
             "the checkpoint has no 'privacy' key: it was not made by a private training, or was published already. Give one "

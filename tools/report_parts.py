@@ -28,6 +28,7 @@ from mmpose_dp.datasets.privacy_units import digest, image_paths
 from mmpose_dp.engine.view_audit import AUDIT_NAME, PICTURES_NAME, PRIVATE, VALIDATION, figure_rows
 from mmpose_dp.messages import failure
 from mmpose_dp.privacy.accounting import History, epsilon
+from mmpose_dp.privacy.calibration import first_steps
 from mmpose_dp.privacy.errors import PrivacyError
 from mmpose_dp.privacy.validation import rounded_up
 
@@ -58,7 +59,7 @@ def budget_curve(history: History, delta: float, accountant: str, target: float 
     # the first step costs most: a line from 0 to a later one would show too little of it
     at = sorted({min(1, total), *(round(x) for x in np.linspace(0, total, _POINTS + 1))})
     try:
-        spent = [epsilon(_first(history, steps), delta, accountant) for steps in at]
+        spent = [epsilon(first_steps(history, steps), delta, accountant) for steps in at]
     except PrivacyError:  # an accountant whose numerics fail for a part
         return None
     spent = list(np.maximum.accumulate(spent))  # each is an upper bound, so that a later one may be lower
@@ -76,15 +77,6 @@ def budget_curve(history: History, delta: float, accountant: str, target: float 
         f'{rounded_up(spent[i])} after {at[i]}' for i in np.unique(np.linspace(1, len(at) - 1, 4).astype(int))
     )
     return plot(draw, f'Epsilon spent, by private steps: {some}')
-
-
-def _first(history: History, steps: int) -> History:
-    """The first ``steps`` of a history."""
-    taken = []
-    for event, several in history:
-        taken.append((event, min(several, steps)))
-        steps -= taken[-1][1]
-    return taken
 
 
 def step_rows(history: History) -> list[tuple[str, str, str, str]]:

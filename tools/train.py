@@ -67,7 +67,9 @@ def merge_args(cfg: Config, args: argparse.Namespace) -> Config:
         cfg.optim_wrapper.amp_dtype = 'bfloat16'  # norms and sums stay in float32
     elif args.amp:
         if wrapper not in (OptimWrapper, AmpOptimWrapper):
-            raise SystemExit(f'--amp does not know optim_wrapper.type={cfg.optim_wrapper.type!r}')
+            raise PrivacyError(
+                f"--amp does not know optim_wrapper.type={cfg.optim_wrapper.type!r}: write type='OptimWrapper', or leave out --amp"
+            )
         cfg.optim_wrapper.type = 'AmpOptimWrapper'
         cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
     if args.resume == 'auto' and private and _newest(cfg, args.cfg_options) is None:

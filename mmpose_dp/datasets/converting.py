@@ -1,4 +1,4 @@
-"""Makes a data set in MPII's layout of LSP, LSP-extended or COCO: one picture per person, cut out and reduced.
+"""Makes a data set in MPII's layout from LSP, LSP-extended or COCO: one picture per person, cut out and reduced.
 
 Joints that a source does not annotate have visibility 0. Must not put near copies of one picture into both splits, and must not
 leave an incomplete set that looks complete.

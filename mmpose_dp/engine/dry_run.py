@@ -11,13 +11,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_map_only
 
 from mmpose_dp.datasets import collate_samples
 from mmpose_dp.messages import failure
 from mmpose_dp.models import FeatureMaskingHead
 from mmpose_dp.models.heads.private_head import labels_in, tensors_in
 from mmpose_dp.privacy.errors import ConfigError, PrivacyError, UnsupportedModelError
+from mmpose_dp.tensors import at_least_float32
 
 from .checks.replay import prepared
 
@@ -222,7 +223,9 @@ def _traced(model: nn.Module, head: nn.Module) -> Iterator[dict]:
         seen['feats'] = _shapes(feats)
         outputs = plain_forward(feats)
         seen['head'] = _shapes(outputs)
-        return tree_map(_precise, outputs)  # as the private head passes them to its loss in mixed precision
+        return tree_map_only(
+            Tensor, at_least_float32, outputs
+        )  # as the private head gives them to its loss in mixed precision
 
     def loss(feats: Any, batch_data_samples: list, train_cfg: dict | None = None) -> dict:
         seen.setdefault('feats', _shapes(feats))
@@ -266,10 +269,6 @@ def _what_failed(seen: dict, key: str, targets: dict) -> str:
 def _targets(sample: Any) -> dict[str, Tensor]:
     parts = (sample.get('gt_fields'), sample.get('gt_instance_labels'))
     return {name: x for part in parts if part is not None for name, x in part.items() if isinstance(x, Tensor)}
-
-
-def _precise(value: Any) -> Any:
-    return value.float() if isinstance(value, Tensor) and value.dtype in (torch.bfloat16, torch.float16) else value
 
 
 def _shapes(value: Any) -> str:

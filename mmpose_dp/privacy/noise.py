@@ -1,4 +1,4 @@
-"""Secret randomness: the only source of noise and of sampling decisions.
+"""Secret randomness: the only source of sampling decisions and noise (on a GPU its subclass in extras/device_noise.py).
 
 Sampling reads the operating system's entropy. Noise comes from OpenSSL's generator (NIST SP 800-90A, by default AES-256-CTR), which
 is seeded with it and gets more at every call. So no config, log or checkpoint has a seed to reveal. Must not read or change the

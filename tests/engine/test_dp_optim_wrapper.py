@@ -11,6 +11,7 @@ from torch.optim import SGD, AdamW
 
 from mmpose_dp.engine import DPOptimWrapper
 from mmpose_dp.engine.basis import fit_basis, table_of
+from mmpose_dp.engine.checks.replay import Replay
 from mmpose_dp.engine.optim_wrappers.dp_optim_wrapper import all_finite
 from mmpose_dp.extras.adaptive_norm import AdaptiveNorm
 from mmpose_dp.privacy.clipping import clipping_norm
@@ -294,6 +295,23 @@ def test_a_wild_record_moves_the_weights_by_at_most_c_over_b(hrnet, truth, metho
     assert difference <= 0.01 / B * (1 + 1e-4) and both[1].norm() > 0
     if value != 1e30:  # that one has a direction, and is clipped
         assert difference <= 1e-5 * both[1].double().norm()
+
+
+@pytest.mark.parametrize(('clipping', 'norm', 'scale'), [('adaptive', 1e-3, 1e-3), ('automatic', 0.5, 0.01)])
+def test_what_the_replay_takes_for_short_follows_c(hrnet, monkeypatch, clipping, norm, scale):
+    """Adaptive clipping and schedules move C; automatic clipping lengthens gradients shorter than 0.01."""
+    model, seen, whole = build(hrnet, private=True), [], Replay.check_for
+    wrapper = DPOptimWrapper(SGD(model.parameters(), lr=1.0), 0.5, 0.0, B, clipping=clipping)
+    if clipping == 'adaptive':
+        wrapper.adaptive_norm.go_on_from(norm)
+
+    def noted(self, samples, found):
+        seen.append(found)
+        return whole(self, samples, found)
+
+    monkeypatch.setattr(Replay, 'check_for', noted)
+    take(model, batch(hrnet, PRIVATE), wrapper)
+    assert seen == [scale]
 
 
 def test_a_loss_that_float32_cannot_hold_ends_no_training(hrnet):

@@ -95,7 +95,7 @@ def test_amp_of_a_private_config_keeps_the_private_wrapper(merged):
 def test_amp_of_an_unknown_wrapper_is_refused(merged, tmp_path):
     config = tmp_path / 'other.py'
     config.write_text("optim_wrapper = dict(type='ApexOptimWrapper')\n")
-    with pytest.raises(SystemExit, match='ApexOptimWrapper'):
+    with pytest.raises(PrivacyError, match="ApexOptimWrapper.*write type='OptimWrapper'"):
         merged(REPO / 'tools/train.py', config, '--amp')
 
 

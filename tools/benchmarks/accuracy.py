@@ -261,11 +261,13 @@ def parse_args(given: list[str] | None = None) -> argparse.Namespace:
         nargs=2,
         metavar=('PRIVATE', 'PUBLIC'),
         default=('lspet', 'coco_val2017'),
-        help='their folders in --people',
+        help='names of their folders in --people (default lspet coco_val2017)',
     )
-    parser.add_argument('--start', choices=STARTS, default='movenet', help='of real people: the model')
     parser.add_argument(
-        '--weights', type=Path, metavar='FOLDER', help='of real people: where the weights of --start are'
+        '--start', choices=STARTS, default='movenet', help='real people: what training starts from (default movenet)'
+    )
+    parser.add_argument(
+        '--weights', type=Path, metavar='FOLDER', help='real people: folder that holds the weights of --start'
     )
     parser.add_argument(
         '--tuned',
@@ -281,7 +283,7 @@ def parse_args(given: list[str] | None = None) -> argparse.Namespace:
     for name in args.people_sets if args.people else ():
         if not (args.people / name / 'annotations/mpii_train.json').exists():
             parser.error(
-                f'{args.people / name} is no set in MPII layout: see --people-sets and tools/convert_people.py'
+                f"{args.people / name} is not a set in MPII's layout: see --people-sets and tools/convert_people.py"
             )
     fewer_seeds = args.seeds and args.seeds < 3 and not args.people
     of_a_part = args.only or args.epsilons or fewer_seeds or args.quick or args.mpii

@@ -177,10 +177,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--quick', action='store_true', help='a tiny model and few samples, to see that all of it runs')
     parser.add_argument('--stages', nargs='+', default=STAGES, choices=(*STAGES, 'zoo'), help='see above')
-    parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
-    parser.add_argument('--minutes', type=float, default=7, help='nothing new is begun afterwards')
-    parser.add_argument('--steps', type=int, default=5, help='timed steps of each method')
-    parser.add_argument('--people', type=int, default=2000, help='of the epoch')
+    parser.add_argument(
+        '--device', default='cuda' if torch.cuda.is_available() else 'cpu', help='default: a GPU if torch finds one'
+    )
+    parser.add_argument('--minutes', type=float, default=7, help='nothing new is begun afterwards (default 7)')
+    parser.add_argument('--steps', type=int, default=5, help='timed steps of each method (default 5)')
+    parser.add_argument('--people', type=int, default=2000, help='people in the epoch (default 2000)')
     parser.add_argument('--page', type=Path, default=Path('docs/performance.md'), help='its GPU part is rewritten')
     args = parser.parse_args()
     register_all_modules()

@@ -1,4 +1,4 @@
-"""The GPU part of docs/performance.md and the bars of issue 20, from what gpu.py measured. Must not measure anything."""
+"""The GPU part of docs/performance.md, with its bars, from what gpu.py measured. Must not measure anything."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field

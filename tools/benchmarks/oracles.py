@@ -181,11 +181,21 @@ def parse_args() -> argparse.Namespace:
     """The arguments."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--people', type=Path, required=True, metavar='FOLDER', help="two sets in MPII's layout")
-    parser.add_argument('--people-sets', nargs=2, metavar=('PRIVATE', 'PUBLIC'), default=('lspet', 'coco_val2017'))
-    parser.add_argument('--weights', type=Path, required=True, metavar='FOLDER', help='where those of --start are')
-    parser.add_argument('--start', choices=STARTS, default='movenet')
+    parser.add_argument(
+        '--people-sets',
+        nargs=2,
+        metavar=('PRIVATE', 'PUBLIC'),
+        default=('lspet', 'coco_val2017'),
+        help='names of their folders in --people (default lspet coco_val2017)',
+    )
+    parser.add_argument(
+        '--weights', type=Path, required=True, metavar='FOLDER', help='folder that holds the weights of --start'
+    )
+    parser.add_argument('--start', choices=STARTS, default='movenet', help='what the checkpoints were trained from')
     parser.add_argument('--checkpoints', nargs='+', required=True, metavar='TEXT=FILE', help='a column each')
-    parser.add_argument('--page', type=Path, default=REPO / 'docs/accuracy_people.md')
+    parser.add_argument(
+        '--page', type=Path, default=REPO / 'docs/accuracy_people.md', help='page whose table is rewritten'
+    )
     args = parser.parse_args()
     args.people, args.weights = args.people.resolve(), args.weights.resolve()
     return args

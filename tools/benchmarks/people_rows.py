@@ -37,7 +37,7 @@ class Start:
     Attributes:
         text: what the page calls it.
         model: the name of its plain config in people/.
-        few: the parameters that *ours* trains privately.
+        few: the parameters that the rows *few parameters* train privately.
         pretrain: settings of the training of a head on public people, and of the features if they are no people's yet.
         rates: AdamW's learning rates that are tried where every parameter is trained without noise.
     """

@@ -59,7 +59,7 @@ def main() -> None:
     watch.around(Replay, '_look', 'replay')
     watch.around(Replay, 'judge', 'replay')
     watch.around(ReplayCheck, 'add', 'replay')
-    for name in ('__init__', 'changed'):
+    for name in ('__init__', 'is_that_of'):
         watch.around(dp_optim_wrapper.Fingerprint, name, 'bit sums')
     device = 'cuda' if torch.cuda.is_available() else 'cpu'
     for config in args.configs:

@@ -256,16 +256,24 @@ def parse_args() -> argparse.Namespace:
     """The arguments."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--people', type=Path, required=True, metavar='FOLDER', help="two sets in MPII's layout")
-    parser.add_argument('--people-sets', nargs=2, metavar=('PRIVATE', 'PUBLIC'), default=('lspet', 'coco_val2017'))
+    parser.add_argument(
+        '--people-sets',
+        nargs=2,
+        metavar=('PRIVATE', 'PUBLIC'),
+        default=('lspet', 'coco_val2017'),
+        help='names of their folders in --people (default lspet coco_val2017)',
+    )
     parser.add_argument('--weights', type=Path, required=True, metavar='FOLDER', help="where MoveNet's weights are")
     parser.add_argument('--private', type=int, nargs='+', default=PRIVATE, help='numbers of private people')
     parser.add_argument('--public', type=int, nargs='+', default=PUBLIC, help='numbers of public people')
-    parser.add_argument('--epsilons', type=float, nargs='+', default=EPSILONS)
-    parser.add_argument('--seeds', type=int, default=1)
+    parser.add_argument('--epsilons', type=float, nargs='+', default=EPSILONS, help='budgets of the private rows')
+    parser.add_argument('--seeds', type=int, default=1, help='seeds of each run (default 1)')
     parser.add_argument('--lanes', type=int, default=os.cpu_count(), help='trainings at once, one thread each')
-    parser.add_argument('--out', type=Path, default=REPO / 'work_dirs/value')
-    parser.add_argument('--data', type=Path, default=REPO / 'data/value')
-    parser.add_argument('--page', type=Path, default=REPO / 'docs/accuracy_people.md')
+    parser.add_argument('--out', type=Path, default=REPO / 'work_dirs/value', help='folder of the runs')
+    parser.add_argument('--data', type=Path, default=REPO / 'data/value', help='folder of the smaller sets')
+    parser.add_argument(
+        '--page', type=Path, default=REPO / 'docs/accuracy_people.md', help='page whose table and plot are rewritten'
+    )
     args = parser.parse_args()
     for name in ('people', 'weights', 'out', 'data'):
         setattr(args, name, getattr(args, name).resolve())

@@ -5,6 +5,7 @@ To what the mechanism releases, the wrapper adds the public gradient; the optimi
 noise or divide by itself, and must not hand out anything else that is computed from private samples.
 """
 
+import math
 import random
 import warnings
 from collections.abc import Iterator
@@ -127,8 +128,7 @@ class DPOptimWrapper(SteppingOptimWrapper):
             random=(DeviceRandomSource if any(p.is_cuda for p in self.params) else RandomSource)(debug_seed),
         )
         self.adaptive_norm = getattr(self.mechanism, 'adaptive_norm', None)
-        # longer gradients are shortened to about C, for the replay's limit; automatic clipping lengthens shorter ones
-        self._long = min(max_grad_norm, STABILITY) if clipping == 'automatic' else max_grad_norm
+        self._lengthened = STABILITY if clipping == 'automatic' else math.inf  # shorter gradients are lengthened
         self._layers_random = RandomSource(debug_seed)
         self._model: Any = None
         self._exposed = False  # whether metrics of private samples are let through, outside the guarantee
@@ -357,7 +357,9 @@ class DPOptimWrapper(SteppingOptimWrapper):
             )
         # continues the sum so far: another sum would need the memory of all parameters again
         public = SampleSum(self.params, wanted, self.loss_scale, self._public_sum) if len(wanted) else None
-        check = self.replay.check_for(samples, self._long * self.loss_scale)
+        # longer gradients are shortened to about this in the current step
+        longest = min(self.mechanism.noise_and_norm()[1], self._lengthened)
+        check = self.replay.check_for(samples, longest * self.loss_scale)
         collectors = (collector for collector in (private, public, check) if collector is not None)
         self._backward(self._scaled(last), samples, *collectors)
         if self.engine.one_at_a_time and samples.num_records + (len(samples.public) > 0) > 1:
