@@ -25,7 +25,7 @@ from cli import (
 )
 from mmengine.config import Config
 from mmengine.optim import AmpOptimWrapper, OptimWrapper
-from mmengine.runner import Runner
+from mmengine.runner import Runner, ValLoop
 from mmpose.registry import OPTIM_WRAPPERS
 
 from mmpose_dp.datasets.resolving import resolved
@@ -137,6 +137,12 @@ def _hook_that_cannot_begin(error: Exception) -> str | None:
     return None
 
 
+def _is_of_validation(error: Exception) -> bool:
+    """Whether a validation of the training raised ``error``."""
+    frames = (frame for frame, _ in traceback.walk_tb(error.__traceback__) if frame.f_code.co_name == 'run')
+    return any(isinstance(frame.f_locals.get('self'), ValLoop) for frame in frames)
+
+
 def main() -> None:
     """Builds the runner and trains."""
     args = parse_args()
@@ -152,9 +158,13 @@ def main() -> None:
         runner.train()
     except KeyboardInterrupt as stop:
         raise KeyboardInterrupt(_kept(runner)) from stop
-    except (PrivacyError, OSError):
+    except PrivacyError:
         raise
     except Exception as error:
+        if _is_of_validation(error):
+            raise PrivacyError(f'validation fails: {failure(error)}. Correct that. {_kept(runner)}') from error
+        if isinstance(error, OSError):
+            raise
         hook = _hook_that_cannot_begin(error)
         if hook is None:
             raise
