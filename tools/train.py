@@ -11,6 +11,7 @@ from pathlib import Path
 import mmpose_dp  # noqa: F401  (first: checks and repairs the install)
 
 # isort: split
+import torch
 from cli import (
     add_common_arguments,
     building,
@@ -137,6 +138,20 @@ def _hook_that_cannot_begin(error: Exception) -> str | None:
     return None
 
 
+def _about_machine(error: Exception) -> str:
+    """What to change where memory was too small, or a worker process was ended, as a machine does then; empty otherwise."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return (
+            'the GPU has too little memory: lower train_dataloader.batch_size, which changes nothing of the guarantee'
+        )
+    if isinstance(error, RuntimeError) and str(error).startswith('DataLoader worker'):
+        return (
+            f'a worker process of a data loader was ended ({error}), often for lack of memory, or of shared memory (/dev/shm, '
+            'which a container sets by --shm-size): lower num_workers or batch_size of train_dataloader and val_dataloader'
+        )
+    return ''
+
+
 def _is_of_validation(error: Exception) -> bool:
     """Whether a validation of the training raised ``error``."""
     frames = (frame for frame, _ in traceback.walk_tb(error.__traceback__) if frame.f_code.co_name == 'run')
@@ -161,6 +176,9 @@ def main() -> None:
     except PrivacyError:
         raise
     except Exception as error:
+        machine = _about_machine(error)
+        if machine:
+            raise PrivacyError(f'{machine}. {_kept(runner)}') from error
         if _is_of_validation(error):
             raise PrivacyError(f'validation fails: {failure(error)}. Correct that. {_kept(runner)}') from error
         if isinstance(error, OSError):
