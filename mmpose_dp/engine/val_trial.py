@@ -21,6 +21,16 @@ from mmpose_dp.messages import failure
 from mmpose_dp.privacy.errors import DataError
 
 _KEY = 'val_dataloader.dataset'
+_READ_BY_COCO = (
+    'area',
+    'bbox',
+    'category_id',
+    'id',
+    'image_id',
+    'iscrowd',
+    'keypoints',
+    'num_keypoints',
+)  # of an annotation
 _MOST = 10_000  # samples that are tried; of more, as many, evenly spaced
 
 
@@ -84,7 +94,8 @@ def try_annotations(loop: ValLoop, output: PoseDataSample) -> int:
 def in_words(dataset: Any, error: Exception) -> str:
     """An error of an evaluator, and the annotation that it is probably about."""
     path = getattr(dataset, 'ann_file', None)
-    fault = missing_key_in_words(path, error) if isinstance(path, str) else ''
+    known = isinstance(error, KeyError) and error.args and error.args[0] in _READ_BY_COCO
+    fault = missing_key_in_words(path, error) if known and isinstance(path, str) else ''
     return failure(error) + (f'. Probably since {fault}' if fault else '')
 
 

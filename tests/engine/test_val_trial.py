@@ -80,6 +80,12 @@ def test_a_picture_in_the_middle_that_is_missing(runner, tmp_path):
         refuse_late_failures(runner)
 
 
+def test_a_key_that_no_annotation_should_have_is_not_missed_there(runner, tmp_path):
+    steps = [*STEPS[:-1], dict(STEPS[-1], meta_keys=('img_path',))]
+    with pytest.raises(PrivacyError, match="KeyError: '[a-z_]+'$"):
+        refuse_late_failures(validated_on(runner, dict(write(tmp_path), pipeline=steps)))
+
+
 def test_metrics_keep_nothing_of_it(runner, tmp_path):
     """CocoMetric kept the two people of the trial as those to score, if it had no file of annotations."""
     metric = validated_on(runner, dict(write(tmp_path), pipeline=STEPS)).val_loop.evaluator.metrics[0]
