@@ -61,6 +61,11 @@ def private(base: dict, method: str, epsilon: float = 0.8, public: str | None = 
     Raises ConfigError for an unknown method or public data, for a base without a training set, and for a change that nothing
     would read, such as a misspelled argument.
     """
+    if isinstance(base, (str, list, tuple)):
+        raise ConfigError(
+            f'private({base!r}, {method!r}): the first argument is the config itself. Write _base_ = {base!r} on a line above, and '
+            f'private(_base_, {method!r})'
+        )
     if method not in METHODS:
         raise ConfigError(f'private(_base_, {method!r}): unknown method; write one of {", ".join(METHODS)}')
     if public not in (None, 'coco_as_mpii'):

@@ -226,6 +226,11 @@ def test_changes_are_merged_or_replace():
             'the base is private already. Give the plain config that it inherits from',
         ),
         (dict(train_dataloader=dict(dataset=dict())), dict(method='dpsgd', public='coco'), "write 'coco_as_mpii'"),
+        (
+            'mmpose::x.py',
+            dict(method='dpsgd'),
+            "Write _base_ = 'mmpose::x.py' on a line above, and private._base_, 'dpsgd'",
+        ),
     ],
 )
 def test_a_config_that_cannot_be_made_private(base, arguments, message):

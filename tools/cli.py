@@ -138,6 +138,13 @@ def _about_imports(error: Exception, words: str) -> str:
     return ''
 
 
+def _about_encoding(error: Exception, words: str) -> str:
+    """What to do about a file that is no UTF-8, as editors on Windows write it; empty for another error."""
+    if isinstance(error, UnicodeDecodeError) or 'U+FEFF' in words:
+        return '. Save it, and each file of yours that it inherits from, as UTF-8 without a byte order mark (BOM)'
+    return ''
+
+
 def read_config(path: str, *keys: str) -> Config:
     """The config of a file. Raises PrivacyError for a file that cannot be read, or that lacks one of ``keys``."""
     if os.path.isdir(path):
@@ -153,7 +160,7 @@ def read_config(path: str, *keys: str) -> Config:
     except Exception as error:  # a config is a program, and so are those that it inherits from
         words = ' '.join(str(error).split())
         base = re.search(r'file "([^"]+)" does not exist', words)  # mmengine's words for a missing _base_
-        reason = _about_imports(error, words) or failure(error)
+        reason = _about_imports(error, words) or failure(error) + _about_encoding(error, words)
         raise PrivacyError(f'{path} cannot be read: {reason}{_close_to(base[1]) if base else ""}') from error
     missing = [key for key in keys if not cfg.get(key)]
     if missing:

@@ -11,6 +11,7 @@ from pathlib import Path
 import mmpose_dp  # noqa: F401  (first: checks and repairs the install)
 
 # isort: split
+import torch
 from cli import (
     add_common_arguments,
     building,
@@ -25,7 +26,7 @@ from cli import (
 )
 from mmengine.config import Config
 from mmengine.optim import AmpOptimWrapper, OptimWrapper
-from mmengine.runner import Runner
+from mmengine.runner import Runner, ValLoop
 from mmpose.registry import OPTIM_WRAPPERS
 
 from mmpose_dp.datasets.resolving import resolved
@@ -139,6 +140,26 @@ def _hook_that_cannot_begin(error: Exception) -> str | None:
     return None
 
 
+def _about_machine(error: Exception) -> str:
+    """What to change where memory was too small, or a worker process was ended, as a machine does then; empty otherwise."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return (
+            'the GPU has too little memory: lower train_dataloader.batch_size, which changes nothing of the guarantee'
+        )
+    if isinstance(error, RuntimeError) and str(error).startswith('DataLoader worker'):
+        return (
+            f'a worker process of a data loader was ended ({error}), often for lack of memory, or of shared memory (/dev/shm, '
+            'which a container sets by --shm-size): lower num_workers or batch_size of train_dataloader and val_dataloader'
+        )
+    return ''
+
+
+def _is_of_validation(error: Exception) -> bool:
+    """Whether a validation of the training raised ``error``."""
+    frames = (frame for frame, _ in traceback.walk_tb(error.__traceback__) if frame.f_code.co_name == 'run')
+    return any(isinstance(frame.f_locals.get('self'), ValLoop) for frame in frames)
+
+
 def main() -> None:
     """Builds the runner and trains."""
     args = parse_args()
@@ -154,9 +175,16 @@ def main() -> None:
         runner.train()
     except KeyboardInterrupt as stop:
         raise KeyboardInterrupt(_kept(runner)) from stop
-    except (PrivacyError, OSError):
+    except PrivacyError:
         raise
     except Exception as error:
+        machine = _about_machine(error)
+        if machine:
+            raise PrivacyError(f'{machine}. {_kept(runner)}') from error
+        if _is_of_validation(error):
+            raise PrivacyError(f'validation fails: {failure(error)}. Correct that. {_kept(runner)}') from error
+        if isinstance(error, OSError):
+            raise
         hook = _hook_that_cannot_begin(error)
         if hook is None:
             raise

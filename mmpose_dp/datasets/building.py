@@ -83,8 +83,8 @@ def _metainfo_fault(cfg: dict) -> str:
         parse_pose_metainfo(dict(metainfo))
     except Exception as error:  # whatever MMPose meets in it
         return (
-            f'metainfo cannot be read ({failure(error)}): it needs dataset_name and keypoint_info, or from_file with the '
-            'path of a file that has them; the names in swap and skeleton_info must be those '
+            f'metainfo cannot be read ({failure(error)}): it needs dataset_name, keypoint_info, skeleton_info, joint_weights and '
+            'sigmas, or from_file with the path of a file that has them; the names in swap and skeleton_info must be those '
             'of joints in keypoint_info'
         )
     return ''

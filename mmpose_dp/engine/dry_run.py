@@ -198,9 +198,12 @@ def _check_joints(head: nn.Module, labels: Any, key: str) -> None:
     for name in ('out_channels', 'num_joints'):
         own = getattr(head, name, None)
         if type(own) is int and own not in (joints, 3 * joints):  # three maps per joint: UDP's combined targets
-            raise ConfigError(
-                f'model.head.{name}={own} does not fit the {joints} joints of {key}: write {name}={joints}'
-            )
+            advice = f'write {name}={joints}'
+            if key.endswith('.public'):  # the private part, which comes first, fits
+                advice = (
+                    f'give public data with the {own} joints of the private set (KeypointConverter in its pipeline)'
+                )
+            raise ConfigError(f'model.head.{name}={own} does not fit the {joints} joints of {key}: {advice}')
 
 
 def _check_decoder(head: nn.Module, batch: dict, key: str) -> None:

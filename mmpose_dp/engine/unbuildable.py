@@ -5,6 +5,7 @@ Must build nothing but hooks and schedules of mmengine, and the parts of a model
 
 import ast
 import copy
+import re
 import traceback
 from collections.abc import Iterator
 from pathlib import Path, PurePath
@@ -23,10 +24,12 @@ from mmpose_dp.privacy.errors import ConfigError
 
 # the default hooks that None removes (mmengine's Runner.register_default_hooks)
 _REMOVABLE = ('runtime_info', 'timer', 'sampler_seed', 'logger', 'param_scheduler', 'checkpoint')
+_NUMBER = re.compile(r'[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?')
 
 
 def refuse_unbuildable(cfg: Any) -> None:
     """Raises ConfigError for a hook, a constructor or a validation of a private config that cannot be built."""
+    _refuse_numbers_as_text(cfg)
     _refuse_constructor(cfg.get('optim_wrapper') or {})
     for name in ('val', 'test'):
         _refuse_half_given(cfg, name)
@@ -99,6 +102,19 @@ def _leaves(node: Any, place: str) -> Iterator[tuple[str, Any]]:
             yield from _leaves(value, f'{place}[{number}]')
     else:
         yield place, node
+
+
+def _refuse_numbers_as_text(cfg: Any) -> None:
+    """Refuses a number that is text in optimizer, schedule and data loaders, where torch stops without its name."""
+    loaders = ('train_dataloader', 'val_dataloader')
+    parts = [*((name, cfg.get(name)) for name in ('optim_wrapper', 'param_scheduler'))]
+    parts += [(f'{name}.{key}', x) for name in loaders for key, x in (cfg.get(name) or {}).items() if key != 'dataset']
+    for place, value in (leaf for name, part in parts for leaf in _leaves(part, name)):
+        if isinstance(value, str) and _NUMBER.fullmatch(value):
+            raise ConfigError(
+                f'{place}={value!r} is text and must be a number: write it without quotation marks. YAML takes a number with an '
+                'exponent for text if it has no point: write 1.0e-3 there, not 1e-3'
+            )
 
 
 def _refuse_constructor(wrapper: dict) -> None:

@@ -34,6 +34,17 @@ _SHORT = {  # what some write for a setting
     'num_epochs': 'train_cfg.max_epochs',
     'learning_rate': 'optim_wrapper.optimizer.lr',
 }
+_OLD = {  # what MMPose before 1.0 read, and many tutorials still write; not fp16, which some of its own configs still have
+    'total_epochs': 'train_cfg.max_epochs',
+    'runner': 'train_cfg',
+    'lr_config': 'param_scheduler',
+    'optimizer_config': 'optim_wrapper',
+    'data': 'train_dataloader',
+    'evaluation': 'val_evaluator',
+    'checkpoint_config': 'default_hooks.checkpoint',
+    'log_config': 'default_hooks.logger',
+    'resume_from': 'load_from',
+}
 _CLOSE = 0.84  # of difflib: above MMPose's own val_pipeline and val_batch_size
 _MANY = 8  # names in alphabetical order are no accident
 _LEAST = 5  # characters: every short name is close to another
@@ -56,7 +67,7 @@ def refuse_unread(cfg: Any) -> None:
     """
     if not is_kind(OPTIM_WRAPPERS, cfg.get('optim_wrapper') or {}, DPOptimWrapper):
         return
-    settings = {name: place for name, place in settings_of(cfg).items() if name not in VARIABLES} | _SHORT
+    settings = {name: place for name, place in settings_of(cfg).items() if name not in VARIABLES} | _SHORT | _OLD
     written = cfg.get(WRITTEN) or ()
     for file, name in _unread(cfg):
         where = _place(file, name)

@@ -108,7 +108,7 @@ SETTINGS = {
     ),
     'no transform': (dict(pipeline=['LoadImage', *PIPELINE[1:]]), r"private\.pipeline\[0\]: 'LoadImage' cannot be built"),
     'a picture': (dict(ann_file='img/00.png'), 'the file is not JSON in UTF-8'),
-    'a metainfo without joints': (dict(metainfo=dict(classes=['person'])), 'it needs dataset_name and keypoint_info'),
+    'a metainfo without joints': (dict(metainfo=dict(classes=['person'])), 'skeleton_info, joint_weights and sigmas, or'),
     'numbers of joints as text': (
         dict(metainfo=dict(META, keypoint_info={str(i): one for i, one in META['keypoint_info'].items()})),
         r"has the keys '0', '1', ..., which are text and must be numbers.*metainfo=dict\(from_file=...\)",

@@ -120,6 +120,19 @@ def test_parts_of_a_model_that_do_not_fit(runner, change, message):
     assert len(str(error.value)) < 800
 
 
+def test_public_data_of_other_joints(runner):
+    """The advice was to change the head, which fits the private data."""
+    cfg = copy.deepcopy(runner.cfg.model)
+    cfg.head.out_channels = 17
+    model = MODELS.build(cfg)
+    make_private(model.head)
+    batch = blank_batch(runner.train_dataloader.dataset[0][0])
+    with pytest.raises(
+        PrivacyError, match='16 joints of dataset.public: give public data with the 17 joints of the private'
+    ):
+        try_batch(model, batch, 'dataset.public')
+
+
 def _merge(cfg, key, value):
     if isinstance(value, dict) and isinstance(cfg.get(key), dict):
         for inner, part in value.items():

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import pickle
 import shutil
 import signal
@@ -18,9 +19,11 @@ import test as test_tool
 import torch
 import train as train_tool
 from cli import CfgOptions, fraction, merged, positive, run, start_ranks_on_cpu
+from mmcv.transforms import BaseTransform
 from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
+from mmpose.registry import TRANSFORMS
 
 from mmpose_dp.datasets.resolving import resolved
 from mmpose_dp.engine.hooks.resuming import find_start
@@ -63,6 +66,8 @@ WRONG = {
         "imports.py cannot be read: custom_imports fail: ModuleNotFoundError: No module named 'nowhere_at_all'. Correct",
     ),
     'open.py': ('a = (', 'open.py cannot be read: SyntaxError'),
+    'bom.py': ('\ufeff_base_ = []', 'bom.py cannot be read: SyntaxError: invalid non-printable character'),
+    'gbk.py': ('# 训练'.encode('gbk'), 'without a byte order mark (BOM)'),
     'error.py': ('a = 1 / 0', 'error.py cannot be read: ZeroDivisionError'),
     'epoch_3.pth': ('weights', 'epoch_3.pth is a checkpoint, and a config is wanted in its place'),
     'else.py': ('a = 1', 'else.py has no '),
@@ -83,7 +88,7 @@ def test_a_config_that_cannot_be_read(call, tmp_path, tool, name):
     if content == '':
         (tmp_path / name).mkdir()
     elif content is not None:
-        (tmp_path / name).write_text(content)
+        (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
     checkpoint = ['some.pth'] if tool is test_tool else []
     one_line(call(tool, tmp_path / name, *checkpoint), message)
 
@@ -245,6 +250,26 @@ def test_ctrl_c_says_what_is_kept_and_a_resume_what_is_left(call, synthetic, tmp
         work
     )
     assert 'Spent in 8 private steps' in logs(work)
+
+
+class EndsWorkers(BaseTransform):
+    """Ends the process that it runs in, if that is a worker, as a machine without memory does."""
+
+    def transform(self, results):
+        if torch.utils.data.get_worker_info():
+            os.kill(os.getpid(), signal.SIGKILL)
+        return results
+
+
+def test_a_worker_that_is_ended(call, synthetic, tmp_path, monkeypatch):
+    """It was a traceback of torch's data loader."""
+    monkeypatch.setitem(TRANSFORMS._module_dict, 'EndsWorkers', EndsWorkers)
+    cfg = unvalidated(synthetic, tmp_path / 'work', train_dataloader__num_workers=1)
+    cfg.train_dataloader.dataset.private.pipeline.insert(-1, dict(type='EndsWorkers'))
+    cfg.dump(tmp_path / 'own.py')
+    done = call(train_tool, tmp_path / 'own.py')
+    one_line(done, 'exited unexpectedly), often for lack of memory, or of shared memory')
+    assert done.stderr.rstrip().endswith('No checkpoint is written yet: --resume starts again from the beginning.')
 
 
 @pytest.fixture(scope='module')

@@ -1,8 +1,8 @@
 """Tries before the first step what would otherwise fail later, when privacy has been spent.
 
-A sample of each part goes through the model, two samples through validation, the schedules through all epochs; the settings of
-hooks are checked. Must not count, keep or show anything: the model sees noise of a private sample's shape, and all states are
-restored.
+A sample of each part goes through the model, two samples and all annotations through validation, the schedules through all
+epochs; the settings of hooks are checked. Must not count, keep or show anything: the model sees noise of a private sample's
+shape, and all states are restored.
 """
 
 import copy
@@ -35,6 +35,7 @@ from ..dry_run import blank_batch, refuse_early_mixing, refuse_loss_of_unseen_jo
 from ..padding import padded
 from ..schedules import schedulers_of, try_schedules
 from ..unread import refuse_unread
+from ..val_trial import ends_of, in_words, try_annotations, untouched
 from .foreign_hooks import refuse_hooks
 from .resuming import checkpoint_folders
 
@@ -140,20 +141,22 @@ def _try_switch(dataset: PublicPrivateDataset, model: nn.Module, dtype: Any, ste
 
 # ---- validation ----------------------------------------------------------------------------------------------------
 def _try_validation(runner: Runner) -> dict[str, Any] | None:
-    """Validates two samples as training will, and returns the metrics; None if nothing is validated."""
+    """Validates the first and the last sample as training will, and returns the metrics; None if nothing is validated."""
     loop = runner.val_loop
     if not isinstance(loop, ValLoop):
         return None
     dataset, stage = loop.dataloader.dataset, 'the pipeline of val_dataloader.dataset'
+    ends = ends_of(dataset)
     try:
-        batch = loop.dataloader.collate_fn([dataset[i] for i in sorted({0, len(dataset) - 1})])
-        stage = 'the model, in predicting val_dataloader.dataset'
-        model: Any = unwrapped(runner.model).eval()
-        with autocast(enabled=loop.fp16):
-            outputs = model.val_step(batch)
-        stage = 'val_evaluator'
-        loop.evaluator.process(data_samples=outputs, data_batch=batch)
-        metrics = loop.evaluator.evaluate(len(outputs))
+        with untouched(loop.evaluator.metrics):
+            batch = loop.dataloader.collate_fn([dataset[i] for i in ends])
+            stage = 'the model, in predicting val_dataloader.dataset'
+            model: Any = unwrapped(runner.model).eval()
+            with autocast(enabled=loop.fp16):
+                outputs = model.val_step(batch)
+            stage = 'val_evaluator'
+            loop.evaluator.process(data_samples=outputs, data_batch=batch)
+            metrics = loop.evaluator.evaluate(len(outputs))
         for hook in _foreign(runner.hooks):
             stage = f'the hook {type(hook).__name__}, after a validation batch,'
             one = copy.copy(hook)  # the hook may keep a count
@@ -161,14 +164,30 @@ def _try_validation(runner: Runner) -> dict[str, Any] | None:
             one.before_val_epoch(runner)
             one.before_val_iter(runner, batch_idx=0, data_batch=batch)
             one.after_val_iter(runner, batch_idx=0, data_batch=batch, outputs=outputs)
-        return metrics
     except Exception as error:
+        count = 'two' if len(ends) == 2 else len(ends)
         raise ConfigError(
-            f'{stage} fails on two samples, as it would after the first epochs: {failure(error)}'
+            f'{stage} fails on {count} samples, as it would after the first epochs: {in_words(dataset, error)}'
         ) from error
-    finally:
-        for metric in loop.evaluator.metrics:
-            metric.results.clear()
+    _try_all_annotations(loop, outputs[0])
+    return metrics
+
+
+def _try_all_annotations(loop: ValLoop, output: Any) -> None:
+    """What fails in a single annotation, such as a key that it lacks."""
+    dataset = loop.dataloader.dataset
+    try:
+        with untouched(loop.evaluator.metrics):
+            given = try_annotations(loop, output)
+            if given:
+                loop.evaluator.evaluate(given)
+    except PrivacyError:
+        raise
+    except Exception as error:  # whatever a metric meets
+        raise ConfigError(
+            'val_evaluator fails on the annotations of val_dataloader.dataset, as it would after the first epochs: '
+            + in_words(dataset, error)
+        ) from error
 
 
 def _foreign(hooks: list[Hook]) -> list[Hook]:

@@ -1,0 +1,136 @@
+"""Tries validation before the first step: a few samples as they are, and every annotation with a blank picture.
+
+An annotation or a picture in the middle of the validation set would otherwise end training at its first validation, when privacy
+has been spent. Must not keep or show anything: what metrics keep is restored.
+"""
+
+import copy
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from os import path as osp
+from typing import Any
+
+import numpy as np
+from mmengine.dist import get_rank, get_world_size
+from mmengine.runner.loops import ValLoop
+from mmpose.datasets.transforms import LoadImage
+from mmpose.structures import PoseDataSample
+
+from mmpose_dp.datasets.annotation_file import missing_key_in_words
+from mmpose_dp.messages import failure
+from mmpose_dp.privacy.errors import DataError
+
+_KEY = 'val_dataloader.dataset'
+_READ_BY_COCO = (
+    'area',
+    'bbox',
+    'category_id',
+    'id',
+    'image_id',
+    'iscrowd',
+    'keypoints',
+    'num_keypoints',
+)  # of an annotation
+_MOST = 10_000  # samples that are tried; of more, as many, evenly spaced
+
+
+def ends_of(dataset: Any) -> list[int]:
+    """The first and the last sample of a data set, and of each one in it that MMPose joins: each may have its own metric."""
+    joined = getattr(dataset, '_lens', None) or [len(dataset)]
+    starts = np.cumsum([0, *joined])
+    return sorted({int(i) for start, end in zip(starts, starts[1:]) if end > start for i in (start, end - 1)})
+
+
+@contextmanager
+def untouched(metrics: Sequence[Any]) -> Iterator[None]:
+    """Restores afterwards what metrics hold. CocoMetric without an annotation file keeps the people of its first evaluation."""
+    before = [(metric, dict(vars(metric))) for metric in metrics]
+    try:
+        yield
+    finally:
+        for metric, kept in before:
+            vars(metric).clear()
+            vars(metric).update(kept)
+            metric.results.clear()
+
+
+def try_annotations(loop: ValLoop, output: PoseDataSample) -> int:
+    """Gives the evaluator every sample, with a blank picture and the prediction of ``output``, a sample that was predicted.
+
+    Each process has its share. Data sets whose pipeline does not begin with MMPose's LoadImage are passed over, since a blank
+    picture cannot be given to them.
+
+    Returns:
+        the number of samples that the evaluators of all processes were given.
+
+    Raises:
+        DataError: if a picture is missing, if an annotation cannot be used, or if some have another number of joints.
+    """
+    dataset = loop.dataloader.dataset
+    steps = getattr(getattr(dataset, 'pipeline', None), 'transforms', None) or [None]
+    if type(steps[0]) is not LoadImage or steps[0].color_type != 'color' or not output.get('ori_shape'):
+        return 0
+    paths: set[str] = set()
+    blank = _with_blank_pictures(dataset, (*output.ori_shape, 3), paths)
+    try:
+        joints = _joints(blank[0]['data_samples'])
+    except Exception:  # its way to read samples is another one
+        return 0
+    tried = sorted({*ends_of(dataset), *range(0, len(dataset), 1 + len(dataset) // _MOST)})
+    for index in tried[get_rank() :: get_world_size()]:
+        sample = _packed(blank, index)
+        if _joints(sample) != joints:
+            raise DataError(
+                f'{_KEY}: annotation {sample.get("id", index)} has {_joints(sample)} joints and others have {joints}: give every '
+                'annotation the same joints, with visibility 0 for unknown ones'
+            )
+        sample.pred_instances = output.pred_instances.clone()
+        loop.evaluator.process(data_samples=[sample], data_batch=dict(inputs=[], data_samples=[sample]))
+    if getattr(steps[0], 'backend_args', None) is None and not steps[0].ignore_empty:
+        _refuse_missing(paths, dataset)
+    return len(tried)
+
+
+def in_words(dataset: Any, error: Exception) -> str:
+    """An error of an evaluator, and the annotation that it is probably about."""
+    path = getattr(dataset, 'ann_file', None)
+    known = isinstance(error, KeyError) and error.args and error.args[0] in _READ_BY_COCO
+    fault = missing_key_in_words(path, error) if known and isinstance(path, str) else ''
+    return failure(error) + (f'. Probably since {fault}' if fault else '')
+
+
+def _with_blank_pictures(dataset: Any, shape: tuple[int, ...], paths: set[str]) -> Any:
+    """The data set without its pictures, whose paths are added to ``paths``."""
+    pipeline, picture = dataset.pipeline, np.zeros(shape, np.uint8)
+
+    def run(info: dict) -> Any:
+        if isinstance(info.get('img_path'), str):
+            paths.add(info['img_path'])
+        return pipeline(dict(info, img=picture))
+
+    twin = copy.copy(dataset)
+    twin.pipeline = run
+    return twin
+
+
+def _packed(dataset: Any, index: int) -> PoseDataSample:
+    try:
+        return dataset[index]['data_samples']
+    except Exception as error:  # a transform can raise anything
+        number = dataset.get_data_info(index).get('id', index)
+        raise DataError(f'{_KEY}: its pipeline fails on annotation {number}: {failure(error)}') from error
+
+
+def _joints(sample: PoseDataSample) -> int | None:
+    """The number of joints of a sample; None if it has none."""
+    people = sample.get('gt_instances')
+    return None if people is None or 'keypoints' not in people else people.keypoints.shape[-2]
+
+
+def _refuse_missing(paths: set[str], dataset: Any) -> None:
+    missing = sorted(path for path in paths if '://' not in path and not osp.isfile(path))
+    if missing:
+        raise DataError(
+            f'{_KEY}: {len(missing)} image files named in {getattr(dataset, "ann_file", "the annotations")} do not exist, for '
+            f'example {missing[0]}. Set data_prefix.img, or remove them from the annotations'
+        )
