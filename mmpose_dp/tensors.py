@@ -80,21 +80,24 @@ def allowing_tf32(x: Tensor, matmul: bool, convolutions: bool) -> Iterator[None]
             flag.allow_tf32 = allowed
 
 
+_WHOLE = 'none', 'ieee'  # of torch's settings fp32_precision, those that round no factor
+
+
 @contextmanager
 def without_tf32(x: Tensor) -> Iterator[None]:
-    """Inside, a product of matrices rounds no factor: neither to TF32 on a GPU, nor to bfloat16 on a CPU that has AMX."""
-    # what torch.set_float32_matmul_precision sets; older torch has none
-    products: Any = getattr(torch.backends.mkldnn, 'matmul', None)
-    before = getattr(products, 'fp32_precision', 'none')
-    narrows = before not in ('none', 'ieee')
-    if narrows:
-        products.fp32_precision = 'ieee'
+    """Inside, a product of matrices rounds no factor: neither to TF32 on a GPU, nor to bfloat16 on a CPU that has AMX, nor in the
+    mixed precision of an ``autocast`` around the whole step."""
+    # what torch.set_float32_matmul_precision and torch.backends.fp32_precision set; older torch has none
+    products = [getattr(torch.backends.mkldnn, name, None) for name in ('matmul', 'conv')]
+    narrow = {part: before for part in products if (before := getattr(part, 'fp32_precision', 'none')) not in _WHOLE}
+    for part in narrow:
+        part.fp32_precision = 'ieee'  # type: ignore[union-attr]
     try:
-        with allowing_tf32(x, matmul=False, convolutions=False):
+        with torch.autocast(x.device.type, enabled=False), allowing_tf32(x, matmul=False, convolutions=False):
             yield
     finally:
-        if narrows:
-            products.fp32_precision = before
+        for part, before in narrow.items():
+            part.fp32_precision = before  # type: ignore[union-attr]
 
 
 Pair = Sequence[int]

@@ -40,7 +40,7 @@ from .sample_form import IMAGE, Form, difference, form_of
 from .steps import OfStep
 from .switching import switch_pipeline, with_held
 from .transforms import View
-from .transforms.view import check_view
+from .transforms.view import changed_before, check_view
 
 _TRIED = 5  # samples that are tried before training, so many that no single one decides anything
 _PADDING = 1.25  # GetBBoxCenterScale's default
@@ -129,6 +129,7 @@ class PublicPrivateDataset(Dataset):
         self._refuse_mixing()
         self._probes = {name: self._tried(part, name) for name, part in self.parts().items()}
         self._refuse_random_views()
+        self._refuse_other_people()
 
     def _refuse_mixing(self) -> None:
         """Refuses pipelines and data sets of other code in which one record reaches the sample of another."""
@@ -238,6 +239,20 @@ class PublicPrivateDataset(Dataset):
                 raise DataError(
                     f'{key}.private.pipeline has {name} before GetBBoxCenterScale, which is random and could '
                     'give a record more than one public view: move it behind GetBBoxCenterScale'
+                )
+
+    def _refuse_other_people(self) -> None:
+        """Refuses transforms before the view after which a person is not as annotated: the view would hide something else."""
+        if self.views is None:
+            return
+        steps, follows = self.views.pipeline.transforms, getattr(self.public_view, 'follows_box', False)
+        place = next(i for i, step in enumerate(steps) if isinstance(step, GetBBoxCenterScale))
+        for sample, _ in self._probes['public_view']:
+            if changed := changed_before(steps[:place], self.view_info(sample), follows):
+                raise DataError(
+                    f'train_dataloader.dataset.private.pipeline changes {changed} before GetBBoxCenterScale, so that the public '
+                    'view would hide other parts of a person than it says: move what changes it (KeypointConverter, say) behind '
+                    'GetBBoxCenterScale'
                 )
 
     def _refuse_lost_data(self, part: BaseDataset) -> None:

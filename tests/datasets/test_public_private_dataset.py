@@ -7,8 +7,9 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from mmcv.transforms import BaseTransform
 from mmengine.runner import set_random_seed
-from mmpose.registry import DATASETS
+from mmpose.registry import DATASETS, TRANSFORMS
 
 from mmpose_dp.datasets import PublicPrivateDataset, collate_samples
 from mmpose_dp.privacy.errors import PrivacyError
@@ -77,6 +78,38 @@ def test_nothing_random_stands_before_the_view(synthetic):
     settings = mpii(synthetic)
     settings['pipeline'] = [PIPELINE[0], dict(type='PhotometricDistortion'), *PIPELINE[1:]]
     with pytest.raises(PrivacyError, match='PhotometricDistortion.*before GetBBoxCenterScale.*move it behind'):
+        PublicPrivateDataset(settings, public_view=VIEW)
+
+
+def test_joints_are_as_annotated_where_a_view_hides_heads(synthetic):
+    """Joints 8 and 9 of MPII are neck and head; of COCO they are elbow and wrist, around which heads would stay visible."""
+    to_coco = dict(type='KeypointConverter', num_keypoints=17, mapping=[(10, 10), (11, 8), (12, 6), (13, 5)])
+    faces, settings, (load, box, _, *rest) = dict(VIEW, mode='face'), mpii(synthetic), PIPELINE  # without a flip
+    settings['pipeline'] = [load, to_coco, box, *rest]
+    with pytest.raises(PrivacyError, match='changes keypoints before GetBBoxCenterScale.*KeypointConverter.*behind'):
+        PublicPrivateDataset(settings, public_view=faces)
+    PublicPrivateDataset(settings, public_view=VIEW)  # a blur reads no joints
+    dataset = PublicPrivateDataset(dict(settings, pipeline=[load, box, to_coco, *rest]), public_view=faces)
+    load, box, view = dataset.views.pipeline.transforms[:3]
+    for sample in range(40):
+        info = dataset.view_info(sample)
+        x, y = info['keypoints'][0][[8, 9]].mean(0).astype(int)
+        assert (view(box(load(info)))['img'][y, x] == 127).all()
+
+
+@TRANSFORMS.register_module()
+class OfHalfSize(BaseTransform):
+    """Halves a picture and its box."""
+
+    def transform(self, results):
+        results['img'] = np.ascontiguousarray(results['img'][::2, ::2])
+        results['bbox'] = results['bbox'] / 2
+        return results
+
+
+def test_boxes_are_as_annotated_before_a_view(synthetic):
+    settings = dict(mpii(synthetic), pipeline=[PIPELINE[0], dict(type='OfHalfSize'), *PIPELINE[1:]])
+    with pytest.raises(PrivacyError, match='changes bbox before GetBBoxCenterScale'):
         PublicPrivateDataset(settings, public_view=VIEW)
 
 

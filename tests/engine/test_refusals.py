@@ -100,6 +100,11 @@ class TestRefusals:
             (dict(clip_grad=dict(max_norm=1.0)), 'clip_grad'),
             (dict(accumulative_counts=4), 'accumulative_counts'),
             (dict(max_grad_norm=0), 'max_grad_norm'),
+            (dict(max_grad_norm=1e-13), 'max_grad_norm=1e-13 must be a number, 1e-12 or above'),
+            (
+                dict(max_grad_norm=1e-3, schedule=dict(max_grad_norm=1e-10)),
+                'schedule.max_grad_norm=1e-10 makes C 1e-13',
+            ),
             (dict(noise_multiplier=-1.0), 'noise_multiplier'),
             (dict(public_weight=-1.0), 'public_weight'),
             (dict(amp_dtype='int8'), 'amp_dtype'),

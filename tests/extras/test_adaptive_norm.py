@@ -79,3 +79,10 @@ def test_a_record_of_several_samples_votes_once_and_the_loss_scale_is_taken_off(
     collector.add(StackBlock([0], 1024.0 * torch.tensor([[0.6], [0.6], [0.6]])))  # 1.2 and 0.6
     total, votes = collector.total()
     assert votes.tolist() == [0.0] and total.tolist() == pytest.approx([inside + 0.6])
+
+
+def test_c_stays_where_float32_has_squares():
+    adaptive = AdaptiveNorm(1e-11)
+    for _ in range(1000):
+        adaptive.follow(1e9)
+    assert adaptive.max_grad_norm == 1e-12

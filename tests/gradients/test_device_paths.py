@@ -8,10 +8,11 @@ from torch import nn
 
 from mmpose_dp import tensors
 from mmpose_dp.extras.clipping_variants import PerParameterClippedSum
-from mmpose_dp.gradients import layer_rules
+from mmpose_dp.gradients import Engine, layer_rules
 from mmpose_dp.gradients.blocks import StackBlock
 from mmpose_dp.privacy.clipping import ClippedSum, clip_factors
 from mmpose_dp.privacy.records import Block, Samples
+from tests.support.core import mechanism
 
 
 @pytest.fixture
@@ -107,6 +108,54 @@ def test_a_norm_is_in_full_precision_on_a_cpu_that_may_round_factors(monkeypatch
     finally:
         torch.set_float32_matmul_precision(before)
     assert block.seen == [('norm', 'ieee'), ('sum', 'ieee')] and after == 'medium'
+
+
+def test_a_convolution_in_a_clipped_sum_is_in_full_precision_too(monkeypatch):
+    setting = getattr(torch.backends.mkldnn, 'conv', None)
+    if not hasattr(setting, 'fp32_precision'):
+        pytest.skip('this torch has no such setting')
+    monkeypatch.setattr(Watching, '_flags', lambda self: (setting.fp32_precision,))
+    before, setting.fp32_precision = setting.fp32_precision, 'bf16'
+    try:
+        block, collector = Watching(), ClippedSum([torch.zeros(2)], Samples.from_keys([0, 1]), 1.0)
+        collector.add(block)
+        collector.total()
+        after = setting.fp32_precision
+    finally:
+        setting.fp32_precision = before
+    assert block.seen == [('norm', 'ieee'), ('sum', 'ieee')] and after == 'bf16'
+
+
+class Narrow(nn.Module):
+    """Layers whose gradients come by ghost norms, by their sums, and by the operations that use a parameter."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.last = nn.Conv2d(3, 64, 3), nn.Linear(64 * 4, 256), nn.Linear(256, 300)
+        self.scale = nn.Parameter(torch.rand(300))
+
+    def forward(self, x):
+        return self.last(torch.tanh(self.second(torch.tanh(self.first(x)).flatten(1)))) * self.scale
+
+
+@pytest.mark.parametrize('clipping', ['flat', 'automatic', 'adaptive', 'per-parameter'])
+def test_a_record_weighs_at_most_c_in_a_step_under_autocast(clipping):
+    """A train_step may have autocast around all it does: in bfloat16 the clipped sum would move by up to 1.004 C."""
+    longest = 0.0
+    for seed in range(6):
+        torch.manual_seed(seed)
+        model, x = Narrow(), torch.randn(1, 3, 4, 4)
+        params = list(model.parameters())
+        clipped = mechanism(params, 0.1, clipping=clipping, noise_multiplier=0.0, expected_batch_size=1)
+        engine, collector = Engine(model, params), clipped.collector(Samples.from_keys([0]))
+        with torch.autocast('cpu', torch.bfloat16):
+            with engine.capture():
+                losses = (model(x).float() - 10).square().sum(1)
+            engine.backward(losses, collector)
+            clipped.add(collector)
+            released = clipped.release()
+        longest = max(longest, float(torch.cat([one.flatten().double() for one in released]).norm()))
+    assert 0.098 < longest < 0.0999 + 1e-6
 
 
 def test_per_parameter_clipping_is_in_full_precision_too(as_on_a_gpu, monkeypatch):

@@ -1,9 +1,11 @@
 """What a public view is: the interface of ``PublicView`` and of a view of your own. Must not know any particular view."""
 
+import copy
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from mmcv.transforms import BaseTransform
 
 from mmpose_dp.privacy.errors import ConfigError
@@ -54,3 +56,31 @@ def check_view(view: Any) -> None:
             f'{KEY}.type={type(view).__name__} does not say what it keeps, and the privacy statement must: give it a property '
             'description that returns a text, or derive it from mmpose_dp.datasets.View'
         )
+
+
+def changed_before(steps: Sequence[Callable], info: dict, follows_box: bool) -> str:
+    """What of one person the steps before a view change, in words; empty if they leave it as it is.
+
+    A view gets the other people of the picture, and their box sizes, as they are annotated. So the person's own box, joints and
+    picture must be as annotated too: with other joints under the numbers that it knows, a view would hide another part.
+
+    Args:
+        steps: the transforms before GetBBoxCenterScale.
+        info: the input of the pipeline.
+        follows_box: whether the view reads boxes alone, and no joints.
+    """
+    given: Any = copy.deepcopy(info)
+    try:
+        for step in steps:
+            given = step(given)
+    except Exception:  # this record contributes nothing, see PublicPrivateDataset
+        return ''
+    names = ('bbox',) if follows_box else ('bbox', 'keypoints', 'keypoints_visible')
+    own = [
+        name for name in names if name in info and isinstance(given, dict) and not _same(info[name], given.get(name))
+    ]
+    return own[0] if own else ''
+
+
+def _same(one: Any, other: Any) -> bool:
+    return np.shape(one) == np.shape(other) and np.array_equal(np.asarray(one), np.asarray(other), equal_nan=True)

@@ -18,6 +18,7 @@ _PARAMWISE = {
 }
 # the last is in MMPose's configs of ViTPose, where nothing reads it
 _FACTORS = {'lr_mult', 'decay_mult', 'decay_multi'}
+LEAST_NORM = 1e-12  # of C: the squares of what a thousandth of it is made of must not vanish in float32
 _LAYER_DECAY = {'layer_decay_rate', 'num_layers'}
 
 
@@ -37,7 +38,7 @@ def check_settings(plain_settings: dict, **own: Any) -> None:
                 f'(max_grad_norm), large batches come from expected_batch_size. Write {key}=None'
             )
     wanted = {
-        'max_grad_norm': (lambda x: is_number(x) and x > 0, 'a number above 0'),
+        'max_grad_norm': (lambda x: is_number(x) and x >= LEAST_NORM, f'a number, {LEAST_NORM:g} or above'),
         'noise_multiplier': (lambda x: x is None or is_number(x) and x >= 0, 'a number, 0 or above, or None'),
         'expected_batch_size': (lambda x: x is None or type(x) is int and x > 0, 'a whole number above 0, or None'),
         'public_weight': (lambda x: is_number(x) and x >= 0, 'a number, 0 or above'),
@@ -116,5 +117,11 @@ def build_mechanism(clipping: str, schedule: Any, **settings: Any) -> GaussianMe
         raise PrivacyError(
             f"optim_wrapper.schedule.max_grad_norm={schedule.max_grad_norm} and clipping='adaptive' both move C: "
             "write clipping='flat', or take max_grad_norm out of the schedule"
+        )
+    last = settings['max_grad_norm'] * (1 if schedule is None else schedule.max_grad_norm)
+    if last < LEAST_NORM:
+        raise PrivacyError(
+            f'optim_wrapper.schedule.max_grad_norm={schedule.max_grad_norm} makes C {last:g} at the end, where squares of gradients '
+            f'vanish in float32: write a factor that leaves {LEAST_NORM:g} or more'
         )
     return mechanism_of(clipping)(**settings)
