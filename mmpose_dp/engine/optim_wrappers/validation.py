@@ -121,7 +121,7 @@ def build_mechanism(clipping: str, schedule: Any, **settings: Any) -> GaussianMe
     last = settings['max_grad_norm'] * (1 if schedule is None else schedule.max_grad_norm)
     if last < LEAST_NORM:
         raise PrivacyError(
-            f'optim_wrapper.schedule.max_grad_norm={schedule.max_grad_norm} makes C {last:g} at the end, where squares of gradients '
-            f'vanish in float32: write a factor that leaves {LEAST_NORM:g} or more'
+            f'optim_wrapper.schedule.max_grad_norm={schedule.max_grad_norm} makes C {last:g} at the end, where squares of '
+            f'gradients vanish in float32: write a factor that leaves {LEAST_NORM:g} or more'
         )
     return mechanism_of(clipping)(**settings)
