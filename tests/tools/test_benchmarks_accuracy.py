@@ -60,3 +60,5 @@ def test_a_gap_of_real_people_begins_at_the_best_public_only_row():
     page = main_table(rows, lambda name, _: scores[name], [0.8])
     assert '| people | 30.0 |' in page and '| views |' not in page
     assert not_run(rows, lambda name, _: scores[name], [0.8]) == 'Not run: *views*.\n'
+    scores['turned']['1'], scores['people'] = 20.0, {'0': 39.0}  # a mean of 30, and as good as 40 on the seed of both
+    assert '| ours | turned people | 50 % |' in gaps(rows, lambda name, _: scores[name], [0.8], 'nonprivate')

@@ -61,12 +61,16 @@ def not_run(rows: Rows, scores: Scores, epsilons: list[float]) -> str:
 
 
 def bottoms(rows: Rows, scores: Scores) -> list[str]:
-    """The rows at which a gap begins. On real people, of many public-only rows, only the best is one of them."""
+    """The rows at which a gap begins. On real people, of many public-only rows, only the best is one of them.
+
+    Their means are compared over the seeds that all of them have: one good seed is not better than a good mean.
+    """
     lows = [low for low in LOWS if low in rows]
     if not any(row.public_alone for row in rows.values()):
         return lows
     public = [name for name, row in rows.items() if not row.private and name not in TOPS and scores(name, None)]
-    best = sorted(public, key=lambda name: -mean(scores(name, None).values()))[:1]
+    shared = set.intersection(*(set(scores(name, None)) for name in public)) if public else set()
+    best = sorted(public, key=lambda name: -mean(scores(name, None)[seed] for seed in shared))[:1] if shared else []
     return [low for low in lows if rows[low].private] + best
 
 
