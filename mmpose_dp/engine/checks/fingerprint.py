@@ -30,20 +30,16 @@ class Fingerprint:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self._seen = _sums_of(model)
+        self._seen = bit_sums((*model.named_parameters(), *model.named_buffers()))
 
     def is_that_of(self, model: nn.Module) -> Tensor:
         """Whether the model still has these bit sums: a bool, shape (), on its device."""
-        (old_rows, old), (rows, sums) = self._seen, _sums_of(model)
+        (old_rows, old), (rows, sums) = self._seen, bit_sums((*model.named_parameters(), *model.named_buffers()))
         return (sums == old).all() if rows == old_rows else torch.zeros_like(sums[:1], dtype=torch.bool).view(())
 
     def changed(self, model: nn.Module) -> str:
         """The name of the first parameter or buffer that is not what it was, or that is new or gone; empty if there is none."""
-        return first_changed(self._seen, _sums_of(model))
-
-
-def _sums_of(model: nn.Module) -> Sums:
-    return bit_sums((*model.named_parameters(), *model.named_buffers()))
+        return first_changed(self._seen, bit_sums((*model.named_parameters(), *model.named_buffers())))
 
 
 def first_changed(before: Sums, after: Sums) -> str:
