@@ -226,9 +226,8 @@ def _traced(model: nn.Module, head: nn.Module) -> Iterator[dict]:
         seen['feats'] = _shapes(feats)
         outputs = plain_forward(feats)
         seen['head'] = _shapes(outputs)
-        return tree_map_only(
-            Tensor, at_least_float32, outputs
-        )  # as the private head gives them to its loss in mixed precision
+        # as the private head gives them to its loss in mixed precision
+        return tree_map_only(Tensor, at_least_float32, outputs)
 
     def loss(feats: Any, batch_data_samples: list, train_cfg: dict | None = None) -> dict:
         seen.setdefault('feats', _shapes(feats))

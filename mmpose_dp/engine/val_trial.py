@@ -21,16 +21,8 @@ from mmpose_dp.messages import failure
 from mmpose_dp.privacy.errors import DataError
 
 _KEY = 'val_dataloader.dataset'
-_READ_BY_COCO = (
-    'area',
-    'bbox',
-    'category_id',
-    'id',
-    'image_id',
-    'iscrowd',
-    'keypoints',
-    'num_keypoints',
-)  # of an annotation
+# keys of an annotation
+_READ_BY_COCO = frozenset('area bbox category_id id image_id iscrowd keypoints num_keypoints'.split())
 _MOST = 10_000  # samples that are tried; of more, as many, evenly spaced
 
 

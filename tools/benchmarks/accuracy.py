@@ -32,7 +32,7 @@ import mmpose_dp  # noqa: F401  (first: checks and repairs the install)
 from accuracy_page import write_page
 from accuracy_rows import DEFAULT_VIEW, FULL, MPII, PAPERS_VIEW, QUICK, SYNTHETIC, Row, Size, rows_of, wide_rows
 from accuracy_worker import REPO, run_job, set_up
-from people_rows import STARTS, make_tuning_people, make_unusual_people, people_rows, people_size
+from people_rows import STARTS, add_people_sets, make_tuning_people, make_unusual_people, people_rows, people_size
 
 from mmpose_dp.datasets.synthetic import make_synthetic_mpii
 
@@ -256,13 +256,7 @@ def parse_args(given: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         '--people', type=Path, metavar='FOLDER', help="real people: two sets in MPII's layout, one folder each"
     )
-    parser.add_argument(
-        '--people-sets',
-        nargs=2,
-        metavar=('PRIVATE', 'PUBLIC'),
-        default=('lspet', 'coco_val2017'),
-        help='names of their folders in --people (default lspet coco_val2017)',
-    )
+    add_people_sets(parser)
     parser.add_argument(
         '--start', choices=STARTS, default='movenet', help='real people: what training starts from (default movenet)'
     )

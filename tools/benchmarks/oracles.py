@@ -28,7 +28,7 @@ from mmengine.config import Config
 from mmengine.runner import Runner
 from mmpose.models.data_preprocessors import PoseDataPreprocessor
 from mmpose.registry import MODELS
-from people_rows import STARTS
+from people_rows import STARTS, add_people_sets
 from performance_page import table, write_between
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -181,13 +181,7 @@ def parse_args() -> argparse.Namespace:
     """The arguments."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--people', type=Path, required=True, metavar='FOLDER', help="two sets in MPII's layout")
-    parser.add_argument(
-        '--people-sets',
-        nargs=2,
-        metavar=('PRIVATE', 'PUBLIC'),
-        default=('lspet', 'coco_val2017'),
-        help='names of their folders in --people (default lspet coco_val2017)',
-    )
+    add_people_sets(parser)
     parser.add_argument(
         '--weights', type=Path, required=True, metavar='FOLDER', help='folder that holds the weights of --start'
     )

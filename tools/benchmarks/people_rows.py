@@ -4,6 +4,7 @@ They are the rows of accuracy_rows.py, adapted to a start that has seen millions
 parameters to train privately. A row without views is private in the usual sense: nothing about a private person is published.
 """
 
+import argparse
 import json
 import shutil
 from collections.abc import Sequence
@@ -70,6 +71,17 @@ STARTS['mobilenetv2_longer'] = replace(
     text='MobileNetV2, ImageNet, twice the epochs',
     pretrain={**STARTS['mobilenetv2'].pretrain, **schedule(30)},
 )
+
+
+def add_people_sets(parser: argparse.ArgumentParser) -> None:
+    """Adds the option that names the two sets in the folder of ``--people``."""
+    parser.add_argument(
+        '--people-sets',
+        nargs=2,
+        metavar=('PRIVATE', 'PUBLIC'),
+        default=('lspet', 'coco_val2017'),
+        help='names of their folders in --people (default lspet coco_val2017)',
+    )
 
 
 def people_size(private: Path, public: Path, quick: bool = False) -> Size:

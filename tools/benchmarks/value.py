@@ -21,7 +21,7 @@ import accuracy
 import matplotlib
 from accuracy_rows import IN_PROCESS, Row, Settings, Size, adam, schedule
 from accuracy_worker import REPO
-from people_rows import STARTS, TRAINABLE, new_set
+from people_rows import STARTS, TRAINABLE, add_people_sets, new_set
 from performance_page import table, write_between
 
 from mmpose_dp.datasets.mpii_files import write_mpii_split
@@ -256,13 +256,7 @@ def parse_args() -> argparse.Namespace:
     """The arguments."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--people', type=Path, required=True, metavar='FOLDER', help="two sets in MPII's layout")
-    parser.add_argument(
-        '--people-sets',
-        nargs=2,
-        metavar=('PRIVATE', 'PUBLIC'),
-        default=('lspet', 'coco_val2017'),
-        help='names of their folders in --people (default lspet coco_val2017)',
-    )
+    add_people_sets(parser)
     parser.add_argument('--weights', type=Path, required=True, metavar='FOLDER', help="where MoveNet's weights are")
     parser.add_argument('--private', type=int, nargs='+', default=PRIVATE, help='numbers of private people')
     parser.add_argument('--public', type=int, nargs='+', default=PUBLIC, help='numbers of public people')
