@@ -21,7 +21,7 @@ from typing import Any
 import mmpose_dp  # noqa: F401  (first: checks and repairs the install)
 
 # isort: split
-from cli import CFG_OPTIONS_HELP, CfgOptions, building, fraction, merge_options, positive, read_config, run
+from cli import add_cfg_options, building, fraction, merge_options, positive, read_config, run
 from mmengine.config import Config
 from mmengine.runner import Runner
 
@@ -60,9 +60,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--report-to', type=Path, help='one-run: work dir of the training, whose statement then has the result'
     )
-    parser.add_argument(
-        '--cfg-options', nargs='+', action=CfgOptions, default={}, metavar='KEY=VALUE', help=CFG_OPTIONS_HELP
-    )
+    add_cfg_options(parser)
     return parser.parse_args()
 
 

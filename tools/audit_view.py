@@ -23,7 +23,7 @@ import mmpose_dp  # noqa: F401  (first: checks and repairs the install)
 # isort: split
 import cv2
 import numpy as np
-from cli import CFG_OPTIONS_HELP, CfgOptions, merge_options, positive, read_config, run
+from cli import add_cfg_options, merge_options, positive, read_config, run
 from html_page import picture, write_page
 from mmengine.config import Config
 from mmengine.dataset import BaseDataset, Compose
@@ -101,9 +101,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--size', type=int, default=128, help='side in pixels to which boxes are reduced, a multiple of 8 (default 128)'
     )
-    parser.add_argument(
-        '--cfg-options', nargs='+', action=CfgOptions, default={}, metavar='KEY=VALUE', help=CFG_OPTIONS_HELP
-    )
+    add_cfg_options(parser)
     return parser.parse_args()
 
 

@@ -26,7 +26,7 @@ import mmpose_dp  # noqa: F401  (first: checks and repairs the install)
 import cv2
 import numpy as np
 from audit_view import paints_over, reduced
-from cli import CFG_OPTIONS_HELP, CfgOptions, merge_options, read_config, run
+from cli import add_cfg_options, merge_options, read_config, run
 from mmengine.config import Config
 from mmengine.dataset import Compose
 from mmengine.registry import init_default_scope
@@ -89,9 +89,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--mode', choices=['original', 'transformed'], default='transformed', help='before or after the pipeline'
     )
-    parser.add_argument(
-        '--cfg-options', nargs='+', action=CfgOptions, default={}, metavar='KEY=VALUE', help=CFG_OPTIONS_HELP
-    )
+    add_cfg_options(parser)
     return parser.parse_args()
 
 

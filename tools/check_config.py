@@ -22,7 +22,7 @@ import mmpose_dp  # noqa: F401  (first: checks and repairs the install)
 
 # isort: split
 import torch
-from cli import CFG_OPTIONS_HELP, CfgOptions, merge_options, positive, read_config, run
+from cli import add_cfg_options, merge_options, positive, read_config, run
 from mmengine.config import Config
 from mmpose.registry import TRANSFORMS
 from mmpose.utils import register_all_modules
@@ -72,9 +72,7 @@ def parse_args() -> argparse.Namespace:
         type=positive,
         help='number of records N, if the data set is on another machine: its data are not checked',
     )
-    parser.add_argument(
-        '--cfg-options', nargs='+', action=CfgOptions, default={}, metavar='KEY=VALUE', help=CFG_OPTIONS_HELP
-    )
+    add_cfg_options(parser)
     return parser.parse_args()
 
 

@@ -41,7 +41,6 @@ class CfgOptions(DictAction):
         super().__call__(parser, namespace, values, option_string)
 
 
-CFG_OPTIONS_HELP = 'override config keys: a.b=1 c="[1,2]" d="[(1,2),(3,4)]", without spaces inside'
 _DICT = re.compile(r'([\[(].*)?(dict\(|\{.*:)|\{\}$')
 
 
@@ -63,6 +62,18 @@ def fraction(text: str) -> float:
     return value
 
 
+def add_cfg_options(parser: argparse.ArgumentParser) -> None:
+    """The option that every tool with a config has."""
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=CfgOptions,
+        default={},
+        metavar='KEY=VALUE',
+        help='override config keys: a.b=1 c="[1,2]" d="[(1,2),(3,4)]", without spaces inside',
+    )
+
+
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments that MMPose's train.py and test.py both have."""
     parser.add_argument(
@@ -73,14 +84,7 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--show', action='store_true', help='show the predictions in a window')
     parser.add_argument('--interval', type=int, default=1, help='save or show every N-th sample (default 1)')
     parser.add_argument('--wait-time', type=float, default=1, help='seconds that a window stays open (default 1)')
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=CfgOptions,
-        default={},
-        metavar='KEY=VALUE',
-        help=CFG_OPTIONS_HELP,
-    )
+    add_cfg_options(parser)
     parser.add_argument(
         '--launcher',
         choices=['none', 'pytorch', 'slurm', 'mpi'],

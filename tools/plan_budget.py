@@ -24,7 +24,7 @@ import mmpose_dp  # noqa: F401  (first: checks and repairs the install)
 
 # isort: split
 import torch
-from cli import CFG_OPTIONS_HELP, CfgOptions, merge_options, read_config, run
+from cli import add_cfg_options, merge_options, read_config, run
 from forecast_page import SUBSPACE, advice, page, plot
 from mmengine.config import Config
 from mmengine.runner import Runner
@@ -83,9 +83,7 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument('--json', type=Path, metavar='FILE', help='write everything as JSON')
     parser.add_argument('--plot', type=Path, metavar='FILE', help='write a plot')
-    parser.add_argument(
-        '--cfg-options', nargs='+', action=CfgOptions, default={}, metavar='KEY=VALUE', help=CFG_OPTIONS_HELP
-    )
+    add_cfg_options(parser)
     return parser.parse_args()
 
 

@@ -61,12 +61,15 @@ def faults_in_words(path: str, error: BaseException) -> str:
         for name, fits, what in _ANNOTATION_KEYS:
             if not fits(annotation.get(name)):
                 return f'annotation {annotation.get("id")!r} has {what}'
-    return missing_key_in_words(path, error)
+    return _missing_key(images, annotations, error)
 
 
 def missing_key_in_words(path: str, error: BaseException) -> str:
     """The annotation of a COCO-style file that has not the key of a KeyError, in words; empty if all have it, or images do."""
-    images, annotations = _entries_of(_content(path))
+    return _missing_key(*_entries_of(_content(path)), error)
+
+
+def _missing_key(images: list[dict], annotations: list[dict], error: BaseException) -> str:
     lost = error.args[0] if isinstance(error, KeyError) and error.args else None
     lacking = [one for one in annotations if lost not in one]
     if isinstance(lost, str) and lacking and not any(lost in one for one in images):

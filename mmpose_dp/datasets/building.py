@@ -232,13 +232,24 @@ def _hint(cfg: dict, cls: type, key: str) -> str:
 
 
 def _refuse_missing_images(paths: Set[str], dataset: BaseDataset, cfg: dict, part: str) -> None:
-    missing = sorted(path for path in paths if '://' not in path and not osp.isfile(path))
+    missing = missing_files(paths)
     key, folder = f'train_dataloader.dataset.{part}', (dataset.data_prefix or {}).get('img') or ''
     if len(missing) == len(paths) and folder and '://' not in folder and not osp.isdir(folder):
         raise DataError(f'{key}: {folder} does not exist. {_hint(cfg, type(dataset), key)}')
-    if missing and part == 'private':
+    if part == 'private':
+        refuse_missing(missing, key, cfg.get('ann_file'))
+
+
+def missing_files(paths: Set[str]) -> list[str]:
+    """Those of ``paths`` that are local and do not exist, sorted."""
+    return sorted(path for path in paths if '://' not in path and not osp.isfile(path))
+
+
+def refuse_missing(missing: list[str], key: str, named_in: str | None) -> None:
+    """Raises DataError if there are image files that annotations name and that do not exist; ``key`` is that of the data set."""
+    if missing:
         raise DataError(
-            f'{key}: {len(missing)} image files named in {cfg.get("ann_file")} do not exist, for example {missing[0]}. Set '
+            f'{key}: {len(missing)} image files named in {named_in} do not exist, for example {missing[0]}. Set '
             'data_prefix.img, or remove them from the annotations'
         )
 

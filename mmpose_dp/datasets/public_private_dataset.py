@@ -225,7 +225,7 @@ class PublicPrivateDataset(Dataset):
         if self.views is None:
             return
         steps = self.views.pipeline.transforms
-        place = 1 + next(i for i, step in enumerate(steps) if isinstance(step, GetBBoxCenterScale))
+        place = 1 + steps.index(self._center_scale)
         key = 'train_dataloader.dataset'
         for sample, _ in self._probes['public_view']:
             step = random_step(steps[: place + 1], self.view_info(sample))
@@ -246,9 +246,9 @@ class PublicPrivateDataset(Dataset):
         if self.views is None:
             return
         steps, follows = self.views.pipeline.transforms, getattr(self.public_view, 'follows_box', False)
-        place = next(i for i, step in enumerate(steps) if isinstance(step, GetBBoxCenterScale))
+        before = steps[: steps.index(self._center_scale)]
         for sample, _ in self._probes['public_view']:
-            if changed := changed_before(steps[:place], self.view_info(sample), follows):
+            if changed := changed_before(before, self.view_info(sample), follows):
                 raise DataError(
                     f'train_dataloader.dataset.private.pipeline changes {changed} before GetBBoxCenterScale, so that the public '
                     'view would hide other parts of a person than it says: move what changes it (KeypointConverter, say) behind '

@@ -107,7 +107,7 @@ def _leaves(node: Any, place: str) -> Iterator[tuple[str, Any]]:
 def _refuse_numbers_as_text(cfg: Any) -> None:
     """Refuses a number that is text in optimizer, schedule and data loaders, where torch stops without its name."""
     loaders = ('train_dataloader', 'val_dataloader')
-    parts = [*((name, cfg.get(name)) for name in ('optim_wrapper', 'param_scheduler'))]
+    parts = [(name, cfg.get(name)) for name in ('optim_wrapper', 'param_scheduler')]
     parts += [(f'{name}.{key}', x) for name in loaders for key, x in (cfg.get(name) or {}).items() if key != 'dataset']
     for place, value in (leaf for name, part in parts for leaf in _leaves(part, name)):
         if isinstance(value, str) and _NUMBER.fullmatch(value):

@@ -7,7 +7,6 @@ has been spent. Must not keep or show anything: what metrics keep is restored.
 import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from os import path as osp
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,7 @@ from mmpose.datasets.transforms import LoadImage
 from mmpose.structures import PoseDataSample
 
 from mmpose_dp.datasets.annotation_file import missing_key_in_words
+from mmpose_dp.datasets.building import missing_files, refuse_missing
 from mmpose_dp.messages import failure
 from mmpose_dp.privacy.errors import DataError
 
@@ -79,7 +79,7 @@ def try_annotations(loop: ValLoop, output: PoseDataSample) -> int:
         sample.pred_instances = output.pred_instances.clone()
         loop.evaluator.process(data_samples=[sample], data_batch=dict(inputs=[], data_samples=[sample]))
     if getattr(steps[0], 'backend_args', None) is None and not steps[0].ignore_empty:
-        _refuse_missing(paths, dataset)
+        refuse_missing(missing_files(paths), _KEY, getattr(dataset, 'ann_file', 'the annotations'))
     return len(tried)
 
 
@@ -117,12 +117,3 @@ def _joints(sample: PoseDataSample) -> int | None:
     """The number of joints of a sample; None if it has none."""
     people = sample.get('gt_instances')
     return None if people is None or 'keypoints' not in people else people.keypoints.shape[-2]
-
-
-def _refuse_missing(paths: set[str], dataset: Any) -> None:
-    missing = sorted(path for path in paths if '://' not in path and not osp.isfile(path))
-    if missing:
-        raise DataError(
-            f'{_KEY}: {len(missing)} image files named in {getattr(dataset, "ann_file", "the annotations")} do not exist, for '
-            f'example {missing[0]}. Set data_prefix.img, or remove them from the annotations'
-        )

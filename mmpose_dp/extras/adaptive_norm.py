@@ -17,7 +17,7 @@ _QUANTILE = 0.5  # the share of records whose norm should be within C
 _RATE = 0.2  # how fast the logarithm of C follows (both: Andrew et al. 2021, section 3)
 _SHARE = 0.1  # the length of a vote in units of that of the clipped vector
 _REACH = 1e3  # by what factor C may change
-_LEAST = 1e-12  # of C: below it, squares of gradients vanish in float32
+LEAST_NORM = 1e-12  # of any C: the squares of what a thousandth of it is made of must not vanish in float32
 
 
 def shares(max_grad_norm: float) -> tuple[float, float]:
@@ -44,7 +44,7 @@ class AdaptiveNorm:
     """
 
     def __init__(self, first: float) -> None:
-        self._limits = max(first / _REACH, _LEAST), first * _REACH
+        self._limits = max(first / _REACH, LEAST_NORM), first * _REACH
         self.max_grad_norm = first
 
     def follow(self, mean_vote: float) -> None:

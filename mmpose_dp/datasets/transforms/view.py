@@ -59,10 +59,10 @@ def check_view(view: Any) -> None:
 
 
 def changed_before(steps: Sequence[Callable], info: dict, follows_box: bool) -> str:
-    """What of one person the steps before a view change, in words; empty if they leave it as it is.
+    """The first of a person's box, joints and visibility that the steps before a view change; empty if they leave all as it is.
 
-    A view gets the other people of the picture, and their box sizes, as they are annotated. So the person's own box, joints and
-    picture must be as annotated too: with other joints under the numbers that it knows, a view would hide another part.
+    A view gets the other people of the picture, and their box sizes, as they are annotated. So the person's own box and joints
+    must be as annotated too: with other joints under the numbers that it knows, a view would hide another part.
 
     Args:
         steps: the transforms before GetBBoxCenterScale.
@@ -75,11 +75,10 @@ def changed_before(steps: Sequence[Callable], info: dict, follows_box: bool) -> 
             given = step(given)
     except Exception:  # this record contributes nothing, see PublicPrivateDataset
         return ''
+    if not isinstance(given, dict):
+        return ''
     names = ('bbox',) if follows_box else ('bbox', 'keypoints', 'keypoints_visible')
-    own = [
-        name for name in names if name in info and isinstance(given, dict) and not _same(info[name], given.get(name))
-    ]
-    return own[0] if own else ''
+    return next((name for name in names if name in info and not _same(info[name], given.get(name))), '')
 
 
 def _same(one: Any, other: Any) -> bool:

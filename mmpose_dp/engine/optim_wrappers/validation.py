@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import nn
 
+from mmpose_dp.extras.adaptive_norm import LEAST_NORM
 from mmpose_dp.extras.clipping_variants import mechanism_of
 from mmpose_dp.models import FeatureMaskingHead, make_private
 from mmpose_dp.privacy.errors import PrivacyError
@@ -18,7 +19,6 @@ _PARAMWISE = {
 }
 # the last is in MMPose's configs of ViTPose, where nothing reads it
 _FACTORS = {'lr_mult', 'decay_mult', 'decay_multi'}
-LEAST_NORM = 1e-12  # of C: the squares of what a thousandth of it is made of must not vanish in float32
 _LAYER_DECAY = {'layer_decay_rate', 'num_layers'}
 
 
