@@ -55,6 +55,7 @@ from mmpose_dp.engine.schedules import idle_steps
 from mmpose_dp.engine.training_settings import FROM_RANDOM
 from mmpose_dp.extras.accountability import plan_warnings
 from mmpose_dp.extras.experts import mixed_in
+from mmpose_dp.extras.kronecker import basis_bytes
 from mmpose_dp.models import fit_checkpoint, unwrapped, weights_of
 from mmpose_dp.models.joint_remap import shapes_of
 from mmpose_dp.privacy.errors import PrivacyError
@@ -197,8 +198,7 @@ def report_memory(cfg: Config, model: nn.Module, wrapper: DPOptimWrapper, batch:
         f"the largest parameter's gradients for {samples} samples": 4.0 * largest * samples,
     }
     if projector:
-        size = 2 if projector.get('dtype') in ('bfloat16', 'float16') else 4
-        parts[f'subspace of rank {projector.get("rank")}'] = float(trained * projector.get('rank', 0) * size)
+        parts[f'subspace of rank {wrapper.projector.max_rank}'] = float(basis_bytes(wrapper.projector, wrapper.params))
     print(f'\nMemory: about {sum(parts.values()) / 2**30:.2f} GiB')
     for name, size in parts.items():
         print(f'  {size / 2**30:6.2f} GiB  {name}')

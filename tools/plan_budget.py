@@ -49,10 +49,12 @@ from mmpose_dp.engine import config_warnings, left_random
 from mmpose_dp.engine.basis import fit_basis, table_of
 from mmpose_dp.engine.half_private import is_private
 from mmpose_dp.engine.optim_wrappers.constructor import experts_of
+from mmpose_dp.engine.optim_wrappers.validation import projector_from
 from mmpose_dp.engine.signal import measure
 from mmpose_dp.extras import forecast
 from mmpose_dp.extras.accountability import plan_warnings
 from mmpose_dp.extras.forecast import Choice
+from mmpose_dp.extras.kronecker import KroneckerProjector, in_passes, samples_for
 from mmpose_dp.models import choose_trainable
 from mmpose_dp.models.trainable_subset import MIXING
 from mmpose_dp.privacy.errors import ConfigError, PrivacyError
@@ -173,7 +175,7 @@ def choices_of(cfg: Config, args: argparse.Namespace, folder: str) -> list[Choic
         choices.append(Choice(name, numbers, r, source, name == own and not projector))
     if projector:
         r, source = r_of(args, measured, SUBSPACE)
-        rank = min(as_whole(projector.get('rank', 100), 'optim_wrapper.projector.rank'), found[own][0])
+        rank = min(projector_from(projector).max_rank, found[own][0])
         choices.append(Choice(f'{SUBSPACE} of rank {rank}', rank, r, source, True))
     return choices
 
@@ -202,7 +204,7 @@ def measured_r(cfg: Config, count: int, folder: str, found: dict[str, tuple[int,
     runner.load_or_resume()
     wrapper, dataset = runner.optim_wrapper, runner.train_dataloader.dataset
     fitted = (
-        (getattr(_refresher(runner), 'num_samples', None) or wrapper.projector.max_rank) if wrapper.projector else 0
+        (getattr(_refresher(runner), 'num_samples', None) or samples_for(wrapper.projector)) if wrapper.projector else 0
     )
     if dataset.num_public < fitted + count:
         raise PrivacyError(
@@ -235,8 +237,7 @@ def measured_on(
     }
     if wrapper.projector:
         indices = parts[own][0]
-        gradients = ([batch[i] for i in indices] for batch in _gradients(runner, fitted))
-        fit_basis(wrapper.projector, table_of(gradients, len(fitted), wrapper.projector.dtype))
+        _fit(runner, fitted, indices)
         parts[SUBSPACE] = indices, wrapper.projector
     steps = -(-len(chosen) // TOGETHER)
     batches = _progress(_gradients(runner, chosen), 'Public samples', steps)
@@ -251,6 +252,19 @@ def _progress(steps: Iterable[Any], what: str, total: int) -> Iterator[Any]:
     """The steps, with a bar on a terminal."""
     console = Console(stderr=True)
     yield from track(steps, what, total, transient=True, console=console, disable=not console.is_terminal)
+
+
+def _fit(runner: Runner, fitted: list[int], indices: list[int]) -> None:
+    """Finds the projector's basis, of the parameters at ``indices``, on public samples."""
+    projector, params = runner.optim_wrapper.projector, runner.optim_wrapper.params
+
+    def of(samples: list[int]) -> Any:
+        return ([batch[i] for i in indices] for batch in _gradients(runner, samples))
+
+    if isinstance(projector, KroneckerProjector):
+        projector.fit([params[i] for i in indices], [of(part) for part in in_passes(fitted)])
+    else:
+        fit_basis(projector, table_of(of(fitted), len(fitted), projector.dtype))
 
 
 def _gradients(runner: Runner, chosen: list[int]) -> Any:

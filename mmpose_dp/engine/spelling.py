@@ -31,9 +31,9 @@ from torch.utils.data import DataLoader
 
 from mmpose_dp.datasets import PoissonBatchSampler, PublicPrivateDataset
 from mmpose_dp.datasets.resolving import resolved, type_name
+from mmpose_dp.extras.kronecker import PROJECTORS, projector_class
 from mmpose_dp.extras.schedule import Schedule
 from mmpose_dp.privacy.errors import ConfigError
-from mmpose_dp.privacy.projection import Projector
 
 from .loops import PrivateTrainLoop
 from .optim_wrappers import DPOptimWrapper
@@ -75,7 +75,7 @@ _PLACES = {
     'train_dataloader.batch_sampler': PoissonBatchSampler,
     'train_dataloader.dataset': PublicPrivateDataset,
     'optim_wrapper': DPOptimWrapper,
-    'optim_wrapper.projector': Projector,
+    'optim_wrapper.projector': PROJECTORS['Projector'],
     'optim_wrapper.schedule': Schedule,
 }
 
@@ -281,8 +281,10 @@ def _nodes(cfg: Any) -> Iterator[tuple[str, dict, set[str]]]:
         names = _names(_kind(registry, node))
         if names:
             yield path, node, names | ({'priority'} if registry is HOOKS else set())
-    for name in ('projector', 'schedule') if private else ():
-        yield f'optim_wrapper.{name}', _part(wrapper, name), _names(_PLACES[f'optim_wrapper.{name}'])
+    if private:
+        projector = _part(wrapper, 'projector')
+        yield 'optim_wrapper.projector', projector, _names(projector_class(projector))
+        yield 'optim_wrapper.schedule', _part(wrapper, 'schedule'), _names(Schedule)
 
 
 def _listed(node: Any) -> list:

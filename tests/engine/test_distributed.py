@@ -55,6 +55,10 @@ def test_all_ranks_hold_one_ledger(ranks):
     assert ranks[0]['ledger'] == ranks[1]['ledger'] and ranks[0]['ledger']['entries'] == [[3.0, '1/25', 3]]
 
 
+def test_all_ranks_hold_the_factors_that_the_first_has_found(ranks):
+    assert ranks[0]['factors'].abs().min() > 0 and torch.equal(ranks[0]['factors'], ranks[1]['factors'])
+
+
 def test_ranks_that_start_with_different_files_are_refused(ranks):
     """Each machine reads its own: with other weights, or another expert, the sum would be of gradients of several models."""
     for rank in ranks:

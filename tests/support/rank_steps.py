@@ -19,6 +19,8 @@ from mmpose_dp.engine import DPOptimWrapper
 from mmpose_dp.engine.basis import fit_basis, table_of
 from mmpose_dp.engine.checks.own_state import refuse_other_models
 from mmpose_dp.engine.hooks.planning import refuse_other_plans
+from mmpose_dp.engine.hooks.projector_refresh_hook import share_factors
+from mmpose_dp.extras.kronecker import KroneckerProjector
 from mmpose_dp.privacy.errors import ConfigError
 from mmpose_dp.privacy.plan import PrivacyPlan
 from mmpose_dp.privacy.projection import Projector
@@ -125,6 +127,18 @@ def refused_with(folder, people, **settings):
     return ''
 
 
+def shared_factors(device='cpu'):
+    """The coordinates of a gradient on this rank, of a basis that the first one has found."""
+    numbers = torch.Generator().manual_seed(0)
+    params = [torch.zeros(5, 4), torch.zeros(3)]
+    projector = KroneckerProjector(rank=6, width=2)
+    if get_dist_info()[0] == 0:
+        batches = [[torch.randn(8, *p.shape, generator=numbers) for p in params]]
+        projector.fit(params, [batches] * 3)
+    share_factors(projector, torch.device(device))
+    return projector.coordinates([0, 1], torch.arange(23.0)[None])
+
+
 def main():
     """Saves {method: movement} of this rank."""
     torch.distributed.init_process_group('gloo')
@@ -137,6 +151,7 @@ def main():
     )
     moved['noise'] = movement({}, [], noise_multiplier=3.0)
     moved['ledger'] = ledger()
+    moved['factors'] = shared_factors()
     moved['refused'] = [refused_for(1.0, 'a'), refused_for(1.0 + rank, 'a'), refused_for(1.0, 'ab'[rank])]
     people = json.loads(Path(sys.argv[2], 'annotations/mpii_train.json').read_text())
     moved['refused with other records'] = [

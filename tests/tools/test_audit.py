@@ -89,13 +89,13 @@ def public_samples_of_the_private_batch(monkeypatch):
 def basis_from_private_gradients(monkeypatch):
     """The paper's release: the subspace is that of private images."""
 
-    def gradients(self, runner, wrapper, count):
+    def gradients(self, runner, wrapper, chosen):
         staying = [record for group in runner.train_loop.sampler.sampling._groups.values() for record in group]
         chosen = runner.train_loop.sampler.sampling.random.choice(len(staying), 16)
         found = ([g[None] for g in wrapper.canary_gradient(staying[int(i)])] for i in chosen)
         return table_of(found, 16, wrapper.projector.dtype)
 
-    monkeypatch.setattr(ProjectorRefreshHook, '_gradients', gradients)
+    monkeypatch.setattr(ProjectorRefreshHook, '_table', gradients)
 
 
 @pytest.mark.parametrize(

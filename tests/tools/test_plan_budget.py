@@ -120,6 +120,9 @@ def test_r_is_measured_on_public_samples(synthetic, folder):
     assert all(0 <= choice.r <= 1 for choice in found.values()) and found['all'].r > 0
     assert found['subspace of rank 6'].configured and found['subspace of rank 6'].numbers == 6
     assert not (folder / 'measured').exists()
+    cfg.optim_wrapper.projector = dict(type='KroneckerProjector', rank=9, width=2)
+    found = choices(cfg, folder / 'trial', measure=24)
+    assert found['subspace of rank 9'].numbers == 9 and 0 <= found['subspace of rank 9'].r <= 1
     with pytest.raises(PrivacyError, match='needs 1012 public samples and train_dataloader.dataset has 40'):
         choices(cfg, folder / 'trial', measure=1000)
 

@@ -3,17 +3,24 @@
 Must not use the private part of the data set.
 """
 
+from collections.abc import Iterator, Sequence
+
 import torch
-from mmengine.dist import broadcast, get_rank
+from mmengine.dist import broadcast, broadcast_object_list, get_rank
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from mmpose.registry import HOOKS
+from torch import Tensor
 
 from mmpose_dp.datasets import collate_samples
+from mmpose_dp.extras.kronecker import KroneckerProjector, in_passes, samples_for
 from mmpose_dp.privacy.errors import ConfigError
+from mmpose_dp.privacy.projection import Projector
 
 from ..basis import GradientTable, fit_basis
 from ..optim_wrappers import DPOptimWrapper
+
+MOST_WHOLE = 16  # samples whose whole gradients are in memory at a time
 
 
 @HOOKS.register_module()
@@ -22,7 +29,7 @@ class ProjectorRefreshHook(Hook):
 
     Args:
         num_samples: number of public samples for each basis, chosen uniformly and independently of the private sampling.
-            None: the projector's rank.
+            None: as many as :func:`mmpose_dp.extras.kronecker.samples_for` says.
     """
 
     priority = 'NORMAL'
@@ -37,9 +44,10 @@ class ProjectorRefreshHook(Hook):
         if not isinstance(wrapper, DPOptimWrapper) or wrapper.projector is None:
             return
         available = runner.train_dataloader.dataset.num_public
-        wanted = self.num_samples or wrapper.projector.max_rank
+        wanted = self.num_samples or samples_for(wrapper.projector)
         if available < wanted:
-            key = 'default_hooks.public_data.num_samples' if self.num_samples else 'optim_wrapper.projector.rank'
+            own = self.num_samples or isinstance(wrapper.projector, KroneckerProjector)
+            key = 'default_hooks.public_data.num_samples' if own else 'optim_wrapper.projector.rank'
             instead = f'lower {key}' if available else 'set train_dataloader.dataset.public_view (Feature DP)'
             raise ConfigError(
                 f'optim_wrapper.projector needs {wanted} public samples but train_dataloader.dataset has {available}: {instead}, '
@@ -61,32 +69,63 @@ class ProjectorRefreshHook(Hook):
         projector = wrapper.projector
         assert projector is not None
         if get_rank() == 0:
-            count = self.num_samples or projector.max_rank
+            count = self.num_samples or samples_for(projector)
             if not projector.basis:
                 # the first one takes as long as many steps, and nothing else is logged meanwhile
                 runner.logger.info(f'Finding the subspace on {count} public samples.')
-            projector.place(torch.zeros(0, 0), [])  # its memory is needed
-            fit_basis(projector, self._gradients(runner, wrapper, count))
-        rank = torch.tensor(projector.rank if get_rank() == 0 else 0)
-        broadcast(rank)
-        if get_rank() > 0:
-            shapes = [p.shape for p in wrapper.params]
-            size = int(rank), sum(shape.numel() for shape in shapes)
-            projector.place(wrapper.params[0].new_empty(size, dtype=projector.dtype), shapes)
-        broadcast(projector.flat)
+            dataset, random = runner.train_dataloader.dataset, runner.train_dataloader.batch_sampler.sampling.random
+            chosen = [dataset.public_samples[int(i)] for i in random.choice(dataset.num_public, count)]
+            if isinstance(projector, KroneckerProjector):
+                projector.fit(wrapper.params, [_whole(runner, wrapper, part) for part in in_passes(chosen)])
+            else:
+                projector.place(torch.zeros(0, 0), [])  # its memory is needed
+                fit_basis(projector, self._table(runner, wrapper, chosen))
+        if isinstance(projector, KroneckerProjector):
+            share_factors(projector, wrapper.params[0].device)
+        else:
+            _share_basis(projector, wrapper)
 
-    def _gradients(self, runner: Runner, wrapper: DPOptimWrapper, count: int) -> GradientTable:
-        """The gradients of ``count`` public samples, micro-batch by micro-batch."""
+    def _table(self, runner: Runner, wrapper: DPOptimWrapper, chosen: Sequence[int]) -> GradientTable:
+        """The gradients of public samples, micro-batch by micro-batch."""
         assert wrapper.projector is not None
-        table = GradientTable(wrapper.params, count, wrapper.projector.dtype)
-        dataset = runner.train_dataloader.dataset
-        sampler = runner.train_dataloader.batch_sampler
-        chosen = [dataset.public_samples[int(i)] for i in sampler.sampling.random.choice(dataset.num_public, count)]
-        for start in range(0, count, sampler.micro_batch_size):
-            batch = collate_samples([dataset[i] for i in chosen[start : start + sampler.micro_batch_size]])
-            if batch['inputs']:
-                wrapper.public_gradients(batch, table.next_rows(len(batch['inputs'])))
+        table = GradientTable(wrapper.params, len(chosen), wrapper.projector.dtype)
+        for batch in _collated(runner, chosen, runner.train_dataloader.batch_sampler.micro_batch_size):
+            wrapper.public_gradients(batch, table.next_rows(len(batch['inputs'])))
         return table
+
+
+def _whole(runner: Runner, wrapper: DPOptimWrapper, chosen: Sequence[int]) -> Iterator[list[Tensor]]:
+    """Batches of the gradients of public samples, each as DPOptimWrapper.public_gradients gives them."""
+    size = min(runner.train_dataloader.batch_sampler.micro_batch_size, MOST_WHOLE)
+    return (wrapper.public_gradients(batch) for batch in _collated(runner, chosen, size))
+
+
+def _collated(runner: Runner, chosen: Sequence[int], size: int) -> Iterator[dict]:
+    """Batches of public samples; one that cannot be used is left out."""
+    dataset = runner.train_dataloader.dataset
+    for start in range(0, len(chosen), size):
+        batch = collate_samples([dataset[i] for i in chosen[start : start + size]])
+        if batch['inputs']:
+            yield batch
+
+
+def _share_basis(projector: Projector, wrapper: DPOptimWrapper) -> None:
+    """Gives every rank the basis of the first one."""
+    rank = torch.tensor(projector.rank if get_rank() == 0 else 0)
+    broadcast(rank)
+    if get_rank() > 0:
+        shapes = [p.shape for p in wrapper.params]
+        size = int(rank), sum(shape.numel() for shape in shapes)
+        projector.place(wrapper.params[0].new_empty(size, dtype=projector.dtype), shapes)
+    broadcast(projector.flat)
+
+
+def share_factors(projector: KroneckerProjector, device: torch.device) -> None:
+    """Gives every rank the basis of the first one."""
+    shared = [[factors.to('cpu') for factors in projector.basis] if get_rank() == 0 else []]
+    broadcast_object_list(shared)
+    if get_rank() > 0:
+        projector.basis = [factors.to(device) for factors in shared[0]]
 
 
 HOOKS.register_module(name='PublicDataHook', module=ProjectorRefreshHook)  # the name in older configs

@@ -40,7 +40,7 @@ from ..checks.own_state import refuse_other_state
 from ..checks.random_tape import numbers_from
 from ..checks.replay import HalfPrecision, Replay, prepared
 from .stepping import SteppingOptimWrapper
-from .validation import build_mechanism, check_settings, from_settings, private_head
+from .validation import build_mechanism, check_settings, from_settings, private_head, projector_from
 
 
 @OPTIM_WRAPPERS.register_module()
@@ -56,7 +56,8 @@ class DPOptimWrapper(SteppingOptimWrapper):
         max_grad_norm: C, the clipping norm: one record's gradient has at most this L2 norm in the sum.
         noise_multiplier: sigma, in units of C. None: PrivacyBudgetHook calibrates it.
         expected_batch_size: B, what the sum is divided by. None: taken from the plan.
-        projector: None, or the arguments of :class:`mmpose_dp.privacy.Projector`.
+        projector: None, or the arguments of :class:`mmpose_dp.privacy.Projector`, or of
+            :class:`mmpose_dp.extras.kronecker.KroneckerProjector` with ``type='KroneckerProjector'``.
         public_weight: w, the weight of the public gradient. 0 ignores public samples.
         clipping: 'flat' (to C), 'automatic' (every record weighs about C: Bu et al. 2023), 'adaptive' (C begins at
             ``max_grad_norm`` and moves to where half of the records are clipped: Andrew et al. 2021) or 'per-parameter' (each of
@@ -123,7 +124,7 @@ class DPOptimWrapper(SteppingOptimWrapper):
             max_grad_norm=max_grad_norm,
             noise_multiplier=noise_multiplier,
             expected_batch_size=expected_batch_size,
-            projector=from_settings(Projector, projector, 'projector'),
+            projector=projector_from(projector),
             loss_scale=self.loss_scale,
             random=(DeviceRandomSource if any(p.is_cuda for p in self.params) else RandomSource)(debug_seed),
         )

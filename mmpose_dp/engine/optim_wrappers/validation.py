@@ -2,15 +2,18 @@
 
 import math
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
 
 from mmpose_dp.extras.adaptive_norm import LEAST_NORM
 from mmpose_dp.extras.clipping_variants import mechanism_of
+from mmpose_dp.extras.kronecker import projector_class
 from mmpose_dp.models import FeatureMaskingHead, make_private
 from mmpose_dp.privacy.errors import PrivacyError
 from mmpose_dp.privacy.mechanism import GaussianMechanism
+from mmpose_dp.privacy.projection import Projector
 
 # what mmengine's DefaultOptimWrapperConstructor reads, and what MMPose's LayerDecayOptimWrapperConstructor reads
 _PARAMWISE = {
@@ -86,6 +89,13 @@ def check_paramwise(paramwise_cfg: Any) -> None:
             f'optim_wrapper.paramwise_cfg: layer_decay_rate={rate!r} must be a number above 0 and num_layers={layers!r} a whole '
             'number above 0'
         )
+
+
+def projector_from(value: Any) -> Projector | None:
+    """The projector of ``optim_wrapper.projector``, of its type. Raises ConfigError for an unknown type."""
+    if not isinstance(value, Mapping):
+        return from_settings(Projector, value, 'projector')
+    return from_settings(projector_class(value), {key: x for key, x in value.items() if key != 'type'}, 'projector')
 
 
 def from_settings(kind: type, value: Any, key: str) -> Any:
