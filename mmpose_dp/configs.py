@@ -32,7 +32,7 @@ from mmpose_dp.privacy.errors import ConfigError
 __all__ = ['private']  # a config's variables are what it imports by *
 
 FOLDER = Path(__file__).parent / '.mim/configs'  # in a checkout, a link to configs/
-METHODS = ('dpsgd', 'projected', 'experts', 'feature', 'first_stage', 'hybrid')
+METHODS = ('dpsgd', 'projected', 'kronecker', 'experts', 'feature', 'first_stage', 'hybrid')
 
 
 def _parts(name: str) -> ConfigDict:
@@ -49,7 +49,7 @@ def private(base: dict, method: str, epsilon: float = 0.8, public: str | None = 
 
     Args:
         base: ``_base_`` of a text config, ``globals()`` of a new-style one.
-        method: 'dpsgd', 'projected', 'experts', 'feature', 'first_stage' or 'hybrid' (``configs/_base_/``).
+        method: 'dpsgd', 'projected', 'kronecker', 'experts', 'feature', 'first_stage' or 'hybrid' (``configs/_base_/``).
         epsilon: the budget.
         public: 'coco_as_mpii' for COCO as public data beside a private set with MPII's joints.
         changes: further changes, as in a config that inherits the result: dicts are merged key by key, and ``_delete_=True``

@@ -158,7 +158,7 @@ def test_three_statements_make_a_config_private(tmp_path, leaf, method):
     assert cfg.param_scheduler == recipe.dp_param_scheduler and 'mmpose_dp' in cfg.custom_imports.imports
     budget = cfg.default_hooks.privacy_budget
     assert budget == dict(recipe.dp_hooks.privacy_budget, target_epsilon=2.0) and 'logger' in cfg.default_hooks
-    assert ('public' in data) == (method == 'projected')
+    assert ('public' in data) == (method in ('projected', 'kronecker'))
     assert '_delete_' not in str(cfg._cfg_dict.to_dict())
 
 

@@ -199,7 +199,7 @@ class Benchmark:
             mean=row.mean,
             train_on=None if self.family == 'mpii' else f'{self.trains_on[train_on]}/',
             pictures=row.pictures,
-            public=None if self.family == 'mpii' else roots['other domain'],
+            public=None if self.family == 'mpii' else roots[public],
             test_on=[None] if self.family == 'mpii' else [roots[split] for split in splits],
         )
 

@@ -13,7 +13,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from accuracy_rows import DEFAULT_VIEW, IN_PROCESS, PAPERS_VIEW, Row, Settings, Size, adam, rows_of, schedule, sgd
+from accuracy_rows import (
+    DEFAULT_VIEW,
+    IN_PROCESS,
+    OPTIMIZER,
+    PAPERS_VIEW,
+    PROJECTOR,
+    Row,
+    Settings,
+    Size,
+    adam,
+    rows_of,
+    schedule,
+    sgd,
+)
 
 from mmpose_dp.datasets.mpii_files import estimated_head_boxes, write_mpii_split
 
@@ -153,6 +166,31 @@ def mixing_rows(size: Size, dpsgd: Settings) -> dict[str, Row]:
     return {'ours': layers, 'ours_channels': channels, 'ours_channels_four': of_four, 'ours_channels_best': best}
 
 
+def kronecker_rows(size: Size, dpsgd: Settings) -> dict[str, Row]:
+    """The rows whose private steps are in coordinates that turned public people in unusual poses have, from two starts."""
+    settings = {
+        **{key: value for key, value in dpsgd.items() if key != OPTIMIZER},
+        PROJECTOR: dict(_delete_=True, type='KroneckerProjector'),
+        'optim_wrapper.max_grad_norm': 0.02,
+        **{key.replace('dataset.', 'dataset.public.', 1): value for key, value in TURNED.items()},
+        **schedule(2),
+    }
+    row = Row(
+        'ours, in Kronecker coordinates of public gradients, from the mean of the four models',
+        'projected_eps08',
+        'public_mean_four',
+        settings,
+        tuple(sgd(2.5, 1.25, 5.0)),
+        unusual=True,
+    )
+    alone = replace(
+        row,
+        text='ours, in Kronecker coordinates, from public-only on turned public people in unusual poses',
+        start='public_unusual',
+    )
+    return {'ours_kronecker': row, 'kronecker_unusual': alone}
+
+
 def longer(size: Size, dpsgd: Settings, times: int = 1) -> Settings:
     """``dpsgd`` with the epochs of the rows that train few parameters, this many times."""
     return {**dpsgd, **schedule(times * (size.few_epochs or size.epochs))}
@@ -209,6 +247,7 @@ def people_rows(size: Size, start: Start, public_view: Settings = DEFAULT_VIEW) 
         **public_rows(size, start, plain),
         'nonprivate': with_('nonprivate', candidates=plain),
         **mixing_rows(size, dpsgd),
+        **kronecker_rows(size, dpsgd),
         **from_public_rows(size, dpsgd, private[::-1]),
         'dpsgd': with_(
             'dpsgd', text='DP-SGD, large batch, few parameters', settings=longer(size, dpsgd), candidates=private
