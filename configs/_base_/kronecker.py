@@ -5,8 +5,8 @@ _base_ = './projected.py'
 
 dp_batch_sampler = dict(expected_batch_size=1024)
 dp_optim_wrapper = dict(
-    optimizer=dict(_delete_=True, type='SGD', lr=2.5, momentum=0.9),
-    max_grad_norm=0.02,  # of the scaled coordinates
+    optimizer=dict(_delete_=True, type='SGD', lr=10.0, momentum=0.9),
+    max_grad_norm=5e-3,  # of the scaled coordinates: so small that all are clipped, and lr times it is the length of a step
     projector=dict(_delete_=True, type='KroneckerProjector'),
 )
 dp_train_cfg = dict(max_epochs=2, val_interval=1)

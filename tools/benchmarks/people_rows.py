@@ -171,7 +171,7 @@ def kronecker_rows(size: Size, dpsgd: Settings) -> dict[str, Row]:
     settings = {
         **{key: value for key, value in dpsgd.items() if key != OPTIMIZER},
         PROJECTOR: dict(_delete_=True, type='KroneckerProjector'),
-        'optim_wrapper.max_grad_norm': 0.02,
+        'optim_wrapper.max_grad_norm': 5e-3,
         **{key.replace('dataset.', 'dataset.public.', 1): value for key, value in TURNED.items()},
         **schedule(2),
     }
@@ -180,7 +180,7 @@ def kronecker_rows(size: Size, dpsgd: Settings) -> dict[str, Row]:
         'projected_eps08',
         'public_mean_four',
         settings,
-        tuple(sgd(2.5, 1.25, 5.0)),
+        tuple(sgd(10.0, 5.0, 20.0)),
         unusual=True,
     )
     alone = replace(
