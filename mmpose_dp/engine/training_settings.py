@@ -98,7 +98,10 @@ def out_of_subspace(cfg: Any) -> list[str]:
     optimizer = _type(_dict(wrapper.get('optimizer')))
     if not wrapper.get('projector') or not _SCALES_EACH.search(optimizer):
         return []
-    name, rate = ('hybrid', 0.25) if _dict(wrapper['projector']).get('preconditioned') else ('projected', 0.002)
+    projector = _dict(wrapper['projector'])
+    name, rate = ('hybrid', 0.25) if projector.get('preconditioned') else ('projected', 0.002)
+    if projector.get('type') == 'KroneckerProjector':
+        name, rate = 'kronecker', 10.0
     return [
         f'optim_wrapper.optimizer is {optimizer}, beside optim_wrapper.projector: it scales each parameter by itself, so each step '
         'leaves the subspace by the full learning rate, and no gradient corrects what noise does there. It lost points in every '

@@ -75,8 +75,8 @@ class PerParameterMechanism(GaussianMechanism):
         super().__init__(*args, **settings)
         if self.coordinates_of is not None:
             raise ConfigError(
-                "optim_wrapper.clipping='per-parameter' has no meaning with project-then-clip: write clipping='flat' or "
-                "projector.order='noise-then-project'"
+                "optim_wrapper.clipping='per-parameter' has no meaning with project-then-clip: write clipping='flat' or, "
+                "for a projector without a type, projector.order='noise-then-project'"
             )
 
     def collector_of_norm(self, samples: Samples, max_grad_norm: float) -> ClippedSum:

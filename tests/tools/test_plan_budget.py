@@ -142,6 +142,8 @@ def test_an_optimizer_that_leaves_the_subspace_is_named(synthetic, synthetic_pub
         assert found.endswith("recipe 'projected': optimizer=dict(type='SGD', lr=0.002, momentum=0.9)")
     cfg.optim_wrapper.projector.preconditioned = True
     assert out_of_subspace(cfg)[0].endswith("recipe 'hybrid': optimizer=dict(type='SGD', lr=0.25, momentum=0.9)")
+    cfg.optim_wrapper.projector = dict(type='KroneckerProjector')
+    assert "recipe 'kronecker': optimizer=dict(type='SGD', lr=10.0" in out_of_subspace(cfg)[0]
     cfg.optim_wrapper.projector = None
     assert out_of_subspace(cfg) == []
 
