@@ -42,9 +42,13 @@ def audit_of(people, tmp_path, method, **options):
     if method in ('projected', 'hybrid'):
         settings.update(optim_wrapper__projector__rank=16)
         options.setdefault('optim_wrapper__projector__refresh_interval', 100)
-    if method == 'hybrid':
+    if method == 'kronecker':
+        method, options['default_hooks__public_data__num_samples'] = 'projected', 18
+        projector = dict(_delete_=True, type='KroneckerProjector', rank=2000, refresh_interval=100)
+        settings['optim_wrapper__projector'], options['public_root'] = projector, people[1]
+    elif method == 'hybrid':
         settings.update(train_cfg__public_epochs=0)
-    if method == 'projected':
+    elif method == 'projected':
         options['public_root'] = people[1]
     cfg = tiny(config(people[0], tmp_path, method, **{**settings, **options}))
     cfg.visualizer.vis_backends = [dict(type='LocalVisBackend')]
@@ -54,7 +58,7 @@ def audit_of(people, tmp_path, method, **options):
 
 
 @pytest.mark.parametrize(
-    'method', ['dpsgd', *(pytest.param(m, marks=pytest.mark.slow) for m in ('projected', 'feature', 'hybrid'))]
+    'method', ['dpsgd', *(pytest.param(m, marks=pytest.mark.slow) for m in ('projected', 'kronecker', 'feature', 'hybrid'))]
 )
 def test_a_sound_training_is_not_refuted(people, tmp_path, method):
     hook = audit_of(people, tmp_path, method)
@@ -103,6 +107,7 @@ def basis_from_private_gradients(monkeypatch):
     [
         pytest.param('dpsgd', no_noise, {}, marks=pytest.mark.slow),
         ('dpsgd', half_the_noise, {}),
+        pytest.param('kronecker', no_noise, {}, marks=pytest.mark.slow),
         pytest.param('dpsgd', no_clipping, {}, marks=pytest.mark.slow),
         pytest.param('feature', public_samples_of_the_private_batch, {}, marks=pytest.mark.slow),
         ('hybrid', basis_from_private_gradients, dict(optim_wrapper__projector__refresh_interval=10)),
