@@ -6,6 +6,7 @@ import sys
 from types import SimpleNamespace
 
 import cli
+import hypothesis
 import pytest
 from mmengine.logging import MessageHub, MMLogger
 from mmengine.runner import set_random_seed
@@ -17,6 +18,9 @@ import mmpose_dp  # noqa: F401  (its compat repairs the install before a test im
 from mmpose_dp.datasets.synthetic import make_synthetic_mpii
 
 register_all_modules()
+# The same examples in every run. Others: pytest --hypothesis-profile=default
+hypothesis.settings.register_profile('fixed', derandomize=True, database=None)
+hypothesis.settings.load_profile('fixed')
 # mmengine collects garbage whenever a data set is built: a third of a second each, over all that the imports left behind
 gc.collect()
 gc.freeze()
@@ -56,6 +60,18 @@ def no_runner_of_another_test():
 def same_crops_in_every_run():
     """Seeds the generators of augmentations and weights: a test that passes once passes in CI. Secret noise has its own source."""
     set_random_seed(0)
+
+
+def pytest_fixture_setup(fixturedef):
+    """The same for what several tests share, such as a module's training, which is made before the fixture above."""
+    if fixturedef.scope != 'function':
+        set_random_seed(0)
+
+
+def pytest_collectstart(collector):
+    """The same for what a module of tests makes where it is imported."""
+    if isinstance(collector, pytest.Module):
+        set_random_seed(0)
 
 
 @pytest.fixture(scope='session')

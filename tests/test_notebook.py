@@ -7,6 +7,7 @@ import re
 import pytest
 
 from tests.support.paths import REPO
+from tests.support.processes import free_port
 
 NOTEBOOK = REPO / 'docs/tour.ipynb'
 
@@ -30,6 +31,7 @@ def run(tmp_path_factory):
     why = 'is not installed (requirements/tests.txt)'
     nbformat, nbclient = (pytest.importorskip(name, reason=f'{name} {why}') for name in ('nbformat', 'nbclient'))
     pytest.importorskip('ipykernel', reason=f'ipykernel {why}')
+    Config = pytest.importorskip('traitlets.config').Config
     folder = tmp_path_factory.mktemp('notebook')
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     nbformat.validate(notebook)
@@ -37,7 +39,11 @@ def run(tmp_path_factory):
         for key, value in dict(TMPDIR=folder, IPYTHONDIR=folder / 'ipython', OMP_NUM_THREADS=1).items():
             patch.setenv(key, str(value))
         patch.setenv('PYTHONPATH', str(REPO), prepend=os.pathsep)
-        client = nbclient.NotebookClient(notebook, timeout=300, resources=dict(metadata=dict(path=str(folder))))
+        # reserved: what it finds free by itself may be taken before the kernel listens
+        ports = {f'{channel}_port': int(free_port()) for channel in ('shell', 'iopub', 'stdin', 'hb', 'control')}
+        settings = Config(KernelManager=dict(ports, cache_ports=False))
+        resources = dict(metadata=dict(path=str(folder)))
+        client = nbclient.NotebookClient(notebook, timeout=300, resources=resources, config=settings)
         client.execute()
     (made,) = folder.glob('mmpose_dp_tour_*')
     return notebook.cells, made

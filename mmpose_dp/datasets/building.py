@@ -14,7 +14,7 @@ from mmengine.dataset import BaseDataset, ClassBalancedDataset, Compose, ConcatD
 from mmpose.datasets.dataset_wrappers import CombinedDataset
 from mmpose.datasets.datasets import BaseCocoStyleDataset, MpiiDataset
 from mmpose.datasets.datasets.utils import parse_pose_metainfo
-from mmpose.datasets.transforms import GetBBoxCenterScale
+from mmpose.datasets.transforms import GenerateTarget, GetBBoxCenterScale
 from mmpose.datasets.transforms.mix_img_transforms import MixImageTransform
 from mmpose.registry import DATASETS, TRANSFORMS
 
@@ -61,10 +61,22 @@ def build_part(cfg: dict, part: str) -> BaseDataset:
         raise DataError(
             f"{key}.data_mode={dataset.data_mode!r}: a sample is one person here; write data_mode='topdown'"
         )
+    _refuse_weights_of_zero(dataset, cfg, key)
     paths = look_at_annotations(dataset, key)
     if _reads_local_files(cfg):
         _refuse_missing_images(paths, dataset, cfg, part)
     return dataset
+
+
+def _refuse_weights_of_zero(dataset: BaseDataset, cfg: dict, key: str) -> None:
+    weights = dataset.metainfo.get('dataset_keypoint_weights')
+    targets = [step for step in _steps(cfg.get('pipeline')) if is_kind(TRANSFORMS, step, GenerateTarget)]
+    used = any(step.get('use_dataset_keypoint_weights') for step in targets)
+    if used and weights is not None and not np.any(weights):
+        raise DataError(
+            f'{key}.metainfo: joint_weights are all 0, and GenerateTarget has use_dataset_keypoint_weights=True, so there would '
+            'be nothing to learn: write the weight of each joint in joint_weights, usually 1.0'
+        )
 
 
 def _prefix_fault(cfg: dict, error: BaseException) -> str:

@@ -170,7 +170,7 @@ class Ledger:
         whole = b''.join(_dump(line) for line in self.lines)
         kept = found[: found.rfind(b'\n') + 1]  # a torn last line was never counted: its step made no noise
         if not whole.startswith(kept):
-            raise LedgerError(f'{path} is of another training, or converted: put it back, or give another work_dir')
+            raise LedgerError(f'{path} has lines of another training, or was edited: give a new work_dir or restore it')
         if len(kept) < len(found):
             os.ftruncate(self._file, len(kept))
         self._size = len(kept)

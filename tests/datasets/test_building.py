@@ -3,6 +3,7 @@
 import http.server
 import random
 import threading
+from contextlib import nullcontext
 from functools import partial
 
 import cv2
@@ -16,6 +17,7 @@ from mmpose.datasets.transforms import GetBBoxCenterScale, LoadImage, Mosaic
 from mmpose.registry import DATASETS, TRANSFORMS
 
 from mmpose_dp.datasets import PublicPrivateDataset, PublicView, refuse_private_validation
+from mmpose_dp.datasets.building import build_part
 from mmpose_dp.datasets.resolving import is_kind, resolved, type_name
 from mmpose_dp.privacy.errors import PrivacyError
 from tests.support.coco_data import PIPELINE, write
@@ -144,6 +146,25 @@ def test_faces_need_joints_of_heads(own):
         view = dict(type='PublicView', mode='face', head_keypoints=joints)
         with pytest.raises(PrivacyError, match="public_view.head_keypoints.*mode='person'"):
             PublicPrivateDataset(own, public_view=view)
+
+
+@pytest.mark.parametrize('part', ['private', 'public'])
+def test_weights_of_zero_for_every_joint_are_refused(own, part):
+    """Training went through all its steps on a loss of 0."""
+    steps = [dict(s, use_dataset_keypoint_weights=True) if s['type'] == 'GenerateTarget' else s for s in PIPELINE]
+    for weights, used, right in (
+        ([0.0] * 5, True, False),
+        ([0.0] * 5, False, True),
+        ([1.0, 0.0, 0.0, 0.0, 0.0], True, True),
+    ):
+        metainfo = dict(own['metainfo'], joint_weights=weights)
+        cfg = dict(own, metainfo=metainfo, pipeline=steps if used else PIPELINE)
+        with (
+            nullcontext()
+            if right
+            else pytest.raises(PrivacyError, match=rf'{part}\.metainfo: joint_weights are all 0, and')
+        ):
+            build_part(cfg, part)
 
 
 # ---- samples that are not one picture here -------------------------------------------------------------------------

@@ -45,7 +45,8 @@ def test_a_rank_without_records_takes_part(ranks, name, settings, steps):
 
 
 def test_noise_enters_once_in_total(ranks):
-    """Over 790 000 entries the deviation is known to 0.1 percent; noise from both ranks would be 41 percent more."""
+    """Over 790 000 entries the deviation is known to 0.08 percent, a sixth of what is allowed; noise from both ranks would be 41
+    percent more."""
     noise = ranks[0]['noise']
     assert torch.equal(noise, ranks[1]['noise'])
     assert float(noise.std()) == pytest.approx(3.0 * 0.05 / B, rel=0.005)
@@ -149,12 +150,12 @@ def test_a_rank_that_dies_stops_the_training_with_the_ledger_right(synthetic, tm
     training = subprocess.Popen(
         [str(c) for c in command], env=environment(PYTHON=sys.executable, PORT=free_port()), stdout=log, stderr=log
     )
-    until = time.monotonic() + 120
+    until = time.monotonic() + 300
     while Ledger.read(path).steps < 5:
         assert training.poll() is None and time.monotonic() < until, (tmp_path / 'output').read_text()[-2000:]
         time.sleep(0.05)
     os.kill(process_of_rank(rank, tmp_path), signal.SIGKILL)
-    assert training.wait(120) != 0
+    assert training.wait(300) != 0
     log.close()
     ledger = Ledger.read(path)
     assert 5 <= ledger.steps < 1000 and len(ledger.runs) == 1

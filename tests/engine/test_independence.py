@@ -569,6 +569,9 @@ def test_each_batch_counts_once_in_one_counted_step(synthetic, tmp_path, calls, 
     MODELS.register_module(module=Bypassing, name='IndependenceBypassing', force=True)
     monkeypatch.setattr(Bypassing, 'calls', calls)
     cfg = unvalidated(synthetic, tmp_path, 'dpsgd', train_cfg__max_epochs=1, train_dataloader__batch_size=size)
+    cfg.train_dataloader.batch_sampler.expected_batch_size = (
+        40  # all of them, so that the first step has several batches
+    )
     cfg.model.type = 'IndependenceBypassing'
     with pytest.raises(PrivacyError, match=match):
         train(cfg)

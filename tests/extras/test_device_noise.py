@@ -74,11 +74,12 @@ def test_noise_of_a_device_is_standard_normal(monkeypatch):
         assert abs(np.corrcoef(sample[:-lag] ** 2, sample[lag:] ** 2)[0, 1]) < 0.01
 
 
-def test_sums_on_a_device_are_noised_and_rounded_as_on_the_cpu():
+def test_sums_on_a_device_are_noised_and_rounded_as_on_the_cpu(monkeypatch):
+    monkeypatch.setattr(os, 'urandom', lambda count: bytes(range(count)))
     deviation, sums = 0.3, torch.randn(1001)
     noised = sums.clone()
     DeviceRandomSource().add_on_device(noised, deviation)
-    assert stats.kstest(((noised - sums) / deviation).numpy(), 'norm').pvalue > 1e-6
+    assert stats.kstest(((noised - sums) / deviation).numpy(), 'norm').pvalue > 1e-3
     grid = grid_of(deviation)
     assert torch.equal(noised, (noised / grid).round() * grid)
 
@@ -125,7 +126,7 @@ def test_noise_on_a_gpu():
     numbers = torch.zeros(400_003, device=device)
     DeviceRandomSource().add_gaussian(numbers, 2.0)
     sample = numbers.cpu().numpy() / 2
-    assert stats.kstest(sample, 'norm').pvalue > 1e-6
+    assert stats.kstest(sample, 'norm').pvalue > 1e-7  # secret: by chance once in 10 million runs
 
 
 def test_a_device_that_computes_something_else_is_refused(monkeypatch):

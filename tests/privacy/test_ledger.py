@@ -190,6 +190,22 @@ def test_a_whole_last_line_counts_without_its_end(tmp_path, end):
     assert path.read_bytes() == whole
 
 
+def test_the_second_of_two_trainings_in_one_folder_is_told_so(tmp_path):
+    """Both find an empty folder; the first to begin has it."""
+    path, ledgers = tmp_path / LEDGER_NAME, [Ledger.read(tmp_path / LEDGER_NAME) for _ in range(2)]
+    for ledger in ledgers:
+        ledger.begin_run(privacy_unit='instance')
+    ledgers[0].keep_at(path)
+    ledgers[0].count(A)
+    before = path.read_bytes()
+    with pytest.raises(
+        LedgerError, match='has lines of another training, or was edited: give a new work_dir or restore'
+    ):
+        ledgers[1].keep_at(path)
+    ledgers[0].count(A)
+    assert path.read_bytes().startswith(before) and Ledger.read(path).steps == 2
+
+
 def test_a_torn_last_line_is_no_step(tmp_path):
     """It was cut off before count returned, so no noise was made for it."""
     path, ledger = tmp_path / LEDGER_NAME, ledger_of((A, 1))

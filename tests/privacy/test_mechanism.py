@@ -51,7 +51,7 @@ def test_a_step_of_no_record_is_noise_alone(settings, clipping, kind):
     noised = torch.cat([x.flatten() for x in (one.release() for _ in range(300)) for x in x])
     seen = noised if one.projector is None else None
     if seen is not None and clipping != 'adaptive':
-        assert float(seen.std()) == pytest.approx(3.0 * 0.1 / 7, rel=0.05)
+        assert float(seen.std()) == pytest.approx(3.0 * 0.1 / 7, rel=0.05)  # 6 deviations: once in 500 million runs
     assert noised.any()
 
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import pytest
 
+from tests.support.processes import free_port
+
 _FLAGS = (
     '--headless --no-sandbox --disable-gpu --disable-quic --disable-dev-shm-usage --no-first-run --disable-background-networking '
     '--disable-component-update --disable-sync --guest'  # whose first page asks for nothing outside
@@ -60,7 +62,7 @@ def started(folder):
     for flag in (*_FLAGS.split(), f'--user-data-dir={folder}'):
         options.add_argument(flag)
     options.set_capability('goog:loggingPrefs', {'browser': 'ALL', 'performance': 'ALL'})
-    browser = driver.Chrome(options, driver.ChromeService(programs[1]))
+    browser = driver.Chrome(options, driver.ChromeService(programs[1], port=int(free_port())))
     browser.get('about:blank')  # away from the browser's own first page
     try:
         yield browser

@@ -22,8 +22,13 @@ def run(
     )
 
 
+_RESERVED: list[socket.socket] = []
+
+
 def free_port() -> str:
-    """A port of this machine that nothing listens on."""
-    with socket.socket() as server:
-        server.bind(('127.0.0.1', 0))
-        return str(server.getsockname()[1])
+    """A port of this machine that nobody else gets until this process ends; torch's server, which sets SO_REUSEADDR, may listen."""
+    server = socket.socket()
+    server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    server.bind(('127.0.0.1', 0))
+    _RESERVED.append(server)
+    return str(server.getsockname()[1])

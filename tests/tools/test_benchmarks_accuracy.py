@@ -1,10 +1,12 @@
 """The accuracy benchmark at its smallest: the order of the methods, and that it continues after an interruption."""
 
 import csv
+import shutil
 import sys
 
+import accuracy
 import pytest
-from accuracy_page import gaps, main_table, not_run
+from accuracy_page import gaps, lever_table, main_table, not_run, wide_table, write_page
 from accuracy_rows import Row
 
 from tests.support.paths import REPO
@@ -35,6 +37,33 @@ def test_the_order_of_the_methods(tmp_path):
     other = next(line['pckh_other_domain'] for line in lines if line['row'] == 'ours')
     assert f'| ours, from public-only on views | {float(other):.1f} |' in text.partition('## On the other domain')[2]
     assert (tmp_path / 'accuracy.png').exists() and (tmp_path / 'accuracy.csv').exists()
+
+
+@pytest.mark.parametrize(('name', 'options'), [('accuracy.md', []), ('accuracy_papers_blur.md', ['--papers-blur'])])
+def test_the_pages_are_those_of_the_runs(tmp_path, monkeypatch, name, options):
+    """Of a view's page, no row that was run under another view alone, and no two rows of one name."""
+    monkeypatch.setattr(accuracy, 'make_people', lambda *_: None)
+    page = shutil.copy(REPO / 'docs' / name, tmp_path)
+    (tmp_path / 'out').mkdir()
+    shutil.copy(REPO / 'docs/accuracy.csv', tmp_path / 'out/results.csv')
+    given = [*options, '--out', str(tmp_path / 'out'), '--page', str(page)]
+    write_page(tmp_path / name, accuracy.Benchmark(accuracy.parse_args(given)))
+    text = (tmp_path / name).read_text()
+    assert text == (REPO / 'docs' / name).read_text()
+    took = text.partition('## What a run takes')[2].partition('<!--')[0].splitlines()
+    rows = [line.split('|')[1].strip() for line in took if line.startswith('| ')][2:]
+    assert len(rows) > 10 and len({*rows}) == len(rows)
+    assert all(text.count(f'| {row.removesuffix(", wide model")} |') > 1 for row in rows)
+
+
+def test_a_part_of_a_page_with_no_row_of_its_own_is_left_out():
+    rows = dict(lever=Row('a lever', 'ours'), wide_ours=Row('ours', 'ours', like='ours'))
+    scores = dict(ours={'0': 45.0})
+    assert lever_table(rows, lambda name, _: scores.get(name, {}), [0.8]) == ''
+    assert wide_table(rows, lambda name, _: scores.get(name, {}), 0.8) == ''
+    scores.update(lever={'0': 46.0}, wide_ours={'0': 47.0})
+    assert '| a lever | 46.0 |' in lever_table(rows, lambda name, _: scores.get(name, {}), [0.8])
+    assert '| ours | 45.0 | 47.0 |' in wide_table(rows, lambda name, _: scores.get(name, {}), 0.8)
 
 
 def test_a_gap_that_nobody_won_back_has_no_table():

@@ -96,22 +96,22 @@ def gaps(rows: Rows, scores: Scores, epsilons: list[float], top: str) -> str:
 
 
 def wide_table(wide: Rows, scores: Scores, epsilon: float) -> str:
-    """PCKh of each row on the wide model, beside the small one's."""
+    """PCKh of each row on the wide model, beside the small one's; empty if none was run."""
     lines = []
     for name, row in wide.items():
         at = epsilon if row.private else None
         if scores(name, at):
             lines.append([row.text, cell(scores(str(row.like), at)), cell(scores(name, at))])
-    return table([f'mean PCKh@0.5, epsilon {epsilon}', 'small model', 'wide model'], lines)
+    return table([f'mean PCKh@0.5, epsilon {epsilon}', 'small model', 'wide model'], lines) if lines else ''
 
 
 def lever_table(levers: Rows, scores: Scores, epsilons: list[float]) -> str:
-    """The effect of each single change."""
+    """The effect of each single change; empty if none was run."""
     lines = [['ours', *(cell(scores('ours', epsilon)) for epsilon in epsilons)]]
     for name, row in levers.items():
         if any(scores(name, epsilon) for epsilon in epsilons):
             lines.append([row.text, *(cell(scores(name, epsilon)) for epsilon in epsilons)])
-    return table(['mean PCKh@0.5', *(f'epsilon {epsilon}' for epsilon in epsilons)], lines)
+    return table(['mean PCKh@0.5', *(f'epsilon {epsilon}' for epsilon in epsilons)], lines) if lines[1:] else ''
 
 
 def in_words(settings: dict) -> str:
@@ -133,13 +133,13 @@ def tuning(benchmark: Any) -> str:
     )
 
 
-def seconds_table(benchmark: Any) -> str:
-    """Mean seconds of a run of each row, training and scoring, on one thread."""
+def seconds_table(benchmark: Any, seconds: Scores, epsilons: list[float]) -> str:
+    """Mean seconds of a run of each row on the page, training and scoring, on one thread."""
     lines = []
     for name, row in benchmark.rows.items():
-        took = [float(r['seconds']) for r in benchmark.results.lines if r['row'] == name and r['split'] == 'reported']
+        took = [x for e in (epsilons if row.private else [None]) for x in seconds(name, e).values()]
         if took:
-            lines.append([row.text, f'{mean(took):.0f}'])
+            lines.append([f'{row.text}, wide model' if name in benchmark.wide else row.text, f'{mean(took):.0f}'])
     return table(['row', 'seconds per run'], lines)
 
 
@@ -186,7 +186,8 @@ def write_page(page: Path, benchmark: Any) -> None:
         return {r['seed']: float(r[kept]) for r in reversed(found)}
 
     epsilons = sorted(benchmark.epsilons)
-    largest = benchmark.size.epsilons[0]
+    levers = lever_table(benchmark.levers, scores, epsilons)
+    wide = wide_table(benchmark.wide, scores, benchmark.size.epsilons[0])
     level = '###' if start else '##'  # a page of real people has one part per start
     parts = [
         main_table(benchmark.table, scores, epsilons),
@@ -195,16 +196,12 @@ def write_page(page: Path, benchmark: Any) -> None:
         *(gaps(benchmark.table, scores, epsilons, top) for top in TOPS if top in benchmark.table),
         f'{level} On the other domain\n',
         main_table(benchmark.table, partial(scores, kept='pckh_other_domain'), epsilons),
-        *([LEVERS, lever_table(benchmark.levers, scores, epsilons)] if benchmark.levers else []),
-        *(
-            ['## On a model of millions of parameters\n', wide_table(benchmark.wide, scores, largest)]
-            if benchmark.wide
-            else []
-        ),
+        *([LEVERS, levers] if levers else []),
+        *(['## On a model of millions of parameters\n', wide] if wide else []),
         f'{level} What was tried\n',
         tuning(benchmark),
         f'{level} What a run takes\n',
-        seconds_table(benchmark),
+        seconds_table(benchmark, partial(scores, kept='seconds'), epsilons),
     ]
     plot(benchmark.table, scores, epsilons, picture)
     page.with_name(f'{page.stem}{start}.csv' if start else 'accuracy.csv').write_text(results.path.read_text())

@@ -25,7 +25,7 @@ import argparse
 import json
 import multiprocessing
 import platform
-import socket
+import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -52,12 +52,12 @@ class Worker:
     def __init__(self, job: dict, method: str) -> None:
         context = multiprocessing.get_context('spawn')
         self._pipes, self._processes = [], []
-        with socket.socket() as free:
-            free.bind(('localhost', 0))
-            port = free.getsockname()[1]
+        self._folder = tempfile.TemporaryDirectory()  # for the file by which processes find each other
         for i in range(job['processes'] if method == job['method'] else 1):
             pipe, other = context.Pipe()
-            process = context.Process(target=serve, args=(other, job, method, i, port), daemon=True)
+            process = context.Process(
+                target=serve, args=(other, job, method, i, f'{self._folder.name}/group'), daemon=True
+            )
             process.start()
             other.close()
             self._pipes.append(pipe)
@@ -82,6 +82,7 @@ class Worker:
         for process in self._processes:
             process.kill()
             process.join()
+        self._folder.cleanup()
 
 
 def measure(job: dict, steps: int, rounds: int = 1) -> dict:

@@ -187,7 +187,7 @@ class Memory:
         return torch.cuda.max_memory_allocated() if self._on_gpu else self._resident('VmHWM') - self._before
 
 
-def serve(pipe: Connection, job: dict, method: str, process: int, port: int) -> None:
+def serve(pipe: Connection, job: dict, method: str, process: int, meeting: str) -> None:
     """Answers 'time' with the seconds of a step's next turn (see ``turns_of``), and 'reset' and 'peak' as ``Memory`` does.
 
     If the job has several batches, each has a model of its own, and they take turns. A failure is answered with its text and
@@ -196,7 +196,7 @@ def serve(pipe: Connection, job: dict, method: str, process: int, port: int) -> 
     Args:
         job: what performance.py measures: config, samples, expected_batch_size, rank, device, threads, processes.
         process: index of this process among those that share the batch.
-        port: where they meet.
+        meeting: the file by which they find each other; it must not exist.
     """
     torch.set_num_threads(job['threads'])
     register_all_modules()
@@ -204,8 +204,7 @@ def serve(pipe: Connection, job: dict, method: str, process: int, port: int) -> 
     shares = job['processes'] if method == job['method'] else 1  # the plain step runs in one process
     try:
         if shares > 1:
-            meeting = f'tcp://localhost:{port}'
-            torch.distributed.init_process_group('gloo', meeting, rank=process, world_size=shares)
+            torch.distributed.init_process_group('gloo', f'file://{meeting}', rank=process, world_size=shares)
         memory = Memory(device)
         streams = []
         for batch in batches_of(job):

@@ -147,7 +147,7 @@ def check_batch_size(size: int, num_records: int) -> None:
     if not 1 <= size <= num_records:
         raise ConfigError(
             f'train_dataloader.batch_sampler.expected_batch_size={size} must be between 1 and the number of private records, '
-            f'{num_records}: write {max(num_records // 8, 1)}, and tools/plan_budget.py says if another is better'
+            f'{num_records}: write {max(num_records // 16, 1)}, and tools/plan_budget.py says if another is better'
         )
 
 

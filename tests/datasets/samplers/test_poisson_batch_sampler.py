@@ -137,7 +137,7 @@ def test_a_resumed_epoch_has_only_its_remaining_steps():
 @pytest.mark.parametrize(
     ('settings', 'message'),
     [
-        (dict(expected_batch_size=61), 'expected_batch_size=61.*60'),
+        (dict(expected_batch_size=61), 'expected_batch_size=61.*60: write 3, and tools'),
         (dict(expected_batch_size=0), 'expected_batch_size=0'),
         (dict(public_batch_size=31), 'public_batch_size=31.*30 public.*: write at most 30'),
     ],
