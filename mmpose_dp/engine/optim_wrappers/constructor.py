@@ -136,7 +136,9 @@ class DPOptimWrapperConstructor(LayeredConstructor):
     def __call__(self, model: nn.Module) -> DPOptimWrapper:
         """Returns the wrapper, prepared for the model. Raises PrivacyError."""
         core = unwrapped(model)
-        if getattr(model, 'broadcast_buffers', False):  # each forward would wait for the processes that sampled no record
+        if getattr(
+            model, 'broadcast_buffers', False
+        ):  # each forward would wait for the processes that sampled no record
             model.broadcast_buffers = False
         if self.norm == 'group':
             replace_batch_norm(core)
