@@ -4,7 +4,6 @@ It finds what mixes the few samples that are tried, not code that reads other fi
 """
 
 import copy
-import os
 from collections.abc import Callable, Iterator, Sequence, Set
 from typing import Any
 
@@ -13,8 +12,7 @@ from mmengine.dataset import BaseDataset
 from mmengine.structures import BaseDataElement
 from torch import Tensor
 
-from .overlap import private_among
-from .privacy_units import real_path
+from .overlap import files_in, private_among
 from .randomness import fixed_randomness
 from .switching import with_held
 
@@ -56,18 +54,8 @@ def pictures_read(transforms: Any, images: Set[str]) -> Iterator[tuple[str, str]
     Albumentations' transforms that take a style from other pictures do (HistogramMatching, FDA).
     """
     for step in with_held(transforms):
-        texts = {text for text in texts_in(getattr(step, '__dict__', {})) if '\0' not in text}
-        if files := {real_path(text) for text in texts if os.path.isfile(text)}:
+        if files := files_in(getattr(step, '__dict__', {})):
             yield from ((type(step).__name__, path) for path in private_among(files, images))
-
-
-def texts_in(value: Any) -> Iterator[str]:
-    """Every text, and every path, in nested containers."""
-    parts = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple, set)) else ()
-    if isinstance(value, (str, os.PathLike)):
-        yield os.fsdecode(value)
-    for one in parts:
-        yield from texts_in(one)
 
 
 def _sample(pipeline: Callable, info: Callable[[], dict], seeds: Sequence[int]) -> Any:

@@ -21,9 +21,9 @@ from mmpose_dp.privacy.errors import ConfigError, DataError
 from mmpose_dp.privacy.noise import RandomSource
 from mmpose_dp.privacy.validation import as_whole
 
-from .alone import mixes, pictures_read, sees_others, texts_in
+from .alone import mixes, pictures_read, sees_others
 from .building import MIXING, build_part, left_out_by, seen_through
-from .overlap import refuse_shared_data
+from .overlap import refuse_shared_data, texts_in
 from .own_code import own_name
 from .privacy_units import (
     file_in_words,

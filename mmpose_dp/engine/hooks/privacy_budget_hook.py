@@ -13,7 +13,7 @@ from mmengine.hooks import Hook, SyncBuffersHook
 from mmengine.runner import Runner
 from mmpose.registry import HOOKS
 
-from mmpose_dp.datasets import refuse_private_validation
+from mmpose_dp.datasets import refuse_private_metrics, refuse_private_validation
 from mmpose_dp.extras.accountability import checked_decision, filled_in
 from mmpose_dp.extras.evidence import PAGE_NAME, intact_statement, ledger_in_statement
 from mmpose_dp.extras.risk import ceiling
@@ -410,3 +410,4 @@ def _refuse_parts(runner: Runner) -> None:
     if runner.val_loop is not None:
         dataset = runner.train_dataloader.dataset
         refuse_private_validation(dataset.private, dataset.images, runner.val_loop.dataloader.dataset)
+        refuse_private_metrics(dataset.private, getattr(getattr(runner.val_loop, 'evaluator', None), 'metrics', ()))
