@@ -136,10 +136,9 @@ class DPOptimWrapperConstructor(LayeredConstructor):
     def __call__(self, model: nn.Module) -> DPOptimWrapper:
         """Returns the wrapper, prepared for the model. Raises PrivacyError."""
         core = unwrapped(model)
-        if getattr(
-            model, 'broadcast_buffers', False
-        ):  # each forward would wait for the processes that sampled no record
-            model.broadcast_buffers = False
+        # or each forward would wait for the processes that sampled no record
+        if getattr(model, 'broadcast_buffers', False):
+            setattr(model, 'broadcast_buffers', False)  # noqa: B010  (mypy takes it for a tensor)
         if self.norm == 'group':
             replace_batch_norm(core)
         freeze_batch_norm(core)
