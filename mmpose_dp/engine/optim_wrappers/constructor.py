@@ -138,8 +138,8 @@ class DPOptimWrapperConstructor(LayeredConstructor):
         core = unwrapped(model)
         if model is not core and not isinstance(model, nn.parallel.DistributedDataParallel):
             raise PrivacyError(
-                f'model_wrapper_cfg.type={type(model).__name__!r} cannot be used: each process must hold the whole model, and run its '
-                "own samples through it. Write type='MMDistributedDataParallel', or leave model_wrapper_cfg out"
+                f'model_wrapper_cfg.type={type(model).__name__!r} cannot be used: each process must hold the whole model, and '
+                "run its own samples through it. Write type='MMDistributedDataParallel', or leave model_wrapper_cfg out"
             )
         # or each forward would wait for the processes that sampled no record
         if getattr(model, 'broadcast_buffers', False):
