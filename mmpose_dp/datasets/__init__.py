@@ -1,7 +1,7 @@
 """Data sets, samplers and transforms of private training. Must not import the engine."""
 
 from .collate import by_record, collate_samples
-from .overlap import refuse_private_validation
+from .overlap import refuse_private_metrics, refuse_private_validation
 from .public_private_dataset import PublicPrivateDataset
 from .samplers import PoissonBatchSampler
 from .transforms import PublicView, View
@@ -13,5 +13,6 @@ __all__ = [
     'View',
     'by_record',
     'collate_samples',
+    'refuse_private_metrics',
     'refuse_private_validation',
 ]

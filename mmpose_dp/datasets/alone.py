@@ -1,10 +1,10 @@
-"""Tests whether a sample depends on other records: through a cache in its pipeline, or a data set that reads a neighbour.
+"""Tests whether a sample depends on other records: a cache or a picture in its pipeline, or a data set that reads a neighbour.
 
 It finds what mixes the few samples that are tried, not code that reads other files by itself. Must not show what a sample holds.
 """
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,9 @@ from mmengine.dataset import BaseDataset
 from mmengine.structures import BaseDataElement
 from torch import Tensor
 
+from .overlap import files_in, private_among
 from .randomness import fixed_randomness
+from .switching import with_held
 
 _ROUNDS = 4  # how often each sample is made: some transforms mix at random, or only when they have seen a few
 
@@ -46,13 +48,14 @@ def sees_others(dataset: BaseDataset, numbers: Sequence[int]) -> bool:
     return False
 
 
-def texts_in(value: Any) -> Iterator[str]:
-    """Every text in nested containers."""
-    parts = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
-    if isinstance(value, str):
-        yield value
-    for one in parts:
-        yield from texts_in(one)
+def pictures_read(transforms: Any, images: Set[str]) -> Iterator[tuple[str, str]]:
+    """The transforms that hold the path of one of ``images``, or of a copy of it: the name of each, and the path.
+
+    Albumentations' transforms that take a style from other pictures do (HistogramMatching, FDA).
+    """
+    for step in with_held(transforms):
+        if files := files_in(getattr(step, '__dict__', {})):
+            yield from ((type(step).__name__, path) for path in private_among(files, images))
 
 
 def _sample(pipeline: Callable, info: Callable[[], dict], seeds: Sequence[int]) -> Any:

@@ -15,7 +15,6 @@ from mmpose.datasets.dataset_wrappers import CombinedDataset
 from mmpose.datasets.datasets import BaseCocoStyleDataset, MpiiDataset
 from mmpose.datasets.datasets.utils import parse_pose_metainfo
 from mmpose.datasets.transforms import GenerateTarget, GetBBoxCenterScale
-from mmpose.datasets.transforms.mix_img_transforms import MixImageTransform
 from mmpose.registry import DATASETS, TRANSFORMS
 
 from mmpose_dp.messages import failure
@@ -25,9 +24,10 @@ from .annotation_file import faults_in_words, refuse_unusable_file, unused_in_wo
 from .annotations import look_at_annotations
 from .privacy_units import real_path
 from .resolving import is_kind, resolved, type_name
+from .switching import is_mixing
 
 # they mix several records into one sample; MMPose's own are found by their base class
-MIXING = ('Mosaic', 'MixUp', 'CutMix', 'CopyPaste', 'YOLOXMixUp')
+MIXING = ('Mosaic', 'MixUp', 'CutMix', 'CopyPaste', 'YOLOXMixUp', 'CachedMosaic', 'CachedMixUp')
 _WRAPPERS = (CombinedDataset, ConcatDataset, RepeatDataset, ClassBalancedDataset)
 _MPII_LAYOUT = """MMPose expects
   {root}/annotations/mpii_train.json, mpii_val.json, mpii_gt_val.mat
@@ -179,7 +179,7 @@ def _refuse_steps(steps: list, key: str) -> None:
 def _refuse_mixing(pipeline: Any, key: str) -> None:
     for step in _steps(pipeline):
         name, cls = type_name(step['type']), resolved(TRANSFORMS, step['type'])
-        if name in MIXING or type_name(cls) in MIXING or (isinstance(cls, type) and issubclass(cls, MixImageTransform)):
+        if name in MIXING or (isinstance(cls, type) and is_mixing(cls, MIXING)):
             raise DataError(f'{key}: {name} mixes several records into one sample; remove it')
 
 

@@ -1,11 +1,12 @@
-"""Checks whether the private set shares files with the public data set, the validation set, or pictures that are to be shown.
+"""Checks whether the private set shares files with the public data set, the validation set or its metrics, or what is shown.
 
 Images are compared by path and by content, annotation files by content. Must not decode a picture.
 """
 
 import filecmp
+import os
 import os.path as osp
-from collections.abc import Collection, Set
+from collections.abc import Collection, Iterable, Iterator, Set
 from typing import Any
 
 from mmengine.dataset import BaseDataset
@@ -14,7 +15,7 @@ from torch.utils.data import Dataset
 from mmpose_dp.messages import warn_in_terminal
 from mmpose_dp.privacy.errors import DataError
 
-from .privacy_units import all_images, digest
+from .privacy_units import all_images, digest, real_path
 
 
 def refuse_shared_data(private: BaseDataset, images: Set[str], public: BaseDataset) -> None:
@@ -57,6 +58,16 @@ def refuse_private_validation(private: BaseDataset, images: Set[str], validation
             )
 
 
+def refuse_private_metrics(private: BaseDataset, metrics: Iterable[Any]) -> None:
+    """Raises DataError for a metric that has the private annotation file, or a copy: its scores would be on private records."""
+    for metric in metrics:
+        if private_among(files_in(getattr(metric, '__dict__', {})), {real_path(private.ann_file)}):
+            raise DataError(
+                f'val_evaluator: {type(metric).__name__} has the private annotation file {private.ann_file}: scores on private '
+                "records are outside the guarantee. Write val_dataloader.dataset's annotation file"
+            )
+
+
 def with_inner(dataset: Any) -> list[Any]:
     """A data set and all that it holds, under whatever names, each once."""
     found = [dataset]
@@ -90,6 +101,21 @@ def private_among(shown: Collection[str], private: Collection[str]) -> list[str]
         for path, others in same_size.items()
         if path in known or any(filecmp.cmp(path, other, shallow=False) for other in others)
     ]
+
+
+def texts_in(value: Any) -> Iterator[str]:
+    """Every text, and every path, in nested containers."""
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple, set)) else ()
+    if isinstance(value, (str, os.PathLike)):
+        yield os.fsdecode(value)
+    for one in parts:
+        yield from texts_in(one)
+
+
+def files_in(value: Any) -> set[str]:
+    """The real path of every file that a text or a path in nested containers names."""
+    texts = (text for text in texts_in(value) if '\0' not in text)
+    return {real_path(text) for text in texts if osp.isfile(text)}
 
 
 def _same_annotations(one: BaseDataset, other: Any) -> bool:

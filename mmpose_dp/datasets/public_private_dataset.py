@@ -21,9 +21,9 @@ from mmpose_dp.privacy.errors import ConfigError, DataError
 from mmpose_dp.privacy.noise import RandomSource
 from mmpose_dp.privacy.validation import as_whole
 
-from .alone import mixes, sees_others, texts_in
+from .alone import mixes, pictures_read, sees_others
 from .building import MIXING, build_part, left_out_by, seen_through
-from .overlap import refuse_shared_data
+from .overlap import refuse_shared_data, texts_in
 from .own_code import own_name
 from .privacy_units import (
     file_in_words,
@@ -152,6 +152,13 @@ class PublicPrivateDataset(Dataset):
                     f'{key}.pipeline: a sample is not the same after other records as it is alone, so one of '
                     f'{", ".join(own)} keeps something of the samples before (a cache, its own random generator): let it use '
                     'its input alone, and the generators of random, numpy.random and torch'
+                )
+        for part in self.parts().values():
+            for name, path in pictures_read(part.pipeline.transforms, self.images):
+                raise DataError(
+                    f'train_dataloader.dataset.{"public" if part is self.public else "private"}.pipeline: {name} has the path of '
+                    f'{osp.basename(path)}, a picture of the private set, which would be in the samples of other records: give '
+                    'it public pictures'
                 )
 
     def _names_others(self, sample: int) -> bool:

@@ -29,7 +29,7 @@ def switch_pipeline(dataset: 'PublicPrivateDataset', pipeline: Any, mixing: tupl
     """
     transforms = list(pipeline.transforms if hasattr(pipeline, 'transforms') else Compose(pipeline).transforms)
     for step in nested(transforms):
-        if isinstance(step, MixImageTransform) or type(step).__name__ in mixing:
+        if is_mixing(type(step), mixing):
             raise DataError(f'{_KEY}: {type(step).__name__} mixes several records into one sample; remove it')
     with_view = None
     views = dataset.views
@@ -46,6 +46,11 @@ def switch_pipeline(dataset: 'PublicPrivateDataset', pipeline: Any, mixing: tupl
     dataset.private.pipeline = Compose(transforms)
     if views is not None:
         views.pipeline = with_view
+
+
+def is_mixing(kind: type, names: tuple[str, ...]) -> bool:
+    """Whether a transform's class, or one that it is derived from, is MMPose's for mixing transforms or has one of the names."""
+    return issubclass(kind, MixImageTransform) or any(one.__name__ in names for one in kind.__mro__)
 
 
 def fingerprint(dataset: 'PublicPrivateDataset') -> list[Any]:

@@ -27,6 +27,12 @@ class FrozenStatistics:
         return super().train(mode and self.public_only)  # type: ignore[misc]
 
 
+class _OfOneProcess(_BatchNorm):
+    """SyncBatchNorm without its exchange: a process with fewer forwards of public samples would let the others wait for ever."""
+
+    _check_input_dim = nn.SyncBatchNorm._check_input_dim
+
+
 def has_batch_statistics(module: nn.Module) -> bool:
     """Whether a forward in train mode would use or change statistics over the batch."""
     return isinstance(module, _BatchNorm) or (
@@ -52,7 +58,8 @@ def freeze_batch_norm(model: nn.Module) -> int:
         if has_batch_statistics(module):
             if not isinstance(module, FrozenStatistics):
                 cls = type(module)
-                module.__class__ = type(f'Frozen{cls.__name__}', (FrozenStatistics, cls), {})
+                kind = _OfOneProcess if isinstance(module, nn.SyncBatchNorm) else cls
+                module.__class__ = type(f'Frozen{cls.__name__}', (FrozenStatistics, kind), {})
                 module.register_forward_pre_hook(_plain_input)
                 module.register_forward_hook(_plain_gradient)
             module.eval()

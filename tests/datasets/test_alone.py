@@ -13,6 +13,7 @@ from mmpose.registry import DATASETS, KEYPOINT_CODECS, TRANSFORMS
 
 from mmpose_dp.datasets import PublicPrivateDataset
 from mmpose_dp.privacy.errors import DataError
+from tests.support.datasets import PIPELINE, mpii
 from tests.support.runs import config
 
 
@@ -155,3 +156,36 @@ def test_a_data_set_that_looks_at_a_neighbour_is_refused(synthetic, tmp_path, mo
         DataError, match=r'private.type=Neighbour: get_data_info gives a record something of another one'
     ):
         built(synthetic, tmp_path, kind='Neighbour')
+
+
+@pytest.mark.parametrize('kind', ['HistogramMatching', 'FDA'])
+@pytest.mark.parametrize('how', ['a path', 'a copy', 'within OneOf', 'in the public part'])
+def test_a_transform_that_is_given_a_private_picture_is_refused(synthetic, synthetic_public, tmp_path, kind, how):
+    """Albumentations takes styles from other pictures: one person's picture would be in the samples of all."""
+    images = sorted((synthetic / 'images').glob('*.jpg'))[3:5]
+    copied = tmp_path / 'style.jpg'
+    copied.write_bytes(images[0].read_bytes())
+    style = dict(type=kind, reference_images=[str(copied)] if how == 'a copy' else [*map(str, images)], p=1.0)
+    if how == 'within OneOf':
+        style = dict(type='OneOf', transforms=[style, dict(type='Blur')])
+    settings, public = mpii(synthetic), mpii(synthetic_public)
+    changed = public if how == 'in the public part' else settings
+    changed['pipeline'] = [*PIPELINE[:-2], dict(type='Albumentation', transforms=[style]), *PIPELINE[-2:]]
+    with pytest.raises(DataError, match='Albumentation has the path of .*jpg, a picture of the private set'):
+        PublicPrivateDataset(settings, public=public)
+
+
+def test_a_transform_may_be_given_public_pictures(synthetic, synthetic_public):
+    images = [*map(str, sorted((synthetic_public / 'images').glob('*.jpg'))[:2])]
+    style = dict(type='HistogramMatching', reference_images=images, p=1.0)
+    settings = mpii(synthetic)
+    settings['pipeline'] = [*PIPELINE[:-2], dict(type='Albumentation', transforms=[style]), *PIPELINE[-2:]]
+    assert PublicPrivateDataset(settings)[0]
+
+
+@pytest.mark.parametrize('name', ['CachedMosaic', 'CachedMixUp'])
+def test_a_cache_of_mmdet_is_refused_by_its_name(synthetic, name):
+    settings = mpii(synthetic)
+    settings['pipeline'] = [*PIPELINE[:-2], dict(type=f'mmdet.{name}', img_scale=(64, 64)), *PIPELINE[-2:]]
+    with pytest.raises(DataError, match=f'private.pipeline: {name} mixes several records'):
+        PublicPrivateDataset(settings)

@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 from mmpose_dp.datasets import PublicPrivateDataset, refuse_private_validation
 from mmpose_dp.datasets.overlap import private_among
 from mmpose_dp.privacy.errors import DataError
-from tests.support.datasets import mpii
+from tests.support.datasets import coco_style, mpii
 from tests.support.runs import config, tiny, train
 
 
@@ -59,6 +59,33 @@ def test_scores_on_private_records_are_refused(synthetic, tmp_path):
     with pytest.raises(DataError, match=r'val_dataloader\.dataset has the private.*mpii_train\.json.*val_cfg=None'):
         train(cfg)
     assert not list(tmp_path.glob('*.jsonl')) and not list(tmp_path.glob('*.pth'))
+
+
+@pytest.mark.parametrize('copied', [False, True])
+def test_scores_against_private_annotations_are_refused(synthetic, tmp_path, copied):
+    """They are found for the pictures of another file too, if the numbers are the same: COCO's begin at 1 in most files."""
+    cfg = tiny(config(synthetic, tmp_path / 'run', 'dpsgd'))
+    own, other = tmp_path / 'own.json', tmp_path / 'other.json'
+    shutil.move(synthetic / coco_style(synthetic, 'own', 16), own)
+    people = json.loads(own.read_text())
+    other.write_text(json.dumps(dict(people, annotations=people['annotations'][:2])))
+    shutil.copy(own, tmp_path / 'copy.json')
+    cfg.train_dataloader.dataset.private, cfg.val_dataloader.dataset = (
+        dict(
+            type='CocoDataset',
+            ann_file=str(file),
+            data_prefix=dict(img=f'{synthetic}/images/'),
+            metainfo=dict(from_file='configs/_base_/datasets/mpii.py'),
+            pipeline=dataset.pipeline,
+            test_mode=file == other,
+        )
+        for file, dataset in ((own, cfg.train_dataloader.dataset.private), (other, cfg.val_dataloader.dataset))
+    )
+    cfg.train_dataloader.batch_sampler.expected_batch_size = 2
+    cfg.val_evaluator = dict(type='CocoMetric', ann_file=str(tmp_path / 'copy.json' if copied else own))
+    with pytest.raises(DataError, match=r'val_evaluator: CocoMetric has the private annotation file .*own\.json'):
+        train(cfg)
+    assert not list(tmp_path.glob('*/*.jsonl'))
 
 
 class Cached(Dataset):

@@ -10,11 +10,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from mmengine.model import MMDistributedDataParallel
 
+from mmpose_dp.engine.optim_wrappers import DPOptimWrapperConstructor
 from mmpose_dp.privacy.ledger import LEDGER_NAME, Ledger
+from tests.support.models import build
 from tests.support.paths import REPO
 from tests.support.processes import environment, free_port, run
-from tests.support.rank_steps import METHODS, SAMPLES, B, movement
+from tests.support.rank_steps import METHODS, SAMPLES, B, config, movement
 
 
 def launch(*command):
@@ -42,6 +45,19 @@ def test_a_rank_without_records_takes_part(ranks, name, settings, steps):
     alone = movement(settings, range(5), steps=steps)
     got = [rank[f'one rank without records{name}'] for rank in ranks]
     assert torch.equal(*got) and (got[0] - alone).norm() <= 1e-6 * alone.norm()
+
+
+def test_a_forward_waits_for_no_process_that_has_none(tmp_path):
+    """``model_wrapper_cfg`` without broadcast_buffers has torch's True: the first forward would wait after a step is counted."""
+    torch.distributed.init_process_group('gloo', init_method=f'file://{tmp_path}/group', rank=0, world_size=1)
+    try:
+        model = MMDistributedDataParallel(build(config(), private=True), broadcast_buffers=True)
+        assert model.will_sync_module_buffers()
+        optimizer = dict(type='SGD', lr=0.1)
+        DPOptimWrapperConstructor(dict(type='DPOptimWrapper', max_grad_norm=1.0, optimizer=optimizer))(model)
+        assert not model.will_sync_module_buffers()
+    finally:
+        torch.distributed.destroy_process_group()
 
 
 def test_noise_enters_once_in_total(ranks):

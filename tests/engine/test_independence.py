@@ -645,9 +645,10 @@ def test_samples_that_cancel_leave_rounding_and_nothing_else(second, far):
 
 def test_hooks_that_average_buffers_are_left_out(synthetic, tmp_path):
     cfg = unvalidated(synthetic, tmp_path, 'dpsgd', train_cfg__max_epochs=1, train_dataloader__batch_size=64)
-    cfg.custom_hooks = [dict(type='SyncBuffersHook')]
+    names = 'SyncBuffersHook', 'SyncNormHook', 'mmdet.SyncNormHook'
+    cfg.custom_hooks = [dict(type=name) for name in names]
     runner = train(cfg)
-    assert not [hook for hook in runner.hooks if type(hook).__name__ == 'SyncBuffersHook']
+    assert not [hook for hook in runner.hooks if type(hook).__name__.startswith('Sync')]
 
 
 @pytest.mark.parametrize(

@@ -335,6 +335,10 @@ class CheckInvalidLossHook(Hook):
     """As mmdet's, by its name."""
 
 
+class PreciseBNHook(Hook):
+    """As mmpretrain's, by its name."""
+
+
 class YOLOXPoseModeSwitchHook(Hook):
     """As mmpose's, by its name."""
 
@@ -360,6 +364,7 @@ def test_hooks_that_would_fail_late(runner, make, message):
         (_Reader(), '_Reader.after_train_iter reads data_batch'),
         (_LossReader(), r"reads outputs\['loss'\]"),
         (CheckInvalidLossHook(), 'CheckInvalidLossHook cannot be used'),
+        (PreciseBNHook(), 'computes the statistics of BatchNorm from private pictures'),
         (YOLOXPoseModeSwitchHook(), 'exchanges the data loader'),
     ],
 )

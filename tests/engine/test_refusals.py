@@ -138,6 +138,14 @@ def test_an_optimizer_that_would_fail_at_its_first_step(hrnet, optimizer, reason
         DPOptimWrapperConstructor(wrapper)(model)
 
 
+def test_a_model_that_is_split_over_processes_or_devices(hrnet):
+    """Norms would be those of a share of the parameters, and the noise of one share: FSDP's own wrapper needs a GPU to be built."""
+    wrapper = dict(type='DPOptimWrapper', max_grad_norm=1.0, optimizer=dict(type='SGD', lr=0.1))
+    model = torch.nn.DataParallel(build(hrnet, private=True).float())
+    with pytest.raises(PrivacyError, match="type='DataParallel' cannot be used: .*MMDistributedDataParallel"):
+        DPOptimWrapperConstructor(wrapper)(model)
+
+
 def test_synced_batch_norm_in_several_processes_without_gpus(tmp_path):
     """As RTMPose's configs have it: torch's sentence names no key, and private training would keep the statistics anyway."""
     backbone = dict(type='ResNet', depth=18, norm_cfg=dict(type='SyncBN'))

@@ -80,6 +80,29 @@ def test_a_picture_in_the_middle_that_is_missing(runner, tmp_path):
         refuse_late_failures(runner)
 
 
+@pytest.mark.parametrize(
+    ('detection', 'message'),
+    [
+        (
+            dict(image_id=99, category_id=1),
+            r'KeyError: 99. Probably since .*found\.json \(bbox_file\) has detections in a picture',
+        ),
+        (
+            dict(image_id=1, category_id=2),
+            r'found\.json \(bbox_file\) has no detection of a person .*or bbox_file=None',
+        ),
+    ],
+    ids=['of another set', 'of no person'],
+)
+def test_detections_that_fit_no_picture(runner, tmp_path, detection, message):
+    """Those of all of COCO's pictures beside annotations of a part of them, say."""
+    (tmp_path / 'found.json').write_text(json.dumps([dict(detection, bbox=[12, 8, 24, 24], score=0.9)]))
+    cfg = dict(write(tmp_path / 'set'), bbox_file=str(tmp_path / 'found.json'), pipeline=copy.deepcopy(STEPS))
+    cfg['serialize_data'] = True  # as it is by default
+    with pytest.raises(PrivacyError, match=message):
+        validated_on(runner, cfg).train_loop._build_validation()
+
+
 def test_a_key_that_no_annotation_should_have_is_not_missed_there(runner, tmp_path):
     steps = [*STEPS[:-1], dict(STEPS[-1], meta_keys=('img_path',))]
     with pytest.raises(PrivacyError, match="KeyError: '[a-z_]+'$"):

@@ -57,6 +57,8 @@ def test_many_personal_budgets_are_announced(capsys):
         warn_of_many_budgets(count)
     (words,) = capsys.readouterr().err.splitlines()
     assert 'personal_epsilon has 9 different values' in words
+    warn_of_many_budgets(2, parts=10)  # a minute
+    assert 'for 10 parts of optim_wrapper.schedule' in capsys.readouterr().err
 
 
 def test_personal_budgets(synthetic, tmp_path):

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from mmpose_dp.models import freeze_batch_norm, replace_batch_norm
+from mmpose_dp.models import freeze_batch_norm, public_statistics, replace_batch_norm
 
 
 def test_statistics_never_move_again():
@@ -28,6 +28,20 @@ def test_freezing_twice_is_freezing_once():
     freeze_batch_norm(model)
     cls = type(model[0])
     assert freeze_batch_norm(model) == 1 and type(model[0]) is cls
+
+
+def test_public_epochs_wait_for_no_other_process(tmp_path):
+    """SyncBatchNorm would, at each forward: with an odd public_batch_size, one process has a forward more than another."""
+    model = nn.Sequential(nn.SyncBatchNorm(4))
+    freeze_batch_norm(model)
+    public_statistics(model, True)
+    model.train()
+    torch.distributed.init_process_group('gloo', init_method=f'file://{tmp_path}/group', rank=0, world_size=1)
+    try:
+        model(torch.randn(5, 4, 6, 6))  # torch's own refuses to exchange anything on a CPU
+    finally:
+        torch.distributed.destroy_process_group()
+    assert int(model[0].num_batches_tracked) == 1
 
 
 @pytest.mark.parametrize('shape', [(1, 8, 5, 6), (2, 8, 1, 6), (1, 2, 5, 6)])

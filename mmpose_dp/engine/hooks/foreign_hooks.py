@@ -21,10 +21,19 @@ _REFUSED = {
     'mmdet.PipelineSwitchHook',
     'YOLOXModeSwitchHook': 'it switches off mixing transforms, which private training does not have; to switch pipelines, use '
     'mmdet.PipelineSwitchHook',
+    'PreciseBNHook': 'it computes the statistics of BatchNorm from private pictures without noise; private training keeps those '
+    'of load_from, or learns them in public epochs',
     'MeanTeacherHook': 'it trains a second model inside the first',
 }
+# they average statistics over processes: those of MMPose and mmdet, and mmengine's
+_AVERAGING = frozenset({'SyncBuffersHook', 'SyncNormHook'})
 _METHODS = ('before_train_iter', 'after_train_iter', '_before_iter', '_after_iter')
 _HIDDEN = 'data_batch is None and outputs holds only what may be logged'
+
+
+def averages(hook: Hook) -> bool:
+    """Whether a hook does nothing but average statistics over processes."""
+    return any(kind.__name__ in _AVERAGING for kind in type(hook).__mro__)
 
 
 def refuse_hooks(hooks: list[Hook]) -> None:

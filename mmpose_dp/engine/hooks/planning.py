@@ -126,18 +126,21 @@ def _personal_plan(
     own = [min(target_epsilon if epsilon is None else epsilon for epsilon in epsilons) for epsilons in wishes]
     counts = sorted(Counter(own).items())
     order = [epsilon for epsilon, _ in counts]
-    warn_of_many_budgets(len(order))
+    parts = 1 if wrapper.schedule is None else len(wrapper.schedule.parts(settings['steps']))
+    warn_of_many_budgets(len(order), parts)
     budgets = tuple(Budget(float(epsilon), count) for epsilon, count in counts)
     assignment = tuple(order.index(epsilon) for epsilon in own)
     return PersonalPlan.calibrate(target_epsilon=order[-1], budgets=budgets, assignment=assignment, **settings)
 
 
-def warn_of_many_budgets(count: int) -> None:
-    """Says beforehand that calibration will take long."""
-    if count > _MANY_BUDGETS:
+def warn_of_many_budgets(count: int, parts: int = 1) -> None:
+    """Says beforehand that calibration will take long. ``parts``: of the schedule."""
+    if count * parts > _MANY_BUDGETS:
+        scheduled = f' for {parts} parts of optim_wrapper.schedule' if parts > 1 else ''
+        fewer = ', or write fewer optim_wrapper.schedule.pieces' if parts > 1 else ''
         warn_in_terminal(
             f'train_dataloader.dataset.personal_epsilon has {count} different values, and the sample rate of each is searched for '
-            'by itself, which takes minutes. To start sooner, round them down to a few, such as 0.5, 1, 2 and 4'
+            f'by itself{scheduled}, which takes minutes. To start sooner, round them down to a few, such as 0.5, 1, 2 and 4{fewer}'
         )
 
 

@@ -9,11 +9,11 @@ from dataclasses import asdict
 from pathlib import Path
 
 from mmengine.dist import is_main_process
-from mmengine.hooks import Hook, SyncBuffersHook
+from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from mmpose.registry import HOOKS
 
-from mmpose_dp.datasets import refuse_private_validation
+from mmpose_dp.datasets import refuse_private_metrics, refuse_private_validation
 from mmpose_dp.extras.accountability import checked_decision, filled_in
 from mmpose_dp.extras.evidence import PAGE_NAME, intact_statement, ledger_in_statement
 from mmpose_dp.extras.risk import ceiling
@@ -37,6 +37,7 @@ from ..own_parts import names_in, own_code_in_words, own_parts
 from ..schedules import idle_steps
 from . import showing
 from .budget_words import announce, budgets_in_words, changed_budget, finished_in_words, resumed_in_words
+from .foreign_hooks import averages
 from .origin import Origin
 from .planning import make_plan, refuse_other_plans, run_metadata_of_views
 from .preflight import refuse_late_failures
@@ -115,7 +116,7 @@ class PrivacyBudgetHook(Hook):
         wrapper = runner.optim_wrapper
         _refuse_parts(runner)
         # A mean over ranks is not exact to the bit, and there is nothing to sync: the loop broadcasts what public epochs learn.
-        runner._hooks = [hook for hook in runner.hooks if not isinstance(hook, SyncBuffersHook)]
+        runner._hooks = [hook for hook in runner.hooks if not averages(hook)]
         runner.register_hook(OwnStateHook())
         # A runner with the same name and start time shares the hub: its losses would be in this one's checkpoints.
         showing.guard(runner, self.expose_private_metrics)
@@ -410,3 +411,4 @@ def _refuse_parts(runner: Runner) -> None:
     if runner.val_loop is not None:
         dataset = runner.train_dataloader.dataset
         refuse_private_validation(dataset.private, dataset.images, runner.val_loop.dataloader.dataset)
+        refuse_private_metrics(dataset.private, getattr(getattr(runner.val_loop, 'evaluator', None), 'metrics', ()))

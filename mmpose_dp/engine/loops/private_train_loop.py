@@ -23,7 +23,7 @@ from mmpose_dp.privacy.errors import PrivacyError
 from ..optim_wrappers import DPOptimWrapper
 from ..padding import padded
 from .loader_wait import LoaderWait
-from .validation import check_train_cfg, refuse_lost_annotations, train_loader, without_idle_workers
+from .validation import about_detections, check_train_cfg, refuse_lost_annotations, train_loader, without_idle_workers
 from .watch import Watch
 
 _UNCOUNTED = (
@@ -121,7 +121,10 @@ class PrivateTrainLoop(EpochBasedTrainLoop):
         try:
             runner.val_loop  # noqa: B018  (a property that builds)
         except Exception as error:
-            raise PrivacyError(f'val_dataloader, val_evaluator or val_cfg cannot be used: {failure(error)}') from error
+            more = about_detections(runner._val_dataloader, error)
+            raise PrivacyError(
+                f'val_dataloader, val_evaluator or val_cfg cannot be used: {failure(error)}{more}'
+            ) from error
 
     def _first_iter(self, epoch: int) -> int:
         """Logical steps before ``epoch``."""

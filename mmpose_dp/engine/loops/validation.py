@@ -62,6 +62,23 @@ def refuse_lost_annotations(evaluator: Any) -> None:
             )
 
 
+def about_detections(loader: Any, error: Exception) -> str:
+    """What is wrong with ``val_dataloader.dataset.bbox_file``, where it is likely to be what ``error`` is about; else empty.
+
+    Args:
+        loader: the config of the data loader.
+        error: what MMPose raised.
+    """
+    dataset = loader.get('dataset') if isinstance(loader, dict) else None
+    file = dataset.get('bbox_file') if isinstance(dataset, dict) else None
+    instead = 'Write the detections in these pictures, or bbox_file=None for the annotated boxes'
+    if file and isinstance(error, KeyError):
+        return f'. Probably since {file} (bbox_file) has detections in a picture that ann_file does not have. {instead}'
+    if file and 'need at least one array' in str(error):  # mmengine's, for a data set without samples
+        return f'. Probably since {file} (bbox_file) has no detection of a person (category_id 1). {instead}'
+    return ''
+
+
 def _listed(value: Any) -> list:
     return list(value) if isinstance(value, (list, tuple)) else [value]
 

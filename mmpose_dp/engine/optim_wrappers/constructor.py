@@ -136,6 +136,14 @@ class DPOptimWrapperConstructor(LayeredConstructor):
     def __call__(self, model: nn.Module) -> DPOptimWrapper:
         """Returns the wrapper, prepared for the model. Raises PrivacyError."""
         core = unwrapped(model)
+        if model is not core and not isinstance(model, nn.parallel.DistributedDataParallel):
+            raise PrivacyError(
+                f'model_wrapper_cfg.type={type(model).__name__!r} cannot be used: each process must hold the whole model, and '
+                "run its own samples through it. Write type='MMDistributedDataParallel', or leave model_wrapper_cfg out"
+            )
+        # or each forward would wait for the processes that sampled no record
+        if getattr(model, 'broadcast_buffers', False):
+            setattr(model, 'broadcast_buffers', False)  # noqa: B010  (mypy takes it for a tensor)
         if self.norm == 'group':
             replace_batch_norm(core)
         freeze_batch_norm(core)
