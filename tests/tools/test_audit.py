@@ -58,7 +58,8 @@ def audit_of(people, tmp_path, method, **options):
 
 
 @pytest.mark.parametrize(
-    'method', ['dpsgd', *(pytest.param(m, marks=pytest.mark.slow) for m in ('projected', 'kronecker', 'feature', 'hybrid'))]
+    'method',
+    ['dpsgd', *(pytest.param(m, marks=pytest.mark.slow) for m in ('projected', 'kronecker', 'feature', 'hybrid'))],
 )
 def test_a_sound_training_is_not_refuted(people, tmp_path, method):
     hook = audit_of(people, tmp_path, method)
