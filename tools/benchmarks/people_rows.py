@@ -167,7 +167,7 @@ def mixing_rows(size: Size, dpsgd: Settings) -> dict[str, Row]:
 
 
 def kronecker_rows(size: Size, dpsgd: Settings) -> dict[str, Row]:
-    """The rows whose private steps are in coordinates that turned public people in unusual poses have, from two starts."""
+    """The rows whose private steps are in coordinates that turned public people in unusual poses have, from three starts."""
     settings = {
         **{key: value for key, value in dpsgd.items() if key != OPTIMIZER},
         PROJECTOR: dict(_delete_=True, type='KroneckerProjector'),
@@ -183,12 +183,13 @@ def kronecker_rows(size: Size, dpsgd: Settings) -> dict[str, Row]:
         tuple(sgd(10.0, 5.0, 20.0)),
         unusual=True,
     )
-    alone = replace(
+    unusual = replace(
         row,
         text='ours, in Kronecker coordinates, from public-only on turned public people in unusual poses',
         start='public_unusual',
     )
-    return {'ours_kronecker': row, 'kronecker_unusual': alone}
+    alone = replace(row, text='ours, in Kronecker coordinates, from the start', start='pretrain')
+    return {'ours_kronecker': row, 'kronecker_unusual': unusual, 'kronecker': alone}
 
 
 def longer(size: Size, dpsgd: Settings, times: int = 1) -> Settings:
