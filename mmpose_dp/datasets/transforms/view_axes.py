@@ -72,10 +72,15 @@ class ViewAxis:
 
 
 def both_ways(image: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
-    """(H, W, C) -> (R, S, C) by matrices (R, H) and (S, W), in single precision."""
-    image = image.astype(np.float32)
-    narrow = (rows.astype(np.float32) @ image.reshape(len(image), -1)).reshape(len(rows), *image.shape[1:])
-    return columns.astype(np.float32) @ narrow
+    """(H, W, C) -> (R, S, C) by matrices (R, H) and (S, W), rounded to a millionth.
+
+    The order of a sum depends on the window and the machine. In double precision, the rounding makes sums of different order
+    equal, ties between two bytes too: otherwise two windows of a picture would show some pixels as different bytes, which
+    together say more than one view.
+    """
+    image = image.astype(np.float64)
+    narrow = (rows @ image.reshape(len(image), -1)).reshape(len(rows), *image.shape[1:])
+    return np.round(columns @ narrow, 6)
 
 
 def _cubic(at: np.ndarray, count: int) -> np.ndarray:

@@ -240,10 +240,11 @@ def test_a_view_never_needs_more_than_the_picture(mode):
 @pytest.mark.parametrize('mode', BLURS)
 def test_two_people_of_one_picture_share_one_view(mode):
     """Where the windows of two boxes overlap, a few samples inside their edges, both show the same."""
-    image = noise()
-    one = view_of(image, (90.3, 100.1), 60.7, mode, view_box=64.0)
-    other = view_of(image, (140.9, 80.7), 44.2, mode, view_box=64.0)
-    assert np.array_equal(one[80:112, 110:140], other[80:112, 110:140])
+    for seed in range(20):  # in single precision, up to one pixel in 10,000 differed, on some machines
+        image = noise(seed=seed)
+        one = view_of(image, (90.3, 100.1), 60.7, mode, view_box=64.0)
+        other = view_of(image, (140.9, 80.7), 44.2, mode, view_box=64.0)
+        assert np.array_equal(one[80:112, 110:140], other[80:112, 110:140])
     assert not np.array_equal(one, other)  # each shows its own window alone
     smaller = view_of(image, (140.9, 80.7), 44.2, mode)
     assert not np.array_equal(one[80:112, 110:140], smaller[80:112, 110:140])
