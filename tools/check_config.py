@@ -190,14 +190,13 @@ def report_memory(cfg: Config, model: nn.Module, wrapper: DPOptimWrapper, batch:
     samples = max(usual, largest_forward)
     whose = 'train_dataloader.batch_size' if samples == usual else 'of one record, which go through one forward'
     largest = max(p.numel() for p in wrapper.params)
-    projector = (cfg.get('optim_wrapper') or {}).get('projector')
     parts = {
         'weights': weights,
         'sums, noise and optimizer state': 5 * 4 * trained,
         f'activations of {samples} samples ({whose})': per_sample * samples,
         f"the largest parameter's gradients for {samples} samples": 4.0 * largest * samples,
     }
-    if projector:
+    if wrapper.projector:
         parts[f'subspace of rank {wrapper.projector.max_rank}'] = float(basis_bytes(wrapper.projector, wrapper.params))
     print(f'\nMemory: about {sum(parts.values()) / 2**30:.2f} GiB')
     for name, size in parts.items():

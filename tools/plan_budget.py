@@ -44,7 +44,7 @@ from trial import (
     without_downloads,
 )
 
-from mmpose_dp.datasets import collate_samples
+from mmpose_dp.datasets import batches_of
 from mmpose_dp.engine import config_warnings, left_random
 from mmpose_dp.engine.basis import fit_basis, table_of
 from mmpose_dp.engine.half_private import is_private
@@ -269,11 +269,8 @@ def _fit(runner: Runner, fitted: list[int], indices: list[int]) -> None:
 
 def _gradients(runner: Runner, chosen: list[int]) -> Any:
     """Batches of per-sample gradients of public samples of the data set; a sample that cannot be used is left out."""
-    dataset = runner.train_dataloader.dataset
-    for start in range(0, len(chosen), TOGETHER):
-        batch = collate_samples([dataset[i] for i in chosen[start : start + TOGETHER]])
-        if batch['inputs']:
-            yield runner.optim_wrapper.public_gradients(batch)
+    for batch in batches_of(runner.train_dataloader.dataset, chosen, TOGETHER):
+        yield runner.optim_wrapper.public_gradients(batch)
 
 
 # ---- the forecast ----------------------------------------------------------------------------------------------------

@@ -1,6 +1,6 @@
 """Data sets, samplers and transforms of private training. Must not import the engine."""
 
-from .collate import by_record, collate_samples
+from .collate import batches_of, by_record, collate_samples
 from .overlap import refuse_private_metrics, refuse_private_validation
 from .public_private_dataset import PublicPrivateDataset
 from .samplers import PoissonBatchSampler
@@ -11,6 +11,7 @@ __all__ = [
     'PublicPrivateDataset',
     'PublicView',
     'View',
+    'batches_of',
     'by_record',
     'collate_samples',
     'refuse_private_metrics',

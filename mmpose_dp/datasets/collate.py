@@ -1,6 +1,6 @@
 """Collates packed samples into batches, and splits batches into records. Must not add, drop or repeat a sample."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from mmengine.registry import FUNCTIONS
@@ -41,3 +41,11 @@ def collate_samples(items: Sequence[Sequence[dict]]) -> dict[str, Any]:
     if isinstance(items, OfStep):
         batch['step'] = items.step
     return batch
+
+
+def batches_of(dataset: Any, samples: Sequence[int], size: int) -> Iterator[dict[str, Any]]:
+    """Collates ``size`` samples of a data set at a time. A sample that cannot be used is left out, and so is an empty batch."""
+    for start in range(0, len(samples), size):
+        batch = collate_samples([dataset[i] for i in samples[start : start + size]])
+        if batch['inputs']:
+            yield batch

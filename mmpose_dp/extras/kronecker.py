@@ -137,8 +137,12 @@ class Factors:
         return moved
 
     def matrices(self, grads: Tensor) -> Tensor:
-        """(samples, size or *shape) -> (samples, r, c) float32, zeros for samples that are not finite."""
-        found = grads.reshape(len(grads), len(self.left), len(self.right)).float()
+        """(samples, size or *shape) -> (samples, r, c) float32."""
+        return grads.reshape(len(grads), len(self.left), len(self.right)).float()
+
+    def finite(self, grads: Tensor) -> Tensor:
+        """The same, with zeros for samples that are not finite."""
+        found = self.matrices(grads)
         return found.masked_fill(~found.isfinite().flatten(1).all(1)[:, None, None], 0)
 
     def turned(self, matrices: Tensor) -> Tensor:
@@ -148,8 +152,7 @@ class Factors:
 
     def chosen(self, grads: Tensor) -> Tensor:
         """The coordinates of gradients, (samples, size) -> (samples, stop - start), not finite where a gradient is not."""
-        matrices = grads.reshape(len(grads), len(self.left), len(self.right)).float()
-        return self.turned(matrices)[:, self.places] * self.scale
+        return self.turned(self.matrices(grads))[:, self.places] * self.scale
 
     def expand(self, coordinates: Tensor) -> Tensor:
         """This parameter's part of V c: (stop - start,) -> (*shape)."""
@@ -204,7 +207,7 @@ def _sharper(basis: Sequence[Factors], batches: Iterable[Sequence[Tensor]]) -> l
     sums = [(torch.zeros_like(own.left), torch.zeros_like(own.right)) for own in basis]
     for batch in batches:
         for own, grads, (left, right) in zip(basis, batch, sums):
-            matrices = own.matrices(grads)
+            matrices = own.finite(grads)
             rows, columns = matrices.flatten(0, 1), matrices.transpose(0, 1).flatten(1)
             with without_tf32(matrices):
                 right += rows.T @ (rows @ own.right)
@@ -223,5 +226,5 @@ def _mean_squares(basis: Sequence[Factors], batches: Iterable[Sequence[Tensor]])
     for batch in batches:
         count += len(batch[0])
         for own, grads, total in zip(basis, batch, sums):
-            total += own.turned(own.matrices(grads)).square().sum(0)
+            total += own.turned(own.finite(grads)).square().sum(0)
     return [total / max(count, 1) for total in sums]

@@ -11,6 +11,7 @@ from mmpose_dp.gradients.blocks import StackBlock
 from mmpose_dp.privacy.errors import ConfigError, DataError, PrivacyError
 from mmpose_dp.privacy.mechanism import GaussianMechanism
 from mmpose_dp.privacy.records import Samples
+from mmpose_dp.tensors import as_vectors
 
 # a convolution, a transposed and a depthwise one, a norm's weight, a position embedding, a number
 SHAPES = [(6, 4, 3, 3), (5, 3, 2, 2), (8, 1, 3, 3), (7,), (1, 9, 4), ()]
@@ -41,8 +42,8 @@ def dense(projector):
     return torch.stack(columns, 1)
 
 
-def flat(parts, batch=True):
-    return torch.cat([p.flatten(1) if p.dim() > 1 else p[:, None] for p in parts], 1)
+def flat(parts):
+    return torch.cat([as_vectors(p) for p in parts], 1)
 
 
 def test_coordinates_and_the_way_back_are_v_transposed_and_v():

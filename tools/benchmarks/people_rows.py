@@ -16,7 +16,6 @@ import numpy as np
 from accuracy_rows import (
     DEFAULT_VIEW,
     IN_PROCESS,
-    OPTIMIZER,
     PAPERS_VIEW,
     PROJECTOR,
     Row,
@@ -169,7 +168,7 @@ def mixing_rows(size: Size, dpsgd: Settings) -> dict[str, Row]:
 def kronecker_rows(size: Size, dpsgd: Settings) -> dict[str, Row]:
     """The rows whose private steps are in coordinates that turned public people in unusual poses have, from three starts."""
     settings = {
-        **{key: value for key, value in dpsgd.items() if key != OPTIMIZER},
+        **dpsgd,
         PROJECTOR: dict(_delete_=True, type='KroneckerProjector'),
         'optim_wrapper.max_grad_norm': 5e-3,
         **{key.replace('dataset.', 'dataset.public.', 1): value for key, value in TURNED.items()},

@@ -12,7 +12,7 @@ from mmengine.runner import Runner
 from mmpose.registry import HOOKS
 from torch import Tensor
 
-from mmpose_dp.datasets import collate_samples
+from mmpose_dp.datasets import batches_of
 from mmpose_dp.extras.kronecker import KroneckerProjector, in_passes, samples_for
 from mmpose_dp.privacy.errors import ConfigError
 from mmpose_dp.privacy.projection import Projector
@@ -89,24 +89,17 @@ class ProjectorRefreshHook(Hook):
         """The gradients of public samples, micro-batch by micro-batch."""
         assert wrapper.projector is not None
         table = GradientTable(wrapper.params, len(chosen), wrapper.projector.dtype)
-        for batch in _collated(runner, chosen, runner.train_dataloader.batch_sampler.micro_batch_size):
+        loader = runner.train_dataloader
+        for batch in batches_of(loader.dataset, chosen, loader.batch_sampler.micro_batch_size):
             wrapper.public_gradients(batch, table.next_rows(len(batch['inputs'])))
         return table
 
 
 def _whole(runner: Runner, wrapper: DPOptimWrapper, chosen: Sequence[int]) -> Iterator[list[Tensor]]:
     """Batches of the gradients of public samples, each as DPOptimWrapper.public_gradients gives them."""
-    size = min(runner.train_dataloader.batch_sampler.micro_batch_size, MOST_WHOLE)
-    return (wrapper.public_gradients(batch) for batch in _collated(runner, chosen, size))
-
-
-def _collated(runner: Runner, chosen: Sequence[int], size: int) -> Iterator[dict]:
-    """Batches of public samples; one that cannot be used is left out."""
-    dataset = runner.train_dataloader.dataset
-    for start in range(0, len(chosen), size):
-        batch = collate_samples([dataset[i] for i in chosen[start : start + size]])
-        if batch['inputs']:
-            yield batch
+    loader = runner.train_dataloader
+    size = min(loader.batch_sampler.micro_batch_size, MOST_WHOLE)
+    return (wrapper.public_gradients(batch) for batch in batches_of(loader.dataset, chosen, size))
 
 
 def _share_basis(projector: Projector, wrapper: DPOptimWrapper) -> None:
