@@ -12,9 +12,9 @@ from mmengine.dataset import BaseDataset
 from mmengine.structures import BaseDataElement
 from torch import Tensor
 
+from .nested import with_held
 from .overlap import files_in, private_among
 from .randomness import fixed_randomness
-from .switching import with_held
 
 _ROUNDS = 4  # how often each sample is made: some transforms mix at random, or only when they have seen a few
 

@@ -22,12 +22,10 @@ from mmpose_dp.privacy.errors import DataError, PrivacyError
 
 from .annotation_file import faults_in_words, refuse_unusable_file, unused_in_words
 from .annotations import look_at_annotations
+from .nested import MIXING, is_mixing
 from .privacy_units import real_path
 from .resolving import is_kind, resolved, type_name
-from .switching import is_mixing
 
-# they mix several records into one sample; MMPose's own are found by their base class
-MIXING = ('Mosaic', 'MixUp', 'CutMix', 'CopyPaste', 'YOLOXMixUp', 'CachedMosaic', 'CachedMixUp')
 _WRAPPERS = (CombinedDataset, ConcatDataset, RepeatDataset, ClassBalancedDataset)
 _MPII_LAYOUT = """MMPose expects
   {root}/annotations/mpii_train.json, mpii_val.json, mpii_gt_val.mat
@@ -179,7 +177,7 @@ def _refuse_steps(steps: list, key: str) -> None:
 def _refuse_mixing(pipeline: Any, key: str) -> None:
     for step in _steps(pipeline):
         name, cls = type_name(step['type']), resolved(TRANSFORMS, step['type'])
-        if name in MIXING or (isinstance(cls, type) and is_mixing(cls, MIXING)):
+        if name in MIXING or (isinstance(cls, type) and is_mixing(cls)):
             raise DataError(f'{key}: {name} mixes several records into one sample; remove it')
 
 

@@ -4,17 +4,16 @@ Images are compared by path and by content, annotation files by content. Must no
 """
 
 import filecmp
-import os
 import os.path as osp
-from collections.abc import Collection, Iterable, Iterator, Set
+from collections.abc import Collection, Iterable, Set
 from typing import Any
 
 from mmengine.dataset import BaseDataset
-from torch.utils.data import Dataset
 
 from mmpose_dp.messages import warn_in_terminal
 from mmpose_dp.privacy.errors import DataError
 
+from .nested import inner_datasets, texts_in, with_inner
 from .privacy_units import all_images, digest, real_path
 
 
@@ -50,7 +49,11 @@ def refuse_private_validation(private: BaseDataset, images: Set[str], validation
                 'outside the guarantee. Validate on other people, or switch validation off: val_cfg=None, val_dataloader=None, '
                 'val_evaluator=None'
             )
-        shared = private_among(all_images(part), images) if isinstance(part, BaseDataset) and not _inner(part) else []
+        shared = (
+            private_among(all_images(part), images)
+            if isinstance(part, BaseDataset) and not inner_datasets(part)
+            else []
+        )
         if shared:
             warn_in_terminal(
                 f'val_dataloader.dataset shares {len(shared)} image files with the private set ({osp.basename(min(shared))}, '
@@ -68,26 +71,6 @@ def refuse_private_metrics(private: BaseDataset, metrics: Iterable[Any]) -> None
             )
 
 
-def with_inner(dataset: Any) -> list[Any]:
-    """A data set and all that it holds, under whatever names, each once."""
-    found = [dataset]
-    for one in found:
-        found += [part for part in _inner(one) if not any(part is other for other in found)]
-    return found
-
-
-def _inner(dataset: Any) -> list[Dataset]:
-    return [one for one in held_by(dataset) if isinstance(one, Dataset)]
-
-
-def held_by(owner: Any) -> list[Any]:
-    """What is in the attributes of an object, alone or in lists and dicts."""
-    held: list[Any] = []
-    for value in getattr(owner, '__dict__', {}).values():
-        held += value if isinstance(value, (list, tuple)) else value.values() if isinstance(value, dict) else [value]
-    return held
-
-
 def private_among(shown: Collection[str], private: Collection[str]) -> list[str]:
     """The files of ``shown`` that are private image files, or copies of one: both by the path, or the same to the byte."""
     sizes: dict[int, list[str]] = {}
@@ -101,15 +84,6 @@ def private_among(shown: Collection[str], private: Collection[str]) -> list[str]
         for path, others in same_size.items()
         if path in known or any(filecmp.cmp(path, other, shallow=False) for other in others)
     ]
-
-
-def texts_in(value: Any) -> Iterator[str]:
-    """Every text, and every path, in nested containers."""
-    parts = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple, set)) else ()
-    if isinstance(value, (str, os.PathLike)):
-        yield os.fsdecode(value)
-    for one in parts:
-        yield from texts_in(one)
 
 
 def files_in(value: Any) -> set[str]:

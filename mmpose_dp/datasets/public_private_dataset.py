@@ -22,8 +22,9 @@ from mmpose_dp.privacy.noise import RandomSource
 from mmpose_dp.privacy.validation import as_whole
 
 from .alone import mixes, pictures_read, sees_others
-from .building import MIXING, build_part, left_out_by, seen_through
-from .overlap import refuse_shared_data, texts_in
+from .building import build_part, left_out_by, seen_through
+from .nested import texts_in, with_held
+from .overlap import refuse_shared_data
 from .own_code import own_name
 from .privacy_units import (
     file_in_words,
@@ -38,7 +39,7 @@ from .privacy_units import (
 from .randomness import fixed_randomness, random_step
 from .sample_form import IMAGE, Form, difference, form_of
 from .steps import OfStep
-from .switching import switch_pipeline, with_held
+from .switching import switched
 from .transforms import View
 from .transforms.view import changed_before, check_view
 
@@ -292,7 +293,9 @@ class PublicPrivateDataset(Dataset):
 
     @pipeline.setter
     def pipeline(self, pipeline: Any) -> None:
-        switch_pipeline(self, pipeline, MIXING)
+        self.private.pipeline, with_view = switched(pipeline, getattr(self.views, 'pipeline', None))
+        if self.views is not None:
+            self.views.pipeline = with_view
         self.try_first_samples()
         self.switched = True
 

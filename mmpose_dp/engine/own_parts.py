@@ -9,9 +9,8 @@ from typing import Any
 from mmengine.runner import BaseLoop, Runner
 from torch import nn
 
-from mmpose_dp.datasets.overlap import with_inner
+from mmpose_dp.datasets.nested import with_held, with_inner
 from mmpose_dp.datasets.own_code import own_name
-from mmpose_dp.datasets.switching import with_held
 from mmpose_dp.models import unwrapped
 
 from .schedules import schedulers_of

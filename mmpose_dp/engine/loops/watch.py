@@ -8,7 +8,8 @@ from typing import Any
 from torch import nn
 from torch.utils.data import DataLoader
 
-from mmpose_dp.datasets.switching import fingerprint, same
+from mmpose_dp.datasets import PublicPrivateDataset
+from mmpose_dp.datasets.nested import nested
 from mmpose_dp.privacy.errors import PrivacyError
 
 
@@ -29,7 +30,7 @@ class Watch:
         """Takes the pipelines as they are now for right."""
         dataset = self._parts[0]
         dataset.switched = False
-        self._made_by = fingerprint(dataset)
+        self._made_by = _fingerprint(dataset)
 
     def take_trained(self, model: nn.Module) -> None:
         """Takes what requires a gradient now for right."""
@@ -45,7 +46,7 @@ class Watch:
             )
         if self._parts[0].switched:
             self.take_pipelines()
-        elif not same(self._made_by, fingerprint(self._parts[0])):
+        elif not _same(self._made_by, _fingerprint(self._parts[0])):
             raise PrivacyError(
                 'a hook changed a pipeline inside train_dataloader.dataset: the public views would not change with it, and the '
                 'checks for mixing transforms would not see it. Assign train_dataloader.dataset.pipeline, as '
@@ -57,3 +58,14 @@ class Watch:
                     f'a hook {"thawed" if param.requires_grad else "froze"} {name} during training: per-sample gradients and noise '
                     'are for what is trained from the start. Write optim_wrapper.trainable, or run one training for each part'
                 )
+
+
+def _fingerprint(dataset: PublicPrivateDataset) -> list[Any]:
+    """All that decides what a sample looks like: data sets, pipelines, every transform, and the description of the view."""
+    objects = [x for part in dataset.parts().values() for x in (part, part.pipeline, *nested(part.pipeline.transforms))]
+    return [*objects, dataset.view_description]
+
+
+def _same(one: list[Any], other: list[Any]) -> bool:
+    """Whether two fingerprints are of the same objects."""
+    return len(one) == len(other) and all(a is b for a, b in zip(one[:-1], other[:-1])) and one[-1] == other[-1]
