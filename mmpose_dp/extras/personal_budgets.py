@@ -153,9 +153,9 @@ def calibrate_sample_rates(
     def exactly(history: History) -> float:
         return epsilon(history, target_delta, accountant)
 
-    sigma = smallest_sigma(over(lambda history: rough_epsilon(history, target_delta)), 1.0, 2.0, _PRECISION)
+    sigma = smallest_sigma(over(lambda history: rough_epsilon(history, target_delta)), 1.0, _PRECISION)
     if sigma is not None:
-        sigma = smallest_sigma(over(exactly), sigma, 1.05, _PRECISION)
+        sigma = smallest_sigma(over(exactly), sigma, _PRECISION)
     if sigma is None:
         raise BudgetError(
             f'the personal budgets {[target for target, _ in budgets]} cannot be met in {steps} steps of '
@@ -174,16 +174,17 @@ def calibrate_sample_rates(
 
 def _highest_rate(target: float, sigma: float, spent: Spent, history: History, factors: Factors) -> Fraction:
     """The highest sampling rate within the budget, at most one percent too low; 0 if there is none."""
+    unit = Fraction(1, 1 << _RATE_BITS)
 
-    def fits(rate: Fraction) -> bool:
-        return spent([*history, *scheduled_steps(sigma, rate, factors)]) <= target
+    def fits(units: int) -> bool:
+        return spent([*history, *scheduled_steps(sigma, units * unit, factors)]) <= target
 
-    low, high = Fraction(1, 1 << _RATE_BITS), Fraction(1)
+    low, high = 1, 1 << _RATE_BITS
     if fits(high):
-        return high
+        return Fraction(1)
     if not fits(low):
         return Fraction(0)
-    while high / low > Fraction(101, 100):
-        middle = Fraction(int(math.sqrt(low * high) * 2**_RATE_BITS), 1 << _RATE_BITS)
+    while high > max(1.01 * low, low + 1):
+        middle = max(math.isqrt(low * high), low + 1)  # below high, which is two units above low, or more
         low, high = (middle, high) if fits(middle) else (low, middle)
-    return low
+    return low * unit

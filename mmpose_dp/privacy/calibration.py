@@ -8,11 +8,13 @@ from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 
+from scipy.optimize import brentq
+
 from .accounting import History, StepEvent, epsilon, rough_epsilon
 from .errors import BudgetError
 from .validation import as_delta, as_given, as_positive, as_whole, rounded_up
 
-_SIGMAS = (1e-2, 1e9)  # where calibration looks
+_SIGMAS = (5e-3, 1e9)  # where calibration looks
 _PRECISION = 1e-4  # relative, of a calibrated noise multiplier
 _ALL_BUT_SPENT = 0.99  # of the budget: what a whole training leaves over is no budget for another
 
@@ -47,14 +49,11 @@ def calibrate_noise_multiplier(
         return [*history, *scheduled_steps(sigma, sample_rate, factors)]
 
     # a quick bound, which is a little above what the accountants give
-    start = smallest_sigma(lambda sigma: rough_epsilon(after(sigma), target_delta) / target_epsilon, 1.0, 2.0, 0.01)
-    steps_apart = 1.1
+    start = smallest_sigma(lambda x: rough_epsilon(after(x), target_delta) / target_epsilon, 1.0, 0.01)
     if start is None:  # a small epsilon: by the Gaussian mechanism's formula (Dwork and Roth 2014, theorem 3.22)
         length = float(sample_rate) * math.sqrt(steps) * math.sqrt(2 * math.log(1.25 / target_delta))
-        start, steps_apart = min(max(length / target_epsilon, 1.0), _SIGMAS[1]), 2.0
-    sigma = smallest_sigma(
-        lambda sigma: epsilon(after(sigma), target_delta, accountant) / target_epsilon, start, steps_apart, _PRECISION
-    )
+        start = min(max(length / target_epsilon, 1.0), _SIGMAS[1])
+    sigma = smallest_sigma(lambda x: epsilon(after(x), target_delta, accountant) / target_epsilon, start, _PRECISION)
     if sigma is not None:
         return sigma
     least, by_pld = (epsilon(after(_SIGMAS[1]), target_delta, name) for name in (accountant, 'pld'))
@@ -71,25 +70,26 @@ def scheduled_steps(sigma: float, rate: Fraction, factors: Factors) -> History:
     return [(StepEvent(sigma * factor, rate), steps) for factor, steps in factors]
 
 
-def smallest_sigma(ratio: Callable[[float], float], start: float, factor: float, precision: float) -> float | None:
-    """The least sigma whose ``ratio``, which falls in sigma, is 1 or below, rounded up by ``precision``; None if there is none.
+def smallest_sigma(ratio: Callable[[float], float], start: float, precision: float) -> float | None:
+    """The least sigma whose ``ratio``, which falls in sigma, is 1 or below, rounded up by ``precision``; None if there is none."""
 
-    Steps of ``factor`` first, from ``start``. Each ratio may take a second.
-    """
-    high = start
-    while ratio(high) > 1:
-        high *= factor
-        if high > _SIGMAS[1]:
+    def excess(x: float) -> float:  # never 0: of several sigmas that just fit, the least is wanted
+        at = ratio(math.exp(x))
+        return math.log(min(at, 1e99)) if at > 1 else math.log(max(at, 1e-99)) - 1e-12
+
+    low = high = math.log(start)
+    while excess(high) > 0:  # longer and longer steps, since a ratio may take a second
+        low, high = high, high + 2 * (high - low) + 0.1
+        if high > math.log(_SIGMAS[1]):
             return None
-    low = high / factor
-    while ratio(low) <= 1:
-        if low < _SIGMAS[0]:
-            return low
-        high, low = low, low / factor
-    while high > low * (1 + precision):
-        middle = math.sqrt(low * high)
-        low, high = (middle, high) if ratio(middle) > 1 else (low, middle)
-    return high
+    while excess(low) < 0:
+        low, high = low - 0.1, low
+        if low < math.log(_SIGMAS[0]):
+            return math.exp(high)
+    found = math.exp(brentq(excess, low, high, xtol=precision / 4)) * (1 + precision / 2)
+    while ratio(found) > 1:  # accountants' grids change with sigma: a little more may be needed
+        found *= 1 + precision / 4
+    return found
 
 
 def steps_within(

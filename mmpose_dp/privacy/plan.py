@@ -112,9 +112,8 @@ class PrivacyPlan:
         """What the ledger keeps of this training beside its steps, plain JSON values: a resume must not change or hide them."""
         names = 'method privacy_unit subjects subjects_digest num_records public_view public_data'.split()
         names += ['secret_randomness', 'expose_private_metrics', 'arithmetic']
-        return dict(
-            {name: getattr(self, name) for name in names}, noise=NOISE, personal_budgets=[], personal_assignment=None
-        )
+        kept = {name: getattr(self, name) for name in names}
+        return dict(kept, noise=NOISE, personal_budgets=[], personal_assignment=None)
 
     @property
     def sample_rate(self) -> Fraction:

@@ -6,7 +6,14 @@ from fractions import Fraction
 
 import pytest
 
-from mmpose_dp.extras.personal_budgets import Budget, PersonalPlan, calibrate_sample_rates, of_group
+from mmpose_dp.extras.personal_budgets import (
+    _RATE_BITS,
+    Budget,
+    PersonalPlan,
+    _highest_rate,
+    calibrate_sample_rates,
+    of_group,
+)
 from mmpose_dp.privacy.accounting import StepEvent, epsilon
 from mmpose_dp.privacy.calibration import calibrate_noise_multiplier
 from mmpose_dp.privacy.errors import BudgetError, LedgerError
@@ -72,3 +79,11 @@ def test_budgets_that_cannot_be_met_are_refused():
     for budgets, spent in (([(0.1, 50), (4.0, 50)], history), ([(1e-9, 50), (2e-9, 50)], ())):
         with pytest.raises(BudgetError, match='personal budget'):
             calibrate_sample_rates(budgets, 1e-5, 10, 10, 'rdp', spent)
+
+
+@pytest.mark.parametrize('units', [1, 2, 3, 50, 99])
+def test_a_budget_that_the_smallest_rates_alone_meet(units):
+    """One percent of such a rate is less than the rates are apart: the search must end."""
+    fitting = Fraction(units, 2**_RATE_BITS)
+    rate = _highest_rate(1.0, 1.0, lambda history: 2.0 if history[0][0].sample_rate > fitting else 0.5, (), ((1.0, 9),))
+    assert 0.99 * fitting <= rate <= fitting

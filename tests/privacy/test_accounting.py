@@ -127,7 +127,33 @@ def test_a_target_that_a_power_of_two_just_meets(accountant):
         assert sigma * (1 - 1e-3) < found <= sigma * (1 + 2e-4)
 
 
+SHAPES = {
+    'smooth': lambda x, root: root / x,
+    'steep': lambda x, root: (root / x) ** 9,
+    'with a kink': lambda x, root: (root / x) ** (1 if x < root else 9),
+    'infinite for little noise': lambda x, root: root / x if x > 0.97 * root else math.inf,
+    'a plateau': lambda x, root: 1.0 if x >= root else 2.0,
+    'zero': lambda x, root: 0.0 if x >= root else 2.0,
+    'not quite falling': lambda x, root: root / x * (1.0005 if int(x / root * 5000) % 2 else 1),
+}
+
+
+@pytest.mark.parametrize(('root', 'start'), [(0.05, 0.06), (0.3, 0.31), (3.7, 1.0), (8.0, 8.0), (1e4, 9e3)])
+@pytest.mark.parametrize('shape', SHAPES)
+def test_the_search_rounds_up_by_its_precision_whatever_the_curve_is(shape, root, start):
+    """And it asks for few ratios, which may take a second each, if the curve is smooth."""
+    asked = []
+
+    def ratio(x):
+        asked.append(x)
+        return SHAPES[shape](x, root)
+
+    found = smallest_sigma(ratio, start, 1e-4)
+    assert ratio(found) <= 1 and found <= root * (1.0011 if shape == 'not quite falling' else 1.0001)
+    assert len({*asked}) <= (11 if shape in ('smooth', 'steep') else 50)
+
+
 def test_all_drawn_every_time_is_a_plateau():
     """With B = N every larger sigma may fit as well: the least one is wanted."""
     for edge in (1.07, 1.9, 0.3):
-        assert edge <= smallest_sigma(lambda x: 1.0 if x >= edge else 2.0, 1.0, 2.0, 1e-3) <= edge * 1.002  # noqa: B023
+        assert edge <= smallest_sigma(lambda x: 1.0 if x >= edge else 2.0, 1.0, 1e-3) <= edge * 1.002  # noqa: B023
