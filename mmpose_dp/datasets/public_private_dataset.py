@@ -21,7 +21,7 @@ from mmpose_dp.privacy.errors import ConfigError, DataError
 from mmpose_dp.privacy.noise import RandomSource
 from mmpose_dp.privacy.validation import as_whole
 
-from .alone import mixes, pictures_read, sees_others
+from .alone import mixes, passes_the_view, pictures_read, sees_others
 from .building import build_part, left_out_by, seen_through
 from .nested import texts_in, with_held
 from .overlap import refuse_shared_data
@@ -131,6 +131,7 @@ class PublicPrivateDataset(Dataset):
         self._probes = {name: self._tried(part, name) for name, part in self.parts().items()}
         self._refuse_random_views()
         self._refuse_other_people()
+        self._refuse_what_passes_the_view()
 
     def _refuse_mixing(self) -> None:
         """Refuses pipelines and data sets of other code in which one record reaches the sample of another."""
@@ -261,6 +262,22 @@ class PublicPrivateDataset(Dataset):
                     f'train_dataloader.dataset.private.pipeline changes {changed} before GetBBoxCenterScale, so that the public '
                     'view would hide other parts of a person than it says: move what changes it (KeypointConverter, say) behind '
                     'GetBBoxCenterScale'
+                )
+
+    def _refuse_what_passes_the_view(self) -> None:
+        """Refuses transforms behind the view that read the private picture: the public part would show what the view hides."""
+        if self.views is None:
+            return
+        steps = self.views.pipeline.transforms
+        place = 1 + steps.index(self._center_scale)
+        for sample, seeds in self._probes['public_view']:
+            step = passes_the_view(steps, place, partial(self.view_info, sample), seeds)
+            if step is not None:
+                raise DataError(
+                    f'train_dataloader.dataset.private.pipeline: {getattr(step, "__name__", type(step).__name__)} comes after '
+                    'GetBBoxCenterScale, where the public view is put, and reads the private picture itself (from img_path, or '
+                    'kept from before), so that the public samples would show what the view hides: move it before '
+                    'GetBBoxCenterScale, or take it out'
                 )
 
     def _refuse_lost_data(self, part: BaseDataset) -> None:
