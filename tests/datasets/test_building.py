@@ -2,9 +2,11 @@
 
 import http.server
 import random
+import shutil
 import threading
 from contextlib import nullcontext
 from functools import partial
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -132,6 +134,49 @@ def test_what_is_random_may_not(own, step):
     cfg = dict(own, pipeline=[PIPELINE[0], step, *PIPELINE[1:]])
     PublicPrivateDataset(cfg)  # without a view it may
     with pytest.raises(PrivacyError, match='before GetBBoxCenterScale, which is random.*move it behind'):
+        PublicPrivateDataset(cfg, public_view=VIEW)
+
+
+# ---- transforms behind the view ------------------------------------------------------------------------------------
+class Keep(BaseTransform):
+    """Keeps the picture for later."""
+
+    def transform(self, results):
+        return dict(results, kept=results['img'].copy())
+
+
+class Restore(BaseTransform):
+    def transform(self, results):
+        return dict(results, img=results['kept'])
+
+
+class Depth(BaseTransform):
+    """Adds what a file beside the picture holds."""
+
+    def transform(self, results):
+        depth = cv2.imread(results['img_path'].replace('/img/', '/depth/'), cv2.IMREAD_GRAYSCALE)
+        return dict(results, img=results['img'] // 2 + depth[..., None] // 2)
+
+
+@pytest.mark.parametrize(
+    ('before', 'behind'),
+    [
+        ([], dict(type='mmcv.LoadImageFromFile')),
+        ([], dict(type='RandomApply', prob=0.9, transforms=[dict(type='LoadOwn')])),
+        ([dict(type=Keep)], dict(type=Restore)),
+        ([], dict(type=Depth)),
+    ],
+    ids=['loaded again', 'within', 'kept', 'file beside it'],
+)
+def test_the_private_picture_itself_may_not_be_read_behind_the_view(own, before, behind):
+    """Sharp pictures were in the public part, which no noise covers."""
+    folder = Path(own['data_root'])
+    (folder / 'depth').mkdir(exist_ok=True)
+    for picture in (folder / 'img').iterdir():
+        shutil.copy(picture, folder / 'depth')
+    cfg = dict(own, pipeline=[PIPELINE[0], *before, PIPELINE[1], behind, *PIPELINE[2:]])
+    assert len(PublicPrivateDataset(cfg)[0]) == 1  # without a view it may
+    with pytest.raises(PrivacyError, match='reads the private picture itself.*move it before GetBBoxCenterScale'):
         PublicPrivateDataset(cfg, public_view=VIEW)
 
 
