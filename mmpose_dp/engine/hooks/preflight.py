@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from mmengine.fileio import get_file_backend
 from mmengine.hooks import CheckpointHook, EarlyStoppingHook, Hook
+from mmengine.logging import HistoryBuffer
 from mmengine.runner import Runner
 from mmengine.runner.amp import autocast
 from mmengine.runner.loops import ValLoop
@@ -46,6 +47,7 @@ def refuse_late_failures(runner: Runner) -> None:
     """Raises PrivacyError, naming the key, for anything that would end this training after privacy was spent."""
     refuse_unread(runner.cfg)
     refuse_hooks(runner.hooks)
+    _check_log(runner.log_processor)
     with _untouched(runner):
         _try_records(runner)
         with _quiet():
@@ -273,6 +275,21 @@ def _size_of_checkpoint(runner: Runner, hook: CheckpointHook) -> int:
     """Bytes of the weights and, if the optimizer is saved, of its two moments."""
     trained = sum(p.numel() for p in runner.optim_wrapper.params) if hook.save_optimizer else 0
     return sum(x.numel() * x.element_size() for x in unwrapped(runner.model).state_dict().values()) + 8 * trained
+
+
+def _check_log(processor: Any) -> None:
+    """Refuses what the first line of the log could not show, which is written after the step that it is of."""
+    for number, settings in enumerate(getattr(processor, 'custom_cfg', ())):
+        window, kept = settings.get('window_size'), {'data_src', 'log_name', 'window_size'}
+        if not isinstance(window, int) and window not in (None, 'epoch', 'global'):
+            raise ConfigError(
+                f"log_processor.custom_cfg[{number}].window_size={window!r} must be a whole number, 'epoch' or 'global'"
+            )
+        asked = {key: value for key, value in settings.items() if key not in kept}
+        try:
+            HistoryBuffer([1.0], [1]).statistics(**asked, **({} if window is None else dict(window_size=1)))
+        except Exception as error:  # of mmengine, or of a statistic of one's own
+            raise ConfigError(f'log_processor.custom_cfg[{number}] cannot be used: {failure(error)}') from error
 
 
 def _check_monitors(runner: Runner, metrics: dict[str, Any] | None) -> None:
