@@ -27,7 +27,7 @@ def refuse_unusable_file(path: str, cls: type, key: str) -> None:
         DataError: if an id is missing, is repeated or has a type that MMPose cannot use, if no annotation has an image, or
             if MpiiDataset cannot turn a picture's name into a number.
     """
-    content = _content(path)
+    content = content_of(path)
     if isinstance(content, list) and issubclass(cls, MpiiDataset):
         _refuse_names_without_number(content, path, key)
     if isinstance(content, dict) and isinstance(content.get('annotations'), list):
@@ -43,7 +43,7 @@ def faults_in_words(path: str, error: BaseException) -> str:
 
     MMPose's own ``error`` names neither. No value is named.
     """
-    content = _content(path)
+    content = content_of(path)
     if isinstance(error, (json.JSONDecodeError, UnicodeDecodeError)):
         return 'the file is not JSON in UTF-8'
     for part in ('images', 'annotations'):
@@ -66,7 +66,7 @@ def faults_in_words(path: str, error: BaseException) -> str:
 
 def missing_key_in_words(path: str, error: BaseException) -> str:
     """The annotation of a COCO-style file that has not the key of a KeyError, in words; empty if all have it, or images do."""
-    return _missing_key(*_entries_of(_content(path)), error)
+    return _missing_key(*_entries_of(content_of(path)), error)
 
 
 def _missing_key(images: list[dict], annotations: list[dict], error: BaseException) -> str:
@@ -79,7 +79,7 @@ def _missing_key(images: list[dict], annotations: list[dict], error: BaseExcepti
 
 def unused_in_words(path: str) -> str:
     """Why MMPose leaves out each annotation of a COCO-style file, with how many it is; empty for another file."""
-    images, annotations = _entries_of(_content(path))
+    images, annotations = _entries_of(content_of(path))
     if images and not annotations:
         return 'the file has no annotations'
     sizes = {image.get('id'): (image.get('width'), image.get('height')) for image in images}
@@ -125,7 +125,7 @@ _ANNOTATION_KEYS: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
 )
 
 
-def _content(path: str) -> Any:
+def content_of(path: str) -> Any:
     """What a JSON file holds; None if it cannot be read."""
     try:
         with open(path) as file:

@@ -16,6 +16,8 @@ from mmpose_dp.privacy.errors import ConfigError, DataError
 from mmpose_dp.privacy.plan import UNITS
 from mmpose_dp.privacy.validation import as_positive
 
+from .annotation_file import content_of, dicts_in, list_in
+
 _KEY = 'train_dataloader.dataset'
 _IN_A_FILE = 'Write the path of a JSON file {image file name: value} instead'
 # the only data set of MMPose that makes several samples of one annotation
@@ -119,6 +121,8 @@ def annotated(dataset: BaseDataset, source: str, key: str) -> list[Any]:
                 f'{_KEY}.{key}: {source} gives no value for any image of {dataset.ann_file}: it names {own!r}, for example, and an '
                 f'image is {image!r}. Write {{image file name: value}}, with values that are not null'
             )
+        if key == 'personal_epsilon':
+            _refuse_unknown_names(dataset, infos, mapping, f'{_KEY}.{key}: {source}')
         return values
     values = [annotation.get(source) for annotation in _annotations_of(dataset, infos, source, key)]
     if all(value is None for value in values):
@@ -171,6 +175,27 @@ def _by_image(dataset: BaseDataset, paths: list[str], mapping: dict, source: str
             )
         values.append(exact[0] if exact else mapping.get(name))
     return values
+
+
+def _refuse_unknown_names(dataset: BaseDataset, infos: list[dict], mapping: dict, source: str) -> None:
+    """Refuses names of no image, whose owners would have the budget of all others; an image may have no person who is used."""
+    content = content_of(dataset.ann_file)
+    entries = dicts_in(content) or dicts_in(list_in(content, 'images'))
+    named = [one.get('file_name', one.get('image')) for one in entries]
+    names = [info['img_path'] for info in infos] + [name for name in named if isinstance(name, str)]
+    folder = (getattr(dataset, 'data_prefix', None) or {}).get('img') or ''
+    known = {form for name in names for form in (osp.basename(name), *_paths(name, folder))}
+    unknown = [name for name in mapping if not known & {name, *_paths(name, folder)}]
+    if unknown:
+        raise DataError(
+            f'{source} names {len(unknown)} images that {dataset.ann_file} does not have, for example {unknown[0]!r}: their owners '
+            'would have target_epsilon in place of their own budget. Write the names of images as the annotations do, and take '
+            'those of other data sets out'
+        )
+
+
+def _paths(name: str, folder: str) -> set[str]:
+    return {osp.normpath(name), osp.normpath(osp.join(folder, name))}
 
 
 def image_paths(dataset: BaseDataset) -> list[str]:

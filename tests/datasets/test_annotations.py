@@ -252,6 +252,23 @@ def test_images_of_one_name_have_values_by_their_paths(tmp_path):
         PublicPrivateDataset(cfg, personal_epsilon=str(mapping))
 
 
+@pytest.mark.parametrize('name', ['0.png', 'c/0.png', 'img/0.png', '../img/a/9.png'])
+def test_a_personal_budget_of_no_image_is_refused(tmp_path, name):
+    """A misspelled name left its owner with the budget of all others, without a word."""
+    data = content()
+    for i, image in enumerate(data['images']):
+        image['file_name'] = f'a/{i + 1}.png'
+    (tmp_path / 'img/a').mkdir(parents=True)
+    data['annotations'] = data['annotations'][1:]  # nobody in the first picture
+    cfg, mapping = write(tmp_path, data), tmp_path / 'wishes.json'
+    right = {'a/1.png': 1.0, '2.png': 1.0, f'{tmp_path}/img/a/3.png': 1.0, './a/4.png': 1.0}
+    mapping.write_text(json.dumps(right))
+    assert PublicPrivateDataset(cfg, personal_epsilon=str(mapping)).personal_epsilons.count((1.0,)) == 3
+    mapping.write_text(json.dumps({**right, name: 0.5}))
+    with pytest.raises(DataError, match=f"names 1 images that .* does not have, for example '{name}'"):
+        PublicPrivateDataset(cfg, personal_epsilon=str(mapping))
+
+
 def test_names_that_are_no_numbers_in_mpiis_format(synthetic, tmp_path):
     shutil.copytree(synthetic, tmp_path / 'own')
     path = tmp_path / 'own/annotations/mpii_train.json'
