@@ -104,7 +104,8 @@ class PublicPrivateDataset(Dataset):
         # a view whose strength follows the box hides nobody by an annotation
         hides = self.public_view is not None and not getattr(self.public_view, 'follows_box', False)
         self._left_out = left_out_by(self.private) if hides else {}
-        self.public: Any = None if public is None else build_part(public, 'public')
+        self.metainfo = self.private.metainfo
+        self.public: Any = None if public is None else build_part(public, 'public', self.metainfo.get('num_keypoints'))
         self._same_image: dict[str, list[int]] = {}
         for sample, path in enumerate(image_paths(self.private)):
             self._same_image.setdefault(path, []).append(sample)
@@ -112,7 +113,6 @@ class PublicPrivateDataset(Dataset):
             refuse_shared_data(self.private, self.images, self.public)
         self.random = RandomSource()
         self.privacy_unit = privacy_unit
-        self.metainfo = self.private.metainfo
         self._records = group_samples(self.private, privacy_unit, subjects)
         self.subjects = None if subjects is None else source_in_words(subjects)
         self.subjects_digest = None if subjects is None else subjects_digest(subjects, self._records)

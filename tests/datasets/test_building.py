@@ -193,6 +193,17 @@ def test_faces_need_joints_of_heads(own):
             PublicPrivateDataset(own, public_view=view)
 
 
+def test_public_people_with_mpiis_joints_beside_a_private_set_with_others(own, tmp_path):
+    """The recipes' own public data: the advice was to generate them, and they were refused afterwards."""
+    public = dict(type='MpiiDataset', data_root=str(tmp_path), ann_file='annotations/mpii_train.json')
+    fit = r"would not fit: MpiiDataset has MPII's 16 joints, and the private set has 5\. Write .*public="
+    with pytest.raises(PrivacyError, match=fit):
+        PublicPrivateDataset(own, public=dict(public, pipeline=PIPELINE))
+    converter = dict(type='KeypointConverter', num_keypoints=5, mapping=[(i, i) for i in range(5)])
+    with pytest.raises(PrivacyError, match='make_synthetic_mpii'):
+        PublicPrivateDataset(own, public=dict(public, pipeline=[converter, *PIPELINE]))
+
+
 @pytest.mark.parametrize('part', ['private', 'public'])
 def test_weights_of_zero_for_every_joint_are_refused(own, part):
     """Training went through all its steps on a loss of 0."""
