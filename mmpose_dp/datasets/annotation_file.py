@@ -125,6 +125,15 @@ _ANNOTATION_KEYS: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
 )
 
 
+def declared_sizes(path: str) -> dict[str, tuple[int, int]]:
+    """The height and width that a COCO-style file gives each picture, by its ``file_name``."""
+    sizes: dict[Any, tuple[Any, Any]] = {
+        one.get('file_name'): (one.get('height'), one.get('width')) for one in _entries_of(content_of(path))[0]
+    }
+    whole = {name: size for name, size in sizes.items() if isinstance(name, str) and all(map(_is_whole, size))}
+    return {name: (int(height), int(width)) for name, (height, width) in whole.items()}
+
+
 def content_of(path: str) -> Any:
     """What a JSON file holds; None if it cannot be read."""
     try:

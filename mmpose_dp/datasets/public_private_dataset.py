@@ -16,12 +16,13 @@ from mmpose.datasets.transforms import GetBBoxCenterScale
 from mmpose.registry import DATASETS, TRANSFORMS
 from torch.utils.data import Dataset
 
-from mmpose_dp.messages import failure, reason, step_in_words
+from mmpose_dp.messages import failure, reason, step_in_words, warn_in_terminal
 from mmpose_dp.privacy.errors import ConfigError, DataError
 from mmpose_dp.privacy.noise import RandomSource
 from mmpose_dp.privacy.validation import as_whole
 
 from .alone import mixes, passes_the_view, pictures_read, sees_others
+from .annotation_file import declared_sizes
 from .building import build_part, left_out_by, seen_through
 from .nested import texts_in, with_held
 from .overlap import refuse_shared_data
@@ -104,6 +105,9 @@ class PublicPrivateDataset(Dataset):
         # a view whose strength follows the box hides nobody by an annotation
         hides = self.public_view is not None and not getattr(self.public_view, 'follows_box', False)
         self._left_out = left_out_by(self.private) if hides else {}
+        folder = (getattr(self.private, 'data_prefix', None) or {}).get('img') or ''
+        sizes = declared_sizes(self.private.ann_file).items()
+        self._hides, self._sizes = hides, {real_path(osp.join(folder, name)): size for name, size in sizes}
         self.metainfo = self.private.metainfo
         self.public: Any = None if public is None else build_part(public, 'public', self.metainfo.get('num_keypoints'))
         self._same_image: dict[str, list[int]] = {}
@@ -119,6 +123,7 @@ class PublicPrivateDataset(Dataset):
         self.personal_epsilons = personal_epsilons(self.private, self._records, personal_epsilon)
         self._record_of = {sample: record for record, samples in enumerate(self._records) for sample in samples}
         self.try_first_samples()
+        self._warn_of_other_sizes()
         self.random = RandomSource(debug_seed)  # the numbers that the trial used do not count
 
     def _name(self, part: BaseDataset) -> str:
@@ -404,7 +409,30 @@ class PublicPrivateDataset(Dataset):
     def _packed(self, part: BaseDataset, number: int, seeds: Sequence[int]) -> dict | None:
         info = self.view_info(number) if part is self.views else part.get_data_info(number)
         with fixed_randomness(seeds):
-            return part.pipeline(info)  # not prepare_data, which lets a pipeline reach all other records
+            packed = part.pipeline(info)  # not prepare_data, which lets a pipeline reach all other records
+        if self._hides and part is self.views and (words := self._other_size(info)):
+            raise DataError(f'{words}. People would stay visible')
+        return packed
+
+    def _other_size(self, info: dict) -> str:
+        """A sentence if a picture that was read has another size than its annotation file says; else empty."""
+        declared, size = self._sizes.get(real_path(info['img_path'])), info.get('ori_shape')
+        if declared is None or size is None or tuple(size) == declared:
+            return ''
+        return (
+            f'{info["img_path"]} has a height and width of {size[0]} and {size[1]} pixels, and {self.private.ann_file} says '
+            f'{declared[0]} and {declared[1]}, to which MMPose cuts boxes: correct them there'
+        )
+
+    def _warn_of_other_sizes(self) -> None:
+        """Says of the first samples if a picture has another size than is said: an orientation in its EXIF data, say."""
+        for sample in self._first_samples(self.private):
+            try:
+                words = self._other_size(self.private.pipeline.transforms[0](self.private.get_data_info(sample)))
+            except Exception:  # this record contributes nothing
+                continue
+            if words:
+                return warn_in_terminal(f'train_dataloader.dataset.private: {words}')
 
     def view_info(self, number: int) -> dict:
         """The input of the views' pipeline: the annotation, the other people of the image, whom a region view hides too, and the

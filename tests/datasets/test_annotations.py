@@ -67,6 +67,10 @@ REFUSED = {
     'crowds': (each(lambda i, a: a.update(iscrowd=1)), 'leaves out annotations: 8 with iscrowd=1'),
     'no boxes': (each(lambda i, a: a.pop('bbox')), 'leaves out annotations: 8 without bbox'),
     'num_keypoints of 0': (each(lambda i, a: a.update(num_keypoints=0)), 'leaves out annotations: 8 with num_keypoints=0'),
+    'a box that is not finite': (
+        lambda d: d['annotations'][3].update(bbox=[np.nan] * 4),
+        'annotation 4 has a box with NaN or infinity.*write its box',
+    ),
     'a box that is null': (lambda d: d['annotations'][3].update(bbox=None), 'annotation 4 has no list of four numbers'),
     'a box of three': (lambda d: d['annotations'][3].update(bbox=[1, 2, 3]), 'annotation 4 has no list of four numbers'),
     'keypoints that are null': (lambda d: d['annotations'][2].update(keypoints=None), 'annotation 3 has no flat list'),
@@ -142,6 +146,10 @@ WARNINGS = {
         lambda d: d['categories'][0].update(keypoints=['head', 'right_hand', 'left_hand', 'left_foot', 'right_foot']),
         'right_hand is joint 1 in the categories of .*own.json, and joint 2 in the metainfo',
     ),
+    'pictures that lie on their side': (
+        each(lambda image, ann: image.update(width=40, height=48)),
+        r'00.png has a height and width of 40 and 48 pixels, and .*own.json says 48 and 40, .*cuts boxes',
+    ),
     'most have no joint': (
         lambda d: [ann.update(keypoints=[400.0, 400.0, 2.0] * 5) for ann in d['annotations'][:6]],
         'only 2 of 8 annotations',
@@ -156,6 +164,23 @@ def test_warnings_go_to_the_terminal_only(tmp_path, capfd, name):
     change(data)
     PublicPrivateDataset(write(tmp_path, data))
     assert re.search(f'WARNING: train_dataloader.dataset.private: .*{message}', capfd.readouterr().err)
+
+
+def test_who_would_stay_visible_since_a_size_is_wrong(tmp_path):
+    """MMPose cuts boxes to the size that the file says, and a view hid what was left of them."""
+    data = content()
+    data['images'][6].update(width=20)
+    dataset = PublicPrivateDataset(write(tmp_path, data), public_view=dict(type='PublicView', mode='person'))
+    with pytest.warns(
+        UserWarning, match='06.png contributes nothing.*a height and width of 40 and 48 .* says 40 and 20'
+    ):
+        assert [len(dataset[8 + sample]) for sample in range(8)] == [1] * 6 + [0, 1]
+    assert len(dataset[6]) == 1
+    each(lambda image, ann: image.update(width=20))(data)
+    cfg = write(tmp_path, data)
+    with pytest.raises(DataError, match='public_view.* to which MMPose cuts boxes.* People would stay visible'):
+        PublicPrivateDataset(cfg, public_view=dict(type='PublicView', mode='person'))
+    assert len(PublicPrivateDataset(cfg, public_view=dict(type='PublicView'))[8]) == 1  # a blur hides nobody by a box
 
 
 def _of_joints(change):
