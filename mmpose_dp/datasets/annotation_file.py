@@ -3,6 +3,7 @@
 Must not log: figures over private annotations go to the terminal only.
 """
 
+import codecs
 import json
 from collections.abc import Callable, Sequence
 from numbers import Real
@@ -45,7 +46,7 @@ def faults_in_words(path: str, error: BaseException) -> str:
     """
     content = content_of(path)
     if isinstance(error, (json.JSONDecodeError, UnicodeDecodeError)):
-        return 'the file is not JSON in UTF-8'
+        return _coding(path)
     for part in ('images', 'annotations'):
         for number, one in enumerate(list_in(content, part)):
             if not isinstance(one, dict):
@@ -62,6 +63,17 @@ def faults_in_words(path: str, error: BaseException) -> str:
             if not fits(annotation.get(name)):
                 return f'annotation {annotation.get("id")!r} has {what}'
     return _missing_key(images, annotations, error)
+
+
+def _coding(path: str) -> str:
+    """Why a file cannot be read as JSON."""
+    with open(path, 'rb') as file:
+        begin = file.read(3)
+    if begin.startswith(codecs.BOM_UTF8):
+        return 'the file begins with a byte order mark: save it as UTF-8 without one'
+    if begin[:2] in (b'\x1f\x8b', b'PK', b'BZ'):
+        return 'the file is compressed: unpack it'
+    return 'the file is not JSON in UTF-8'
 
 
 def missing_key_in_words(path: str, error: BaseException) -> str:
@@ -89,6 +101,9 @@ def unused_in_words(path: str) -> str:
         'with iscrowd=1': lambda one: bool(one.get('iscrowd')) and not isinstance(one['iscrowd'], str),
         'with an iscrowd that is text, which counts as 1': lambda one: isinstance(one.get('iscrowd'), str),
         'without bbox': lambda one: not one.get('bbox'),
+        'with a box whose width or height is 0 or less': lambda one: (
+            _is_numbers(one.get('bbox'), 4) and min(one['bbox'][2:]) <= 0
+        ),
         'with a box outside of its picture': lambda one: _is_outside(one.get('bbox'), sizes.get(one.get('image_id'))),
     }
     counts = {words: sum(map(applies, annotations)) for words, applies in reasons.items()}

@@ -1,6 +1,7 @@
 """Annotation files as annotation tools write them: what plain MMPose can use is used, the rest is refused in one sentence."""
 
 import copy
+import gzip
 import json
 import re
 import shutil
@@ -54,6 +55,7 @@ REFUSED = {
     'joints that are not finite': (_joints(lambda j: j[:, :2].fill(np.nan)), 'marked visible'),
     'boxes elsewhere': (each(lambda i, a: a.update(bbox=[0.0, 0.0, 2.0, 2.0])), 'in or near its box'),
     'boxes of no size': (each(lambda i, a: a.update(bbox=[12.0, 8.0, 0.0, 0.0])), 'holds no annotated person'),
+    'boxes that go left': (each(lambda i, a: a.update(bbox=[36.0, 8.0, -24.0, 24.0])), '8 with a box whose width or height is 0'),
     'nobody with keypoints': (each(lambda i, a: a.pop('keypoints')), 'leaves out annotations: 8 without keypoints'),
     'crowds as text': (each(lambda i, a: a.update(iscrowd='0')), '8 with an iscrowd that is text, which counts as 1'),
     'boxes outside': (each(lambda i, a: a.update(bbox=[500.0, 9.0, 9.0, 9.0])), '8 with a box outside of its picture'),
@@ -91,6 +93,23 @@ def test_refused_before_training(tmp_path, name):
     change(data)
     with pytest.raises(DataError, match=f'(?s)dataset.private.*{message}'):
         PublicPrivateDataset(write(tmp_path, data))
+
+
+@pytest.mark.parametrize(
+    ('coded', 'message'),
+    [
+        (lambda text: text.encode('utf-8-sig'), 'the file begins with a byte order mark: save it as UTF-8 without one'),
+        (lambda text: gzip.compress(text.encode()), 'the file is compressed: unpack it'),
+        (lambda text: text.encode('utf-16'), 'the file is not JSON in UTF-8'),
+    ],
+    ids=['byte order mark', 'gzip', 'utf-16'],
+)
+def test_files_in_another_coding(tmp_path, coded, message):
+    cfg = write(tmp_path)
+    path = tmp_path / 'own.json'
+    path.write_bytes(coded(path.read_text()))
+    with pytest.raises(DataError, match=f'Probably since {message}'):
+        PublicPrivateDataset(cfg)
 
 
 def test_a_home_folder_is_not_looked_up(tmp_path):
