@@ -6,12 +6,14 @@ Must not look at pictures or keypoints.
 import hashlib
 import json
 import os.path as osp
+import re
 import unicodedata
 from typing import Any
 
 import numpy as np
 from mmengine.dataset import BaseDataset
 
+from mmpose_dp.messages import warn_in_terminal
 from mmpose_dp.privacy.errors import ConfigError, DataError
 from mmpose_dp.privacy.plan import UNITS
 from mmpose_dp.privacy.validation import as_positive
@@ -60,10 +62,25 @@ def group_samples(dataset: BaseDataset, unit: str, subjects: str | None) -> list
                 )
         # 7, '7' and '7 ' are one person, who would have half the protection as two; so are two spellings of one 'é' in Unicode
         owners = [unicodedata.normalize('NFC', str(owner)).strip() for owner in owners]
+        _warn_of_alike(owners, f'{_KEY}.subjects={subjects!r}')
     records: dict[Any, list[int]] = {}
     for sample, owner in enumerate(owners):
         records.setdefault(owner, []).append(sample)
     return list(records.values())
+
+
+def _warn_of_alike(names: list[str], source: str) -> None:
+    """Warns of subjects that may be one person, who would have a part of the protection as several."""
+    alike: dict[str, set[str]] = {}
+    for name in names:
+        alike.setdefault(re.sub(r'[\W_]+', ' ', name.casefold()).strip() or name, set()).add(name)
+    groups = [sorted(group) for group in alike.values() if len(group) > 1]
+    if groups:
+        warn_in_terminal(
+            f'{source}: {len(groups)} names are written in several ways, for example {" and ".join(map(repr, groups[0][:2]))}, which '
+            'count as different subjects: if they are one person, write one name, or that person is protected less than the '
+            'statement says'
+        )
 
 
 def personal_epsilons(
