@@ -77,8 +77,8 @@ def _warn_of_alike(names: list[str], source: str) -> None:
     groups = [sorted(group) for group in alike.values() if len(group) > 1]
     if groups:
         warn_in_terminal(
-            f'{source}: {len(groups)} names are written in several ways, for example {" and ".join(map(repr, groups[0][:2]))}, which '
-            'count as different subjects: if they are one person, write one name, or that person is protected less than the '
+            f'{source}: {len(groups)} names are written in several ways, for example {" and ".join(map(repr, groups[0][:2]))}. '
+            'These count as different subjects: if they are one person, write one name, or that person is protected less than the '
             'statement says'
         )
 
