@@ -65,6 +65,8 @@ def parse_args() -> argparse.Namespace:
     args = parser.parse_args()
     if args.dump and not args.dump.endswith(('.pkl', '.pickle')):
         parser.error(f'--dump {args.dump}: the name must end in .pkl or .pickle')
+    if args.out and not args.out.endswith(('.json', '.yaml', '.yml', '.pkl', '.pickle')):
+        parser.error(f'--out {args.out}: the name must end in .json, .yaml or .pkl')
     return args
 
 

@@ -86,6 +86,13 @@ def test_test_changes_a_config_as_mmpose_does(merged, arguments):
     assert ours.to_dict() == theirs.to_dict()
 
 
+@pytest.mark.parametrize(('option', 'name'), [('--out', 'scores.txt'), ('--dump', 'all.json')])
+def test_a_file_that_could_not_be_written_is_refused_before_the_test(merged, capsys, option, name):
+    with pytest.raises(SystemExit):
+        merged(REPO / 'tools/test.py', PLAIN, 'some.pth', option, name)
+    assert f'{option} {name}: the name must end in' in capsys.readouterr().err
+
+
 def test_amp_of_a_private_config_keeps_the_private_wrapper(merged):
     wrapper = merged(REPO / 'tools/train.py', PRIVATE, '--amp').optim_wrapper
     assert wrapper.type == 'DPOptimWrapper' and wrapper.amp_dtype == 'bfloat16'
