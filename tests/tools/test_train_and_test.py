@@ -4,6 +4,7 @@ import importlib.util
 import json
 import os
 import pickle
+import shutil
 import sys
 from pathlib import Path
 
@@ -12,14 +13,24 @@ import mmpose
 import pytest
 import torch
 from mmengine.config import Config
+from mmpose.registry import MODELS
 
 from mmpose_dp.privacy.errors import PrivacyError
 from tests.support.paths import REPO
 from tests.support.processes import free_port, run
+from tests.support.runs import config, tiny
 
 MMPOSE_TOOLS = Path(mmpose.__file__).parent / '.mim/tools'
 PLAIN = REPO / 'configs/dp/hrnet_synthetic_nonprivate.py'
 PRIVATE = REPO / 'configs/dp/hrnet_mpii_dpsgd_eps08.py'
+
+
+def loaded(tool):
+    """A tool's module; Python has a module ``test`` of its own."""
+    spec = importlib.util.spec_from_file_location(f'{tool.parent.name}_{tool.stem}', tool)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture
@@ -29,9 +40,7 @@ def merged(monkeypatch):
     def merge(tool, *arguments):
         monkeypatch.setattr(sys, 'argv', [str(tool), *map(str, arguments)])
         monkeypatch.setenv('LOCAL_RANK', '0')
-        spec = importlib.util.spec_from_file_location(f'{tool.parent.name}_{tool.stem}', tool)
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
+        module = loaded(tool)
         args = module.parse_args()
         return module.merge_args(Config.fromfile(args.config), args)
 
@@ -148,6 +157,18 @@ def test_the_dist_scripts_train_and_test_on_two_cpu_processes(synthetic, tmp_pat
     assert tested.returncode == 0, tested.stderr[-2000:]
     assert 0 <= json.loads(scores.read_text())['PCK'] <= 100
     assert len(pickle.loads(predictions.read_bytes())) == 12
+
+
+def test_a_picture_that_cannot_be_read_ends_a_test_in_one_sentence(synthetic, call, tmp_path):
+    """It was a traceback."""
+    data, checkpoint = shutil.copytree(synthetic, tmp_path / 'data'), tmp_path / 'tiny.pth'
+    cfg = tiny(config(data, tmp_path / 'work', 'dpsgd'))
+    cfg.dump(tmp_path / 'tiny.py')
+    torch.save(dict(state_dict=MODELS.build(cfg.model).state_dict()), checkpoint)
+    picture = data / 'images' / json.loads((data / 'annotations/mpii_val.json').read_text())[0]['image']
+    picture.write_bytes(picture.read_bytes()[:100])
+    done = call(loaded(REPO / 'tools/test.py'), tmp_path / 'tiny.py', checkpoint)
+    assert done.returncode == 2 and f'the test fails: AssertionError: `failed to load image: {picture}' in done.stderr
 
 
 def test_without_a_gpu_another_backend_is_refused(merged, monkeypatch):
