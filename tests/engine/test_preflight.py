@@ -16,7 +16,7 @@ from mmpose.registry import MODELS
 
 from mmpose_dp.engine.dry_run import blank_batch, refuse_early_mixing, refuse_loss_of_unseen_joints, try_batch
 from mmpose_dp.engine.hooks.foreign_hooks import refuse_hooks
-from mmpose_dp.engine.hooks.preflight import _check_log, indices_of_parts, refuse_late_failures
+from mmpose_dp.engine.hooks.preflight import _try_log, indices_of_parts, refuse_late_failures
 from mmpose_dp.engine.loops.validation import check_train_cfg, train_loader
 from mmpose_dp.engine.schedules import idle_steps
 from mmpose_dp.models.heads.private_head import make_private
@@ -297,19 +297,22 @@ def test_checkpoints_that_would_fail_late(runner, settings, message):
 @pytest.mark.parametrize(
     ('settings', 'message'),
     [
-        (dict(data_src='lr', method_name='mean', window_size='epochs'), "window_size='epochs' must be"),
-        (dict(data_src='loss_public', method_name='median'), r'custom_cfg\[1\] cannot be used: .*median'),
-        (dict(data_src='lr', method_name='mean', windowsize=3), r'custom_cfg\[1\] cannot be used: .*windowsize'),
-        (dict(data_src='loss', method_name='mean', window_size='epoch'), ''),
-        (dict(data_src='lr', log_name='lr_now', method_name='current'), ''),
+        (dict(custom_cfg=[dict(data_src='lr', method_name='mean', window_size='epochs')]), 'invalid epochs'),
+        (dict(custom_cfg=[dict(data_src='loss_public', method_name='median')]), 'median has not been registered'),
+        (dict(custom_cfg=[dict(data_src='lr', method_name='mean', windowsize=3)]), 'windowsize'),
+        (dict(window_size='all'), 'window size should be int'),
+        (dict(num_digits='four'), 'ValueError'),
+        (dict(custom_cfg=[dict(data_src='loss', method_name='mean', window_size='epoch')]), ''),
+        (dict(custom_cfg=[dict(data_src='lr', log_name='now', method_name='mean', window_size=3)], by_epoch=False), ''),
     ],
 )
 def test_a_log_that_could_not_be_written(runner, monkeypatch, settings, message):
     """It ended training after its first step."""
-    processor = LogProcessor(custom_cfg=[dict(data_src='time', method_name='max', window_size=10), settings])
-    monkeypatch.setattr(runner, 'log_processor', processor)
-    with pytest.raises(PrivacyError, match=message) if message else nullcontext():
-        refuse_late_failures(runner) if message else _check_log(processor)
+    monkeypatch.setattr(runner, 'log_processor', LogProcessor(**settings))
+    before = dict(runner.message_hub.log_scalars)
+    with pytest.raises(PrivacyError, match=f'log_processor .*{message}') if message else nullcontext():
+        refuse_late_failures(runner) if message else _try_log(runner)
+    assert dict(runner.message_hub.log_scalars) == before
 
 
 @contextmanager

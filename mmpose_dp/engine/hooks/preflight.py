@@ -47,7 +47,7 @@ def refuse_late_failures(runner: Runner) -> None:
     """Raises PrivacyError, naming the key, for anything that would end this training after privacy was spent."""
     refuse_unread(runner.cfg)
     refuse_hooks(runner.hooks)
-    _check_log(runner.log_processor)
+    _try_log(runner)
     with _untouched(runner):
         _try_records(runner)
         with _quiet():
@@ -277,19 +277,25 @@ def _size_of_checkpoint(runner: Runner, hook: CheckpointHook) -> int:
     return sum(x.numel() * x.element_size() for x in unwrapped(runner.model).state_dict().values()) + 8 * trained
 
 
-def _check_log(processor: Any) -> None:
-    """Refuses what the first line of the log could not show, which is written after the step that it is of."""
-    for number, settings in enumerate(getattr(processor, 'custom_cfg', ())):
-        window, kept = settings.get('window_size'), {'data_src', 'log_name', 'window_size'}
-        if not isinstance(window, int) and window not in (None, 'epoch', 'global'):
-            raise ConfigError(
-                f"log_processor.custom_cfg[{number}].window_size={window!r} must be a whole number, 'epoch' or 'global'"
-            )
-        asked = {key: value for key, value in settings.items() if key not in kept}
-        try:
-            HistoryBuffer([1.0], [1]).statistics(**asked, **({} if window is None else dict(window_size=1)))
-        except Exception as error:  # of mmengine, or of a statistic of one's own
-            raise ConfigError(f'log_processor.custom_cfg[{number}] cannot be used: {failure(error)}') from error
+def _try_log(runner: Runner) -> None:
+    """Writes a line of the log, of made-up numbers: the first one is written after the step that it is of."""
+    hub, processor = runner.message_hub, copy.deepcopy(runner.log_processor)
+    kept = dict(hub.log_scalars)
+    names = {
+        'lr',
+        'time',
+        'data_time',
+        'epsilon',
+        *(one.get('data_src') for one in getattr(processor, 'custom_cfg', ())),
+    }
+    try:
+        hub.log_scalars.update({f'train/{name}': HistoryBuffer([1.0], [1]) for name in names})
+        processor.get_log_after_iter(runner, 0, 'train')
+    except Exception as error:  # of mmengine, or of a processor of one's own
+        raise ConfigError(f'log_processor cannot write a line of the log: {failure(error)}') from error
+    finally:
+        hub.log_scalars.clear()
+        hub.log_scalars.update(kept)
 
 
 def _check_monitors(runner: Runner, metrics: dict[str, Any] | None) -> None:
