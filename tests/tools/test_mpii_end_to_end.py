@@ -4,13 +4,13 @@ import json
 import os
 import sys
 
-import cv2
 import numpy as np
 import pytest
 import torch
 import train as train_tool
 
-from tests.support.paths import REPO, shared
+from mmpose_dp.datasets.synthetic import make_synthetic_mpii
+from tests.support.paths import REPO
 from tests.support.processes import run
 
 CONFIG = REPO / 'configs/dp/hrnet_mpii_hybrid_eps08.py'
@@ -70,37 +70,34 @@ def predict_in_plain_mmpose(checkpoint, image):
     return np.array(json.loads(done.stdout.splitlines()[-1]))
 
 
-def test_with_a_data_set_linked_as_data_mpii(tmp_path):
-    succeed(
-        *(sys.executable, '-W', 'ignore', REPO / 'tools/make_synthetic_mpii.py', '--out', tmp_path / 'set'),
-        *('--train', 4, '--val', 2, '--image-size', 128),
-    )
-    (tmp_path / 'data').mkdir()
-    (tmp_path / 'data/mpii').symlink_to(tmp_path / 'set')
-    train(tmp_path, options=['train_cfg.max_epochs=2'])
-    assert ledger_steps(tmp_path / 'run/epoch_2.pth') == 2
-    picture = tmp_path / 'picture.jpg'
-    cv2.imwrite(str(picture), np.random.default_rng(0).integers(0, 255, (256, 256, 3), np.uint8))
-    joints = predict_in_plain_mmpose(tmp_path / 'run/epoch_2.pth', picture)
-    assert joints.shape == (1, 16, 2) and np.isfinite(joints).all()
+def lay_out_mpii(folder):
+    """Links a set as data/mpii in a folder: real pictures, or synthetic people where there are none beside the checkout."""
+    pictures, layout = REPO.parent / 'shared/data/mpii', folder / 'set'
+    if pictures.exists():
+        (layout / 'annotations').mkdir(parents=True)
+        (layout / 'annotations/mpii_train.json').symlink_to(pictures / 'test_mpii.json')
+        (layout / 'images').symlink_to(pictures)
+    else:
+        make_synthetic_mpii(layout, 'private', 5, 2, image_size=128, workers=1)
+    (folder / 'data').mkdir()
+    (folder / 'data/mpii').symlink_to(layout)
 
 
-def test_on_the_real_pictures(tmp_path):
+def test_trains_resumes_and_predicts_in_plain_mmpose(tmp_path):
     """Five people, several steps; the ledger continues after the resume."""
-    data = shared('mpii')
-    private = 'train_dataloader.dataset.private'
-    options = [f'{private}.data_root={data}/', f'{private}.ann_file=test_mpii.json', f'{private}.data_prefix.img=']
-    train(tmp_path, options=[*options, 'train_cfg.max_epochs=2'])
+    lay_out_mpii(tmp_path)
+    train(tmp_path, options=['train_cfg.max_epochs=2'])
     run_folder = tmp_path / 'run'
     assert (ledger_steps(run_folder / 'epoch_1.pth'), ledger_steps(run_folder / 'epoch_2.pth')) == (0, 2)
     # Going back to an earlier checkpoint gives no budget back: its two later steps are spent.
-    options += ['train_cfg.max_epochs=3', 'default_hooks.privacy_budget.target_epsilon=200']
+    options = ['train_cfg.max_epochs=3', 'default_hooks.privacy_budget.target_epsilon=200']
     done = train(tmp_path, '--resume', run_folder / 'epoch_1.pth', options=options)
     assert 'All 4 private steps are spent: training stops. budget_spent_iter_' in done.stdout + done.stderr
     assert ledger_steps(run_folder / 'epoch_2.pth') == 4
     statement = json.loads((run_folder / 'privacy_statement.json').read_text())
     assert statement['private'] and statement['steps'] == 4 and 60 < statement['epsilon'] <= 200
-    joints = predict_in_plain_mmpose(run_folder / 'epoch_2.pth', next(data.glob('*.jpg')))
+    picture = next((tmp_path / 'data/mpii/images').glob('*.jpg'))
+    joints = predict_in_plain_mmpose(run_folder / 'epoch_2.pth', picture)
     assert joints.shape == (1, 16, 2) and np.isfinite(joints).all()
 
 

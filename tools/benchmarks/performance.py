@@ -1,13 +1,13 @@
 """Speed and memory of private steps relative to the plain step on the same images, measured in the same run.
 
-    python tools/benchmarks/performance.py                     # measures and rewrites docs/performance.md: some hours on 2 cores
+    python tools/benchmarks/performance.py                     # measures and rewrites docs/performance.md: over an hour on 2 cores
     python tools/benchmarks/performance.py --only models --configs configs/dp/my_config.py
     python tools/benchmarks/performance.py --only quick        # each method once on a tiny model
 
 Suites:
-    models     every method on every model
+    models     the methods that matter most on every model, and the others on two
     processes  a batch that two processes share
-    batch      peak memory from 64 to 4096 records per step
+    batch      peak memory from 64 to 1024 records per step
     rotation   time per record for the same batches
     samples    what grows with the samples in memory
     rank       what grows with the projector's rank
@@ -34,7 +34,7 @@ from statistics import fmean, median
 import opacus
 import torch
 from performance_page import cell, short_name, write_page
-from performance_worker import BASIS, METHODS, PLAIN, PROJECTED, serve, turns_of
+from performance_worker import BASES, METHODS, PLAIN, PROJECTED, serve, turns_of
 
 REPO = Path(__file__).resolve().parents[2]
 CONFIGS = tuple(
@@ -42,8 +42,9 @@ CONFIGS = tuple(
     for name in ('hrnet_mpii', 'td-hm_res50_mpii', 'rtmpose-m_mpii', 'vitpose-small_mpii', 'td-hm_mobilenetv2_mpii')
 )
 HRNET, SMALL, TINY = CONFIGS[0], CONFIGS[-1], 'configs/dp/hrnet_synthetic_hybrid_eps08.py'
+MAIN = 'dpsgd', 'hybrid', 'opacus, hooks'  # measured on every model
 SAMPLES, BATCH, RANK = 8, 32, 50  # in memory at once; in a logical batch, as in the paper; rank of the projector
-LOGICAL = 64, 256, 1024, 4096  # batches, for the suites 'batch' and 'rotation'
+LOGICAL = 64, 256, 1024  # batches, for the suites 'batch' and 'rotation'
 
 
 class Worker:
@@ -162,19 +163,20 @@ def suites(configs: Sequence[str]) -> dict[str, list[dict]]:
     """What is measured, by the name of its suite."""
     both = ('dpsgd', 'hybrid')
     return {
-        'models': [job(config, method) for method in METHODS if method != PLAIN for config in configs],
-        'processes': [job(HRNET, 'dpsgd', threads=1, processes=n) for n in (1, 2)],
-        'batch': [
-            job(SMALL, method, expected_batch_size=batch, steps=max(1, 1024 // batch))  # each over as many images
-            for method in both
-            for batch in LOGICAL
+        'models': [
+            job(config, method)
+            for method in METHODS
+            for config in configs
+            if method != PLAIN and (method in MAIN or config in (HRNET, SMALL, *{*configs} - {*CONFIGS}))
         ],
+        'processes': [job(HRNET, 'dpsgd', threads=1, processes=n) for n in (1, 2)],
+        'batch': [job(SMALL, method, expected_batch_size=batch, steps=1) for method in both for batch in LOGICAL],
         'rotation': [job(SMALL, method, expected_batch_size=list(LOGICAL)) for method in both],
         'samples': [job(HRNET, 'dpsgd', samples=samples) for samples in (2, 4, 16)],
         'rank': [job(SMALL, f'projected, {order}', rank=rank) for order in PROJECTED for rank in (10, 25, 100)],
-        'basis': [job(HRNET, BASIS, expected_batch_size=records, rank=25) for records in (24, 48)],
+        'basis': [job(HRNET, one, expected_batch_size=records, rank=25) for one in BASES for records in (24, 48)],
         'quick': [
-            job(TINY, method, samples=4, expected_batch_size=8) for method in (*METHODS, BASIS) if method != PLAIN
+            job(TINY, method, samples=4, expected_batch_size=12) for method in (*METHODS, *BASES) if method != PLAIN
         ],
     }
 

@@ -27,10 +27,12 @@ from torch.optim import SGD
 
 from mmpose_dp.engine import DPOptimWrapper
 from mmpose_dp.engine.basis import GradientTable, fit_basis
+from mmpose_dp.extras.kronecker import PASSES, KroneckerProjector
 from mmpose_dp.models import freeze_batch_norm
 from mmpose_dp.privacy.projection import Projector
 
-PLAIN, BASIS = 'plain', 'finding a basis'
+PLAIN, BASIS, KRONECKER_BASIS = 'plain', 'finding a basis', 'finding Kronecker coordinates'
+KRONECKER = 'kronecker'
 PROJECTED = {order: dict(projector=order) for order in ('project-then-clip', 'noise-then-project')}
 METHODS: dict[str, dict] = {  # the most important first: a run may be interrupted
     PLAIN: {},
@@ -39,10 +41,11 @@ METHODS: dict[str, dict] = {  # the most important first: a run may be interrupt
     **{name: {} for name in PEERS},
     'dpsgd, loop over records': dict(engine='loop'),  # takes one sample at a time
     **{f'projected, {order}': settings for order, settings in PROJECTED.items()},
+    'projected, Kronecker coordinates': dict(projector=KRONECKER),
     'feature': dict(public_weight=1.0),
     'dpsgd, bfloat16': dict(amp_dtype='bfloat16'),
-    'dpsgd, channels last': dict(memory_format=torch.channels_last),
 }
+BASES = BASIS, KRONECKER_BASIS
 TURN = 64  # images of a long batch before the plain step has its turn again
 
 
@@ -54,7 +57,7 @@ def batches_of(job: dict) -> list[int]:
 
 def turns_of(method: str, batch: int) -> int:
     """How many turns one step of a method takes."""
-    return 1 if method in (PLAIN, BASIS, *PEERS) else max(1, batch // TURN)
+    return 1 if method in (PLAIN, *BASES, *PEERS) else max(1, batch // TURN)
 
 
 def make_batch(cfg: Config, count: int, public: int) -> dict:
@@ -90,8 +93,8 @@ def make_step(
     model_cfg.backbone.init_cfg = None
     if method == PLAIN:
         model_cfg.head.type = model_cfg.head.type.removeprefix('Private')
-    model = MODELS.build(model_cfg).to(device, memory_format=settings.pop('memory_format', None)).train()
-    public = samples if method == BASIS else samples // 2 if 'public_weight' in settings else 0
+    model = MODELS.build(model_cfg).to(device).train()
+    public = samples if method in BASES else samples // 2 if 'public_weight' in settings else 0
     batch = make_batch(cfg, samples, public)
     if method in PEERS:
         return _in_one_turn(PEERS[method](model, batch, expected_batch_size // samples))
@@ -107,13 +110,12 @@ def make_step(
         max_grad_norm=0.1,
         noise_multiplier=1.0,
         expected_batch_size=expected_batch_size,
-        projector=order and random_projector(order, rank, params),
+        projector=projector_of(order, rank, params),
         **settings,
     )
-    if method == BASIS:
+    if method in BASES:
         wrapper.prepare(model)
-        projector = Projector(rank=rank, preconditioned=True, dtype='bfloat16')
-        return _in_one_turn(lambda: new_basis(wrapper, projector, batch, expected_batch_size))
+        return _in_one_turn(lambda: new_basis(method, wrapper, rank, batch, expected_batch_size))
     parts = [slice(samples - public), slice(samples - public, samples)] if public else [slice(samples)]
     if settings.get('engine') == 'loop':
         parts = [slice(i, i + 1) for i in range(samples)]
@@ -141,18 +143,28 @@ def _in_one_turn(step: Callable[[], Any]) -> tuple[Callable[[], Iterator[None]],
     return turns, turns
 
 
-def new_basis(wrapper: DPOptimWrapper, projector: Projector, batch: dict, records: int) -> None:
+def new_basis(method: str, wrapper: DPOptimWrapper, rank: int, batch: dict, records: int) -> None:
     """As ProjectorRefreshHook, from so many records, which repeat those of the batch."""
-    projector.place(torch.zeros(0, 0), [])
     samples = len(batch['inputs'])
+    if method == KRONECKER_BASIS:
+        turns = [range(records // samples // PASSES)] * PASSES
+        KroneckerProjector().fit(wrapper.params, [(wrapper.public_gradients(batch) for _ in turn) for turn in turns])
+        return
+    projector = Projector(rank=rank, preconditioned=True, dtype='bfloat16')
     table = GradientTable(wrapper.params, records, projector.dtype)
     for _ in range(records // samples):
         wrapper.public_gradients(batch, table.next_rows(samples))
     fit_basis(projector, table)
 
 
-def random_projector(order: str, rank: int, params: list[nn.Parameter]) -> Projector:
-    """A basis of random directions: it costs as much as a fitted one."""
+def projector_of(order: str | None, rank: int, params: list[nn.Parameter]) -> Projector | None:
+    """The projector of a method, with a basis of random directions: it costs as much as a fitted one."""
+    if order is None:
+        return None
+    if order == KRONECKER:
+        kronecker = KroneckerProjector()
+        kronecker.fit(params, [[[torch.randn(1, *p.shape) for p in params]]] * PASSES)
+        return kronecker
     projector = Projector(rank=rank, order=order, dtype='bfloat16')
     total = sum(p.numel() for p in params)
     flat = torch.randn(rank, total, dtype=torch.bfloat16, device=params[0].device).div_(total**0.5)
