@@ -28,6 +28,7 @@ from .privacy_units import real_path
 from .resolving import is_kind, resolved, type_name
 
 _WRAPPERS = (CombinedDataset, ConcatDataset, RepeatDataset, ClassBalancedDataset)
+_DATASETS = 'mmpose.datasets.datasets'  # where MMPose keeps them, by kind
 _MPII_LAYOUT = """MMPose expects
   {root}/annotations/mpii_train.json, mpii_val.json, mpii_gt_val.mat
   {root}/images/*.jpg
@@ -167,6 +168,12 @@ def left_out_by(dataset: BaseDataset) -> dict[str, list[dict]] | None:
     finally:
         vars(dataset).pop('coco', None)  # as large as the file
     return found
+
+
+def part_annotated(dataset: BaseDataset) -> str:
+    """'hand' or 'face' for MMPose's data sets of these, whose boxes are not of whole people; empty for others."""
+    modules = [kind.__module__ for kind in type(dataset).__mro__]
+    return next((part for part in ('hand', 'face') for one in modules if one.startswith(f'{_DATASETS}.{part}')), '')
 
 
 def _refuse_steps(steps: list, key: str) -> None:

@@ -23,7 +23,7 @@ from mmpose_dp.privacy.validation import as_whole
 
 from .alone import mixes, passes_the_view, pictures_read, sees_others
 from .annotation_file import declared_sizes
-from .building import build_part, left_out_by, seen_through
+from .building import build_part, left_out_by, part_annotated, seen_through
 from .nested import texts_in, with_held
 from .overlap import refuse_shared_data
 from .own_code import own_name
@@ -467,6 +467,8 @@ class PublicPrivateDataset(Dataset):
         padding = self._center_scale.padding  # the sizes of the view follow the padded box
         words = self.public_view.description + (f', boxes padded by {padding:g}' if padding != _PADDING else '')
         words += ', of those people alone who are records' if self._left_out is None else ''
+        if self._hides and (part := part_annotated(self.private)):
+            words += f', whose boxes are of {part}s alone: the rest of them is visible, and so is whoever has no box of a {part}'
         follows = isinstance(self.public_view, View) and self.public_view.follows_box
         return words + (', one view per image, sized for its largest box' if follows else '')
 
