@@ -179,9 +179,17 @@ def checkpoint_types() -> list[Any]:
 
 
 def _number_types() -> list[Any]:
+    """Numpy's numbers, and ``bytes``, by which an empty array is pickled: that of a metainfo without a skeleton, say."""
     import numpy as np
 
-    return [type(np.dtype(kind)) for kind in ('bool', 'uint8', 'int32', 'int64', 'float32', 'float64')]
+    return [
+        *(type(np.dtype(kind)) for kind in ('bool', 'uint8', 'int32', 'int64', 'float32', 'float64')),
+        *((_no_bytes, f'{module}.bytes') for module in ('builtins', '__builtin__')),
+    ]
+
+
+def _no_bytes() -> bytes:
+    return b''
 
 
 def _history_method(owner: Any, name: str) -> Any:

@@ -2,6 +2,7 @@
 
 import sys
 import traceback
+from itertools import dropwhile
 from pathlib import Path
 
 from .processes import is_first_process
@@ -24,10 +25,20 @@ def step_in_words(error: BaseException) -> str:
 
 def reason(error: BaseException) -> str:
     """An error's own words in one line; if it has none, as after a bare ``assert``, the line of code that raised it."""
-    words, frames = ' '.join(str(error).split()), traceback.extract_tb(error.__traceback__)
+    words, frames = ' '.join(_said(error).split()), traceback.extract_tb(error.__traceback__)
     if words or not frames:
         return words
     return f'{Path(frames[-1].filename).name}, line {frames[-1].lineno}: {frames[-1].line}'
+
+
+def _said(error: BaseException) -> str:
+    """An error's text, without the traceback that torch puts into that of a data loader's worker process."""
+    before, marked, inside = str(error).partition('\nOriginal Traceback (most recent call last):\n')
+    if not marked:
+        return before
+    frames = inside.rpartition('\n  File "')[2].splitlines()
+    own = dropwhile(lambda line: line.startswith('  '), frames[1:])
+    return '\n'.join(own).removeprefix(f'{type(error).__name__}: ')
 
 
 def warn_in_terminal(message: str) -> None:

@@ -132,10 +132,12 @@ def test_the_allowed_types_are_enough_for_what_mmengine_saves(checkpoint):
     assert hub.get_scalar('train/loss').mean() == 2.0 and hub.get_info('best') == 0.25
 
 
-def test_a_checkpoint_with_any_of_numpys_numbers_is_loaded_without_a_fallback(tmp_path, capfd):
+@pytest.mark.parametrize('count', [3, 0])  # faces have no skeleton, and so no colours of links
+def test_a_checkpoint_with_any_of_numpys_numbers_is_loaded_without_a_fallback(tmp_path, capfd, count):
     compat.allow_mmengine_checkpoints()  # the contexts above have taken it back
-    torch.save(dict(meta=dict(colors=np.zeros(3, np.uint8))), tmp_path / 'colors.pth')
-    assert CheckpointLoader.load_checkpoint(str(tmp_path / 'colors.pth'), 'cpu')['meta']['colors'].dtype == np.uint8
+    torch.save(dict(meta=dict(colors=np.zeros(count, np.uint8))), tmp_path / 'colors.pth')
+    colors = CheckpointLoader.load_checkpoint(str(tmp_path / 'colors.pth'), 'cpu')['meta']['colors']
+    assert colors.dtype == np.uint8 and colors.shape == (count,)
     assert 'Could not safely load' not in ''.join(capfd.readouterr())
 
 

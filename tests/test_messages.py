@@ -1,8 +1,9 @@
 """What an error of other code says."""
 
 import pytest
+from torch.utils.data import DataLoader
 
-from mmpose_dp.messages import reason
+from mmpose_dp.messages import failure, reason
 
 
 @pytest.mark.parametrize(
@@ -17,6 +18,25 @@ def test_its_own_words_come_first(fails, words):
     with pytest.raises(Exception) as error:  # noqa: PT011
         fails()
     assert reason(error.value) == words
+
+
+class Failing:
+    def __len__(self):
+        return 2
+
+    def __getitem__(self, index):
+        raise ValueError('a picture\n  is damaged')
+
+
+@pytest.mark.parametrize('workers', [0, 1])
+def test_an_error_in_a_worker_process_is_its_own_words(workers):
+    """torch puts the worker's traceback, of a thousand characters, into the error's text."""
+    words = ''
+    try:
+        list(DataLoader(Failing(), num_workers=workers))
+    except ValueError as error:  # pytest.raises would keep the worker
+        words = failure(error)
+    assert words == 'ValueError: a picture is damaged'
 
 
 def test_an_error_without_words_is_the_line_that_raised_it():

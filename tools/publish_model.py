@@ -48,11 +48,12 @@ from mmpose_dp.engine.checks.own_state import own_state
 from mmpose_dp.engine.hooks.provenance import kept_lineage
 from mmpose_dp.engine.view_audit import with_audit
 from mmpose_dp.extras.accountability import with_membership_audit
-from mmpose_dp.extras.checkpoint_file import CheckpointFile, without_updates
+from mmpose_dp.extras.checkpoint_file import CheckpointFile, plain_values, without_updates
 from mmpose_dp.extras.evidence import STATEMENT_NAME, file_sha256, intact_statement, is_checkpoint_of, plain_sha256
 from mmpose_dp.extras.statement_page import complete, write_statement
 from mmpose_dp.messages import reason
 from mmpose_dp.privacy.errors import PrivacyError
+from mmpose_dp.privacy.ledger import LEDGER_NAME
 
 _JOINTS = {  # as mmpose.datasets.datasets.utils.parse_pose_metainfo makes them of a file in configs/_base_/datasets
     *('dataset_name', 'num_keypoints', 'keypoint_id2name', 'keypoint_name2id', 'upper_body_ids', 'lower_body_ids'),
@@ -246,10 +247,11 @@ def _refuse_existing(out: Path, source: Path, overwrite: bool) -> None:
     if not out.exists():
         return
     if out.suffix == '.pth':
-        before = out.is_file() and not out.samefile(source)
-    else:
-        before = out.is_dir() and (out / STATEMENT_NAME).is_file() and (out / CARD_NAME).is_file()
-    if not overwrite or not before:
+        before = out.is_file() and 'privacy_statement' in plain_values(out)
+    else:  # a work dir may have a README.md too
+        names = {path.name for path in out.iterdir()} if out.is_dir() else set()
+        before = {STATEMENT_NAME, CARD_NAME, CONFIG_NAME} <= names and LEDGER_NAME not in names
+    if not overwrite or not before or out.resolve() in source.resolve().parents:
         raise PrivacyError(f'{out} exists: give another name, or --overwrite to replace what was published before')
 
 

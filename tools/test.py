@@ -26,6 +26,8 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
 from mmpose_dp.extras.checkpoint_file import without_updates
+from mmpose_dp.messages import failure, step_in_words
+from mmpose_dp.privacy.errors import PrivacyError
 
 
 class SaveMetrics(Hook):
@@ -65,6 +67,8 @@ def parse_args() -> argparse.Namespace:
     args = parser.parse_args()
     if args.dump and not args.dump.endswith(('.pkl', '.pickle')):
         parser.error(f'--dump {args.dump}: the name must end in .pkl or .pickle')
+    if args.out and not args.out.endswith(('.json', '.yaml', '.yml', '.pkl', '.pickle')):
+        parser.error(f'--out {args.out}: the name must end in .json, .yaml or .pkl')
     return args
 
 
@@ -100,7 +104,12 @@ def main() -> None:
     runner.register_hook(WholeLayers())
     if args.out:
         runner.register_hook(SaveMetrics(args.out), 'LOWEST')
-    runner.test()
+    try:
+        runner.test()
+    except (PrivacyError, OSError):  # these have words of their own
+        raise
+    except Exception as error:  # of a picture, an annotation, a metric, or of the checkpoint
+        raise PrivacyError(f'the test fails: {failure(error)}{step_in_words(error)}. Correct that') from error
 
 
 if __name__ == '__main__':

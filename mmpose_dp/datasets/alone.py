@@ -1,12 +1,16 @@
-"""Tests whether a sample depends on other records: a cache or a picture in its pipeline, or a data set that reads a neighbour.
+"""Tests what a sample depends on: other records (a cache or a picture in its pipeline, a data set that reads a neighbour), or,
+in the public part, the private picture behind the view.
 
 It finds what mixes the few samples that are tried, not code that reads other files by itself. Must not show what a sample holds.
 """
 
 import copy
+import os.path as osp
+import tempfile
 from collections.abc import Callable, Iterator, Sequence, Set
 from typing import Any
 
+import cv2
 import numpy as np
 from mmengine.dataset import BaseDataset
 from mmengine.structures import BaseDataElement
@@ -56,6 +60,62 @@ def pictures_read(transforms: Any, images: Set[str]) -> Iterator[tuple[str, str]
     for step in with_held(transforms):
         if files := files_in(getattr(step, '__dict__', {})):
             yield from ((type(step).__name__, path) for path in private_among(files, images))
+
+
+def passes_the_view(steps: Sequence[Callable], place: int, info: Callable[[], dict], seeds: Sequence[int]) -> Any:
+    """The first step behind a public view whose result follows the private picture itself; None if there is none.
+
+    The view is made black, once with the sample's own picture behind it and once with noise in a file of the same name: no step
+    may then give something else. None too if the steps before the view cannot read such a file: nothing can be concluded.
+
+    Args:
+        steps: the transforms of a pipeline.
+        place: the view's place among them.
+        info: gives the input of one sample.
+        seeds: of the random steps.
+    """
+    own = info()
+    with tempfile.TemporaryDirectory() as folder, fixed_randomness(seeds):
+        try:
+            before = _after(steps[: place + 1], own)
+            black = np.zeros_like(before['img'])
+            noise = np.random.default_rng(0).integers(0, 256, (*black.shape[:2], 3), np.uint8)
+            path = osp.join(folder, osp.basename(own['img_path']))
+            with open(path, 'wb') as file:  # as cv2.imwrite, which takes the format from the name
+                file.write(cv2.imencode('.bmp', noise)[1].tobytes())
+            other = _after(steps[: place + 1], {**info(), 'img_path': path})
+        except Exception:  # a record that cannot be used, or another loader
+            return None
+    pair = dict(before, img=black), dict(other, img=black.copy())
+    for number, step in enumerate(steps[place + 1 :]):
+        given: list[Any] = []
+        for one in pair:
+            with fixed_randomness([seed + number for seed in seeds]):
+                try:
+                    given.append(step(one))
+                except Exception as error:  # a file beside the picture may be missing
+                    given.append(type(error))
+        if _pictures(given[0]) != _pictures(given[1]):
+            return step
+        if not all(isinstance(one, dict) for one in given):
+            return None
+        pair = given[0], given[1]
+    return None
+
+
+def _after(steps: Sequence[Callable], info: dict) -> dict:
+    for step in steps:
+        info = step(info)
+    return info
+
+
+def _pictures(given: Any) -> Any:
+    """What a step may show of a picture: ``img``, and what is packed, but for the metainfo; the kind of an error."""
+    if not isinstance(given, dict):
+        return given if isinstance(given, type) else None
+    samples = given.get('data_samples')
+    packed = dict(samples.items()) if isinstance(samples, BaseDataElement) else None
+    return _content([given.get('img'), given.get('inputs'), packed])
 
 
 def _sample(pipeline: Callable, info: Callable[[], dict], seeds: Sequence[int]) -> Any:

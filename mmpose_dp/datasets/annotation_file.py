@@ -3,6 +3,7 @@
 Must not log: figures over private annotations go to the terminal only.
 """
 
+import codecs
 import json
 from collections.abc import Callable, Sequence
 from numbers import Real
@@ -27,7 +28,7 @@ def refuse_unusable_file(path: str, cls: type, key: str) -> None:
         DataError: if an id is missing, is repeated or has a type that MMPose cannot use, if no annotation has an image, or
             if MpiiDataset cannot turn a picture's name into a number.
     """
-    content = _content(path)
+    content = content_of(path)
     if isinstance(content, list) and issubclass(cls, MpiiDataset):
         _refuse_names_without_number(content, path, key)
     if isinstance(content, dict) and isinstance(content.get('annotations'), list):
@@ -43,9 +44,9 @@ def faults_in_words(path: str, error: BaseException) -> str:
 
     MMPose's own ``error`` names neither. No value is named.
     """
-    content = _content(path)
+    content = content_of(path)
     if isinstance(error, (json.JSONDecodeError, UnicodeDecodeError)):
-        return 'the file is not JSON in UTF-8'
+        return _coding(path)
     for part in ('images', 'annotations'):
         for number, one in enumerate(list_in(content, part)):
             if not isinstance(one, dict):
@@ -64,9 +65,20 @@ def faults_in_words(path: str, error: BaseException) -> str:
     return _missing_key(images, annotations, error)
 
 
+def _coding(path: str) -> str:
+    """Why a file cannot be read as JSON."""
+    with open(path, 'rb') as file:
+        begin = file.read(3)
+    if begin.startswith(codecs.BOM_UTF8):
+        return 'the file begins with a byte order mark: save it as UTF-8 without one'
+    if begin[:2] in (b'\x1f\x8b', b'PK', b'BZ'):
+        return 'the file is compressed: unpack it'
+    return 'the file is not JSON in UTF-8'
+
+
 def missing_key_in_words(path: str, error: BaseException) -> str:
     """The annotation of a COCO-style file that has not the key of a KeyError, in words; empty if all have it, or images do."""
-    return _missing_key(*_entries_of(_content(path)), error)
+    return _missing_key(*_entries_of(content_of(path)), error)
 
 
 def _missing_key(images: list[dict], annotations: list[dict], error: BaseException) -> str:
@@ -79,7 +91,7 @@ def _missing_key(images: list[dict], annotations: list[dict], error: BaseExcepti
 
 def unused_in_words(path: str) -> str:
     """Why MMPose leaves out each annotation of a COCO-style file, with how many it is; empty for another file."""
-    images, annotations = _entries_of(_content(path))
+    images, annotations = _entries_of(content_of(path))
     if images and not annotations:
         return 'the file has no annotations'
     sizes = {image.get('id'): (image.get('width'), image.get('height')) for image in images}
@@ -89,6 +101,9 @@ def unused_in_words(path: str) -> str:
         'with iscrowd=1': lambda one: bool(one.get('iscrowd')) and not isinstance(one['iscrowd'], str),
         'with an iscrowd that is text, which counts as 1': lambda one: isinstance(one.get('iscrowd'), str),
         'without bbox': lambda one: not one.get('bbox'),
+        'with a box whose width or height is 0 or less': lambda one: (
+            _is_numbers(one.get('bbox'), 4) and min(one['bbox'][2:]) <= 0
+        ),
         'with a box outside of its picture': lambda one: _is_outside(one.get('bbox'), sizes.get(one.get('image_id'))),
     }
     counts = {words: sum(map(applies, annotations)) for words, applies in reasons.items()}
@@ -125,7 +140,16 @@ _ANNOTATION_KEYS: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
 )
 
 
-def _content(path: str) -> Any:
+def declared_sizes(path: str) -> dict[str, tuple[int, int]]:
+    """The height and width that a COCO-style file gives each picture, by its ``file_name``."""
+    sizes: dict[Any, tuple[Any, Any]] = {
+        one.get('file_name'): (one.get('height'), one.get('width')) for one in _entries_of(content_of(path))[0]
+    }
+    whole = {name: size for name, size in sizes.items() if isinstance(name, str) and all(map(_is_whole, size))}
+    return {name: (int(height), int(width)) for name, (height, width) in whole.items()}
+
+
+def content_of(path: str) -> Any:
     """What a JSON file holds; None if it cannot be read."""
     try:
         with open(path) as file:

@@ -38,8 +38,8 @@ def look_at_annotations(dataset: BaseDataset, key: str) -> set[str]:
 
     Raises:
         DataError: if samples have another number of joints than the data set's metainfo or than each other, if no sample has a
-            joint that is visible and near its box, if all joints are fractions of a picture, or if a sample has no picture or
-            several.
+            joint that is visible and near its box, if all joints are fractions of a picture, if a box is not finite, or if a sample
+            has no picture or several.
     """
     samples: list[_Sample] = []
     paths = set()
@@ -50,6 +50,11 @@ def look_at_annotations(dataset: BaseDataset, key: str) -> set[str]:
         sample = _sample(info)
         if sample is not None:
             samples.append(sample)
+            if sample.boxes is not None and not np.isfinite(sample.boxes).all():
+                raise DataError(
+                    f'{key}: annotation {info.get("id", index)} has a box with NaN or infinity, so it would teach nothing, and no '
+                    'public view could hide the person: write its box, or take the annotation out'
+                )
             if sample.joints.shape[1] != samples[0].joints.shape[1]:
                 raise DataError(
                     f'{key}: annotation {info.get("id", index)} has {sample.joints.shape[1]} joints and others have '

@@ -14,7 +14,7 @@ from mmengine.dataset import BaseDataset, ClassBalancedDataset, Compose, ConcatD
 from mmpose.datasets.dataset_wrappers import CombinedDataset
 from mmpose.datasets.datasets import BaseCocoStyleDataset, MpiiDataset
 from mmpose.datasets.datasets.utils import parse_pose_metainfo
-from mmpose.datasets.transforms import GenerateTarget, GetBBoxCenterScale
+from mmpose.datasets.transforms import GenerateTarget, GetBBoxCenterScale, KeypointConverter
 from mmpose.registry import DATASETS, TRANSFORMS
 
 from mmpose_dp.messages import failure
@@ -22,11 +22,13 @@ from mmpose_dp.privacy.errors import DataError, PrivacyError
 
 from .annotation_file import faults_in_words, refuse_unusable_file, unused_in_words
 from .annotations import look_at_annotations
+from .mpii_files import JOINTS
 from .nested import MIXING, is_mixing
 from .privacy_units import real_path
 from .resolving import is_kind, resolved, type_name
 
 _WRAPPERS = (CombinedDataset, ConcatDataset, RepeatDataset, ClassBalancedDataset)
+_DATASETS = 'mmpose.datasets.datasets'  # where MMPose keeps them, by kind
 _MPII_LAYOUT = """MMPose expects
   {root}/annotations/mpii_train.json, mpii_val.json, mpii_gt_val.mat
   {root}/images/*.jpg
@@ -34,11 +36,15 @@ Put MPII there (MMPose docs, "2D Body Keypoint Datasets"), set data_root to its 
   python tools/make_synthetic_mpii.py --out {root} --domain {part} --train 6000 --val 1000"""
 
 
-def build_part(cfg: dict, part: str) -> BaseDataset:
-    """Builds the data set of ``part`` ('private' or 'public') and checks its annotations. Raises DataError, naming the key."""
+def build_part(cfg: dict, part: str, joints: int | None = None) -> BaseDataset:
+    """Builds the data set of ``part`` ('private' or 'public') and checks its annotations. Raises DataError, naming the key.
+
+    ``joints``: for the public part, those of the private one.
+    """
     key = f'train_dataloader.dataset.{part}'
     _refuse_mixing(cfg.get('pipeline'), f'{key}.pipeline')
     cls = _dataset_class(cfg, key)
+    _refuse_missing_mpii(cfg, cls, key, joints)
     path = _annotation_file(cfg, cls, key)
     refuse_unusable_file(path, cls, key)
     try:
@@ -164,6 +170,12 @@ def left_out_by(dataset: BaseDataset) -> dict[str, list[dict]] | None:
     return found
 
 
+def part_annotated(dataset: BaseDataset) -> str:
+    """'hand' or 'face' for MMPose's data sets of these, whose boxes are not of whole people; empty for others."""
+    modules = [kind.__module__ for kind in type(dataset).__mro__]
+    return next((part for part in ('hand', 'face') for one in modules if one.startswith(f'{_DATASETS}.{part}')), '')
+
+
 def _refuse_steps(steps: list, key: str) -> None:
     """Raises DataError, naming its place, for a transform that cannot be built, which mmengine builds with the data set."""
     for number, step in enumerate(steps):
@@ -209,6 +221,18 @@ def _dataset_class(cfg: dict, key: str) -> type:
             'data sets, or derive yours from BaseCocoStyleDataset'
         )
     return cls
+
+
+def _refuse_missing_mpii(cfg: dict, cls: type, key: str, joints: int | None) -> None:
+    """Refuses the recipes' public data, which are people with MPII's joints, where they are not there and would not fit."""
+    converts = any(is_kind(TRANSFORMS, step, KeypointConverter) for step in _steps(cfg.get('pipeline')))
+    path = osp.join(str(cfg.get('data_root') or ''), str(cfg.get('ann_file') or ''))
+    if issubclass(cls, MpiiDataset) and joints not in (None, len(JOINTS)) and not converts and not osp.isfile(path):
+        raise DataError(
+            f"{key}: {path} does not exist, and it would not fit: {cls.__name__} has MPII's {len(JOINTS)} joints, and the private "
+            f'set has {joints}. Write train_dataloader=dict(dataset=dict(public=...)) with a data set that is really public and '
+            "has these joints, or take a method that needs none, such as 'dpsgd'"
+        )
 
 
 def _annotation_file(cfg: dict, cls: type, key: str) -> str:

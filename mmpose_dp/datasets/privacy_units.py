@@ -6,15 +6,19 @@ Must not look at pictures or keypoints.
 import hashlib
 import json
 import os.path as osp
+import re
 import unicodedata
 from typing import Any
 
 import numpy as np
 from mmengine.dataset import BaseDataset
 
+from mmpose_dp.messages import warn_in_terminal
 from mmpose_dp.privacy.errors import ConfigError, DataError
 from mmpose_dp.privacy.plan import UNITS
 from mmpose_dp.privacy.validation import as_positive
+
+from .annotation_file import content_of, dicts_in, list_in
 
 _KEY = 'train_dataloader.dataset'
 _IN_A_FILE = 'Write the path of a JSON file {image file name: value} instead'
@@ -58,10 +62,25 @@ def group_samples(dataset: BaseDataset, unit: str, subjects: str | None) -> list
                 )
         # 7, '7' and '7 ' are one person, who would have half the protection as two; so are two spellings of one 'é' in Unicode
         owners = [unicodedata.normalize('NFC', str(owner)).strip() for owner in owners]
+        _warn_of_alike(owners, f'{_KEY}.subjects={subjects!r}')
     records: dict[Any, list[int]] = {}
     for sample, owner in enumerate(owners):
         records.setdefault(owner, []).append(sample)
     return list(records.values())
+
+
+def _warn_of_alike(names: list[str], source: str) -> None:
+    """Warns of subjects that may be one person, who would have a part of the protection as several."""
+    alike: dict[str, set[str]] = {}
+    for name in names:
+        alike.setdefault(re.sub(r'[\W_]+', ' ', name.casefold()).strip() or name, set()).add(name)
+    groups = [sorted(group) for group in alike.values() if len(group) > 1]
+    if groups:
+        warn_in_terminal(
+            f'{source}: {len(groups)} names are written in several ways, for example {" and ".join(map(repr, groups[0][:2]))}. '
+            'These count as different subjects: if they are one person, write one name, or that person is protected less than the '
+            'statement says'
+        )
 
 
 def personal_epsilons(
@@ -119,6 +138,8 @@ def annotated(dataset: BaseDataset, source: str, key: str) -> list[Any]:
                 f'{_KEY}.{key}: {source} gives no value for any image of {dataset.ann_file}: it names {own!r}, for example, and an '
                 f'image is {image!r}. Write {{image file name: value}}, with values that are not null'
             )
+        if key == 'personal_epsilon':
+            _refuse_unknown_names(dataset, infos, mapping, f'{_KEY}.{key}: {source}')
         return values
     values = [annotation.get(source) for annotation in _annotations_of(dataset, infos, source, key)]
     if all(value is None for value in values):
@@ -171,6 +192,27 @@ def _by_image(dataset: BaseDataset, paths: list[str], mapping: dict, source: str
             )
         values.append(exact[0] if exact else mapping.get(name))
     return values
+
+
+def _refuse_unknown_names(dataset: BaseDataset, infos: list[dict], mapping: dict, source: str) -> None:
+    """Refuses names of no image, whose owners would have the budget of all others; an image may have no person who is used."""
+    content = content_of(dataset.ann_file)
+    entries = dicts_in(content) or dicts_in(list_in(content, 'images'))
+    named = [one.get('file_name', one.get('image')) for one in entries]
+    names = [info['img_path'] for info in infos] + [name for name in named if isinstance(name, str)]
+    folder = (getattr(dataset, 'data_prefix', None) or {}).get('img') or ''
+    known = {form for name in names for form in (osp.basename(name), *_paths(name, folder))}
+    unknown = [name for name in mapping if not known & {name, *_paths(name, folder)}]
+    if unknown:
+        raise DataError(
+            f'{source} names {len(unknown)} images that {dataset.ann_file} does not have, for example {unknown[0]!r}: their owners '
+            'would have target_epsilon in place of their own budget. Write the names of images as the annotations do, and take '
+            'those of other data sets out'
+        )
+
+
+def _paths(name: str, folder: str) -> set[str]:
+    return {osp.normpath(name), osp.normpath(osp.join(folder, name))}
 
 
 def image_paths(dataset: BaseDataset) -> list[str]:

@@ -16,13 +16,14 @@ from mmpose.datasets.transforms import GetBBoxCenterScale
 from mmpose.registry import DATASETS, TRANSFORMS
 from torch.utils.data import Dataset
 
-from mmpose_dp.messages import failure, reason, step_in_words
+from mmpose_dp.messages import failure, reason, step_in_words, warn_in_terminal
 from mmpose_dp.privacy.errors import ConfigError, DataError
 from mmpose_dp.privacy.noise import RandomSource
 from mmpose_dp.privacy.validation import as_whole
 
-from .alone import mixes, pictures_read, sees_others
-from .building import build_part, left_out_by, seen_through
+from .alone import mixes, passes_the_view, pictures_read, sees_others
+from .annotation_file import declared_sizes
+from .building import build_part, left_out_by, part_annotated, seen_through
 from .nested import texts_in, with_held
 from .overlap import refuse_shared_data
 from .own_code import own_name
@@ -104,7 +105,11 @@ class PublicPrivateDataset(Dataset):
         # a view whose strength follows the box hides nobody by an annotation
         hides = self.public_view is not None and not getattr(self.public_view, 'follows_box', False)
         self._left_out = left_out_by(self.private) if hides else {}
-        self.public: Any = None if public is None else build_part(public, 'public')
+        folder = (getattr(self.private, 'data_prefix', None) or {}).get('img') or ''
+        sizes = declared_sizes(self.private.ann_file).items()
+        self._hides, self._sizes = hides, {real_path(osp.join(folder, name)): size for name, size in sizes}
+        self.metainfo = self.private.metainfo
+        self.public: Any = None if public is None else build_part(public, 'public', self.metainfo.get('num_keypoints'))
         self._same_image: dict[str, list[int]] = {}
         for sample, path in enumerate(image_paths(self.private)):
             self._same_image.setdefault(path, []).append(sample)
@@ -112,13 +117,13 @@ class PublicPrivateDataset(Dataset):
             refuse_shared_data(self.private, self.images, self.public)
         self.random = RandomSource()
         self.privacy_unit = privacy_unit
-        self.metainfo = self.private.metainfo
         self._records = group_samples(self.private, privacy_unit, subjects)
         self.subjects = None if subjects is None else source_in_words(subjects)
         self.subjects_digest = None if subjects is None else subjects_digest(subjects, self._records)
         self.personal_epsilons = personal_epsilons(self.private, self._records, personal_epsilon)
         self._record_of = {sample: record for record, samples in enumerate(self._records) for sample in samples}
         self.try_first_samples()
+        self._warn_of_other_sizes()
         self.random = RandomSource(debug_seed)  # the numbers that the trial used do not count
 
     def _name(self, part: BaseDataset) -> str:
@@ -131,6 +136,7 @@ class PublicPrivateDataset(Dataset):
         self._probes = {name: self._tried(part, name) for name, part in self.parts().items()}
         self._refuse_random_views()
         self._refuse_other_people()
+        self._refuse_what_passes_the_view()
 
     def _refuse_mixing(self) -> None:
         """Refuses pipelines and data sets of other code in which one record reaches the sample of another."""
@@ -263,6 +269,22 @@ class PublicPrivateDataset(Dataset):
                     'GetBBoxCenterScale'
                 )
 
+    def _refuse_what_passes_the_view(self) -> None:
+        """Refuses transforms behind the view that read the private picture: the public part would show what the view hides."""
+        if self.views is None:
+            return
+        steps = self.views.pipeline.transforms
+        place = 1 + steps.index(self._center_scale)
+        for sample, seeds in self._probes['public_view']:
+            step = passes_the_view(steps, place, partial(self.view_info, sample), seeds)
+            if step is not None:
+                raise DataError(
+                    f'train_dataloader.dataset.private.pipeline: {getattr(step, "__name__", type(step).__name__)} comes after '
+                    'GetBBoxCenterScale, where the public view is put, and reads the private picture itself (from img_path, or '
+                    'kept from before), so that the public samples would show what the view hides: move it before '
+                    'GetBBoxCenterScale, or take it out'
+                )
+
     def _refuse_lost_data(self, part: BaseDataset) -> None:
         """Refuses to go on if the data is gone, since the remaining steps would cost privacy and learn nothing.
 
@@ -387,7 +409,30 @@ class PublicPrivateDataset(Dataset):
     def _packed(self, part: BaseDataset, number: int, seeds: Sequence[int]) -> dict | None:
         info = self.view_info(number) if part is self.views else part.get_data_info(number)
         with fixed_randomness(seeds):
-            return part.pipeline(info)  # not prepare_data, which lets a pipeline reach all other records
+            packed = part.pipeline(info)  # not prepare_data, which lets a pipeline reach all other records
+        if self._hides and part is self.views and (words := self._other_size(info)):
+            raise DataError(f'{words}. People would stay visible')
+        return packed
+
+    def _other_size(self, info: dict) -> str:
+        """A sentence if a picture that was read has another size than its annotation file says; else empty."""
+        declared, size = self._sizes.get(real_path(info['img_path'])), info.get('ori_shape')
+        if declared is None or size is None or tuple(size) == declared:
+            return ''
+        return (
+            f'{info["img_path"]} has a height and width of {size[0]} and {size[1]} pixels, and {self.private.ann_file} says '
+            f'{declared[0]} and {declared[1]}, to which MMPose cuts boxes: correct them there'
+        )
+
+    def _warn_of_other_sizes(self) -> None:
+        """Says of the first samples if a picture has another size than is said: an orientation in its EXIF data, say."""
+        for sample in self._first_samples(self.private):
+            try:
+                words = self._other_size(self.private.pipeline.transforms[0](self.private.get_data_info(sample)))
+            except Exception:  # this record contributes nothing
+                continue
+            if words:
+                return warn_in_terminal(f'train_dataloader.dataset.private: {words}')
 
     def view_info(self, number: int) -> dict:
         """The input of the views' pipeline: the annotation, the other people of the image, whom a region view hides too, and the
@@ -422,6 +467,8 @@ class PublicPrivateDataset(Dataset):
         padding = self._center_scale.padding  # the sizes of the view follow the padded box
         words = self.public_view.description + (f', boxes padded by {padding:g}' if padding != _PADDING else '')
         words += ', of those people alone who are records' if self._left_out is None else ''
+        if self._hides and (part := part_annotated(self.private)):
+            words += f', whose boxes are of {part}s alone: the rest of them is visible, and so is whoever has no box of a {part}'
         follows = isinstance(self.public_view, View) and self.public_view.follows_box
         return words + (', one view per image, sized for its largest box' if follows else '')
 

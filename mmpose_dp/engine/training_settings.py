@@ -19,7 +19,8 @@ _SCALES_EACH = re.compile('Adam|Adagrad|Adadelta|Adafactor|RMSprop|Rprop|Lion') 
 def settings_in_words(cfg: Any) -> dict[str, str]:
     """Optimizer, epochs, schedule, validation and checkpoints of a config, one short text each."""
     loop, wrapper, hooks = (_dict(cfg.get(key)) for key in ('train_cfg', 'optim_wrapper', 'default_hooks'))
-    optimizer, backbone = _dict(wrapper.get('optimizer')), _dict(_dict(cfg.get('model')).get('backbone'))
+    optimizer, model = _dict(wrapper.get('optimizer')), _dict(cfg.get('model'))
+    first = [*_listed(model.get('init_cfg')), *_listed(_dict(model.get('backbone')).get('init_cfg'))]
     public, factors = _dict(wrapper.get('public_optimizer')), sorted(_dict(wrapper.get('paramwise_cfg')))
     by_part = f', with paramwise_cfg ({", ".join(factors)})' if factors else ''
     epochs = f'{loop["max_epochs"]}' if 'max_epochs' in loop else f'{loop.get("max_iters", "not set")} steps'
@@ -31,13 +32,13 @@ def settings_in_words(cfg: Any) -> dict[str, str]:
         'schedule': ', '.join(map(_schedule, _listed(cfg.get('param_scheduler')))) or 'none',
         'validation': f'every {loop.get("val_interval", 1)} epochs',
         'checkpoints': f'every {interval} epochs',
-        'weights of the backbone': _start(cfg.get('load_from'), backbone.get('init_cfg')),
+        'weights of the backbone': _start(cfg.get('load_from'), first),
     }
 
 
-def _start(load_from: Any, init_cfg: Any) -> str:
+def _start(load_from: Any, init_cfgs: list[dict]) -> str:
     """Where the weights of a backbone come from: the names of the files."""
-    own = [str(one.get('checkpoint')) for one in _listed(init_cfg) if 'Pretrained' in _type(one)]
+    own = [str(one.get('checkpoint')) for one in init_cfgs if 'Pretrained' in _type(one)]
     files = [('load_from', str(load_from))] * bool(load_from) + [('init_cfg', name) for name in own]
     return ', else '.join(f'{key} {name.rpartition("/")[2]}' for key, name in files) or 'random: no load_from'
 

@@ -1,6 +1,7 @@
 """Annotation files as annotation tools write them: what plain MMPose can use is used, the rest is refused in one sentence."""
 
 import copy
+import gzip
 import json
 import re
 import shutil
@@ -54,6 +55,7 @@ REFUSED = {
     'joints that are not finite': (_joints(lambda j: j[:, :2].fill(np.nan)), 'marked visible'),
     'boxes elsewhere': (each(lambda i, a: a.update(bbox=[0.0, 0.0, 2.0, 2.0])), 'in or near its box'),
     'boxes of no size': (each(lambda i, a: a.update(bbox=[12.0, 8.0, 0.0, 0.0])), 'holds no annotated person'),
+    'boxes that go left': (each(lambda i, a: a.update(bbox=[36.0, 8.0, -24.0, 24.0])), '8 with a box whose width or height is 0'),
     'nobody with keypoints': (each(lambda i, a: a.pop('keypoints')), 'leaves out annotations: 8 without keypoints'),
     'crowds as text': (each(lambda i, a: a.update(iscrowd='0')), '8 with an iscrowd that is text, which counts as 1'),
     'boxes outside': (each(lambda i, a: a.update(bbox=[500.0, 9.0, 9.0, 9.0])), '8 with a box outside of its picture'),
@@ -67,6 +69,10 @@ REFUSED = {
     'crowds': (each(lambda i, a: a.update(iscrowd=1)), 'leaves out annotations: 8 with iscrowd=1'),
     'no boxes': (each(lambda i, a: a.pop('bbox')), 'leaves out annotations: 8 without bbox'),
     'num_keypoints of 0': (each(lambda i, a: a.update(num_keypoints=0)), 'leaves out annotations: 8 with num_keypoints=0'),
+    'a box that is not finite': (
+        lambda d: d['annotations'][3].update(bbox=[np.nan] * 4),
+        'annotation 4 has a box with NaN or infinity.*write its box',
+    ),
     'a box that is null': (lambda d: d['annotations'][3].update(bbox=None), 'annotation 4 has no list of four numbers'),
     'a box of three': (lambda d: d['annotations'][3].update(bbox=[1, 2, 3]), 'annotation 4 has no list of four numbers'),
     'keypoints that are null': (lambda d: d['annotations'][2].update(keypoints=None), 'annotation 3 has no flat list'),
@@ -87,6 +93,23 @@ def test_refused_before_training(tmp_path, name):
     change(data)
     with pytest.raises(DataError, match=f'(?s)dataset.private.*{message}'):
         PublicPrivateDataset(write(tmp_path, data))
+
+
+@pytest.mark.parametrize(
+    ('coded', 'message'),
+    [
+        (lambda text: text.encode('utf-8-sig'), 'the file begins with a byte order mark: save it as UTF-8 without one'),
+        (lambda text: gzip.compress(text.encode()), 'the file is compressed: unpack it'),
+        (lambda text: text.encode('utf-16'), 'the file is not JSON in UTF-8'),
+    ],
+    ids=['byte order mark', 'gzip', 'utf-16'],
+)
+def test_files_in_another_coding(tmp_path, coded, message):
+    cfg = write(tmp_path)
+    path = tmp_path / 'own.json'
+    path.write_bytes(coded(path.read_text()))
+    with pytest.raises(DataError, match=f'Probably since {message}'):
+        PublicPrivateDataset(cfg)
 
 
 def test_a_home_folder_is_not_looked_up(tmp_path):
@@ -142,6 +165,10 @@ WARNINGS = {
         lambda d: d['categories'][0].update(keypoints=['head', 'right_hand', 'left_hand', 'left_foot', 'right_foot']),
         'right_hand is joint 1 in the categories of .*own.json, and joint 2 in the metainfo',
     ),
+    'pictures that lie on their side': (
+        each(lambda image, ann: image.update(width=40, height=48)),
+        r'00.png has a height and width of 40 and 48 pixels, and .*own.json says 48 and 40, .*cuts boxes',
+    ),
     'most have no joint': (
         lambda d: [ann.update(keypoints=[400.0, 400.0, 2.0] * 5) for ann in d['annotations'][:6]],
         'only 2 of 8 annotations',
@@ -156,6 +183,23 @@ def test_warnings_go_to_the_terminal_only(tmp_path, capfd, name):
     change(data)
     PublicPrivateDataset(write(tmp_path, data))
     assert re.search(f'WARNING: train_dataloader.dataset.private: .*{message}', capfd.readouterr().err)
+
+
+def test_who_would_stay_visible_since_a_size_is_wrong(tmp_path):
+    """MMPose cuts boxes to the size that the file says, and a view hid what was left of them."""
+    data = content()
+    data['images'][6].update(width=20)
+    dataset = PublicPrivateDataset(write(tmp_path, data), public_view=dict(type='PublicView', mode='person'))
+    with pytest.warns(
+        UserWarning, match='06.png contributes nothing.*a height and width of 40 and 48 .* says 40 and 20'
+    ):
+        assert [len(dataset[8 + sample]) for sample in range(8)] == [1] * 6 + [0, 1]
+    assert len(dataset[6]) == 1
+    each(lambda image, ann: image.update(width=20))(data)
+    cfg = write(tmp_path, data)
+    with pytest.raises(DataError, match='public_view.* to which MMPose cuts boxes.* People would stay visible'):
+        PublicPrivateDataset(cfg, public_view=dict(type='PublicView', mode='person'))
+    assert len(PublicPrivateDataset(cfg, public_view=dict(type='PublicView'))[8]) == 1  # a blur hides nobody by a box
 
 
 def _of_joints(change):
@@ -249,6 +293,23 @@ def test_images_of_one_name_have_values_by_their_paths(tmp_path):
             PublicPrivateDataset(cfg, personal_epsilon=str(mapping))
     mapping.write_text(json.dumps({'0.png': 1.0}))
     with pytest.raises(DataError, match=r'b/0\.png and .*a/0\.png have the same one: write their paths'):
+        PublicPrivateDataset(cfg, personal_epsilon=str(mapping))
+
+
+@pytest.mark.parametrize('name', ['0.png', 'c/0.png', 'img/0.png', '../img/a/9.png'])
+def test_a_personal_budget_of_no_image_is_refused(tmp_path, name):
+    """A misspelled name left its owner with the budget of all others, without a word."""
+    data = content()
+    for i, image in enumerate(data['images']):
+        image['file_name'] = f'a/{i + 1}.png'
+    (tmp_path / 'img/a').mkdir(parents=True)
+    data['annotations'] = data['annotations'][1:]  # nobody in the first picture
+    cfg, mapping = write(tmp_path, data), tmp_path / 'wishes.json'
+    right = {'a/1.png': 1.0, '2.png': 1.0, f'{tmp_path}/img/a/3.png': 1.0, './a/4.png': 1.0}
+    mapping.write_text(json.dumps(right))
+    assert PublicPrivateDataset(cfg, personal_epsilon=str(mapping)).personal_epsilons.count((1.0,)) == 3
+    mapping.write_text(json.dumps({**right, name: 0.5}))
+    with pytest.raises(DataError, match=f"names 1 images that .* does not have, for example '{name}'"):
         PublicPrivateDataset(cfg, personal_epsilon=str(mapping))
 
 

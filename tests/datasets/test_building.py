@@ -2,9 +2,11 @@
 
 import http.server
 import random
+import shutil
 import threading
 from contextlib import nullcontext
 from functools import partial
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -135,6 +137,49 @@ def test_what_is_random_may_not(own, step):
         PublicPrivateDataset(cfg, public_view=VIEW)
 
 
+# ---- transforms behind the view ------------------------------------------------------------------------------------
+class Keep(BaseTransform):
+    """Keeps the picture for later."""
+
+    def transform(self, results):
+        return dict(results, kept=results['img'].copy())
+
+
+class Restore(BaseTransform):
+    def transform(self, results):
+        return dict(results, img=results['kept'])
+
+
+class Depth(BaseTransform):
+    """Adds what a file beside the picture holds."""
+
+    def transform(self, results):
+        depth = cv2.imread(results['img_path'].replace('/img/', '/depth/'), cv2.IMREAD_GRAYSCALE)
+        return dict(results, img=results['img'] // 2 + depth[..., None] // 2)
+
+
+@pytest.mark.parametrize(
+    ('before', 'behind'),
+    [
+        ([], dict(type='mmcv.LoadImageFromFile')),
+        ([], dict(type='RandomApply', prob=0.9, transforms=[dict(type='LoadOwn')])),
+        ([dict(type=Keep)], dict(type=Restore)),
+        ([], dict(type=Depth)),
+    ],
+    ids=['loaded again', 'within', 'kept', 'file beside it'],
+)
+def test_the_private_picture_itself_may_not_be_read_behind_the_view(own, before, behind):
+    """Sharp pictures were in the public part, which no noise covers."""
+    folder = Path(own['data_root'])
+    (folder / 'depth').mkdir(exist_ok=True)
+    for picture in (folder / 'img').iterdir():
+        shutil.copy(picture, folder / 'depth')
+    cfg = dict(own, pipeline=[PIPELINE[0], *before, PIPELINE[1], behind, *PIPELINE[2:]])
+    assert len(PublicPrivateDataset(cfg)[0]) == 1  # without a view it may
+    with pytest.raises(PrivacyError, match='reads the private picture itself.*move it before GetBBoxCenterScale'):
+        PublicPrivateDataset(cfg, public_view=VIEW)
+
+
 @pytest.mark.parametrize('mode', ['blur', 'pixelate', 'person'])
 def test_five_joints_under_each_view(own, mode):
     dataset = PublicPrivateDataset(own, public_view=dict(type='PublicView', mode=mode))
@@ -146,6 +191,17 @@ def test_faces_need_joints_of_heads(own):
         view = dict(type='PublicView', mode='face', head_keypoints=joints)
         with pytest.raises(PrivacyError, match="public_view.head_keypoints.*mode='person'"):
             PublicPrivateDataset(own, public_view=view)
+
+
+def test_public_people_with_mpiis_joints_beside_a_private_set_with_others(own, tmp_path):
+    """The recipes' own public data: the advice was to generate them, and they were refused afterwards."""
+    public = dict(type='MpiiDataset', data_root=str(tmp_path), ann_file='annotations/mpii_train.json')
+    fit = r"would not fit: MpiiDataset has MPII's 16 joints, and the private set has 5\. Write .*public="
+    with pytest.raises(PrivacyError, match=fit):
+        PublicPrivateDataset(own, public=dict(public, pipeline=PIPELINE))
+    converter = dict(type='KeypointConverter', num_keypoints=5, mapping=[(i, i) for i in range(5)])
+    with pytest.raises(PrivacyError, match='make_synthetic_mpii'):
+        PublicPrivateDataset(own, public=dict(public, pipeline=[converter, *PIPELINE]))
 
 
 @pytest.mark.parametrize('part', ['private', 'public'])

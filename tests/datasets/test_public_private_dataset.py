@@ -9,11 +9,12 @@ import pytest
 import torch
 from mmcv.transforms import BaseTransform
 from mmengine.runner import set_random_seed
+from mmpose.datasets.datasets.utils import parse_pose_metainfo
 from mmpose.registry import DATASETS, TRANSFORMS
 
 from mmpose_dp.datasets import PublicPrivateDataset, collate_samples
 from mmpose_dp.privacy.errors import PrivacyError
-from tests.support.datasets import PIPELINE, mpii
+from tests.support.datasets import PIPELINE, coco_style, mpii
 
 VIEW = dict(type='PublicView', mode='blur')
 
@@ -212,3 +213,17 @@ def test_the_description_distinguishes_views_of_other_boxes(synthetic):
         PublicPrivateDataset(cfg, dict(type='PublicView')).view_description for cfg in (mpii(synthetic), tight)
     )
     assert 'padded' not in usual and other.replace(', boxes padded by 1', '') == usual != other
+
+
+@pytest.mark.parametrize(('name', 'part'), [('CocoWholeBodyHandDataset', 'hand'), ('CocoWholeBodyFaceDataset', 'face')])
+def test_a_view_that_hides_a_part_of_each_person_does_not_claim_to_hide_people(synthetic, name, part):
+    """The statement said: everything but the squares around annotated people."""
+    number = parse_pose_metainfo(DATASETS.get(name).METAINFO)['num_keypoints']
+    cfg = dict(mpii(synthetic), type=name, ann_file=coco_style(synthetic, name, number))
+    words = [
+        PublicPrivateDataset(cfg, dict(type='PublicView', mode=mode), privacy_unit='image').view_description
+        for mode in ('person', 'blur')
+    ]
+    assert f'whose boxes are of {part}s alone: the rest of them is visible' in words[0] and 'alone' not in words[1]
+    usual = PublicPrivateDataset(mpii(synthetic), dict(type='PublicView', mode='person')).view_description
+    assert usual == 'everything but the squares around annotated people'

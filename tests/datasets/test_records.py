@@ -106,6 +106,18 @@ def test_a_number_and_its_text_are_one_subject(synthetic, tmp_path):
     assert counts == [1, 1, 2, 1]
 
 
+@pytest.mark.parametrize(
+    ('names', 'warned'),
+    [(('Anna B', 'anna  b'), True), (('s-01', 'S_01'), True), (('1_12', '11_2'), False), (('Anna', 'Anne'), False)],
+)
+def test_subjects_that_may_be_one_person_are_warned_of(synthetic, tmp_path, capfd, names, warned):
+    path = tmp_path / 'subjects.json'
+    pictures = [person['image'] for person in json.loads((synthetic / 'annotations/mpii_train.json').read_text())]
+    path.write_text(json.dumps({picture: names[i % 2] for i, picture in enumerate(pictures)}))
+    assert PublicPrivateDataset(mpii(synthetic), privacy_unit='subject', subjects=str(path)).num_records == 2
+    assert ("subjects.json': 1 names are written in several ways" in capfd.readouterr().err) == warned
+
+
 def test_the_digest_depends_on_the_subjects(synthetic, tmp_path):
     path = tmp_path / 'subjects.json'
     names = [person['image'] for person in json.loads((synthetic / 'annotations/mpii_train.json').read_text())]

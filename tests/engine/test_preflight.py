@@ -10,13 +10,13 @@ import torch
 from mmengine.config import Config
 from mmengine.hooks import CheckpointHook, EarlyStoppingHook, Hook
 from mmengine.optim import OneCycleLR
-from mmengine.runner import Runner
+from mmengine.runner import LogProcessor, Runner
 from mmpose.evaluation import NME
 from mmpose.registry import MODELS
 
 from mmpose_dp.engine.dry_run import blank_batch, refuse_early_mixing, refuse_loss_of_unseen_joints, try_batch
 from mmpose_dp.engine.hooks.foreign_hooks import refuse_hooks
-from mmpose_dp.engine.hooks.preflight import indices_of_parts, refuse_late_failures
+from mmpose_dp.engine.hooks.preflight import _try_log, indices_of_parts, refuse_late_failures
 from mmpose_dp.engine.loops.validation import check_train_cfg, train_loader
 from mmpose_dp.engine.schedules import idle_steps
 from mmpose_dp.models.heads.private_head import make_private
@@ -292,6 +292,27 @@ def test_a_model_with_a_loss_of_its_own(runner):
 def test_checkpoints_that_would_fail_late(runner, settings, message):
     with with_hook(runner, CheckpointHook(**settings)), pytest.raises(PrivacyError, match=message):
         refuse_late_failures(runner)
+
+
+@pytest.mark.parametrize(
+    ('settings', 'message'),
+    [
+        (dict(custom_cfg=[dict(data_src='lr', method_name='mean', window_size='epochs')]), 'invalid epochs'),
+        (dict(custom_cfg=[dict(data_src='loss_public', method_name='median')]), 'median has not been registered'),
+        (dict(custom_cfg=[dict(data_src='lr', method_name='mean', windowsize=3)]), 'windowsize'),
+        (dict(window_size='all'), 'window size should be int'),
+        (dict(num_digits='four'), 'ValueError'),
+        (dict(custom_cfg=[dict(data_src='loss', method_name='mean', window_size='epoch')]), ''),
+        (dict(custom_cfg=[dict(data_src='lr', log_name='now', method_name='mean', window_size=3)], by_epoch=False), ''),
+    ],
+)
+def test_a_log_that_could_not_be_written(runner, monkeypatch, settings, message):
+    """It ended training after its first step."""
+    monkeypatch.setattr(runner, 'log_processor', LogProcessor(**settings))
+    before = dict(runner.message_hub.log_scalars)
+    with pytest.raises(PrivacyError, match=f'log_processor .*{message}') if message else nullcontext():
+        refuse_late_failures(runner) if message else _try_log(runner)
+    assert dict(runner.message_hub.log_scalars) == before
 
 
 @contextmanager

@@ -4,6 +4,7 @@ import copy
 import json
 from pathlib import Path
 
+import cv2
 import numpy as np
 import torch
 from mmengine.config import Config
@@ -73,7 +74,8 @@ def coco_style(root: Path, name: str, joints: int) -> str:
     images, people = [], []
     files = sorted({a['image'] for a in json.loads((root / 'annotations/mpii_train.json').read_text())})
     for i, file in enumerate(files[:4]):
-        images.append(dict(id=i, file_name=file, width=96, height=96))
+        height, width = cv2.imread(str(root / 'images' / file)).shape[:2]
+        images.append(dict(id=i, file_name=file, width=width, height=height))
         box = [8.0, 8.0, 80.0, 80.0]
 
         def points(count, rng=rng):

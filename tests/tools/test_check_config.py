@@ -163,6 +163,13 @@ def test_layer_wise_rates_that_private_leaves_out_are_told():
     assert settings_in_words(kept)['optimizer'] == 'AdamW, lr 0.0001, with paramwise_cfg (layer_decay_rate, num_layers)'
 
 
+def test_weights_of_the_whole_model_are_named_as_the_start():
+    """It said "random: no load_from"."""
+    base = get_config('mmpose::body_2d_keypoint/integral_regression/coco/ipr_res50_debias-8xb64-210e_coco-256x256.py')
+    words = settings_in_words({**base, **private(base, 'dpsgd')})['weights of the backbone']
+    assert words == 'init_cfg td-hm_res50_8xb64-210e_coco-256x192.pth'
+
+
 def test_what_a_public_view_shows_is_printed_without_the_data_too():
     assert 'Gaussian blur' in check_config.described(dict(type='PublicView'))
     assert check_config.described(None) == check_config.described(dict(mode='blur')) == ''

@@ -221,10 +221,17 @@ def test_the_card_says_how_to_use_it_and_what_it_guarantees(folder):
 def test_a_folder_is_replaced_only_if_it_was_published(folder, source, call, tmp_path):
     (tmp_path / 'mine').mkdir()
     (tmp_path / 'mine/keep.txt').write_text('mine')
-    for arguments in ([source, tmp_path / 'mine', '--overwrite'], [source, folder]):
-        done = call(publish_model, *arguments)
+    work_dir, trained = shutil.copytree(source.parent, tmp_path / 'work_dir'), tmp_path / 'trained.pth'
+    for name in ('README.md', 'config.py'):  # as somebody may put them there: its ledger was deleted
+        (work_dir / name).write_text('mine')
+    shutil.copy(source, trained)
+    kept = {path: path.read_bytes() for path in (*work_dir.glob('*.*'), trained)}
+    for out in ('mine', 'work_dir', 'trained.pth'):
+        done = call(publish_model, source, tmp_path / out, '--overwrite')
         assert done.returncode == 2 and 'exists: give another name' in done.stderr
+    assert call(publish_model, source, folder).returncode == 2
     assert (tmp_path / 'mine/keep.txt').read_text() == 'mine'
+    assert len(kept) > 4 and all(path.read_bytes() == content for path, content in kept.items())
     before = weights_in(folder).read_bytes()
     done = call(publish_model, source, folder, '--overwrite')
     assert done.returncode == 0 and 'after 4 steps' in done.stdout, done.stderr

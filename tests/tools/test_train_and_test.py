@@ -4,6 +4,7 @@ import importlib.util
 import json
 import os
 import pickle
+import shutil
 import sys
 from pathlib import Path
 
@@ -12,14 +13,24 @@ import mmpose
 import pytest
 import torch
 from mmengine.config import Config
+from mmpose.registry import MODELS
 
 from mmpose_dp.privacy.errors import PrivacyError
 from tests.support.paths import REPO
 from tests.support.processes import free_port, run
+from tests.support.runs import config, tiny
 
 MMPOSE_TOOLS = Path(mmpose.__file__).parent / '.mim/tools'
 PLAIN = REPO / 'configs/dp/hrnet_synthetic_nonprivate.py'
 PRIVATE = REPO / 'configs/dp/hrnet_mpii_dpsgd_eps08.py'
+
+
+def loaded(tool):
+    """A tool's module; Python has a module ``test`` of its own."""
+    spec = importlib.util.spec_from_file_location(f'{tool.parent.name}_{tool.stem}', tool)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture
@@ -29,9 +40,7 @@ def merged(monkeypatch):
     def merge(tool, *arguments):
         monkeypatch.setattr(sys, 'argv', [str(tool), *map(str, arguments)])
         monkeypatch.setenv('LOCAL_RANK', '0')
-        spec = importlib.util.spec_from_file_location(f'{tool.parent.name}_{tool.stem}', tool)
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
+        module = loaded(tool)
         args = module.parse_args()
         return module.merge_args(Config.fromfile(args.config), args)
 
@@ -84,6 +93,13 @@ def test_test_changes_a_config_as_mmpose_does(merged, arguments):
     theirs = merged(MMPOSE_TOOLS / 'test.py', PLAIN, 'some.pth', *arguments)
     ours.work_dir, theirs.work_dir = map(os.path.normpath, (ours.work_dir, theirs.work_dir))
     assert ours.to_dict() == theirs.to_dict()
+
+
+@pytest.mark.parametrize(('option', 'name'), [('--out', 'scores.txt'), ('--dump', 'all.json')])
+def test_a_file_that_could_not_be_written_is_refused_before_the_test(merged, capsys, option, name):
+    with pytest.raises(SystemExit):
+        merged(REPO / 'tools/test.py', PLAIN, 'some.pth', option, name)
+    assert f'{option} {name}: the name must end in' in capsys.readouterr().err
 
 
 def test_amp_of_a_private_config_keeps_the_private_wrapper(merged):
@@ -141,6 +157,18 @@ def test_the_dist_scripts_train_and_test_on_two_cpu_processes(synthetic, tmp_pat
     assert tested.returncode == 0, tested.stderr[-2000:]
     assert 0 <= json.loads(scores.read_text())['PCK'] <= 100
     assert len(pickle.loads(predictions.read_bytes())) == 12
+
+
+def test_a_picture_that_cannot_be_read_ends_a_test_in_one_sentence(synthetic, call, tmp_path):
+    """It was a traceback."""
+    data, checkpoint = shutil.copytree(synthetic, tmp_path / 'data'), tmp_path / 'tiny.pth'
+    cfg = tiny(config(data, tmp_path / 'work', 'dpsgd'))
+    cfg.dump(tmp_path / 'tiny.py')
+    torch.save(dict(state_dict=MODELS.build(cfg.model).state_dict()), checkpoint)
+    picture = data / 'images' / json.loads((data / 'annotations/mpii_val.json').read_text())[0]['image']
+    picture.write_bytes(picture.read_bytes()[:100])
+    done = call(loaded(REPO / 'tools/test.py'), tmp_path / 'tiny.py', checkpoint)
+    assert done.returncode == 2 and f'the test fails: AssertionError: `failed to load image: {picture}' in done.stderr
 
 
 def test_without_a_gpu_another_backend_is_refused(merged, monkeypatch):

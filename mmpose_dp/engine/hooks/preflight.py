@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from mmengine.fileio import get_file_backend
 from mmengine.hooks import CheckpointHook, EarlyStoppingHook, Hook
+from mmengine.logging import HistoryBuffer
 from mmengine.runner import Runner
 from mmengine.runner.amp import autocast
 from mmengine.runner.loops import ValLoop
@@ -46,6 +47,7 @@ def refuse_late_failures(runner: Runner) -> None:
     """Raises PrivacyError, naming the key, for anything that would end this training after privacy was spent."""
     refuse_unread(runner.cfg)
     refuse_hooks(runner.hooks)
+    _try_log(runner)
     with _untouched(runner):
         _try_records(runner)
         with _quiet():
@@ -273,6 +275,27 @@ def _size_of_checkpoint(runner: Runner, hook: CheckpointHook) -> int:
     """Bytes of the weights and, if the optimizer is saved, of its two moments."""
     trained = sum(p.numel() for p in runner.optim_wrapper.params) if hook.save_optimizer else 0
     return sum(x.numel() * x.element_size() for x in unwrapped(runner.model).state_dict().values()) + 8 * trained
+
+
+def _try_log(runner: Runner) -> None:
+    """Writes a line of the log, of made-up numbers: the first one is written after the step that it is of."""
+    hub, processor = runner.message_hub, copy.deepcopy(runner.log_processor)
+    kept = dict(hub.log_scalars)
+    names = {
+        'lr',
+        'time',
+        'data_time',
+        'epsilon',
+        *(one.get('data_src') for one in getattr(processor, 'custom_cfg', ())),
+    }
+    try:
+        hub.log_scalars.update({f'train/{name}': HistoryBuffer([1.0], [1]) for name in names})
+        processor.get_log_after_iter(runner, 0, 'train')
+    except Exception as error:  # of mmengine, or of a processor of one's own
+        raise ConfigError(f'log_processor cannot write a line of the log: {failure(error)}') from error
+    finally:
+        hub.log_scalars.clear()
+        hub.log_scalars.update(kept)
 
 
 def _check_monitors(runner: Runner, metrics: dict[str, Any] | None) -> None:
