@@ -94,6 +94,7 @@ SLOW = (
         'vgg',
         'litehrnet-18_8xb64-210e_coco',
         'wholebody',
+        'ap10k',
     ),
 )
 

@@ -45,9 +45,9 @@ def test_opacus_runs_on_one_of_the_models(method):
 
 
 def test_processes_that_share_a_batch_and_the_page(tmp_path):
-    wanted = [job(TINY, 'hybrid', samples=4, expected_batch_size=8, threads=1, processes=n) for n in (1, 2)]
-    results = [measure(one, steps=1) for one in wanted]
-    assert not any('failed' in result for result in results)
+    wanted = [job(TINY, 'hybrid', samples=4, expected_batch_size=8, threads=1, processes=n) for n in (2, 1)]
+    results = [measure(wanted[0], steps=1)]
+    assert 'failed' not in results[0]
     page = tmp_path / 'performance.md'
     page.write_text('Before.\n<!-- benchmark -->\nold\n<!-- /benchmark -->\nAfter.\n')
     write_page(page, dict(models=wanted[:1], processes=wanted), results)
