@@ -25,6 +25,13 @@ SMALL = [
     'default_hooks.privacy_budget.target_epsilon=60',
     'default_hooks.privacy_budget.target_delta=0.01',
     'default_hooks.checkpoint.interval=1',
+    # small pictures; plain MMPose then tests with the config's own
+    'train_dataloader.dataset.private.pipeline.4.input_size=(64,64)',
+    *(
+        f'{codec}.{size}'
+        for codec in ('train_dataloader.dataset.private.pipeline.5.encoder', 'model.head.decoder')
+        for size in ('input_size=(64,64)', 'heatmap_size=(16,16)')
+    ),
 ]
 # MMPose as its users have it. On an install without mmcv's compiled operators it needs the stand-ins of compat.py, which is
 # run here as a file of its own: mmpose_dp itself cannot be imported.
