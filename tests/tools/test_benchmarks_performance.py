@@ -5,7 +5,7 @@ import sys
 
 import pytest
 from mmengine.config import Config
-from performance import SMALL, TINY, job, measure, measure_together, suites
+from performance import SMALL, TINY, job, measure, suites
 from performance_page import write_page
 from performance_peers import PEERS
 from performance_worker import make_step
@@ -54,16 +54,3 @@ def test_processes_that_share_a_batch_and_the_page(tmp_path):
     text = page.read_text()
     assert text.startswith('Before.') and text.endswith('After.\n') and 'old' not in text
     assert '| hybrid |' in text and (tmp_path / 'performance.png').exists()
-
-
-def test_batches_that_take_turns_in_one_process(tmp_path):
-    wanted = job(TINY, 'hybrid', samples=4, expected_batch_size=[8, 32], threads=1)
-    result = measure_together(wanted)
-    assert len(result['seconds']) == len(result['time']) == 2 and min(result['time']) > 0
-    page = tmp_path / 'performance.md'
-    page.write_text('<!-- benchmark -->\n<!-- /benchmark -->\n')
-    alone = job(TINY, 'hybrid', samples=4, expected_batch_size=8, threads=1)
-    write_page(page, dict(batch=[alone], rotation=[wanted]), [result, dict(result, failed='no')])
-    text = page.read_text()
-    assert '| expected_batch_size | 8 | 32 |' in text and f'({result["time"][1]:.2f} x)' in text
-    assert text.count('does not run') == 3 and 'its own process' not in text

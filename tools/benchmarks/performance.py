@@ -7,8 +7,7 @@
 Suites:
     models     the methods that matter most on every model, and the others on two
     processes  a batch that two processes share
-    batch      peak memory from 64 to 1024 records per step
-    rotation   time per record for the same batches
+    batch      from 64 to 1024 records per step
     samples    what grows with the samples in memory
     rank       what grows with the projector's rank
     basis      what grows with the public records from which the basis is found
@@ -44,7 +43,7 @@ CONFIGS = tuple(
 HRNET, SMALL, TINY = CONFIGS[0], CONFIGS[-1], 'configs/dp/hrnet_synthetic_hybrid_eps08.py'
 MAIN = 'dpsgd', 'hybrid', 'opacus, hooks'  # measured on every model
 SAMPLES, BATCH, RANK = 8, 32, 50  # in memory at once; in a logical batch, as in the paper; rank of the projector
-LOGICAL = 64, 256, 1024  # batches, for the suites 'batch' and 'rotation'
+LOGICAL = 64, 256, 1024  # batches, for the suite 'batch'
 
 
 class Worker:
@@ -127,29 +126,6 @@ def measure(job: dict, steps: int, rounds: int = 1) -> dict:
     return result
 
 
-def measure_together(job: dict) -> dict:
-    """The job of several batches with the time per record in each, or with the reason why it 'failed'.
-
-    Processes differ by more than batches do, so that all are in one process here and take turns of as many images, until the
-    largest has had one step.
-    """
-    result = dict(job, torch=torch.__version__, opacus=opacus.__version__, steps=1)
-    batches = job['expected_batch_size']
-    turns = [turns_of(job['method'], batch) for batch in batches]
-    plain, method = Worker(dict(job, expected_batch_size=job['samples']), PLAIN), Worker(job, job['method'])
-    try:
-        rounds = [[plain.ask('time'), *(method.ask('time') for _ in batches)] for _ in range(max(turns))]
-    except RuntimeError as error:
-        return dict(result, failed=str(error))
-    finally:
-        plain.close()
-        method.close()
-    beside, *taken = (fmean(times) for times in zip(*rounds))
-    seconds = [time * n / batch for time, n, batch in zip(taken, turns, batches)]
-    plain_seconds = beside / job['samples']
-    return dict(result, plain_seconds=plain_seconds, seconds=seconds, time=[t / plain_seconds for t in seconds])
-
-
 def machine(device: str) -> str:
     """What the figures were measured on."""
     if device != 'cpu':
@@ -171,7 +147,6 @@ def suites(configs: Sequence[str]) -> dict[str, list[dict]]:
         ],
         'processes': [job(HRNET, 'dpsgd', threads=1, processes=n) for n in (1, 2)],
         'batch': [job(SMALL, method, expected_batch_size=batch, steps=1) for method in both for batch in LOGICAL],
-        'rotation': [job(SMALL, method, expected_batch_size=list(LOGICAL)) for method in both],
         'samples': [job(HRNET, 'dpsgd', samples=samples) for samples in (2, 4, 16)],
         'rank': [job(SMALL, f'projected, {order}', rank=rank) for order in PROJECTED for rank in (10, 25, 100)],
         'basis': [job(HRNET, one, expected_batch_size=records, rank=25) for one in BASES for records in (24, 48)],
@@ -181,7 +156,7 @@ def suites(configs: Sequence[str]) -> dict[str, list[dict]]:
     }
 
 
-def job(config: str, method: str, **settings: int | list[int]) -> dict:
+def job(config: str, method: str, **settings: int) -> dict:
     """One measurement, see ``performance_worker.serve``."""
     device = 'cuda' if torch.cuda.is_available() else 'cpu'
     standard = dict(samples=SAMPLES, expected_batch_size=BATCH, rank=RANK, threads=torch.get_num_threads(), processes=1)
@@ -219,8 +194,7 @@ def main() -> None:
         found = next((r for r in results if wanted.items() <= r.items()), None)
         measured = found is None
         if found is None:
-            together = isinstance(wanted['expected_batch_size'], list)
-            found = measure_together(wanted) if together else measure(wanted, args.steps, args.rounds)
+            found = measure(wanted, args.steps, args.rounds)
             results.append(found)
             with open(path, 'a') as file:
                 file.write(json.dumps(found) + '\n')

@@ -18,8 +18,6 @@ def cell(result: dict) -> str:
     """Time and memory of a method as multiples of the plain step's."""
     if 'failed' in result:
         return 'does not run'
-    if isinstance(result['time'], list):
-        return ', '.join(map(_in_rotation, result['seconds'], result['time']))
     low, high = result['spread']
     return f'{result["time"]:.2f} x ({low:.2f} to {high:.2f}), {result["memory"]:.2f} x'
 
@@ -70,22 +68,6 @@ def _growth(found: list[dict], key: str, head: str) -> str:
     return table([head, *map(str, values)], rows)
 
 
-def _in_rotation(seconds: float, time: float) -> str:
-    return f'{1000 * seconds:.1f} ms ({time:.2f} x)'
-
-
-def _rotation(found: list[dict]) -> str:
-    head = ['expected_batch_size', *map(str, found[0]['expected_batch_size']), 'slowest / fastest']
-    rows = []
-    for r in found:
-        if 'failed' in r:
-            cells = [cell(r)] * (len(head) - 1)
-        else:
-            cells = [*map(_in_rotation, r['seconds'], r['time']), f'{max(r["seconds"]) / min(r["seconds"]):.3f}']
-        rows.append([f'{r["method"]}, {short_name(r["config"])}', *cells])
-    return table(head, rows)
-
-
 def _absolute(result: dict) -> str:
     return '' if 'failed' in result else f'{1000 * result["seconds"]:.1f} ms, {result["bytes"] / 1e9:.2f} GB'
 
@@ -94,7 +76,6 @@ TITLES = {
     'samples': 'Samples in memory at once',
     'rank': "The projector's rank",
     'batch': 'Expected batch, with a fixed number of samples in memory, each in its own process',
-    'rotation': 'Expected batch, time per record, all taking turns in one process',
     'processes': 'Processes that share a batch, one core each',
     'basis': 'Public records from which a preconditioned basis of rank 25 at most is found',
 }
@@ -122,11 +103,9 @@ def write_page(page: Path, suites: dict[str, list[dict]], results: list[dict]) -
                 plot = page.with_suffix('.png') if len(parts) < 3 else page.with_suffix(f'.{len(parts)}.png')
                 _draw(found, plot, machine)
                 parts.append(f'![Time and memory beside the plain step]({plot.name})\n')
-            elif suite == 'rotation':
-                parts.append(f'### {TITLES[suite]}\n\n{_rotation(found)}')
             else:
                 key, head = KEYS.get(suite, suite), HEADS.get(suite, suite)
-                standard = [r for r in mine if isinstance(r[key], int) and any(_same(r, job, key) for job in jobs)]
+                standard = [r for r in mine if any(_same(r, job, key) for job in jobs)]
                 parts.append(f'### {TITLES[suite]}\n\n{_growth(standard, key, head)}')
     write_between(page, MARKS, '\n'.join(parts))
 

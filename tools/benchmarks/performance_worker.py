@@ -8,7 +8,7 @@ import ctypes
 import gc
 import time
 from collections.abc import Callable, Iterator
-from itertools import chain, cycle
+from itertools import chain
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -47,12 +47,6 @@ METHODS: dict[str, dict] = {  # the most important first: a run may be interrupt
 }
 BASES = BASIS, KRONECKER_BASIS
 TURN = 64  # images of a long batch before the plain step has its turn again
-
-
-def batches_of(job: dict) -> list[int]:
-    """The logical batches that take turns in the job's process: one, or several to compare."""
-    batches = job['expected_batch_size']
-    return batches if isinstance(batches, list) else [batches]
 
 
 def turns_of(method: str, batch: int) -> int:
@@ -202,8 +196,7 @@ class Memory:
 def serve(pipe: Connection, job: dict, method: str, process: int, meeting: str) -> None:
     """Answers 'time' with the seconds of a step's next turn (see ``turns_of``), and 'reset' and 'peak' as ``Memory`` does.
 
-    If the job has several batches, each has a model of its own, and they take turns. A failure is answered with its text and
-    ends the process.
+    A failure is answered with its text and ends the process.
 
     Args:
         job: what performance.py measures: config, samples, expected_batch_size, rank, device, threads, processes.
@@ -218,14 +211,12 @@ def serve(pipe: Connection, job: dict, method: str, process: int, meeting: str) 
         if shares > 1:
             torch.distributed.init_process_group('gloo', f'file://{meeting}', rank=process, world_size=shares)
         memory = Memory(device)
-        streams = []
-        for batch in batches_of(job):
-            sizes = (job['samples'], batch // shares, job['rank'])
-            first, step = make_step(Config.fromfile(job['config']), method, *sizes, device, turns_of(method, batch))
-            list(first())
-            gc.freeze()  # as PrivateTrainLoop does
-            streams.append(chain.from_iterable(iter(step, None)))  # the turns of one step after the other, without end
-        turns = (next(stream) for stream in cycle(streams))
+        batch = job['expected_batch_size']
+        sizes = (job['samples'], batch // shares, job['rank'])
+        first, step = make_step(Config.fromfile(job['config']), method, *sizes, device, turns_of(method, batch))
+        list(first())
+        gc.freeze()  # as PrivateTrainLoop does
+        turns = chain.from_iterable(iter(step, None))  # the turns of one step after the other, without end
         while request := pipe.recv():
             if request != 'time':
                 pipe.send(memory.peak() if request == 'peak' else memory.reset())
