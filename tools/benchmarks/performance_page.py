@@ -77,7 +77,7 @@ TITLES = {
     'rank': "The projector's rank",
     'batch': 'Expected batch, with a fixed number of samples in memory, each in its own process',
     'processes': 'Processes that share a batch, one core each',
-    'basis': 'Public records from which a preconditioned basis of rank 25 at most is found',
+    'basis': 'Public records from which a basis is found: preconditioned and of rank 25 at most, or Kronecker coordinates',
 }
 KEYS = {'batch': 'expected_batch_size', 'basis': 'expected_batch_size'}
 HEADS = {**KEYS, 'basis': 'public records'}
