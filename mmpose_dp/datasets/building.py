@@ -24,7 +24,7 @@ from .annotation_file import faults_in_words, refuse_unusable_file, unused_in_wo
 from .annotations import look_at_annotations
 from .mpii_files import JOINTS
 from .nested import MIXING, is_mixing
-from .privacy_units import real_path
+from .privacy_units import picture_folder, real_path
 from .resolving import is_kind, resolved, type_name
 
 _WRAPPERS = (CombinedDataset, ConcatDataset, RepeatDataset, ClassBalancedDataset)
@@ -267,7 +267,7 @@ def _hint(cfg: dict, cls: type, key: str) -> str:
 
 def _refuse_missing_images(paths: Set[str], dataset: BaseDataset, cfg: dict, part: str) -> None:
     missing = missing_files(paths)
-    key, folder = f'train_dataloader.dataset.{part}', (dataset.data_prefix or {}).get('img') or ''
+    key, folder = f'train_dataloader.dataset.{part}', picture_folder(dataset)
     if len(missing) == len(paths) and folder and '://' not in folder and not osp.isdir(folder):
         raise DataError(f'{key}: {folder} does not exist. {_hint(cfg, type(dataset), key)}')
     if part == 'private':

@@ -177,7 +177,7 @@ def _by_image(dataset: BaseDataset, paths: list[str], mapping: dict, source: str
 
     A name may be the whole path, the path below data_prefix.img, or, if no other image has it, the file name alone.
     """
-    folder = (getattr(dataset, 'data_prefix', None) or {}).get('img') or ''
+    folder = picture_folder(dataset)
     full = {osp.normpath(name): value for name, value in mapping.items()}
     owner: dict[str, str] = {}
     values = []
@@ -200,7 +200,7 @@ def _refuse_unknown_names(dataset: BaseDataset, infos: list[dict], mapping: dict
     entries = dicts_in(content) or dicts_in(list_in(content, 'images'))
     named = [one.get('file_name', one.get('image')) for one in entries]
     names = [info['img_path'] for info in infos] + [name for name in named if isinstance(name, str)]
-    folder = (getattr(dataset, 'data_prefix', None) or {}).get('img') or ''
+    folder = picture_folder(dataset)
     known = {form for name in names for form in (osp.basename(name), *_paths(name, folder))}
     unknown = [name for name in mapping if not known & {name, *_paths(name, folder)}]
     if unknown:
@@ -213,6 +213,11 @@ def _refuse_unknown_names(dataset: BaseDataset, infos: list[dict], mapping: dict
 
 def _paths(name: str, folder: str) -> set[str]:
     return {osp.normpath(name), osp.normpath(osp.join(folder, name))}
+
+
+def picture_folder(dataset: BaseDataset) -> str:
+    """The folder that the names of pictures begin in; empty if the data set names none."""
+    return (getattr(dataset, 'data_prefix', None) or {}).get('img') or ''
 
 
 def image_paths(dataset: BaseDataset) -> list[str]:

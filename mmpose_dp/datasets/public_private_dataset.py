@@ -32,6 +32,7 @@ from .privacy_units import (
     group_samples,
     image_paths,
     personal_epsilons,
+    picture_folder,
     real_path,
     records_digest,
     source_in_words,
@@ -105,8 +106,7 @@ class PublicPrivateDataset(Dataset):
         # a view whose strength follows the box hides nobody by an annotation
         hides = self.public_view is not None and not getattr(self.public_view, 'follows_box', False)
         self._left_out = left_out_by(self.private) if hides else {}
-        folder = (getattr(self.private, 'data_prefix', None) or {}).get('img') or ''
-        sizes = declared_sizes(self.private.ann_file).items()
+        folder, sizes = picture_folder(self.private), declared_sizes(self.private.ann_file).items()
         self._hides, self._sizes = hides, {real_path(osp.join(folder, name)): size for name, size in sizes}
         self.metainfo = self.private.metainfo
         self.public: Any = None if public is None else build_part(public, 'public', self.metainfo.get('num_keypoints'))
@@ -304,7 +304,7 @@ class PublicPrivateDataset(Dataset):
         if lost:
             raise DataError(
                 f'train_dataloader.dataset.{name}: pictures that could be read when training began no longer can ({failed}): is '
-                f'{(part.data_prefix or {}).get("img") or "their folder"} still there? The step that was begun is not counted. '
+                f'{picture_folder(part) or "their folder"} still there? The step that was begun is not counted. '
                 'Continue with --resume when the data is back'
             )
 
