@@ -24,8 +24,9 @@ from mmpose.utils import register_all_modules
 
 from mmpose_dp.datasets.building import build_part
 from mmpose_dp.datasets.overlap import private_among
-from mmpose_dp.datasets.privacy_units import digest, image_paths
+from mmpose_dp.datasets.privacy_units import image_paths
 from mmpose_dp.engine.view_audit import AUDIT_NAME, PICTURES_NAME, PRIVATE, VALIDATION, figure_rows
+from mmpose_dp.extras.evidence import file_sha256
 from mmpose_dp.messages import failure
 from mmpose_dp.privacy.accounting import History, epsilon
 from mmpose_dp.privacy.calibration import first_steps
@@ -298,5 +299,5 @@ def _with_joints(sample: dict[str, Any], metainfo: dict[str, Any]) -> np.ndarray
 def config_of(work_dir: Path, sha256: str | None) -> Iterator[Path]:
     """The config files of the work dir that a statement names."""
     for path in [*sorted(work_dir.glob('*.py')), *sorted(work_dir.glob('*/vis_data/config.py'))]:
-        if digest(str(path)) == sha256:
+        if file_sha256(path) == sha256:
             yield path

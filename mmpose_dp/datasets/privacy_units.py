@@ -111,7 +111,7 @@ def source_in_words(source: str) -> str:
 
 def subjects_digest(source: str, records: list[list[int]]) -> str:
     """SHA-256 of the assignment of records to subjects. Must not be published; the ledger keeps it under a random key."""
-    return digest(source) if _is_file(source) else hashlib.sha256(json.dumps(records).encode()).hexdigest()
+    return _digest(source) if _is_file(source) else hashlib.sha256(json.dumps(records).encode()).hexdigest()
 
 
 def annotated(dataset: BaseDataset, source: str, key: str) -> list[Any]:
@@ -261,7 +261,7 @@ def records_digest(dataset: BaseDataset, records: list[list[int]]) -> str:
     return whole.hexdigest()
 
 
-def digest(path: str) -> str:
+def _digest(path: str) -> str:
     """SHA-256 of a file."""
     with open(path, 'rb') as file:
         return hashlib.sha256(file.read()).hexdigest()
@@ -269,7 +269,7 @@ def digest(path: str) -> str:
 
 def file_in_words(path: str) -> str:
     """A file's name and a short digest of its content, for the ledger and the statement. For public data only."""
-    return f'{osp.basename(path)} (sha256 {digest(path)[:12]})'
+    return f'{osp.basename(path)} (sha256 {_digest(path)[:12]})'
 
 
 def _has_sample_per_hand(dataset: BaseDataset) -> bool:
