@@ -24,6 +24,7 @@ import mmpose_dp  # noqa: F401  (first: checks and repairs the install)
 import torch
 from cli import add_cfg_options, merge_options, positive, read_config, run
 from mmengine.config import Config
+from mmengine.runner import Runner
 from mmpose.registry import TRANSFORMS
 from mmpose.utils import register_all_modules
 from reference_gradients import TOLERANCE, compare, records
@@ -49,6 +50,7 @@ from mmpose_dp.datasets.resolving import is_kind
 from mmpose_dp.engine import REPLACED, DPOptimWrapper, config_warnings, left_random, mostly_random, settings_in_words
 from mmpose_dp.engine.dry_run import blank_batch, try_batch
 from mmpose_dp.engine.half_private import is_private
+from mmpose_dp.engine.hooks.fitting_norm import unfitting_norms
 from mmpose_dp.engine.hooks.planning import method_of
 from mmpose_dp.engine.hooks.provenance import Start, idle_experts
 from mmpose_dp.engine.schedules import idle_steps
@@ -210,7 +212,7 @@ def report_memory(cfg: Config, model: nn.Module, wrapper: DPOptimWrapper, batch:
 
 def report(cfg: Config, args: argparse.Namespace, folder: str) -> bool:
     """Prints all parts. Returns whether the gradients are right. Raises PrivacyError for what training would refuse."""
-    plan, largest, idle = None, 0, []
+    plan, largest, idle, runner = None, 0, [], None
     check_head_of(cfg)
     report_method(cfg)
     settings, words = cfg.train_dataloader.dataset, settings_in_words(cfg)
@@ -245,7 +247,16 @@ def report(cfg: Config, args: argparse.Namespace, folder: str) -> bool:
     known = len(dataset) if dataset is not None and plan is None and is_private(cfg) else None
     report_budget(cfg, args.num_records or known, plan)
     report_memory(cfg, model, wrapper, batch, largest)
+    if runner is not None and start_known:
+        report_norm(runner)
     return right
+
+
+def report_norm(runner: Runner) -> None:
+    """Prints a warning if max_grad_norm is longer than gradients of the weights that training starts from."""
+    runner.load_or_resume()
+    for warning in unfitting_norms(runner):
+        print(f'\nWARNING: {warning}')
 
 
 def described(view: Any) -> str:

@@ -4,6 +4,7 @@ Must not show values: the batch is noise, and messages hold shapes only.
 """
 
 import copy
+import math
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
@@ -133,7 +134,7 @@ def refuse_loss_of_unseen_joints(wrapper: Any, packed: dict, key: str) -> None:
     if not isinstance(weights, Tensor) or not weights.numel():
         return
     weights[..., 0] = 0
-    if wrapper.finite_gradients(batch) == [True, False]:
+    if [math.isfinite(norm) for norm in wrapper.norms_alone(batch)] == [True, False]:
         raise ConfigError(
             f'the loss of model.head has no finite gradient for a sample of {key} in which a joint is not visible '
             '(keypoint_weights of 0). It has none in plain MMPose either, and such a sample would teach nothing: write a loss that '

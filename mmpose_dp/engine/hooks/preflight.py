@@ -48,7 +48,7 @@ def refuse_late_failures(runner: Runner) -> None:
     refuse_unread(runner.cfg)
     refuse_hooks(runner.hooks)
     _try_log(runner)
-    with _untouched(runner):
+    with untouched_training(runner):
         _try_records(runner)
         with _quiet():
             metrics = _try_validation(runner)
@@ -58,7 +58,7 @@ def refuse_late_failures(runner: Runner) -> None:
 
 
 @contextmanager
-def _untouched(runner: Runner) -> Iterator[None]:
+def untouched_training(runner: Runner) -> Iterator[None]:
     """Restores random generators, the model's modes and buffers, and the private random source afterwards."""
     model, dataset = unwrapped(runner.model), runner.train_dataloader.dataset
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
@@ -94,7 +94,7 @@ def _try_records(runner: Runner) -> None:
     dataset, wrapper = runner.train_dataloader.dataset, runner.optim_wrapper
     model = unwrapped(runner.model).train()
     for name, indices in indices_of_parts(dataset):
-        packed = _first_usable(dataset, indices)
+        packed = first_usable(dataset, indices)
         if packed is not None:
             try_batch(model, blank_batch(packed), f'train_dataloader.dataset.{name}', wrapper.amp_dtype)
             refuse_early_mixing(model, blank_batch(packed, 3), f'train_dataloader.dataset.{name}')
@@ -106,7 +106,7 @@ def _try_records(runner: Runner) -> None:
             _try_switch(dataset, model, wrapper.amp_dtype, steps, type(hook).__name__)
 
 
-def _first_usable(dataset: PublicPrivateDataset, indices: range) -> dict | None:
+def first_usable(dataset: PublicPrivateDataset, indices: range) -> dict | None:
     """The first packed sample that the pipeline can use, if there is one among the first few."""
     return next((samples[0] for samples in (dataset[i] for i in indices[:_TRIES]) if samples), None)
 
@@ -126,7 +126,7 @@ def _try_switch(dataset: PublicPrivateDataset, model: nn.Module, dtype: Any, ste
     key = f'custom_hooks: switch_pipeline of {hook}'
     try:
         dataset.pipeline = list(steps)
-        packed = _first_usable(dataset, range(len(dataset.private)))
+        packed = first_usable(dataset, range(len(dataset.private)))
         if packed is None:
             raise DataError(f'{key}: the pipeline fails on the first samples of train_dataloader.dataset.private')
         try_batch(model, blank_batch(packed), key, dtype)

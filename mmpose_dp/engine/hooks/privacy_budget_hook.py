@@ -37,6 +37,7 @@ from ..own_parts import names_in, own_code_in_words, own_parts
 from ..schedules import idle_steps
 from . import showing
 from .budget_words import announce, budgets_in_words, changed_budget, finished_in_words, resumed_in_words
+from .fitting_norm import unfitting_norms
 from .foreign_hooks import averages
 from .origin import Origin
 from .planning import make_plan, refuse_other_plans, run_metadata_of_views
@@ -187,7 +188,8 @@ class PrivacyBudgetHook(Hook):
             self._steps_left = self.plan.allowed_steps(ledger)
             if self._resumed:
                 self._report_resume(runner, ledger)
-            for warning in idle_steps(runner):
+            warnings = idle_steps(runner) if self._resumed else [*idle_steps(runner), *unfitting_norms(runner)]
+            for warning in warnings:
                 runner.logger.warning(f'{warning}.')
 
     def _nothing_left(self, runner: Runner, ledger: Ledger, stated: dict) -> bool:

@@ -272,15 +272,16 @@ class DPOptimWrapper(SteppingOptimWrapper):
         self._refuse_memory(batch)
         self.engine.look_again()
 
-    def finite_gradients(self, batch: dict) -> list[bool]:
-        """Whether each blank sample has a finite loss whose gradient is finite too, by plain autograd."""
+    def norms_alone(self, batch: dict) -> list[float]:
+        """The norm of the gradient of each blank sample by plain autograd; NaN or infinite if the loss or the gradient is."""
         with torch.enable_grad(), self.engine.paused():
             self._model(**prepared(self._model, batch), mode='loss')
-            found = []
+            norms = []
             for loss in self._taken().losses:
                 grads = torch.autograd.grad(loss, self.params, retain_graph=True, allow_unused=True)
-                found.append(bool(all_finite([loss, *(x for x in grads if x is not None)])))
-        return found
+                squares = [float(x.double().square().sum()) for x in grads if x is not None]
+                norms.append(math.sqrt(sum(squares)) if bool(loss.isfinite()) else math.nan)
+        return norms
 
     def _refuse_memory(self, batch: dict) -> None:
         """Raises UnsupportedModelError where another forward changes what the model holds in plain attributes."""

@@ -1,0 +1,104 @@
+"""Says before training if ``max_grad_norm`` is longer than gradients are: its noise is then larger than it needs to be.
+
+Must not see a record, which the norms would tell of: they are those of pictures of noise with joints at random places. On
+real people these were 0.6 to 1.0 times as long as people's (docs/accuracy_people.md, "The clipping norm").
+"""
+
+import copy
+import statistics
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import Any
+
+import numpy as np
+from mmengine.runner import Runner
+from mmpose.datasets.transforms import GenerateTarget, PackPoseInputs
+
+from mmpose_dp.datasets import collate_samples
+from mmpose_dp.datasets.nested import nested, with_inner
+from mmpose_dp.extras.clipping_variants import STABILITY, AutomaticMechanism
+from mmpose_dp.models import unwrapped
+from mmpose_dp.privacy.mechanism import GaussianMechanism
+
+from .preflight import first_usable, untouched_training
+
+_SAMPLES = 5
+_TOO_LONG = 3.0  # C, in units of the median norm, that is warned of: with people's norms at most 1.7 times as long, it is too long
+
+
+def unfitting_norms(runner: Runner) -> list[str]:
+    """A warning if clipping hardly shortens a gradient of the weights that are loaded; empty if it does, or C moves by itself."""
+    wrapper, dataset = runner.optim_wrapper, runner.train_dataloader.dataset
+    mechanism = wrapper.mechanism
+    # coordinates are at most as long as gradients, unless they are scaled
+    scaled = mechanism.coordinates_of is not None and getattr(mechanism.coordinates_of, 'preconditioned', True)
+    if type(mechanism) not in (GaussianMechanism, AutomaticMechanism) or scaled:
+        return []
+    with untouched_training(runner):
+        unwrapped(runner.model).train()
+        packed = first_usable(dataset, range(len(dataset.private)))
+        batches = [] if packed is None else noise_with_joints(packed, dataset.private)
+        norms = [norm for batch in batches for norm in wrapper.norms_alone(batch)]
+    return _in_words(mechanism, statistics.median(norms)) if norms else []
+
+
+def noise_with_joints(packed: dict, dataset: Any) -> Iterator[dict]:
+    """Collated batches of one sample each, with noise for pictures and the data set's own targets for joints at random places.
+
+    Args:
+        packed: a sample, of which the form alone is taken.
+        dataset: whose pipeline makes targets. Without MMPose's transforms for it nothing is made.
+    """
+    steps = [step for part in with_inner(dataset) for step in nested(getattr(part, 'pipeline', ()))]
+    encoders = [step for step in steps if isinstance(step, GenerateTarget)]
+    packers = [step for step in steps if isinstance(step, PackPoseInputs)]
+    weights = packed['data_samples'].get('gt_instance_labels', {}).get('keypoint_weights')
+    if not encoders or not packers or weights is None:
+        return
+    height, width = packed['inputs'].shape[-2:]
+    joints = weights.shape[-1]
+    for _ in range(_SAMPLES):
+        points = (np.random.rand(1, joints, 2) * (width, height)).astype(np.float32)
+        results = dict(
+            img=np.random.randint(0, 256, (height, width, 3), np.uint8),
+            keypoints=points,
+            transformed_keypoints=points,
+            keypoints_visible=np.ones((1, joints), np.float32),
+            dataset_keypoint_weights=np.ones(joints, np.float32),
+        )
+        with suppress(Exception):  # a codec may want what only a person has
+            made = packers[-1].transform(encoders[-1].transform(results))
+            yield collate_samples([[_like(packed, made)]])
+
+
+def _like(packed: dict, made: dict) -> dict:
+    """The packed sample with another picture and other labels; its record and the like stay."""
+    copied, labels = copy.deepcopy(packed), made['data_samples']
+    copied['inputs'] = made['inputs'].to(packed['inputs'].dtype)
+    for name in ('gt_instance_labels', 'gt_fields'):
+        if name in labels:
+            setattr(copied['data_samples'], name, getattr(labels, name))
+    return copied
+
+
+def _in_words(mechanism: GaussianMechanism, norm: float) -> list[str]:
+    """The warning, for gradients of this median norm."""
+    longest = mechanism.max_grad_norm
+    measured = (
+        f'gradients of {_SAMPLES} pictures of noise, with joints at random places, have a median norm of {norm:.2g}'
+    )
+    if isinstance(mechanism, AutomaticMechanism):
+        if norm >= STABILITY:
+            return []
+        return [
+            f"optim_wrapper.clipping='automatic': {measured}, so a record weighs norm / (norm + {STABILITY}) of max_grad_norm, "
+            f"which is {norm / (norm + STABILITY):.1g} of it, and the noise is made for all of it. Write clipping='flat' and "
+            f'max_grad_norm={norm / 2:.1g}'
+        ]
+    if longest <= _TOO_LONG * norm:
+        return []
+    return [
+        f'optim_wrapper.max_grad_norm={longest:g}: {measured}, so hardly any record is clipped, and the noise, which is made '
+        f'for max_grad_norm, is about {longest / norm:.2g} times as large as it needs to be. Write max_grad_norm={norm / 2:.1g}, '
+        "which clips nearly every record, or clipping='adaptive'"
+    ]

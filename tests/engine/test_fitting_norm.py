@@ -1,0 +1,74 @@
+"""A clipping norm far above the gradients is warned of before training, by gradients of noise alone."""
+
+import copy
+import re
+import statistics
+from pathlib import Path
+
+import pytest
+import torch
+
+from mmpose_dp.datasets import collate_samples
+from mmpose_dp.engine.hooks import showing
+from mmpose_dp.engine.hooks.fitting_norm import unfitting_norms
+from mmpose_dp.engine.hooks.preflight import untouched_training
+from tests.engine.test_preflight import ready
+from tests.support.runs import train, unvalidated
+
+
+@pytest.fixture(scope='module')
+def runner(synthetic, tmp_path_factory):
+    runner = ready(unvalidated(synthetic, tmp_path_factory.mktemp('norm')))
+    runner.call_hook('before_run')
+    yield runner
+    showing.release(runner)
+
+
+def advised(warnings):
+    """The max_grad_norm that a warning names."""
+    return float(re.search(r'Write .*max_grad_norm=(\S+?)[,.]?( |$)', warnings[0])[1])
+
+
+def test_the_norm_that_is_advised_clips_most_people_and_nothing_else_changes(runner):
+    dataset, mechanism = runner.train_dataloader.dataset, runner.optim_wrapper.mechanism
+    before = {name: x.clone() for name, x in runner.model.state_dict().items()}
+    secret, state = dataset.random, torch.get_rng_state()
+    mechanism.max_grad_norm = 1.0
+    norm = advised(unfitting_norms(runner))
+    assert dataset.random is secret and torch.equal(state, torch.get_rng_state())
+    assert all(torch.equal(x, before[name]) for name, x in runner.model.state_dict().items())
+    with untouched_training(runner):
+        people = [runner.optim_wrapper.norms_alone(collate_samples([dataset[i]]))[0] for i in range(20)]
+    assert sum(found > norm for found in people) >= 18
+    assert norm < statistics.median(people) < 5 * norm
+    mechanism.max_grad_norm = norm
+    assert unfitting_norms(runner) == []
+
+
+def test_the_picture_of_a_record_does_not_enter(runner, monkeypatch):
+    dataset, wrapper, seen = runner.train_dataloader.dataset, runner.optim_wrapper, []
+    norms_alone = wrapper.norms_alone
+    monkeypatch.setattr(wrapper, 'norms_alone', lambda batch: seen.append(copy.deepcopy(batch)) or norms_alone(batch))
+    torch.manual_seed(0)
+    unfitting_norms(runner)
+    private = dataset[0][0]
+    labels = private['data_samples'].gt_instance_labels
+    for batch in seen:
+        assert not torch.equal(batch['inputs'][0], private['inputs'])
+        found = batch['data_samples'][0].gt_instance_labels
+        assert {*found.keys()} == {*labels.keys()}
+        assert all(found[name].shape == labels[name].shape for name in labels.keys())
+        assert not any(torch.equal(found[name], labels[name]) for name in labels.keys() if name != 'keypoint_weights')
+    assert len(seen) == 5
+
+
+def test_training_warns_of_it_once_and_not_where_c_moves_by_itself(synthetic, tmp_path):
+    def warned(name, **options):
+        train(unvalidated(synthetic, tmp_path / name, train_cfg__max_epochs=1, **options))
+        return [line for p in Path(tmp_path / name).glob('*/*.log') for line in p.read_text().splitlines() if 'noise, with' in line]
+
+    first = warned('flat', optim_wrapper__max_grad_norm=50.0)
+    assert len(first) == 1 and 'max_grad_norm=50: ' in first[0] and "or clipping='adaptive'" in first[0]
+    assert not warned('adaptive', optim_wrapper__max_grad_norm=50.0, optim_wrapper__clipping='adaptive')
+    short = warned('automatic', optim_wrapper__clipping='automatic')
+    assert len(short) == 1 and "Write clipping='flat' and max_grad_norm=" in short[0]
