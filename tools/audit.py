@@ -185,6 +185,11 @@ def main() -> None:
     print(f'lower bound, if canaries are independent trials             {found.independent:.3f}')
     print(f'mu of Gaussian DP claimed                                   {rounded_up(hook.claimed_mu)}')
     print(f'lower bound on mu, any mechanism (Mahloujifar et al. 2024)  {found.mu:.3f}')
+    if hook.dimensions is not None and len(hook.chosen) > hook.dimensions:
+        print(
+            f'The projector has {hook.dimensions} dimensions for {len(hook.chosen)} canaries, which hide one another there: a low '
+            'bound says less than it does without a projector'
+        )
     print('REFUTED: the claim does not hold' if hook.refuted else 'not refuted')
     if args.report_to is not None:
         record_audit(args.report_to, reported(hook, args.confidence))

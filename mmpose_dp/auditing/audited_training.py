@@ -118,6 +118,7 @@ class AuditHook(Hook):
         result: the AuditResult, after training.
         claim: the ledger's epsilon, after training.
         claimed_mu: the mu of Gaussian DP that covers the ledger's steps; infinite if it is not known.
+        dimensions: of the projector's subspace, after training; None without a projector.
     """
 
     priority = 'LOW'  # after PrivacyBudgetHook, which makes the plan
@@ -129,6 +130,7 @@ class AuditHook(Hook):
         self.confidence = confidence
         self.result: AuditResult | None = None
         self.claim = self.claimed_mu = float('nan')
+        self.dimensions: int | None = None
         self._views: list[np.ndarray] = []  # of each step: whose public view was sampled, (canaries,) bool
         self._sampled: set[int] = set()  # records whose public view is in the current step
 
@@ -175,6 +177,7 @@ class AuditHook(Hook):
         """Attacks the training."""
         wrapper = runner.optim_wrapper
         plan = wrapper.plan
+        self.dimensions = None if wrapper.projector is None else wrapper.projector.rank
         self.claim = wrapper.ledger.epsilon(plan.target_delta, plan.accountant)
         risk = risk_of(wrapper.ledger.history, plan.target_delta)
         mu = None if risk is None else risk['add_or_remove']['gdp_mu']

@@ -13,7 +13,7 @@ from mmpose_dp.engine.hooks import showing
 from mmpose_dp.engine.hooks.fitting_norm import unfitting_norms
 from mmpose_dp.engine.hooks.preflight import untouched_training
 from tests.engine.test_preflight import ready
-from tests.support.runs import train, unvalidated
+from tests.support.runs import train_until, unvalidated
 
 
 @pytest.fixture(scope='module')
@@ -64,8 +64,13 @@ def test_the_picture_of_a_record_does_not_enter(runner, monkeypatch):
 
 def test_training_warns_of_it_once_and_not_where_c_moves_by_itself(synthetic, tmp_path):
     def warned(name, **options):
-        train(unvalidated(synthetic, tmp_path / name, train_cfg__max_epochs=1, **options))
-        return [line for p in Path(tmp_path / name).glob('*/*.log') for line in p.read_text().splitlines() if 'noise, with' in line]
+        train_until(unvalidated(synthetic, tmp_path / name, **options), after=1)
+        return [
+            line
+            for p in Path(tmp_path / name).glob('*/*.log')
+            for line in p.read_text().splitlines()
+            if 'noise, with' in line
+        ]
 
     first = warned('flat', optim_wrapper__max_grad_norm=50.0)
     assert len(first) == 1 and 'max_grad_norm=50: ' in first[0] and "or clipping='adaptive'" in first[0]

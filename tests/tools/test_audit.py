@@ -65,6 +65,7 @@ def test_a_sound_training_is_not_refuted(people, tmp_path, method):
     hook = audit_of(people, tmp_path, method)
     assert 0 <= hook.result.epsilon_lower_bound < hook.claim < 4 and 0 <= hook.result.mu < hook.claimed_mu < 4
     assert not hook.refuted
+    assert (hook.dimensions is None) == (method in ('dpsgd', 'feature'))
 
 
 def no_noise(monkeypatch):

@@ -4,9 +4,11 @@ import importlib.util
 import json
 import sys
 from argparse import Namespace
+from dataclasses import replace
 from pathlib import Path
 
 import accuracy
+import norms
 import numpy as np
 import oracles
 import pytest
@@ -14,6 +16,7 @@ import torch
 import value
 from accuracy_rows import adam
 from accuracy_worker import config_of, plain_or_private, run_job
+from mmengine.runner import Runner
 from mmpose.registry import MODELS
 from people_rows import STARTS, make_tuning_people, make_unusual_people, people_rows, people_size, unusualness
 from scipy.io import loadmat
@@ -21,6 +24,7 @@ from scipy.io import loadmat
 from mmpose_dp.datasets.mpii_files import estimated_head_boxes, write_mpii_split
 from mmpose_dp.models.trainable_subset import choose_trainable
 from tests.support.paths import shared
+from tests.support.runs import unvalidated
 
 
 def people_of(folder, split='train'):
@@ -63,9 +67,11 @@ def test_each_row_trains_the_right_people(start, two_sets, tmp_path, monkeypatch
                 assert cfg.default_hooks.privacy_budget.target_epsilon == 2.0 and row.start in benchmark.rows
 
 
-def test_a_longer_start_differs_in_its_pretraining_alone(two_sets):
+def test_a_longer_start_differs_in_its_pretraining_and_clipping_norms_alone(two_sets):
     size = people_size(two_sets / 'theirs', two_sets / 'public')
-    short, longer = (people_rows(size, STARTS[name]) for name in ('mobilenetv2', 'mobilenetv2_longer'))
+    first, then = STARTS['mobilenetv2'], STARTS['mobilenetv2_longer']
+    then = replace(then, few_norm=first.few_norm, mixing_norm=first.mixing_norm)
+    short, longer = (people_rows(size, start) for start in (first, then))
     assert [name for name in short if short[name] != longer[name]] == ['pretrain']
     epochs = [rows['pretrain'].settings['train_cfg.max_epochs'] for rows in (short, longer)]
     assert epochs[1] == 2 * epochs[0]
@@ -255,3 +261,11 @@ def test_bands_of_frequency():
         filtered = oracles.BandPreprocessor(gains)(dict(inputs=[image], data_samples=[]))['inputs'][0]
         wanted = image.mean((1, 2), keepdim=True).expand_as(image) if wanted is None else wanted
         torch.testing.assert_close(filtered, wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_norms_are_found_before_the_first_step(synthetic, tmp_path):
+    runner, hook = Runner.from_cfg(unvalidated(synthetic, tmp_path)), norms.NormsHook(8)
+    runner.register_hook(hook)
+    runner.train()
+    assert len(hook.people) == len(hook.noise) == 8
+    assert not runner.optim_wrapper.ledger.steps and runner.iter == 0

@@ -42,12 +42,13 @@ def unfitting_norms(runner: Runner) -> list[str]:
     return _in_words(mechanism, statistics.median(norms)) if norms else []
 
 
-def noise_with_joints(packed: dict, dataset: Any) -> Iterator[dict]:
+def noise_with_joints(packed: dict, dataset: Any, count: int = _SAMPLES) -> Iterator[dict]:
     """Collated batches of one sample each, with noise for pictures and the data set's own targets for joints at random places.
 
     Args:
         packed: a sample, of which the form alone is taken.
         dataset: whose pipeline makes targets. Without MMPose's transforms for it nothing is made.
+        count: how many batches.
     """
     steps = [step for part in with_inner(dataset) for step in nested(getattr(part, 'pipeline', ()))]
     encoders = [step for step in steps if isinstance(step, GenerateTarget)]
@@ -57,7 +58,7 @@ def noise_with_joints(packed: dict, dataset: Any) -> Iterator[dict]:
         return
     height, width = packed['inputs'].shape[-2:]
     joints = weights.shape[-1]
-    for _ in range(_SAMPLES):
+    for _ in range(count):
         points = (np.random.rand(1, joints, 2) * (width, height)).astype(np.float32)
         results = dict(
             img=np.random.randint(0, 256, (height, width, 3), np.uint8),
