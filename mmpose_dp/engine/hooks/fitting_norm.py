@@ -101,5 +101,6 @@ def _in_words(mechanism: GaussianMechanism, norm: float) -> list[str]:
     return [
         f'optim_wrapper.max_grad_norm={longest:g}: {measured}, so hardly any record is clipped, and the noise, which is made '
         f'for max_grad_norm, is about {longest / norm:.2g} times as large as it needs to be. Write max_grad_norm={norm / 2:.1g}, '
-        "which clips nearly every record, or clipping='adaptive'"
+        "which clips nearly every record, or clipping='adaptive'. Adam's learning rate can stay; multiply that of SGD by "
+        f'{2 * longest / norm:.2g}, which leaves the noise in the weights as it is'
     ]
