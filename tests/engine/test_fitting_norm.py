@@ -39,8 +39,7 @@ def test_the_norm_that_is_advised_clips_most_people_and_nothing_else_changes(run
     assert all(torch.equal(x, before[name]) for name, x in runner.model.state_dict().items())
     with untouched_training(runner):
         people = [runner.optim_wrapper.norms_alone(collate_samples([dataset[i]]))[0] for i in range(20)]
-    assert sum(found > norm for found in people) >= 18
-    assert norm < statistics.median(people) < 5 * norm
+    assert all(found > norm for found in people) and statistics.median(people) < 50 * norm
     mechanism.max_grad_norm = norm
     assert unfitting_norms(runner) == []
 

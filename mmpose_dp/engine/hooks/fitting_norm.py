@@ -1,7 +1,7 @@
 """Says before training if ``max_grad_norm`` is longer than gradients are: its noise is then larger than it needs to be.
 
 Must not see a record, which the norms would tell of: they are those of pictures of noise with joints at random places. On
-real people these were 0.6 to 1.0 times as long as people's (docs/accuracy_people.md, "The clipping norm").
+real people these had 0.8 to 4 times the median norm of people (docs/accuracy_people.md, "The clipping norm").
 """
 
 import copy
@@ -23,7 +23,8 @@ from mmpose_dp.privacy.mechanism import GaussianMechanism
 from .preflight import first_usable, untouched_training
 
 _SAMPLES = 5
-_TOO_LONG = 3.0  # C, in units of the median norm, that is warned of: with people's norms at most 1.7 times as long, it is too long
+_TOO_LONG = 1.5  # C, in units of the median norm, above which it is warned of
+_ADVISED = 0.1  # C, in the same units: noise can have longer gradients than people, and a shorter C costs nothing
 
 
 def unfitting_norms(runner: Runner) -> list[str]:
@@ -94,13 +95,13 @@ def _in_words(mechanism: GaussianMechanism, norm: float) -> list[str]:
         return [
             f"optim_wrapper.clipping='automatic': {measured}, so a record weighs norm / (norm + {STABILITY}) of max_grad_norm, "
             f"which is {norm / (norm + STABILITY):.1g} of it, and the noise is made for all of it. Write clipping='flat' and "
-            f'max_grad_norm={norm / 2:.1g}'
+            f'max_grad_norm={_ADVISED * norm:.1g}'
         ]
     if longest <= _TOO_LONG * norm:
         return []
     return [
-        f'optim_wrapper.max_grad_norm={longest:g}: {measured}, so hardly any record is clipped, and the noise, which is made '
-        f'for max_grad_norm, is about {longest / norm:.2g} times as large as it needs to be. Write max_grad_norm={norm / 2:.1g}, '
-        "which clips nearly every record, or clipping='adaptive'. Adam's learning rate can stay; multiply that of SGD by "
-        f'{2 * longest / norm:.2g}, which leaves the noise in the weights as it is'
+        f'optim_wrapper.max_grad_norm={longest:g}: {measured}, so few records are clipped, and the noise, which is made '
+        f'for max_grad_norm, is about {longest / norm:.2g} times as large as it needs to be. Write '
+        f"max_grad_norm={_ADVISED * norm:.1g}, which clips nearly every record, or clipping='adaptive'. Adam's learning rate can "
+        f'stay; multiply that of SGD by {longest / (_ADVISED * norm):.2g}, which leaves the noise in the weights as it is'
     ]
