@@ -16,8 +16,9 @@ from mmpose.datasets.transforms import LoadImage
 from mmpose.structures import PoseDataSample
 
 from mmpose_dp.datasets.annotation_file import missing_key_in_words
-from mmpose_dp.datasets.building import missing_files, refuse_missing
-from mmpose_dp.messages import failure
+from mmpose_dp.datasets.converted_joints import joints_of
+from mmpose_dp.datasets.missing_files import missing_files, refuse_missing
+from mmpose_dp.messages import failure, warn_in_terminal
 from mmpose_dp.privacy.errors import DataError
 
 _KEY = 'val_dataloader.dataset'
@@ -65,15 +66,15 @@ def try_annotations(loop: ValLoop, output: PoseDataSample) -> int:
     paths: set[str] = set()
     blank = _with_blank_pictures(dataset, (*output.ori_shape, 3), paths)
     try:
-        joints = _joints(blank[0]['data_samples'])
+        joints = joints_of(blank[0]['data_samples'])
     except Exception:  # its way to read samples is another one
         return 0
     tried = sorted({*ends_of(dataset), *range(0, len(dataset), 1 + len(dataset) // _MOST)})
     for index in tried[get_rank() :: get_world_size()]:
         sample = _packed(blank, index)
-        if _joints(sample) != joints:
+        if joints_of(sample) != joints:
             raise DataError(
-                f'{_KEY}: annotation {sample.get("id", index)} has {_joints(sample)} joints and others have {joints}: give every '
+                f'{_KEY}: annotation {sample.get("id", index)} has {joints_of(sample)} joints and others have {joints}: give every '
                 'annotation the same joints, with visibility 0 for unknown ones'
             )
         sample.pred_instances = output.pred_instances.clone()
@@ -81,6 +82,19 @@ def try_annotations(loop: ValLoop, output: PoseDataSample) -> int:
     if getattr(steps[0], 'backend_args', None) is None and not steps[0].ignore_empty:
         refuse_missing(missing_files(paths), _KEY, getattr(dataset, 'ann_file', 'the annotations'))
     return len(tried)
+
+
+def warn_of_other_order(trained: dict, validated: dict) -> None:
+    """Warns if the metainfo of validation has a joint of training in another place: a score compares joints by their places."""
+    places, names = trained.get('keypoint_name2id') or {}, validated.get('keypoint_id2name') or {}
+    moved = [(name, number) for number, name in names.items() if places.get(name, number) != number]
+    if moved and len(places) == len(names):
+        name, number = moved[0]
+        warn_in_terminal(
+            f'{_KEY}: {name} is joint {number} in its metainfo, and joint {places[name]} in that of '
+            f'train_dataloader.dataset.private, so that scores compare different joints ({len(moved)} of {len(names)}). Give both '
+            "the joints of one order: the model's"
+        )
 
 
 def in_words(dataset: Any, error: Exception) -> str:
@@ -111,9 +125,3 @@ def _packed(dataset: Any, index: int) -> PoseDataSample:
     except Exception as error:  # a transform can raise anything
         number = dataset.get_data_info(index).get('id', index)
         raise DataError(f'{_KEY}: its pipeline fails on annotation {number}: {failure(error)}') from error
-
-
-def _joints(sample: PoseDataSample) -> int | None:
-    """The number of joints of a sample; None if it has none."""
-    people = sample.get('gt_instances')
-    return None if people is None or 'keypoints' not in people else people.keypoints.shape[-2]

@@ -428,6 +428,25 @@ def test_steps_at_a_learning_rate_of_0_are_told(synthetic, tmp_path):
     assert 'a resume keeps the schedule of its checkpoint' in later
 
 
+def test_a_warm_up_that_is_longer_than_the_training_is_told(synthetic, tmp_path):
+    """MMPose's own has 500 steps, which a private training of few people never makes: its learning rate stayed small."""
+    runner = ready(unvalidated(synthetic, tmp_path, train_cfg__max_epochs=3))  # of 4 steps each
+    warm_up = dict(type='LinearLR', begin=0, end=500, start_factor=1e-3, by_epoch=False)
+    for settings, words in (
+        (warm_up, 'LinearLR goes on to 500, beyond the 12 steps of this training'),
+        (dict(warm_up, end=12), ''),
+        (dict(type='MultiStepLR', milestones=[8, 20], by_epoch=False), 'MultiStepLR at 20 acts beyond the 12 steps'),
+        (dict(type='CosineAnnealingLR', T_max=90, by_epoch=False), 'CosineAnnealingLR goes on to 90'),
+        (dict(type='LinearLR', end=500, start_factor=1e-3), ''),  # by epoch
+    ):
+        runner.cfg.param_scheduler = [settings]
+        told = ''.join(idle_steps(runner))
+        assert words in told and bool(words) == bool(told)
+    runner.cfg.param_scheduler = warm_up
+    runner.train_loop._epoch = 2
+    assert not idle_steps(runner)  # a resume keeps its schedule
+
+
 # ---- validation ----------------------------------------------------------------------------------------------------
 class _Asserting(NME):
     """Asserts without a word, as much of MMPose does."""

@@ -111,6 +111,11 @@ class PublicView(View):
                 "visible: write the numbers of neck and head top, or mode='person'. The metainfo must name these joints "
                 "so: each name with 'neck' or 'head' in it"
             )
+        if self.mode == 'face' and len({*self.head_keypoints}) < 2:
+            raise ConfigError(
+                f'public_view.head_keypoints={self.head_keypoints} are one joint, from which the size of a head does not follow, so '
+                "faces could stay visible: write the numbers of neck and head top, or mode='person'"
+            )
 
     def transform(self, results: dict) -> dict:
         """Reads img (H, W, 3), uint8 or floats from 0 to 255, bbox_center and bbox_scale (1, 2), keypoints (1, K, 2),

@@ -36,7 +36,7 @@ from ..dry_run import blank_batch, refuse_early_mixing, refuse_loss_of_unseen_jo
 from ..padding import padded
 from ..schedules import schedulers_of, try_schedules
 from ..unread import refuse_unread
-from ..val_trial import ends_of, in_words, try_annotations, untouched
+from ..val_trial import ends_of, in_words, try_annotations, untouched, warn_of_other_order
 from .foreign_hooks import refuse_hooks
 from .resuming import checkpoint_folders
 
@@ -148,6 +148,7 @@ def _try_validation(runner: Runner) -> dict[str, Any] | None:
     if not isinstance(loop, ValLoop):
         return None
     dataset, stage = loop.dataloader.dataset, 'the pipeline of val_dataloader.dataset'
+    warn_of_other_order(runner.train_dataloader.dataset.metainfo, getattr(dataset, 'metainfo', None) or {})
     ends = ends_of(dataset)
     try:
         with untouched(loop.evaluator.metrics):
