@@ -64,6 +64,7 @@ _BESIDE = {
     PrivateTrainLoop: {'by_epoch'},
 }
 _RENAMED = {'dataset_info': 'metainfo', 'img_prefix': 'data_prefix'}
+_INSTEAD = {'train_cfg.max_iters': 'write max_epochs, each of num_records // expected_batch_size steps, in its place'}
 _HOOKS = {  # the names that mmengine, MMPose and mmpose_dp give their hooks
     *('runtime_info', 'timer', 'sampler_seed', 'logger', 'param_scheduler', 'checkpoint', 'visualization', 'badcase'),
     *('privacy_budget', 'public_data'),
@@ -91,7 +92,7 @@ def refuse_misspelled(cfg: Any, complete: bool = True) -> None:
         for key in node:
             if key not in names and key not in ('type', '_delete_', '_scope_'):
                 owner = type_name(node['type']) if 'type' in node else path
-                hint = did_you_mean(key, names, elsewhere)
+                hint = _INSTEAD.get(f'{path}.{key}') or did_you_mean(key, names, elsewhere)
                 raise ConfigError(f'{path}.{key} is unknown to {owner}: {hint}')
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 from mmengine.dist import get_rank, get_world_size
+from mmengine.evaluator import BaseMetric
 from mmengine.runner.loops import ValLoop
 from mmpose.datasets.transforms import LoadImage
 from mmpose.structures import PoseDataSample
@@ -18,7 +19,7 @@ from mmpose.structures import PoseDataSample
 from mmpose_dp.datasets.annotation_file import missing_key_in_words
 from mmpose_dp.datasets.converted_joints import joints_of
 from mmpose_dp.datasets.missing_files import missing_files, refuse_missing
-from mmpose_dp.messages import failure, warn_in_terminal
+from mmpose_dp.messages import failure, owner_in_words, warn_in_terminal
 from mmpose_dp.privacy.errors import DataError
 
 _KEY = 'val_dataloader.dataset'
@@ -102,7 +103,8 @@ def in_words(dataset: Any, error: Exception) -> str:
     path = getattr(dataset, 'ann_file', None)
     known = isinstance(error, KeyError) and error.args and error.args[0] in _READ_BY_COCO
     fault = missing_key_in_words(path, error) if known and isinstance(path, str) else ''
-    return failure(error) + (f'. Probably since {fault}' if fault else '')
+    instead = ': write it there, or use_area=False in the metric' if fault.endswith(' area') else ''
+    return f'{failure(error)}{owner_in_words(error, BaseMetric)}' + (f'. Probably since {fault}{instead}' if fault else '')
 
 
 def _with_blank_pictures(dataset: Any, shape: tuple[int, ...], paths: set[str]) -> Any:

@@ -74,6 +74,12 @@ REFUSED = {
         lambda d: d['annotations'][3].update(bbox=[np.nan] * 4),
         'annotation 4 has a box with NaN or infinity.*write its box',
     ),
+    'categories by number': (lambda d: d.update(categories={'1': 'person'}), 'Probably since categories is no list'),
+    'categories that are names': (lambda d: d.update(categories=['person']), r'Probably since categories\[0\] is no object'),
+    'a category without id': (lambda d: d['categories'][0].pop('id'), r'Probably since categories\[0\] has no id'),
+    'annotations by number': (
+        lambda d: d.update(annotations={str(a['id']): a for a in d['annotations']}), 'Probably since annotations is no list',
+    ),
     'a box that is null': (lambda d: d['annotations'][3].update(bbox=None), 'annotation 4 has no list of four numbers'),
     'a box of three': (lambda d: d['annotations'][3].update(bbox=[1, 2, 3]), 'annotation 4 has no list of four numbers'),
     'keypoints that are null': (lambda d: d['annotations'][2].update(keypoints=None), 'annotation 3 has no flat list'),
@@ -184,6 +190,16 @@ def test_warnings_go_to_the_terminal_only(tmp_path, capfd, name):
     change(data)
     PublicPrivateDataset(write(tmp_path, data))
     assert re.search(f'WARNING: train_dataloader.dataset.private: .*{message}', capfd.readouterr().err)
+
+
+@pytest.mark.parametrize('images', [{}, {'1': dict(id=1)}, None])
+def test_a_file_without_a_list_of_images(tmp_path, images):
+    """The message was that each image_id should be written as the id of its image."""
+    data = content()
+    cfg = write(tmp_path, data)
+    (tmp_path / 'own.json').write_text(json.dumps(dict(data, images=images)))
+    with pytest.raises(DataError, match='own.json has no list of images, to which annotations belong'):
+        PublicPrivateDataset(cfg)
 
 
 def test_pictures_of_12_bits_are_nearly_black(tmp_path, capfd):
