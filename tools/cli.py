@@ -219,8 +219,8 @@ def warn_of_variables(options: dict) -> None:
         if key.partition('.')[0] in VARIABLES:
             where = 'train_dataloader.dataset.private.data_root' if key == 'data_root' else 'those that were made of it'
             warn_in_terminal(
-                f'--cfg-options {key} changes nothing: it is a variable of the file, and what was made of it is there already. Write '
-                f'the keys themselves, {where}'
+                f'--cfg-options {key} changes nothing: it is a variable of the file, and what was made of it is there already. '
+                f'Write the keys themselves, {where}'
             )
 
 

@@ -1,4 +1,4 @@
-"""Joints that a pipeline makes of the annotated ones (KeypointConverter): what would then have the wrong names or numbers is refused.
+"""Joints that a pipeline makes of the annotated ones (KeypointConverter): what would have the wrong names or numbers is refused.
 
 A metainfo names one set of joints. MMPose flips, hides half a body and names the checkpoint's joints by it, and a public view finds
 heads by it, whichever joints a sample has there. Must not look at pictures.
@@ -31,8 +31,8 @@ def refuse_misplaced_converter(dataset: BaseDataset, key: str, named: bool) -> N
         return
     if not named:
         raise DataError(
-            f'{key}: KeypointConverter gives joints other numbers, and the metainfo of {type(dataset).__name__} has those before, so '
-            f'that a flip would exchange the wrong joints: {_advice(converters[-1].num_keypoints)}'
+            f'{key}: KeypointConverter gives joints other numbers, and the metainfo of {type(dataset).__name__} has those before, '
+            f'so that a flip would exchange the wrong joints: {_advice(converters[-1].num_keypoints)}'
         )
     early = next((step for step in steps[:place] if isinstance(step, (RandomFlip, RandomHalfBody))), None)
     if early is not None:
@@ -71,7 +71,7 @@ def names_of_annotations(dataset: BaseDataset) -> dict[int, str] | None:
 
 
 def refuse_view_of_other_joints(view: Any, dataset: BaseDataset) -> None:
-    """Checks the joints that a view finds by number. Raises ConfigError for joints of other names, or of names that nothing says."""
+    """Checks the joints that a view finds by number. Raises ConfigError for those of other names, or of unknown ones."""
     names = names_of_annotations(dataset)
     try:
         view.check_joints({} if names is None else names)
@@ -97,6 +97,6 @@ def _renumbers(step: Any) -> bool:
 
 def _advice(joints: int) -> str:
     return (
-        f'write metainfo=dict(from_file=...) of those {joints} joints, such as configs/_base_/datasets/mpii.py for MPII\'s 16, and put '
-        'KeypointConverter before RandomFlip'
+        f"write metainfo=dict(from_file=...) of those {joints} joints, such as configs/_base_/datasets/mpii.py for MPII's 16, and "
+        'put KeypointConverter before RandomFlip'
     )

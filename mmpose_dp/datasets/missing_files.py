@@ -25,7 +25,9 @@ def refuse_missing(missing: list[str], key: str, named_in: str | None) -> None:
         if unicodedata.normalize('NFC', first) == unicodedata.normalize('NFC', found):
             why = ', the same letters in another form of Unicode (NFC and NFD)'
         advice = f'There is {found}{why}: write the names as the files have them'
-    raise DataError(f'{key}: {len(missing)} image files named in {named_in} do not exist, for example {first}. {advice}')
+    raise DataError(
+        f'{key}: {len(missing)} image files named in {named_in} do not exist, for example {first}. {advice}'
+    )
 
 
 def named_otherwise(path: str) -> str:

@@ -201,7 +201,7 @@ class PublicPrivateDataset(Dataset):
             except Exception as error:
                 failed = f'{failure(error)}{step_in_words(error)}'
                 continue
-            if form is None:
+            if packed is None or form is None:
                 continue
             self._refuse_other_form(name, form)
             refuse_unnamed_joints(packed, part, key)

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from importlib.util import find_spec
 from typing import Any
 
+from mmengine.hooks import CheckpointHook
 from mmengine.registry import Registry
 from mmengine.runner import Runner
 from mmpose.registry import (
@@ -62,6 +63,7 @@ _BESIDE = {
         *('norm', 'trainable', 'lora_rank', 'experts', 'mix_from'),
     },
     PrivateTrainLoop: {'by_epoch'},
+    CheckpointHook: set(),  # any other would go to Runner.save_checkpoint, which knows no more
 }
 _RENAMED = {'dataset_info': 'metainfo', 'img_prefix': 'data_prefix'}
 _INSTEAD = {'train_cfg.max_iters': 'write max_epochs, each of num_records // expected_batch_size steps, in its place'}

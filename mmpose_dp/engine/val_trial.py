@@ -104,7 +104,9 @@ def in_words(dataset: Any, error: Exception) -> str:
     known = isinstance(error, KeyError) and error.args and error.args[0] in _READ_BY_COCO
     fault = missing_key_in_words(path, error) if known and isinstance(path, str) else ''
     instead = ': write it there, or use_area=False in the metric' if fault.endswith(' area') else ''
-    return f'{failure(error)}{owner_in_words(error, BaseMetric)}' + (f'. Probably since {fault}{instead}' if fault else '')
+    return f'{failure(error)}{owner_in_words(error, BaseMetric)}' + (
+        f'. Probably since {fault}{instead}' if fault else ''
+    )
 
 
 def _with_blank_pictures(dataset: Any, shape: tuple[int, ...], paths: set[str]) -> Any:

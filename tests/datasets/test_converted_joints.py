@@ -96,7 +96,9 @@ def test_converted_joints_with_their_own_metainfo(own):
         (metainfo_of([0, 1, 2]), [LOAD, dict(type='FirstJoints'), BOX, FLIP, *REST]),
     ]
     for metainfo, steps in cases:
-        dataset = PublicPrivateDataset(dict(own, metainfo=metainfo, pipeline=steps), public_view=dict(type='PublicView'))
+        dataset = PublicPrivateDataset(
+            dict(own, metainfo=metainfo, pipeline=steps), public_view=dict(type='PublicView')
+        )
         assert len(dataset[0]) == len(dataset[8]) == 1
 
 

@@ -10,11 +10,19 @@ from mmpose_dp.privacy.errors import DataError
 from tests.support.coco_data import content, write
 
 NAMES = {
-    'a backslash': (r'ward 1\00.png', 'ward 1/00.png', r'with \\ between folders, which only Windows reads: write the names'),
+    'a backslash': (
+        r'ward 1\00.png',
+        'ward 1/00.png',
+        r'with \\ between folders, which only Windows reads: write the names',
+    ),
     'a path of Windows': (r'C:\export\00.png', '00.png', r'with \\ between folders'),
     'another case': ('ward/IMG_00.PNG', 'Ward/img_00.png', 'img_00.png: write the names as the files have them'),
     'as in an address': ('ward%201/b%C3%BCro.png', 'ward 1/b\u00fcro.png', 'write the names as the files have them'),
-    'accents apart': (unicodedata.normalize('NFD', 'b\u00fcro.png'), 'b\u00fcro.png', r'another form of Unicode \(NFC and NFD\)'),
+    'accents apart': (
+        unicodedata.normalize('NFD', 'b\u00fcro.png'),
+        'b\u00fcro.png',
+        r'another form of Unicode \(NFC and NFD\)',
+    ),
     'no such file': ('09.jpg', '09.png', 'Set data_prefix.img, or remove them from the annotations'),
 }
 

@@ -125,7 +125,9 @@ def test_pictures_that_opencv_does_not_read(tmp_path, content):
     cfg = write(tmp_path)
     for path in (tmp_path / 'img').iterdir():
         path.write_bytes(content)
-    with pytest.raises(DataError, match=r'img/\d+.png is there, but is no picture that OpenCV reads: save it as PNG or'):
+    with pytest.raises(
+        DataError, match=r'img/\d+.png is there, but is no picture that OpenCV reads: save it as PNG or'
+    ):
         PublicPrivateDataset(cfg)
 
 

@@ -284,6 +284,8 @@ def test_a_model_with_a_loss_of_its_own(runner):
         (dict(filename_tmpl='last.pth'), "filename_tmpl='last.pth' must hold one"),
         (dict(filename_tmpl='{epoch}.pth'), 'filename_tmpl'),
         (dict(published_keys=['meta', 'state_dict']), 'published_keys=.* does not say what its training has spent'),
+        (dict(max_keep_ckpt=3), 'checkpoint has max_keep_ckpt, which CheckpointHook does not know'),
+        (dict(filename='x'), 'checkpoint has filename, which CheckpointHook does not know'),
         (dict(interval='often'), "interval='often' must be a whole number"),
         (dict(out_dir=__file__), 'out_dir: checkpoints cannot be written'),
         (dict(backend_args=dict(backend='nowhere')), 'checkpoints cannot be written'),
@@ -487,6 +489,8 @@ def test_an_evaluator_that_would_fail_late(synthetic, tmp_path, runner):
         (dict(others=dict(fp16=True)), 'train_cfg.fp16=True'),
         (dict(max_epochs=None), 'train_cfg.max_epochs=None must be a whole number'),
         (dict(max_epochs='3'), "train_cfg.max_epochs='3' must be a whole number"),
+        (dict(max_epochs=0), 'train_cfg.max_epochs=0 must be a whole number above 0'),
+        (dict(max_epochs=-1), 'train_cfg.max_epochs=-1 must be a whole number above 0'),
         (
             dict(public_epochs=10),
             'public_epochs=10 must be .* between 0 and max_epochs=3: write both in train_cfg, since',

@@ -3,6 +3,7 @@
 import copy
 import json
 
+import check_config
 import numpy as np
 import pytest
 import train as train_tool
@@ -139,6 +140,22 @@ def test_a_validation_that_fails_later_says_what_is_kept(call, synthetic, tmp_pa
     (tmp_path / f'val/img/{MIDDLE:02d}.png').write_bytes(np.zeros(9, np.uint8).tobytes())
     done = call(train_tool, tmp_path / 'own.py')
     assert done.returncode == 2 and 'Traceback' not in done.stderr
-    assert 'mmpose_dp: validation fails: AssertionError: ' in done.stderr and 'is no picture that OpenCV reads' in done.stderr
+    assert (
+        'mmpose_dp: validation fails: AssertionError: ' in done.stderr
+        and 'is no picture that OpenCV reads' in done.stderr
+    )
     assert done.stderr.rstrip().endswith('epoch_1.pth is kept: the same command with --resume goes on from there.')
     assert json.loads((tmp_path / 'work/privacy_statement.json').read_text())['steps'] == 2
+
+
+def test_who_is_left_out_is_said_before_training(call, synthetic, tmp_path):
+    """MMPose leaves people out without a word, and all that was to be seen was a smaller number of records."""
+    own(synthetic, tmp_path, 'PCKAccuracy').dump(tmp_path / 'own.py')
+    path = tmp_path / 'train/own.json'
+    data = json.loads(path.read_text())
+    for ann in data['annotations'][:2]:
+        ann.update(iscrowd='0')
+    path.write_text(json.dumps(data))
+    page = call(check_config, tmp_path / 'own.py').stdout
+    assert 'Samples: 6 of CocoDataset' in page
+    assert 'MMPose leaves out annotations: 2 with an iscrowd that is text, which counts as 1' in page

@@ -80,8 +80,8 @@ class PublicView(View):
             )
         if not isinstance(head_keypoints, (list, tuple)) or len(head_keypoints) != 2 or len({*head_keypoints}) < 2:
             raise ConfigError(
-                f'public_view.head_keypoints={head_keypoints!r} must be the numbers of two joints, neck and head top: from one, the '
-                "size of a head does not follow, and faces could stay visible. Without two, write mode='person'"
+                f'public_view.head_keypoints={head_keypoints!r} must be the numbers of two joints, neck and head top: from one, '
+                "the size of a head does not follow, and faces could stay visible. Without two, write mode='person'"
             )
         self.mode = mode
         self.follows_box = mode not in REGION_MODES
