@@ -251,7 +251,7 @@ def refuse_no_checkpoint(path: str | Path | None) -> None:
         instead = f'give a checkpoint in it, such as {newest}' if newest else 'give a checkpoint, there is none in it'
         raise PrivacyError(f'{path} is a folder: {instead}')
     if not file.is_file():
-        raise PrivacyError(f'{path}: there is no such checkpoint')
+        raise PrivacyError(f'{path}: there is no such checkpoint{_close_to(str(path))}')
     if not is_intact(file):
         raise PrivacyError(damage_in_words(file))
 

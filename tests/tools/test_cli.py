@@ -18,7 +18,7 @@ import pytest
 import test as test_tool
 import torch
 import train as train_tool
-from cli import CfgOptions, fraction, merge_options, merged, positive, run, start_ranks_on_cpu
+from cli import CfgOptions, fraction, merge_options, merged, positive, refuse_no_checkpoint, run, start_ranks_on_cpu
 from mmcv.transforms import BaseTransform
 from mmengine.config import Config
 from mmengine.hooks import Hook
@@ -351,3 +351,9 @@ def test_an_option_for_a_variable_is_said_to_change_nothing(capfd):
         assert 'load_from' not in said and told == (
             'keys themselves, train_dataloader.dataset.private.data_root' in said
         )
+
+
+def test_a_checkpoint_of_another_epoch_is_named(tmp_path):
+    (tmp_path / 'epoch_5.pth').touch()
+    with pytest.raises(PrivacyError, match='epoch_4.pth: there is no such checkpoint, did you mean epoch_5.pth?'):
+        refuse_no_checkpoint(tmp_path / 'epoch_4.pth')
