@@ -1,11 +1,14 @@
 """What the user reads: errors of other code in words, and warnings in the terminal. Must not add values that the code held."""
 
+import re
 import sys
 import traceback
 from itertools import dropwhile
 from pathlib import Path
 
 from .processes import is_first_process
+
+_UNREAD = re.compile(r'occurs when loading `([^`]+)`')
 
 
 def failure(error: BaseException, most: int | None = None) -> str:
@@ -23,9 +26,19 @@ def step_in_words(error: BaseException) -> str:
     return f', in {names[-1]}' if names else ''
 
 
+def owner_in_words(error: BaseException, kind: type) -> str:
+    """', in NAME' with the class of the object of this kind in whose code an error was raised; empty if none was."""
+    owners = (frame.f_locals.get('self') for frame, _ in traceback.walk_tb(error.__traceback__))
+    names = [type(owner).__name__ for owner in owners if isinstance(owner, kind)]
+    return f', in {names[-1]}' if names else ''
+
+
 def reason(error: BaseException) -> str:
     """An error's own words in one line; if it has none, as after a bare ``assert``, the line of code that raised it."""
     words, frames = ' '.join(_said(error).split()), traceback.extract_tb(error.__traceback__)
+    unread = _UNREAD.search(words)
+    if unread and Path(unread[1]).is_file():  # MMPose asks whether it exists
+        return f'{unread[1]} is there, but is no picture that OpenCV reads: save it as PNG or JPEG'
     if words or not frames:
         return words
     return f'{Path(frames[-1].filename).name}, line {frames[-1].lineno}: {frames[-1].line}'

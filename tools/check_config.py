@@ -46,6 +46,7 @@ from trial import (
 )
 
 from mmpose_dp.datasets import View
+from mmpose_dp.datasets.annotation_file import unused_in_words
 from mmpose_dp.datasets.resolving import is_kind
 from mmpose_dp.engine import REPLACED, DPOptimWrapper, config_warnings, left_random, mostly_random, settings_in_words
 from mmpose_dp.engine.dry_run import blank_batch, try_batch
@@ -235,6 +236,8 @@ def report(cfg: Config, args: argparse.Namespace, folder: str) -> bool:
     if view:
         print(f'Public view, which is treated as published: {view}')
     print(f'Samples: {"random" if dataset is None else f"{len(dataset):,} of {type(dataset).__name__}{inside}"}')
+    if dataset is not None and (unused := unused_in_words(dataset.ann_file)):
+        print(f'  {unused}')
     start = start_of(cfg)
     report_experts(start, unwrapped(model), wrapper)  # first: below, the checkpoint is fitted to the model's joints
     filled = report_start(cfg, start, unwrapped(model), None if dataset is None else dataset.metainfo)

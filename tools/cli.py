@@ -21,7 +21,7 @@ from urllib.error import URLError
 import torch
 from mmengine.config import Config, DictAction
 
-from mmpose_dp.messages import failure
+from mmpose_dp.messages import failure, warn_in_terminal
 from mmpose_dp.privacy.errors import PrivacyError
 
 
@@ -202,12 +202,26 @@ def merge_options(cfg: Config, options: dict) -> Config:
         refuse_lost(cfg)
     refuse_unread(cfg)  # first: what follows would name what a lost custom_imports registers
     if private:
+        warn_of_variables(options)
         refuse_unregistered(cfg)
     refuse_misspelled(cfg)
     refuse_unwritable_values(cfg)
     if private:
         refuse_unbuildable(cfg)
     return cfg
+
+
+def warn_of_variables(options: dict) -> None:
+    """Warns of ``--cfg-options`` for a variable of MMPose's configs, by which the file has made its settings already."""
+    from mmpose_dp.engine.spelling import VARIABLES
+
+    for key in options:
+        if key.partition('.')[0] in VARIABLES:
+            where = 'train_dataloader.dataset.private.data_root' if key == 'data_root' else 'those that were made of it'
+            warn_in_terminal(
+                f'--cfg-options {key} changes nothing: it is a variable of the file, and what was made of it is there already. '
+                f'Write the keys themselves, {where}'
+            )
 
 
 @contextmanager
@@ -237,7 +251,7 @@ def refuse_no_checkpoint(path: str | Path | None) -> None:
         instead = f'give a checkpoint in it, such as {newest}' if newest else 'give a checkpoint, there is none in it'
         raise PrivacyError(f'{path} is a folder: {instead}')
     if not file.is_file():
-        raise PrivacyError(f'{path}: there is no such checkpoint')
+        raise PrivacyError(f'{path}: there is no such checkpoint{_close_to(str(path))}')
     if not is_intact(file):
         raise PrivacyError(damage_in_words(file))
 

@@ -40,6 +40,7 @@ from published_folder import (
     model_card,
     onnx_of,
     own_modules,
+    pipeline_fault,
     plain_model,
     safetensors_of,
 )
@@ -196,6 +197,11 @@ def publish_folder(source: Path, out: Path) -> tuple[dict, list[str]]:
         )
     cfg = inference_config(text)
     files, exported, lacking = _other_files(cfg, given['state_dict'], out.name)
+    if fault := pipeline_fault(cfg, given['meta']['dataset_meta'] or {}):
+        lacking.append(
+            f'no {CONFIG_NAME} that reads a picture without annotations ({fault}): publish one file, OUT.pth, and write a config '
+            'without that step'
+        )
     lacking += [f'no code of {one}, which {CONFIG_NAME} imports: give it away too' for one in own_modules(cfg)]
     hashes = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
     given = _with_origin(given, source, sha256, published_files=hashes)

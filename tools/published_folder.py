@@ -8,6 +8,7 @@ import copy
 import io
 import os
 import sys
+import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,18 +17,21 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
 import yaml
 from mmengine.config import Config
+from mmengine.dataset import Compose
 from mmengine.registry import init_default_scope
+from mmpose.datasets.transforms import KeypointConverter
 from mmpose.registry import DATASETS, KEYPOINT_CODECS, MODELS, TRANSFORMS
 from mmpose.utils import register_all_modules
 
-from mmpose_dp.datasets.resolving import every_dict, resolved
+from mmpose_dp.datasets.resolving import every_dict, is_kind, resolved
 from mmpose_dp.extras.risk import risk_in_words
 from mmpose_dp.extras.statement_page import guessed
-from mmpose_dp.messages import failure
+from mmpose_dp.messages import failure, step_in_words
 from mmpose_dp.privacy.errors import PrivacyError
 
 CONFIG_NAME, ONNX_NAME, CARD_NAME = 'config.py', 'model.onnx', 'README.md'
@@ -51,6 +55,8 @@ def inference_config(text: str) -> Config:
         raise PrivacyError(
             'the config has no test_dataloader.dataset.pipeline, by which MMPose reads a picture: publish one file, OUT.pth'
         )
+    # it converts annotated joints, of which a picture to run the model on has none
+    pipeline = [step for step in pipeline if not is_kind(TRANSFORMS, step, KeypointConverter)]
     model = copy.deepcopy(whole.model.to_dict())
     model.setdefault('data_preprocessor', whole.get('preprocess_cfg'))
     for key in ('train_cfg', 'init_cfg', 'pretrained'):
@@ -74,6 +80,25 @@ def inference_config(text: str) -> Config:
     if others:
         cfg['custom_imports'] = dict(imports=others, allow_failed_imports=False)
     return Config(cfg)
+
+
+def pipeline_fault(cfg: Config, joints: dict[str, Any]) -> str:
+    """Why the pipeline of an inference config cannot read a picture without annotations; empty if it can.
+
+    ``joints``: the meta information of the data set, which MMPose adds to every picture.
+    """
+    steps = copy.deepcopy(cfg.test_dataloader.dataset.pipeline)
+    with tempfile.TemporaryDirectory() as folder:
+        picture = f'{folder}/blank.png'
+        cv2.imwrite(picture, np.zeros((64, 64, 3), np.uint8))
+        box = dict(bbox=np.array([[0, 0, 64, 64]], np.float32), bbox_score=np.ones(1, np.float32))
+        try:
+            with _silent(), warnings.catch_warnings():
+                warnings.simplefilter('ignore')
+                Compose(steps)(dict(img_path=picture, **box, **joints))
+        except Exception as error:  # a transform can raise anything
+            return f'{failure(error, 200)}{step_in_words(error)}'
+    return ''
 
 
 def own_modules(cfg: Config) -> list[str]:

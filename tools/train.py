@@ -86,6 +86,11 @@ def merge_args(cfg: Config, args: argparse.Namespace) -> Config:
                 'train_dataloader.batch_sampler.expected_batch_size, a part of the guarantee and '
                 'not of the machine. Set optim_wrapper.optimizer.lr itself'
             )
+        if not cfg.get('auto_scale_lr'):
+            raise PrivacyError(
+                '--auto-scale-lr: the config does not say for which batch size its learning rate is: write '
+                'auto_scale_lr = dict(base_batch_size=...)'
+            )
         cfg.auto_scale_lr.enable = True
     if 'preprocess_cfg' in cfg:
         cfg.model.setdefault('data_preprocessor', cfg.preprocess_cfg)

@@ -47,10 +47,16 @@ def faults_in_words(path: str, error: BaseException) -> str:
     content = content_of(path)
     if isinstance(error, (json.JSONDecodeError, UnicodeDecodeError)):
         return _coding(path)
-    for part in ('images', 'annotations'):
-        for number, one in enumerate(list_in(content, part)):
+    for part in ('images', 'annotations', 'categories'):
+        given = content.get(part, []) if isinstance(content, dict) else []
+        if not isinstance(given, list):
+            return f'{part} is no list'
+        for number, one in enumerate(given):
             if not isinstance(one, dict):
                 return f'{part}[{number}] is no object'
+    for number, one in enumerate(list_in(content, 'categories')):
+        if 'id' not in one:
+            return f'categories[{number}] has no id'
     images, annotations = _entries_of(content)
     for image in images:
         for name, kind, what in (('file_name', str, 'text'), ('width', Real, 'number'), ('height', Real, 'number')):
@@ -216,6 +222,11 @@ def _refuse_lost_annotations(images: Sequence[dict], annotations: Sequence[dict]
     lost = [
         ann for ann in annotations if not isinstance(ann.get('image_id'), (Real, str)) or ann['image_id'] not in known
     ]
+    if annotations and not images:
+        raise DataError(
+            f'{key}: {path} has no list of images, to which annotations belong: write images=[...], each with id, file_name, width '
+            'and height'
+        )
     if annotations and len(lost) == len(annotations):
         raise DataError(
             f'{key}: in {path} no annotation has the id of an image as its image_id (annotation {lost[0]["id"]!r} has '

@@ -133,6 +133,11 @@ def _refuse_useless_samples(samples: Sequence[_Sample], key: str) -> None:
             f'{key}: an annotation has a visibility below 0, which is the weight of the joint in the loss: it would teach the '
             'model to be wrong there. Write 0 for joints that are not known'
         )
+    if any((sample.visible > 1).any() for sample in samples):
+        warn_in_terminal(
+            f'{key}: an annotation has a visibility above 1, which is the weight of the joint in the loss: a joint with 2 weighs '
+            'twice. Write 1 for joints that are known'
+        )
     marked = [_marked(sample) for sample in samples]
     if all(not one.any() for one in marked):
         raise DataError(

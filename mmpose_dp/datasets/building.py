@@ -22,6 +22,8 @@ from mmpose_dp.privacy.errors import DataError, PrivacyError
 
 from .annotation_file import faults_in_words, refuse_unusable_file, unused_in_words
 from .annotations import look_at_annotations
+from .converted_joints import refuse_misplaced_converter
+from .missing_files import missing_files, named_otherwise, refuse_missing
 from .mpii_files import JOINTS
 from .nested import MIXING, is_mixing
 from .privacy_units import picture_folder, real_path
@@ -66,6 +68,7 @@ def build_part(cfg: dict, part: str, joints: int | None = None) -> BaseDataset:
             f"{key}.data_mode={dataset.data_mode!r}: a sample is one person here; write data_mode='topdown'"
         )
     _refuse_weights_of_zero(dataset, cfg, key)
+    refuse_misplaced_converter(dataset, key, bool(cfg.get('metainfo')))
     paths = look_at_annotations(dataset, key)
     if _reads_local_files(cfg):
         _refuse_missing_images(paths, dataset, cfg, part)
@@ -254,7 +257,9 @@ def _annotation_file(cfg: dict, cls: type, key: str) -> str:
         raise DataError(f'{key}.ann_file={cfg["ann_file"]!r} is the folder {path}: write the path of a file in it')
     if not osp.isfile(path):
         home = ' MMPose does not replace ~ by a folder: write the whole path.' if path.startswith('~') else ''
-        raise DataError(f'{key}: {path} does not exist.{home} {_hint(cfg, cls, key)}')
+        near = named_otherwise(path)
+        instead = f'There is {near}: write its name as it is.' if near else _hint(cfg, cls, key)
+        raise DataError(f'{key}: {path} does not exist.{home} {instead}')
     return path
 
 
@@ -262,7 +267,7 @@ def _hint(cfg: dict, cls: type, key: str) -> str:
     if issubclass(cls, MpiiDataset):
         root = (cfg.get('data_root') or '').rstrip('/') or '.'
         return _MPII_LAYOUT.format(root=root, part=key.rpartition('.')[2])
-    return "Arrange the files as MMPose's docs say, or set data_root."
+    return f"Arrange the files as MMPose's docs say, or set {key}.data_root."
 
 
 def _refuse_missing_images(paths: Set[str], dataset: BaseDataset, cfg: dict, part: str) -> None:
@@ -272,20 +277,6 @@ def _refuse_missing_images(paths: Set[str], dataset: BaseDataset, cfg: dict, par
         raise DataError(f'{key}: {folder} does not exist. {_hint(cfg, type(dataset), key)}')
     if part == 'private':
         refuse_missing(missing, key, cfg.get('ann_file'))
-
-
-def missing_files(paths: Set[str]) -> list[str]:
-    """Those of ``paths`` that are local and do not exist, sorted."""
-    return sorted(path for path in paths if '://' not in path and not osp.isfile(path))
-
-
-def refuse_missing(missing: list[str], key: str, named_in: str | None) -> None:
-    """Raises DataError if there are image files that annotations name and that do not exist; ``key`` is that of the data set."""
-    if missing:
-        raise DataError(
-            f'{key}: {len(missing)} image files named in {named_in} do not exist, for example {missing[0]}. Set '
-            'data_prefix.img, or remove them from the annotations'
-        )
 
 
 def _reads_local_files(cfg: dict) -> bool:

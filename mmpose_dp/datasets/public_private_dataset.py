@@ -24,6 +24,7 @@ from mmpose_dp.privacy.validation import as_whole
 from .alone import mixes, passes_the_view, pictures_read, sees_others
 from .annotation_file import declared_sizes
 from .building import build_part, left_out_by, part_annotated, seen_through
+from .converted_joints import refuse_unnamed_joints, refuse_view_of_other_joints
 from .nested import texts_in, with_held
 from .overlap import refuse_shared_data
 from .own_code import own_name
@@ -47,6 +48,7 @@ from .transforms.view import changed_before, check_view
 
 _TRIED = 5  # samples that are tried before training, so many that no single one decides anything
 _PADDING = 1.25  # GetBBoxCenterScale's default
+_BLACK = 16  # of 255; 12 bits in files of 16 are below
 
 
 @DATASETS.register_module()
@@ -102,7 +104,7 @@ class PublicPrivateDataset(Dataset):
         if self.public_view is not None:
             check_view(self.public_view)
         if isinstance(self.public_view, View):
-            self.public_view.check_joints(self.private.metainfo['keypoint_id2name'])
+            refuse_view_of_other_joints(self.public_view, self.private)
         # a view whose strength follows the box hides nobody by an annotation
         hides = self.public_view is not None and not getattr(self.public_view, 'follows_box', False)
         self._left_out = left_out_by(self.private) if hides else {}
@@ -123,7 +125,7 @@ class PublicPrivateDataset(Dataset):
         self.personal_epsilons = personal_epsilons(self.private, self._records, personal_epsilon)
         self._record_of = {sample: record for record, samples in enumerate(self._records) for sample in samples}
         self.try_first_samples()
-        self._warn_of_other_sizes()
+        self._warn_of_pictures()
         self.random = RandomSource(debug_seed)  # the numbers that the trial used do not count
 
     def _name(self, part: BaseDataset) -> str:
@@ -199,9 +201,10 @@ class PublicPrivateDataset(Dataset):
             except Exception as error:
                 failed = f'{failure(error)}{step_in_words(error)}'
                 continue
-            if form is None:
+            if packed is None or form is None:
                 continue
             self._refuse_other_form(name, form)
+            refuse_unnamed_joints(packed, part, key)
             found.append((sample, seeds))
         if len(found) < min(2, len(tried)):
             raise DataError(f'{key}: the pipeline fails on its first samples: {failed}')
@@ -424,15 +427,24 @@ class PublicPrivateDataset(Dataset):
             f'{declared[0]} and {declared[1]}, to which MMPose cuts boxes: correct them there'
         )
 
-    def _warn_of_other_sizes(self) -> None:
-        """Says of the first samples if a picture has another size than is said: an orientation in its EXIF data, say."""
+    def _warn_of_pictures(self) -> None:
+        """Says of the first samples if a picture has another size than is said (an orientation in its EXIF data, say), or if all
+        are nearly black, as pictures of 12 bits in files of 16 are when 8 are read."""
+        key, brightest = 'train_dataloader.dataset.private', []
         for sample in self._first_samples(self.private):
             try:
-                words = self._other_size(self.private.pipeline.transforms[0](self.private.get_data_info(sample)))
+                info = self.private.pipeline.transforms[0](self.private.get_data_info(sample))
+                words, image = self._other_size(info), info.get('img')
             except Exception:  # this record contributes nothing
                 continue
             if words:
-                return warn_in_terminal(f'train_dataloader.dataset.private: {words}')
+                return warn_in_terminal(f'{key}: {words}')
+            brightest.append(int(image.max()) if getattr(image, 'dtype', None) == np.uint8 else _BLACK)
+        if brightest and max(brightest) < _BLACK:
+            warn_in_terminal(
+                f'{key}: the first pictures are nearly black, with no value above {max(brightest)} of 255. Of files with 16 bits, '
+                'such as depth or X-ray pictures, the upper 8 are read: save pictures whose values fill the range'
+            )
 
     def view_info(self, number: int) -> dict:
         """The input of the views' pipeline: the annotation, the other people of the image, whom a region view hides too, and the

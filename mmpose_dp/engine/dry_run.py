@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from mmpose_dp.datasets import collate_samples
-from mmpose_dp.messages import failure
+from mmpose_dp.messages import failure, owner_in_words
 from mmpose_dp.models import FeatureMaskingHead
 from mmpose_dp.models.heads.private_head import labels_in, tensors_in
 from mmpose_dp.privacy.errors import ConfigError, PrivacyError, UnsupportedModelError
@@ -68,7 +68,8 @@ def try_batch(model: nn.Module, batch: dict, key: str, amp_dtype: torch.dtype | 
             losses = model(**ready, mode='loss')
         except Exception as error:
             _check_decoder(head, batch, key)  # then the pictures are of another size than all parts are for
-            raise ConfigError(f'{_what_failed(seen, key, targets)}: {failure(error, 300)}') from error
+            words = f'{failure(error, 300)}{owner_in_words(error, nn.Module)}'
+            raise ConfigError(f'{_what_failed(seen, key, targets)}: {words}') from error
     if not finite:
         raise ConfigError(
             f'model.data_preprocessor makes numbers that are not finite of the images of {key}, so that no record would teach '

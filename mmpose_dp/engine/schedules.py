@@ -11,6 +11,8 @@ from mmengine.runner import Runner
 from mmpose_dp.messages import failure
 from mmpose_dp.privacy.errors import ConfigError
 
+from .training_settings import unfinished_schedules
+
 
 def schedulers_of(runner: Runner) -> list[Any]:
     """A runner's schedulers, of whatever optimizer."""
@@ -58,8 +60,12 @@ def try_schedules(runner: Runner, start: int = 0) -> list[list[float]]:
 
 
 def idle_steps(runner: Runner) -> list[str]:
-    """A sentence if private steps that are still to come have a learning rate of 0, or next to it."""
+    """A sentence if private steps that are still to come have a learning rate of 0, or next to it.
+
+    For a training from its start, also one for each schedule by step that is longer than the training.
+    """
     loop, start = runner.train_loop, runner.epoch
+    unfinished = [] if start else unfinished_schedules(runner.cfg, loop.max_iters)
     rates = dict(enumerate(try_schedules(runner, start), start + 1))
     least = 1e-6 * max(
         (group['initial_lr'] for group in runner.optim_wrapper.param_groups if 'initial_lr' in group), default=0
@@ -67,7 +73,7 @@ def idle_steps(runner: Runner) -> list[str]:
     private = [(epoch, x) for epoch, each in rates.items() if epoch > loop.public_epochs for x in each]
     idle = [epoch for epoch, x in private if x <= least]
     if not idle:
-        return []
+        return unfinished
     words = 'let the schedule end later, or write its eta_min'
     if start:
         words = (
@@ -75,6 +81,7 @@ def idle_steps(runner: Runner) -> list[str]:
             'resume, in this work dir, where all steps count'
         )
     return [
+        *unfinished,
         f'param_scheduler: the learning rate is 0 in {len(idle)} of {len(private)} private steps to come, first in epoch '
-        f'{idle[0]}. They spend privacy and change nothing: {words}'
+        f'{idle[0]}. They spend privacy and change nothing: {words}',
     ]

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from importlib.util import find_spec
 from typing import Any
 
+from mmengine.hooks import CheckpointHook
 from mmengine.registry import Registry
 from mmengine.runner import Runner
 from mmpose.registry import (
@@ -62,8 +63,10 @@ _BESIDE = {
         *('norm', 'trainable', 'lora_rank', 'experts', 'mix_from'),
     },
     PrivateTrainLoop: {'by_epoch'},
+    CheckpointHook: set(),  # any other would go to Runner.save_checkpoint, which knows no more
 }
 _RENAMED = {'dataset_info': 'metainfo', 'img_prefix': 'data_prefix'}
+_INSTEAD = {'train_cfg.max_iters': 'write max_epochs, each of num_records // expected_batch_size steps, in its place'}
 _HOOKS = {  # the names that mmengine, MMPose and mmpose_dp give their hooks
     *('runtime_info', 'timer', 'sampler_seed', 'logger', 'param_scheduler', 'checkpoint', 'visualization', 'badcase'),
     *('privacy_budget', 'public_data'),
@@ -91,7 +94,7 @@ def refuse_misspelled(cfg: Any, complete: bool = True) -> None:
         for key in node:
             if key not in names and key not in ('type', '_delete_', '_scope_'):
                 owner = type_name(node['type']) if 'type' in node else path
-                hint = did_you_mean(key, names, elsewhere)
+                hint = _INSTEAD.get(f'{path}.{key}') or did_you_mean(key, names, elsewhere)
                 raise ConfigError(f'{path}.{key} is unknown to {owner}: {hint}')
 
 

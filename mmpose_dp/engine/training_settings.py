@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from torch import nn
@@ -71,26 +71,37 @@ def _listed(node: Any) -> list[dict]:
 
 
 def idle_schedules(cfg: Any) -> list[str]:
-    """A sentence for each scheduler that acts only after the last epoch."""
-    epochs, found = _dict(cfg.get('train_cfg')).get('max_epochs'), []
+    """A sentence for each scheduler by epoch that acts only after the last epoch."""
+    epochs = _dict(cfg.get('train_cfg')).get('max_epochs')
     if not isinstance(epochs, int):
         return []
+    return [
+        f'param_scheduler: {words} beyond train_cfg.max_epochs={epochs}, so the learning rate does not fall as planned. Write '
+        'param_scheduler for this number of epochs'
+        for words in _beyond(cfg, True, epochs)
+    ]
+
+
+def unfinished_schedules(cfg: Any, steps: int) -> list[str]:
+    """A sentence for each scheduler by step, such as a warm-up, that is not at its end when training is, after ``steps``."""
+    return [
+        f'param_scheduler: {words} beyond the {steps} steps of this training, so the learning rate does not become what was '
+        "planned. Write fewer steps, or leave param_scheduler out for the method's own"
+        for words in _beyond(cfg, False, steps)
+    ]
+
+
+def _beyond(cfg: Any, by_epoch: bool, last: int) -> Iterator[str]:
+    """What each scheduler, by epoch or by step, does after the ``last`` one."""
     for settings in _listed(cfg.get('param_scheduler')):
-        if not settings.get('by_epoch', True):
+        if bool(settings.get('by_epoch', True)) is not by_epoch:
             continue
-        late = [x for x in settings.get('milestones', [settings.get('begin', 0)]) if type(x) is int and x >= epochs]
+        late = [x for x in settings.get('milestones', [settings.get('begin', 0)]) if type(x) is int and x >= last]
         ends = settings.get('T_max', settings.get('end'))
         if late:
-            where = f'at {", ".join(map(str, late))} acts'
-        elif type(ends) is int and ends > epochs and 'milestones' not in settings:
-            where = f'goes on to {ends},'
-        else:
-            continue
-        found.append(
-            f'param_scheduler: {_type(settings)} {where} beyond train_cfg.max_epochs={epochs}, so the learning rate does not '
-            'fall as planned. Write param_scheduler for this number of epochs'
-        )
-    return found
+            yield f'{_type(settings)} at {", ".join(map(str, late))} acts'
+        elif type(ends) is int and ends > last and 'milestones' not in settings:
+            yield f'{_type(settings)} goes on to {ends},'
 
 
 def out_of_subspace(cfg: Any) -> list[str]:

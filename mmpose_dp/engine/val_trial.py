@@ -11,13 +11,15 @@ from typing import Any
 
 import numpy as np
 from mmengine.dist import get_rank, get_world_size
+from mmengine.evaluator import BaseMetric
 from mmengine.runner.loops import ValLoop
 from mmpose.datasets.transforms import LoadImage
 from mmpose.structures import PoseDataSample
 
 from mmpose_dp.datasets.annotation_file import missing_key_in_words
-from mmpose_dp.datasets.building import missing_files, refuse_missing
-from mmpose_dp.messages import failure
+from mmpose_dp.datasets.converted_joints import joints_of
+from mmpose_dp.datasets.missing_files import missing_files, refuse_missing
+from mmpose_dp.messages import failure, owner_in_words, warn_in_terminal
 from mmpose_dp.privacy.errors import DataError
 
 _KEY = 'val_dataloader.dataset'
@@ -65,15 +67,15 @@ def try_annotations(loop: ValLoop, output: PoseDataSample) -> int:
     paths: set[str] = set()
     blank = _with_blank_pictures(dataset, (*output.ori_shape, 3), paths)
     try:
-        joints = _joints(blank[0]['data_samples'])
+        joints = joints_of(blank[0]['data_samples'])
     except Exception:  # its way to read samples is another one
         return 0
     tried = sorted({*ends_of(dataset), *range(0, len(dataset), 1 + len(dataset) // _MOST)})
     for index in tried[get_rank() :: get_world_size()]:
         sample = _packed(blank, index)
-        if _joints(sample) != joints:
+        if joints_of(sample) != joints:
             raise DataError(
-                f'{_KEY}: annotation {sample.get("id", index)} has {_joints(sample)} joints and others have {joints}: give every '
+                f'{_KEY}: annotation {sample.get("id", index)} has {joints_of(sample)} joints and others have {joints}: give every '
                 'annotation the same joints, with visibility 0 for unknown ones'
             )
         sample.pred_instances = output.pred_instances.clone()
@@ -83,12 +85,28 @@ def try_annotations(loop: ValLoop, output: PoseDataSample) -> int:
     return len(tried)
 
 
+def warn_of_other_order(trained: dict, validated: dict) -> None:
+    """Warns if the metainfo of validation has a joint of training in another place: a score compares joints by their places."""
+    places, names = trained.get('keypoint_name2id') or {}, validated.get('keypoint_id2name') or {}
+    moved = [(name, number) for number, name in names.items() if places.get(name, number) != number]
+    if moved and len(places) == len(names):
+        name, number = moved[0]
+        warn_in_terminal(
+            f'{_KEY}: {name} is joint {number} in its metainfo, and joint {places[name]} in that of '
+            f'train_dataloader.dataset.private, so that scores compare different joints ({len(moved)} of {len(names)}). Give both '
+            "the joints of one order: the model's"
+        )
+
+
 def in_words(dataset: Any, error: Exception) -> str:
     """An error of an evaluator, and the annotation that it is probably about."""
     path = getattr(dataset, 'ann_file', None)
     known = isinstance(error, KeyError) and error.args and error.args[0] in _READ_BY_COCO
     fault = missing_key_in_words(path, error) if known and isinstance(path, str) else ''
-    return failure(error) + (f'. Probably since {fault}' if fault else '')
+    instead = ': write it there, or use_area=False in the metric' if fault.endswith(' area') else ''
+    return f'{failure(error)}{owner_in_words(error, BaseMetric)}' + (
+        f'. Probably since {fault}{instead}' if fault else ''
+    )
 
 
 def _with_blank_pictures(dataset: Any, shape: tuple[int, ...], paths: set[str]) -> Any:
@@ -111,9 +129,3 @@ def _packed(dataset: Any, index: int) -> PoseDataSample:
     except Exception as error:  # a transform can raise anything
         number = dataset.get_data_info(index).get('id', index)
         raise DataError(f'{_KEY}: its pipeline fails on annotation {number}: {failure(error)}') from error
-
-
-def _joints(sample: PoseDataSample) -> int | None:
-    """The number of joints of a sample; None if it has none."""
-    people = sample.get('gt_instances')
-    return None if people is None or 'keypoints' not in people else people.keypoints.shape[-2]

@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 
+import cv2
 import numpy as np
 import pytest
 
@@ -72,6 +73,12 @@ REFUSED = {
     'a box that is not finite': (
         lambda d: d['annotations'][3].update(bbox=[np.nan] * 4),
         'annotation 4 has a box with NaN or infinity.*write its box',
+    ),
+    'categories by number': (lambda d: d.update(categories={'1': 'person'}), 'Probably since categories is no list'),
+    'categories that are names': (lambda d: d.update(categories=['person']), r'Probably since categories\[0\] is no object'),
+    'a category without id': (lambda d: d['categories'][0].pop('id'), r'Probably since categories\[0\] has no id'),
+    'annotations by number': (
+        lambda d: d.update(annotations={str(a['id']): a for a in d['annotations']}), 'Probably since annotations is no list',
     ),
     'a box that is null': (lambda d: d['annotations'][3].update(bbox=None), 'annotation 4 has no list of four numbers'),
     'a box of three': (lambda d: d['annotations'][3].update(bbox=[1, 2, 3]), 'annotation 4 has no list of four numbers'),
@@ -183,6 +190,39 @@ def test_warnings_go_to_the_terminal_only(tmp_path, capfd, name):
     change(data)
     PublicPrivateDataset(write(tmp_path, data))
     assert re.search(f'WARNING: train_dataloader.dataset.private: .*{message}', capfd.readouterr().err)
+
+
+@pytest.mark.parametrize('images', [{}, {'1': dict(id=1)}, None])
+def test_a_file_without_a_list_of_images(tmp_path, images):
+    """The message was that each image_id should be written as the id of its image."""
+    data = content()
+    cfg = write(tmp_path, data)
+    (tmp_path / 'own.json').write_text(json.dumps(dict(data, images=images)))
+    with pytest.raises(DataError, match='own.json has no list of images, to which annotations belong'):
+        PublicPrivateDataset(cfg)
+
+
+def test_pictures_of_12_bits_are_nearly_black(tmp_path, capfd):
+    """MMPose keeps the upper 8 of the 16 bits of a file, and trained on black pictures without a word."""
+    cfg = write(tmp_path)
+    for at_most in (4095, 60_000):
+        for path in (tmp_path / 'img').iterdir():
+            cv2.imwrite(str(path), np.random.default_rng(0).integers(0, at_most, (40, 48), np.uint16))
+        PublicPrivateDataset(cfg)
+        said = capfd.readouterr().err
+        assert ('the first pictures are nearly black, with no value above 15 of 255' in said) == (at_most == 4095)
+
+
+def test_a_visibility_of_2_in_mpiis_format(synthetic, tmp_path, capfd):
+    """COCO's 2 is one weight in COCO's format, and two in MPII's."""
+    shutil.copytree(synthetic, tmp_path / 'own')
+    path = tmp_path / 'own/annotations/mpii_train.json'
+    people = json.loads(path.read_text())
+    for person in people:
+        person['joints_vis'] = [2 * bool(x) for x in person['joints_vis']]
+    path.write_text(json.dumps(people))
+    PublicPrivateDataset(mpii(tmp_path / 'own'))
+    assert 'a visibility above 1, which is the weight of the joint' in capfd.readouterr().err
 
 
 def test_who_would_stay_visible_since_a_size_is_wrong(tmp_path):

@@ -191,6 +191,9 @@ def test_faces_need_joints_of_heads(own):
         view = dict(type='PublicView', mode='face', head_keypoints=joints)
         with pytest.raises(PrivacyError, match="public_view.head_keypoints.*mode='person'"):
             PublicPrivateDataset(own, public_view=view)
+    for joints in ((0, 0), (0,), 0, (0, 1, 2)):
+        with pytest.raises(PrivacyError, match='must be the numbers of two joints, neck and head top'):
+            PublicPrivateDataset(own, public_view=dict(type='PublicView', mode='face', head_keypoints=joints))
 
 
 def test_public_people_with_mpiis_joints_beside_a_private_set_with_others(own, tmp_path):

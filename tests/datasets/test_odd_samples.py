@@ -119,6 +119,18 @@ def test_a_picture_of_another_kind(tmp_path, picture):
         PublicPrivateDataset(cfg)
 
 
+@pytest.mark.parametrize('content', [b'', b'DICM' * 40], ids=['nothing', 'another format'])
+def test_pictures_that_opencv_does_not_read(tmp_path, content):
+    """MMPose asks to check whether the file exists."""
+    cfg = write(tmp_path)
+    for path in (tmp_path / 'img').iterdir():
+        path.write_bytes(content)
+    with pytest.raises(
+        DataError, match=r'img/\d+.png is there, but is no picture that OpenCV reads: save it as PNG or'
+    ):
+        PublicPrivateDataset(cfg)
+
+
 def test_parts_of_different_form_are_refused(own, tmp_path):
     smaller = [dict(step, input_size=(16, 16)) if step['type'] == 'TopdownAffine' else step for step in PIPELINE[:4]]
     public = dict(write(tmp_path, content(6)), pipeline=[*smaller, *PIPELINE[5:]])

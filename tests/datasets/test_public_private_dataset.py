@@ -86,7 +86,7 @@ def test_joints_are_as_annotated_where_a_view_hides_heads(synthetic):
     """Joints 8 and 9 of MPII are neck and head; of COCO they are elbow and wrist, around which heads would stay visible."""
     to_coco = dict(type='KeypointConverter', num_keypoints=17, mapping=[(10, 10), (11, 8), (12, 6), (13, 5)])
     faces, settings, (load, box, _, *rest) = dict(VIEW, mode='face'), mpii(synthetic), PIPELINE  # without a flip
-    settings['pipeline'] = [load, to_coco, box, *rest]
+    settings.update(pipeline=[load, to_coco, box, *rest], metainfo=dict(from_file='configs/_base_/datasets/coco.py'))
     with pytest.raises(PrivacyError, match='changes keypoints before GetBBoxCenterScale.*KeypointConverter.*behind'):
         PublicPrivateDataset(settings, public_view=faces)
     PublicPrivateDataset(settings, public_view=VIEW)  # a blur reads no joints

@@ -284,6 +284,8 @@ def test_a_model_with_a_loss_of_its_own(runner):
         (dict(filename_tmpl='last.pth'), "filename_tmpl='last.pth' must hold one"),
         (dict(filename_tmpl='{epoch}.pth'), 'filename_tmpl'),
         (dict(published_keys=['meta', 'state_dict']), 'published_keys=.* does not say what its training has spent'),
+        (dict(max_keep_ckpt=3), 'checkpoint has max_keep_ckpt, which CheckpointHook does not know'),
+        (dict(filename='x'), 'checkpoint has filename, which CheckpointHook does not know'),
         (dict(interval='often'), "interval='often' must be a whole number"),
         (dict(out_dir=__file__), 'out_dir: checkpoints cannot be written'),
         (dict(backend_args=dict(backend='nowhere')), 'checkpoints cannot be written'),
@@ -428,6 +430,25 @@ def test_steps_at_a_learning_rate_of_0_are_told(synthetic, tmp_path):
     assert 'a resume keeps the schedule of its checkpoint' in later
 
 
+def test_a_warm_up_that_is_longer_than_the_training_is_told(synthetic, tmp_path):
+    """MMPose's own has 500 steps, which a private training of few people never makes: its learning rate stayed small."""
+    runner = ready(unvalidated(synthetic, tmp_path, train_cfg__max_epochs=3))  # of 4 steps each
+    warm_up = dict(type='LinearLR', begin=0, end=500, start_factor=1e-3, by_epoch=False)
+    for settings, words in (
+        (warm_up, 'LinearLR goes on to 500, beyond the 12 steps of this training'),
+        (dict(warm_up, end=12), ''),
+        (dict(type='MultiStepLR', milestones=[8, 20], by_epoch=False), 'MultiStepLR at 20 acts beyond the 12 steps'),
+        (dict(type='CosineAnnealingLR', T_max=90, by_epoch=False), 'CosineAnnealingLR goes on to 90'),
+        (dict(type='LinearLR', end=500, start_factor=1e-3), ''),  # by epoch
+    ):
+        runner.cfg.param_scheduler = [settings]
+        told = ''.join(idle_steps(runner))
+        assert words in told and bool(words) == bool(told)
+    runner.cfg.param_scheduler = warm_up
+    runner.train_loop._epoch = 2
+    assert not idle_steps(runner)  # a resume keeps its schedule
+
+
 # ---- validation ----------------------------------------------------------------------------------------------------
 class _Asserting(NME):
     """Asserts without a word, as much of MMPose does."""
@@ -468,6 +489,8 @@ def test_an_evaluator_that_would_fail_late(synthetic, tmp_path, runner):
         (dict(others=dict(fp16=True)), 'train_cfg.fp16=True'),
         (dict(max_epochs=None), 'train_cfg.max_epochs=None must be a whole number'),
         (dict(max_epochs='3'), "train_cfg.max_epochs='3' must be a whole number"),
+        (dict(max_epochs=0), 'train_cfg.max_epochs=0 must be a whole number above 0'),
+        (dict(max_epochs=-1), 'train_cfg.max_epochs=-1 must be a whole number above 0'),
         (
             dict(public_epochs=10),
             'public_epochs=10 must be .* between 0 and max_epochs=3: write both in train_cfg, since',

@@ -66,12 +66,20 @@ def nested(path, value=1):
         ('optim_wrapper.projector.rnak', 'rank'),
         ('default_hooks.privacy_bugdet.target_epsilon', 'privacy_budget'),
         (f'{BUDGET}target_dleta', 'target_delta'),
+        ('default_hooks.checkpoint.max_keep_ckpt', 'max_keep_ckpts'),
     ],
 )
 def test_a_misspelled_key_is_refused_with_the_closest_name(base, path, meant):
     with pytest.raises(PrivacyError, match=path.split('.')[-1 if 'bugdet' not in path else 1]) as error:
         private(base, 'hybrid', **nested(path))
     assert str(error.value).endswith(f'did you mean {meant}?')
+
+
+def test_a_number_of_iterations_is_said_in_epochs(base):
+    with pytest.raises(
+        PrivacyError, match='train_cfg.max_iters is unknown .* write max_epochs, each of num_records //'
+    ):
+        private(base, 'hybrid', train_cfg=dict(max_iters=100))
 
 
 def test_other_unknown_keys_and_those_of_hooks(base):

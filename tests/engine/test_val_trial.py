@@ -3,6 +3,7 @@
 import copy
 import json
 
+import check_config
 import numpy as np
 import pytest
 import train as train_tool
@@ -44,10 +45,10 @@ def runner(synthetic, tmp_path_factory):
     return ready(own(synthetic, tmp_path_factory.mktemp('own'), 'CocoMetric'))
 
 
-def validated_on(runner, cfg):
+def validated_on(runner, cfg, **metric):
     """The runner with a validation loop on another data set."""
     runner._val_dataloader = dict(runner.cfg.val_dataloader, dataset=dict(cfg, test_mode=True))
-    runner._val_evaluator, runner._val_loop = dict(type='CocoMetric'), dict()
+    runner._val_evaluator, runner._val_loop = metric or dict(type='CocoMetric'), dict()
     return runner
 
 
@@ -56,7 +57,8 @@ def validated_on(runner, cfg):
     [
         (
             lambda ann: ann.pop('area'),
-            "val_evaluator fails on the annotations .*: KeyError: 'area'. Probably since annotation 4 has no area",
+            "val_evaluator fails on the annotations .*: KeyError: 'area', in CocoMetric. Probably since annotation 4 has no "
+            'area: write it there, or use_area=False in the metric',
         ),
         (
             lambda ann: ann['keypoints'].extend([20, 20, 2]),
@@ -109,6 +111,13 @@ def test_a_key_that_no_annotation_should_have_is_not_missed_there(runner, tmp_pa
         refuse_late_failures(validated_on(runner, dict(write(tmp_path), pipeline=steps)))
 
 
+def test_a_metric_of_other_joints_is_named(runner, tmp_path):
+    """All that was said is that an index is out of bounds."""
+    validated_on(runner, dict(write(tmp_path), pipeline=STEPS), type='PCKAccuracy', norm_item='torso')
+    with pytest.raises(PrivacyError, match='index 5 is out of bounds.*, in PCKAccuracy'):
+        refuse_late_failures(runner)
+
+
 def test_metrics_keep_nothing_of_it(runner, tmp_path):
     """CocoMetric kept the two people of the trial as those to score, if it had no file of annotations."""
     metric = validated_on(runner, dict(write(tmp_path), pipeline=STEPS)).val_loop.evaluator.metrics[0]
@@ -131,6 +140,22 @@ def test_a_validation_that_fails_later_says_what_is_kept(call, synthetic, tmp_pa
     (tmp_path / f'val/img/{MIDDLE:02d}.png').write_bytes(np.zeros(9, np.uint8).tobytes())
     done = call(train_tool, tmp_path / 'own.py')
     assert done.returncode == 2 and 'Traceback' not in done.stderr
-    assert 'mmpose_dp: validation fails: AssertionError: `failed to load image' in done.stderr
+    assert (
+        'mmpose_dp: validation fails: AssertionError: ' in done.stderr
+        and 'is no picture that OpenCV reads' in done.stderr
+    )
     assert done.stderr.rstrip().endswith('epoch_1.pth is kept: the same command with --resume goes on from there.')
     assert json.loads((tmp_path / 'work/privacy_statement.json').read_text())['steps'] == 2
+
+
+def test_who_is_left_out_is_said_before_training(call, synthetic, tmp_path):
+    """MMPose leaves people out without a word, and all that was to be seen was a smaller number of records."""
+    own(synthetic, tmp_path, 'PCKAccuracy').dump(tmp_path / 'own.py')
+    path = tmp_path / 'train/own.json'
+    data = json.loads(path.read_text())
+    for ann in data['annotations'][:2]:
+        ann.update(iscrowd='0')
+    path.write_text(json.dumps(data))
+    page = call(check_config, tmp_path / 'own.py').stdout
+    assert 'Samples: 6 of CocoDataset' in page
+    assert 'MMPose leaves out annotations: 2 with an iscrowd that is text, which counts as 1' in page

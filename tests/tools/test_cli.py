@@ -18,7 +18,7 @@ import pytest
 import test as test_tool
 import torch
 import train as train_tool
-from cli import CfgOptions, fraction, merged, positive, run, start_ranks_on_cpu
+from cli import CfgOptions, fraction, merge_options, merged, positive, refuse_no_checkpoint, run, start_ranks_on_cpu
 from mmcv.transforms import BaseTransform
 from mmengine.config import Config
 from mmengine.hooks import Hook
@@ -338,3 +338,22 @@ def test_a_pipe_that_is_closed_early_ends_a_tool_as_it_ends_other_commands(capsy
     with pytest.raises(SystemExit, match='2'):
         run(lambda: resolved(SimpleNamespace(get=fails), 'PrivateTrainLoop'), may_lose_its_output=True)
     assert capsys.readouterr().err.startswith('mmpose_dp: nobody reads what is printed any more')
+
+
+def test_an_option_for_a_variable_is_said_to_change_nothing(capfd):
+    """A data_root is what everybody gives first, and the files were then said to be missing in the old one."""
+    for config, told in ((PRIVATE, True), (PLAIN, False)):
+        merge_options(Config.fromfile(config), {'data_root': '/data/', 'codec.sigma': 3, 'load_from': None})
+        said = capfd.readouterr().err
+        assert (
+            ('--cfg-options data_root changes nothing' in said) == ('--cfg-options codec.sigma changes' in said) == told
+        )
+        assert 'load_from' not in said and told == (
+            'keys themselves, train_dataloader.dataset.private.data_root' in said
+        )
+
+
+def test_a_checkpoint_of_another_epoch_is_named(tmp_path):
+    (tmp_path / 'epoch_5.pth').touch()
+    with pytest.raises(PrivacyError, match='epoch_4.pth: there is no such checkpoint, did you mean epoch_5.pth?'):
+        refuse_no_checkpoint(tmp_path / 'epoch_4.pth')

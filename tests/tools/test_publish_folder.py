@@ -16,8 +16,9 @@ import published_folder
 import pytest
 import torch
 import yaml
+from mmcv.transforms import BaseTransform
 from mmengine.config import Config
-from mmpose.registry import MODELS
+from mmpose.registry import MODELS, TRANSFORMS
 from safetensors.torch import load_file
 
 from mmpose_dp.privacy.errors import PrivacyError
@@ -315,6 +316,24 @@ def text_of(source, change):
 def test_what_plain_mmpose_cannot_run_is_refused(source, change, message):
     with pytest.raises(PrivacyError, match=message):
         published_folder.inference_config(text_of(source, change))
+
+
+@TRANSFORMS.register_module()
+class ReadsJoints(BaseTransform):
+    """A transform of annotated joints, as a validation pipeline may have."""
+
+    def transform(self, results):
+        return dict(results, highest=results['keypoints'].min())
+
+
+def test_a_pipeline_that_needs_annotations(source):
+    """The model could be published, and MMPose failed on the first picture."""
+    converter = dict(type='KeypointConverter', num_keypoints=16, mapping=[(i, i) for i in range(16)])
+    for step, fault in ((converter, ''), (dict(type='ReadsJoints'), "KeyError: 'keypoints', in ReadsJoints")):
+        text = text_of(source, lambda cfg, step=step: cfg.test_dataloader.dataset.pipeline.insert(1, step))
+        cfg = published_folder.inference_config(text)
+        joints = torch.load(source, weights_only=False)['meta']['dataset_meta']
+        assert published_folder.pipeline_fault(cfg, joints) == fault
 
 
 def test_heads_get_mmposes_names_and_weights_that_do_not_fit_are_refused(source):

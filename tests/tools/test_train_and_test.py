@@ -168,7 +168,14 @@ def test_a_picture_that_cannot_be_read_ends_a_test_in_one_sentence(synthetic, ca
     picture = data / 'images' / json.loads((data / 'annotations/mpii_val.json').read_text())[0]['image']
     picture.write_bytes(picture.read_bytes()[:100])
     done = call(loaded(REPO / 'tools/test.py'), tmp_path / 'tiny.py', checkpoint)
-    assert done.returncode == 2 and f'the test fails: AssertionError: `failed to load image: {picture}' in done.stderr
+    assert done.returncode == 2 and f'the test fails: AssertionError: {picture} is there, but is no' in done.stderr
+
+
+def test_a_learning_rate_of_no_batch_size_is_not_scaled(merged, tmp_path):
+    """It was a traceback, as it is in MMPose."""
+    (tmp_path / 'own.py').write_text(f"_base_ = '{PLAIN}'\nauto_scale_lr = None\n")
+    with pytest.raises(PrivacyError, match=r'--auto-scale-lr: .* write auto_scale_lr = dict\(base_batch_size=...\)'):
+        merged(REPO / 'tools/train.py', tmp_path / 'own.py', '--auto-scale-lr')
 
 
 def test_without_a_gpu_another_backend_is_refused(merged, monkeypatch):

@@ -78,6 +78,11 @@ class PublicView(View):
                 f"public_view.kernel_size={kernel_size} has no meaning under mode='blur', which takes sigma only; for the blur "
                 "that keeps every pixel, and can be inverted, write mode='blur_full_resolution'"
             )
+        if not isinstance(head_keypoints, (list, tuple)) or len(head_keypoints) != 2 or len({*head_keypoints}) < 2:
+            raise ConfigError(
+                f'public_view.head_keypoints={head_keypoints!r} must be the numbers of two joints, neck and head top: from one, '
+                "the size of a head does not follow, and faces could stay visible. Without two, write mode='person'"
+            )
         self.mode = mode
         self.follows_box = mode not in REGION_MODES
         self.kernel_size = 25 if kernel_size is None else kernel_size

@@ -6,6 +6,7 @@ shape, and all states are restored.
 """
 
 import copy
+import inspect
 import io
 import logging
 import shutil
@@ -36,7 +37,7 @@ from ..dry_run import blank_batch, refuse_early_mixing, refuse_loss_of_unseen_jo
 from ..padding import padded
 from ..schedules import schedulers_of, try_schedules
 from ..unread import refuse_unread
-from ..val_trial import ends_of, in_words, try_annotations, untouched
+from ..val_trial import ends_of, in_words, try_annotations, untouched, warn_of_other_order
 from .foreign_hooks import refuse_hooks
 from .resuming import checkpoint_folders
 
@@ -148,6 +149,7 @@ def _try_validation(runner: Runner) -> dict[str, Any] | None:
     if not isinstance(loop, ValLoop):
         return None
     dataset, stage = loop.dataloader.dataset, 'the pipeline of val_dataloader.dataset'
+    warn_of_other_order(runner.train_dataloader.dataset.metainfo, getattr(dataset, 'metainfo', None) or {})
     ends = ends_of(dataset)
     try:
         with untouched(loop.evaluator.metrics):
@@ -203,6 +205,7 @@ def _check_checkpoints(runner: Runner, metrics: dict[str, Any] | None) -> None:
     for hook in runner.hooks:
         if isinstance(hook, CheckpointHook):
             _check_checkpoint_settings(hook)
+            _check_other_settings(runner, hook)
             _check_best(hook, metrics)
             _check_folder(runner, hook)
 
@@ -227,6 +230,18 @@ def _check_checkpoint_settings(hook: CheckpointHook) -> None:
         raise ConfigError(
             f"{key}.filename_tmpl={hook.filename_tmpl!r} must hold one {{}} for the epoch, such as 'epoch_{{}}.pth'"
         )
+
+
+def _check_other_settings(runner: Runner, hook: CheckpointHook) -> None:
+    """Refuses settings that the hook does not know: it gives them to save_checkpoint, after the first epochs."""
+    given = getattr(hook, 'args', None) or {}
+    known = dict.fromkeys(('save_optimizer', 'save_param_scheduler', 'meta', 'by_epoch', 'backend_args'))
+    try:
+        inspect.signature(runner.save_checkpoint).bind('', '', None, **known, **given)
+    except TypeError as error:
+        raise ConfigError(
+            f'default_hooks.checkpoint has {", ".join(given)}, which CheckpointHook does not know: correct the name, or take it out'
+        ) from error
 
 
 def _check_best(hook: CheckpointHook, metrics: dict[str, Any] | None) -> None:

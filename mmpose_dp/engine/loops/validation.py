@@ -30,8 +30,8 @@ def check_train_cfg(
             hint = 'PrivateTrainLoop takes max_epochs, public_epochs, val_begin, val_interval and dynamic_intervals'
         if key not in ('_delete_', 'by_epoch') or (key == 'by_epoch' and value is not True):
             raise PrivacyError(f'train_cfg.{key}={value!r} cannot be used in private training: {hint}')
-    if type(max_epochs) is not int:
-        raise PrivacyError(f'train_cfg.max_epochs={max_epochs!r} must be a whole number')
+    if type(max_epochs) is not int or max_epochs < 1:
+        raise PrivacyError(f'train_cfg.max_epochs={max_epochs!r} must be a whole number above 0')
     if type(public_epochs) is not int or not 0 <= public_epochs <= max_epochs:
         raise PrivacyError(
             f'train_cfg.public_epochs={public_epochs!r} must be a whole number between 0 and max_epochs={max_epochs!r}: write '

@@ -85,9 +85,10 @@ def test_neighbours_and_those_who_are_no_records_are_hidden_alike(mode, kind, tm
     data['annotations'][2].update(iscrowd=1)
     data['annotations'][3].update(num_keypoints=0, keypoints=[0.0] * 15)
     pipeline = [dict(type='LoadImage'), dict(type='GetBBoxCenterScale', padding=2.0), dict(type='KeepImage')]
-    dataset, seen = views(
-        dict(coco_data.write(tmp_path, data), type=kind, pipeline=pipeline), mode=mode, head_keypoints=(0, 0)
-    )
+    cfg = dict(coco_data.write(tmp_path, data), type=kind, pipeline=pipeline)
+    cfg['metainfo']['keypoint_info'][3].update(name='neck', swap='')
+    cfg['metainfo']['keypoint_info'][4].update(swap='')
+    dataset, seen = views(cfg, mode=mode, head_keypoints=(0, 3))
     assert len(seen) == 2
     windows = [window(r['bbox_center'][0], max(r['bbox_scale'][0]), r['img'].shape) for r in seen]
     both = tuple(slice(max(a.start, b.start), min(a.stop, b.stop)) for a, b in zip(*windows))
