@@ -8,7 +8,7 @@ import argparse
 import json
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -53,8 +53,7 @@ class Start:
         few: the parameters that the rows *few parameters* train privately.
         pretrain: settings of the training of a head on public people, and of the features if they are no people's yet.
         rates: AdamW's learning rates that are tried where every parameter is trained without noise.
-        few_norm: the clipping norm of these rows, where it is not that of the recipe.
-        mixing_norm: that of the rows that mix public models.
+        norms: clipping norms that fit the rows *few parameters* and the rows that mix, where those of the other rows are too long.
     """
 
     text: str
@@ -62,8 +61,7 @@ class Start:
     few: str
     pretrain: Settings
     rates: tuple[float, ...]
-    few_norm: Settings = field(default_factory=dict)
-    mixing_norm: float = 5e-4
+    norms: tuple[float, float] | None = None
 
 
 CLIP = 'optim_wrapper.max_grad_norm'
@@ -81,17 +79,13 @@ STARTS = {
         'norms+backbone.conv1.*+backbone.layer1.*+head.final_layer.*',
         {**adam(1e-3)[0], **schedule(15)},
         (2e-4, 1e-4, 4e-4),
-        # as training advises: half the norm of gradients of pictures of noise
-        few_norm={CLIP: 7e-3},
-        mixing_norm=8e-5,
+        norms=(7e-3, 8e-5),  # about half the norm of gradients of pictures of noise (norms.py)
     ),
 }
 STARTS['mobilenetv2_longer'] = replace(
     STARTS['mobilenetv2'],
     text='MobileNetV2, ImageNet, twice the epochs',
     pretrain={**STARTS['mobilenetv2'].pretrain, **schedule(30)},
-    few_norm={},  # not run with shorter ones
-    mixing_norm=5e-4,
 )
 
 
@@ -148,15 +142,9 @@ def public_rows(size: Size, start: Start, plain: tuple[Settings, ...]) -> dict[s
     }
 
 
-def mixing_rows(size: Size, dpsgd: Settings, norm: float) -> dict[str, Row]:
-    """The rows that train privately how much of each of several public models there is.
-
-    Args:
-        size: of the benchmark.
-        dpsgd: the settings of DP-SGD, which are theirs too.
-        norm: their clipping norm.
-    """
-    mixed = {**dpsgd, TRAINABLE: 'experts', CLIP: norm, **schedule(size.epochs)}
+def mixing_rows(size: Size, dpsgd: Settings) -> dict[str, Row]:
+    """The rows that train privately how much of each of several public models there is, with the settings of ``dpsgd``."""
+    mixed = {**dpsgd, TRAINABLE: 'experts', CLIP: 5e-4, **schedule(size.epochs)}
     layers = Row(
         'ours, layer by layer: private weights of the same three models',
         'dpsgd_eps08',
@@ -179,6 +167,18 @@ def mixing_rows(size: Size, dpsgd: Settings, norm: float) -> dict[str, Row]:
         **FROM_BEST,
     )
     return {'ours': layers, 'ours_channels': channels, 'ours_channels_four': of_four, 'ours_channels_best': best}
+
+
+def shorter_rows(start: Start, rows: dict[str, Row]) -> dict[str, Row]:
+    """The best rows of a start again, with clipping norms that fit it; none if its norms fit."""
+    if start.norms is None:
+        return {}
+    shorter = {}
+    for name, norm in zip(('few_unusual', 'ours_channels_best'), start.norms):
+        row = rows[name]
+        candidates = tuple({**one, CLIP: norm} for one in row.candidates)
+        shorter[f'{name}_short'] = replace(row, text=f'{row.text}, clipped to {norm:g}', candidates=candidates)
+    return shorter
 
 
 def kronecker_rows(size: Size, dpsgd: Settings) -> dict[str, Row]:
@@ -244,10 +244,10 @@ def people_rows(size: Size, start: Start, public_view: Settings = DEFAULT_VIEW) 
     """The table's rows, the cheapest and most telling first."""
     table, _ = rows_of(size, IN_PROCESS, public_view)
     under_papers, _ = rows_of(size, IN_PROCESS, PAPERS_VIEW)
-    plain, few = tuple(adam(*start.rates)), {TRAINABLE: start.few, **start.few_norm}
+    plain, few = tuple(adam(*start.rates)), {TRAINABLE: start.few}
     # AdamW moves each parameter by its rate in a noisy step: 1e-3 undoes a start without BatchNorm. For a head alone, the
     # features are computed without gradients.
-    head = {TRAINABLE: 'head', **start.few_norm, **adam(1e-3)[0]}
+    head = {TRAINABLE: 'head', **adam(1e-3)[0]}
     private = ({**few, **adam(2e-4)[0]}, head, {**few, **adam(6e-4)[0]})
     rates = tuple(adam(2e-4, 6e-4, 6e-5))
     # SGD stays in the subspace, which AdamW leaves: see engine/training_settings.py
@@ -259,12 +259,13 @@ def people_rows(size: Size, start: Start, public_view: Settings = DEFAULT_VIEW) 
     views = dict(start='public_people', candidates=plain)
     dpsgd = table['dpsgd'].settings
     ours_views = {**table['ours'].settings, **table['ours'].candidates[2], **few}
+    best = {**mixing_rows(size, dpsgd), **from_public_rows(size, dpsgd, private[::-1])}
     return {
         **public_rows(size, start, plain),
         'nonprivate': with_('nonprivate', candidates=plain),
-        **mixing_rows(size, dpsgd, start.mixing_norm),
+        **best,
+        **shorter_rows(start, best),
         **kronecker_rows(size, dpsgd),
-        **from_public_rows(size, dpsgd, private[::-1]),
         'dpsgd': with_(
             'dpsgd', text='DP-SGD, large batch, few parameters', settings=longer(size, dpsgd), candidates=private
         ),
