@@ -8,6 +8,7 @@ import json
 import os.path as osp
 import re
 import unicodedata
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -259,6 +260,12 @@ def records_digest(dataset: BaseDataset, records: list[list[int]]) -> str:
             whole.update(repr((osp.basename(info['img_path']), _box_and_joints(info))).encode())
         whole.update(b'\n')
     return whole.hexdigest()
+
+
+def annotations_digest(annotations: Iterable[tuple[dict, Iterable[Any]]]) -> str:
+    """SHA-256, in words, of pairs of a sample and numbers of its annotation, in whatever order they come. For public ones only."""
+    found = [(osp.basename(info['img_path']), *(np.asarray(x).tobytes() for x in own)) for info, own in annotations]
+    return f'sha256 {hashlib.sha256(repr(sorted(found)).encode()).hexdigest()[:16]}'
 
 
 def digest(path: str) -> str:

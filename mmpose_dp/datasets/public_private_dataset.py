@@ -28,6 +28,7 @@ from .nested import texts_in, with_held
 from .overlap import refuse_shared_data
 from .own_code import own_name
 from .privacy_units import (
+    annotations_digest,
     file_in_words,
     group_samples,
     image_paths,
@@ -471,6 +472,20 @@ class PublicPrivateDataset(Dataset):
             words += f', whose boxes are of {part}s alone: the rest of them is visible, and so is whoever has no box of a {part}'
         follows = isinstance(self.public_view, View) and self.public_view.follows_box
         return words + (', one view per image, sized for its largest box' if follows else '')
+
+    @property
+    def annotations_of_view(self) -> str | None:
+        """SHA-256 of the annotations that decide what the public view shows: by others, a picture would get a second view.
+
+        These are public wherever there is a view.
+        """
+        if self.views is None:
+            return None
+        infos = [self.private.get_data_info(sample) for sample in range(len(self.private))]
+        if not self._hides:
+            return f'boxes ({annotations_digest((info, self._padded_box(info)) for info in infos)})'
+        infos += [info for left_out in (self._left_out or {}).values() for info in left_out]
+        return f'boxes and joints ({annotations_digest((info, self._hidden(info).values()) for info in infos)})'
 
     @property
     def public_description(self) -> str | None:

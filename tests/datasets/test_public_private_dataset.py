@@ -203,6 +203,24 @@ def test_a_pipeline_is_given_no_other_record(synthetic):
     assert seen and 'dataset' not in seen[0]
 
 
+@pytest.mark.parametrize(('mode', 'follows'), [('blur', 'boxes'), ('face', 'boxes and joints')])
+def test_the_annotations_that_a_view_follows_are_told_apart(synthetic, mode, follows):
+    """By their content: whatever the file is called, and in whatever order it has the people."""
+    people = json.loads((synthetic / 'annotations/mpii_train.json').read_text())
+
+    def followed(changed):
+        (synthetic / 'annotations/changed.json').write_text(json.dumps(changed))
+        settings = dict(mpii(synthetic), ann_file='annotations/changed.json')
+        return PublicPrivateDataset(settings, public_view=dict(VIEW, mode=mode)).annotations_of_view
+
+    usual, first = followed(people), people[0]
+    assert usual.startswith(f'{follows} (sha256 ') and followed(people[::-1]) == usual
+    assert followed([dict(first, scale=2 * first['scale']), *people[1:]]) != usual
+    moved = followed([dict(first, joints=[[1.0, 1.0], *first['joints'][1:]]), *people[1:]])
+    assert (moved == usual) == (mode == 'blur')
+    assert PublicPrivateDataset(mpii(synthetic)).annotations_of_view is None
+
+
 def test_the_description_distinguishes_views_of_other_boxes(synthetic):
     """A blur's size follows the padded box: with a tighter one, more of the picture is left."""
     tight = mpii(synthetic)
