@@ -29,7 +29,7 @@ from mmpose_dp.privacy.ledger import LEDGER_NAME, Ledger
 from mmpose_dp.privacy.validation import as_delta, as_given, rounded_up
 
 _SEAL = 'subjects_seal'
-_UNSHOWN = (_SEAL, 'training', 'part', 'annotations_of_view')  # metadata that only a program reads
+_UNSHOWN = (_SEAL, 'training', 'part', 'view_source')  # metadata that only a program reads
 
 
 def parse_args() -> argparse.Namespace:

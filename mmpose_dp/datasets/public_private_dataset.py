@@ -28,7 +28,6 @@ from .nested import texts_in, with_held
 from .overlap import refuse_shared_data
 from .own_code import own_name
 from .privacy_units import (
-    annotations_digest,
     file_in_words,
     group_samples,
     image_paths,
@@ -38,11 +37,12 @@ from .privacy_units import (
     records_digest,
     source_in_words,
     subjects_digest,
+    view_digest,
 )
 from .randomness import fixed_randomness, random_step
 from .sample_form import IMAGE, Form, difference, form_of
 from .steps import OfStep
-from .switching import switched
+from .switching import settings_of, switched
 from .transforms import View
 from .transforms.view import changed_before, check_view
 
@@ -474,18 +474,20 @@ class PublicPrivateDataset(Dataset):
         return words + (', one view per image, sized for its largest box' if follows else '')
 
     @property
-    def annotations_of_view(self) -> str | None:
-        """SHA-256 of the annotations that decide what the public view shows: by others, a picture would get a second view.
+    def view_source(self) -> str | None:
+        """What the public view follows, in words, with a SHA-256 of that: by anything else, a picture would get a second view.
 
-        These are public wherever there is a view.
+        All of it is public wherever there is a view.
         """
         if self.views is None:
             return None
+        steps = self.views.pipeline.transforms
+        read = settings_of(steps[: steps.index(self._center_scale)])
         infos = [self.private.get_data_info(sample) for sample in range(len(self.private))]
         if not self._hides:
-            return f'boxes ({annotations_digest((info, self._padded_box(info)) for info in infos)})'
+            return f'boxes ({view_digest(read, ((info, self._padded_box(info)) for info in infos))})'
         infos += [info for left_out in (self._left_out or {}).values() for info in left_out]
-        return f'boxes and joints ({annotations_digest((info, self._hidden(info).values()) for info in infos)})'
+        return f'boxes and joints ({view_digest(read, ((info, self._hidden(info).values()) for info in infos))})'
 
     @property
     def public_description(self) -> str | None:

@@ -204,21 +204,23 @@ def test_a_pipeline_is_given_no_other_record(synthetic):
 
 
 @pytest.mark.parametrize(('mode', 'follows'), [('blur', 'boxes'), ('face', 'boxes and joints')])
-def test_the_annotations_that_a_view_follows_are_told_apart(synthetic, mode, follows):
+def test_what_a_view_follows_is_told_apart(synthetic, mode, follows):
     """By their content: whatever the file is called, and in whatever order it has the people."""
     people = json.loads((synthetic / 'annotations/mpii_train.json').read_text())
 
-    def followed(changed):
+    def followed(changed, pipeline=PIPELINE):
         (synthetic / 'annotations/changed.json').write_text(json.dumps(changed))
-        settings = dict(mpii(synthetic), ann_file='annotations/changed.json')
-        return PublicPrivateDataset(settings, public_view=dict(VIEW, mode=mode)).annotations_of_view
+        settings = dict(mpii(synthetic), ann_file='annotations/changed.json', pipeline=pipeline)
+        return PublicPrivateDataset(settings, public_view=dict(VIEW, mode=mode)).view_source
 
     usual, first = followed(people), people[0]
     assert usual.startswith(f'{follows} (sha256 ') and followed(people[::-1]) == usual
     assert followed([dict(first, scale=2 * first['scale']), *people[1:]]) != usual
     moved = followed([dict(first, joints=[[1.0, 1.0], *first['joints'][1:]]), *people[1:]])
     assert (moved == usual) == (mode == 'blur')
-    assert PublicPrivateDataset(mpii(synthetic)).annotations_of_view is None
+    assert followed(people, [dict(PIPELINE[0], imdecode_backend='cv2'), *PIPELINE[1:]]) == usual  # which is the default
+    assert followed(people, [dict(PIPELINE[0], color_type='grayscale'), *PIPELINE[1:]]) != usual
+    assert PublicPrivateDataset(mpii(synthetic)).view_source is None
 
 
 def test_the_description_distinguishes_views_of_other_boxes(synthetic):

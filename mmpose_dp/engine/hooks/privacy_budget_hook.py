@@ -44,13 +44,13 @@ from .preflight import refuse_late_failures
 from .provenance import CHECKPOINT_KEY, Lineage, part_of, refuse_other_experts, spent_in
 from .resuming import (
     check_resumed,
-    check_same_annotations,
     check_same_model,
     check_same_optimizer,
+    check_same_view_source,
     find_start,
     ledger_elsewhere,
     open_ledger,
-    other_annotations,
+    other_view_source,
 )
 from .stating import WrittenCheckpoints, full_statement
 
@@ -158,8 +158,7 @@ class PrivacyBudgetHook(Hook):
                 earlier_history=wrapper.ledger.earlier_history if resuming else wrapper.ledger.history,
             )
             wrapper.mechanism.attach(self.plan)
-            annotations = loop.dataloader.dataset.annotations_of_view
-            own = dict(target_epsilon=self.target_epsilon, annotations_of_view=annotations)
+            own = dict(target_epsilon=self.target_epsilon, view_source=loop.dataloader.dataset.view_source)
             self._run_metadata = {**self.plan.run_metadata, **own}
             if self.plan.record_rates:
                 loop.sampler.sampling.set_rates(self.plan.record_rates)
@@ -197,7 +196,7 @@ class PrivacyBudgetHook(Hook):
         ledger = runner.optim_wrapper.ledger
         if self._resumed and self._nothing_left(runner, ledger, stated):
             return
-        if words := other_annotations(ledger, self._run_metadata['annotations_of_view']):
+        if words := other_view_source(ledger, self._run_metadata['view_source']):
             runner.logger.warning(f'{words}.')
         open_run = ledger.resume_run if self._resumed else ledger.begin_run
         open_run(**self._run_metadata)
@@ -417,7 +416,7 @@ class PrivacyBudgetHook(Hook):
                 'checkpoint to resume from would be lost: write a larger max_epochs or fewer public_epochs'
             )
         if self._run_metadata is not None:
-            check_same_annotations(runner.optim_wrapper.ledger, self._run_metadata['annotations_of_view'])
+            check_same_view_source(runner.optim_wrapper.ledger, self._run_metadata['view_source'])
         check_same_optimizer(checkpoint, runner.cfg)
         refuse_other_experts(runner.optim_wrapper.experts, checkpoint)
         check_same_model(checkpoint, unwrapped(runner.model))

@@ -267,26 +267,26 @@ def check_resumed(checkpoint: Any, ledger: Ledger) -> None:
     ledger.check_covers(privacy['ledger'])
 
 
-def other_annotations(ledger: Ledger, followed: str | None) -> str:
-    """A sentence if the public view follows other annotations than in the last training of the ledger; else empty.
+def other_view_source(ledger: Ledger, source: str | None) -> str:
+    """A sentence if the public view follows something else than in the last training of the ledger; else empty.
 
-    ``followed``: what it follows, with a digest; None without a view. Older ledgers do not say what it followed.
+    ``source``: PublicPrivateDataset's ``view_source``. Older ledgers do not have it.
     """
-    before = ledger.runs[-1].get('annotations_of_view') if ledger.runs else None
-    if None in (before, followed) or before == followed:
+    before = ledger.runs[-1].get('view_source') if ledger.runs else None
+    if None in (before, source) or before == source:
         return ''
     return (
-        f'train_dataloader.dataset.private: the {str(before).partition(" (")[0]} in its annotation file are not those of the '
-        'training before, and the public view follows them: a picture in which they differ gets a second view, and two views '
-        'together show more than one'
+        f'train_dataloader.dataset.private: the {str(before).partition(" (")[0]} in its annotation file, or the steps of its '
+        'pipeline before GetBBoxCenterScale, are not those of the training before, and the public view follows them: a picture in '
+        'which they differ gets a second view, and two views together show more than one'
     )
 
 
-def check_same_annotations(ledger: Ledger, followed: str | None) -> None:
-    """Raises ConfigError if a resume has ``other_annotations``."""
-    if words := other_annotations(ledger, followed):
+def check_same_view_source(ledger: Ledger, source: str | None) -> None:
+    """Raises ConfigError if a resume has ``other_view_source``."""
+    if words := other_view_source(ledger, source):
         raise ConfigError(
-            f'{words}. Put the old annotation file back, or, if both views may be known, start a new training with load_from'
+            f'{words}. Put the old file and pipeline back, or, if both views may be known, start a new training with load_from'
         )
 
 
