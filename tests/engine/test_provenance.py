@@ -311,15 +311,6 @@ def test_a_resume_of_nothing_says_what_was_loaded(synthetic, tmp_path, weights):
     assert beginning(synthetic, tmp_path / 'w', resume=True) == 'none: random weights'
 
 
-@pytest.mark.parametrize(
-    ('settings', 'message'),
-    [
-        (dict(), r'model\.backbone\.init_cfg: checkpoint=.* fits nothing of model\.backbone.*prefix=.net\.'),
-        (dict(prefix='neck.'), r"model\.backbone\.init_cfg: .*no tensor under prefix='neck\.': it has net\."),
-        (dict(checkpoint='nowhere.pth'), r'model\.backbone\.init_cfg: checkpoint=nowhere\.pth cannot be read'),
-    ],
-    ids=['prefix missing', 'prefix wrong', 'no file'],
-)
 def test_a_model_that_is_not_new_is_no_random_weights(synthetic, tmp_path):
     """A notebook gives the runner a model with weights, which mmengine leaves as they are."""
     runner = Runner.from_cfg(config(synthetic, tmp_path, train_cfg__max_epochs=1))
@@ -352,6 +343,15 @@ def test_a_runner_does_not_train_again_after_an_interruption(synthetic, tmp_path
     assert (tmp_path / LEDGER_NAME).read_bytes() == before
 
 
+@pytest.mark.parametrize(
+    ('settings', 'message'),
+    [
+        (dict(), r'model\.backbone\.init_cfg: checkpoint=.* fits nothing of model\.backbone.*prefix=.net\.'),
+        (dict(prefix='neck.'), r"model\.backbone\.init_cfg: .*no tensor under prefix='neck\.': it has net\."),
+        (dict(checkpoint='nowhere.pth'), r'model\.backbone\.init_cfg: checkpoint=nowhere\.pth cannot be read'),
+    ],
+    ids=['prefix missing', 'prefix wrong', 'no file'],
+)
 def test_an_init_cfg_that_loads_nothing_is_refused(synthetic, tmp_path, weights, settings, message):
     torch.save({f'net.{k}': v for k, v in backbone(weights).items()}, tmp_path / 'b.pth')
     settings = {**dict(type='Pretrained', checkpoint=str(tmp_path / 'b.pth')), **settings}
