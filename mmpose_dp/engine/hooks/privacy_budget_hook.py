@@ -93,6 +93,7 @@ class PrivacyBudgetHook(Hook):
         self.decision = checked_decision(decision)
         key = 'default_hooks.privacy_budget.target_'
         self.target_epsilon = None if target_epsilon is None else as_positive(target_epsilon, f'{key}epsilon')
+        self._given_epsilon = self.target_epsilon  # also of those who name no personal budget
         self.target_delta = as_delta(target_delta, f'{key}delta')
         self.accountant = accountant
         self.interval = None if interval is None else as_whole(interval, 'default_hooks.privacy_budget.interval')
@@ -151,13 +152,16 @@ class PrivacyBudgetHook(Hook):
             self.plan = make_plan(
                 loop,
                 wrapper,
-                self.target_epsilon,
+                self._given_epsilon,
                 target_delta=self.target_delta,
                 accountant=self.accountant,
                 expose_private_metrics=self.expose_private_metrics,
                 earlier_history=wrapper.ledger.earlier_history if resuming else wrapper.ledger.history,
             )
             wrapper.mechanism.attach(self.plan)
+            self.target_epsilon = (
+                self.plan.target_epsilon
+            )  # with personal budgets, the largest: ledger and log name it too
             own = dict(target_epsilon=self.target_epsilon, view_source=loop.dataloader.dataset.view_source)
             self._run_metadata = {**self.plan.run_metadata, **own}
             if self.plan.record_rates:
