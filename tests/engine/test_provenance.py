@@ -10,7 +10,7 @@ import torch
 from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.model import PretrainedInit
-from mmengine.runner import Runner
+from mmengine.runner import FlexibleRunner, Runner
 from torch import nn
 
 from mmpose_dp.engine import PrivacyBudgetHook, ProvenanceHook
@@ -331,6 +331,11 @@ def test_a_start_is_named_that_was_validated_before_training(synthetic, tmp_path
     runner.val()
     runner.train()
     assert pretraining(tmp_path / 'w').startswith('weights loaded from start.pth')
+
+
+def test_a_runner_that_loads_before_anybody_looks_is_refused(synthetic, tmp_path):
+    with pytest.raises(PrivacyError, match="runner_type='FlexibleRunner' cannot be used.*Leave runner_type out"):
+        FlexibleRunner.from_cfg(config(synthetic, tmp_path)).train()
 
 
 def test_a_runner_does_not_train_again_after_an_interruption(synthetic, tmp_path):
