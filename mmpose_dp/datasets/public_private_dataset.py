@@ -25,7 +25,7 @@ from .alone import mixes, passes_the_view, pictures_read, sees_others
 from .annotation_file import declared_sizes
 from .building import build_part, left_out_by, part_annotated, seen_through
 from .nested import texts_in, with_held
-from .overlap import refuse_shared_data
+from .overlap import copies_among, refuse_shared_data
 from .own_code import own_name
 from .privacy_units import (
     file_in_words,
@@ -116,6 +116,7 @@ class PublicPrivateDataset(Dataset):
             self._same_image.setdefault(path, []).append(sample)
         if self.public is not None:
             refuse_shared_data(self.private, self.images, self.public)
+        self._join_copies()
         self.random = RandomSource()
         self.privacy_unit = privacy_unit
         self._records = group_samples(self.private, privacy_unit, subjects)
@@ -126,6 +127,24 @@ class PublicPrivateDataset(Dataset):
         self.try_first_samples()
         self._warn_of_other_sizes()
         self.random = RandomSource(debug_seed)  # the numbers that the trial used do not count
+
+    def _join_copies(self) -> None:
+        """Finds who is in a picture, whatever name it has there: views of its copies must hide the same people, or be as strong."""
+        left_out = self._left_out or {}
+        self._copy_of = {} if self.views is None else copies_among({*self.images, *left_out})
+        self._samples_in: dict[str, list[int]] = {}
+        self._others_in: dict[str, list[dict]] = {}
+        for path, samples in self._same_image.items():
+            self._samples_in.setdefault(self._copy_of.get(path, path), []).extend(samples)
+        for path, people in left_out.items():
+            self._others_in.setdefault(self._copy_of.get(path, path), []).extend(people)
+        if self._copy_of:
+            one, other = next(iter(self._copy_of.items()))
+            warn_in_terminal(
+                f'train_dataloader.dataset.private: {len(self._copy_of)} pictures are copies of others, such as '
+                f'{osp.basename(one)} of {osp.basename(other)}. Their public views are made alike, but a person in both is several '
+                'records: join them'
+            )
 
     def _name(self, part: BaseDataset) -> str:
         return next(name for name, one in self.parts().items() if one is part)
@@ -440,9 +459,10 @@ class PublicPrivateDataset(Dataset):
         size of the largest box in the image: views sized for several boxes would together hold more than one."""
         info = self.private.get_data_info(number)
         path = real_path(info['img_path'])
-        others = [self.private.get_data_info(other) for other in self._same_image[path] if other != number]
+        picture = self._copy_of.get(path, path)
+        others = [self.private.get_data_info(other) for other in self._samples_in[picture] if other != number]
         info['view_box'] = max(self._padded_box(person)[1] for person in (info, *others))
-        return dict(info, people=[self._hidden(person) for person in (*others, *(self._left_out or {}).get(path, ()))])
+        return dict(info, people=[self._hidden(person) for person in (*others, *self._others_in.get(picture, ()))])
 
     def _hidden(self, person: dict) -> dict:
         """What a view needs to hide a person as that person's own view does."""
