@@ -196,19 +196,31 @@ def open_ledger(runner: Runner) -> Ledger:
     ledger = Ledger.parse(shared[0] or b'', str(path))
     if is_main_process():
         for one in (folder, runner.work_dir):
-            refuse_older_ledger(ledger, one, **checkpoint_settings(runner))
+            resumed = str(runner._load_from) if resuming else ''
+            refuse_older_ledger(ledger, one, **checkpoint_settings(runner), resumed=resumed)
     return ledger
 
 
 def refuse_older_ledger(
-    ledger: Ledger, work_dir: str | os.PathLike[str], out_dir: Any = None, filename_tmpl: str | None = None
+    ledger: Ledger,
+    work_dir: str | os.PathLike[str],
+    out_dir: Any = None,
+    filename_tmpl: str | None = None,
+    resumed: str = '',
 ) -> None:
     """Raises LedgerError if the statement, or a checkpoint, of a work dir knows of steps that the ledger lacks.
 
-    The ledger was then put back, cut or exchanged. ``out_dir``, ``filename_tmpl``: CheckpointHook's.
+    The ledger was then put back, cut or exchanged.
+
+    Args:
+        ledger: that of the work dir.
+        work_dir: where to look.
+        out_dir, filename_tmpl: CheckpointHook's.
+        resumed: the checkpoint to resume from, at which ``check_resumed`` looks.
     """
     heads, known = {line['hash'] for line in ledger.lines}, {STATEMENT_NAME: intact_statement(Path(work_dir))}
-    known |= {path.name: kept_privacy(path) for path in _checkpoints(work_dir, out_dir, filename_tmpl)}
+    own = [path for path in _checkpoints(work_dir, out_dir, filename_tmpl) if path != Path(resumed)]
+    known |= {path.name: kept_privacy(path) for path in own}
     for name, holder in known.items():
         state = part_of(holder, 'ledger')
         if state.get('lines') and state.get('head') not in heads:
