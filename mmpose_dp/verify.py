@@ -13,7 +13,7 @@ from pathlib import Path
 
 from .extras.evidence import STATEMENT_NAME
 from .privacy.errors import PrivacyError
-from .verifying.figures import check_delta, check_figures
+from .verifying.figures import check_delta, check_figures, check_personal
 from .verifying.files import check_checkpoints, check_config, check_published_files, name_the_unseen
 from .verifying.findings import NEVER_CHECKED, Evidence, Findings
 from .verifying.ledger import check_ledger, history, openings
@@ -39,6 +39,7 @@ def verify(path: Path) -> Findings:
         check_delta(files.statement, found)
         if steps is not None:
             check_figures(files.statement, steps, found, went_on=len(opened) != 1)
+        check_personal(files.statement, ledger, found)
         check_checkpoints(files, found)
         check_words(files.statement, ledger, opened[-1] if opened else {}, found)
         check_published_files(files, found)

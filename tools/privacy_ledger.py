@@ -19,6 +19,7 @@ from typing import Any
 
 from cli import run
 
+from mmpose_dp.engine.hooks.resuming import refuse_older_ledger
 from mmpose_dp.extras.branches import joined, twice
 from mmpose_dp.extras.checkpoint_file import CheckpointFile
 from mmpose_dp.extras.evidence import STATEMENT_NAME, history_of, ledger_up_to
@@ -29,7 +30,7 @@ from mmpose_dp.privacy.ledger import LEDGER_NAME, Ledger
 from mmpose_dp.privacy.validation import as_delta, as_given, rounded_up
 
 _SEAL = 'subjects_seal'
-_UNSHOWN = (_SEAL, 'training', 'part')  # metadata that only a program reads
+_UNSHOWN = (_SEAL, 'training', 'part', 'view_source')  # metadata that only a program reads
 
 
 def parse_args() -> argparse.Namespace:
@@ -47,23 +48,25 @@ def parse_args() -> argparse.Namespace:
 def opened(path: Path) -> tuple[Ledger, dict[str, Any] | None]:
     """The ledger at a path, and the statement that belongs to it, if there is one.
 
-    Raises PrivacyError if there is none, if it is damaged, or if the statement beside it counts more.
+    Raises PrivacyError if there is none, if it is damaged, or if the statement, or a checkpoint, beside it counts more.
     """
     if path.suffix == '.pth' and path.is_file():
         return _of_checkpoint(path)
     path = path / LEDGER_NAME if path.is_dir() else path
     if not path.is_file():
         raise PrivacyError(f'{path}: there is no such ledger')
-    ledger, beside = Ledger.read(path), path.parent / STATEMENT_NAME
-    if path.name != LEDGER_NAME or not beside.is_file():
+    ledger, beside, statement = Ledger.read(path), path.parent / STATEMENT_NAME, None
+    if path.name != LEDGER_NAME:
         return ledger, None
     try:
-        statement = json.loads(beside.read_text())
-        if 'ledger' in statement:  # older ones do not say
-            ledger_up_to(path.read_bytes(), statement['ledger'])
-        return ledger, statement
+        if beside.is_file():
+            statement = json.loads(beside.read_text())
+            if 'ledger' in statement:  # older ones do not say
+                ledger_up_to(path.read_bytes(), statement['ledger'])
     except (ValueError, LookupError, TypeError) as error:  # a LedgerError too
         raise PrivacyError(f'{path} and {beside.name} beside it: {error}') from error
+    refuse_older_ledger(ledger, path.parent)
+    return ledger, statement
 
 
 def _of_checkpoint(path: Path) -> tuple[Ledger, dict[str, Any]]:

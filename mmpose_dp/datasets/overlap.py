@@ -86,6 +86,23 @@ def private_among(shown: Collection[str], private: Collection[str]) -> list[str]
     ]
 
 
+def copies_among(paths: Iterable[str]) -> dict[str, str]:
+    """The files that are copies of another one of ``paths`` to the byte, each with the first of them in the order of names."""
+    alike = [sorted(path for path in paths if osp.isfile(path))]
+    for look in (osp.getsize, _beginning, digest):  # few files are read whole
+        groups: dict[tuple[int, Any], list[str]] = {}
+        for number, group in enumerate(alike):
+            for path in group:
+                groups.setdefault((number, look(path)), []).append(path)
+        alike = [group for group in groups.values() if len(group) > 1]
+    return {path: first for first, *others in alike for path in others}
+
+
+def _beginning(path: str) -> bytes:
+    with open(path, 'rb') as file:
+        return file.read(1 << 12)
+
+
 def files_in(value: Any) -> set[str]:
     """The real path of every file that a text or a path in nested containers names."""
     texts = (text for text in texts_in(value) if '\0' not in text)

@@ -8,6 +8,7 @@ import json
 import os.path as osp
 import re
 import unicodedata
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -259,6 +260,18 @@ def records_digest(dataset: BaseDataset, records: list[list[int]]) -> str:
             whole.update(repr((osp.basename(info['img_path']), _box_and_joints(info))).encode())
         whole.update(b'\n')
     return whole.hexdigest()
+
+
+def view_digest(read: Sequence[tuple[type, dict]], annotations: Iterable[tuple[dict, Iterable[Any]]]) -> str:
+    """SHA-256, in words, of what public views are made from. It must be public.
+
+    Args:
+        read: the steps before, each with its settings.
+        annotations: pairs of a sample and numbers of its annotation, in whatever order.
+    """
+    steps = json.dumps([[kind.__name__, own] for kind, own in read], default=lambda x: type(x).__name__)
+    found = [(osp.basename(info['img_path']), *(np.asarray(x).tobytes() for x in own)) for info, own in annotations]
+    return f'sha256 {hashlib.sha256(repr((steps, sorted(found))).encode()).hexdigest()[:16]}'
 
 
 def _digest(path: str) -> str:

@@ -26,7 +26,7 @@ from .annotation_file import declared_sizes
 from .building import build_part, left_out_by, part_annotated, seen_through
 from .converted_joints import refuse_unnamed_joints, refuse_view_of_other_joints
 from .nested import texts_in, with_held
-from .overlap import refuse_shared_data
+from .overlap import copies_among, refuse_shared_data
 from .own_code import own_name
 from .privacy_units import (
     file_in_words,
@@ -38,11 +38,12 @@ from .privacy_units import (
     records_digest,
     source_in_words,
     subjects_digest,
+    view_digest,
 )
 from .randomness import fixed_randomness, random_step
 from .sample_form import IMAGE, Form, difference, form_of
 from .steps import OfStep
-from .switching import switched
+from .switching import settings_of, switched
 from .transforms import View
 from .transforms.view import changed_before, check_view
 
@@ -117,6 +118,7 @@ class PublicPrivateDataset(Dataset):
             self._same_image.setdefault(path, []).append(sample)
         if self.public is not None:
             refuse_shared_data(self.private, self.images, self.public)
+        self._join_copies()
         self.random = RandomSource()
         self.privacy_unit = privacy_unit
         self._records = group_samples(self.private, privacy_unit, subjects)
@@ -127,6 +129,24 @@ class PublicPrivateDataset(Dataset):
         self.try_first_samples()
         self._warn_of_pictures()
         self.random = RandomSource(debug_seed)  # the numbers that the trial used do not count
+
+    def _join_copies(self) -> None:
+        """Finds who is in a picture, whatever name it has there: views of its copies must hide the same people, or be as strong."""
+        left_out = self._left_out or {}
+        self._copy_of = {} if self.views is None else copies_among({*self.images, *left_out})
+        self._samples_in: dict[str, list[int]] = {}
+        self._others_in: dict[str, list[dict]] = {}
+        for path, samples in self._same_image.items():
+            self._samples_in.setdefault(self._copy_of.get(path, path), []).extend(samples)
+        for path, people in left_out.items():
+            self._others_in.setdefault(self._copy_of.get(path, path), []).extend(people)
+        if self._copy_of:
+            one, other = next(iter(self._copy_of.items()))
+            warn_in_terminal(
+                f'train_dataloader.dataset.private: {len(self._copy_of)} pictures are copies of others, such as '
+                f'{osp.basename(one)} of {osp.basename(other)}. Their public views are made alike, but a person in both is several '
+                'records: join them'
+            )
 
     def _name(self, part: BaseDataset) -> str:
         return next(name for name, one in self.parts().items() if one is part)
@@ -451,9 +471,10 @@ class PublicPrivateDataset(Dataset):
         size of the largest box in the image: views sized for several boxes would together hold more than one."""
         info = self.private.get_data_info(number)
         path = real_path(info['img_path'])
-        others = [self.private.get_data_info(other) for other in self._same_image[path] if other != number]
+        picture = self._copy_of.get(path, path)
+        others = [self.private.get_data_info(other) for other in self._samples_in[picture] if other != number]
         info['view_box'] = max(self._padded_box(person)[1] for person in (info, *others))
-        return dict(info, people=[self._hidden(person) for person in (*others, *(self._left_out or {}).get(path, ()))])
+        return dict(info, people=[self._hidden(person) for person in (*others, *self._others_in.get(picture, ()))])
 
     def _hidden(self, person: dict) -> dict:
         """What a view needs to hide a person as that person's own view does."""
@@ -483,6 +504,22 @@ class PublicPrivateDataset(Dataset):
             words += f', whose boxes are of {part}s alone: the rest of them is visible, and so is whoever has no box of a {part}'
         follows = isinstance(self.public_view, View) and self.public_view.follows_box
         return words + (', one view per image, sized for its largest box' if follows else '')
+
+    @property
+    def view_source(self) -> str | None:
+        """What the public view follows, in words, with a SHA-256 of that: by anything else, a picture would get a second view.
+
+        All of it is public wherever there is a view.
+        """
+        if self.views is None:
+            return None
+        steps = self.views.pipeline.transforms
+        read = settings_of(steps[: steps.index(self._center_scale)])
+        infos = [self.private.get_data_info(sample) for sample in range(len(self.private))]
+        if not self._hides:
+            return f'boxes ({view_digest(read, ((info, self._padded_box(info)) for info in infos))})'
+        infos += [info for left_out in (self._left_out or {}).values() for info in left_out]
+        return f'boxes and joints ({view_digest(read, ((info, self._hidden(info).values()) for info in infos))})'
 
     @property
     def public_description(self) -> str | None:

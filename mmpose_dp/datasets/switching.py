@@ -35,7 +35,7 @@ def switched(pipeline: Any, of_views: Compose | None) -> tuple[Compose, Compose 
     old = of_views.transforms
     until = _index_of_box(old)
     start = transforms[: _index_of_box(transforms) + 1]
-    if _settings(start) != _settings(old[: until + 1]):
+    if _in_words(start) != _in_words(old[: until + 1]):
         raise DataError(
             f'{_KEY}: the new pipeline must begin with the same LoadImage and GetBBoxCenterScale as '
             'train_dataloader.dataset.private, or every record would have a second public view'
@@ -50,8 +50,12 @@ def _index_of_box(transforms: list[Any]) -> int:
     return found[0]
 
 
-def _settings(transforms: list[Any]) -> list[tuple[type, str]]:
-    """The settings that decide the pictures from which a view is made."""
+def _in_words(transforms: list[Any]) -> list[tuple[type, str]]:
+    return [(kind, repr(own)) for kind, own in settings_of(transforms)]
+
+
+def settings_of(transforms: list[Any]) -> list[tuple[type, dict]]:
+    """The class and the settings of each transform, as far as they decide the pictures from which a view is made."""
     hidden = {'file_client', 'file_client_args', 'backend_args'}
     plain = [(type(step), {k: v for k, v in vars(step).items() if k not in hidden}) for step in transforms]
-    return [(LoadImageFromFile if issubclass(kind, LoadImageFromFile) else kind, repr(own)) for kind, own in plain]
+    return [(LoadImageFromFile if issubclass(kind, LoadImageFromFile) else kind, own) for kind, own in plain]

@@ -106,11 +106,22 @@ class PersonalPlan(ScheduledPlan):
     def personal_epsilon(self, ledger: Ledger) -> dict[str, float]:
         """Epsilon that each group has spent, by a description of the group."""
         spent = self._epsilons(ledger.earlier_history, ledger.run_history)
-        names = (f'{b.num_records} records with budget {as_given(b.epsilon)}' for b in self.budgets)
+        names = (budget_in_words(budget.epsilon, budget.num_records) for budget in self.budgets)
         return dict(zip(names, spent))
 
     def _epsilons(self, earlier: History, run: History) -> tuple[float, ...]:
-        return tuple(epsilon([*earlier, *own], self.target_delta, self.accountant) for _, own in self.by_budget(run))
+        return epsilon_by_group(earlier, run, len(self.budgets), self.target_delta, self.accountant)
+
+
+def budget_in_words(target: float, count: int) -> str:
+    """A group of records, by the budget that each of them has; the name of its epsilon in a statement."""
+    return f'{count} records with budget {as_given(target)}'
+
+
+def epsilon_by_group(earlier: History, run: History, groups: int, delta: float, accountant: str) -> tuple[float, ...]:
+    """Epsilon of each group after a training's steps ``run``, and those before it, which count at their highest rate."""
+    own = ([(of_group(event, group), steps) for event, steps in run] for group in range(groups))
+    return tuple(epsilon([*earlier, *seen], delta, accountant) for seen in own)
 
 
 def of_group(event: StepEvent, group: int) -> StepEvent:

@@ -61,7 +61,7 @@ def build_statement(
         'private': plan.is_private and secret and math.isfinite(spent),
         'guarantee': f'({rounded_up(spent)}, {as_given(delta)})-{"feature DP" if plan.is_feature_dp else "DP"}',
         'method': ' and '.join(METHODS[method] for method in _of_all(plan, ledger, 'method')),
-        **_protection(plan, public_data),
+        **_protection(plan, ledger, public_data),
         'released': f'{_RELEASED}{", without the message hub in them" if exposed else ""}',
         'epsilon': _json(spent),
         'delta': delta,
@@ -96,7 +96,7 @@ def _of_all(plan: PrivacyPlan, ledger: Ledger, name: str) -> list[str]:
     return [value for value in dict.fromkeys(found) if value is not None]
 
 
-def _protection(plan: PrivacyPlan, public_data: list[str]) -> dict[str, Any]:
+def _protection(plan: PrivacyPlan, ledger: Ledger, public_data: list[str]) -> dict[str, Any]:
     """Which neighbouring data sets are made indistinguishable, and what that protects and does not."""
     unit, feature, who = plan.privacy_unit, plan.is_feature_dp, UNITS[plan.privacy_unit]
     slots = f'two training sets of {plan.num_records} slots each; N, the number of slots, is public. They differ in one slot'
@@ -122,7 +122,7 @@ def _protection(plan: PrivacyPlan, public_data: list[str]) -> dict[str, Any]:
         'together these show more than one of them': feature and unit == 'subject',
         **{f'the public data set: {name}': True for name in public_data},
         f'which pictures and annotations are of one subject (the mapping by {plan.subjects})': bool(plan.subjects),
-        'which personal budget a record has': bool(plan.run_metadata['personal_budgets']),
+        'which personal budget a record has': any(x.get('personal_budgets') for x in (*ledger.runs, plan.run_metadata)),
         f'several records at once beyond the group figures: the unit is {who}': True,
         'what anybody could conclude about a person from the population at large': True,
     }

@@ -7,13 +7,16 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
+from mmpose_dp.extras.personal_budgets import budget_in_words, epsilon_by_group
 from mmpose_dp.extras.risk import risk_of
 from mmpose_dp.privacy.accounting import ACCOUNTANTS, History, epsilon, group_epsilon
 from mmpose_dp.privacy.errors import PrivacyError
+from mmpose_dp.privacy.ledger import Ledger
 from mmpose_dp.privacy.statement import GROUPS, epsilon_of_group
 from mmpose_dp.privacy.validation import as_given, rounded_up
 
 from .findings import Findings, named
+from .statement import other_version
 
 TOLERANCE = 0.01  # relative: another version of a library may compute a slightly larger figure
 _LARGE_DELTA = 0.01
@@ -32,21 +35,43 @@ def check_figures(statement: dict[str, Any], history: History, found: Findings, 
             continue
         _compare(f'epsilon {rounded_up(stated)} by {name}', stated, again, found)
     spent = statement['epsilon']
-    if main not in ACCOUNTANTS:  # one of the trainer's own: what it says must hold by one that is known here
-        what = f'epsilon {rounded_up(number(spent))} by {main}, an accountant that is not known here and was compared with pld'
-        _compare(what, number(spent), epsilon(history, delta, 'pld'), found)
-        found.unchecked.append(
-            f"epsilon by {main}: this accountant is not known here, since it is registered in a file of the trainer's own, so that "
-            'its own value was not computed again'
-        )
+    for name in [name for name in statement['epsilon_by_accountant'] if name not in ACCOUNTANTS]:
+        _check_unknown(name, number(statement['epsilon_by_accountant'][name]), epsilon(history, delta, 'pld'), found)
     words = f'({rounded_up(number(spent))}, {as_given(delta)})-'
     same = spent == statement['epsilon_by_accountant'].get(main) and statement['guarantee'].startswith(words)
     found.expect(same, 'the guarantee names this epsilon', 'the guarantee, epsilon and epsilon_by_accountant differ')
     _check_budget(statement, went_on, found)
     _check_groups(statement, history, found)
-    if statement.get('personal_epsilon'):
-        found.unchecked.append('personal_epsilon: only the records that are sampled most are recomputed')
     _check_risk(statement, history, found)
+
+
+def _check_unknown(name: str, stated: float, by_pld: float, found: Findings) -> None:
+    """An accountant of the trainer's own: what it says must hold by one that is known here."""
+    what = f'epsilon {rounded_up(stated)} by {name}, an accountant that is not known here and was compared with pld'
+    _compare(what, stated, by_pld, found)
+    found.unchecked.append(
+        f"epsilon by {name}: this accountant is not known here, since it is registered in a file of the trainer's own, so that "
+        'its own value was not computed again'
+    )
+
+
+def check_personal(statement: dict[str, Any], ledger: Ledger | None, found: Findings) -> None:
+    """Epsilon of each group of records that has a budget of its own, from the rates in the ledger; there must be no other."""
+    stated, delta = statement.get('personal_epsilon', {}), statement['delta']
+    if ledger is None or not ledger.runs:
+        if stated:
+            found.unchecked.append('personal_epsilon: which records are sampled how often is in the ledger alone')
+        return
+    budgets = ledger.runs[-1].get('personal_budgets') or []
+    accountant = statement['accountant'] if statement['accountant'] in ACCOUNTANTS else 'pld'
+    spent = epsilon_by_group(ledger.earlier_history, ledger.run_history, len(budgets), delta, accountant)
+    again = {budget_in_words(target, count): value for (target, count), value in zip(budgets, spent)}
+    if stated.keys() != again.keys():
+        wanted = f'{", ".join(again) or "none"}, and the statement has {", ".join(stated) or "none"}'
+        found.wrong.append(f'personal_epsilon: the budgets in the ledger are {wanted}')
+        return
+    for name, value in again.items():
+        _compare(f'epsilon {rounded_up(number(stated[name]))} of the {name}', number(stated[name]), value, found)
 
 
 def check_delta(statement: dict[str, Any], found: Findings) -> None:
@@ -122,12 +147,18 @@ def _check_risk(statement: dict[str, Any], history: History, found: Findings) ->
         )
         return
     pairs = [*_leaves(stated, again, 'risk')]
-    low = [name for name, one, other in pairs if other > one * (1 + TOLERANCE) + 1e-6]
+    low = [name for name, one, other in pairs if not other <= one * (1 + TOLERANCE) + 1e-6]  # NaN is not above anything
     hidden = [f'{name} ({other:g})' for name, one, other in pairs if one == math.inf > other]
     kept = f', but for {len(hidden)} that it does not give' if hidden else ''
     found.expect(not low, f'the risk figures, recomputed{kept}', f'too low: {", ".join(low)}')
     if hidden:  # a trainer with an older dp-accounting cannot compute those of replace_one
         found.warnings.append(f'the statement does not give figures that follow from its steps: {named(hidden)}')
+    if more := [*_added(stated, again, 'risk')]:
+        found.wrong.append(
+            f'figures that no training writes, so that they could be anything: {named(more)} ({other_version(statement)})'
+        )
+    if again['replace_one'] == 'not computed' != stated['replace_one']:
+        found.unchecked.append('risk.replace_one: the dp-accounting that is installed here cannot compute it')
 
 
 def _leaves(stated: Any, again: Any, name: str) -> Iterator[tuple[str, float, float]]:
@@ -136,3 +167,12 @@ def _leaves(stated: Any, again: Any, name: str) -> Iterator[tuple[str, float, fl
             yield from _leaves(stated[key] if isinstance(stated, dict) else stated, value, f'{name}.{key}')
     elif again != 'not computed':
         yield name, number(stated), number(again)
+
+
+def _added(stated: Any, again: Any, name: str) -> Iterator[str]:
+    """The figures that are not among those that are computed."""
+    for key, value in stated.items() if isinstance(stated, dict) and isinstance(again, dict) else ():
+        if key in again:
+            yield from _added(value, again[key], f'{name}.{key}')
+        else:
+            yield f'{name}.{key}'

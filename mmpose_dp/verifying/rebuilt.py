@@ -112,7 +112,8 @@ def _from_words(statement: dict[str, Any]) -> Ledger:
     views, sets = statement['public_views'], statement['public_data_sets']
     feature = methods[-1] in ('feature', 'hybrid')
     unit, _, subjects = statement['privacy_unit'].partition(', by ')
-    personal = 'which personal budget a record has' in statement['not_protected']
+    # of this training, or of one before it
+    personal, ever = 'personal_epsilon' in statement, 'which personal budget a record has' in statement['not_protected']
     last = {
         'method': methods[-1],
         'privacy_unit': unit.partition(':')[0],
@@ -125,7 +126,7 @@ def _from_words(statement: dict[str, Any]) -> Ledger:
         'personal_budgets': [[0.0, 0]] if personal else [],
     }
     ledger = Ledger()
-    runs = [{'method': name} for name in methods[:-1]]
+    runs = [{'method': name} for name in methods[:-1]] + [{'personal_budgets': [[0.0, 0]]}] * ever
     runs += [{'public_view': view} for view in views] + [{'public_data': data} for data in sets]
     ledger.runs = (*runs, last)
     steps = history_of(statement['ledger']['history'] or ())

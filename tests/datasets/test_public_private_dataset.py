@@ -203,6 +203,59 @@ def test_a_pipeline_is_given_no_other_record(synthetic):
     assert seen and 'dataset' not in seen[0]
 
 
+def test_copies_of_a_picture_have_one_view(synthetic, tmp_path, capsys):
+    """Data sets that keep a picture for each person in it: in the view of one, the others stayed visible."""
+    people = json.loads((synthetic / 'annotations/mpii_train.json').read_text())
+    pictures = {}
+    for person in people:
+        pictures.setdefault(person['image'], []).append(person)
+    shutil.copytree(synthetic / 'images', tmp_path / 'images')
+    (tmp_path / 'annotations').mkdir()
+    image, (one, other, *_) = next((name, group) for name, group in pictures.items() if len(group) > 1)
+    shutil.copy(synthetic / 'images' / image, tmp_path / 'images/999999.jpg')
+    apart = [
+        dict(one),
+        dict(other, image='999999.jpg', scale=2 * other['scale']),
+        *(p for p in people if p['image'] != image),
+    ]
+    (tmp_path / 'annotations/mpii_train.json').write_text(json.dumps(apart))
+    for mode in ('person', 'blur'):
+        dataset = PublicPrivateDataset(mpii(tmp_path), public_view=dict(VIEW, mode=mode))
+        mine, copy = (dataset.view_info(number) for number in range(2))
+        assert len(mine['people']) == len(copy['people']) == 1 and mine['view_box'] == copy['view_box']
+        views = [
+            dataset.public_view.transform(
+                dataset.views.pipeline.transforms[1](dataset.views.pipeline.transforms[0](info))
+            )['img']
+            for info in (mine, copy)
+        ]
+        shown = (views[0] != 127) & (views[1] != 127)
+        assert shown.any() and (views[0][shown] == views[1][shown]).all()
+    assert 'pictures are copies of others, such as 999999.jpg of' in capsys.readouterr().err
+    PublicPrivateDataset(mpii(tmp_path))
+    assert 'copies' not in capsys.readouterr().err  # which harms views alone
+
+
+@pytest.mark.parametrize(('mode', 'follows'), [('blur', 'boxes'), ('face', 'boxes and joints')])
+def test_what_a_view_follows_is_told_apart(synthetic, mode, follows):
+    """By their content: whatever the file is called, and in whatever order it has the people."""
+    people = json.loads((synthetic / 'annotations/mpii_train.json').read_text())[:4]
+
+    def followed(changed, pipeline=PIPELINE):
+        (synthetic / 'annotations/changed.json').write_text(json.dumps(changed))
+        settings = dict(mpii(synthetic), ann_file='annotations/changed.json', pipeline=pipeline)
+        return PublicPrivateDataset(settings, public_view=dict(VIEW, mode=mode)).view_source
+
+    usual, first = followed(people), people[0]
+    assert usual.startswith(f'{follows} (sha256 ') and followed(people[::-1]) == usual
+    assert followed([dict(first, scale=2 * first['scale']), *people[1:]]) != usual
+    moved = followed([dict(first, joints=[[1.0, 1.0], *first['joints'][1:]]), *people[1:]])
+    assert (moved == usual) == (mode == 'blur')
+    assert followed(people, [dict(PIPELINE[0], imdecode_backend='cv2'), *PIPELINE[1:]]) == usual  # which is the default
+    assert followed(people, [dict(PIPELINE[0], color_type='grayscale'), *PIPELINE[1:]]) != usual
+    assert PublicPrivateDataset(mpii(synthetic)).view_source is None
+
+
 def test_the_description_distinguishes_views_of_other_boxes(synthetic):
     """A blur's size follows the padded box: with a tighter one, more of the picture is left."""
     tight = mpii(synthetic)

@@ -1,10 +1,12 @@
 """A checkpoint of a private training holds the model's parameters and buffers, and nothing that other code puts beside them."""
 
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from mmcv.transforms import BaseTransform
+from mmengine.evaluator import Evaluator
 from mmengine.hooks import EMAHook, Hook
 from mmengine.model import ExponentialMovingAverage
 from mmengine.runner import LogProcessor, Runner
@@ -18,9 +20,12 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from mmpose_dp.engine.checks.own_state import own_state, refuse_other_state, restore_own_values
+from mmpose_dp.engine.optim_wrappers import DPOptimWrapperConstructor
 from mmpose_dp.engine.own_parts import names_in, own_code_in_words, own_parts
 from mmpose_dp.extras.experts import add_experts
 from mmpose_dp.extras.lora import add_low_rank
+from mmpose_dp.gradients import layer_rules
+from mmpose_dp.privacy.accounting import ACCOUNTANTS
 from mmpose_dp.privacy.errors import PrivacyError, UnsupportedModelError
 from tests.support.runs import config, tiny
 
@@ -155,6 +160,52 @@ def test_the_statement_names_the_code_that_is_neither_ours_nor_openmmlabs(saved)
     page = (Path(runner.work_dir) / 'privacy_statement.md').read_text()
     assert statement['own_code'].endswith('mmpose_dp cannot check that in full') and statement['own_code'] in page
     assert own_code_in_words(set()) == 'none' and not names_in({}) and not names_in(dict(own_code='none'))
+
+
+def own_rule(module, a, b):
+    """Of a layer's gradients."""
+
+
+def own_epsilon(history, delta):
+    """An accountant."""
+
+
+def own_collate(samples):
+    """Of a data loader."""
+
+
+def own_watch(module, *given):
+    """A hook of all modules."""
+
+
+class OwnOptimizer(torch.optim.SGD):
+    """For public epochs."""
+
+
+class OwnEvaluator(Evaluator):
+    """For validation."""
+
+
+class OwnConstructor(DPOptimWrapperConstructor):
+    """Of the optimizer wrapper, of which nothing is left afterwards."""
+
+
+def test_code_is_named_that_is_no_object_in_a_runner(saved, monkeypatch):
+    """The statement said 'none' of a rule for gradients, or an accountant, of one's own, on which epsilon rests."""
+    runner, _ = saved
+    before, wrapper, cfg = own_parts(runner), runner.optim_wrapper, runner.cfg
+    monkeypatch.setitem(layer_rules._RULES, nn.Conv2d, own_rule)
+    monkeypatch.setitem(ACCOUNTANTS, wrapper.plan.accountant, partial(own_epsilon))
+    monkeypatch.setattr(wrapper, 'public_optimizer', OwnOptimizer(wrapper.params, 0.1))
+    monkeypatch.setattr(runner.val_loop, 'evaluator', OwnEvaluator([]))
+    monkeypatch.setattr(runner.val_loop.dataloader, 'collate_fn', partial(own_collate))
+    monkeypatch.setitem(cfg, 'optim_wrapper', dict(cfg.optim_wrapper, constructor=OwnConstructor))
+    monkeypatch.setitem(cfg, 'custom_imports', dict(imports=['mmpose_dp', 'own_patch', __name__]))
+    handle = nn.modules.module.register_module_forward_hook(own_watch)
+    kinds = 'own_rule own_epsilon own_collate own_watch OwnOptimizer OwnEvaluator OwnConstructor'.split()
+    found = own_parts(runner) - before
+    handle.remove()
+    assert found == {'own_patch', *(f'{__name__}.{kind}' for kind in kinds)}
 
 
 class Extra(nn.Linear):

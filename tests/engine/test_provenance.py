@@ -10,7 +10,7 @@ import torch
 from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.model import PretrainedInit
-from mmengine.runner import Runner
+from mmengine.runner import FlexibleRunner, Runner
 from torch import nn
 
 from mmpose_dp.engine import PrivacyBudgetHook, ProvenanceHook
@@ -20,7 +20,8 @@ from mmpose_dp.models import LoadWatch
 from mmpose_dp.privacy.errors import PrivacyError
 from mmpose_dp.privacy.ledger import LEDGER_NAME, Ledger
 from tests.support.paths import REPO
-from tests.support.runs import Interruption, tiny, train, unvalidated
+from tests.support.runs import Interruption, tiny, train, train_until, unvalidated
+from tests.support.runs import config as validated
 
 sys.path.insert(0, str(REPO / 'tools'))
 from publish_model import published  # noqa: E402
@@ -308,6 +309,43 @@ def test_a_resume_of_nothing_says_what_was_loaded(synthetic, tmp_path, weights):
     words = beginning(synthetic, tmp_path / 'w', settings, resume=True)
     assert words.startswith('weights loaded by init_cfg from b.pth (')
     assert beginning(synthetic, tmp_path / 'w', resume=True) == 'none: random weights'
+
+
+def test_a_model_that_is_not_new_is_no_random_weights(synthetic, tmp_path):
+    """A notebook gives the runner a model with weights, which mmengine leaves as they are."""
+    runner = Runner.from_cfg(config(synthetic, tmp_path, train_cfg__max_epochs=1))
+    runner.model.init_weights()
+    runner.model.load_state_dict({key: value + 0.01 for key, value in runner.model.state_dict().items()})
+    runner.train()
+    kept = torch.load(tmp_path / 'epoch_1.pth', weights_only=False)['privacy']
+    words = 'weights of a model that had weights when its runner got it, of unknown origin'
+    assert pretraining(tmp_path).startswith(words) and kept['lineage']['unknown']
+
+
+def test_a_start_is_named_that_was_validated_before_training(synthetic, tmp_path, weights):
+    """mmengine loads it once, before anybody watches, and then gives the model random weights."""
+    torch.save(weights, tmp_path / 'start.pth')
+    cfg = tiny(validated(synthetic, tmp_path / 'w', 'dpsgd', train_cfg__max_epochs=1))
+    cfg.load_from = str(tmp_path / 'start.pth')
+    runner = Runner.from_cfg(cfg)
+    runner.val()
+    runner.train()
+    assert pretraining(tmp_path / 'w').startswith('weights loaded from start.pth')
+
+
+def test_a_runner_that_loads_before_anybody_looks_is_refused(synthetic, tmp_path):
+    with pytest.raises(PrivacyError, match="runner_type='FlexibleRunner' cannot be used.*Leave runner_type out"):
+        FlexibleRunner.from_cfg(config(synthetic, tmp_path)).train()
+
+
+def test_a_runner_does_not_train_again_after_an_interruption(synthetic, tmp_path):
+    """Its model has private steps behind it, of which the statement of a new training would know nothing."""
+    options = dict(train_cfg__max_epochs=2, optim_wrapper__noise_multiplier=2.0)
+    runner = train_until(config(synthetic, tmp_path, default_hooks__privacy_budget__target_epsilon=None, **options), 5)
+    before = (tmp_path / LEDGER_NAME).read_bytes()
+    with pytest.raises(PrivacyError, match=r'this runner has trained before.*resume=True and load_from=None to go on'):
+        runner.train()
+    assert (tmp_path / LEDGER_NAME).read_bytes() == before
 
 
 @pytest.mark.parametrize(

@@ -193,6 +193,29 @@ def test_a_resume_keeps_the_public_data(synthetic, synthetic_public, tmp_path):
         train(config(synthetic, tmp_path, 'projected', **{**options, 'train_cfg__max_epochs': 2}))
 
 
+def annotated_anew(root, name, change):
+    """Another annotation file beside the training set's, in which ``change`` was made to the first person; its path."""
+    people = json.loads((root / 'annotations/mpii_train.json').read_text())
+    change(people[0])
+    (root / f'annotations/{name}.json').write_text(json.dumps(people))
+    return {'train_dataloader__dataset__private__ann_file': f'annotations/{name}.json'}
+
+
+def test_a_resume_keeps_the_boxes_that_the_view_follows(synthetic, tmp_path):
+    """The picture of a box that became smaller has a second view, which shows more."""
+    options = dict(train_cfg__max_epochs=2, optim_wrapper__noise_multiplier=1.0, **{HOOK + 'target_epsilon': None})
+    smaller = annotated_anew(synthetic, 'smaller', lambda one: one.update(scale=one['scale'] / 2))
+    joints = annotated_anew(synthetic, 'joints', lambda one: one['joints'][0].__setitem__(0, 5.0))
+    train_until(config(synthetic, tmp_path, 'feature', **options), 5)
+    with pytest.raises(
+        PrivacyError, match=r'the boxes in its annotation file, or .*, are not those of the training befor'
+    ):
+        train(config(synthetic, tmp_path, 'feature', resume=True, **options, **smaller))
+    train_until(config(synthetic, tmp_path, 'feature', resume=True, **options, **joints), 5)  # a blur follows no joint
+    train_until(config(synthetic, tmp_path, 'feature', **options, **smaller), 1)
+    assert log_of(tmp_path).count('a picture in which they differ gets a second view') == 1
+
+
 def test_plain_dp_cannot_be_said_of_a_folder_with_a_view(feature, synthetic):
     """Its checkpoints are out, and a sum with them is Feature DP."""
     with pytest.raises(PrivacyError, match='Gaussian blur.*another work_dir'):
@@ -210,6 +233,34 @@ def test_a_ledger_that_lacks_stated_steps_is_refused(tmp_path):
     for ledger in (older, write_work_dir(tmp_path / 'other', steps=5), Ledger()):
         with pytest.raises(PrivacyError, match='states steps that privacy_ledger.jsonl does not have'):
             refuse_older_ledger(ledger, tmp_path)
+
+
+def test_a_ledger_that_lacks_the_steps_of_a_checkpoint_is_refused(tmp_path):
+    """A backup of the small files, the ledger and its statement, was put back beside later checkpoints."""
+    whole = write_work_dir(tmp_path, steps=3)
+    older = Ledger.parse(b''.join((tmp_path / LEDGER_NAME).read_bytes().splitlines(True)[:-1]))
+    (tmp_path / 'privacy_statement.json').unlink()
+    kept = tmp_path / 'kept' / tmp_path.name  # CheckpointHook.out_dir
+    kept.mkdir(parents=True)
+    for folder, settings in ((tmp_path, {}), (kept, dict(out_dir=str(tmp_path / 'kept'), filename_tmpl='{}.ckpt'))):
+        path = folder / settings.get('filename_tmpl', 'epoch_{}.pth').format(1)
+        torch.save(dict(privacy=dict(ledger=whole.state_dict())), path)
+        refuse_older_ledger(whole, tmp_path, **settings)
+        with pytest.raises(PrivacyError, match=f'{path.name} in .* states steps that privacy_ledger.jsonl does not h'):
+            refuse_older_ledger(older, tmp_path, **settings)
+        path.unlink()
+    torch.save(dict(state_dict={}), tmp_path / 'plain.pth')  # of no private training
+    refuse_older_ledger(older, tmp_path)
+
+
+def test_a_new_training_beside_later_checkpoints_is_refused(synthetic, tmp_path):
+    """It was calibrated to what the older ledger had spent."""
+    train(config(synthetic, tmp_path, train_cfg__max_epochs=1))
+    lines = (tmp_path / LEDGER_NAME).read_bytes().splitlines(True)
+    (tmp_path / LEDGER_NAME).write_bytes(b''.join(lines[:2]))
+    (tmp_path / 'privacy_statement.json').unlink()
+    with pytest.raises(PrivacyError, match=r'epoch_1.pth in .* states steps that .*Put the ledger back'):
+        train(config(synthetic, tmp_path, train_cfg__max_epochs=1, **{HOOK + 'target_epsilon': 20.0}))
 
 
 def test_a_lost_ledger_is_missed(synthetic, tmp_path):

@@ -13,7 +13,8 @@ from mmpose_dp.privacy.accounting import StepEvent, epsilon
 from mmpose_dp.privacy.errors import PrivacyError
 from mmpose_dp.privacy.ledger import LEDGER_NAME, NOISE, Ledger
 from mmpose_dp.privacy.mechanism import GaussianMechanism
-from tests.support.runs import config, tiny, train, train_until
+from mmpose_dp.verify import verify
+from tests.support.runs import config, logged, tiny, train, train_until
 from tests.support.runs import unvalidated as short
 
 
@@ -251,3 +252,7 @@ def test_who_names_no_budget_keeps_the_general_one_beside_others(synthetic, tmp_
         (4.0, small),
         (8.0, len(pictures) - small),
     ]
+    # statement, ledger and log name the same budget, the largest
+    found = verify(tmp_path / 'work')
+    assert not found.wrong and statement_of(tmp_path / 'work')['target_epsilon'] == 8.0, str(found)
+    assert logged(tmp_path / 'work')['epsilon_target'][-1] == 8.0

@@ -144,7 +144,7 @@ def test_a_ledger_is_given_as_folder_or_checkpoint_with_the_statements_delta(cal
         assert done.returncode == 2 and message in done.stderr
 
 
-def test_a_cut_ledger_is_not_shown_beside_its_statement(call, searched, tmp_path):
+def test_a_cut_ledger_is_not_shown_beside_its_statement_or_a_checkpoint(call, searched, tmp_path):
     for name in (LEDGER_NAME, 'privacy_statement.json'):
         shutil.copy(searched / 'a' / name, tmp_path)
     lines = (tmp_path / LEDGER_NAME).read_text().splitlines(keepends=True)
@@ -154,3 +154,7 @@ def test_a_cut_ledger_is_not_shown_beside_its_statement(call, searched, tmp_path
     (tmp_path / 'privacy_statement.json').unlink()
     done = call(privacy_ledger, 'show', tmp_path)
     assert done.returncode == 2 and 'write --delta' in done.stderr
+    shutil.copy(searched / 'a/epoch_1.pth', tmp_path)  # which knows more steps
+    for command in ('show', 'add'):
+        done = call(privacy_ledger, command, tmp_path, '--delta', '1e-3')
+        assert done.returncode == 2 and 'epoch_1.pth in' in done.stderr and 'does not have' in done.stderr

@@ -80,6 +80,20 @@ def test_several_trainings_in_one_ledger_hold(tmp_path):
     assert not verify(tmp_path).wrong, str(verify(tmp_path))
 
 
+def test_personal_budgets_of_an_earlier_training_stay_named(tmp_path):
+    """The sum of both shows which record was sampled how often in the first."""
+    whole = dict(expected_batch_size=1000)  # no sampling: quick to account for
+    budgets = tuple(Budget(target, 500, Fraction(1)) for target in (1.0, 4.0))
+    plan = PersonalPlan(**{**SETTINGS, **whole}, budgets=budgets, assignment=(0, 1) * 500)
+    ledger = write_work_dir(tmp_path, 2, plan=plan)
+    write_work_dir(tmp_path, 3, ledger=ledger, **whole)
+    statement = statement_of(tmp_path)
+    assert 'which personal budget a record has' in statement['not_protected'] and 'personal_epsilon' not in statement
+    assert not verify(tmp_path).wrong, str(verify(tmp_path))
+    (tmp_path / LEDGER_NAME).unlink()
+    assert not verify(tmp_path).wrong, str(verify(tmp_path))
+
+
 @pytest.fixture(scope='module')
 def works(tmp_path_factory):
     """A work dir of DP-SGD and a hybrid's, each with a budget."""
@@ -151,6 +165,59 @@ def test_a_hybrid_cannot_pass_for_dp_sgd(works, ledger):
     changes = {key: plain[key] for key in words}
     found = wrong_after(works / 'hybrid', ledger, **changes, guarantee=plain['guarantee'])[0]
     assert bool(found) is ledger  # without the ledger it holds together, and the line says what was compared
+
+
+def replaced(values, place, figure):
+    """The values with another one at a place in nested dicts."""
+    first, *rest = place
+    return {**values, first: replaced(values[first], rest, figure) if rest else figure}
+
+
+NO_NUMBER = float('nan')
+
+
+@pytest.mark.parametrize(
+    ('figure', 'place'),
+    [
+        (0.001, 'epsilon_by_accountant.exact'),
+        (0.0, 'risk.profile.0.01'),
+        (0.2, 'risk.add_or_remove.true_positive_rate_at.0.2'),
+        (0.5, 'risk.add_or_remove.true_rate'),
+        (NO_NUMBER, 'risk.add_or_remove.advantage'),
+        (NO_NUMBER, 'risk.profile.1e-09'),
+    ],
+)
+@pytest.mark.parametrize('ledger', [True, False])
+def test_no_figure_can_be_added(works, figure, place, ledger):
+    """The page shows it beside the others, and a delta or a rate of false positives that training does not use looks like them."""
+    name, *rest = place.split('.', 3 if 'rate_at' in place else 2)
+    changed = replaced(statement_of(works / 'dpsgd')[name], rest, figure)
+    if 'add_or_remove' in rest:  # the page shows these two side by side
+        changed = replaced(changed, ['replace_one', *rest[1:]], figure)
+    found = wrong_after(works / 'dpsgd', ledger, **{name: changed})[0]
+    assert 'too low' in found if 'exact' in place or figure is NO_NUMBER else f'could be anything: {place}' in found
+
+
+def test_epsilon_of_personal_budgets_is_computed_again(tmp_path):
+    write_work_dir(tmp_path, 4, **KINDS['personal'])
+    stated = statement_of(tmp_path)['personal_epsilon']
+    small, large = stated
+    for name in stated:
+        assert any(f'of the {name}, recomputed' in line for line in verify(tmp_path).checked)
+        forged = wrong_after(tmp_path, personal_epsilon={**stated, name: stated[name] / 2})[0]
+        assert f'of the {name} is too low: recomputed, it is' in forged
+    for other in ({large: stated[large]}, {}, {**stated, '1 records with budget 9': 0.1}):
+        assert (
+            'personal_epsilon: the budgets in the ledger are 400 records'
+            in wrong_after(tmp_path, personal_epsilon=other)[0]
+        )
+    (tmp_path / LEDGER_NAME).unlink()
+    assert 'personal_epsilon: which records are sampled how often is in the ledger alone' in verify(tmp_path).unchecked
+
+
+def test_there_are_no_personal_budgets_where_the_ledger_has_none(works):
+    found = wrong_after(works / 'dpsgd', personal_epsilon={'1000 records with budget 0.1': 0.1})[0]
+    assert 'the budgets in the ledger are none, and the statement has 1000 records with budget 0.1' in found
 
 
 def test_figures_of_private_pictures_are_named_as_not_covered(works, tmp_path):

@@ -12,6 +12,7 @@ from mmpose_dp.models import LoadWatch, fit_checkpoint, unwrapped
 
 from ..training_settings import FROM_RANDOM, left_random, mostly_random
 from .provenance import (
+    GIVEN,
     Lineage,
     Start,
     idle_experts,
@@ -36,11 +37,13 @@ class Origin:
         self._starts: list[Start] = []
         self._watch: LoadWatch | None = None
         self._own_loads: int | None = None  # number of loads before that of load_from
+        self._held = False  # whether the model had weights before its runner began
 
     def watch(self, runner: Runner) -> None:
         """Watches from now on what is loaded. Raises ConfigError for a file that the model names and that cannot be used."""
         model, dataset = unwrapped(runner.model), runner.train_dataloader.dataset
         self._starts, self._watch = starts_of_init_cfg(model), LoadWatch(model)
+        self._held = bool(getattr(model, 'is_init', False))  # mmengine will not give it other values
         self._starts += starts_of_experts(runner.optim_wrapper.experts, model, dataset.metainfo)
 
     def forget_watch(self) -> None:
@@ -71,7 +74,8 @@ class Origin:
         if self._watch is None:
             return
         self._watch.close()
-        self.pretraining = pretraining_of(self._starts, self._watch, self._own_loads)
+        self.pretraining = pretraining_of(self._starts, self._watch, self._own_loads, self._held)
+        self.lineage = self.lineage.joined(Lineage(unknown=(GIVEN,) if GIVEN in self.pretraining else ()))
         for start in self._starts:
             self._add_start(runner, start)
         if self.pretraining.startswith('none'):

@@ -79,7 +79,8 @@ def refuse_other_plans(plan: PrivacyPlan | None, dataset: PublicPrivateDataset) 
 
 def run_metadata_of_views(loop: PrivateTrainLoop, wrapper: DPOptimWrapper) -> dict[str, Any]:
     """The ledger's metadata of a training on public views only: a later private one in its folder must have the same view."""
-    return dict(_described(loop, wrapper), personal_budgets=[])
+    source = loop.dataloader.dataset.view_source
+    return dict(_described(loop, wrapper), personal_budgets=[], view_source=source)
 
 
 def _described(loop: PrivateTrainLoop, wrapper: DPOptimWrapper) -> dict[str, Any]:

@@ -43,7 +43,16 @@ from .origin import Origin
 from .planning import make_plan, refuse_other_plans, run_metadata_of_views
 from .preflight import refuse_late_failures
 from .provenance import CHECKPOINT_KEY, Lineage, part_of, refuse_other_experts, spent_in
-from .resuming import check_resumed, check_same_model, check_same_optimizer, find_start, ledger_elsewhere, open_ledger
+from .resuming import (
+    check_resumed,
+    check_same_model,
+    check_same_optimizer,
+    check_same_view_source,
+    find_start,
+    ledger_elsewhere,
+    open_ledger,
+    other_view_source,
+)
 from .stating import WrittenCheckpoints, full_statement
 
 _HINTS = ('time', 'data_time', 'memory', 'eta')  # in the message hub: they hint at how many records were sampled
@@ -85,6 +94,7 @@ class PrivacyBudgetHook(Hook):
         self.decision = checked_decision(decision)
         key = 'default_hooks.privacy_budget.target_'
         self.target_epsilon = None if target_epsilon is None else as_positive(target_epsilon, f'{key}epsilon')
+        self._given_epsilon = self.target_epsilon  # also of those who name no personal budget
         self.target_delta = as_delta(target_delta, f'{key}delta')
         self.accountant = accountant
         self.interval = None if interval is None else as_whole(interval, 'default_hooks.privacy_budget.interval')
@@ -94,6 +104,7 @@ class PrivacyBudgetHook(Hook):
         self._steps_left = 0
         self._loaded: dict = {}  # what the checkpoint to resume from says of privacy
         self._engine_reported = False
+        self._began = False  # whether this runner has begun to train
         self._resumed = False
         self._goes_on = True  # False for a resume that finds nothing left to do
         self._saved = False  # whether this training wrote a checkpoint
@@ -109,10 +120,9 @@ class PrivacyBudgetHook(Hook):
             if (runner.cfg.get('optim_wrapper') or {}).get('norm') == 'group':
                 replace_batch_norm(unwrapped(runner.model))
             return
-        self._stated = self.plan is not None and (loop.stop_training or loop.epoch >= loop.max_epochs)
-        if self._stated:  # testing after this runner's training, whose ledger and statement stay
+        if self._began:  # testing after this runner's training, whose ledger and statement stay
+            self._stated = loop.stop_training or loop.epoch >= loop.max_epochs
             self.origin.forget_watch()
-            self._run_metadata = None
             return
         wrapper = runner.optim_wrapper
         _refuse_parts(runner)
@@ -121,6 +131,9 @@ class PrivacyBudgetHook(Hook):
         runner.register_hook(OwnStateHook())
         # A runner with the same name and start time shares the hub: its losses would be in this one's checkpoints.
         showing.guard(runner, self.expose_private_metrics)
+        runner._has_loaded = (
+            False  # by runner.val(): the start is loaded again, since nobody watched, and mmengine resets weights
+        )
         try:
             find_start(runner)
             wrapper.prepare(unwrapped(runner.model), self.expose_private_metrics)
@@ -140,14 +153,18 @@ class PrivacyBudgetHook(Hook):
             self.plan = make_plan(
                 loop,
                 wrapper,
-                self.target_epsilon,
+                self._given_epsilon,
                 target_delta=self.target_delta,
                 accountant=self.accountant,
                 expose_private_metrics=self.expose_private_metrics,
                 earlier_history=wrapper.ledger.earlier_history if resuming else wrapper.ledger.history,
             )
             wrapper.mechanism.attach(self.plan)
-            self._run_metadata = dict(self.plan.run_metadata, target_epsilon=self.target_epsilon)
+            self.target_epsilon = (
+                self.plan.target_epsilon
+            )  # with personal budgets, the largest: ledger and log name it too
+            own = dict(target_epsilon=self.target_epsilon, view_source=loop.dataloader.dataset.view_source)
+            self._run_metadata = {**self.plan.run_metadata, **own}
             if self.plan.record_rates:
                 loop.sampler.sampling.set_rates(self.plan.record_rates)
             announce(runner, self.plan)
@@ -164,8 +181,12 @@ class PrivacyBudgetHook(Hook):
         """Opens this training in the ledger and finds how many steps the budget still allows.
 
         Raises ConfigError if the training would start from a file that fits nothing of the model, from NaN, or with
-        different weights, settings or records on different processes.
+        different weights, settings or records on different processes, and for a runner whose training ended early.
         """
+        if self._began:
+            self._refuse_to_begin_again(runner)
+            return
+        self._began = True
         self.origin.report(runner)
         refuse_not_finite(unwrapped(runner.model))
         refuse_other_models(unwrapped(runner.model), runner.optim_wrapper.experts)
@@ -180,6 +201,8 @@ class PrivacyBudgetHook(Hook):
         ledger = runner.optim_wrapper.ledger
         if self._resumed and self._nothing_left(runner, ledger, stated):
             return
+        if words := other_view_source(ledger, self._run_metadata['view_source']):
+            runner.logger.warning(f'{words}.')
         open_run = ledger.resume_run if self._resumed else ledger.begin_run
         open_run(**self._run_metadata)
         if is_main_process():
@@ -191,6 +214,14 @@ class PrivacyBudgetHook(Hook):
             warnings = idle_steps(runner) if self._resumed else [*idle_steps(runner), *unfitting_norms(runner)]
             for warning in warnings:
                 runner.logger.warning(f'{warning}.')
+
+    def _refuse_to_begin_again(self, runner: Runner) -> None:
+        """Raises ConfigError unless the training of this runner is finished: what it would start from is in no statement."""
+        if not self._stated:
+            raise ConfigError(
+                f'this runner has trained before, and that training ended early: build another one, with resume=True and '
+                f'load_from=None to go on from the last checkpoint in {runner.work_dir}'
+            )
 
     def _nothing_left(self, runner: Runner, ledger: Ledger, stated: dict) -> bool:
         """Whether a resumed training has all its epochs or its whole budget behind it: it then stops and changes nothing.
@@ -376,7 +407,7 @@ class PrivacyBudgetHook(Hook):
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Checks the ledger on resume. A checkpoint without a ledger can be loaded but not resumed. Raises PrivacyError."""
-        if not isinstance(runner.optim_wrapper, DPOptimWrapper):
+        if self._began or not isinstance(runner.optim_wrapper, DPOptimWrapper):  # or for a test after training
             return
         if not runner._resume:
             self.origin.start_from(runner, checkpoint)
@@ -390,6 +421,8 @@ class PrivacyBudgetHook(Hook):
                 f'train_cfg.public_epochs={runner.train_loop.public_epochs} leaves no private step, so the ledger of the '
                 'checkpoint to resume from would be lost: write a larger max_epochs or fewer public_epochs'
             )
+        if self._run_metadata is not None:
+            check_same_view_source(runner.optim_wrapper.ledger, self._run_metadata['view_source'])
         check_same_optimizer(checkpoint, runner.cfg)
         refuse_other_experts(runner.optim_wrapper.experts, checkpoint)
         check_same_model(checkpoint, unwrapped(runner.model))

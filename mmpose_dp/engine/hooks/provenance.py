@@ -25,6 +25,7 @@ CHECKPOINT_KEY = 'privacy'  # of the ledger, the statement, pretraining and line
 
 _EXPERTS = 'optim_wrapper.experts'
 _DIGITS = 16  # of a file's SHA-256: enough to tell files of one name apart
+GIVEN = 'a model that had weights when its runner got it'
 _UNKNOWN = 'of unknown origin: what it was trained on is not recorded, and is treated as public'
 
 
@@ -164,13 +165,14 @@ class Start:
         )
 
 
-def pretraining_of(starts: Sequence[Start], watch: LoadWatch, own_loads: int | None) -> str:
+def pretraining_of(starts: Sequence[Start], watch: LoadWatch, own_loads: int | None, held: bool = False) -> str:
     """Where the weights of a training come from, in words. Raises ConfigError for a file that fits nothing.
 
     Args:
         starts: the files; that of load_from is last.
         watch: records what was loaded.
         own_loads: number of loads before that of load_from; None without load_from.
+        held: whether the model had weights when its runner got it.
     """
     words = [
         start.in_words(watch, *((own_loads or 0, None) if start.key == 'load_from' else (0, own_loads)))
@@ -180,6 +182,8 @@ def pretraining_of(starts: Sequence[Start], watch: LoadWatch, own_loads: int | N
     for module, tensors in watch.loads[:own_loads]:
         if tensors and not any(is_within(module, known) for known in modules):
             words.append(f'loaded by the code of {".".join(["model", *filter(None, [module])])}, {_UNKNOWN}')
+    if held and watch.shapes.keys() - (watch.found('') or set()):
+        words.append(f'of {GIVEN}, {_UNKNOWN}')
     return f'weights {"; and ".join(words)}' if words else 'none: random weights'
 
 

@@ -196,18 +196,44 @@ def open_ledger(runner: Runner) -> Ledger:
     ledger = Ledger.parse(shared[0] or b'', str(path))
     if is_main_process():
         for one in (folder, runner.work_dir):
-            refuse_older_ledger(ledger, one)
+            resumed = str(runner._load_from) if resuming else ''
+            refuse_older_ledger(ledger, one, **checkpoint_settings(runner), resumed=resumed)
     return ledger
 
 
-def refuse_older_ledger(ledger: Ledger, work_dir: str | os.PathLike[str]) -> None:
-    """Raises LedgerError if the statement in a work dir knows of steps that the ledger lacks: it was put back, cut or exchanged."""
-    stated = part_of(intact_statement(Path(work_dir)), 'ledger')
-    if stated.get('lines') and stated.get('head') not in {line['hash'] for line in ledger.lines}:
-        raise LedgerError(
-            f'{STATEMENT_NAME} in {work_dir} states steps that {LEDGER_NAME} does not have, so they would not be counted: an older '
-            'copy of the ledger, or another one, was put in its place. Put the ledger back, or write another work_dir'
-        )
+def refuse_older_ledger(
+    ledger: Ledger,
+    work_dir: str | os.PathLike[str],
+    out_dir: Any = None,
+    filename_tmpl: str | None = None,
+    resumed: str = '',
+) -> None:
+    """Raises LedgerError if the statement, or a checkpoint, of a work dir knows of steps that the ledger lacks.
+
+    The ledger was then put back, cut or exchanged.
+
+    Args:
+        ledger: that of the work dir.
+        work_dir: where to look.
+        out_dir, filename_tmpl: CheckpointHook's.
+        resumed: the checkpoint to resume from, at which ``check_resumed`` looks.
+    """
+    heads, known = {line['hash'] for line in ledger.lines}, {STATEMENT_NAME: intact_statement(Path(work_dir))}
+    own = [path for path in _checkpoints(work_dir, out_dir, filename_tmpl) if path != Path(resumed)]
+    known |= {path.name: kept_privacy(path) for path in own}
+    for name, holder in known.items():
+        state = part_of(holder, 'ledger')
+        if state.get('lines') and state.get('head') not in heads:
+            raise LedgerError(
+                f'{name} in {work_dir} states steps that {LEDGER_NAME} does not have, so they would not be counted: an older copy '
+                'of the ledger, or another one, was put in its place. Put the ledger back, or write another work_dir. (A '
+                'checkpoint of another training belongs in another folder)'
+            )
+
+
+def kept_privacy(path: Path) -> dict:
+    """What a checkpoint file holds of privacy, without reading its tensors; empty for another file."""
+    return part_of(plain_values(path), CHECKPOINT_KEY)
 
 
 def ledger_elsewhere(runner: Runner) -> str:
@@ -251,6 +277,29 @@ def check_resumed(checkpoint: Any, ledger: Ledger) -> None:
             'private training from its weights, use load_from without resume'
         )
     ledger.check_covers(privacy['ledger'])
+
+
+def other_view_source(ledger: Ledger, source: str | None) -> str:
+    """A sentence if the public view follows something else than in the last training of the ledger; else empty.
+
+    ``source``: PublicPrivateDataset's ``view_source``. Older ledgers do not have it.
+    """
+    before = ledger.runs[-1].get('view_source') if ledger.runs else None
+    if None in (before, source) or before == source:
+        return ''
+    return (
+        f'train_dataloader.dataset.private: the {str(before).partition(" (")[0]} in its annotation file, or the steps of its '
+        'pipeline before GetBBoxCenterScale, are not those of the training before, and the public view follows them: a picture in '
+        'which they differ gets a second view, and two views together show more than one'
+    )
+
+
+def check_same_view_source(ledger: Ledger, source: str | None) -> None:
+    """Raises ConfigError if a resume has ``other_view_source``."""
+    if words := other_view_source(ledger, source):
+        raise ConfigError(
+            f'{words}. Put the old file and pipeline back, or, if both views may be known, start a new training with load_from'
+        )
 
 
 def check_same_optimizer(checkpoint: Any, cfg: Any) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 from mmengine.runner import Runner
 
 from mmpose_dp.extras.accountability import answers, with_membership_audit
-from mmpose_dp.extras.checkpoint_file import CheckpointFile, plain_values
+from mmpose_dp.extras.checkpoint_file import CheckpointFile
 from mmpose_dp.extras.evidence import (
     SCHEMA_VERSION,
     checkpoints_in,
@@ -29,8 +29,8 @@ from mmpose_dp.privacy.statement import build_statement
 from mmpose_dp.privacy.validation import as_given
 
 from ..view_audit import with_audit
-from .provenance import CHECKPOINT_KEY, part_of
-from .resuming import checkpoint_settings, newest_checkpoint
+from .provenance import part_of
+from .resuming import checkpoint_settings, kept_privacy, newest_checkpoint
 
 # what follows from the config, and not from the ledger
 _SETTINGS = (
@@ -113,7 +113,7 @@ class WrittenCheckpoints:
         changed = [self._folder / name for name, mark in marks.items() if mark != self._seen.get(name)]
         heads = {line['hash'] for line in ledger.lines} if changed else set()
         for path in changed:
-            if part_of(part_of(plain_values(path), CHECKPOINT_KEY), 'ledger').get('head') in heads:
+            if part_of(kept_privacy(path), 'ledger').get('head') in heads:
                 self._hashes[path.name] = file_sha256(path)
         self._seen = marks
         return {name: self._hashes[name] for name in sorted(marks) if name in self._hashes}

@@ -61,6 +61,11 @@ class PrivateTrainLoop(EpochBasedTrainLoop):
         dynamic_intervals: list[tuple[int, int]] | None = None,
         **others: Any,
     ) -> None:
+        if not isinstance(runner, Runner):
+            raise PrivacyError(
+                f'runner_type={type(runner).__name__!r} cannot be used: it loads weights before anybody can see where they come '
+                'from, and may hold a share of them on each device. Leave runner_type out, or build mmengine.runner.Runner'
+            )
         dynamic_intervals = check_train_cfg(
             max_epochs, public_epochs, val_begin, val_interval, dynamic_intervals, others
         )
