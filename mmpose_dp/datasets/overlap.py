@@ -14,7 +14,7 @@ from mmpose_dp.messages import warn_in_terminal
 from mmpose_dp.privacy.errors import DataError
 
 from .nested import inner_datasets, texts_in, with_inner
-from .privacy_units import all_images, real_path
+from .privacy_units import all_images, digest, real_path
 
 
 def refuse_shared_data(private: BaseDataset, images: Set[str], public: BaseDataset) -> None:

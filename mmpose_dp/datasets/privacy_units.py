@@ -112,7 +112,7 @@ def source_in_words(source: str) -> str:
 
 def subjects_digest(source: str, records: list[list[int]]) -> str:
     """SHA-256 of the assignment of records to subjects. Must not be published; the ledger keeps it under a random key."""
-    return _digest(source) if _is_file(source) else hashlib.sha256(json.dumps(records).encode()).hexdigest()
+    return digest(source) if _is_file(source) else hashlib.sha256(json.dumps(records).encode()).hexdigest()
 
 
 def annotated(dataset: BaseDataset, source: str, key: str) -> list[Any]:
@@ -274,7 +274,7 @@ def view_digest(read: Sequence[tuple[type, dict]], annotations: Iterable[tuple[d
     return f'sha256 {hashlib.sha256(repr((steps, sorted(found))).encode()).hexdigest()[:16]}'
 
 
-def _digest(path: str) -> str:
+def digest(path: str) -> str:
     """SHA-256 of a file."""
     with open(path, 'rb') as file:
         return hashlib.sha256(file.read()).hexdigest()
@@ -282,7 +282,7 @@ def _digest(path: str) -> str:
 
 def file_in_words(path: str) -> str:
     """A file's name and a short digest of its content, for the ledger and the statement. For public data only."""
-    return f'{osp.basename(path)} (sha256 {_digest(path)[:12]})'
+    return f'{osp.basename(path)} (sha256 {digest(path)[:12]})'
 
 
 def _has_sample_per_hand(dataset: BaseDataset) -> bool:
