@@ -61,6 +61,12 @@ def test_the_picture_of_a_record_does_not_enter(runner, monkeypatch):
     assert len(seen) == 5
 
 
+@pytest.mark.parametrize('norm', [0.0, float('nan'), float('inf')])
+def test_no_advice_follows_from_gradients_that_are_zero_or_not_finite(runner, monkeypatch, norm):
+    monkeypatch.setattr(runner.optim_wrapper, 'norms_alone', lambda batch: [norm])
+    assert unfitting_norms(runner) == []
+
+
 def test_training_warns_of_it_once_and_not_where_c_moves_by_itself(synthetic, tmp_path):
     def warned(name, **options):
         train_until(unvalidated(synthetic, tmp_path / name, **options), after=1)

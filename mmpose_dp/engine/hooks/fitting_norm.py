@@ -5,6 +5,7 @@ real people these had 0.8 to 4 times the median norm of people (docs/accuracy_pe
 """
 
 import copy
+import math
 import statistics
 from collections.abc import Iterator
 from contextlib import suppress
@@ -40,7 +41,9 @@ def unfitting_norms(runner: Runner) -> list[str]:
         packed = first_usable(dataset, range(len(dataset.private)))
         batches = [] if packed is None else noise_with_joints(packed, dataset.private)
         norms = [norm for batch in batches for norm in wrapper.norms_alone(batch)]
-    return _in_words(mechanism, statistics.median(norms)) if norms else []
+    # models that are mixed with equal ones have no gradient
+    measured = [norm for norm in norms if 0 < norm < math.inf]
+    return _in_words(mechanism, statistics.median(measured)) if measured else []
 
 
 def noise_with_joints(packed: dict, dataset: Any, count: int = _SAMPLES) -> Iterator[dict]:
