@@ -207,7 +207,7 @@ def test_changes_are_merged_or_replace():
     assert str(base) == before
     assert found['model'] == dict(backbone=dict(type='B'), _delete_=True)  # mmengine puts it in the base's place
     assert found['optim_wrapper']['optimizer'] == dict(type='SGD', lr=1.0)
-    assert found['optim_wrapper']['max_grad_norm'] == 0.1 and found['custom_hooks'] == []
+    assert found['optim_wrapper']['max_grad_norm'] == 1e-3 and found['custom_hooks'] == []
     assert found['custom_imports']['imports'] == ['own', 'mmpose_dp']
 
 

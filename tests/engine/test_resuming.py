@@ -305,7 +305,7 @@ def test_every_checkpoint_is_published_with_what_it_spent_itself(synthetic, tmp_
     assert given == stated and given['private'] and 4 < given['epsilon'] <= 8
     assert given['target_epsilon_changed'] == '4 at first, then by a resume 8'
     assert (given['decision']['purpose'], given['decision']['rationale']) == ('gait', 'smaller')  # filled in between
-    assert given['max_grad_norm'] == '0.1, then by a resume 0.5'
+    assert given['max_grad_norm'] == '0.001, then by a resume 0.5'
     assert 'THE BUDGET WAS RAISED: it was epsilon 4 and now it is 8' in log_of(tmp_path)
     assert Ledger.read(tmp_path / LEDGER_NAME).steps == 9
 
