@@ -1,4 +1,4 @@
-"""How long per-sample gradients are: of private people, of public people, and of pictures of noise with joints at random places.
+r"""How long per-sample gradients are: of private people, of public people, and of pictures of noise with joints at random places.
 
     python tools/benchmarks/norms.py --people FOLDER_OF_PEOPLE --weights FOLDER_OF_WEIGHTS --start mobilenetv2 \
         --checkpoint unusual.pth --experts turned.pth people.pth start.pth
@@ -22,7 +22,7 @@ from accuracy_rows import IN_PROCESS
 from accuracy_worker import REPO, config_of, set_up
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
-from people_rows import STARTS, TRAINABLE, add_people_sets
+from people_rows import STARTS, TRAINABLE, people_parser
 from performance_page import table, write_between
 
 from mmpose_dp.datasets import collate_samples
@@ -64,9 +64,7 @@ def norms(args: argparse.Namespace, trained: str, people: Path, folder: str) -> 
     """The norms for people of one set, of the parameters that ``trained`` names."""
     mixed = 'experts' in trained
     settings = {**IN_PROCESS, TRAINABLE: trained, 'log_level': 'ERROR'}
-    job: dict[str, Any] = dict(
-        family=args.start.removesuffix('_longer'), weights=str(args.weights), config='dpsgd_eps08'
-    )
+    job: dict[str, Any] = dict(family=STARTS[args.start].model, weights=str(args.weights), config='dpsgd_eps08')
     job |= dict(settings=settings, epsilon=8.0, seed=0, folder=folder, load_from=str(args.checkpoint.resolve()))
     job |= dict(experts=[str(one.resolve()) for one in args.experts] if mixed else [])
     job |= dict(train_on=f'{people}/', pictures=False, public=None)
@@ -87,22 +85,13 @@ def in_words(found: list[float]) -> str:
 
 def parse_args() -> argparse.Namespace:
     """The arguments."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--people', type=Path, required=True, metavar='FOLDER', help="two sets in MPII's layout")
-    add_people_sets(parser)
-    parser.add_argument(
-        '--weights', type=Path, required=True, metavar='FOLDER', help='folder that holds the weights of --start'
-    )
-    parser.add_argument('--start', choices=STARTS, default='movenet', help='what the checkpoints were trained from')
+    parser = people_parser(__doc__, REPO / 'docs/accuracy_people.md')
     parser.add_argument(
         '--checkpoint', type=Path, required=True, metavar='FILE', help='what private training starts from'
     )
     parser.add_argument('--experts', type=Path, nargs='*', default=[], metavar='FILE', help='models to mix it with')
     parser.add_argument('--mix-from', choices=('mean', 'load_from'), default='mean', help='where mixing begins')
     parser.add_argument('--samples', type=int, default=64, help='of each kind (default 64)')
-    parser.add_argument(
-        '--page', type=Path, default=REPO / 'docs/accuracy_people.md', help='page whose table is rewritten'
-    )
     args = parser.parse_args()
     args.people, args.weights = args.people.resolve(), args.weights.resolve()
     return args

@@ -1,4 +1,4 @@
-"""What private statistics could bring at most: a few numbers of the private people, exact and without noise, on public models.
+r"""What private statistics could bring at most: a few numbers of the private people, exact and without noise, on public models.
 
     python tools/benchmarks/oracles.py --people FOLDER_OF_PEOPLE --weights FOLDER_OF_WEIGHTS --start movenet \
         --checkpoints "the mean of the public models=mean.pth" "ours at epsilon 8=epoch_6.pth"
@@ -28,7 +28,7 @@ from mmengine.config import Config
 from mmengine.runner import Runner
 from mmpose.models.data_preprocessors import PoseDataPreprocessor
 from mmpose.registry import MODELS
-from people_rows import STARTS, add_people_sets
+from people_rows import STARTS, people_parser
 from performance_page import table, write_between
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -179,17 +179,8 @@ ROWS: dict[str, Callable[[Oracles, str], float]] = {
 
 def parse_args() -> argparse.Namespace:
     """The arguments."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--people', type=Path, required=True, metavar='FOLDER', help="two sets in MPII's layout")
-    add_people_sets(parser)
-    parser.add_argument(
-        '--weights', type=Path, required=True, metavar='FOLDER', help='folder that holds the weights of --start'
-    )
-    parser.add_argument('--start', choices=STARTS, default='movenet', help='what the checkpoints were trained from')
+    parser = people_parser(__doc__, REPO / 'docs/accuracy_people.md')
     parser.add_argument('--checkpoints', nargs='+', required=True, metavar='TEXT=FILE', help='a column each')
-    parser.add_argument(
-        '--page', type=Path, default=REPO / 'docs/accuracy_people.md', help='page whose table is rewritten'
-    )
     args = parser.parse_args()
     args.people, args.weights = args.people.resolve(), args.weights.resolve()
     return args

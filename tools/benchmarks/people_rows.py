@@ -100,6 +100,19 @@ def add_people_sets(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def people_parser(description: str | None, page: Path) -> argparse.ArgumentParser:
+    """The arguments that name people, the weights of a start, and a page; ``page`` is the default."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--people', type=Path, required=True, metavar='FOLDER', help="two sets in MPII's layout")
+    add_people_sets(parser)
+    parser.add_argument(
+        '--weights', type=Path, required=True, metavar='FOLDER', help='folder that holds the weights of --start'
+    )
+    parser.add_argument('--start', choices=STARTS, default='movenet', help='what the checkpoints were trained from')
+    parser.add_argument('--page', type=Path, default=page, help='page whose table is rewritten')
+    return parser
+
+
 def people_size(private: Path, public: Path, quick: bool = False) -> Size:
     """The numbers of people in two folders of MPII's layout, and a grid that two CPU cores run in one night."""
     counts = [len(json.loads((folder / 'annotations/mpii_train.json').read_text())) for folder in (private, public)]
