@@ -131,9 +131,8 @@ class PrivacyBudgetHook(Hook):
         runner.register_hook(OwnStateHook())
         # A runner with the same name and start time shares the hub: its losses would be in this one's checkpoints.
         showing.guard(runner, self.expose_private_metrics)
-        runner._has_loaded = (
-            False  # by runner.val(): the start is loaded again, since nobody watched, and mmengine resets weights
-        )
+        # runner.val() may have loaded the start, which nobody watched, and mmengine resets weights: it is loaded again
+        runner._has_loaded = False
         try:
             find_start(runner)
             wrapper.prepare(unwrapped(runner.model), self.expose_private_metrics)
@@ -160,9 +159,8 @@ class PrivacyBudgetHook(Hook):
                 earlier_history=wrapper.ledger.earlier_history if resuming else wrapper.ledger.history,
             )
             wrapper.mechanism.attach(self.plan)
-            self.target_epsilon = (
-                self.plan.target_epsilon
-            )  # with personal budgets, the largest: ledger and log name it too
+            # with personal budgets, the largest: ledger and log name it too
+            self.target_epsilon = self.plan.target_epsilon
             own = dict(target_epsilon=self.target_epsilon, view_source=loop.dataloader.dataset.view_source)
             self._run_metadata = {**self.plan.run_metadata, **own}
             if self.plan.record_rates:
