@@ -1,7 +1,7 @@
 """Says before training if ``max_grad_norm`` is longer than gradients are: its noise is then larger than it needs to be.
 
 Must not see a record, which the norms would tell of: they are those of pictures of noise with joints at random places. On
-real people these had 0.8 to 4 times the median norm of people (docs/accuracy_people.md, "The clipping norm").
+real people these had 0.6 to 4 times the median norm of people (docs/accuracy_people.md, "The clipping norm").
 """
 
 import copy
