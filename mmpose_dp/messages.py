@@ -3,8 +3,10 @@
 import re
 import sys
 import traceback
+from collections.abc import Callable
 from itertools import dropwhile
 from pathlib import Path
+from types import FrameType
 
 from .processes import is_first_process
 
@@ -18,18 +20,19 @@ def failure(error: BaseException, most: int | None = None) -> str:
 
 def step_in_words(error: BaseException) -> str:
     """', in NAME' with the transform that raised an error; empty if none did."""
-    names = [
-        type(frame.f_locals.get('self')).__name__
-        for frame, _ in traceback.walk_tb(error.__traceback__)
-        if frame.f_code.co_name == 'transform' and 'self' in frame.f_locals
-    ]
-    return f', in {names[-1]}' if names else ''
+    return _innermost(error, lambda frame: frame.f_code.co_name == 'transform' and 'self' in frame.f_locals)
 
 
 def owner_in_words(error: BaseException, kind: type) -> str:
     """', in NAME' with the class of the object of this kind in whose code an error was raised; empty if none was."""
-    owners = (frame.f_locals.get('self') for frame, _ in traceback.walk_tb(error.__traceback__))
-    names = [type(owner).__name__ for owner in owners if isinstance(owner, kind)]
+    return _innermost(error, lambda frame: isinstance(frame.f_locals.get('self'), kind))
+
+
+def _innermost(error: BaseException, wanted: Callable[[FrameType], bool]) -> str:
+    """', in NAME' with the class of the object whose method is the last of the wanted frames; empty if there is none."""
+    names = [
+        type(frame.f_locals['self']).__name__ for frame, _ in traceback.walk_tb(error.__traceback__) if wanted(frame)
+    ]
     return f', in {names[-1]}' if names else ''
 
 

@@ -51,9 +51,8 @@ def config_of(job: dict) -> Config:
     """The config that a job trains: what ``tools/train.py CONFIG --cfg-options ...`` makes of the job's settings."""
     cfg = plain_or_private(job, job['config'])
     if job['config'].startswith('dpsgd'):
-        cfg.optim_wrapper.max_grad_norm = (
-            0.1  # with which rows that name none were run, before the recipe had a shorter one
-        )
+        # rows that name none were run with it, before the recipe had a shorter one
+        cfg.optim_wrapper.max_grad_norm = 0.1
     dataset = cfg.train_dataloader.dataset
     private_set = dataset.get('private', dataset)
     private_set.data_root = job['train_on'] or private_set.data_root

@@ -54,7 +54,8 @@ class NormsHook(Hook):
         with untouched_training(runner):
             runner.model.train()
             for index in everybody[:: -(-len(everybody) // self.count)]:
-                self.people += norms_alone(collate_samples([dataset[index]])) if dataset[index] else []
+                samples = dataset[index]
+                self.people += norms_alone(collate_samples([samples])) if samples else []
             for batch in noise_with_joints(first_usable(dataset, everybody), dataset.private, self.count):
                 self.noise += norms_alone(batch)
         runner.train_loop.stop_training = True
@@ -92,9 +93,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--experts', type=Path, nargs='*', default=[], metavar='FILE', help='models to mix it with')
     parser.add_argument('--mix-from', choices=('mean', 'load_from'), default='mean', help='where mixing begins')
     parser.add_argument('--samples', type=int, default=64, help='of each kind (default 64)')
-    args = parser.parse_args()
-    args.people, args.weights = args.people.resolve(), args.weights.resolve()
-    return args
+    return parser.parse_args()
 
 
 def main() -> None:

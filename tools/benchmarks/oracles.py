@@ -181,9 +181,7 @@ def parse_args() -> argparse.Namespace:
     """The arguments."""
     parser = people_parser(__doc__, REPO / 'docs/accuracy_people.md')
     parser.add_argument('--checkpoints', nargs='+', required=True, metavar='TEXT=FILE', help='a column each')
-    args = parser.parse_args()
-    args.people, args.weights = args.people.resolve(), args.weights.resolve()
-    return args
+    return parser.parse_args()
 
 
 def main() -> None:

@@ -79,7 +79,7 @@ STARTS = {
         'norms+backbone.conv1.*+backbone.layer1.*+head.final_layer.*',
         {**adam(1e-3)[0], **schedule(15)},
         (2e-4, 1e-4, 4e-4),
-        norms=(7e-3, 8e-5),  # about half the norm of gradients of pictures of noise (norms.py)
+        norms=(7e-3, 8e-5),  # a third to a half of the median norm of noise (norms.py)
     ),
 }
 STARTS['mobilenetv2_longer'] = replace(
@@ -101,13 +101,12 @@ def add_people_sets(parser: argparse.ArgumentParser) -> None:
 
 
 def people_parser(description: str | None, page: Path) -> argparse.ArgumentParser:
-    """The arguments that name people, the weights of a start, and a page; ``page`` is the default."""
+    """The arguments that name people and the weights of a start, as absolute paths, and a page; ``page`` is the default."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--people', type=Path, required=True, metavar='FOLDER', help="two sets in MPII's layout")
+    folder: dict[str, Any] = dict(type=lambda path: Path(path).resolve(), required=True, metavar='FOLDER')
+    parser.add_argument('--people', **folder, help="two sets in MPII's layout")
     add_people_sets(parser)
-    parser.add_argument(
-        '--weights', type=Path, required=True, metavar='FOLDER', help='folder that holds the weights of --start'
-    )
+    parser.add_argument('--weights', **folder, help='folder that holds the weights of --start')
     parser.add_argument('--start', choices=STARTS, default='movenet', help='what the checkpoints were trained from')
     parser.add_argument('--page', type=Path, default=page, help='page whose table is rewritten')
     return parser
