@@ -6,7 +6,7 @@ _base_ = './private.py'
 dp_batch_sampler = dict(expected_batch_size=1024)
 dp_optim_wrapper = dict(
     optimizer=dict(_delete_=True, type='AdamW', lr=3e-2),
-    max_grad_norm=1e-4,  # gradients of mixing weights are short
+    max_grad_norm=1e-4,  # gradients of mixing weights are shorter
     trainable='channel_experts',
 )
 dp_train_cfg = dict(max_epochs=6, val_interval=3)

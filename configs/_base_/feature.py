@@ -3,4 +3,4 @@ _base_ = './private.py'
 
 dp_dataset = dict(public_view=dict(type='PublicView', mode='blur'))
 dp_batch_sampler = dict(public_batch_size=32)
-dp_optim_wrapper = dict(public_weight=1.0)
+dp_optim_wrapper = dict(public_weight=0.01)

@@ -8,7 +8,7 @@ dp_batch_sampler = dict(expected_batch_size=1024, public_batch_size=32)
 dp_optim_wrapper = dict(
     optimizer=dict(_delete_=True, type='AdamW', lr=3e-3),
     public_optimizer=dict(type='AdamW', lr=5e-4),
-    public_weight=0.02,
+    public_weight=2e-4,
     trainable='norms+first_stage',
 )
 dp_train_cfg = dict(max_epochs=35, public_epochs=10)

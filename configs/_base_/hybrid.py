@@ -7,9 +7,9 @@ _base_ = './private.py'
 dp_dataset = dict(public_view=dict(type='PublicView', mode='blur'))
 dp_batch_sampler = dict(expected_batch_size=1024, public_batch_size=32)
 dp_optim_wrapper = dict(
-    optimizer=dict(_delete_=True, type='SGD', lr=0.25, momentum=0.9),
+    optimizer=dict(_delete_=True, type='SGD', lr=25.0, momentum=0.9),
     public_optimizer=dict(type='AdamW', lr=5e-4),
-    public_weight=0.005,
+    public_weight=5e-5,
     projector=dict(rank=25, refresh_interval=8, preconditioned=True, dtype='bfloat16'),
 )
 dp_train_cfg = dict(max_epochs=35, public_epochs=10)

@@ -12,7 +12,7 @@ dp_public = dict(
 )
 # not the paper's AdamW, which scales the noised update out of the subspace (docs/accuracy.md)
 dp_optim_wrapper = dict(
-    optimizer=dict(_delete_=True, type='SGD', lr=0.002, momentum=0.9),
+    optimizer=dict(_delete_=True, type='SGD', lr=0.2, momentum=0.9),
     projector=dict(rank=100, refresh_interval=50, dtype='bfloat16'),
 )
 dp_hooks = dict(public_data=dict(type='ProjectorRefreshHook'))

@@ -111,14 +111,16 @@ def out_of_subspace(cfg: Any) -> list[str]:
     if not wrapper.get('projector') or not _SCALES_EACH.search(optimizer):
         return []
     projector = _dict(wrapper['projector'])
-    name, rate = ('hybrid', 0.25) if projector.get('preconditioned') else ('projected', 0.002)
+    name, step = ('hybrid', 0.025) if projector.get('preconditioned') else ('projected', 2e-4)
     if projector.get('type') == 'KroneckerProjector':
-        name, rate = 'kronecker', 10.0
+        name, step = 'kronecker', 0.05
+    longest = wrapper.get('max_grad_norm')
+    rate = step / longest if isinstance(longest, (int, float)) and longest > 0 else step / 1e-3
     return [
         f'optim_wrapper.optimizer is {optimizer}, beside optim_wrapper.projector: it scales each parameter by itself, so each step '
         'leaves the subspace by the full learning rate, and no gradient corrects what noise does there. It lost points in every '
         f"benchmark run with a learning rate above 1e-4. Write that of recipe '{name}': "
-        f"optimizer=dict(type='SGD', lr={rate}, momentum=0.9)"
+        f"optimizer=dict(type='SGD', lr={rate:.3g}, momentum=0.9)"
     ]
 
 

@@ -43,7 +43,7 @@ class KroneckerProjector(Projector):
     basis: Any  # list[Factors], one per parameter
 
     def __init__(self, rank: int = 2000, width: int = 32, refresh_interval: int = 16) -> None:
-        super().__init__(rank, refresh_interval=refresh_interval)
+        super().__init__(rank, refresh_interval=refresh_interval, preconditioned=True)
         self.width = as_whole(width, 'projector.width')
 
     @property

@@ -94,6 +94,23 @@ def test_a_step_without_noise_is_the_reference(hrnet, truth, method, engine):
     assert_close(got, want)
 
 
+@pytest.mark.parametrize('projected', [False, True])
+def test_where_all_are_clipped_a_shorter_norm_only_makes_the_step_shorter(hrnet, truth, projected):
+    """With its noise, and with public_weight divided by the same factor: what the warning of a long norm says to write."""
+    private, _, _, basis = truth
+    V = torch.cat([b.flatten(1) for b in basis], 1).double()
+    C = float(norms(private.double() @ V.T if projected else private).min()) / 2
+    settings = dict(projector=dict(), basis=basis) if projected else {}
+    steps = [
+        moved(
+            build(hrnet, True, 1e3), batch(hrnet, MIXED), max_grad_norm=C / factor, public_weight=0.7 * C / factor,
+            noise_multiplier=0.5, debug_seed=1, **settings,
+        )[0]
+        for factor in (1, 100)
+    ]  # fmt: skip
+    assert_close(100 * steps[1], steps[0], 1e-4)  # the noise is rounded to another grid
+
+
 def test_micro_batches_make_one_step(hrnet, truth):
     private, public, C, _ = truth
     model, data = build(hrnet, private=True, loss_weight=1e3), batch(hrnet, MIXED)

@@ -3,7 +3,6 @@
 import copy
 import re
 import statistics
-from pathlib import Path
 
 import pytest
 import torch
@@ -22,6 +21,11 @@ def runner(synthetic, tmp_path_factory):
     runner.call_hook('before_run')
     yield runner
     showing.release(runner)
+
+
+def logged(work_dir, words):
+    """The lines of the log that have these words."""
+    return [line for log in work_dir.glob('*/*.log') for line in log.read_text().splitlines() if words in line]
 
 
 def advised(warnings):
@@ -67,15 +71,28 @@ def test_no_advice_follows_from_gradients_that_are_zero_or_not_finite(runner, mo
     assert unfitting_norms(runner) == []
 
 
+@pytest.mark.parametrize(
+    'projector', [dict(type='KroneckerProjector', rank=50, width=4), dict(rank=5, preconditioned=True)], ids=str
+)
+def test_scaled_coordinates_are_judged_by_public_samples(synthetic, synthetic_public, tmp_path, projector, monkeypatch):
+    def warned(name, norm):
+        cfg = unvalidated(synthetic, tmp_path / name, 'projected', public_root=synthetic_public)
+        cfg.optim_wrapper.projector = projector
+        cfg.optim_wrapper.update(max_grad_norm=norm, public_weight=0.5)
+        cfg.default_hooks.public_data.num_samples = 12
+        train_until(cfg, after=1)
+        return logged(tmp_path / name, 'have a median norm')
+
+    first = warned('long', 50.0)
+    assert len(first) == 1 and 'coordinates of gradients of public samples have' in first[0]
+    assert 'Divide public_weight by ' in first[0]
+    assert not warned('short', advised([first[0]]))
+
+
 def test_training_warns_of_it_once_and_not_where_c_moves_by_itself(synthetic, tmp_path):
     def warned(name, **options):
         train_until(unvalidated(synthetic, tmp_path / name, **options), after=1)
-        return [
-            line
-            for p in Path(tmp_path / name).glob('*/*.log')
-            for line in p.read_text().splitlines()
-            if 'noise, with' in line
-        ]
+        return logged(tmp_path / name, 'noise, with')
 
     first = warned('flat', optim_wrapper__max_grad_norm=50.0)
     assert len(first) == 1 and 'max_grad_norm=50: ' in first[0] and "or clipping='adaptive'" in first[0]

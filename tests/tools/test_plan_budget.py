@@ -139,11 +139,12 @@ def test_an_optimizer_that_leaves_the_subspace_is_named(synthetic, synthetic_pub
         cfg.optim_wrapper.optimizer = dict(type=kind, lr=1e-3)
         (found,) = out_of_subspace(cfg)
         assert f'optim_wrapper.optimizer is {getattr(kind, "__name__", kind)}, beside optim_wrapper.projector' in found
-        assert found.endswith("recipe 'projected': optimizer=dict(type='SGD', lr=0.002, momentum=0.9)")
+        assert found.endswith("recipe 'projected': optimizer=dict(type='SGD', lr=0.2, momentum=0.9)")
     cfg.optim_wrapper.projector.preconditioned = True
-    assert out_of_subspace(cfg)[0].endswith("recipe 'hybrid': optimizer=dict(type='SGD', lr=0.25, momentum=0.9)")
+    assert out_of_subspace(cfg)[0].endswith("recipe 'hybrid': optimizer=dict(type='SGD', lr=25, momentum=0.9)")
     cfg.optim_wrapper.projector = dict(type='KroneckerProjector')
-    assert "recipe 'kronecker': optimizer=dict(type='SGD', lr=10.0" in out_of_subspace(cfg)[0]
+    cfg.optim_wrapper.max_grad_norm = 5e-3  # the recipe's: a step is as long as the rate times this norm
+    assert "recipe 'kronecker': optimizer=dict(type='SGD', lr=10," in out_of_subspace(cfg)[0]
     cfg.optim_wrapper.projector = None
     assert out_of_subspace(cfg) == []
 

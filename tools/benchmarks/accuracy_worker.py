@@ -50,9 +50,11 @@ def plain_or_private(job: dict, name: str) -> Config:
 def config_of(job: dict) -> Config:
     """The config that a job trains: what ``tools/train.py CONFIG --cfg-options ...`` makes of the job's settings."""
     cfg = plain_or_private(job, job['config'])
-    if job['config'].startswith('dpsgd'):
-        # rows that name none were run with it, before the recipe had a shorter one
-        cfg.optim_wrapper.max_grad_norm = 0.1
+    if job['epsilon'] is not None:
+        # rows that name none were run with it, before the recipes had a shorter one
+        wrapper = cfg.optim_wrapper
+        wrapper.public_weight = 0.1 / wrapper.max_grad_norm * wrapper.get('public_weight', 0.0)
+        wrapper.max_grad_norm = 0.1
     dataset = cfg.train_dataloader.dataset
     private_set = dataset.get('private', dataset)
     private_set.data_root = job['train_on'] or private_set.data_root

@@ -8,7 +8,7 @@ import argparse
 import json
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,10 @@ import numpy as np
 from accuracy_rows import (
     DEFAULT_VIEW,
     IN_PROCESS,
+    OPTIMIZER,
     PAPERS_VIEW,
     PROJECTOR,
+    PUBLIC_WEIGHT,
     Row,
     Settings,
     Size,
@@ -53,7 +55,7 @@ class Start:
         few: the parameters that the rows *few parameters* train privately.
         pretrain: settings of the training of a head on public people, and of the features if they are no people's yet.
         rates: AdamW's learning rates that are tried where every parameter is trained without noise.
-        norms: clipping norms that fit the rows *few parameters* and the rows that mix, where those of the other rows are too long.
+        norms: clipping norms that fit, of the rows that are also run with them because their own, 0.1 or 5e-4, is too long.
     """
 
     text: str
@@ -61,7 +63,7 @@ class Start:
     few: str
     pretrain: Settings
     rates: tuple[float, ...]
-    norms: tuple[float, float] | None = None
+    norms: dict[str, float] = field(default_factory=dict)
 
 
 CLIP = 'optim_wrapper.max_grad_norm'
@@ -79,7 +81,8 @@ STARTS = {
         'norms+backbone.conv1.*+backbone.layer1.*+head.final_layer.*',
         {**adam(1e-3)[0], **schedule(15)},
         (2e-4, 1e-4, 4e-4),
-        norms=(7e-3, 8e-5),  # a third to a half of the median norm of noise (norms.py)
+        # a third to a half of the median norm of noise (norms.py)
+        norms=dict(few_unusual=7e-3, ours_channels_best=8e-5, dpsgd_paper=1e-2, feature=1e-2, hybrid_paper=1e-2),
     ),
 }
 STARTS['mobilenetv2_longer'] = replace(
@@ -182,14 +185,27 @@ def mixing_rows(size: Size, dpsgd: Settings) -> dict[str, Row]:
 
 
 def shorter_rows(start: Start, rows: dict[str, Row]) -> dict[str, Row]:
-    """The best rows of a start again, with clipping norms that fit it; none if its norms fit."""
-    if start.norms is None:
-        return {}
-    shorter = {}
-    for name, norm in zip(('few_unusual', 'ours_channels_best'), start.norms):
-        row = rows[name]
-        candidates = tuple({**one, CLIP: norm} for one in row.candidates)
-        shorter[f'{name}_short'] = replace(row, text=f'{row.text}, clipped to {norm:g}', candidates=candidates)
+    """Some rows of a start again, with clipping norms that fit it."""
+    return {
+        f'{name}_short': replace(
+            rows[name],
+            text=f'{rows[name].text}, clipped to {norm:g}',
+            candidates=tuple(clipped_to(norm, rows[name], one) for one in rows[name].candidates),
+        )
+        for name, norm in start.norms.items()
+    }
+
+
+def clipped_to(norm: float, row: Row, candidate: Settings) -> Settings:
+    """A candidate of a row with a shorter clipping norm, and steps that are as long for a record that is clipped by both."""
+    settings = {**row.settings, **candidate}
+    factor = settings.get(CLIP, 0.1) / norm
+    shorter: Settings = {**candidate, CLIP: norm}
+    if PUBLIC_WEIGHT in settings:
+        shorter[PUBLIC_WEIGHT] = settings[PUBLIC_WEIGHT] / factor
+    optimizer = settings[OPTIMIZER]
+    if optimizer['type'] == 'SGD':
+        shorter[OPTIMIZER] = {**optimizer, 'lr': optimizer['lr'] * factor}
     return shorter
 
 
@@ -272,11 +288,10 @@ def people_rows(size: Size, start: Start, public_view: Settings = DEFAULT_VIEW) 
     dpsgd = table['dpsgd'].settings
     ours_views = {**table['ours'].settings, **table['ours'].candidates[2], **few}
     best = {**mixing_rows(size, dpsgd), **from_public_rows(size, dpsgd, private[::-1])}
-    return {
+    rows = {
         **public_rows(size, start, plain),
         'nonprivate': with_('nonprivate', candidates=plain),
         **best,
-        **shorter_rows(start, best),
         **kronecker_rows(size, dpsgd),
         'dpsgd': with_(
             'dpsgd', text='DP-SGD, large batch, few parameters', settings=longer(size, dpsgd), candidates=private
@@ -296,6 +311,7 @@ def people_rows(size: Size, start: Start, public_view: Settings = DEFAULT_VIEW) 
         'projected': with_('projected', candidates=in_subspace),
         'hybrid_paper': with_('hybrid_paper', candidates=in_subspace),
     }
+    return {**rows, **shorter_rows(start, rows)}
 
 
 def new_set(source: Path, out: Path, linked: Sequence[str] = ('images',)) -> None:

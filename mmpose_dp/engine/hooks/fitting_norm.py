@@ -1,21 +1,23 @@
 """Says before training if ``max_grad_norm`` is longer than gradients are: its noise is then larger than it needs to be.
 
-Must not see a record, which the norms would tell of: they are those of pictures of noise with joints at random places. On
-real people these had 0.6 to 4 times the median norm of people (docs/accuracy_people.md, "The clipping norm").
+Must not see a private record, which the norms would tell of. Gradients are those of pictures of noise with joints at random
+places: on real people these had 0.6 to 4 times the median norm of people (docs/accuracy_people.md, "The clipping norm"). The
+coordinates of a projector that scales them are those of public samples.
 """
 
 import copy
 import math
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from typing import Any
 
 import numpy as np
+import torch
 from mmengine.runner import Runner
 from mmpose.datasets.transforms import GenerateTarget, PackPoseInputs
 
-from mmpose_dp.datasets import collate_samples
+from mmpose_dp.datasets import batches_of, collate_samples
 from mmpose_dp.datasets.nested import nested, with_inner
 from mmpose_dp.extras.clipping_variants import STABILITY, AutomaticMechanism
 from mmpose_dp.models import unwrapped
@@ -24,6 +26,7 @@ from mmpose_dp.privacy.mechanism import GaussianMechanism
 from .preflight import first_usable, untouched_training
 
 _SAMPLES = 5
+_PUBLIC_SAMPLES = 16
 _TOO_LONG = 1.5  # C, in units of the median norm, above which it is warned of
 _ADVISED = 0.1  # C, in the same units: noise can have longer gradients than people, and a shorter C costs nothing
 
@@ -31,19 +34,38 @@ _ADVISED = 0.1  # C, in the same units: noise can have longer gradients than peo
 def unfitting_norms(runner: Runner) -> list[str]:
     """A warning if clipping hardly shortens a gradient of the weights that are loaded; empty if it does, or C moves by itself."""
     wrapper, dataset = runner.optim_wrapper, runner.train_dataloader.dataset
-    mechanism = wrapper.mechanism
-    # coordinates are at most as long as gradients, unless they are scaled
-    scaled = mechanism.coordinates_of is not None and getattr(mechanism.coordinates_of, 'preconditioned', True)
-    if type(mechanism) not in (GaussianMechanism, AutomaticMechanism) or scaled:
+    if not _keeps_its_norm(wrapper.mechanism) or _scales(wrapper.mechanism):
         return []
     with untouched_training(runner):
         unwrapped(runner.model).train()
         packed = first_usable(dataset, range(len(dataset.private)))
         batches = [] if packed is None else noise_with_joints(packed, dataset.private)
         norms = [norm for batch in batches for norm in wrapper.norms_alone(batch)]
-    # models that are mixed with equal ones have no gradient
-    measured = [norm for norm in norms if 0 < norm < math.inf]
-    return _in_words(mechanism, statistics.median(measured)) if measured else []
+    what = f'gradients of {_SAMPLES} pictures of noise, with joints at random places,'
+    return _warning(what, norms, wrapper)
+
+
+def unfitting_coordinates(runner: Runner, chosen: Sequence[int]) -> list[str]:
+    """The same for a projector that scales coordinates and has a basis: by those of the first of the ``chosen`` public samples."""
+    wrapper, loader = runner.optim_wrapper, runner.train_dataloader
+    if not _keeps_its_norm(wrapper.mechanism) or not _scales(wrapper.mechanism):
+        return []
+    norms = []
+    with untouched_training(runner), torch.enable_grad():
+        for batch in batches_of(loader.dataset, chosen[:_PUBLIC_SAMPLES], 1):
+            gradient = [grads[0] for grads in wrapper.public_gradients(batch)]
+            norms.append(float(wrapper.projector.coordinates_of(gradient).norm()))
+    return _warning('coordinates of gradients of public samples', norms, wrapper)
+
+
+def _keeps_its_norm(mechanism: GaussianMechanism) -> bool:
+    """Whether one clipping norm applies to whole records and does not move by itself."""
+    return type(mechanism) in (GaussianMechanism, AutomaticMechanism)
+
+
+def _scales(mechanism: GaussianMechanism) -> bool:
+    """Whether coordinates are clipped that may be longer than gradients: others are at most as long."""
+    return mechanism.coordinates_of is not None and mechanism.coordinates_of.preconditioned
 
 
 def noise_with_joints(packed: dict, dataset: Any, count: int = _SAMPLES) -> Iterator[dict]:
@@ -86,25 +108,29 @@ def _like(packed: dict, made: dict) -> dict:
     return copied
 
 
-def _in_words(mechanism: GaussianMechanism, norm: float) -> list[str]:
-    """The warning, for gradients of this median norm."""
-    longest = mechanism.max_grad_norm
-    measured = (
-        f'gradients of {_SAMPLES} pictures of noise, with joints at random places, have a median norm of {norm:.2g}'
-    )
-    if isinstance(mechanism, AutomaticMechanism):
+def _warning(what: str, norms: Sequence[float], wrapper: Any) -> list[str]:
+    """The warning if C does not fit the median of these norms, in a list; ``what`` says whose they are."""
+    # models that are mixed with equal ones have no gradient
+    usable = [norm for norm in norms if 0 < norm < math.inf]
+    if not usable:
+        return []
+    norm, longest = statistics.median(usable), wrapper.mechanism.max_grad_norm
+    measured, advised = f'{what} have a median norm of {norm:.2g}', f'{_ADVISED * norm:.1g}'
+    if isinstance(wrapper.mechanism, AutomaticMechanism):
         if norm >= STABILITY:
             return []
         return [
             f"optim_wrapper.clipping='automatic': {measured}, so a record weighs norm / (norm + {STABILITY}) of max_grad_norm, "
             f"which is {norm / (norm + STABILITY):.1g} of it, and the noise is made for all of it. Write clipping='flat' and "
-            f'max_grad_norm={_ADVISED * norm:.1g}'
+            f'max_grad_norm={advised}'
         ]
     if longest <= _TOO_LONG * norm:
         return []
+    shorter = f'{longest / float(advised):.2g}'
+    public = f' Divide public_weight by {shorter} too.' if wrapper.public_weight else ''
     return [
         f'optim_wrapper.max_grad_norm={longest:g}: {measured}, so few records are clipped, and the noise, which is made '
-        f'for max_grad_norm, is about {longest / norm:.2g} times as large as it needs to be. Write '
-        f"max_grad_norm={_ADVISED * norm:.1g}, which clips nearly every record, or clipping='adaptive'. Adam's learning rate can "
-        f'stay; multiply that of SGD by {longest / (_ADVISED * norm):.2g}, which leaves the noise in the weights as it is'
+        f'for max_grad_norm, is about {longest / norm:.2g} times as large as it needs to be. Write max_grad_norm={advised}, which '
+        f"clips nearly every record, or clipping='adaptive'. Adam's learning rate can stay; multiply that of SGD by {shorter}, "
+        f'which leaves the noise in the weights as it is.{public}'.removesuffix('.')
     ]

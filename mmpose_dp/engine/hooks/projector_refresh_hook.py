@@ -19,6 +19,7 @@ from mmpose_dp.privacy.projection import Projector
 
 from ..basis import GradientTable, fit_basis
 from ..optim_wrappers import DPOptimWrapper
+from .fitting_norm import unfitting_coordinates
 
 MOST_WHOLE = 16  # samples whose whole gradients are in memory at a time
 
@@ -70,7 +71,8 @@ class ProjectorRefreshHook(Hook):
         assert projector is not None
         if get_rank() == 0:
             count = self.num_samples or samples_for(projector)
-            if not projector.basis:
+            first = not projector.basis
+            if first:
                 # the first one takes as long as many steps, and nothing else is logged meanwhile
                 runner.logger.info(f'Finding the subspace on {count} public samples.')
             dataset, random = runner.train_dataloader.dataset, runner.train_dataloader.batch_sampler.sampling.random
@@ -80,6 +82,8 @@ class ProjectorRefreshHook(Hook):
             else:
                 projector.place(torch.zeros(0, 0), [])  # its memory is needed
                 fit_basis(projector, self._table(runner, wrapper, chosen))
+            for warning in unfitting_coordinates(runner, chosen) if first else []:
+                runner.logger.warning(f'{warning}.')
         if isinstance(projector, KroneckerProjector):
             share_factors(projector, wrapper.params[0].device)
         else:
