@@ -232,7 +232,17 @@ def kronecker_rows(size: Size, dpsgd: Settings) -> dict[str, Row]:
         start='public_unusual',
     )
     alone = replace(row, text='ours, in Kronecker coordinates, from the start', start='pretrain')
-    return {'ours_kronecker': row, 'kronecker_unusual': unusual, 'kronecker': alone}
+    rows = {'ours_kronecker': row, 'kronecker_unusual': unusual}
+    twice = {
+        f'{name}_longer': replace(
+            one,
+            text=f'{one.text}, twice the steps and rate',
+            settings={**one.settings, **schedule(4)},
+            candidates=tuple(sgd(20.0, 10.0, 40.0)),
+        )
+        for name, one in rows.items()
+    }
+    return {**rows, **twice, 'kronecker': alone}
 
 
 def longer(size: Size, dpsgd: Settings, times: int = 1) -> Settings:
