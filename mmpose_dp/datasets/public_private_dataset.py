@@ -174,7 +174,9 @@ class PublicPrivateDataset(Dataset):
                 f'{key}.type={name.rpartition(".")[2]}: the annotation of a record names a picture of another record, so that a '
                 "transform could read it: leave it out, or make them one record (privacy_unit='subject')"
             )
-        if name and follows_others(self.private, self._private_cfg, [self.samples_of(self.record_of(one)) for one in samples]):
+        if name and follows_others(
+            self.private, self._private_cfg, [self.samples_of(self.record_of(one)) for one in samples]
+        ):
             raise DataError(
                 f'{key}.type={name.rpartition(".")[2]}: a record is not the same if all others are copies of it, so the data set '
                 'gives it something of the others (their annotations, a mean or a count over them, or itself, by which a transform '

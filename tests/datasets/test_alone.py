@@ -205,7 +205,9 @@ def test_a_data_set_that_looks_at_a_neighbour_is_refused(synthetic, tmp_path, mo
 def test_a_data_set_that_gives_a_record_something_of_the_others_is_refused(synthetic, tmp_path, monkeypatch, how):
     """Of the annotation file: nothing but another file shows it."""
     monkeypatch.setattr(Neighbour, 'how', how)
-    with pytest.raises(DataError, match=r'private.type=Neighbour: a record is not the same if all others are copies of it'):
+    with pytest.raises(
+        DataError, match=r'private.type=Neighbour: a record is not the same if all others are copies of it'
+    ):
         built(synthetic, tmp_path, dict(type='Blended'), kind='Neighbour')
 
 
@@ -215,7 +217,9 @@ def test_what_it_gives_a_record_of_its_own_picture(synthetic, monkeypatch, how, 
     """Of COCO's annotations: the joints of all in the picture are one record if the picture is."""
     file = synthetic / coco_style(synthetic, 'Crowd', 16)
     content = json.loads(file.read_text())
-    content['annotations'] += [dict(one, id=10 + one['id'], keypoints=one['keypoints'][::-1]) for one in content['annotations']]
+    content['annotations'] += [
+        dict(one, id=10 + one['id'], keypoints=one['keypoints'][::-1]) for one in content['annotations']
+    ]
     file.write_text(json.dumps(content))
     monkeypatch.setattr(Crowd, 'how', how)
     settings = dict(mpii(synthetic), type='Crowd', ann_file=str(file), metainfo=dict(MpiiDataset.METAINFO))

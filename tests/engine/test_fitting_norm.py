@@ -68,7 +68,9 @@ def test_nothing_else_that_a_record_holds_enters(runner):
     def held(record):
         torch.manual_seed(0)
         np.random.seed(0)
-        batch = next(noise_with_joints(runner.train_dataloader.dataset[record][0], runner.train_dataloader.dataset.private))
+        batch = next(
+            noise_with_joints(runner.train_dataloader.dataset[record][0], runner.train_dataloader.dataset.private)
+        )
         sample, free = batch['data_samples'][0], {'flip', 'flip_direction', 'dp_record'}
         metainfo = {key: np.asarray(x).tolist() for key, x in sample.metainfo.items() if key not in free}
         labels = {name: sample.get(name).all_items() for name in ('gt_instances', 'gt_instance_labels')}

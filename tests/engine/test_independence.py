@@ -464,7 +464,9 @@ def test_mixing_too_slight_for_the_replay_is_found_before_training(whose, monkey
     model, wrapper = made('Slight')
     model.backbone.wake()
     step(model, wrapper)
-    with pytest.raises(PrivacyError, match='is another one if other pictures are beside it, by .* let every layer treat'):
+    with pytest.raises(
+        PrivacyError, match='is another one if other pictures are beside it, by .* let every layer treat'
+    ):
         wrapper.rehearse(padded(batch(CFG, [0, 1], dtype=torch.float32), 3))
     monkeypatch.setattr(Slight, 'whose', 'own')
     wrapper.rehearse(padded(batch(CFG, [0, 1], dtype=torch.float32), 3))

@@ -287,8 +287,8 @@ class DPOptimWrapper(SteppingOptimWrapper):
         gap, worst = check.gap(), check.worst()
         if gap > same_shape_limit(self.params[0].device) and worst is not None:
             raise UnsupportedModelError(
-                f'the gradient of a sample at {[*self._named][worst]} is another one if other pictures are beside it, by {gap:.1g} of '
-                'its length, so records depend on one another: let every layer treat each sample by itself'
+                f'the gradient of a sample at {[*self._named][worst]} is another one if other pictures are beside it, by {gap:.1g} '
+                'of its length, so records depend on one another: let every layer treat each sample by itself'
             )
 
     def _gradients_of(self, batch: dict, *collectors: Collector) -> None:
