@@ -5,22 +5,29 @@ It finds what mixes the few samples that are tried, not code that reads other fi
 """
 
 import copy
+import json
 import os.path as osp
 import tempfile
 from collections.abc import Callable, Iterator, Sequence, Set
+from functools import partial
 from typing import Any
 
 import cv2
 import numpy as np
 from mmengine.dataset import BaseDataset
 from mmengine.structures import BaseDataElement
+from mmpose.registry import DATASETS
 from torch import Tensor
 
+from .annotation_file import content_of
 from .nested import with_held
 from .overlap import files_in, private_among
 from .randomness import fixed_randomness
 
 _ROUNDS = 4  # how often each sample is made: some transforms mix at random, or only when they have seen a few
+_OF_RECORD = 2  # samples of a record of many that are compared
+_OTHERS = 20  # annotations beside a record's own, in a file of copies of it
+_LAST = 5000  # a record is tried if it is among so many entries of a file whose entries have no ids
 
 
 def mixes(pipeline: Callable, infos: Sequence[Callable[[], dict]]) -> bool:
@@ -52,14 +59,92 @@ def sees_others(dataset: BaseDataset, numbers: Sequence[int]) -> bool:
     return False
 
 
-def pictures_read(transforms: Any, images: Set[str]) -> Iterator[tuple[str, str]]:
-    """The transforms that hold the path of one of ``images``, or of a copy of it: the name of each, and the path.
+def follows_others(dataset: BaseDataset, cfg: dict, records: Sequence[Sequence[int]]) -> bool:
+    """Whether the samples of a record are others if the annotations of all other records are copies of its own.
+
+    They are if a data set gives a record its neighbour's joints or a mean over all people, or gives itself to the transforms.
+    False if a data set cannot be built from such a file: nothing can be concluded. Whole numbers do not count: they may be places.
+
+    Args:
+        dataset: has all records.
+        cfg: its config.
+        records: the samples of each record that is tried.
+    """
+    content = content_of(dataset.ann_file)
+    try:
+        ids = [dataset.get_data_info(number)['id'] for number in range(len(dataset))]
+    except Exception:  # it numbers nothing
+        return False
+    return any(_follows_others(dataset, cfg, own, content, ids) for own in records)
+
+
+def _follows_others(dataset: BaseDataset, cfg: dict, own: Sequence[int], content: Any, ids: Sequence[int]) -> bool:
+    """The same for one record. ``ids``: those of all samples in ``content``, what the annotation file holds."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = osp.join(folder, osp.basename(dataset.ann_file))
+        try:
+            with open(path, 'w') as file:
+                json.dump(_of_copies(content, [ids[number] for number in own], {*ids}), file)
+            settings = {key: value for key, value in cfg.items() if key != 'indices'}
+            other = DATASETS.build(dict(settings, ann_file=path, lazy_init=False, pipeline=[]))
+            places = {other.get_data_info(number)['id']: number for number in range(len(other))}
+            pairs = [(number, places[ids[number]]) for number in own[:_OF_RECORD]]
+        except Exception:  # a data set of other code may want any other file, or number its samples anew
+            return False
+        return any(_differs(dataset, other, number, place) for number, place in pairs)
+
+
+def _of_copies(content: Any, own: Sequence[int], ids: Set[int]) -> Any:
+    """What an annotation file holds, with copies of the first of the annotations ``own`` in the place of other samples' ``ids``."""
+    if isinstance(content, list):  # MPII's: ids are places
+        if max(own) > _LAST:
+            raise ValueError('too many entries')
+        copies = [dict(content[own[0]], image=one['image']) for one in content[: max(own) + 2]]
+        return [content[number] if number in own else copy for number, copy in enumerate(copies)]
+    first = next(one for one in content['annotations'] if one['id'] == own[0])
+    shown = {one['image_id'] for one in content['annotations'] if one['id'] in own}
+    # whoever is no sample, such as a crowd, is of the picture
+    kept = [one for one in content['annotations'] if one['image_id'] in shown]
+    others = [one for one in content['annotations'] if one['image_id'] not in shown][:_OTHERS]
+    annotations = [
+        dict(first, id=one['id'], image_id=one['image_id']) if one['id'] in ids - {*own} else one
+        for one in [*kept, *others]
+    ]
+    images = {one['id']: one for one in content['images']}
+    pictures = [dict(images[first['image_id']], id=number) for number in {one['image_id'] for one in others}]
+    return dict(content, images=[*(images[one] for one in shown), *pictures], annotations=annotations)
+
+
+def _differs(dataset: BaseDataset, other: BaseDataset, number: int, place: int) -> bool:
+    """Whether two data sets give something else for a sample, or lead the first one's pipeline to something else."""
+    infos = partial(dataset.get_data_info, number), partial(other.get_data_info, place)
+    one, two = (_content({key: x for key, x in info().items() if not _is_whole(x)}) for info in infos)
+    if one != two:
+        return True
+    for turn in range(_ROUNDS):
+        try:
+            first, again, second = (
+                _sample(copy.deepcopy(dataset.pipeline), info, [turn] * 6) for info in (infos[0], *infos)
+            )
+        except Exception:  # the pipeline cannot be copied
+            return False
+        if first == again != second:
+            return True
+    return False
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+
+
+def files_read(transforms: Any, private: Set[str]) -> Iterator[tuple[str, str]]:
+    """The transforms that hold the path of one of the ``private`` files, or of a copy of it: the name of each, and the path.
 
     Albumentations' transforms that take a style from other pictures do (HistogramMatching, FDA).
     """
     for step in with_held(transforms):
         if files := files_in(getattr(step, '__dict__', {})):
-            yield from ((type(step).__name__, path) for path in private_among(files, images))
+            yield from ((type(step).__name__, path) for path in private_among(files, private))
 
 
 def passes_the_view(steps: Sequence[Callable], place: int, info: Callable[[], dict], seeds: Sequence[int]) -> Any:

@@ -21,7 +21,7 @@ from mmpose_dp.privacy.errors import ConfigError, DataError
 from mmpose_dp.privacy.noise import RandomSource
 from mmpose_dp.privacy.validation import as_whole
 
-from .alone import mixes, passes_the_view, pictures_read, sees_others
+from .alone import files_read, follows_others, mixes, passes_the_view, sees_others
 from .annotation_file import declared_sizes
 from .building import build_part, left_out_by, part_annotated, seen_through
 from .converted_joints import refuse_unnamed_joints, refuse_view_of_other_joints
@@ -99,7 +99,7 @@ class PublicPrivateDataset(Dataset):
         for name, value in (('private', private), ('public_view', public_view), ('public', public)):
             if value is not None and not (isinstance(value, dict) and 'type' in value):
                 raise ConfigError(f"train_dataloader.dataset.{name}={value!r} must be a config: dict(type='...', ...)")
-        self.private = build_part(private, 'private')
+        self._private_cfg, self.private = private, build_part(private, 'private')
         self.views: Any = None if public_view is None else seen_through(self.private, private, public_view)
         self.public_view: Any = None if public_view is None else TRANSFORMS.build(public_view)
         if self.public_view is not None:
@@ -174,6 +174,14 @@ class PublicPrivateDataset(Dataset):
                 f'{key}.type={name.rpartition(".")[2]}: the annotation of a record names a picture of another record, so that a '
                 "transform could read it: leave it out, or make them one record (privacy_unit='subject')"
             )
+        if name and follows_others(
+            self.private, self._private_cfg, [self.samples_of(self.record_of(one)) for one in samples]
+        ):
+            raise DataError(
+                f'{key}.type={name.rpartition(".")[2]}: a record is not the same if all others are copies of it, so the data set '
+                'gives it something of the others (their annotations, a mean or a count over them, or itself, by which a transform '
+                'reads them): make each sample of its own annotation and picture alone'
+            )
         for part, info in ((self.private, self.private.get_data_info), (self.views, self.view_info)):
             own = [] if part is None else [*filter(None, map(own_name, with_held(part.pipeline.transforms)))]
             if own and mixes(part.pipeline, [partial(info, sample) for sample in samples]):
@@ -183,11 +191,11 @@ class PublicPrivateDataset(Dataset):
                     'its input alone, and the generators of random, numpy.random and torch'
                 )
         for part in self.parts().values():
-            for name, path in pictures_read(part.pipeline.transforms, self.images):
+            for name, path in files_read(part.pipeline.transforms, {*self.images, real_path(self.private.ann_file)}):
                 raise DataError(
                     f'train_dataloader.dataset.{"public" if part is self.public else "private"}.pipeline: {name} has the path of '
-                    f'{osp.basename(path)}, a picture of the private set, which would be in the samples of other records: give '
-                    'it public pictures'
+                    f'{osp.basename(path)}, a file of the private set, which would be in the samples of other records: give it '
+                    'public pictures or annotations'
                 )
 
     def _names_others(self, sample: int) -> bool:

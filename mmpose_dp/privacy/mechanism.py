@@ -30,15 +30,11 @@ class GaussianMechanism:
         engine.backward(losses, collector)            # per-sample gradients, parameter by parameter
         mechanism.add(collector)
 
-    and once per logical batch, also if it is empty::
-
-        gradient = mechanism.release()
-
-    The steps are
+    and once per logical batch, also if it is empty, ``gradient = mechanism.release()``. The steps are
 
     1. **clip**: a record's vector is the sum of its samples' gradients, or, with ``project-then-clip``, of their k
        coordinates V^T g. ``ClippedSum.total`` (clipping.py) scales it to a norm of at most C, less the room for rounding.
-    2. **sum** over the records of all micro-batches, and over processes.
+    2. **sum** over the records of all micro-batches, and over processes: in float64, as one record moves the order of all others.
     3. **count**: the ledger has the step on the disk before its noise is made.
     4. **noise**: N(0, (sigma * C)^2) is added to every entry of the sum, on one process, once, and rounded to a grid (noise.py).
     5. **divide by B**, the expected batch size: a constant.
@@ -93,7 +89,7 @@ class GaussianMechanism:
 
     def forget(self) -> None:
         """Begins a logical batch, and drops an unfinished one that an interruption left: a record counts once in a sum."""
-        self._sum: list[Tensor] | None = None
+        self._sum: Tensor | None = None  # over the micro-batches so far, in float64
 
     # ---- 1 and 2: clip and sum -------------------------------------------------------------------------------------
     def collector(self, samples: Samples) -> ClippedSum:
@@ -107,12 +103,10 @@ class GaussianMechanism:
         return ClippedSum(self.params, samples, max_grad_norm, self.loss_scale)
 
     def add(self, collector: ClippedSum) -> None:
-        """Adds one micro-batch to the logical batch."""
+        """Adds one micro-batch to the logical batch, in float64."""
         part = collector.total()
-        if self._sum is None:
-            self._sum = part
-        else:
-            torch._foreach_add_(self._sum, part)
+        flat, self._shapes = torch.cat([x.flatten() for x in part]).double(), [x.shape for x in part]
+        self._sum = flat if self._sum is None else self._sum.add_(flat)
 
     # ---- 3 to 6: count, noise, divide, map back --------------------------------------------------------------------
     def release(self, fault: str = '') -> list[Tensor]:
@@ -129,15 +123,18 @@ class GaussianMechanism:
             )
         self.count()
         self._refuse(fault)
-        total = self._sum or self.collector(Samples.from_keys([])).total()  # of no record: zeros
-        flat, shapes = torch.cat([x.flatten() for x in total]), [x.shape for x in total]
+        if self._sum is None:
+            self.add(self.collector(Samples.from_keys([])))  # of no record: zeros
+        assert self._sum is not None
+        flat = self._sum
         self.forget()
         sum_over_processes(flat)
         # once, and after the last addition: a number that is added to rounded noise would show beside the noise's grid
         if is_first_process():
             self.random.add_gaussian(flat, sigma * max_grad_norm)
+        flat = flat.float()
         from_first_process(flat)
-        return self.map_back(parts_of(flat.div_(self.expected_batch_size), shapes))
+        return self.map_back(parts_of(flat.div_(self.expected_batch_size), self._shapes))
 
     def count(self) -> None:
         """Counts the step before its result exists: a crash from here on counts too much, never too little."""

@@ -62,7 +62,7 @@ class RandomSource:
         return np.argsort(self.uint64(count), kind='stable')[:size]
 
     def add_gaussian(self, flat: torch.Tensor, deviation: float) -> None:
-        """Adds N(0, deviation^2) to every entry of a float32 vector, in place. Nothing for 0.
+        """Adds N(0, deviation^2) to every entry of a vector, in place. Nothing for 0.
 
         Floating-point noise has gaps: from the last bits of ``sum + noise``, somebody who knows the rest of the sum can tell which
         sums are possible (Mironov 2012; Haney et al. 2022, arXiv 2207.13793). So the addition is in float64, and its result is

@@ -103,8 +103,8 @@ def _protection(plan: PrivacyPlan, ledger: Ledger, public_data: list[str]) -> di
     if feature:
         adjacency = (
             f"{slots}: the private part of a record ({who}) is in one set, and in the other the slot's private part is empty. The "
-            'private part is what the public view removes. The public view, keypoint labels, boxes and membership are the same in '
-            'both'
+            'private part is what the public view removes. The public view, keypoint labels, boxes, whatever else the annotation '
+            'says, and membership are the same in both'
         )
         protected = f'what the public view removes from {who}. The view: {plan.public_view}'
     else:
@@ -113,7 +113,7 @@ def _protection(plan: PrivacyPlan, ledger: Ledger, public_data: list[str]) -> di
     views, together = ' and their public views' if feature else '', feature and unit == 'image'
     open_to_all = {
         'the public view of every training record: treat it as published': feature,
-        'keypoint labels, boxes and scales of every training record': feature,
+        'keypoint labels, boxes, scales and whatever else the annotation says of every training record': feature,
         'whether a record is in the training set (membership)': feature,
         f'what other records show of a person: the crops of neighbours in the same picture{views} '
         "(privacy_unit='image' counts a picture as one record)": unit != 'image',

@@ -8,13 +8,29 @@ import numpy as np
 import pytest
 from mmcv.transforms import BaseTransform
 from mmpose.codecs import SimCCLabel
-from mmpose.datasets.datasets import MpiiDataset
+from mmpose.datasets.datasets import CocoDataset, MpiiDataset
 from mmpose.registry import DATASETS, KEYPOINT_CODECS, TRANSFORMS
 
 from mmpose_dp.datasets import PublicPrivateDataset
 from mmpose_dp.privacy.errors import DataError
-from tests.support.datasets import PIPELINE, mpii
+from tests.support.datasets import PIPELINE, coco_style, mpii
 from tests.support.runs import config
+
+
+@TRANSFORMS.register_module()
+class Blended(BaseTransform):
+    """Blends the picture with one of the data set that the annotation, or the config, gives it."""
+
+    def __init__(self, ann_file=None):
+        self.ann_file = ann_file
+
+    def transform(self, results):
+        given = results.pop('dataset', None)
+        if given is not None:
+            other = cv2.imread(given.get_data_info(np.random.randint(len(given)))['img_path'])
+            size = results['img'].shape[1::-1]
+            results['img'] = cv2.addWeighted(results['img'], 0.5, cv2.resize(other, size), 0.5, 0)
+        return results
 
 
 @TRANSFORMS.register_module()
@@ -69,6 +85,16 @@ class Neighbour(MpiiDataset):
 
     def load_data_list(self):
         people = super().load_data_list()
+        if self.how == 'joints':
+            for person, other in zip(people, people[1:] + people[:1]):
+                person['others'] = dict(joints=other['keypoints'])
+        if self.how == 'mean':
+            mean = np.mean([person['bbox_scale'] for person in people])
+            for person in people:
+                person['size'] = person['bbox_scale'] / mean
+        if self.how == 'weights':
+            spread = np.std([person['keypoints'][0, :, 0] for person in people], 0)
+            self._metainfo['dataset_keypoint_weights'] = (1 / (1 + spread)).astype(np.float32)
         for person, other in zip(people, people[1:] + people[:1]) if self.how.startswith('loaded') else ():
             path = other['img_path']
             person['frames'] = dict(before=[path if self.how == 'loaded' else Path(path).name])
@@ -80,9 +106,26 @@ class Neighbour(MpiiDataset):
             info['img_path'] = other['img_path']
         if self.how == 'previous':
             info['previous_img'] = super().get_data_info(idx - 1)['img_path']
+        if self.how == 'itself':
+            info['dataset'] = self
         if self.how == 'own':
+            info['number'], info['same'] = idx, super().get_data_info(idx)['bbox_scale'] * 2
             info['weight'], info['many'] = float(info['bbox'].sum()), len(self) > 0
         return info
+
+
+@DATASETS.register_module()
+class Crowd(CocoDataset):
+    """Gives a record the joints of the others in its picture."""
+
+    how = 'neighbours'
+
+    def load_data_list(self):
+        people = super().load_data_list()
+        for person in people:
+            others = [one['keypoints'] for one in people if one['img_id'] == person['img_id'] and one is not person]
+            person['others'] = others if self.how == 'neighbours' else []
+        return people
 
 
 def built(data, tmp_path, *steps, method='dpsgd', kind=None, **settings):
@@ -158,6 +201,41 @@ def test_a_data_set_that_looks_at_a_neighbour_is_refused(synthetic, tmp_path, mo
         built(synthetic, tmp_path, kind='Neighbour')
 
 
+@pytest.mark.parametrize('how', ['joints', 'mean', 'weights', 'itself'])
+def test_a_data_set_that_gives_a_record_something_of_the_others_is_refused(synthetic, tmp_path, monkeypatch, how):
+    """Of the annotation file: nothing but another file shows it."""
+    monkeypatch.setattr(Neighbour, 'how', how)
+    with pytest.raises(
+        DataError, match=r'private.type=Neighbour: a record is not the same if all others are copies of it'
+    ):
+        built(synthetic, tmp_path, dict(type='Blended'), kind='Neighbour')
+
+
+@pytest.mark.parametrize('unit', ['instance', 'image'])
+@pytest.mark.parametrize('how', ['neighbours', 'own'])
+def test_what_it_gives_a_record_of_its_own_picture(synthetic, monkeypatch, how, unit):
+    """Of COCO's annotations: the joints of all in the picture are one record if the picture is."""
+    file = synthetic / coco_style(synthetic, 'Crowd', 16)
+    content = json.loads(file.read_text())
+    content['annotations'] += [
+        dict(one, id=10 + one['id'], keypoints=one['keypoints'][::-1]) for one in content['annotations']
+    ]
+    file.write_text(json.dumps(content))
+    monkeypatch.setattr(Crowd, 'how', how)
+    settings = dict(mpii(synthetic), type='Crowd', ann_file=str(file), metainfo=dict(MpiiDataset.METAINFO))
+    if how == 'own' or unit == 'image':
+        assert PublicPrivateDataset(settings, privacy_unit=unit).num_records == (8 if unit == 'instance' else 4)
+        return
+    with pytest.raises(DataError, match=r'private.type=Crowd: a record is not the same if all others are copies of it'):
+        PublicPrivateDataset(settings, privacy_unit=unit)
+
+
+def test_a_transform_that_is_given_the_private_annotations_is_refused(synthetic, tmp_path):
+    file = str(synthetic / 'annotations/mpii_train.json')
+    with pytest.raises(DataError, match='Blended has the path of mpii_train.json, a file of the private set'):
+        built(synthetic, tmp_path, dict(type='Blended', ann_file=file))
+
+
 @pytest.mark.parametrize('kind', ['HistogramMatching', 'FDA'])
 @pytest.mark.parametrize('how', ['a path', 'a copy', 'within OneOf', 'in the public part'])
 def test_a_transform_that_is_given_a_private_picture_is_refused(synthetic, synthetic_public, tmp_path, kind, how):
@@ -171,7 +249,7 @@ def test_a_transform_that_is_given_a_private_picture_is_refused(synthetic, synth
     settings, public = mpii(synthetic), mpii(synthetic_public)
     changed = public if how == 'in the public part' else settings
     changed['pipeline'] = [*PIPELINE[:-2], dict(type='Albumentation', transforms=[style]), *PIPELINE[-2:]]
-    with pytest.raises(DataError, match='Albumentation has the path of .*jpg, a picture of the private set'):
+    with pytest.raises(DataError, match='Albumentation has the path of .*jpg, a file of the private set'):
         PublicPrivateDataset(settings, public=public)
 
 

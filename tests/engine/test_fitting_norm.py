@@ -4,12 +4,13 @@ import copy
 import re
 import statistics
 
+import numpy as np
 import pytest
 import torch
 
 from mmpose_dp.datasets import collate_samples
 from mmpose_dp.engine.hooks import showing
-from mmpose_dp.engine.hooks.fitting_norm import unfitting_norms
+from mmpose_dp.engine.hooks.fitting_norm import noise_with_joints, unfitting_norms
 from mmpose_dp.engine.hooks.preflight import untouched_training
 from tests.engine.test_preflight import ready
 from tests.support.runs import train_until, unvalidated
@@ -63,6 +64,33 @@ def test_the_picture_of_a_record_does_not_enter(runner, monkeypatch):
         assert all(found[name].shape == labels[name].shape for name in labels.keys())
         assert not any(torch.equal(found[name], labels[name]) for name in labels.keys() if name != 'keypoint_weights')
     assert len(seen) == 5
+
+
+def test_nothing_else_that_a_record_holds_enters(runner):
+    """A loss of other code may read the box, or its size, from there."""
+
+    def held(record):
+        torch.manual_seed(0)
+        np.random.seed(0)
+        batch = next(
+            noise_with_joints(runner.train_dataloader.dataset[record][0], runner.train_dataloader.dataset.private)
+        )
+        sample, free = batch['data_samples'][0], {'flip', 'flip_direction', 'dp_record'}
+        metainfo = {key: np.asarray(x).tolist() for key, x in sample.metainfo.items() if key not in free}
+        labels = {name: sample.get(name).all_items() for name in ('gt_instances', 'gt_instance_labels')}
+        return metainfo, {name: {key: np.asarray(x).tolist() for key, x in items} for name, items in labels.items()}
+
+    with untouched_training(runner):
+        one, other = held(0), held(7)
+    assert one == other and {'input_scale', 'input_center'} <= {*one[0]} and 'bboxes' in one[1]['gt_instances']
+
+
+def test_a_loss_that_wants_more_than_noise_has_gives_no_advice(runner, monkeypatch):
+    def fail(batch):
+        raise KeyError('segmentation')
+
+    monkeypatch.setattr(runner.optim_wrapper, 'norms_alone', fail)
+    assert unfitting_norms(runner) == []
 
 
 @pytest.mark.parametrize('norm', [0.0, float('nan'), float('inf')])

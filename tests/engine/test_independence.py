@@ -23,6 +23,7 @@ from torch.optim import SGD
 from mmpose_dp.engine import DPOptimWrapper
 from mmpose_dp.engine.checks.fingerprint import Fingerprint
 from mmpose_dp.engine.checks.replay import HalfPrecision, Replay, ReplayCheck
+from mmpose_dp.engine.padding import padded
 from mmpose_dp.gradients.blocks import StackBlock
 from mmpose_dp.models import freeze_batch_norm
 from mmpose_dp.privacy.errors import PrivacyError
@@ -83,6 +84,17 @@ class Maximum(Trunk):
 
     def late(self, h):
         return h / h.detach().abs().amax() * 3
+
+
+class Slight(Trunk):
+    """A gain of less than the replay lets pass, by how loud a sample is: that ``whose`` names, or the loudest of the batch."""
+
+    whose = 'loudest'
+
+    def late(self, h):
+        loud = h.detach().amax((1, 2, 3), keepdim=True)
+        of = dict(loudest=loud.amax(0), own=loud, before=loud.roll(1, 0), behind=loud.roll(-1, 0))
+        return h * (1 + 0.009 * torch.sigmoid(of[self.whose]))
 
 
 class Memory(Trunk):
@@ -263,6 +275,7 @@ TRUNKS = (
     GatedNorm,
     GradientNorm,
     Maximum,
+    Slight,
     Memory,
     Routed,
     Observed,
@@ -442,6 +455,29 @@ def test_sums_are_compared_in_full_precision_before_training():
     with pytest.raises(PrivacyError, match='from backbone.expert on|leading entries'):
         wrapper.rehearse(batch(CFG, [0, 1], dtype=torch.float32))
     assert not wrapper.ledger.steps
+
+
+@pytest.mark.parametrize('whose', ['loudest', 'before', 'behind'])
+def test_mixing_too_slight_for_the_replay_is_found_before_training(whose, monkeypatch):
+    """A record changes each of the others by less than a hundredth, and their sum by many C."""
+    monkeypatch.setattr(Slight, 'whose', whose)
+    model, wrapper = made('Slight')
+    model.backbone.wake()
+    step(model, wrapper)
+    with pytest.raises(
+        PrivacyError, match='is another one if other pictures are beside it, by .* let every layer treat'
+    ):
+        wrapper.rehearse(padded(batch(CFG, [0, 1], dtype=torch.float32), 3))
+    monkeypatch.setattr(Slight, 'whose', 'own')
+    wrapper.rehearse(padded(batch(CFG, [0, 1], dtype=torch.float32), 3))
+
+
+def test_random_layers_have_the_same_numbers_in_both_looks_before_training():
+    model, wrapper = made('Dropping')
+    states = random.getstate(), np.random.get_state()[1].tolist()
+    for seed in range(3):
+        wrapper.rehearse(padded(batch(CFG, [0, 1], seed=seed, dtype=torch.float32), 3))
+    assert states == (random.getstate(), np.random.get_state()[1].tolist())
 
 
 def test_statistics_of_the_batch_in_the_preprocessor():

@@ -5,12 +5,15 @@ import torch
 from torch import nn
 
 from mmpose_dp.extras.clipping_variants import PerParameterClippedSum
+from mmpose_dp.gradients.blocks import StackBlock
 from mmpose_dp.privacy.clipping import ClippedCoordinates, ClippedSum
 from mmpose_dp.privacy.errors import PrivacyError
+from mmpose_dp.privacy.plan import ROUNDING_MARGIN
 from mmpose_dp.privacy.projection import Projector
 from mmpose_dp.privacy.records import Samples
 from tests.support.core import mechanism, place
 
+C = 0.1
 CHOICES = [
     (None, 'flat', ClippedSum),
     (None, 'automatic', ClippedSum),
@@ -62,6 +65,32 @@ def test_a_fault_is_counted_and_nothing_is_released():
     with pytest.raises(PrivacyError, match='is not released, and counted: a layer mixes'):
         one.release('a layer mixes')
     assert counted == [1] and one._sum is None
+
+
+@pytest.mark.parametrize(('settings', 'clipping'), [(None, 'flat'), (None, 'adaptive'), (dict(), 'flat')])
+def test_one_record_moves_a_sum_of_thousands_by_no_more_than_itself(settings, clipping):
+    """All others move up by one place, and so the rounding of every sum: their gradients all point one way, which is the worst."""
+    torch.manual_seed(0)
+    params = [nn.Parameter(torch.zeros(64))]
+    projector = None if settings is None else Projector(rank=3, **settings)
+    if projector is not None:
+        place(projector, [torch.randn(3, 64)])
+    gradients = 10 * torch.randn(64) + torch.randn(8192, 64)
+
+    def summed(gradients):
+        one, sums = mechanism(params, C, projector, clipping, noise_multiplier=0.0, expected_batch_size=1), []
+        one.random.add_gaussian = lambda flat, deviation: sums.append(flat.double())
+        for part in gradients.split(8):
+            collector = one.collector(Samples.from_keys(range(len(part))))
+            collector.add(StackBlock([0], part))
+            one.add(collector)
+        one.release()
+        return sums[0]
+
+    moved = summed(gradients) - summed(gradients[1:])
+    own = summed(gradients[:1])
+    assert moved.norm() <= C
+    assert (moved - own).norm() < 0.1 * ROUNDING_MARGIN * C  # of the room, the rest is for the rounding of forwards
 
 
 def test_release_needs_noise_and_batch_size():

@@ -5,6 +5,7 @@ import multiprocessing
 import random
 import ssl
 from fractions import Fraction
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -175,7 +176,7 @@ def test_choice_is_uniform_without_replacement():
 def released(total):
     """A sum as the mechanism releases it."""
     mechanism = GaussianMechanism([torch.nn.Parameter(total)], DEVIATION, 1.0, 1)
-    mechanism._sum = [total.clone()]
+    mechanism.add(SimpleNamespace(total=lambda: [total]))
     return mechanism.release()[0]
 
 

@@ -54,6 +54,11 @@ def tolerance(dtype: torch.dtype, device: torch.device) -> float:
     return limit
 
 
+def same_shape_limit(device: torch.device) -> float:
+    """The largest relative gap between two gradients of a record from forwards of one shape."""
+    return SAME_SHAPE if device.type == 'cpu' else SAME_SHAPE_ELSEWHERE
+
+
 class HalfPrecision(NamedTuple):
     """A tensor in half of its memory: float16 in units of its largest entry, off by 2^-12 of each entry but the tiny ones."""
 
@@ -313,8 +318,7 @@ class Replay:
             run(blank, places, alone)
             check = ReplayCheck([x if x.numel() else None for x in alone.total], own, scale)
             run(batch, own, check)
-            limit = SAME_SHAPE if params[0].device.type == 'cpu' else SAME_SHAPE_ELSEWHERE
-            return not self._tape.fault and check.gap() <= limit
+            return not self._tape.fault and check.gap() <= same_shape_limit(params[0].device)
         except torch.OutOfMemoryError:
             raise
         except (*_FAILURES, PrivacyError):

@@ -30,7 +30,7 @@ def announce(runner: Runner, plan: PrivacyPlan) -> None:
     if plan.is_feature_dp:
         runner.logger.warning(
             'FEATURE DP: the guarantee covers what the public view removes. The view itself '
-            f'({plan.public_view}), keypoint labels, boxes and membership are treated as public.'
+            f'({plan.public_view}), keypoint labels, boxes, whatever else annotations say, and membership are treated as public.'
         )
     if plan.earlier_history:
         spent = wrapper.ledger.epsilon(plan.target_delta, plan.accountant)

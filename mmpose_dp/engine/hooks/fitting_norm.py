@@ -40,7 +40,10 @@ def unfitting_norms(runner: Runner) -> list[str]:
         unwrapped(runner.model).train()
         packed = first_usable(dataset, range(len(dataset.private)))
         batches = [] if packed is None else noise_with_joints(packed, dataset.private)
-        norms = [norm for batch in batches for norm in wrapper.norms_alone(batch)]
+        norms = []
+        for batch in batches:
+            with suppress(Exception):  # so may a loss of other code
+                norms += wrapper.norms_alone(batch)
     what = f'gradients of {_SAMPLES} pictures of noise, with joints at random places,'
     return _warning(what, norms, wrapper)
 
@@ -99,13 +102,29 @@ def noise_with_joints(packed: dict, dataset: Any, count: int = _SAMPLES) -> Iter
 
 
 def _like(packed: dict, made: dict) -> dict:
-    """The packed sample with another picture and other labels; its record and the like stay."""
+    """The packed sample with another picture, other labels, and the picture's size for every number of its person and box."""
     copied, labels = copy.deepcopy(packed), made['data_samples']
     copied['inputs'] = made['inputs'].to(packed['inputs'].dtype)
+    sample, shape = copied['data_samples'], tuple(packed['inputs'].shape[-2:])
+    size = float(shape[1])
+    known = dict(img_path='', id=-1, img_id=-1, img_shape=shape, ori_shape=shape)
+    numbers = {key: _filled(value, size) for key, value in sample.metainfo.items() if not key.startswith('dp_')}
+    sample.set_metainfo({key: known.get(key, value) for key, value in numbers.items()})
+    for key, value in sample.get('gt_instances', {}).items():
+        sample.gt_instances.set_field(_filled(value, size), key)
     for name in ('gt_instance_labels', 'gt_fields'):
         if name in labels:
-            setattr(copied['data_samples'], name, getattr(labels, name))
+            setattr(sample, name, getattr(labels, name))
     return copied
+
+
+def _filled(value: Any, number: float) -> Any:
+    """The same form, with ``number`` in the place of every number that is not whole; nothing of an annotation's dict."""
+    if isinstance(value, torch.Tensor):
+        return torch.full_like(value, number) if value.is_floating_point() else value
+    if isinstance(value, np.ndarray):
+        return np.full_like(value, number) if value.dtype.kind == 'f' else value
+    return {} if isinstance(value, dict) else number if isinstance(value, float) else value
 
 
 def _warning(what: str, norms: Sequence[float], wrapper: Any) -> list[str]:

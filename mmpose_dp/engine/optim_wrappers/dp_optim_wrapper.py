@@ -37,8 +37,8 @@ from mmpose_dp.tensors import of_samples, parts_of
 from ..checks.attributes import Attributes
 from ..checks.fingerprint import Fingerprint
 from ..checks.own_state import refuse_other_state
-from ..checks.random_tape import numbers_from
-from ..checks.replay import HalfPrecision, Replay, prepared
+from ..checks.random_tape import States, numbers_from, torch_numbers_from
+from ..checks.replay import HalfPrecision, Replay, ReplayCheck, prepared, same_shape_limit
 from .stepping import SteppingOptimWrapper
 from .validation import build_mechanism, check_settings, from_settings, private_head, projector_from
 
@@ -265,12 +265,38 @@ class DPOptimWrapper(SteppingOptimWrapper):
         The first private batches are checked again. Raises PrivacyError if samples mix, if the per-sample gradients do not add up
         to autograd's, or if the model remembers samples in plain attributes.
         """
+        several, before = len(batch['inputs']) > 1, States.now()
+        second = SampleSum(self.params, [1] if several else [])
+        self._gradients_of(batch, second)
+        self._refuse_memory(batch)
+        if several and not self.engine.one_at_a_time:
+            self._refuse_slight_mixing(batch, second.total, before)
+        self.engine.look_again()
+
+    def _refuse_slight_mixing(self, batch: dict, gradient: list[Tensor], before: States) -> None:
+        """Raises UnsupportedModelError where other pictures beside the second sample change its ``gradient``.
+
+        The replay of each step lets pass what may be rounding, of forwards of two shapes. Here shapes are the same, and so are the
+        random numbers, which begin ``before``. What is slight for each record is much for all of them together.
+        """
+        others = [(x > 127).to(x.dtype) * 255 for x in batch['inputs']]
+        inputs = [*others[:1], *batch['inputs'][1:2], *others[2:]]
+        check = ReplayCheck(gradient, [1], torch.finfo(torch.float32).tiny)
+        with numbers_from(before), torch_numbers_from(before):
+            self._gradients_of({**batch, 'inputs': inputs}, check)
+        gap, worst = check.gap(), check.worst()
+        if gap > same_shape_limit(self.params[0].device) and worst is not None:
+            raise UnsupportedModelError(
+                f'the gradient of a sample at {[*self._named][worst]} is another one if other pictures are beside it, by {gap:.1g} '
+                'of its length, so records depend on one another: let every layer treat each sample by itself'
+            )
+
+    def _gradients_of(self, batch: dict, *collectors: Collector) -> None:
+        """Gives the gradients of a batch, in full precision, to the collectors."""
         with torch.enable_grad():
             with self.engine.capture():
                 self._model(**prepared(self._model, batch), mode='loss')
-            self.engine.backward(self._scaled(self._taken()))
-        self._refuse_memory(batch)
-        self.engine.look_again()
+            self.engine.backward(self._scaled(self._taken()), *collectors)
 
     def norms_alone(self, batch: dict) -> list[float]:
         """The norm of the gradient of each blank sample by plain autograd; NaN or infinite if the loss or the gradient is."""
