@@ -232,17 +232,18 @@ def kronecker_rows(size: Size, dpsgd: Settings) -> dict[str, Row]:
         start='public_unusual',
     )
     alone = replace(row, text='ours, in Kronecker coordinates, from the start', start='pretrain')
-    rows = {'ours_kronecker': row, 'kronecker_unusual': unusual}
-    twice = {
-        f'{name}_longer': replace(
-            one,
-            text=f'{one.text}, twice the steps and rate',
-            settings={**one.settings, **schedule(4)},
-            candidates=tuple(sgd(20.0, 10.0, 40.0)),
-        )
-        for name, one in rows.items()
+    twice = replace(
+        unusual,
+        text=f'{unusual.text}, twice the steps and rate',
+        settings={**settings, **schedule(4)},
+        candidates=tuple(sgd(20.0, 10.0, 15.0)),
+    )
+    return {
+        'ours_kronecker': row,
+        'kronecker_unusual': unusual,
+        'kronecker_unusual_longer': twice,
+        'kronecker': alone,
     }
-    return {**rows, **twice, 'kronecker': alone}
 
 
 def longer(size: Size, dpsgd: Settings, times: int = 1) -> Settings:
