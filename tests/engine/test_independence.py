@@ -147,6 +147,15 @@ class Rebuilt(PoseDataPreprocessor):
         return data
 
 
+class Labelled(PoseDataPreprocessor):
+    """Makes pictures a little brighter where the batch has many visible joints."""
+
+    def forward(self, data, training=False):
+        data = super().forward(data, training)
+        seen = torch.stack([x.gt_instance_labels.keypoint_weights.mean() for x in data['data_samples']]).mean()
+        return {**data, 'inputs': data['inputs'] * (1 + 0.005 * seen)}
+
+
 class Observed(Trunk):
     """A buffer that the second forward writes first (an observer that begins after its warm-up)."""
 
@@ -282,7 +291,7 @@ TRUNKS = (
     Written,
     Dropping,
 )
-for _cls in (*TRUNKS, Standardised, Rebuilt):
+for _cls in (*TRUNKS, Standardised, Rebuilt, Labelled):
     MODELS.register_module(module=_cls, name=f'Independence{_cls.__name__}', force=True)
 
 
@@ -465,11 +474,18 @@ def test_mixing_too_slight_for_the_replay_is_found_before_training(whose, monkey
     model.backbone.wake()
     step(model, wrapper)
     with pytest.raises(
-        PrivacyError, match='is another one if other pictures are beside it, by .* let every layer treat'
+        PrivacyError, match='is another one if other samples are beside it, by .* let every layer treat'
     ):
         wrapper.rehearse(padded(batch(CFG, [0, 1], dtype=torch.float32), 3))
     monkeypatch.setattr(Slight, 'whose', 'own')
     wrapper.rehearse(padded(batch(CFG, [0, 1], dtype=torch.float32), 3))
+
+
+def test_slight_mixing_by_labels_is_found_before_training():
+    model, wrapper = made(preprocessor='IndependenceLabelled')
+    step(model, wrapper)
+    with pytest.raises(PrivacyError, match='is another one if other samples are beside it'):
+        wrapper.rehearse(padded(batch(CFG, [0, 1], dtype=torch.float32), 3))
 
 
 def test_random_layers_have_the_same_numbers_in_both_looks_before_training():

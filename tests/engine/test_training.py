@@ -11,11 +11,13 @@ from mmengine.hooks import IterTimerHook
 from mmengine.runner import Runner
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from mmpose_dp.engine.hooks import showing
 from mmpose_dp.privacy.accounting import StepEvent, epsilon
 from mmpose_dp.privacy.errors import ConfigError, PrivacyError
 from mmpose_dp.privacy.ledger import LEDGER_NAME, Ledger
+from tests.engine.test_preflight import ready
 from tests.support.runs import config as full_config
-from tests.support.runs import logged, tiny, train, train_until
+from tests.support.runs import logged, tiny, train, train_until, unvalidated
 
 
 def config(*arguments, **options):
@@ -248,6 +250,18 @@ def test_image_unit(synthetic, tmp_path, capsys):
     # how many people a picture has is for the terminal alone: a log may be published
     said, logged = capsys.readouterr().err, ''.join(path.read_text() for path in tmp_path.glob('**/*.log'))
     assert 'A record has up to' in said and 'A record has up to' not in logged and 'Private training' in logged
+
+
+@pytest.mark.parametrize(
+    'part', ['optim_wrapper', 'train_dataloader__batch_sampler', 'train_dataloader__dataset', 'nothing']
+)
+def test_a_debug_seed_of_noise_sampling_or_augmentation_is_enough(synthetic, tmp_path, part):
+    options = {} if part == 'nothing' else {f'{part}__debug_seed': 1}
+    runner = ready(unvalidated(synthetic, tmp_path, **options))
+    runner.call_hook('before_run')
+    showing.release(runner)
+    plan = runner.optim_wrapper.plan
+    assert plan.is_private == plan.run_metadata['secret_randomness'] == (part == 'nothing')
 
 
 def test_a_debug_seed_says_not_private(synthetic, tmp_path):

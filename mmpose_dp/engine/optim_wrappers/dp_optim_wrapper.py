@@ -5,6 +5,7 @@ To what the mechanism releases, the wrapper adds the public gradient; the optimi
 noise or divide by itself, and must not hand out anything else that is computed from private samples.
 """
 
+import copy
 import math
 import random
 import warnings
@@ -24,7 +25,7 @@ from mmpose_dp.extras.schedule import Schedule
 from mmpose_dp.gradients.blocks import PerSampleGradients, SampleSum
 from mmpose_dp.gradients.engine import Engine
 from mmpose_dp.models import has_batch_statistics, public_statistics, refuse_batch_statistics, unwrapped
-from mmpose_dp.models.heads.private_head import SampleLosses
+from mmpose_dp.models.heads.private_head import SampleLosses, labels_in
 from mmpose_dp.privacy.errors import PrivacyError, UnsupportedModelError
 from mmpose_dp.privacy.ledger import Ledger
 from mmpose_dp.privacy.noise import RandomSource
@@ -274,20 +275,24 @@ class DPOptimWrapper(SteppingOptimWrapper):
         self.engine.look_again()
 
     def _refuse_slight_mixing(self, batch: dict, gradient: list[Tensor], before: States) -> None:
-        """Raises UnsupportedModelError where other pictures beside the second sample change its ``gradient``.
+        """Raises UnsupportedModelError where other pictures and labels beside the second sample change its ``gradient``.
 
         The replay of each step lets pass what may be rounding, of forwards of two shapes. Here shapes are the same, and so are the
         random numbers, which begin ``before``. What is slight for each record is much for all of them together.
         """
-        others = [(x > 127).to(x.dtype) * 255 for x in batch['inputs']]
-        inputs = [*others[:1], *batch['inputs'][1:2], *others[2:]]
+        other: dict[str, list] = copy.deepcopy(batch)
+        for place, (picture, sample) in enumerate(zip(batch['inputs'], other['data_samples'])):
+            if place != 1:
+                other['inputs'][place] = (picture > 127).to(picture.dtype) * 255
+                for label in labels_in(sample):
+                    label.copy_(label / 2)
         check = ReplayCheck(gradient, [1], torch.finfo(torch.float32).tiny)
         with numbers_from(before), torch_numbers_from(before):
-            self._gradients_of({**batch, 'inputs': inputs}, check)
+            self._gradients_of(other, check)
         gap, worst = check.gap(), check.worst()
         if gap > same_shape_limit(self.params[0].device) and worst is not None:
             raise UnsupportedModelError(
-                f'the gradient of a sample at {[*self._named][worst]} is another one if other pictures are beside it, by {gap:.1g} '
+                f'the gradient of a sample at {[*self._named][worst]} is another one if other samples are beside it, by {gap:.1g} '
                 'of its length, so records depend on one another: let every layer treat each sample by itself'
             )
 
