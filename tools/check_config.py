@@ -55,6 +55,7 @@ from mmpose_dp.engine.half_private import is_private
 from mmpose_dp.engine.hooks.fitting_norm import unfitting_norms
 from mmpose_dp.engine.hooks.planning import method_of
 from mmpose_dp.engine.hooks.provenance import Start, idle_experts
+from mmpose_dp.engine.never_reached import never_reached
 from mmpose_dp.engine.schedules import idle_steps
 from mmpose_dp.engine.training_settings import FROM_RANDOM
 from mmpose_dp.extras.accountability import plan_warnings
@@ -225,7 +226,7 @@ def report(cfg: Config, args: argparse.Namespace, folder: str) -> bool:
         model, wrapper, whole = runner.model, runner.optim_wrapper, runner.train_dataloader.dataset
         dataset, largest = whole.private, runner.train_loop.sampler.largest_forward
         plan = None if args.num_records else wrapper.plan
-        view, idle = whole.view_description, idle_steps(runner)
+        view, idle = whole.view_description, [*never_reached(runner), *idle_steps(runner)]
         inside = f', in {whole.num_records:,} records (one record: one {whole.privacy_unit})'
     else:
         if not has_private_wrapper(cfg):
