@@ -47,6 +47,7 @@ from trial import (
 
 from mmpose_dp.datasets import View
 from mmpose_dp.datasets.annotation_file import unused_in_words
+from mmpose_dp.datasets.missing_files import path_in_words
 from mmpose_dp.datasets.resolving import is_kind
 from mmpose_dp.engine import REPLACED, DPOptimWrapper, config_warnings, left_random, mostly_random, settings_in_words
 from mmpose_dp.engine.dry_run import blank_batch, try_batch
@@ -54,6 +55,7 @@ from mmpose_dp.engine.half_private import is_private
 from mmpose_dp.engine.hooks.fitting_norm import unfitting_norms
 from mmpose_dp.engine.hooks.planning import method_of
 from mmpose_dp.engine.hooks.provenance import Start, idle_experts
+from mmpose_dp.engine.never_reached import never_reached
 from mmpose_dp.engine.schedules import idle_steps
 from mmpose_dp.engine.training_settings import FROM_RANDOM
 from mmpose_dp.extras.accountability import plan_warnings
@@ -224,7 +226,7 @@ def report(cfg: Config, args: argparse.Namespace, folder: str) -> bool:
         model, wrapper, whole = runner.model, runner.optim_wrapper, runner.train_dataloader.dataset
         dataset, largest = whole.private, runner.train_loop.sampler.largest_forward
         plan = None if args.num_records else wrapper.plan
-        view, idle = whole.view_description, idle_steps(runner)
+        view, idle = whole.view_description, [*never_reached(runner), *idle_steps(runner)]
         inside = f', in {whole.num_records:,} records (one record: one {whole.privacy_unit})'
     else:
         if not has_private_wrapper(cfg):
@@ -331,6 +333,11 @@ def missing(key: str, dataset: Any) -> str:
     return '' if is_there(dataset) else f'{key}: there is no {annotations_of(dataset)}'
 
 
+def instead(dataset: Any) -> str:
+    """What to write for the annotations of a data set that are not there."""
+    return path_in_words(str(annotations_of(dataset))) or 'Correct ann_file or data_root.'
+
+
 def verdict(cfg: Config, elsewhere: bool) -> str:
     """The last line of the report. Raises PrivacyError if data are missing and the user has not said that they are elsewhere."""
     train, private = cfg.train_dataloader.dataset, is_private(cfg)
@@ -342,21 +349,22 @@ def verdict(cfg: Config, elsewhere: bool) -> str:
     lost = missing(*parts)
     if lost and private and not elsewhere:
         raise PrivacyError(
-            f'{lost}, so nothing about the data was checked, and training would stop. Correct ann_file or data_root. If the data '
-            'are on another machine, give --num-records N, and only the model and the budget are checked'
+            f'{lost}, so nothing about the data was checked, and training would stop. {instead(parts[1])} If the data are on '
+            'another machine, give --num-records N, and only the model and the budget are checked'
         )
     if lost:
         what = 'The model and the budget are those of a private config' if private else 'The model can be made private'
         return f'{what}. THE DATA WERE NOT CHECKED: {lost}.'
     if not private:
         return 'This config can be made private.'
-    lost = missing('val_dataloader.dataset', (cfg.get('val_dataloader') or {}).get('dataset'))
+    validated = (cfg.get('val_dataloader') or {}).get('dataset')
+    lost = missing('val_dataloader.dataset', validated)
     if lost and elsewhere:
         return f'This config is private. VALIDATION WAS NOT CHECKED: {lost}.'
     if lost:
         raise PrivacyError(
-            f'VALIDATION WAS NOT CHECKED: {lost}. Training would stop because of that: correct ann_file or data_root, or train '
-            'without validation (val_cfg, val_dataloader and val_evaluator None, or train.py --no-validate)'
+            f'VALIDATION WAS NOT CHECKED: {lost}. Training would stop because of that. {instead(validated)} Or train without '
+            'validation (val_cfg, val_dataloader and val_evaluator None, or train.py --no-validate)'
         )
     return 'This config is private and ready to train.'
 

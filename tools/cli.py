@@ -26,19 +26,54 @@ from mmpose_dp.privacy.errors import PrivacyError
 
 
 class CfgOptions(DictAction):
-    """mmengine's ``--cfg-options``. Refuses a dict, which mmengine would cut to pieces at its commas."""
+    """mmengine's ``--cfg-options``, but texts keep their spaces: mmengine makes 'my data/a.pth' 'mydata/a.pth'.
+
+    Refuses a dict, which mmengine would cut to pieces at its commas, and what is no pair.
+    """
 
     def __call__(
         self, parser: Any, namespace: argparse.Namespace, values: Any, option_string: str | None = None
     ) -> None:
         """Parses KEY=VALUE pairs."""
-        for key, _, value in (one.partition('=') for one in values):
+        for one in values:
+            key, equals, value = one.partition('=')
+            if not key or not equals:
+                parser.error(f'--cfg-options {one}: {_no_pair(one)}')
             if _DICT.match(value):
                 parser.error(
                     f'--cfg-options {key}=...: a dict cannot be written here. Write each of its keys, as in '
                     "param_scheduler.0.end=500, or a config with _base_ = '...' and this setting"
                 )
-        super().__call__(parser, namespace, values, option_string)
+        try:
+            super().__call__(parser, namespace, values, option_string)
+        except AssertionError as error:  # mmengine's, for brackets
+            parser.error(f'--cfg-options: {error}: close each bracket, and put quotation marks around the pair')
+
+    @staticmethod
+    def _parse_iterable(val: str) -> Any:
+        """A value. Spaces beside commas and brackets of a list are left out."""
+        text = val.strip('\'" ')
+        if ',' not in text and text[:1] not in ('(', '['):
+            parsed = DictAction._parse_iterable(text)
+            return text if isinstance(parsed, str) else parsed
+        return _with_spaces(DictAction._parse_iterable(re.sub(' *([][(),]) *', r'\1', text).replace(' ', _SPACE)))
+
+
+def _no_pair(text: str) -> str:
+    """What to write in place of what is no KEY=VALUE."""
+    if text.endswith(('.py', '.pth')) and '=' not in text:
+        return 'this is no KEY=VALUE. Give config and checkpoint before --cfg-options, which takes all that follows it'
+    return 'write KEY=VALUE, without spaces around =, and with quotation marks around the pair if the value has spaces'
+
+
+def _with_spaces(value: Any) -> Any:
+    """A parsed value whose texts have their spaces again."""
+    if isinstance(value, (list, tuple)):
+        return type(value)(map(_with_spaces, value))
+    return value.replace(_SPACE, ' ') if isinstance(value, str) else value
+
+
+_SPACE = '\0'  # in place of a space while mmengine parses; no argument of a command can hold it
 
 
 _DICT = re.compile(r'([\[(].*)?(dict\(|\{.*:)|\{\}$')
@@ -70,7 +105,7 @@ def add_cfg_options(parser: argparse.ArgumentParser) -> None:
         action=CfgOptions,
         default={},
         metavar='KEY=VALUE',
-        help='override config keys: a.b=1 c="[1,2]" d="[(1,2),(3,4)]", without spaces inside',
+        help='override config keys: a.b=1 c="[1,2]" d="[(1,2),(3,4)]" e="a text"; what is given after it belongs to it',
     )
 
 

@@ -23,7 +23,7 @@ from mmpose_dp.privacy.errors import DataError, PrivacyError
 from .annotation_file import faults_in_words, refuse_unusable_file, unused_in_words
 from .annotations import look_at_annotations
 from .converted_joints import refuse_misplaced_converter
-from .missing_files import missing_files, named_otherwise, refuse_missing
+from .missing_files import missing_files, path_in_words, refuse_missing
 from .mpii_files import JOINTS
 from .nested import MIXING, is_mixing
 from .privacy_units import picture_folder, real_path
@@ -256,10 +256,7 @@ def _annotation_file(cfg: dict, cls: type, key: str) -> str:
     if osp.isdir(path):
         raise DataError(f'{key}.ann_file={cfg["ann_file"]!r} is the folder {path}: write the path of a file in it')
     if not osp.isfile(path):
-        home = ' MMPose does not replace ~ by a folder: write the whole path.' if path.startswith('~') else ''
-        near = named_otherwise(path)
-        instead = f'There is {near}: write its name as it is.' if near else _hint(cfg, cls, key)
-        raise DataError(f'{key}: {path} does not exist.{home} {instead}')
+        raise DataError(f'{key}: {path} does not exist. {path_in_words(path) or _hint(cfg, cls, key)}')
     return path
 
 

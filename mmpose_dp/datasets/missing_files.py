@@ -30,6 +30,19 @@ def refuse_missing(missing: list[str], key: str, named_in: str | None) -> None:
     )
 
 
+def path_in_words(path: str) -> str:
+    """What is probably wrong with the path of a file that is not there, and what to write; empty if nothing is known."""
+    if path.startswith('~'):
+        return 'MMPose does not replace ~ by a folder: write the whole path.'
+    if '$' in path:
+        return (
+            'An environment variable is not replaced there: write {{$NAME:}} in its place, with the colon, in a text config, and '
+            "set the variable before the command. In a new-style config, write os.environ['NAME']."
+        )
+    near = named_otherwise(path)
+    return f'There is {near}: write its name as it is.' if near else ''
+
+
 def named_otherwise(path: str) -> str:
     """The file that a path seems to mean; empty if there is none.
 

@@ -21,13 +21,19 @@ def schedulers_of(runner: Runner) -> list[Any]:
 
 
 def try_schedules(runner: Runner, start: int = 0) -> list[list[float]]:
-    """Runs every scheduler through all steps of the epochs from ``start`` on, for one group of parameters, and restores all.
+    """Runs every scheduler through all steps of the epochs from ``start`` on, and restores all.
+
+    It looks at the group of parameters with the largest learning rate: others may be frozen by an lr_mult of 0.
 
     Returns the learning rate of each step, by epoch. Raises ConfigError for a scheduler that fails.
     """
     optimizer, schedulers, loop = runner.optim_wrapper.optimizer, schedulers_of(runner), runner.train_loop
     groups, states = optimizer.param_groups, [dict(vars(s)) for s in schedulers]
-    optimizer.param_groups = [dict(group, params=[]) for group in groups[:1]]
+    largest = max(range(len(groups)), key=lambda number: _rate(groups[number]))
+    optimizer.param_groups = [dict(groups[largest], params=[])]
+    for scheduler in schedulers:
+        if len(getattr(scheduler, 'base_values', ())) == len(groups):
+            scheduler.base_values = [scheduler.base_values[largest]]
     base = runner.optim_wrapper.base_param_settings
     kept = None if base is None else dict(base)
     rates: list[list[float]] = []
@@ -59,6 +65,11 @@ def try_schedules(runner: Runner, start: int = 0) -> list[list[float]]:
             base.update(kept)
 
 
+def _rate(group: dict) -> float:
+    """The learning rate of a group before any schedule."""
+    return group.get('initial_lr', group['lr'])
+
+
 def idle_steps(runner: Runner) -> list[str]:
     """A sentence if private steps that are still to come have a learning rate of 0, or next to it.
 
@@ -67,21 +78,22 @@ def idle_steps(runner: Runner) -> list[str]:
     loop, start = runner.train_loop, runner.epoch
     unfinished = [] if start else unfinished_schedules(runner.cfg, loop.max_iters)
     rates = dict(enumerate(try_schedules(runner, start), start + 1))
-    least = 1e-6 * max(
-        (group['initial_lr'] for group in runner.optim_wrapper.param_groups if 'initial_lr' in group), default=0
-    )
+    largest = max(_rate(group) for group in runner.optim_wrapper.param_groups)
+    least = 1e-6 * largest
     private = [(epoch, x) for epoch, each in rates.items() if epoch > loop.public_epochs for x in each]
     idle = [epoch for epoch, x in private if x <= least]
     if not idle:
         return unfinished
     words = 'let the schedule end later, or write its eta_min'
-    if start:
+    if not largest:
+        words = 'write optim_wrapper.optimizer.lr, such as 1e-4 for AdamW'
+    elif start:
         words = (
             'a resume keeps the schedule of its checkpoint. To go on with another one, write load_from=<the checkpoint> without '
             'resume, in this work dir, where all steps count'
         )
     return [
         *unfinished,
-        f'param_scheduler: the learning rate is 0 in {len(idle)} of {len(private)} private steps to come, first in epoch '
-        f'{idle[0]}. They spend privacy and change nothing: {words}',
+        f'{"param_scheduler" if largest else "optim_wrapper.optimizer"}: the learning rate is 0 in {len(idle)} of {len(private)} '
+        f'private steps to come, first in epoch {idle[0]}. They spend privacy and change nothing: {words}',
     ]

@@ -43,6 +43,13 @@ def test_a_picture_of_another_name(tmp_path, name):
     assert (f'There is {tmp_path}/img/{file}' in str(error.value)) == (name != 'no such file')
 
 
+@pytest.mark.parametrize('name', ['$DATA/own.json', '${DATA}/own.json', '{{$DATA}}/own.json'])
+def test_an_environment_variable_that_nothing_replaced(tmp_path, name):
+    cfg = dict(write(tmp_path), ann_file=name)
+    with pytest.raises(DataError, match=r'does not exist. An environment variable .* write {{\$NAME:}} in its place'):
+        PublicPrivateDataset(cfg)
+
+
 @pytest.mark.parametrize('name', ['Own.json', 'OWN.JSON', '..\\here\\own.json', 'own.jsonl'])
 def test_an_annotation_file_of_another_name(tmp_path, name):
     cfg = dict(write(tmp_path / 'here'), ann_file=name)

@@ -3,6 +3,8 @@
 import copy
 import re
 from contextlib import contextmanager, nullcontext
+from functools import reduce
+from operator import getitem
 from pathlib import Path
 
 import pytest
@@ -12,17 +14,26 @@ from mmengine.hooks import CheckpointHook, EarlyStoppingHook, Hook
 from mmengine.optim import OneCycleLR
 from mmengine.runner import LogProcessor, Runner
 from mmpose.evaluation import NME
-from mmpose.registry import MODELS
+from mmpose.registry import HOOKS, MODELS
 
 from mmpose_dp.engine.dry_run import blank_batch, refuse_early_mixing, refuse_loss_of_unseen_joints, try_batch
 from mmpose_dp.engine.hooks.foreign_hooks import refuse_hooks
 from mmpose_dp.engine.hooks.preflight import _try_log, indices_of_parts, refuse_late_failures
 from mmpose_dp.engine.loops.validation import check_train_cfg, train_loader
+from mmpose_dp.engine.never_reached import never_reached
 from mmpose_dp.engine.schedules import idle_steps
 from mmpose_dp.models.heads.private_head import make_private
 from mmpose_dp.privacy.errors import PrivacyError, UnsupportedModelError
 from mmpose_dp.privacy.ledger import LEDGER_NAME, Ledger
 from tests.support.runs import config, tiny, train, unvalidated
+
+
+@HOOKS.register_module()
+class _LateSwitch(Hook):
+    """The settings of mmdet's PipelineSwitchHook."""
+
+    def __init__(self, switch_epoch):
+        self.switch_epoch, self.switch_pipeline = switch_epoch, None
 
 
 def ready(cfg):
@@ -447,6 +458,75 @@ def test_a_warm_up_that_is_longer_than_the_training_is_told(synthetic, tmp_path)
     runner.cfg.param_scheduler = warm_up
     runner.train_loop._epoch = 2
     assert not idle_steps(runner)  # a resume keeps its schedule
+
+
+def test_a_part_without_learning_rate_is_not_the_whole_model(synthetic, tmp_path):
+    """With lr_mult=0 for the backbone, all steps were said to change nothing."""
+    cfg = unvalidated(synthetic, tmp_path, train_cfg__max_epochs=3)
+    cfg.param_scheduler = [dict(type='CosineAnnealingLR', T_max=3, eta_min=1e-5)]
+    cfg.optim_wrapper.paramwise_cfg = dict(custom_keys=dict(backbone=dict(lr_mult=0)))
+    runner = ready(cfg)
+    groups = runner.optim_wrapper.param_groups
+    rates, bases = [group['lr'] for group in groups], list(runner.param_schedulers[0].base_values)
+    assert min(rates) == 0 < max(rates)
+    assert not idle_steps(runner)
+    assert rates == [group['lr'] for group in groups] and bases == runner.param_schedulers[0].base_values
+    for group in groups:
+        group['lr'] = group['initial_lr'] = 0
+    runner.param_schedulers = []
+    assert re.search(
+        r'optimizer: the learning rate is 0 in 12 of 12 .*write optim_wrapper.optimizer.lr', *idle_steps(runner)
+    )
+
+
+@pytest.mark.parametrize(
+    ('changes', 'words'),
+    [
+        ({}, ''),
+        (dict(default_hooks__checkpoint=dict(_delete_=True, type='CheckpointHook', interval=9)), ''),
+        (dict(default_hooks__checkpoint__save_last=False, default_hooks__checkpoint__interval=1), ''),
+        (
+            dict(default_hooks__checkpoint__save_last=False, default_hooks__checkpoint__interval=4),
+            'writes no checkpoint',
+        ),
+        (
+            dict(default_hooks__checkpoint__save_last=False, default_hooks__checkpoint__save_begin=4),
+            'writes no checkpoint',
+        ),
+        (dict(default_hooks__checkpoint=None), 'writes no checkpoint of this training, so its weights are lost'),
+        (
+            dict(custom_hooks=[dict(type='_LateSwitch', switch_epoch=3)]),
+            '_LateSwitch.switch_epoch=3 is after the last of 3 epochs',
+        ),
+        (dict(custom_hooks=[dict(type='_LateSwitch', switch_epoch=2)]), ''),
+    ],
+)
+def test_what_training_ends_before_is_told(synthetic, tmp_path, changes, words):
+    """A training without a checkpoint spent its budget for nothing; RTMPose's second pipeline was never used."""
+    cfg = unvalidated(synthetic, tmp_path, train_cfg__max_epochs=3)
+    for key, value in changes.items():
+        *path, name = key.split('__')
+        reduce(getitem, path, cfg)[name] = value
+    told = ''.join(never_reached(ready(cfg)))
+    assert words in told and bool(words) == bool(told)
+
+
+def test_a_validation_after_the_last_epoch_is_told(runner, monkeypatch):
+    assert not never_reached(runner)
+    monkeypatch.setattr(runner.train_loop, 'val_begin', 99)
+    told = ''.join(never_reached(runner))
+    assert 'train_cfg.val_begin=99 is after the last of' in told
+
+
+@pytest.mark.parametrize('settings', [dict(begin_epoch=4), dict(begin_iter=13)])
+def test_averages_that_begin_too_late_are_refused(synthetic, tmp_path, settings):
+    """mmengine's EMAHook stopped with an AssertionError, after check_config.py had called the config ready."""
+    cfg = unvalidated(synthetic, tmp_path, train_cfg__max_epochs=3)
+    cfg.custom_hooks = [dict(type='EMAHook', **settings)]
+    with pytest.raises(PrivacyError, match=r'EMAHook.begin_.*=\d+ is after the end of this training, (3|12): write'):
+        refuse_late_failures(ready(cfg))
+    cfg.custom_hooks = [dict(type='EMAHook', **{key: value - 1 for key, value in settings.items()})]
+    refuse_late_failures(ready(cfg))
 
 
 # ---- validation ----------------------------------------------------------------------------------------------------

@@ -192,6 +192,21 @@ def test_without_the_data_set_the_budget_needs_its_size(check):
     assert 'THE DATA WERE NOT CHECKED: train_dataloader.dataset.private: there is no nowhere/' in page
 
 
+@pytest.mark.parametrize(
+    ('name', 'words'),
+    [
+        ('Annotations/MPII_train.json', 'annotations/mpii_train.json: write its name as it is. If the data are'),
+        ('${DATA}/mpii_train.json', 'write {{$NAME:}} in its place'),
+    ],
+)
+def test_a_path_that_is_nearly_right(check, synthetic, name, words):
+    """Training said what to write, and check_config did not."""
+    text = PRIVATE.format(data=synthetic)
+    option = f'train_dataloader.dataset.private.ann_file={name}'
+    status, page = check(bases('hrnet_synthetic', 'dpsgd'), text, '--cfg-options', option)
+    assert status == 2 and words in page
+
+
 def test_it_shows_what_private_replaced_and_what_has_no_effect(check, synthetic):
     text = f"""
 from mmpose_dp.configs import private

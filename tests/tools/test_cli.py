@@ -39,6 +39,21 @@ OPTIONS = {
     '[1,(2,3)]': [1, (2, 3)],
     'a,b': ['a', 'b'],
     '1e-3': 1e-3,
+    '[1, ( 2, 3 )]': [1, (2, 3)],
+    "['a', 'b']": ['a', 'b'],
+}
+SPACES = {  # mmengine leaves them out
+    'my data/a.pth': 'my data/a.pth',
+    ' my data/a (1).pth ': 'my data/a (1).pth',
+    '"my data/a.pth"': 'my data/a.pth',
+    '[my data/a.pth, my data/b.pth]': ['my data/a.pth', 'my data/b.pth'],
+    '[(a b,1), c]': [('a b', 1), 'c'],
+}
+NO_PAIRS = {
+    'my_config.py': 'this is no KEY=VALUE. Give config and checkpoint before --cfg-options',
+    'train_cfg.max_epochs': 'write KEY=VALUE, without spaces around =',
+    '=': 'write KEY=VALUE',
+    'a=[1,2': 'close each bracket',
 }
 DICTS = "[dict(type='X', b={'c': [1, 2]})]", "{'_delete_': True}", '[{type:X}]', 'dict()', '{}', "[dict(type='X')"
 PRIVATE = REPO / 'configs/dp/hrnet_synthetic_dpsgd_eps08.py'
@@ -154,6 +169,12 @@ def of_a_missing_module():
     module.Gone = type('Gone', (), dict(__module__='gone'))
     sys.modules['gone'] = module
     return module.Gone()
+
+
+@pytest.mark.parametrize('value', ['', False, 0])
+def test_a_start_that_is_neither_a_path_nor_none(value):
+    with pytest.raises(PrivacyError, match='must be the path of one checkpoint, as text, or None'):
+        refuse_no_checkpoint(value)
 
 
 def test_a_folder_is_no_checkpoint(call, tmp_path):
@@ -283,6 +304,19 @@ def parser():
 def test_cfg_options_are_mmengines(parser, text):
     given = parser.parse_args(['--cfg-options', 'other=1', f'a.b={text}']).cfg_options
     assert given == {'other': 1, 'a.b': OPTIONS[text]}
+
+
+@pytest.mark.parametrize('text', SPACES)
+def test_texts_in_cfg_options_keep_their_spaces(parser, text):
+    assert parser.parse_args(['--cfg-options', f'a={text}']).cfg_options == {'a': SPACES[text]}
+
+
+@pytest.mark.parametrize('text', NO_PAIRS)
+def test_an_option_that_is_no_pair(parser, text, capsys):
+    """Each was a traceback: "not enough values to unpack", or an AssertionError."""
+    with pytest.raises(SystemExit, match='2'):
+        parser.parse_args(['--cfg-options', 'b=1', text])
+    assert NO_PAIRS[text] in capsys.readouterr().err
 
 
 @pytest.mark.parametrize('text', DICTS)

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 from mmengine.fileio import get_file_backend
-from mmengine.hooks import CheckpointHook, EarlyStoppingHook, Hook
+from mmengine.hooks import CheckpointHook, EarlyStoppingHook, EMAHook, Hook
 from mmengine.logging import HistoryBuffer
 from mmengine.runner import Runner
 from mmengine.runner.amp import autocast
@@ -55,6 +55,7 @@ def refuse_late_failures(runner: Runner) -> None:
             metrics = _try_validation(runner)
     _check_checkpoints(runner, metrics)
     _check_monitors(runner, metrics)
+    _check_averages(runner)
     try_schedules(runner)
 
 
@@ -290,6 +291,18 @@ def _size_of_checkpoint(runner: Runner, hook: CheckpointHook) -> int:
     """Bytes of the weights and, if the optimizer is saved, of its two moments."""
     trained = sum(p.numel() for p in runner.optim_wrapper.params) if hook.save_optimizer else 0
     return sum(x.numel() * x.element_size() for x in unwrapped(runner.model).state_dict().values()) + 8 * trained
+
+
+def _check_averages(runner: Runner) -> None:
+    """Refuses averages of the weights that begin after the last step, where mmengine stops without a key."""
+    loop = runner.train_loop
+    for hook in (hook for hook in runner.hooks if isinstance(hook, EMAHook)):
+        key, last = ('begin_epoch', loop.max_epochs) if hook.enabled_by_epoch else ('begin_iter', loop.max_iters)
+        if getattr(hook, key) > last:
+            raise ConfigError(
+                f'custom_hooks: {type(hook).__name__}.{key}={getattr(hook, key)} is after the end of this training, {last}: write '
+                'a smaller number, or take the hook out'
+            )
 
 
 def _try_log(runner: Runner) -> None:

@@ -32,6 +32,7 @@ from ..checks.own_state import (
     restore_own_values,
 )
 from ..loops import PrivateTrainLoop
+from ..never_reached import never_reached
 from ..optim_wrappers import DPOptimWrapper
 from ..own_parts import names_in, own_code_in_words, own_parts
 from ..schedules import idle_steps
@@ -209,8 +210,8 @@ class PrivacyBudgetHook(Hook):
             self._steps_left = self.plan.allowed_steps(ledger)
             if self._resumed:
                 self._report_resume(runner, ledger)
-            warnings = idle_steps(runner) if self._resumed else [*idle_steps(runner), *unfitting_norms(runner)]
-            for warning in warnings:
+            of_start = [] if self._resumed else unfitting_norms(runner)
+            for warning in [*never_reached(runner), *idle_steps(runner), *of_start]:
                 runner.logger.warning(f'{warning}.')
 
     def _refuse_to_begin_again(self, runner: Runner) -> None:

@@ -125,8 +125,8 @@ def damage_in_words(path: Path) -> str:
 
 def refuse_no_path(load_from: Any) -> None:
     """Raises ConfigError for a load_from that is neither a path nor nothing."""
-    if load_from and not isinstance(load_from, (str, os.PathLike)):
-        raise ConfigError(f'load_from={load_from!r} must be the path of one checkpoint, as text')
+    if load_from is not None and (not load_from or not isinstance(load_from, (str, os.PathLike))):
+        raise ConfigError(f'load_from={load_from!r} must be the path of one checkpoint, as text, or None')
 
 
 def refuse_nothing_to_resume(work_dir: str | os.PathLike[str]) -> None:
