@@ -5,6 +5,7 @@ Never a traceback from deep inside, and never a step that is not counted.
 
 import json
 import random
+import re
 import shutil
 import warnings
 from fractions import Fraction
@@ -168,7 +169,7 @@ BAD_PICTURES = {
 
 
 @pytest.mark.parametrize('name', BAD_PICTURES)
-def test_bad_pictures(synthetic, tmp_path, name):
+def test_bad_pictures(synthetic, tmp_path, name, capfd):
     shutil.copytree(synthetic / 'images', tmp_path / 'images')
     text = (synthetic / 'annotations/mpii_train.json').read_text()
     (tmp_path / 'images' / json.loads(text)[-1]['image']).write_bytes(BAD_PICTURES[name])
@@ -180,6 +181,8 @@ def test_bad_pictures(synthetic, tmp_path, name):
             dataset[len(dataset) - 1]
     if name in ('empty', 'text', 'zeros', 'cut at 2', 'cut at 10'):
         assert records[-1] == []  # nothing, and no other record in its place
+    told = re.findall(r'1 of \d+ picture files are empty or no pictures that OpenCV reads', capfd.readouterr().err)
+    assert bool(told) == (name in ('empty', 'text', 'zeros', 'cut at 2', 'bytes changed at 0'))
 
 
 def test_a_data_set_of_bad_pictures_alone_is_refused_before_training(synthetic, tmp_path):

@@ -20,7 +20,7 @@ from mmengine.config import Config
 from mmpose_dp.extras import evidence
 from mmpose_dp.extras.accountability import DECISIONS, record_audit, with_membership_audit
 from mmpose_dp.extras.checkpoint_file import CheckpointFile
-from mmpose_dp.extras.evidence import STATEMENT_NAME, file_sha256
+from mmpose_dp.extras.evidence import PAGE_NAME, STATEMENT_NAME, file_sha256
 from mmpose_dp.extras.statement_page import statement_json, write_statement
 from mmpose_dp.privacy.errors import PrivacyError
 from mmpose_dp.privacy.ledger import LEDGER_NAME, Ledger
@@ -80,7 +80,7 @@ def wrong(path):
 
 
 # ---- what is right -----------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize('name', ['', STATEMENT_NAME, LEDGER_NAME, 'epoch_1.pth', 'epoch_2.pth', PUBLISHED])
+@pytest.mark.parametrize('name', ['', STATEMENT_NAME, PAGE_NAME, LEDGER_NAME, 'epoch_1.pth', 'epoch_2.pth', PUBLISHED])
 def test_what_is_whole_passes_however_it_is_given(honest, name):
     found = verify(honest / name)
     assert not found.wrong and len(found.checked) > 10, str(found)
@@ -611,6 +611,11 @@ def test_what_is_no_checkpoint_is_one_message(tmp_path, content):
     (tmp_path / 'a.pth').write_bytes(content)
     assert 'a.pth cannot be read' in wrong(tmp_path / 'a.pth')
     assert 'neither' in wrong(tmp_path) and 'no such' in wrong(tmp_path / 'missing')
+
+
+def test_what_is_no_statement_is_not_called_damaged(tmp_path):
+    (tmp_path / 'config.py').write_text('model = dict()')
+    assert 'is no privacy statement' in wrong(tmp_path / 'config.py')
 
 
 def test_it_runs_without_torch_and_opacus_and_mmpose(honest, forged):

@@ -145,6 +145,10 @@ def report(folder: Path) -> None:
 def main() -> None:
     """Gathers, checks, writes."""
     args = parse_args()
+    if args.out is not None and args.out.is_dir():
+        args.out /= REPORT_NAME
+    if args.out is not None and not args.out.parent.is_dir():
+        raise PrivacyError(f'--out {args.out}: there is no folder {args.out.parent}')
     values = contents(args)
     out = args.out or values['folder'] / REPORT_NAME
     write_page(out, 'report.html', zip=zip, **values)

@@ -22,7 +22,7 @@ from cli import run
 from mmpose_dp.engine.hooks.resuming import refuse_older_ledger
 from mmpose_dp.extras.branches import joined, twice
 from mmpose_dp.extras.checkpoint_file import CheckpointFile
-from mmpose_dp.extras.evidence import STATEMENT_NAME, history_of, ledger_up_to
+from mmpose_dp.extras.evidence import PAGE_NAME, STATEMENT_NAME, history_of, ledger_up_to
 from mmpose_dp.extras.risk import risk_in_words, risk_of
 from mmpose_dp.privacy.accounting import ACCOUNTANTS
 from mmpose_dp.privacy.errors import PrivacyError
@@ -53,9 +53,14 @@ def opened(path: Path) -> tuple[Ledger, dict[str, Any] | None]:
     if path.suffix == '.pth' and path.is_file():
         return _of_checkpoint(path)
     path = path / LEDGER_NAME if path.is_dir() else path
+    path = path.with_name(LEDGER_NAME) if path.name in (STATEMENT_NAME, PAGE_NAME) else path
     if not path.is_file():
         raise PrivacyError(f'{path}: there is no such ledger')
     ledger, beside, statement = Ledger.read(path), path.parent / STATEMENT_NAME, None
+    if not ledger.lines:  # an empty file, or one of another kind: its epsilon would be 0
+        raise PrivacyError(
+            f'{path} has no whole line of a ledger, so it does not say what was spent: give the {LEDGER_NAME} of a training'
+        )
     if path.name != LEDGER_NAME:
         return ledger, None
     try:

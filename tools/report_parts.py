@@ -139,6 +139,8 @@ def given_scores(named: list[str]) -> dict[str, dict[str, float]]:
             raise PrivacyError(
                 f'--scores {one}: {file} cannot be read ({error}). Write a JSON file of tools/test.py --out'
             ) from error
+        if not found[name]:
+            raise PrivacyError(f'--scores {one}: {file} has no score. Write a JSON file of tools/test.py --out')
     return found
 
 

@@ -28,6 +28,7 @@ from .mpii_files import JOINTS
 from .nested import MIXING, is_mixing
 from .privacy_units import picture_folder, real_path
 from .resolving import is_kind, resolved, type_name
+from .unreadable_files import warn_of_unreadable
 
 _WRAPPERS = (CombinedDataset, ConcatDataset, RepeatDataset, ClassBalancedDataset)
 _DATASETS = 'mmpose.datasets.datasets'  # where MMPose keeps them, by kind
@@ -274,10 +275,20 @@ def _refuse_missing_images(paths: Set[str], dataset: BaseDataset, cfg: dict, par
         raise DataError(f'{key}: {folder} does not exist. {_hint(cfg, type(dataset), key)}')
     if part == 'private':
         refuse_missing(missing, key, cfg.get('ann_file'))
+    if all(_setting(step, 'imdecode_backend') in (None, 'cv2') for step in _loaders(cfg)):
+        warn_of_unreadable({*paths} - {*missing}, key)
 
 
 def _reads_local_files(cfg: dict) -> bool:
     """Whether img_path is a local file that LoadImage opens: no custom loader and no remote storage."""
-    loaders = [step for step in cfg.get('pipeline') or [] if is_kind(TRANSFORMS, step, LoadImageFromFile)]
-    backends = [step.get('backend_args') or {} for step in loaders if isinstance(step, dict)]
-    return bool(loaders) and all(backend.get('backend', 'local') == 'local' for backend in backends)
+    backends = [_setting(step, 'backend_args') or {} for step in _loaders(cfg)]
+    return bool(backends) and all(backend.get('backend', 'local') == 'local' for backend in backends)
+
+
+def _loaders(cfg: dict) -> list[Any]:
+    """The steps of a data set's pipeline that open pictures, as they are in the config."""
+    return [step for step in cfg.get('pipeline') or [] if is_kind(TRANSFORMS, step, LoadImageFromFile)]
+
+
+def _setting(step: Any, name: str) -> Any:
+    return step.get(name) if isinstance(step, dict) else getattr(step, name, None)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mmpose_dp.extras.checkpoint_file import CheckpointFile
-from mmpose_dp.extras.evidence import STATEMENT_NAME
+from mmpose_dp.extras.evidence import PAGE_NAME, STATEMENT_NAME
 from mmpose_dp.privacy.errors import PrivacyError
 from mmpose_dp.privacy.ledger import LEDGER_NAME
 
@@ -71,7 +71,7 @@ class Evidence:
                 raise PrivacyError(f'{path.parent} holds neither {STATEMENT_NAME} nor {LEDGER_NAME}')
         elif not path.is_file():
             raise PrivacyError(f'{path}: there is no such file or folder')
-        elif path.suffix == '.jsonl':
+        elif path.suffix == '.jsonl' or path.name == PAGE_NAME:
             path = path.parent / STATEMENT_NAME
         if not path.is_file():
             return cls(path.parent, None)
@@ -80,7 +80,11 @@ class Evidence:
             statement = json.loads(text)
             return cls(path.parent, statement, text, published='published_files' in statement)
         except (TypeError, ValueError, RecursionError) as error:
-            raise PrivacyError(f'{path} is damaged: {error}') from error
+            if path.name == STATEMENT_NAME:
+                raise PrivacyError(f'{path} is damaged: {error}') from error
+            raise PrivacyError(
+                f'{path} is no privacy statement ({error}): give a work dir, its {STATEMENT_NAME} or {LEDGER_NAME}, or a checkpoint'
+            ) from error
 
     @classmethod
     def _inside(cls, path: Path) -> 'Evidence':

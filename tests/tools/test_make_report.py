@@ -243,7 +243,7 @@ def test_no_page_of_files_that_do_not_belong_together(folder):
         report(folder)
 
 
-@pytest.mark.parametrize('content', ['[1]', '{', None])
+@pytest.mark.parametrize('content', ['[1]', '{', None, '{"images": [], "annotations": []}'])
 def test_scores_that_cannot_be_read(finished, tmp_path, content):
     if content is not None:
         (tmp_path / 'scores.json').write_text(content)
@@ -251,6 +251,15 @@ def test_scores_that_cannot_be_read(finished, tmp_path, content):
         report(finished, '--scores', f'a={tmp_path}/scores.json')
     with pytest.raises(PrivacyError, match='write NAME=FILE'):
         report(finished, '--scores', 'scores.json')
+
+
+def test_out_may_be_a_folder_and_must_be_in_one(finished, tmp_path, monkeypatch):
+    """A folder ended in an OSError after all the work, and left a file called FOLDER.partial."""
+    monkeypatch.setattr(sys, 'argv', ['make_report.py', str(finished), '--out', str(tmp_path)])
+    make_report.main()
+    assert [path.name for path in tmp_path.iterdir()] == [make_report.REPORT_NAME]
+    with pytest.raises(PrivacyError, match=f'--out {tmp_path}/none/page.html: there is no folder {tmp_path}/none'):
+        report(finished, '--out', f'{tmp_path}/none/page.html')
 
 
 def test_a_training_that_is_not_private_says_so_first(tmp_path):

@@ -41,7 +41,12 @@ def test_a_search_counts_towards_the_budget(call, searched, synthetic):
 
 def test_an_error_is_one_clear_message(call, searched, tmp_path):
     (tmp_path / 'bad.jsonl').write_text('{}\n')
+    (tmp_path / 'empty.jsonl').touch()
+    (tmp_path / 'annotations.json').write_text('{"images": [], "annotations": []}')  # epsilon 0, it said of these two
     for arguments, message in (
+        (['show', tmp_path / 'empty.jsonl'], 'has no whole line of a ledger, so it does not say what was spent'),
+        (['show', tmp_path / 'annotations.json'], 'has no whole line of a ledger'),
+        (['add', searched / 'a', tmp_path / 'empty.jsonl'], 'has no whole line of a ledger'),
         (['show', tmp_path / 'none'], 'no such ledger'),
         (['show', tmp_path / 'bad.jsonl'], 'line 1, is damaged'),
         (['add', searched / 'a' / LEDGER_NAME, '--out', searched / 'b' / LEDGER_NAME], 'never overwritten'),
@@ -128,7 +133,8 @@ def test_plain_mmpose_runs_a_published_file(searched, call, tmp_path):
 def test_a_ledger_is_given_as_folder_or_checkpoint_with_the_statements_delta(call, searched, tmp_path):
     call(publish_model, searched / 'a/epoch_1.pth', tmp_path / 'm.pth')
     shown = {}
-    for path in (searched / 'a', searched / 'a' / LEDGER_NAME, searched / 'a/epoch_1.pth', tmp_path / 'm.pth'):
+    names = '', LEDGER_NAME, 'privacy_statement.json', 'privacy_statement.md', 'epoch_1.pth'
+    for path in (*(searched / 'a' / name for name in names), tmp_path / 'm.pth'):
         done = call(privacy_ledger, 'show', path)
         assert done.returncode == 0 and 'at delta 0.001 (pld)' in done.stdout, done.stderr
         shown[path.name] = [line for line in done.stdout.splitlines() if line.startswith(('epsilon', 'A 50:50'))]
