@@ -197,7 +197,7 @@ def report_memory(cfg: Config, model: nn.Module, wrapper: DPOptimWrapper, batch:
     largest = max(p.numel() for p in wrapper.params)
     parts = {
         'weights': weights,
-        'sums, noise and optimizer state': 5 * 4 * trained,
+        'sums, noise and optimizer state': 6 * 4 * trained,
         f'activations of {samples} samples ({whose})': per_sample * samples,
         f"the largest parameter's gradients for {samples} samples": 4.0 * largest * samples,
     }

@@ -49,6 +49,16 @@ def test_the_norm_that_is_advised_clips_most_people_and_nothing_else_changes(run
     assert unfitting_norms(runner) == []
 
 
+def test_a_buffer_that_a_forward_writes_is_as_before(runner):
+    backbone, seen = runner.model.backbone, []
+    backbone.register_buffer('count', torch.zeros(()))
+    handle = backbone.register_forward_hook(lambda module, *_: seen.append(float(module.count.add_(1))))
+    unfitting_norms(runner)
+    handle.remove()
+    assert seen == [1, 2, 3, 4, 5] and not backbone.count
+    del backbone.count
+
+
 def test_the_picture_of_a_record_does_not_enter(runner, monkeypatch):
     dataset, wrapper, seen = runner.train_dataloader.dataset, runner.optim_wrapper, []
     norms_alone = wrapper.norms_alone

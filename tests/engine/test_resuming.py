@@ -193,6 +193,21 @@ def test_a_resume_keeps_the_public_data(synthetic, synthetic_public, tmp_path):
         train(config(synthetic, tmp_path, 'projected', **{**options, 'train_cfg__max_epochs': 2}))
 
 
+def test_a_resume_takes_every_tensor_from_its_checkpoint(feature, synthetic, tmp_path):
+    """One that stayed as an init_cfg made it would be in no statement."""
+    shutil.copy(feature / LEDGER_NAME, tmp_path)
+    checkpoint = loaded(feature / 'epoch_1.pth')
+    del checkpoint['state_dict']['backbone.conv1.weight']
+    torch.save(checkpoint, tmp_path / 'epoch_1.pth')
+    with pytest.raises(PrivacyError, match=r'resume from has no backbone\.conv1\.weight of shape'):
+        train(
+            config(
+                synthetic, tmp_path, 'feature', resume=True, train_cfg__max_epochs=2, **{HOOK + 'target_epsilon': 4.0}
+            )
+        )
+    assert (tmp_path / LEDGER_NAME).read_bytes() == (feature / LEDGER_NAME).read_bytes()
+
+
 def annotated_anew(root, name, change):
     """Another annotation file beside the training set's, in which ``change`` was made to the first person; its path."""
     people = json.loads((root / 'annotations/mpii_train.json').read_text())
