@@ -103,6 +103,8 @@ def compare(model: nn.Module, wrapper: DPOptimWrapper, batch: dict) -> tuple[dic
     wrapper.prepare(model)
     plain = copy.deepcopy(model)
     plain.head.__class__ = plain_class(type(plain.head))
+    # MMPose's accuracy is no part of the loss, and fails for heads of three channels per joint (UDP's offsets)
+    plain.train_cfg = {**(getattr(plain, 'train_cfg', None) or {}), 'compute_acc': False}
     params = [p for p in plain.parameters() if p.requires_grad]
     ours = wrapper.public_gradients(batch)
     names = [name for name, p in model.named_parameters() if p.requires_grad]

@@ -93,10 +93,21 @@ def merge_args(cfg: Config, args: argparse.Namespace) -> Config:
     return merge_options(cfg, args.cfg_options)
 
 
+def refuse_no_test_set(cfg: Config, path: str) -> None:
+    """Raises PrivacyError for a config without what a test needs beside its data, as the one in a published folder is."""
+    missing = [key for key in ('test_cfg', 'test_evaluator') if cfg.get(key) is None]
+    if missing:
+        raise PrivacyError(
+            f'{path} has no {" and no ".join(missing)}: give the config of the training, or the plain one that it inherits from. '
+            'The config.py of a published folder has no test set'
+        )
+
+
 def main() -> None:
     """Builds the runner and tests."""
     args = parse_args()
     cfg = merge_args(read_config(args.config, 'model', 'test_dataloader'), args)
+    refuse_no_test_set(cfg, args.config)
     refuse_no_checkpoint(cfg.load_from)
     start_ranks_on_cpu(cfg)
     with building(cfg):

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from mmengine.config import Config
+from mmengine.registry import DefaultScope
 from mmengine.runner.priority import Priority, get_priority
 from mmpose.engine.optim_wrappers import LayerDecayOptimWrapperConstructor
 from mmpose.registry import HOOKS, MODELS, OPTIM_WRAPPER_CONSTRUCTORS, PARAM_SCHEDULERS
@@ -74,7 +75,8 @@ def unbuildable_in_words(cfg: Any, error: Exception) -> str:
     for place, part in (parts | {'model': model}).items():
         if isinstance(part, dict):
             try:
-                MODELS.build(copy.deepcopy(part))
+                with DefaultScope.overwrite_default_scope(cfg.get('default_scope') or 'mmpose'):
+                    MODELS.build(copy.deepcopy(part))
             except Exception as inner:  # its own, or that of the whole once more
                 return f'{place}: {type_name(part.get("type"))} cannot be built: {failure(inner, 300)}{_place(inner)}'
     synced = [place for place, value in _leaves(model, 'model') if value == 'SyncBN']

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.registry import DefaultScope
 from torch.optim import SGD
 
 from mmpose_dp.engine import DPOptimWrapper
@@ -158,3 +159,14 @@ def test_synced_batch_norm_in_several_processes_without_gpus(tmp_path):
     finally:
         torch.distributed.destroy_process_group()
     assert unbuildable_in_words(cfg, error.value).startswith("model.backbone.norm_cfg.type='SyncBN': several processes")
+
+
+def test_a_right_model_is_not_named_for_the_fault_of_another_part():
+    """mmengine looks at the loops before it knows the scope in which the model's parts are."""
+    model = dict(type='TopdownPoseEstimator', data_preprocessor=dict(type='PoseDataPreprocessor'))
+    model |= dict(
+        backbone=dict(type='ResNet', depth=18), head=dict(type='HeatmapHead', in_channels=512, out_channels=3)
+    )
+    with DefaultScope.overwrite_default_scope('mmengine'):
+        told = unbuildable_in_words(Config(dict(default_scope='mmpose', model=model)), ValueError('no val_cfg'))
+    assert told == 'the config cannot be built: ValueError: no val_cfg'

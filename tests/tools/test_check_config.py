@@ -153,6 +153,21 @@ def test_joints_that_are_not_visible_leave_no_gradient(check, synthetic, tmp_pat
     assert status == 0 and 'no finite gradient' not in page
 
 
+def test_a_head_of_three_channels_per_joint(check, synthetic):
+    """MMPose's accuracy, which is no part of the loss, ended it in a traceback: "boolean index did not match"."""
+    text = """
+codec = dict(_delete_=True, type='UDPHeatmap', input_size=(64, 64), heatmap_size=(16, 16), heatmap_type='combined')
+udp = dict(type='UDPHeatmap', input_size=(64, 64), heatmap_size=(16, 16), heatmap_type='combined')
+model = dict(head=dict(_delete_=True, type='HeatmapHead', in_channels=16, out_channels=48, deconv_out_channels=None,
+    loss=dict(type='CombinedTargetMSELoss', use_target_weight=True), decoder=udp))
+steps = [dict(type='LoadImage'), dict(type='GetBBoxCenterScale'), dict(type='TopdownAffine', input_size=(64, 64), use_udp=True),
+    dict(type='GenerateTarget', encoder=udp), dict(type='PackPoseInputs')]
+"""
+    data = f"train_dataloader = dict(dataset=dict(data_root=r'{synthetic}', pipeline=steps))"
+    status, page = check(bases('hrnet_synthetic'), text + data)
+    assert status == 0 and 'This config can be made private.' in page, page[-2000:]
+
+
 def test_layer_wise_rates_that_private_leaves_out_are_told():
     """ViTPose's config has them, and ``private`` takes the method's optimizer: nothing said that they are gone."""
     base = get_config('mmpose::body_2d_keypoint/topdown_heatmap/coco/td-hm_ViTPose-small_8xb64-210e_coco-256x192.py')

@@ -171,6 +171,17 @@ def test_a_picture_that_cannot_be_read_ends_a_test_in_one_sentence(synthetic, ca
     assert done.returncode == 2 and f'the test fails: AssertionError: {picture} is there, but is no' in done.stderr
 
 
+def test_the_config_of_a_published_folder_has_no_test_set(call, tmp_path):
+    """The message was about the model, which is right: "PoseDataPreprocessor is not in the mmengine::model registry"."""
+    (tmp_path / 'config.py').write_text(
+        "default_scope, model = 'mmpose', dict(type='TopdownPoseEstimator')\ntest_dataloader = dict(dataset=dict(pipeline=[]))"
+    )
+    done = call(loaded(REPO / 'tools/test.py'), tmp_path / 'config.py', tmp_path / 'model.pth')
+    assert (
+        done.returncode == 2 and 'has no test_cfg and no test_evaluator: give the config of the training' in done.stderr
+    )
+
+
 def test_a_learning_rate_of_no_batch_size_is_not_scaled(merged, tmp_path):
     """It was a traceback, as it is in MMPose."""
     (tmp_path / 'own.py').write_text(f"_base_ = '{PLAIN}'\nauto_scale_lr = None\n")
