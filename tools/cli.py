@@ -210,6 +210,7 @@ def read_config(path: str, *keys: str) -> Config:
         raise PrivacyError(f'{path} is a checkpoint, and a config is wanted in its place: give the config first')
     try:
         cfg = Config.fromfile(path)
+        cfg.to_dict()  # imports what a new-style config names
     except PrivacyError:
         raise
     except Exception as error:  # a config is a program, and so are those that it inherits from

@@ -75,7 +75,14 @@ WRONG = {
         f"_base_ = '{PLAIN}'\nload_from = dict(type='x')",
         'load_from is no dict in a config that it inherits from: write load_from = dict(_delete_=True, ...)',
     ),
-    'imports.py': ("custom_imports = 'own'\nmodel = dict()", "write custom_imports = dict(imports=['my_module'],"),
+    'imports_as_text.py': (
+        "custom_imports = 'own'\nmodel = dict()",
+        "write custom_imports = dict(imports=['my_module'],",
+    ),
+    'lazy.py': (
+        'from nowhere_at_all import Own\nmodel = dict(type=Own)\n',
+        'lazy.py cannot be read: ModuleNotFoundError: Failed to import nowhere_at_all',
+    ),
     'mmpose_base.py': ("_base_ = 'mmpose::nowhere.py'", 'mmpose_base.py cannot be read: ValueError'),
     'after.py': (
         f"from mmpose_dp.configs import private\n_base_ = '{PLAIN}'\nglobals().update(private(_base_, 'dpsgd'))",
