@@ -162,6 +162,8 @@ def _about_imports(error: Exception, words: str) -> str:
             f'custom_imports fail: {type(first).__name__}: {first}. Correct the name or install what is missing; the folder of '
             'a module of your own must be in PYTHONPATH'
         )
+    if 'import_modules_from_strings' in words:
+        return "custom_imports must be a dict: write custom_imports = dict(imports=['my_module'], allow_failed_imports=False)"
     if 'inheritance chain must match' in words:
         return (
             "a text config has _base_ = '...' above every import, and a new-style config has `with read_base(): from ... "
@@ -175,6 +177,20 @@ def _about_imports(error: Exception, words: str) -> str:
             "`globals().update(import_module('mmpose_dp.configs').private(globals(), 'dpsgd'))`, or whichever method"
         )
     return ''
+
+
+def _about_inheritance(words: str) -> str:
+    """What to write where mmengine cannot merge a dict into what a config inherits; empty for other words."""
+    found = re.search(r'because (\w+) is a dict in the child config but is of type <class \'(\w+)\'> in base', words)
+    if found is None:
+        return ''
+    key, kind = found.groups()
+    if kind in ('list', 'tuple'):
+        return (
+            f'{key} is a list in a config that it inherits from: write {key} = [dict(...)], also for a single one, which '
+            'replaces the whole list'
+        )
+    return f'{key} is no dict in a config that it inherits from: write {key} = dict(_delete_=True, ...)'
 
 
 def _about_encoding(error: Exception, words: str) -> str:
@@ -194,12 +210,14 @@ def read_config(path: str, *keys: str) -> Config:
         raise PrivacyError(f'{path} is a checkpoint, and a config is wanted in its place: give the config first')
     try:
         cfg = Config.fromfile(path)
+        cfg.to_dict()  # imports what a new-style config names
     except PrivacyError:
         raise
     except Exception as error:  # a config is a program, and so are those that it inherits from
         words = ' '.join(str(error).split())
         base = re.search(r'file "([^"]+)" does not exist', words)  # mmengine's words for a missing _base_
-        reason = _about_imports(error, words) or failure(error) + _about_encoding(error, words)
+        reason = _about_imports(error, words) or _about_inheritance(words)
+        reason = reason or failure(error) + _about_encoding(error, words)
         raise PrivacyError(f'{path} cannot be read: {reason}{_close_to(base[1]) if base else ""}') from error
     missing = [key for key in keys if not cfg.get(key)]
     if missing:

@@ -64,6 +64,7 @@ def look_at_annotations(dataset: BaseDataset, key: str) -> set[str]:
         _refuse_other_joints(samples[0].joints.shape[1], dataset, key)
         _check_flips(dataset.metainfo, key)
         _warn_of_order(dataset, key)
+        _warn_of_joints_without_place(samples, key)
         _refuse_useless_samples(samples, key)
     return paths
 
@@ -125,6 +126,17 @@ def _converts_joints(dataset: BaseDataset) -> bool:
     own = 'mmpose.', 'mmcv.', 'mmpose_dp.'
     steps = getattr(getattr(dataset, 'pipeline', None), 'transforms', ())
     return any(isinstance(step, KeypointConverter) or not type(step).__module__.startswith(own) for step in steps)
+
+
+def _warn_of_joints_without_place(samples: Sequence[_Sample], key: str) -> None:
+    """Heatmaps leave such joints out. A head that gives coordinates multiplies them by the weight 0, which is NaN too."""
+    lost = sum(not np.isfinite(sample.joints).all() for sample in samples)
+    if lost:
+        warn_in_terminal(
+            f'{key}: {lost} of {len(samples)} annotations have a joint whose place is NaN, null or infinite. Heatmaps leave the '
+            'joint out; a head that gives coordinates (RegressionHead, RLEHead, integral regression) learns nothing from the whole '
+            'annotation. Write 0, 0, 0 for joints that are not known'
+        )
 
 
 def _refuse_useless_samples(samples: Sequence[_Sample], key: str) -> None:

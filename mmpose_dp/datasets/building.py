@@ -23,6 +23,7 @@ from mmpose_dp.privacy.errors import DataError, PrivacyError
 from .annotation_file import faults_in_words, refuse_unusable_file, unused_in_words
 from .annotations import look_at_annotations
 from .converted_joints import refuse_misplaced_converter
+from .file_format import reader_in_words
 from .missing_files import missing_files, path_in_words, refuse_missing
 from .mpii_files import JOINTS
 from .nested import MIXING, is_mixing
@@ -57,7 +58,8 @@ def build_part(cfg: dict, part: str, joints: int | None = None) -> BaseDataset:
         if _is_empty(cfg):
             _refuse_empty(path, cfg, cls, key)
         own = issubclass(cls, BaseCocoStyleDataset)
-        fault = (_metainfo_fault(cfg) or _prefix_fault(cfg, error) or faults_in_words(path, error)) if own else ''
+        fault = (_metainfo_fault(cfg) or _prefix_fault(cfg, error) or reader_in_words(path, cls, error)) if own else ''
+        fault = fault or (faults_in_words(path, error) if own else '')
         raise DataError(
             f'{key}: {cls.__name__} cannot be built from {path}: {failure(error)}'
             + (f'. Probably since {fault}' if fault else '')
@@ -101,6 +103,11 @@ def _metainfo_fault(cfg: dict) -> str:
         return ''
     try:
         parse_pose_metainfo(dict(metainfo))
+    except FileNotFoundError as error:
+        return (
+            f'{failure(error)}: write metainfo=dict(from_file=...) with a path from the folder in which the command runs, or '
+            "'configs/_base_/datasets/...', which is MMPose's"
+        )
     except Exception as error:  # whatever MMPose meets in it
         return (
             f'metainfo cannot be read ({failure(error)}): it needs dataset_name, keypoint_info, skeleton_info, joint_weights and '

@@ -119,6 +119,29 @@ def test_files_in_another_coding(tmp_path, coded, message):
         PublicPrivateDataset(cfg)
 
 
+def test_files_of_another_format(tmp_path):
+    """MMPose's words were "string indices must be integers" and "annotation file format <class 'list'> not supported"."""
+    cfg = write(tmp_path)
+    for text, message in (
+        ('[{"joints": [[1, 2]]}]', "the file has MPII's format: write type='MpiiDataset'"),
+        ('[1]', "the file is a list, and COCO's format is an object with images, annotations and categories"),
+    ):
+        (tmp_path / 'own.json').write_text(text)
+        with pytest.raises(DataError, match=f'Probably since {message}'):
+            PublicPrivateDataset(cfg)
+
+
+@pytest.mark.parametrize('place', [float('nan'), None])
+def test_joints_without_a_place_are_told(tmp_path, capfd, place):
+    """A regression head lost each such record, and the message named no annotation."""
+    data = content()
+    PublicPrivateDataset(write(tmp_path, data))
+    assert 'NaN' not in capfd.readouterr().err
+    data['annotations'][3]['keypoints'][:3] = [place, place, 0]
+    PublicPrivateDataset(write(tmp_path, data))
+    assert '1 of 8 annotations have a joint whose place is NaN, null or infinite' in capfd.readouterr().err
+
+
 def test_a_home_folder_is_not_looked_up(tmp_path):
     """MMPose reads ~ as the name of a folder."""
     with pytest.raises(
@@ -131,7 +154,15 @@ SETTINGS = {
     'no ann_file': (dict(ann_file=''), 'private has no ann_file: write the path'),
     'a folder': (dict(ann_file='img'), "private.ann_file='img' is the folder .*/img: write the path of a file"),
     'a prefix of another name': (dict(data_prefix=dict(images='img/')), r"write data_prefix=dict\(img='...'\)"),
-    'a data set of other keys': (dict(type='CocoWholeBodyDataset'), 'annotation 1 has no foot_kpts'),
+    'a data set of other keys': (
+        dict(type='CocoWholeBodyDataset'),
+        r"annotation 1 has no foot_kpts.*write type='CocoDataset' and.*from_file='configs/_base_/datasets/coco_wholebody.py'\)",
+    ),
+    'a data set of another format': (dict(type='MpiiDataset'), "the file has COCO's format: write type='CocoDataset'"),
+    'a metainfo that is not there': (
+        dict(metainfo=dict(from_file='own_joints.py')),
+        r'since FileNotFoundError: .*own_joints.py.* does not exist.*: write metainfo=dict\(from_file=...\) with a path from',
+    ),
     'a transform': (
         dict(pipeline=[PIPELINE[0], dict(type='TopdownAffine', input_size=32), *PIPELINE[2:]]),
         r'private\.pipeline\[1\]: TopdownAffine cannot be built: AssertionError: Invalid input_size 32',

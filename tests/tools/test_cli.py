@@ -67,6 +67,22 @@ WRONG = {
         "_base_ = 'mmpose_dp::dp/hrnet_mpii_hybrid_esp08.py'",
         'hrnet_mpii_hybrid_esp08.py" does not exist, did you mean hrnet_mpii_hybrid_eps08.py?',
     ),
+    'scheduler.py': (
+        f"_base_ = '{PLAIN}'\nparam_scheduler = dict(type='StepLR')",
+        'scheduler.py cannot be read: param_scheduler is a list in a config that it inherits from: write param_scheduler = [dict',
+    ),
+    'start.py': (
+        f"_base_ = '{PLAIN}'\nload_from = dict(type='x')",
+        'load_from is no dict in a config that it inherits from: write load_from = dict(_delete_=True, ...)',
+    ),
+    'imports_as_text.py': (
+        "custom_imports = 'own'\nmodel = dict()",
+        "write custom_imports = dict(imports=['my_module'],",
+    ),
+    'lazy.py': (
+        'from nowhere_at_all import Own\nmodel = dict(type=Own)\n',
+        'lazy.py cannot be read: ModuleNotFoundError: Failed to import nowhere_at_all',
+    ),
     'mmpose_base.py': ("_base_ = 'mmpose::nowhere.py'", 'mmpose_base.py cannot be read: ValueError'),
     'after.py': (
         f"from mmpose_dp.configs import private\n_base_ = '{PLAIN}'\nglobals().update(private(_base_, 'dpsgd'))",
