@@ -208,9 +208,12 @@ def read_config(path: str, *keys: str) -> Config:
         raise PrivacyError(f'{path}: there is no such config file{_close_to(path)}')
     if Path(path).suffix in ('.pth', '.pt', '.safetensors'):
         raise PrivacyError(f'{path} is a checkpoint, and a config is wanted in its place: give the config first')
+    from mmpose_dp.datasets.resolving import every_dict  # here, as below
+
     try:
         cfg = Config.fromfile(path)
-        cfg.to_dict()  # imports what a new-style config names
+        for part in every_dict(cfg._cfg_dict):  # imports what a new-style config names
+            part.values()
     except PrivacyError:
         raise
     except Exception as error:  # a config is a program, and so are those that it inherits from
